@@ -1,0 +1,41 @@
+"""Packaging of udd_jax; tool settings live in pyproject.toml."""
+
+from setuptools import find_packages, setup
+
+DEV = ["pytest>=8", "hypothesis>=6", "ruff==0.14.6", "nbformat>=5", "nbclient>=0.10"]
+
+setup(
+    name="udd_jax",
+    version="0.1.0",
+    description="Unified discrete diffusion for images and text, in JAX and Flax",
+    long_description=open("README.md", encoding="utf-8").read(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["udd_jax", "udd_jax.*"]),
+    package_data={"udd_jax": ["assets/**/*"]},
+    include_package_data=True,
+    install_requires=[
+        "jax>=0.10.2,<0.11",
+        "flax>=0.12,<0.13",
+        "optax>=0.2.5,<0.3",
+        "orbax-checkpoint>=0.12,<0.13",
+        "ml-collections>=1",
+        "absl-py>=2",
+        "numpy>=2",
+        "scipy>=1.13",
+        "pillow>=11",
+        "tqdm>=4.66",
+        "sentencepiece>=0.2",
+        "grain>=0.2.18",
+        "array_record>=0.8",
+        "tensorflow-datasets>=4.9.9",
+        "matplotlib>=3.9",
+        "psutil>=6",
+    ],
+    extras_require={
+        "dev": DEV,
+        "tpu": ["jax[tpu]>=0.10.2,<0.11"],
+        "cuda": ["jax[cuda12]>=0.10.2,<0.11"],
+    },
+)

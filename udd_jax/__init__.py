@@ -1,0 +1,1 @@
+"""Unified discrete diffusion for images and text, in JAX and Flax."""

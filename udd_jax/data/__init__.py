@@ -1,0 +1,1 @@
+"""Captioned images: sources, the token cache, batches."""

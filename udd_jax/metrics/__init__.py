@@ -1,0 +1,1 @@
+"""Numbers from arrays: agreement, feature distances, caption scores, likelihood."""
