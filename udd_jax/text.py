@@ -1,0 +1,450 @@
+"""Captions to token ids and back: one interface over three kinds of vocabulary file.
+
+    tokenizer = text.load("runs/t2i/text.model")
+    ids = tokenizer.encode(["a small red circle"], length=16)        # int32[1, 16]
+    tokenizer.decode(ids)                                            # ["a small red circle"]
+
+A `Tokenizer` is a vocabulary file held in memory. `load` looks at the content, not at the name:
+
+- a SentencePiece model: what `train_sentencepiece` writes, and the default for new training;
+- CLIP's byte-pair merges (`bpe_simple_vocab_16e6.txt.gz`), cut to the first merges as UniD3 does:
+  the 256 bytes, the 256 bytes that end a word, the merges in order, two special tokens. 7936 + 256
+  = 8192 classes unless said otherwise; 16384 + 256 is the other published size;
+- a Hugging Face `tokenizer.json`, read with the `tokenizers` package.
+
+Conventions: a text is a row of `length` ids, padded at the end with `pad_id`; there is no start or
+end token; padding is dropped wherever it stands when ids become text, so that any row of ids in
+range decodes to some text. In CLIP's vocabulary the padding, id 0, is also the token "!" inside a
+word, which is why an "!" that another character follows does not come back (published behaviour).
+
+A vocabulary in which no piece has an upper-case letter is one of lower-case captions: texts are
+then lower-cased before they are encoded, so that "A red circle" means what it seems to.
+"""
+
+import collections
+import functools
+import gzip
+import hashlib
+import html
+import io
+import itertools
+import json
+import os
+import pathlib
+import re
+import unicodedata
+import zlib
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import sentencepiece
+
+BLANK = re.compile(r"_{3,}")  # three underscores or more in a prompt stand for one missing word
+
+_BYTES = 256
+_RESERVED = 2 + _BYTES  # padding, unknown, and the byte pieces of a SentencePiece model
+_SMALLEST = 320  # below it a SentencePiece model has no room for an alphabet
+_LONGEST = 2000  # characters of a caption that training looks at
+_LONGEST_WORD = 500  # characters; merging is quadratic in a word, and no word is longer
+_CLIP_CLASSES = 8192
+_CLIP_SPECIAL = ("<|startoftext|>", "<|endoftext|>")
+_CLIP_PUBLISHED_MERGES = 48894  # CLIP's own cut; only the published file has more lines
+_CONTRACTION = re.compile(r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d")
+
+
+def normalise(text: str) -> str:
+    """The text with NFKC characters, single spaces, and no control characters or surrogates."""
+    if not (text.isascii() and text.isprintable()):
+        kept = (c for c in text if c.isspace() or unicodedata.category(c) not in ("Cc", "Cs"))
+        text = unicodedata.normalize("NFKC", "".join(kept))
+    return " ".join(text.split())
+
+
+class Tokenizer:
+    """A vocabulary file in memory; made by `load` or `train_sentencepiece`, and picklable.
+
+    vocab_size: int     number of classes K; ids are 0..K-1
+    pad_id: int         what fills a row after its text
+    hash: str           sha256 of the kind and of the file's content
+    kind: str           "sentencepiece", "clip" or "huggingface"
+    """
+
+    def __init__(self, kind: str, content: bytes):
+        backing = {
+            "sentencepiece": _SentencePiece,
+            "clip": _ClipPairs,
+            "huggingface": _HuggingFace,
+        }[kind]
+        self._backing = backing(content)
+        self._content = content
+        self.kind = kind
+        self.vocab_size: int = self._backing.vocab_size
+        self.pad_id: int = self._backing.pad_id
+        self.hash = hashlib.sha256(kind.encode() + b"\0" + content).hexdigest()
+
+    def __reduce__(self):
+        return Tokenizer, (self.kind, self._content)
+
+    def __repr__(self) -> str:
+        return f"Tokenizer({self.kind}, {self.vocab_size} classes, {self.hash[:12]})"
+
+    def pieces(self, text: str) -> list[int]:
+        """The ids of one text, without padding and of any length."""
+        return self._backing.pieces(text)
+
+    def piece(self, index: int) -> str:
+        """How one id looks in a picture of a token row: "small", "ing", "<0x41>"; padding is ""."""
+        index = self._checked(np.asarray([index]))[0]
+        return "" if index == self.pad_id else self._backing.piece(int(index))
+
+    def encode(self, texts: Sequence[str], length: int, strict: bool = False) -> np.ndarray:
+        """Texts to int32[B, length], padded with `pad_id`.
+
+        A text of more than `length` pieces is cut; with `strict`, as for a user's prompt, a text
+        that is too long or has no pieces is a ValueError that names it.
+        """
+        if isinstance(texts, str):
+            raise ValueError(f"texts: expected a list of strings, not the string {_short(texts)}")
+        rows = np.full((len(texts), length), self.pad_id, np.int32)
+        for row, text in zip(rows, texts, strict=True):
+            ids = self.pieces(text)
+            if strict:
+                self._check_prompt(text, len(ids), length)
+            ids = ids[:length]
+            row[: len(ids)] = ids
+        return rows
+
+    def encode_with_blanks(
+        self, text: str, length: int, blank_tokens: int = 1
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """A prompt such as "a ___ circle" to (ids int32[length], free bool[length]).
+
+        Each `___` becomes `blank_tokens` free positions, which hold `pad_id` until something is
+        generated there. Everything else is given (free False) and stays: the words, and the
+        padding after them too, so that the text does not grow beyond its blanks. A prompt without
+        blanks is all given. Raises ValueError if the prompt is empty or does not fit.
+        """
+        if blank_tokens < 1:
+            raise ValueError(f"blank_tokens: {blank_tokens} is not at least 1")
+        first, *others = BLANK.split(text)
+        ids = self.pieces(first)
+        free = [False] * len(ids)
+        for part in others:
+            given = self.pieces(part)
+            ids += [self.pad_id] * blank_tokens + given
+            free += [True] * blank_tokens + [False] * len(given)
+        self._check_prompt(text, len(ids), length)
+        padding = length - len(ids)
+        return (
+            np.asarray(ids + [self.pad_id] * padding, np.int32),
+            np.asarray(free + [False] * padding, bool),
+        )
+
+    def decode(self, ids: np.ndarray) -> list[str]:
+        """int[B, M] to B texts. Padding is dropped; bytes that are no UTF-8 become U+FFFD.
+
+        CLIP's pieces carry the space after a word, as published: "a bird ". Raises ValueError only
+        for ids outside 0..vocab_size-1.
+        """
+        rows = self._checked(np.asarray(ids))
+        return [self._backing.text([i for i in row if i != self.pad_id]) for row in rows.tolist()]
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the vocabulary file (of CLIP's merges only those used), so that `load` reads it."""
+        content = self._content
+        if self.kind == "clip":
+            content = gzip.compress(content, mtime=0)
+        _write(path, content)
+
+    def _checked(self, ids: np.ndarray) -> np.ndarray:
+        bad = ids[(ids < 0) | (ids >= self.vocab_size)] if ids.size else ids
+        if bad.size:
+            raise ValueError(f"token ids: {bad.flat[0]} is outside 0..{self.vocab_size - 1}")
+        return ids
+
+    def _check_prompt(self, text: str, size: int, length: int) -> None:
+        if size == 0:
+            raise ValueError(f"prompt: {_short(text)} is empty; give at least one word")
+        if size > length:
+            raise ValueError(
+                f"prompt: {_short(text)} has {size} pieces, more than the text length {length}; "
+                "shorten it"
+            )
+
+
+def load(path: str | os.PathLike, classes: int | None = None) -> Tokenizer:
+    """Read a vocabulary file of any of the three kinds.
+
+    `classes` is the size to which CLIP's merges are cut (8192 if not given; a cut file that
+    `Tokenizer.save` wrote keeps its size). Raises a one-line ValueError for a file that is
+    missing, damaged or of no known kind.
+    """
+    path = pathlib.Path(path)
+    try:
+        content = path.read_bytes()
+        if content[:2] == b"\x1f\x8b":
+            content = gzip.decompress(content)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"text tokenizer: cannot read {path}: {_line(error)}") from None
+    kind = {b"#": "clip", b'"': "clip", b"{": "huggingface", b"\n": "sentencepiece"}.get(
+        content.lstrip(b" \t\r")[:1]
+    )
+    if kind is None:
+        raise ValueError(
+            f"text tokenizer: {path} is no SentencePiece model, tokenizer.json or CLIP merges file"
+        )
+    if classes is not None and kind != "clip":
+        raise ValueError(f"text tokenizer: classes={classes} is for CLIP merges; {path} is {kind}")
+    try:
+        if kind == "clip":
+            content = _cut_merges(content, classes)
+        return Tokenizer(kind, content)
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"text tokenizer: {path}: {_line(error)}") from None
+
+
+def train_sentencepiece(
+    captions: Iterable[str], path: str | os.PathLike, vocab_size: int = 4096
+) -> Tokenizer:
+    """Train a byte-pair SentencePiece model on the captions, write it to `path`, and return it.
+
+    Id 0 is the padding, 1 the unknown (never used, for ids 2..257 are the bytes that spell any
+    character that the model lacks); no start or end token. Pairs are merged, within words, until
+    `vocab_size` is reached or every word of the captions is one piece, whichever comes first: on a
+    small corpus `Tokenizer.vocab_size` is less than asked for. The result depends on the captions
+    and their counts, not on their order, and on nothing random. At most half of the pieces are
+    single characters; rarer ones are spelled in bytes. Raises ValueError if there is nothing to
+    train on or `vocab_size` is below 320.
+    """
+    if vocab_size < _SMALLEST:
+        raise ValueError(
+            f"vocab_size: {vocab_size} is less than {_SMALLEST}, the room that {_BYTES} bytes, "
+            "padding, unknown and an alphabet need"
+        )
+    lines = sorted(normalise(caption[:_LONGEST]) for caption in captions)
+    lines = [line for line in lines if line]
+    if not lines:
+        raise ValueError("captions: no caption has any text; a text tokenizer needs at least one")
+    counts = collections.Counter()
+    for line in lines:
+        counts.update(line)
+    alphabet = {c for c, _ in counts.most_common((vocab_size - _RESERVED) // 2)}
+    if len(alphabet) < len(counts):
+        lines = ["".join(c if c in alphabet else " " for c in line) for line in lines]
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=vocab_size,
+        hard_vocab_limit=False,
+        character_coverage=1.0,
+        byte_fallback=True,
+        pad_id=0,
+        unk_id=1,
+        bos_id=-1,
+        eos_id=-1,
+        unk_surface="",
+        normalization_rule_name="identity",
+        max_sentence_length=4 * _LONGEST + 1,
+        num_threads=1,
+        minloglevel=2,
+    )
+    tokenizer = Tokenizer("sentencepiece", model.getvalue())
+    tokenizer.save(path)
+    return tokenizer
+
+
+class _SentencePiece:
+    def __init__(self, content: bytes):
+        self._model = model = sentencepiece.SentencePieceProcessor()
+        model.LoadFromSerializedProto(content)
+        self.vocab_size = model.vocab_size()
+        self.pad_id = model.pad_id()
+        if self.pad_id < 0:
+            raise ValueError("the SentencePiece model has no padding piece; train it with a pad_id")
+        ids = range(self.vocab_size)
+        self._lower = _is_lower(
+            model.id_to_piece(i) for i in ids if not (model.is_byte(i) or model.is_control(i))
+        )
+
+    def pieces(self, text: str) -> list[int]:
+        text = normalise(text)
+        return self._model.encode(text.lower() if self._lower else text)
+
+    def text(self, ids: list[int]) -> str:
+        return normalise(self._model.decode(ids))
+
+    def piece(self, index: int) -> str:
+        return self._model.id_to_piece(index).replace("\u2581", " ").strip()
+
+
+class _HuggingFace:
+    def __init__(self, content: bytes):
+        try:
+            import tokenizers
+        except ImportError:
+            raise ValueError("a tokenizer.json needs `pip install tokenizers`") from None
+        try:
+            self._model = model = tokenizers.Tokenizer.from_str(content.decode())
+        except Exception as error:  # the package raises bare Exception
+            raise ValueError(f"not a tokenizer.json: {_line(error)}") from None
+        vocabulary = model.get_vocab()
+        special = {str(t) for t in model.get_added_tokens_decoder().values() if t.special}
+        padding = (model.padding or {}).get("pad_token")
+        names = [n for n in (padding, "[PAD]", "<pad>", "<|padding|>") if n in vocabulary]
+        if not names:
+            raise ValueError("the tokenizer.json has no padding token such as [PAD]")
+        model.no_padding()
+        model.no_truncation()
+        self.vocab_size = max(vocabulary.values()) + 1
+        self.pad_id = vocabulary[names[0]]
+        self._lower = _is_lower(p for p in vocabulary if p not in special)
+
+    def pieces(self, text: str) -> list[int]:
+        text = text.encode("utf-8", "ignore").decode()  # the package refuses surrogates
+        text = text.lower() if self._lower else text
+        return self._model.encode(text, add_special_tokens=False).ids
+
+    def text(self, ids: list[int]) -> str:
+        return self._model.decode(ids)
+
+    def piece(self, index: int) -> str:
+        return (self._model.id_to_token(index) or "").replace("\u2581", " ").strip(" \u0120")
+
+
+class _ClipPairs:
+    """Byte-pair encoding: a word starts as its characters and the best-ranked pair merges first.
+
+    Tokens are strings over the 256 printable stand-ins for bytes, the last one of a word carrying
+    the mark `</w>`.
+    """
+
+    pad_id = 0
+    _END = "</w>"
+
+    def __init__(self, content: bytes):
+        lines = content.decode().splitlines()[1:]
+        pairs = [tuple(line.split()) for line in lines]
+        if not all(len(pair) == 2 for pair in pairs):
+            raise ValueError("a line of CLIP's merges is not two pieces")
+        self._stand_in = _byte_stand_ins()
+        self._byte = {c: b for b, c in self._stand_in.items()}
+        letters = list(self._stand_in.values())
+        self._tokens = letters + [c + self._END for c in letters]
+        self._tokens += ["".join(pair) for pair in pairs] + list(_CLIP_SPECIAL)
+        self._id = {token: i for i, token in enumerate(self._tokens)}
+        self._rank = {pair: i for i, pair in enumerate(pairs)}
+        self._merged = functools.lru_cache(1 << 16)(self._merge)
+        self.vocab_size = len(self._tokens)
+
+    def pieces(self, text: str) -> list[int]:
+        return [i for word in _words(_published_cleaning(text)) for i in self._merged(word)]
+
+    def _merge(self, word: str) -> tuple[int, ...]:
+        if word in _CLIP_SPECIAL:
+            return (self._id[word],)
+        parts = [self._stand_in[b] for b in word.encode()]
+        parts[-1] += self._END
+        while len(parts) > 1:
+            best = min(itertools.pairwise(parts), key=lambda p: self._rank.get(p, len(self._rank)))
+            if best not in self._rank:
+                break
+            parts = _join(parts, best)
+        return tuple(self._id[part] for part in parts)
+
+    def text(self, ids: list[int]) -> str:
+        joined = "".join(self._tokens[i] for i in ids)
+        content = bytes(self._byte[c] for c in joined)
+        return content.decode("utf-8", "replace").replace(self._END, " ")
+
+    def piece(self, index: int) -> str:
+        return self.text([index]).strip()
+
+
+def _join(parts: list[str], pair: tuple[str, str]) -> list[str]:
+    """The parts with every occurrence of the pair, from the left, made one."""
+    joined, i = [], 0
+    while i < len(parts):
+        width = 2 if tuple(parts[i : i + 2]) == pair else 1
+        joined.append("".join(parts[i : i + width]))
+        i += width
+    return joined
+
+
+def _cut_merges(content: bytes, classes: int | None) -> bytes:
+    header, *merges = content.decode().splitlines()
+    others = 2 * _BYTES + len(_CLIP_SPECIAL)
+    if classes is None and len(merges) > _CLIP_PUBLISHED_MERGES:
+        classes = _CLIP_CLASSES
+    keep = len(merges) if classes is None else classes - others
+    if not 0 <= keep <= len(merges):
+        raise ValueError(f"classes={classes} is not in {others}..{others + len(merges)}")
+    return "\n".join([header, *merges[:keep], ""]).encode()
+
+
+def _published_cleaning(text: str) -> str:
+    try:
+        import ftfy
+    except ImportError:
+        raise ValueError("CLIP's published text cleaning needs `pip install ftfy`") from None
+    text = html.unescape(html.unescape(ftfy.fix_text(text)))
+    return " ".join(text.split()).lower()
+
+
+def _words(text: str) -> Iterable[str]:
+    """Split as CLIP's pattern does: contractions, runs of letters, single digits, runs of others.
+
+    The pattern's classes are Unicode categories, which `re` does not know; hence a loop.
+    """
+    start = 0
+    while start < len(text):
+        kind = _character_kind(text[start])
+        if match := _CONTRACTION.match(text, start):
+            end = match.end()
+        else:
+            end = start + 1
+            last = end if kind in ("N", "space") else min(len(text), start + _LONGEST_WORD)
+            while end < last and _character_kind(text[end]) == kind:
+                end += 1
+        if kind != "space":
+            yield text[start:end]
+        start = end
+
+
+@functools.lru_cache(4096)
+def _character_kind(character: str) -> str:
+    if character.isspace():
+        return "space"
+    kind = unicodedata.category(character)[0]
+    return kind if kind in "LN" else "other"
+
+
+def _byte_stand_ins() -> dict[int, str]:
+    """Byte to printable character, in CLIP's order: Latin-1's visible ones first, as themselves."""
+    visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = [b for b in range(256) if b not in visible]
+    return {b: chr(b) for b in visible} | {b: chr(256 + i) for i, b in enumerate(hidden)}
+
+
+def _is_lower(pieces: Iterable[str]) -> bool:
+    return all(piece == piece.lower() for piece in pieces)
+
+
+def _short(text: str) -> str:
+    return json.dumps(text if len(text) <= 60 else text[:57] + "...")
+
+
+def _line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _write(path: str | os.PathLike, content: bytes) -> None:
+    """Write to a temporary name in the same folder, then rename: all of the file or none."""
+    path = pathlib.Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
