@@ -1,0 +1,306 @@
+"""Pixels in and out, with NumPy and Pillow and nothing else.
+
+An image is uint8[H, W, 3], a mask bool[H, W] with True (white) where something is to be generated.
+Infilling needs three things of a mask. The codes to generate are those whose cell has any white
+pixel (`code_mask`). What is under the white pixels must not reach the model, not even through the
+image tokenizer's receptive field, so it is painted over before encoding (`hide`). And the given
+pixels are shown as they were, not as the tokenizer would return them (`composite`).
+
+    codes = tokenizer.encode(images.hide(image, mask)[None])
+    free = images.code_mask(mask, tokenizer.grid)
+    ...
+    shown = images.composite(tokenizer.decode(new_codes)[0], image, mask)
+"""
+
+import base64
+import contextlib
+import io
+import math
+import os
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageCms, ImageDraw, ImageFont, ImageOps
+
+_MOST_PIXELS = 80_000_000  # a file that claims more is taken for a decompression bomb
+
+# The contact sheet, in pixels and RGB.
+_PAPER, _INK = (255, 255, 255), (64, 64, 64)
+_RIGHT, _WRONG = (34, 150, 84), (208, 52, 44)
+_MARGIN, _GAP, _FRAME, _BADGE = 20, 20, 3, 8
+_FONT, _LINE, _MOST_LINES = 12, 16, 5
+_PICTURE = 128  # side to which `sheet` enlarges small pictures
+
+
+def read(source: str | os.PathLike | bytes) -> np.ndarray:
+    """Decode an image file, or its bytes, to uint8[H, W, 3].
+
+    Any format and mode that Pillow opens: palettes, grey, CMYK and YCCK, 16 bit and float (scaled
+    to 8 bit), transparency over white, turned upright as its EXIF says, the first frame of an
+    animation. Raises a one-line ValueError for anything else: no such file, a folder, a file that
+    is no image, cut short or damaged, more than 80 million pixels.
+    """
+    if isinstance(source, bytes):
+        name, file = f"the {len(source)} bytes given", io.BytesIO(source)
+    else:
+        name, file = str(source), pathlib.Path(source)
+        if file.is_dir():
+            raise ValueError(f"image: {name} is a folder; give an image file")
+    try:
+        with Image.open(file) as image:
+            if math.prod(image.size) > _MOST_PIXELS:
+                raise Image.DecompressionBombError
+            image.load()
+            with contextlib.suppress(Exception):  # a damaged EXIF block is no damaged image
+                image = ImageOps.exif_transpose(image)
+            return _rgb(image)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise ValueError(f"image: {name} has more than {_MOST_PIXELS} pixels") from None
+    except FileNotFoundError:
+        raise ValueError(f"image: there is no file {name}") from None
+    except PermissionError:
+        raise ValueError(f"image: no permission to read {name}") from None
+    except Image.UnidentifiedImageError:
+        raise ValueError(f"image: {name} is no image that Pillow can open") from None
+    except Exception as error:  # Pillow's decoders raise whatever a damaged file leads them to
+        cause = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"image: {name} is damaged: {cause}") from None
+
+
+def fit(image: np.ndarray, size: int, filter: str = "lanczos") -> np.ndarray:
+    """Centre square of uint8[H, W, 3], resized to uint8[size, size, 3].
+
+    The short side becomes `size`; `filter` is nearest, box, bilinear, hamming, bicubic or lanczos
+    (all but nearest average over the pixels that they shrink). Raises ValueError for another name.
+    """
+    resampling = Image.Resampling.__members__.get(filter.upper())
+    if resampling is None:
+        names = ", ".join(name.lower() for name in Image.Resampling.__members__)
+        raise ValueError(f"filter: {filter!r} is not one of {names}")
+    _check(image)
+    box = _centre_square(*image.shape[:2])
+    if image.shape[:2] == (size, size):
+        return image
+    return np.array(Image.fromarray(image).resize((size, size), resampling, box=box))
+
+
+def encode_png(image: np.ndarray) -> bytes:
+    """uint8[H, W, 3] as a PNG file's bytes."""
+    _check(image)
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG")
+    return file.getvalue()
+
+
+def write_png(path: str | os.PathLike, image: np.ndarray) -> None:
+    """Write uint8[H, W, 3]: to a temporary name in the same folder, then renamed."""
+    content = encode_png(image)
+    path = pathlib.Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def data_uri(image: np.ndarray) -> str:
+    """uint8[H, W, 3] as a `data:` address, to stand in a page by itself."""
+    return "data:image/png;base64," + base64.b64encode(encode_png(image)).decode()
+
+
+def read_mask(path: str | os.PathLike, size: int | tuple[int, int]) -> np.ndarray:
+    """A black and white image file to bool[H, W]: True where it is nearer to white.
+
+    `size` is the side, or (height, width), of the image that it belongs to; a mask of another size
+    is a ValueError.
+    """
+    height, width = (size, size) if isinstance(size, int) else size
+    image = read(path)
+    if image.shape[:2] != (height, width):
+        raise ValueError(
+            f"mask: {path} is {image.shape[1]} x {image.shape[0]} pixels, the image is "
+            f"{width} x {height}; give a mask of the image's size"
+        )
+    return image.mean(axis=-1) > 127.5
+
+
+def fit_mask(mask: np.ndarray, size: int) -> np.ndarray:
+    """bool[H, W] to bool[size, size], as `fit` does; True if any pixel that falls there is."""
+    box = _centre_square(*mask.shape)
+    grey = Image.fromarray(mask.astype(np.float32))
+    return np.array(grey.resize((size, size), Image.Resampling.BOX, box=box)) > 0
+
+
+def code_mask(mask: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+    """bool[H, W] to bool[h, w]: a code is free if any pixel of its cell is white."""
+    (height, width), (rows, columns) = mask.shape, grid
+    if height % rows or width % columns:
+        raise ValueError(
+            f"mask: {height} x {width} pixels do not divide into {rows} x {columns} codes; "
+            "resize it to the image size of the run"
+        )
+    return mask.reshape(rows, height // rows, columns, width // columns).any(axis=(1, 3))
+
+
+def hide(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """uint8[H, W, 3] with the white pixels of bool[H, W] painted over.
+
+    Their colour is the median of the given pixels, so that it says nothing about what was there;
+    mid-grey if no pixel is given.
+    """
+    _check(image, mask)
+    given = image[~mask]
+    colour = np.median(given, axis=0) if given.size else np.full(3, 128)
+    return np.where(mask[:, :, None], colour.astype(np.uint8), image)
+
+
+def composite(generated: np.ndarray, given: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """`generated` where bool[..., H, W] is white, the pixels of `given` elsewhere."""
+    return np.where(mask[..., None], generated, given)
+
+
+def sheet(
+    images: Sequence[np.ndarray],
+    captions: Sequence[str] | None = None,
+    columns: int = 8,
+    scale: int | None = None,
+    marks: Sequence[bool | None] | None = None,
+) -> np.ndarray:
+    """Pictures in rows with their captions below: a contact sheet, uint8[H, W, 3].
+
+    Every uint8[h, w, 3] is enlarged `scale` times, without smoothing; by default to about 128
+    pixels. Captions are wrapped to the picture's width and cut after five lines. `marks` says which
+    are right (green frame, tick), wrong (red frame, cross) or neither (None).
+    """
+    images = list(images)
+    captions = [""] * len(images) if captions is None else [str(text) for text in captions]
+    marks = [None] * len(images) if marks is None else list(marks)
+    if not images or not len(images) == len(captions) == len(marks):
+        raise ValueError(
+            f"sheet: {len(images)} images, {len(captions)} captions, {len(marks)} marks; "
+            "expected as many of each, at least one"
+        )
+    for image in images:
+        _check(image)
+    height, width = np.max([image.shape[:2] for image in images], axis=0).tolist()
+    scale = scale or max(1, round(_PICTURE / max(height, width)))
+    height, width = height * scale, width * scale
+    columns = min(columns, len(images))
+
+    font = ImageFont.load_default(_FONT)
+    wrapped = [_wrap(text, font, width + _GAP // 2) for text in captions]
+    rows = [range(i, min(i + columns, len(images))) for i in range(0, len(images), columns)]
+    lines = [max(len(wrapped[i]) for i in row) for row in rows]
+    heights = [height + (6 + _LINE * count if count else 0) for count in lines]
+    paper = Image.new(
+        "RGB",
+        (
+            2 * _MARGIN + columns * width + (columns - 1) * _GAP,
+            2 * _MARGIN + sum(heights) + (len(rows) - 1) * _GAP,
+        ),
+        _PAPER,
+    )
+    draw = ImageDraw.Draw(paper)
+    top = _MARGIN
+    for row, row_height in zip(rows, heights, strict=True):
+        for column, i in enumerate(row):
+            left = _MARGIN + column * (width + _GAP)
+            picture = Image.fromarray(images[i])
+            picture = picture.resize((picture.width * scale, picture.height * scale), 0)
+            x = left + (width - picture.width) // 2
+            y = top + (height - picture.height) // 2
+            paper.paste(picture, (x, y))
+            _mark(draw, (x, y, x + picture.width, y + picture.height), marks[i])
+            for k, line in enumerate(wrapped[i]):
+                centre = (left + width / 2, top + height + 6 + _LINE * k)
+                draw.text(centre, line, _INK, font, anchor="ma")
+        top += row_height + _GAP
+    return np.array(paper)
+
+
+def _mark(draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], right: bool | None) -> None:
+    left, top, end, bottom = box
+    if right is None:
+        draw.rectangle((left - 1, top - 1, end, bottom), outline=(225, 225, 225))
+        return
+    colour = _RIGHT if right else _WRONG
+    frame = (left - _FRAME, top - _FRAME, end + _FRAME - 1, bottom + _FRAME - 1)
+    draw.rectangle(frame, outline=colour, width=_FRAME)
+    x, y = end, top  # the badge sits on the corner, for those who do not tell red from green
+    draw.ellipse((x - _BADGE, y - _BADGE, x + _BADGE, y + _BADGE), colour, _PAPER)
+    if right:
+        draw.line([(x - 4, y), (x - 1, y + 3), (x + 4, y - 3)], _PAPER, 2)
+    else:
+        draw.line([(x - 3, y - 3), (x + 3, y + 3)], _PAPER, 2)
+        draw.line([(x - 3, y + 3), (x + 3, y - 3)], _PAPER, 2)
+
+
+def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+    """Lines no wider than `width`; a longer word is broken, a longer text ends in an ellipsis."""
+    lines, line = [], ""
+    for word in text[:1000].split():
+        if font.getlength(f"{line} {word}".strip()) <= width:
+            line = f"{line} {word}".strip()
+            continue
+        if line:
+            lines.append(line)
+        while font.getlength(word) > width and len(word) > 1:
+            cut = next(n for n in range(len(word), 0, -1) if font.getlength(word[:n]) <= width)
+            lines.append(word[:cut])
+            word = word[cut:]
+        line = word
+    lines += [line] if line else []
+    if len(lines) > _MOST_LINES:
+        lines = lines[:_MOST_LINES]
+        while lines[-1] and font.getlength(lines[-1] + "...") > width:
+            lines[-1] = lines[-1][:-1].rstrip()
+        lines[-1] += "..."
+    return lines
+
+
+def _rgb(image: Image.Image) -> np.ndarray:
+    """Any Pillow image to uint8[H, W, 3]."""
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        grey = _eight_bit(np.asarray(image), image.mode)
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    if image.mode == "LAB":
+        lab, rgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        return np.array(ImageCms.profileToProfile(image, lab, rgb, outputMode="RGB"))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.array(image.convert("RGB"))
+
+
+def _eight_bit(values: np.ndarray, mode: str) -> np.ndarray:
+    """Grey numbers to uint8.
+
+    White is 65535 in a 16-bit image. Where the mode does not tell, it is the least customary white
+    (1 for floats, 255, 65535) that is no less than every value; values that fit none are stretched
+    from the least to the greatest.
+    """
+    values = np.nan_to_num(values.astype(np.float64), posinf=0, neginf=0)
+    low, high = values.min(), values.max()
+    whites = {"F": (1, 255, 65535), "I": (255, 65535)}.get(mode, (65535,))
+    white = next((w for w in whites if low >= 0 and high <= w), None)
+    if white is None:
+        values, white = values - low, high - low
+    return np.rint(values * (255 / white)).astype(np.uint8)
+
+
+def _centre_square(height: int, width: int) -> tuple[int, int, int, int]:
+    side = min(height, width)
+    left, top = (width - side) // 2, (height - side) // 2
+    return left, top, left + side, top + side
+
+
+def _check(image: np.ndarray, mask: np.ndarray | None = None) -> None:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        raise ValueError(f"image: {image.dtype}{list(image.shape)}, expected uint8[H, W, 3]")
+    if mask is not None and (mask.dtype != bool or mask.shape != image.shape[:2]):
+        raise ValueError(
+            f"mask: {mask.dtype}{list(mask.shape)}, expected bool{list(image.shape[:2])} as the "
+            "image"
+        )
