@@ -1,0 +1,364 @@
+"""The unified transition kernel and the objective. Read this first.
+
+One matrix noises all modalities (Hu et al. 2022, eq. 4; column = from, row = to):
+
+    Q_t = | a I + b_img 11'        0            0 |      a + K_m b_m + g = 1
+          |       0          a I + b_txt 11'    0 |
+          |     g 1'             g 1'           1 |
+
+A token stays, becomes another token OF ITS OWN MODALITY (b each), or is masked (g); a mask stays.
+The product of such matrices has the same form, so every probability below is a few scalars a
+position: nothing here builds a V x V matrix or a one-hot array.
+
+Conventions. Time runs 1..T, 0 is clean; `s < t` is any earlier time, one step or many. Functions
+on distributions work on one modality `m` (its index) with LOCAL ids: class k is k, the mask is
+K_m, and a distribution is [..., K_m + 1] with the mask last. `log_p0` is the network's
+log p(x_0 | x_t) over the K_m classes. Tables are made in float64 and used in float32.
+
+The published code differs in three places, and the tests pin each of them: it leaks mass between
+the modalities, it swaps beta in its conditional modes, and it applies the one-step posterior
+across a stride.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from udd_jax.schedules import Schedule
+from udd_jax.vocab import Vocab
+
+# denoise_fn(xt int32[B, L], t int32[B, M], free bool[B, L]) -> logits over x_0, one
+# float[B, length_m, K_m] a modality; t has one time for each of the M modalities.
+DenoiseFn = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, ...]]
+
+
+@flax.struct.dataclass
+class Kernel:
+    """Cumulative tables, float[M, T+1], a row a modality; entry 0 is clean."""
+
+    alpha_bar: jax.Array  # untouched
+    gamma_bar: jax.Array  # masked
+    unmasked: jax.Array  # 1 - gamma_bar
+    beta_bar: jax.Array  # replaced by one given token: uniform_bar / K_m
+    vocab: Vocab = flax.struct.field(pytree_node=False)
+    masks: bool = flax.struct.field(pytree_node=False)  # the mask is most of the noise
+    masks_only: tuple[bool, ...] = flax.struct.field(pytree_node=False)  # none is ever replaced
+
+    @property
+    def steps(self) -> int:
+        """T."""
+        return self.alpha_bar.shape[1] - 1
+
+
+class Marginal(NamedTuple):
+    """The cumulative scalars at a time, one array [...] each."""
+
+    alpha: jax.Array
+    gamma: jax.Array
+    unmasked: jax.Array
+    beta: jax.Array
+
+
+class Step(NamedTuple):
+    """The scalars of the matrix that leads from s to t."""
+
+    alpha: jax.Array  # stays (besides beta)
+    beta: jax.Array  # is replaced by one given token
+    gamma: jax.Array  # is masked
+
+
+def make_kernel(
+    vocab: Vocab, schedules: Schedule | Sequence[Schedule], dtype=jnp.float32
+) -> Kernel:
+    """One schedule for all modalities, or one a modality with the same T; else ValueError."""
+    if isinstance(schedules, Schedule):
+        schedules = [schedules] * len(vocab.modalities)
+    if len(schedules) != len(vocab.modalities):
+        raise ValueError(f"{len(schedules)} schedules for {len(vocab.modalities)} modalities")
+    if len({s.steps for s in schedules}) != 1:
+        raise ValueError(f"schedules differ in T: {[s.steps for s in schedules]}")
+    classes = [m.classes for m in vocab.modalities]
+
+    def stack(tables):
+        return jnp.asarray(np.stack(tables), dtype)
+
+    return Kernel(
+        alpha_bar=stack([s.alpha_bar for s in schedules]),
+        gamma_bar=stack([s.gamma_bar for s in schedules]),
+        unmasked=stack([s.unmasked for s in schedules]),
+        beta_bar=stack([s.uniform_bar / k for s, k in zip(schedules, classes, strict=True)]),
+        vocab=vocab,
+        masks=all(s.masks for s in schedules),
+        masks_only=tuple(s.masks_only for s in schedules),
+    )
+
+
+def marginal(kernel: Kernel, m: int | np.ndarray, t: jax.Array) -> Marginal:
+    """q(x_t | x_0) in four scalars, for times int32[...] of modality `m` (or an array of them)."""
+    return Marginal(
+        kernel.alpha_bar[m, t],
+        kernel.gamma_bar[m, t],
+        kernel.unmasked[m, t],
+        kernel.beta_bar[m, t],
+    )
+
+
+def step(at_s: Marginal, at_t: Marginal) -> Step:
+    """The matrix from s to t. Differences are taken where they are exact in float32:
+    `1 - a - g` from the tables would be off by a factor of 40 for the published schedule."""
+    change = (at_s.alpha - at_t.alpha) / at_s.alpha  # 1 - a
+    beta = (at_t.beta - at_s.beta + change * at_s.beta) / at_s.unmasked
+    return Step(
+        alpha=at_t.alpha / at_s.alpha,
+        beta=jnp.maximum(beta, 0),  # rounding must not make it negative
+        gamma=(at_t.gamma - at_s.gamma) / at_s.unmasked,
+    )
+
+
+def _log(x: jax.Array) -> jax.Array:
+    """log x with log 0 = -inf and a gradient of 0 there."""
+    positive = x > 0
+    return jnp.where(positive, jnp.log(jnp.where(positive, x, 1)), -jnp.inf)
+
+
+# ---- Sampling forward ---------------------------------------------------------------------------
+
+
+def _uniform_tokens(kernel: Kernel, key: jax.Array, batch: int) -> jax.Array:
+    """A uniform token of its own modality at every position, global ids int32[B, L]."""
+    vocab = kernel.vocab
+    classes = np.array([m.classes for m in vocab.modalities])[vocab.modality_of]
+    offsets = np.array(vocab.offsets)[vocab.modality_of]
+    token = jax.random.randint(key, (batch, vocab.length), 0, classes[None], jnp.int32)
+    return token + offsets[None].astype(np.int32)
+
+
+def q_sample(kernel: Kernel, key: jax.Array, x0: jax.Array, t: jax.Array) -> jax.Array:
+    """Draws x_t ~ q(x_t | x_0). x0, t: int32[B, L], a time a position -> int32[B, L]."""
+    key_mask, key_replace, key_token = jax.random.split(key, 3)
+    vocab = kernel.vocab
+    at_t = marginal(kernel, vocab.modality_of[None], t)
+    masked = jax.random.bernoulli(key_mask, at_t.gamma, mode="high")
+    classes = np.array([m.classes for m in vocab.modalities])[vocab.modality_of]
+    some = jnp.where(at_t.unmasked > 0, at_t.unmasked, 1)
+    replaced = jax.random.bernoulli(key_replace, classes[None] * at_t.beta / some, mode="high")
+    token = _uniform_tokens(kernel, key_token, x0.shape[0])
+    return jnp.where(masked, vocab.mask_id, jnp.where(replaced, token, x0))
+
+
+def prior_sample(kernel: Kernel, key: jax.Array, batch: int) -> jax.Array:
+    """Draws x_T ~ p(x_T): masked with gamma_bar[T], otherwise uniform -> int32[B, L]."""
+    key_mask, key_token = jax.random.split(key)
+    gamma = kernel.gamma_bar[kernel.vocab.modality_of, -1]
+    masked = jax.random.bernoulli(key_mask, gamma, (batch, gamma.shape[0]), mode="high")
+    return jnp.where(masked, kernel.vocab.mask_id, _uniform_tokens(kernel, key_token, batch))
+
+
+# ---- Distributions of one modality, local ids ---------------------------------------------------
+
+
+def _with_mask(block: jax.Array, mask: jax.Array) -> jax.Array:
+    return jnp.concatenate([block, mask[..., None]], axis=-1)
+
+
+def q_log_probs(kernel: Kernel, m: int, x0: jax.Array, t: jax.Array) -> jax.Array:
+    """log q(x_t | x_0): abar_t [k = x0] + bbar_t in the block, gbar_t at the mask.
+
+    x0, t: int32[...] with x0 a class -> float[..., K_m + 1].
+    """
+    at_t = marginal(kernel, m, t)
+    here = jnp.arange(kernel.vocab.modalities[m].classes) == x0[..., None]
+    block = jnp.where(here, (at_t.alpha + at_t.beta)[..., None], at_t.beta[..., None])
+    return _with_mask(_log(block), _log(at_t.gamma))
+
+
+def p_log_probs(
+    kernel: Kernel, m: int, log_p0: jax.Array, xt: jax.Array, s: jax.Array, t: jax.Array
+) -> jax.Array:
+    """log p(x_s | x_t) = log sum_i p(i) q(x_s | x_t, x_0 = i), exact for any s < t.
+
+    log_p0: float[..., K_m], normalised; xt: int32[...], a class or the mask K_m; s, t: int32[...].
+    Returns float[..., K_m + 1]. With j = x_t and w(i) = p(i) / (abar_t [i=j] + bbar_t), W = sum w:
+
+        j = mask:   g (abar_s p(k) + bbar_s) / gbar_t,  and gbar_s / gbar_t for the mask
+        j a class:  (a [k=j] + b) (abar_s w(k) + bbar_s W),  and 0 for the mask
+
+    The second line is computed times bbar_t / bbar_t, so that nothing is divided by a bbar of
+    1e-10. Where bbar_t = 0 a visible token is the truth and stays.
+    """
+    classes = kernel.vocab.modalities[m].classes
+    at_s, at_t = marginal(kernel, m, s), marginal(kernel, m, t)
+    move = step(at_s, at_t)
+    masked = xt == classes
+    here = jnp.arange(classes) == xt[..., None]
+
+    # The chance of the visible token under p, and r = bbar_t / (abar_t + bbar_t).
+    log_pj = jnp.max(jnp.where(here, log_p0, -jnp.inf), axis=-1)
+    r = at_t.beta / jnp.where(at_t.unmasked > 0, at_t.alpha + at_t.beta, 1)
+    total = jnp.where(masked, 1, -jnp.expm1(log_pj) + r * jnp.exp(log_pj))  # bbar_t W
+    log_w = log_p0 + jnp.where(here, _log(r)[..., None], 0)
+    log_x0 = jnp.logaddexp(
+        _log(at_s.alpha)[..., None] + log_w, (_log(at_s.beta) + _log(total))[..., None]
+    )
+    log_step = jnp.where(here, _log(move.alpha + move.beta)[..., None], _log(move.beta)[..., None])
+    visible = log_x0 + log_step - _log(jnp.where(at_t.beta > 0, at_t.beta, 1))[..., None]
+    visible = jnp.where((at_t.beta > 0)[..., None], visible, jnp.where(here, 0, -jnp.inf))
+
+    some = jnp.where(at_t.gamma > 0, at_t.gamma, 1)
+    hidden = log_x0 + (_log(move.gamma) - _log(some))[..., None]
+    block = jnp.where(masked[..., None], hidden, visible)
+    return _with_mask(block, jnp.where(masked, _log(at_s.gamma / some), -jnp.inf))
+
+
+def q_posterior(
+    kernel: Kernel, m: int, x0: jax.Array, xt: jax.Array, s: jax.Array, t: jax.Array
+) -> jax.Array:
+    """log q(x_s | x_t, x_0), the reverse step of a network that is certain of x_0.
+
+    x0, xt, s, t: int32[...] -> float[..., K_m + 1]. Where q(x_t | x_0) = 0 it has no meaning.
+    """
+    here = jnp.arange(kernel.vocab.modalities[m].classes) == x0[..., None]
+    certain = jnp.where(here, 0.0, -jnp.inf).astype(kernel.alpha_bar.dtype)
+    return p_log_probs(kernel, m, certain, xt, s, t)
+
+
+# ---- The objective ------------------------------------------------------------------------------
+
+
+def token_terms(
+    kernel: Kernel,
+    m: int,
+    logits: jax.Array,
+    x0: jax.Array,
+    xt: jax.Array,
+    s: jax.Array,
+    t: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """KL( q(x_s | x_t, x_0) || p(x_s | x_t) ) and -log p(x_0 | x_t), in nats a position.
+
+    logits: float[..., K_m]; x0, xt, s, t: int32[...], s < t, local ids. Two float[...]. At s = 0
+    the first is the decoder's -log p(x_0 | x_t), for visible tokens too; for mask-only schedules
+    and s > 0 it is (1 - gbar_s / gbar_t) times that at a mask and 0 elsewhere.
+
+    q(x_s | ...) takes three values, at x_0, at x_t and at the rest, so that all that runs over
+    the classes is logsumexp(logits) and F = sum_k log(1 + abar_s p(k) / (bbar_s S)) with
+    S = 1 at a mask and bbar_t W (see `p_log_probs`) at a visible token.
+    """
+    classes = logits.shape[-1]
+    logits = logits.astype(kernel.alpha_bar.dtype)
+    at_s, at_t = marginal(kernel, m, s), marginal(kernel, m, t)
+    ids = jnp.arange(classes)
+    log_z = jax.nn.logsumexp(logits, axis=-1)
+    log_pi = jnp.where(ids == x0[..., None], logits, 0).sum(-1) - log_z
+    decode = -log_pi
+    masked = xt == classes
+    gamma_t = jnp.where(at_t.gamma > 0, at_t.gamma, 1)
+    hidden_plain = (at_t.gamma - at_s.gamma) / gamma_t * decode
+    if kernel.masks_only[m]:
+        return jnp.where(s == 0, decode, jnp.where(masked, hidden_plain, 0)), decode
+
+    # At s = 0 and, for some schedules, at t = T nothing is replaced. A beta of 0 is made 1 there
+    # and its terms are not used.
+    beta_s = jnp.where(at_s.beta > 0, at_s.beta, 1)
+    beta_t = jnp.where(at_t.beta > 0, at_t.beta, 1)
+    move = step(at_s, at_t)
+    same = xt == x0
+    log_pj = jnp.where(ids == xt[..., None], logits, 0).sum(-1) - log_z
+    log_pj = jnp.where(masked, 0, log_pj)
+    r = beta_t / (at_t.alpha + beta_t)
+    total = jnp.where(masked, 1, -jnp.expm1(log_pj) + r * jnp.exp(log_pj))
+    log_total = jnp.log(total)
+    log_ratio = jnp.log(at_s.alpha) - jnp.log(beta_s) - log_total  # log(abar_s / (bbar_s S))
+
+    def spread(log_w):  # log(abar_s w + bbar_s S) - log(bbar_s S)
+        return jax.nn.softplus(log_ratio + log_w)
+
+    every = jax.nn.softplus(logits + (log_ratio - log_z)[..., None]).sum(-1)  # F
+    at_i = spread(log_pi)
+
+    # A mask: weights g/gbar_t (abar_s [k=i] + bbar_s).
+    scale = (at_t.gamma - at_s.gamma) / (gamma_t * at_s.unmasked)
+    log_keep = jnp.log1p(at_s.alpha / beta_s)  # log(abar_s + bbar_s) - log bbar_s
+    hidden = scale * ((at_s.alpha + beta_s) * (log_keep - at_i) - beta_s * (every - at_i))
+
+    # A visible token j: weights (a [k=j] + b) (abar_s [k=i] + bbar_s) / d_i.
+    log_d = jnp.where(same, jnp.log1p(at_t.alpha / beta_t), 0)  # log(d_i / bbar_t)
+    d = jnp.where(same, at_t.alpha + beta_t, beta_t)
+    at_j = spread(log_pj + jnp.log(r))
+    common = -log_d - log_total
+    kept = jnp.where(same, at_j, at_i)  # the model's value at k = i
+    weight_i = (jnp.where(same, move.alpha, 0) + move.beta) * (at_s.alpha + beta_s)
+    weight_j = jnp.where(same, 0, (move.alpha + move.beta) * beta_s)
+    weight_rest = move.beta * beta_s
+    others = classes - jnp.where(same, 1, 2)
+    rest = every - spread(log_pj) - jnp.where(same, 0, at_i)
+    visible = (
+        weight_i * (log_keep + common - kept)
+        + weight_j * (common - at_j)
+        + weight_rest * (others * common - rest)
+    ) / d
+
+    kl = jnp.where(masked, hidden, jnp.where(at_t.beta > 0, visible, 0))
+    return jnp.where(s == 0, decode, kl), decode
+
+
+def prior_kl(kernel: Kernel, m: int) -> jax.Array:
+    """KL( q(x_T | x_0) || p(x_T) ) of one position, nats. It has no parameters."""
+    at_T = marginal(kernel, m, jnp.int32(kernel.steps))
+    uniform = at_T.unmasked / kernel.vocab.modalities[m].classes
+    here = at_T.alpha + at_T.beta
+
+    def part(q):
+        return q * (_log(jnp.where(q > 0, q, 1)) - _log(jnp.where(q > 0, uniform, 1)))
+
+    return part(here) + (kernel.vocab.modalities[m].classes - 1) * part(at_T.beta)
+
+
+def free_times(vocab: Vocab, t: jax.Array, free: jax.Array) -> jax.Array:
+    """The time of each position: its modality's where it is free, 0 where it is given.
+
+    t: int32[B, M], free: bool[B, L] -> int32[B, L].
+    """
+    return jnp.where(free, t[:, vocab.modality_of], 0)
+
+
+def loss_terms(
+    kernel: Kernel,
+    logits: Sequence[jax.Array],
+    x0: jax.Array,
+    xt: jax.Array,
+    t: jax.Array,
+    free: jax.Array,
+    s: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """`token_terms` of a whole batch, 0 where a position is not free.
+
+    logits: one float[B, length_m, K_m] a modality; x0, xt: int32[B, L]; t: int32[B, M];
+    free: bool[B, L]; s: int32[B, M], t - 1 unless given. Returns (kl, nll), float[B, L] each.
+    """
+    vocab = kernel.vocab
+    s = t - 1 if s is None else s
+    # Recomputed in the backward pass: what is kept of a modality is its logits and nothing else.
+    terms = jax.checkpoint(token_terms, static_argnums=(1,))
+    parts = []
+    for m, where in enumerate(vocab.slices):
+        t_m = jnp.maximum(t[:, m : m + 1], 1)  # a given modality (t = 0) carries no loss
+        s_m = jnp.clip(s[:, m : m + 1], 0, t_m - 1)
+        shape = x0[:, where].shape
+        parts.append(
+            terms(
+                kernel,
+                m,
+                logits[m],
+                vocab.local(m, x0[:, where]),
+                vocab.local(m, xt[:, where]),
+                jnp.broadcast_to(s_m, shape),
+                jnp.broadcast_to(t_m, shape),
+            )
+        )
+    kl, nll = (jnp.concatenate(p, axis=1) for p in zip(*parts, strict=True))
+    return jnp.where(free, kl, 0), jnp.where(free, nll, 0)

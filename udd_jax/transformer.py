@@ -1,0 +1,375 @@
+"""The mutual-attention transformer (Hu et al. 2022, section 3.3). Read this second.
+
+    x_t -> fused embedding -> blocks -> LayerNorm -> one head a modality
+
+A block is pre-norm and residual, with AdaLN(h, t) = LN(h) (1 + scale(t)) + shift(t):
+
+    1. self-attention of AdaLN(h) over all positions;
+    2. mutual attention: the tokens of each modality query those of the others, each direction with
+       its own weights and its own AdaLN on the queries (keys and values are the raw h); the
+       results are normalised over channels, put side by side and added to h;
+    3. MLP of LayerNorm(h).
+
+The default fields are the published network. What we add is off unless asked for:
+`time="per_modality"`, the tied and sinusoidal time tables, query-key normalisation, the vector
+added at given positions, other activations, bfloat16, the plain `attention="self"` ablation.
+
+Parameter names are API: the sharding table, the converters and the checkpoints key on them. The
+parameters of the blocks are stacked on a leading axis of `layers`.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from udd_jax import sharding
+from udd_jax.vocab import Vocab
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": lambda x: nn.gelu(x, approximate=False),  # the published one, exact erf
+    "gelu_tanh": nn.gelu,
+    "silu": nn.silu,
+    "relu": nn.relu,
+}
+
+
+def _normal(std: float = 0.02):
+    return nn.initializers.normal(std)
+
+
+def _layer_norm(affine: bool, dtype, name: str | None = None) -> nn.LayerNorm:
+    # The fast variance E[x^2] - E[x]^2 costs three digits; the published code does not use it.
+    return nn.LayerNorm(
+        epsilon=1e-5,
+        use_bias=affine,
+        use_scale=affine,
+        use_fast_variance=False,
+        dtype=dtype,
+        name=name,
+    )
+
+
+def dot_product_attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    bias: jax.Array | None = None,
+    implementation: str = "flat",
+) -> jax.Array:
+    """softmax(q k' / sqrt(d) + bias) v for q [B, n, H, d], k and v [B, n', H, d] -> [B, n, H, d].
+
+    bias: float, broadcast to [B, H, n, n'], or None. `implementation` is "flat" (batch and heads
+    as one axis: the fast layout for XLA on CPUs), or "xla" or "cudnn" of
+    `jax.nn.dot_product_attention`. Scores and softmax are in float32 at the least.
+    """
+    if implementation != "flat":
+        return jax.nn.dot_product_attention(q, k, v, bias=bias, implementation=implementation)
+    batch, n, heads, size = q.shape
+
+    def flat(x):  # [B, n, H, d] -> [B H, n, d]
+        return x.transpose(0, 2, 1, 3).reshape(batch * heads, x.shape[1], size)
+
+    scores = jnp.matmul(flat(q) * (1 / math.sqrt(size)), flat(k).transpose(0, 2, 1))
+    scores = scores.astype(jnp.promote_types(jnp.float32, scores.dtype))
+    if bias is not None:
+        full = jnp.broadcast_to(bias, (batch, heads, n, k.shape[1]))
+        scores = scores + full.reshape(scores.shape)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    out = jnp.matmul(weights, flat(v))
+    return out.reshape(batch, heads, n, size).transpose(0, 2, 1, 3)
+
+
+class Attention(nn.Module):
+    """Multi-head attention of queries x [B, n, D] over context [B, n', D] -> [B, n, D]."""
+
+    heads: int
+    qk_norm: bool = False
+    implementation: str = "flat"
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, context, bias=None):
+        width = x.shape[-1]
+
+        def project(name, y):
+            y = nn.Dense(width, kernel_init=_normal(), dtype=self.dtype, name=name)(y)
+            return y.reshape(*y.shape[:-1], self.heads, width // self.heads)  # [B, n, H, d]
+
+        q, k, v = project("query", x), project("key", context), project("value", context)
+        if self.qk_norm:
+            q = nn.RMSNorm(dtype=self.dtype, name="query_norm")(q)
+            k = nn.RMSNorm(dtype=self.dtype, name="key_norm")(k)
+        q, k, v = (sharding.constrain(y, "data", None, "model", None) for y in (q, k, v))
+        y = dot_product_attention(q, k, v, bias, self.implementation)
+        y = y.reshape(x.shape)  # [B, n, D]
+        return nn.Dense(width, kernel_init=_normal(), dtype=self.dtype, name="out")(y)
+
+
+class TimeEmbedding(nn.Module):
+    """t int32[...] -> float[..., D]: a learned row for each of 0..T, or sinusoids and an MLP."""
+
+    steps: int
+    width: int
+    sinusoidal: bool = False
+
+    @nn.compact
+    def __call__(self, t):
+        if not self.sinusoidal:
+            return nn.Embed(self.steps + 1, self.width, embedding_init=_normal(), name="table")(t)
+        half = self.width // 2
+        rates = jnp.exp(-math.log(10000) / (half - 1) * jnp.arange(half))
+        angles = t[..., None] / self.steps * 4000 * rates
+        y = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+        y = nn.Dense(self.width, kernel_init=_normal(), name="in")(y)
+        return nn.Dense(self.width, kernel_init=_normal(), name="out")(nn.silu(y))
+
+
+class AdaLayerNorm(nn.Module):
+    """LN(h) (1 + scale(t)) + shift(t), with (scale, shift) = Linear(SiLU(embedding of t)).
+
+    h: [B, n, D]; time: float[B, C, D], the shared embedding, or int32[B, C], times for this
+    layer's own table; C is 1, or the number of modalities with `lengths` positions each.
+    """
+
+    steps: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, h, time, lengths: tuple[int, ...]):
+        width = h.shape[-1]
+        if jnp.issubdtype(time.dtype, jnp.integer):
+            time = TimeEmbedding(self.steps, width, name="time")(time)
+        y = nn.Dense(2 * width, kernel_init=_normal(), dtype=self.dtype, name="modulation")(
+            nn.silu(time)
+        )
+        scale, shift = jnp.split(y, 2, axis=-1)  # [B, C, D] each
+        h = _layer_norm(False, self.dtype)(h)
+        if time.shape[1] == 1:
+            return h * (1 + scale) + shift
+        parts, start = [], 0
+        for c, length in enumerate(lengths):
+            part = h[:, start : start + length]
+            parts.append(part * (1 + scale[:, c : c + 1]) + shift[:, c : c + 1])
+            start += length
+        return jnp.concatenate(parts, axis=1)
+
+
+class MLP(nn.Module):
+    """Linear, activation, Linear; the hidden width is `ratio` times the width."""
+
+    ratio: int = 4
+    activation: str = "gelu"
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, h):
+        width = h.shape[-1]
+        y = nn.Dense(self.ratio * width, kernel_init=_normal(), dtype=self.dtype, name="in")(h)
+        y = sharding.constrain(ACTIVATIONS[self.activation](y), "data", None, "model")
+        return nn.Dense(width, kernel_init=_normal(), dtype=self.dtype, name="out")(y)
+
+
+class Block(nn.Module):
+    """One block, h [B, L, D] -> h [B, L, D]; see the head of this file."""
+
+    vocab: Vocab
+    heads: int
+    steps: int
+    attention: str = "mutual"
+    qk_norm: bool = False
+    mlp_ratio: int = 4
+    activation: str = "gelu"
+    implementation: str = "flat"
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, h, time, bias):
+        slices = self.vocab.slices
+        lengths = tuple(m.length for m in self.vocab.modalities)
+
+        def ada(name, x, time, lengths):
+            return AdaLayerNorm(self.steps, self.dtype, name=name)(x, time, lengths)
+
+        def attend(name, x, context, bias):
+            attention = Attention(
+                self.heads, self.qk_norm, self.implementation, self.dtype, name=name
+            )
+            return attention(x, context, bias)
+
+        x = ada("self_norm", h, time, lengths)
+        h = h + attend("self_attention", x, x, bias)
+
+        if self.attention == "mutual":
+            results = []
+            for m, here in enumerate(slices):
+                name = mutual_name(self.vocab, m)
+                others = [h[:, w] for o, w in enumerate(slices) if o != m]
+                time_m = time if time.shape[1] == 1 else time[:, m : m + 1]
+                queries = ada(f"{name}_norm", h[:, here], time_m, lengths[m : m + 1])
+                part = None
+                if bias is not None:
+                    part = [bias[:, :, here, w] for o, w in enumerate(slices) if o != m]
+                    part = jnp.concatenate(part, axis=-1)
+                y = attend(name, queries, jnp.concatenate(others, axis=1), part)
+                # The published code calls this an instance norm; it is a LayerNorm.
+                results.append(_layer_norm(False, self.dtype)(y))
+            h = h + jnp.concatenate(results, axis=1)
+
+        x = _layer_norm(True, self.dtype, "mlp_norm")(h)
+        h = h + MLP(self.mlp_ratio, self.activation, self.dtype, name="mlp")(x)
+        return sharding.constrain(h, "data", None, None), None
+
+
+def mutual_name(vocab: Vocab, m: int) -> str:
+    """The name of the mutual attention of modality `m`, such as "image_from_text"."""
+    names = [modality.name for modality in vocab.modalities]
+    return f"{names[m]}_from_{'_'.join(n for o, n in enumerate(names) if o != m)}"
+
+
+class FusedEmbedding(nn.Module):
+    """One table for all V ids, and learned positions: row and column, or place in the text."""
+
+    vocab: Vocab
+    width: int
+
+    @nn.compact
+    def __call__(self, xt):
+        def table(name, rows):
+            return self.param(name, _normal(), (rows, self.width))
+
+        h = jnp.take(table("token", self.vocab.size), xt, axis=0)  # [B, L, D]
+        positions = []
+        for modality in self.vocab.modalities:
+            if modality.grid is None:
+                positions.append(table(f"{modality.name}_position", modality.length))
+            else:
+                rows, columns = modality.grid
+                row = table(f"{modality.name}_row", rows)[:, None]
+                column = table(f"{modality.name}_column", columns)[None]
+                positions.append((row + column).reshape(modality.length, self.width))
+        return h + jnp.concatenate(positions)[None]
+
+
+class Transformer(nn.Module):
+    """`denoise_fn` as a module: (xt, t, free) -> logits over x_0, float32, one a modality.
+
+    xt: int32[B, L], global ids; t: int32[B, M] in 0..`steps`; free: bool[B, L]; bias: additive
+    attention bias, float, broadcast to [B, heads, L, L], or None. Returns a tuple of
+    float32[B, length_m, K_m].
+    """
+
+    vocab: Vocab
+    steps: int  # T
+    layers: int = 20
+    width: int = 1024
+    heads: int = 16
+    mlp_ratio: int = 4
+    attention: str = "mutual"  # or "self"
+    time: str = "shared"  # or "per_modality"
+    time_table: str = "untied"  # a table in every AdaLN; or "tied", or "sinusoidal"
+    given_vector: bool = False
+    qk_norm: bool = False
+    activation: str = "gelu"
+    rezero: float = 0.0  # where the scalar before the softmax starts
+    implementation: str = "flat"
+    remat: str = "none"  # or "full", or "dots": keep the results of matrix products
+    dtype: Any = jnp.float32
+
+    def __post_init__(self):
+        super().__post_init__()
+        choices = {
+            "attention": ("mutual", "self"),
+            "time": ("shared", "per_modality"),
+            "time_table": ("untied", "tied", "sinusoidal"),
+            "remat": ("none", "full", "dots"),
+            "activation": tuple(ACTIVATIONS),
+            "implementation": ("flat", "xla", "cudnn"),
+        }
+        for field, allowed in choices.items():
+            if getattr(self, field) not in allowed:
+                raise ValueError(
+                    f"model.{field} = {getattr(self, field)!r}, expected one of {allowed}"
+                )
+        if self.width % self.heads:
+            raise ValueError(
+                f"model.width = {self.width} is no multiple of model.heads = {self.heads}"
+            )
+
+    @nn.compact
+    def __call__(self, xt, t, free, bias=None):
+        h = FusedEmbedding(self.vocab, self.width, name="embedding")(xt)
+        if self.given_vector:
+            vector = self.param("given", _normal(), (self.width,))
+            h = h + jnp.where(self._given(t, free)[..., None], vector[None, None], 0)
+        h = sharding.constrain(h.astype(self.dtype), "data", None, None)
+
+        time = jnp.max(t, axis=1, keepdims=True) if self.time == "shared" else t
+        if self.time_table != "untied":
+            sinusoidal = self.time_table == "sinusoidal"
+            time = TimeEmbedding(self.steps, self.width, sinusoidal, name="time")(time)
+
+        block = Block
+        if self.remat != "none":
+            policy = None
+            if self.remat == "dots":
+                policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+            block = nn.remat(Block, prevent_cse=False, policy=policy)
+        blocks = nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=nn.broadcast,
+            length=self.layers,
+        )
+        h, _ = blocks(
+            self.vocab,
+            self.heads,
+            self.steps,
+            self.attention,
+            self.qk_norm,
+            self.mlp_ratio,
+            self.activation,
+            self.implementation,
+            self.dtype,
+            name="blocks",
+        )(h, time, bias)
+
+        h = _layer_norm(True, self.dtype, "norm")(h)
+        rezero = self.param("rezero", nn.initializers.constant(self.rezero), ())
+        logits = []
+        for modality, here in zip(self.vocab.modalities, self.vocab.slices, strict=True):
+            head = nn.Dense(
+                modality.classes,
+                kernel_init=_normal(),
+                dtype=self.dtype,
+                name=f"{modality.name}_head",
+            )
+            y = head(h[:, here])
+            y = y.astype(jnp.promote_types(jnp.float32, y.dtype)) * rezero
+            logits.append(sharding.constrain(y, "data", None, "model"))
+        return tuple(logits)
+
+    def _given(self, t, free):
+        """Positions that hold a given token: not free, and their modality is not absent."""
+        given = []
+        for m, here in enumerate(self.vocab.slices):
+            absent = (t[:, m] == self.steps) & ~free[:, here].any(axis=1)
+            given.append(~free[:, here] & ~absent[:, None])
+        return jnp.concatenate(given, axis=1)
+
+
+def init(model: Transformer, key: jax.Array) -> dict:
+    """Fresh parameters, a dict of float32 arrays."""
+    length, modalities = model.vocab.length, len(model.vocab.modalities)
+    xt = jnp.zeros((1, length), jnp.int32)
+    t = jnp.ones((1, modalities), jnp.int32)
+    return model.init(key, xt, t, jnp.ones((1, length), bool))["params"]
+
+
+def count_parameters(params) -> int:
+    return int(sum(np.prod(p.shape) for p in jax.tree.leaves(params)))
