@@ -99,8 +99,10 @@ class Scene:
 
     def __post_init__(self):
         cells = self.place
-        if not (1 <= len(cells) <= 2 and sorted(set(cells)) == list(cells)):
-            raise ValueError(f"Scene.objects lie in cells {cells}: give 1 or 2, in rising order")
+        if not (1 <= len(cells) <= 2 and sorted(set(cells) & {0, 1, 2, 3}) == list(cells)):
+            raise ValueError(
+                f"Scene.objects in cells {cells}: give 1 or 2 of 0..3, in rising order"
+            )
 
     @property
     def place(self) -> tuple[int, ...]:
