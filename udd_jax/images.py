@@ -14,10 +14,12 @@ pixels are shown as they were, not as the tokenizer would return them (`composit
 
 import base64
 import contextlib
+import importlib.util
 import io
 import math
 import os
 import pathlib
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -29,7 +31,7 @@ _MOST_PIXELS = 80_000_000  # a file that claims more is taken for a decompressio
 _PAPER, _INK = (255, 255, 255), (64, 64, 64)
 _RIGHT, _WRONG = (34, 150, 84), (208, 52, 44)
 _MARGIN, _GAP, _FRAME, _BADGE = 20, 20, 3, 8
-_FONT, _LINE, _MOST_LINES = 12, 16, 5
+_FONT, _LINE, _MOST_LINES, _MOST_CHARACTERS = 12, 16, 5, 500
 _PICTURE = 128  # side to which `sheet` enlarges small pictures
 
 
@@ -48,14 +50,16 @@ def read(source: str | os.PathLike | bytes) -> np.ndarray:
         if file.is_dir():
             raise ValueError(f"image: {name} is a folder; give an image file")
     try:
-        with Image.open(file) as image:
-            if math.prod(image.size) > _MOST_PIXELS:
-                raise Image.DecompressionBombError
-            image.load()
-            with contextlib.suppress(Exception):  # a damaged EXIF block is no damaged image
-                image = ImageOps.exif_transpose(image)
-            return _rgb(image)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="PIL")  # oddities that it can read past
+            with Image.open(file) as image:
+                if math.prod(image.size) > _MOST_PIXELS:
+                    raise Image.DecompressionBombError
+                image.load()
+                with contextlib.suppress(Exception):  # a damaged EXIF block is no damaged image
+                    image = ImageOps.exif_transpose(image)
+                return _rgb(image)
+    except Image.DecompressionBombError:
         raise ValueError(f"image: {name} has more than {_MOST_PIXELS} pixels") from None
     except FileNotFoundError:
         raise ValueError(f"image: there is no file {name}") from None
@@ -71,8 +75,8 @@ def read(source: str | os.PathLike | bytes) -> np.ndarray:
 def fit(image: np.ndarray, size: int, filter: str = "lanczos") -> np.ndarray:
     """Centre square of uint8[H, W, 3], resized to uint8[size, size, 3].
 
-    The short side becomes `size`; `filter` is nearest, box, bilinear, hamming, bicubic or lanczos
-    (all but nearest average over the pixels that they shrink). Raises ValueError for another name.
+    The short side becomes `size`; `filter` is one of Pillow's by name: nearest, box, bilinear,
+    hamming, bicubic, lanczos. Raises ValueError for a name that it does not know.
     """
     resampling = Image.Resampling.__members__.get(filter.upper())
     if resampling is None:
@@ -189,7 +193,7 @@ def sheet(
     height, width = height * scale, width * scale
     columns = min(columns, len(images))
 
-    font = ImageFont.load_default(_FONT)
+    font = _font(captions)
     wrapped = [_wrap(text, font, width + _GAP // 2) for text in captions]
     rows = [range(i, min(i + columns, len(images))) for i in range(0, len(images), columns)]
     lines = [max(len(wrapped[i]) for i in row) for row in rows]
@@ -237,17 +241,27 @@ def _mark(draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], right: bool
         draw.line([(x - 3, y + 3), (x + 3, y - 3)], _PAPER, 2)
 
 
+def _font(texts: Sequence[str]) -> ImageFont.FreeTypeFont:
+    """Pillow's own font; for other letters than English ones the one that comes with matplotlib."""
+    matplotlib = importlib.util.find_spec("matplotlib")
+    if matplotlib is None or all(text.isascii() for text in texts):
+        return ImageFont.load_default(_FONT)
+    folder = pathlib.Path(matplotlib.origin).parent / "mpl-data" / "fonts" / "ttf"
+    return ImageFont.truetype(folder / "DejaVuSans.ttf", _FONT - 1)
+
+
 def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
     """Lines no wider than `width`; a longer word is broken, a longer text ends in an ellipsis."""
     lines, line = [], ""
-    for word in text[:1000].split():
+    for word in text[:_MOST_CHARACTERS].split():
         if font.getlength(f"{line} {word}".strip()) <= width:
             line = f"{line} {word}".strip()
             continue
-        if line:
-            lines.append(line)
+        lines += [line] if line else []
         while font.getlength(word) > width and len(word) > 1:
-            cut = next(n for n in range(len(word), 0, -1) if font.getlength(word[:n]) <= width)
+            cut = 1
+            while font.getlength(word[: cut + 1]) <= width:
+                cut += 1
             lines.append(word[:cut])
             word = word[cut:]
         line = word
@@ -286,7 +300,7 @@ def _eight_bit(values: np.ndarray, mode: str) -> np.ndarray:
     whites = {"F": (1, 255, 65535), "I": (255, 65535)}.get(mode, (65535,))
     white = next((w for w in whites if low >= 0 and high <= w), None)
     if white is None:
-        values, white = values - low, high - low
+        values, white = values - low, (high - low) or 1
     return np.rint(values * (255 / white)).astype(np.uint8)
 
 
