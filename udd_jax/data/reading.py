@@ -1,0 +1,159 @@
+"""From a record to pixels and clean captions, in order, with every fault counted.
+
+    record --images.read--> pixels --views--> uint8[views, S, S, 3]
+           --clean--------> captions without control characters, none of them empty or huge
+
+View 0 is the picture fitted to S x S as it is; the others are square crops of random size and
+place, mirrored half of the time unless a caption names a side. What is drawn is a hash of
+(seed, position, view): the same for any number of processes, in any order.
+
+Nothing is dropped silently. A record that cannot be used is an `Example` without views; whatever
+was wrong with it, or repaired in it, stands in `faults` as (cause, detail).
+"""
+
+import dataclasses
+import re
+
+import grain
+import numpy as np
+
+from udd_jax import images
+from udd_jax.data import hashing
+
+SKIPPED = ("unreadable record", "broken image", "tiny image", "no caption")  # causes
+_CHUNK = 16  # examples an element of Grain's, whose cost is per element
+_SURROGATES = re.compile("[\ud800-\udfff]")
+_CONTROLS = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f]")  # those that are no white space
+_SIDES = re.compile(r"\b(left|right)(most|wards?|hand|-hand)?\b", re.IGNORECASE)
+_MIRROR, _SCALE, _TOP, _LEFT = range(4)  # what a draw is for
+
+
+@dataclasses.dataclass(frozen=True)
+class Views:
+    """How pictures are cut: the settings that the token cache records.
+
+    Attributes:
+        size: S, the side of what comes out, in pixels.
+        count: views an image; the first is the plain one.
+        smallest: least share of the picture's largest square that a random crop keeps, (0, 1].
+        flip: whether random views may be mirrored.
+        seed: of the crops.
+        min_side: pictures with a shorter side than this are skipped.
+        max_characters: captions longer than this are dropped.
+    """
+
+    size: int
+    count: int = 1
+    smallest: float = 0.6
+    flip: bool = True
+    seed: int = 0
+    min_side: int = 8
+    max_characters: int = 10_000
+
+    def __post_init__(self):
+        for name, least in (("size", 1), ("count", 1), ("min_side", 1), ("max_characters", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least {least}")
+        if not 0 < self.smallest <= 1:
+            raise ValueError(f"smallest is {self.smallest}, expected a share in (0, 1]")
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """A record made ready: pixels uint8[views, S, S, 3], or None when it has to be skipped."""
+
+    position: int
+    key: str
+    pixels: np.ndarray | None
+    captions: tuple[str, ...]
+    faults: tuple[tuple[str, str], ...] = ()
+
+
+def clean(caption, max_characters: int = 10_000) -> tuple[str | None, str | None]:
+    """A caption fit for a tokenizer, and what was wrong with it.
+
+    Returns:
+        (text, None) when there was nothing to do, (text, cause) when it was repaired: control
+        characters become spaces, lone surrogates U+FFFD; (None, cause) when it cannot be used.
+    """
+    if not isinstance(caption, str):
+        return None, "caption is no text"
+    if len(caption) > max_characters:
+        return None, "caption too long"
+    repaired = _SURROGATES.sub("\ufffd", caption)
+    cause = None if repaired == caption else "surrogates replaced"
+    printable = _CONTROLS.sub(" ", repaired)
+    cause = cause if printable == repaired else "control characters removed"
+    caption = " ".join(printable.split())
+    return (caption, cause) if caption else (None, "caption empty")
+
+
+def cut(image: np.ndarray, views: Views, position: int, mirror: bool) -> np.ndarray:
+    """The views of one picture: uint8[H, W, 3] -> uint8[count, S, S, 3]."""
+    height, width = image.shape[:2]
+    cuts = [images.fit(image, views.size)]
+    for view in range(1, views.count):
+        chance = hashing.uniform(views.seed, position, view, np.arange(4))
+        share = views.smallest + (1 - views.smallest) * chance[_SCALE]
+        side = max(1, round(min(height, width) * float(np.sqrt(share))))
+        top = int(chance[_TOP] * (height - side + 1))
+        left = int(chance[_LEFT] * (width - side + 1))
+        crop = images.fit(image[top : top + side, left : left + side], views.size)
+        cuts.append(crop[:, ::-1] if mirror and chance[_MIRROR] < 0.5 else crop)
+    return np.stack(cuts)
+
+
+def example(source, position: int, views: Views) -> Example:
+    """Reads and decodes item `position` of `source`; never raises for what is in the data."""
+    try:
+        record = source[position]
+    except (OSError, ValueError) as error:
+        return Example(position, str(position), None, (), (("unreadable record", str(error)),))
+    faults, captions = [], []
+    for caption in record.captions:
+        text, cause = clean(caption, views.max_characters)
+        if cause:
+            faults.append((cause, repr(caption)[:80]))
+        if text is not None:
+            captions.append(text)
+    if not captions:
+        faults.append(("no caption", f"{len(record.captions)} given"))
+        return Example(position, record.key, None, (), tuple(faults))
+    try:
+        pixels = images.read(record.image) if isinstance(record.image, bytes) else record.image
+    except (OSError, ValueError) as error:
+        faults.append(("broken image", str(error)))
+        return Example(position, record.key, None, (), tuple(faults))
+    height, width = pixels.shape[:2]
+    if min(height, width) < views.min_side:
+        faults.append(("tiny image", f"{width} x {height} pixels"))
+        return Example(position, record.key, None, (), tuple(faults))
+    mirror = views.flip and not any(_SIDES.search(caption) for caption in captions)
+    cuts = cut(pixels, views, position, mirror)
+    return Example(position, record.key, cuts, tuple(captions), tuple(faults))
+
+
+def examples(source, start: int, stop: int, views: Views, *, threads=4, workers=0):
+    """Examples of `source` at start..stop - 1, in order, decoded ahead of time by Grain.
+
+    Args:
+        source: a source (with `workers`, one that can be pickled).
+        start, stop: positions, a share of the global counter; nothing outside is read.
+        views: how pictures are cut.
+        threads: reading threads (of each worker); Pillow decodes outside Python's lock.
+        workers: processes; the caller then needs parsed absl flags and a `__main__` guard.
+
+    Yields:
+        stop - start `Example`s; the same whatever `threads` and `workers` are.
+    """
+
+    def chunk(first):
+        return [example(source, at, views) for at in range(first, min(first + _CHUNK, stop))]
+
+    dataset = grain.MapDataset.range(start, stop, _CHUNK).map(chunk)
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+    dataset = dataset.to_iter_dataset(options)
+    if workers:
+        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+    for done in dataset:
+        yield from done
