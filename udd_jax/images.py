@@ -46,9 +46,7 @@ def read(source: str | os.PathLike | bytes) -> np.ndarray:
     if isinstance(source, bytes):
         name, file = f"the {len(source)} bytes given", io.BytesIO(source)
     else:
-        name, file = str(source), pathlib.Path(source)
-        if file.is_dir():
-            raise ValueError(f"image: {name} is a folder; give an image file")
+        name, file = str(source), source
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="PIL")  # oddities that it can read past
@@ -57,10 +55,12 @@ def read(source: str | os.PathLike | bytes) -> np.ndarray:
                     raise Image.DecompressionBombError
                 image.load()
                 with contextlib.suppress(Exception):  # a damaged EXIF block is no damaged image
-                    image = ImageOps.exif_transpose(image)
+                    ImageOps.exif_transpose(image, in_place=True)
                 return _rgb(image)
     except Image.DecompressionBombError:
         raise ValueError(f"image: {name} has more than {_MOST_PIXELS} pixels") from None
+    except IsADirectoryError:
+        raise ValueError(f"image: {name} is a folder; give an image file") from None
     except FileNotFoundError:
         raise ValueError(f"image: there is no file {name}") from None
     except PermissionError:
@@ -285,7 +285,7 @@ def _rgb(image: Image.Image) -> np.ndarray:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return np.array(image.convert("RGB"))
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def _eight_bit(values: np.ndarray, mode: str) -> np.ndarray:
