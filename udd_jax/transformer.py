@@ -181,6 +181,7 @@ class Block(nn.Module):
     heads: int
     steps: int
     attention: str = "mutual"
+    network: str = "joint"
     qk_norm: bool = False
     mlp_ratio: int = 4
     activation: str = "gelu"
@@ -208,16 +209,18 @@ class Block(nn.Module):
             results = []
             for m, here in enumerate(slices):
                 name = mutual_name(self.vocab, m)
-                others = [h[:, w] for o, w in enumerate(slices) if o != m]
-                time_m = time if time.shape[1] == 1 else time[:, m : m + 1]
-                queries = ada(f"{name}_norm", h[:, here], time_m, lengths[m : m + 1])
-                part = None
-                if bias is not None:
-                    part = [bias[:, :, here, w] for o, w in enumerate(slices) if o != m]
-                    part = jnp.concatenate(part, axis=-1)
-                y = attend(name, queries, jnp.concatenate(others, axis=1), part)
+                y = h[:, here]
+                if self.network in ("joint", name) or self.is_initializing():
+                    others = [h[:, w] for o, w in enumerate(slices) if o != m]
+                    time_m = time if time.shape[1] == 1 else time[:, m : m + 1]
+                    queries = ada(f"{name}_norm", y, time_m, lengths[m : m + 1])
+                    part = None
+                    if bias is not None:
+                        part = [bias[:, :, here, w] for o, w in enumerate(slices) if o != m]
+                        part = jnp.concatenate(part, axis=-1)
+                    y = attend(name, queries, jnp.concatenate(others, axis=1), part)
                 # The published code calls this an instance norm; it is a LayerNorm.
-                results.append(_layer_norm(False, self.dtype)(y))
+                results.append(_layer_norm(False, self.dtype, f"{name}_result")(y))
             h = h + jnp.concatenate(results, axis=1)
 
         x = _layer_norm(True, self.dtype, "mlp_norm")(h)
@@ -261,6 +264,11 @@ class Transformer(nn.Module):
     xt: int32[B, L], global ids; t: int32[B, M] in 0..`steps`; free: bool[B, L]; bias: additive
     attention bias, float, broadcast to [B, heads, L, L], or None. Returns a tuple of
     float32[B, length_m, K_m].
+
+    `network` is "joint", or one of the two conditional networks that UniD3 also published, whose
+    wiring is another function of the same parameters: with "image_from_text" the mutual attention
+    and the head of the text are not evaluated, in their place the text adds its own normalised
+    channels, and its logits are 0 (a uniform p). "text_from_image" is the mirror image.
     """
 
     vocab: Vocab
@@ -270,6 +278,7 @@ class Transformer(nn.Module):
     heads: int = 16
     mlp_ratio: int = 4
     attention: str = "mutual"  # or "self"
+    network: str = "joint"  # or "image_from_text", or "text_from_image"
     time: str = "shared"  # or "per_modality"
     time_table: str = "untied"  # a table in every AdaLN; or "tied", or "sinusoidal"
     given_vector: bool = False
@@ -277,13 +286,16 @@ class Transformer(nn.Module):
     activation: str = "gelu"
     rezero: float = 0.0  # where the scalar before the softmax starts
     implementation: str = "flat"
+    unroll: int = 1  # blocks compiled one after the other in a turn of the loop: faster on CPUs
     remat: str = "none"  # or "full", or "dots": keep the results of matrix products
     dtype: Any = jnp.float32
 
     def __post_init__(self):
         super().__post_init__()
+        mutual = tuple(mutual_name(self.vocab, m) for m in range(len(self.vocab.modalities)))
         choices = {
             "attention": ("mutual", "self"),
+            "network": ("joint", *mutual) if self.attention == "mutual" else ("joint",),
             "time": ("shared", "per_modality"),
             "time_table": ("untied", "tied", "sinusoidal"),
             "remat": ("none", "full", "dots"),
@@ -321,16 +333,18 @@ class Transformer(nn.Module):
             block = nn.remat(Block, prevent_cse=False, policy=policy)
         blocks = nn.scan(
             block,
-            variable_axes={"params": 0},
+            variable_axes={"params": 0, "intermediates": 0},
             split_rngs={"params": True},
             in_axes=nn.broadcast,
             length=self.layers,
+            unroll=self.unroll,
         )
         h, _ = blocks(
             self.vocab,
             self.heads,
             self.steps,
             self.attention,
+            self.network,
             self.qk_norm,
             self.mlp_ratio,
             self.activation,
@@ -342,14 +356,18 @@ class Transformer(nn.Module):
         h = _layer_norm(True, self.dtype, "norm")(h)
         rezero = self.param("rezero", nn.initializers.constant(self.rezero), ())
         logits = []
-        for modality, here in zip(self.vocab.modalities, self.vocab.slices, strict=True):
-            head = nn.Dense(
-                modality.classes,
-                kernel_init=_normal(),
-                dtype=self.dtype,
-                name=f"{modality.name}_head",
-            )
-            y = head(h[:, here])
+        for m, (modality, here) in enumerate(
+            zip(self.vocab.modalities, self.vocab.slices, strict=True)
+        ):
+            y = jnp.zeros((h.shape[0], modality.length, modality.classes), self.dtype)
+            if self.network in ("joint", mutual_name(self.vocab, m)) or self.is_initializing():
+                head = nn.Dense(
+                    modality.classes,
+                    kernel_init=_normal(),
+                    dtype=self.dtype,
+                    name=f"{modality.name}_head",
+                )
+                y = head(h[:, here])
             y = y.astype(jnp.promote_types(jnp.float32, y.dtype)) * rezero
             logits.append(sharding.constrain(y, "data", None, "model"))
         return tuple(logits)
@@ -368,7 +386,8 @@ def init(model: Transformer, key: jax.Array) -> dict:
     length, modalities = model.vocab.length, len(model.vocab.modalities)
     xt = jnp.zeros((1, length), jnp.int32)
     t = jnp.ones((1, modalities), jnp.int32)
-    return model.init(key, xt, t, jnp.ones((1, length), bool))["params"]
+    free = jnp.ones((1, length), bool)
+    return jax.jit(model.init)(key, xt, t, free)["params"]
 
 
 def count_parameters(params) -> int:
