@@ -43,7 +43,7 @@ def items(path: str, caption_field: str | None = None) -> list[listing.Item]:
 
 def _beside(root: pathlib.Path) -> list[listing.Item]:
     found = []
-    for path in _pictures(root):
+    for path in pictures(root):
         text = path.with_suffix(".txt")
         lines = text.read_text("utf-8", "surrogateescape").splitlines() if text.exists() else []
         captions = tuple(line for line in lines if line.strip()) or tuple(lines[:1])
@@ -52,7 +52,8 @@ def _beside(root: pathlib.Path) -> list[listing.Item]:
     return found
 
 
-def _pictures(root: pathlib.Path) -> list[pathlib.Path]:
+def pictures(root: pathlib.Path) -> list[pathlib.Path]:
+    """The image files of a folder and its subfolders, by their suffix, sorted."""
     found = []
     for folder, _, names in os.walk(root):
         found += [pathlib.Path(folder) / n for n in names if n.lower().endswith(SUFFIXES)]
@@ -67,11 +68,16 @@ def _listed(root: pathlib.Path, table: pathlib.Path, field: str | None) -> list[
             rows[where] = listing.Item(where, row, ())
             continue
         name = next((row[name] for name in _FILE_FIELDS if isinstance(row.get(name), str)), None)
-        captions = listing.captions_of(row, field, where)
-        if name is None:
-            cause = f"no file name among the fields {sorted(row)}, expected {_FILE_FIELDS[0]}"
-            rows[where] = listing.Item(where, listing.Broken(cause), captions)
-        elif name in rows:
+        try:
+            captions = listing.captions_of(row, field, where)
+            if name is None:
+                raise ValueError(
+                    f"{where} has the fields {sorted(row)}, expected {_FILE_FIELDS[0]}"
+                )
+        except ValueError as error:
+            rows[where] = listing.Item(where, listing.Broken(str(error)), ())
+            continue
+        if name in rows:
             before = rows[name]
             captions = before.captions + captions
             rows[name] = listing.Item(name, before.where, captions, before.extra, before.split)

@@ -100,6 +100,9 @@ def choose(name: str, items, read, split: str, validation=0.05, test=0.05) -> Li
         raise ValueError(f"split is {split!r}, expected one of {', '.join(SPLITS)}")
     if not (min(validation, test) >= 0 and validation + test < 1):
         raise ValueError(f"shares are {validation} and {test}, expected a sum in [0, 1)")
+    causes = [item.where.cause for item in items if isinstance(item.where, Broken)]
+    if items and len(causes) == len(items):
+        raise ValueError(f"{name}: none of {len(items)} items can be used; the first: {causes[0]}")
     given = {item.split for item in items}
     shares = {"validation": validation, "test": test}
     lacking = {name: share for name, share in shares.items() if name not in given and share}

@@ -3,17 +3,22 @@
     shapes                     the embedded world whose law is known         data/shapes.py
     folder:/path               pictures with captions.jsonl, .csv, .parquet
                                or name.txt beside name.png                   data/folder.py
+    webdataset:/path/*.tar     KEY.png with KEY.json or KEY.txt              data/webdataset.py
+    parquet:/path              image bytes and captions in columns           data/parquet.py
+    coco:/path                 annotations (or Karpathy's) and images        data/coco.py
+    cub:/path                  birds with ten captions an image              data/cub.py
+    tfds:NAME                  prepared TensorFlow Datasets                  data/tfds.py
 
 A source is a sequence of `records.Record` with a `name`. Where the data do not say which items are
 for training, validation and test, the hash of an image's bytes does, so that no picture is in two.
+Each kind is a chapter of this package with a function `source`, imported when it is asked for.
 """
 
+import importlib
 import inspect
 
-from udd_jax.data import folder, shapes
-
-_EMBEDDED = {"shapes": shapes.source}
-_STORED = {"folder": folder.source}
+EMBEDDED = ("shapes",)
+STORED = ("folder", "webdataset", "parquet", "coco", "cub", "tfds")
 _SIZES = {"train": 20000, "validation": 1000, "test": 1000}  # of an embedded world
 
 
@@ -34,21 +39,18 @@ def open_source(spec: str, split: str, **options):
         ValueError: unknown kind or option, or no such data.
     """
     kind, colon, path = spec.partition(":")
-    if kind in _EMBEDDED and not colon:
-        open_kind, arguments = _EMBEDDED[kind], (split,)
-        options = {"size": _SIZES.get(split, 1)} | options
-    elif kind in _STORED and path:
-        open_kind, arguments = _STORED[kind], (path, split)
-    else:
-        kinds = [*_EMBEDDED, *(f"{name}:PATH" for name in _STORED)]
-        raise ValueError(f"data is {spec!r}, expected one of {', '.join(kinds)}")
-    known = dict.fromkeys(inspect.signature(open_kind).parameters)
-    if known.pop("shares", 0) is None:
-        known |= dict.fromkeys(("validation", "test"))
-    known = [name for name in known if name not in ("path", "split")]
+    if (kind not in EMBEDDED or colon) and (kind not in STORED or not path):
+        kinds = ", ".join([*EMBEDDED, *(f"{name}:PATH" for name in STORED)])
+        raise ValueError(f"data is {spec!r}, expected one of {kinds}")
+    source = importlib.import_module(f"udd_jax.data.{kind}").source
+    known = [name for name in inspect.signature(source).parameters if name not in ("path", "split")]
+    if "shares" in known:
+        known[known.index("shares") :] = ["validation", "test"]
     for name in options:
         if name not in known:
             raise ValueError(
                 f"data_options has {name!r} for {spec!r}, expected some of {', '.join(known)}"
             )
-    return open_kind(*arguments, **options)
+    if kind in EMBEDDED:
+        return source(split, **({"size": _SIZES.get(split, 1)} | options))
+    return source(path, split, **options)
