@@ -136,7 +136,7 @@ def test_place_law_is_the_posterior_over_scenes():
 def test_true_pairs_are_within_sampling_noise_of_the_true_law(ground_truth, task):
     images, captions, _ = ground_truth
     for name, result in agreement.variation(images, captions, task).items():
-        assert result["tv"] <= 0.005 + 1.8 * result["noise"], name
+        assert result["tv"] <= 0.005 + 3 * result["noise"], name
         assert result["noise"] < 0.05
 
 
@@ -162,6 +162,19 @@ def test_collapse_shows_in_total_variation(ground_truth):
     assert found["template"]["tv"] == pytest.approx(1 - 0.8 * 0.4)
     with pytest.raises(ValueError, match="task='image'"):
         agreement.variation(upper, [TRUTH] * 40, "image")
+
+
+def test_a_habit_shows_even_where_the_habits_of_two_conditions_cancel():
+    row = {
+        name: Object(name, "red", "small", cell) for cell, name in enumerate(("circle", "square"))
+    }
+    upper = Scene(tuple(row.values()))
+    lower = Scene(tuple(Object(o.shape, o.colour, o.size, o.cell + 2) for o in row.values()))
+    images = np.stack([shapes.render(upper)] * 20 + [shapes.render(lower)] * 20)
+    captions = ["a circle left of a square"] * 20 + ["a square right of a circle"] * 20
+    assert agreement.agreement(images, captions)[0].all()
+    assert agreement.variation(images, captions, "i2t")["place"]["tv"] == pytest.approx(0.5)
+    assert agreement.variation(images, captions, "t2i")["place"]["tv"] == pytest.approx(0.5)
 
 
 def test_infilling_must_keep_what_was_given():
@@ -194,6 +207,16 @@ def test_a_blank_stands_for_exactly_one_word():
     nothing_given = np.ones((4, 32, 32), bool)
     _, rates = agreement.consistency(images, texts, images, nothing_given, given)
     assert rates["words"]["rate"] == 0.25 and rates["image"]["rate"] == 1
+    images[1] = 0  # what cannot be read keeps nothing
+    _, rates = agreement.consistency(images, texts, images, nothing_given, given)
+    assert rates["image"]["rate"] == 0.75
+
+
+def test_nothing_generated_is_no_agreement():
+    agreed, rates = agreement.agreement(np.zeros((0, 32, 32, 3), np.uint8), [])
+    assert agreed.shape == (0,) and rates["agreement"]["count"] == 0
+    found = agreement.variation(np.zeros((1, 32, 32, 3), np.uint8), [TRUTH], "t2i")
+    assert found["place"] == {"tv": 1.0, "noise": 1.0, "count": 0}
 
 
 def test_shapes_that_do_not_match_are_an_error():

@@ -144,6 +144,14 @@ def test_caption_entropy_by_hand():
     assert math.isclose(shapes.caption_entropy(SCENES), (one + 2 * two) / 3)
 
 
+def test_caption_entropy_depends_on_the_number_of_objects_alone():
+    for scene in shapes.all_scenes()[5::1500]:
+        law = shapes.caption_law(scene)
+        entropy = -sum(p * math.log2(p) for p in law.values())
+        same = Scene((BLUE,)) if len(scene.objects) == 1 else SCENE
+        assert math.isclose(shapes.caption_entropy([same]), entropy)
+
+
 @pytest.mark.parametrize("scene", SCENES)
 def test_captions_are_drawn_from_their_law(scene):
     rng, total = np.random.default_rng(3), 6000
@@ -326,6 +334,14 @@ def test_reader_refuses_half_drawn_and_mixed_objects():
         images[:, :16, :16] = np.rint(cells)
         refused = np.mean([scene is None for scene in shapes.read_images(images)])
         assert refused >= (0.9 if name == "lower half missing" else 1), name
+
+
+def test_reader_refuses_a_large_object_with_a_hole():
+    """Nearest to its own kind by far, so that only the absolute limit can tell."""
+    image = shapes.render(Scene((Object("square", "black", "large", 0),)))
+    assert shapes.read_image(image) is not None
+    image[6:9, 6:9] = shapes.GROUND
+    assert shapes.read_image(image) is None
 
 
 def test_reader_refuses_pictures_of_no_scene():

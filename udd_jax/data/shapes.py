@@ -263,9 +263,13 @@ def caption_law(scene: Scene) -> dict[str, float]:
 
 
 def caption_entropy(scenes) -> float:
-    """H(caption | scene) in bits, the mean over the scenes."""
-    laws = [caption_law(scene) for scene in scenes]
-    return float(np.mean([-math.fsum(p * math.log2(p) for p in law.values()) for law in laws]))
+    """H(caption | scene) in bits, the mean over the scenes. No two derivations of a scene give the
+    same caption, so it depends on the number of objects alone: one law of each is enumerated."""
+    numbers = [len(scene.objects) for scene in scenes]
+    entropy = {}
+    for number, scene in dict(zip(numbers, scenes, strict=True)).items():
+        entropy[number] = -math.fsum(p * math.log2(p) for p in caption_law(scene).values())
+    return math.fsum(entropy[number] for number in numbers) / len(numbers)
 
 
 @functools.cache
@@ -352,8 +356,9 @@ def cell_templates() -> np.ndarray:
 
 def as_cells(images: np.ndarray) -> np.ndarray:
     """Images [B, 32, 32, ...] cut into their cells [B, 4, 16, 16, ...]."""
-    cells = images.reshape(-1, 2, CELL_SIZE, 2, CELL_SIZE, *images.shape[3:]).swapaxes(2, 3)
-    return cells.reshape(-1, 4, CELL_SIZE, CELL_SIZE, *images.shape[3:])
+    count, channels = len(images), images.shape[3:]
+    cells = images.reshape(count, 2, CELL_SIZE, 2, CELL_SIZE, *channels).swapaxes(2, 3)
+    return cells.reshape(count, 4, CELL_SIZE, CELL_SIZE, *channels)
 
 
 def render(scene: Scene, rng: np.random.Generator | None = None) -> np.ndarray:
@@ -374,8 +379,8 @@ def read_images(images: np.ndarray) -> list[Scene | None]:
     if images.ndim != 4 or images.shape[1:] != (IMAGE_SIZE, IMAGE_SIZE, 3):
         raise ValueError(f"images {images.shape}: expected [B, 32, 32, 3]; resize them first")
     ground = np.float32(GROUND)  # measured from the ground, so that float32 is exact enough
-    cells = (as_cells(images.astype(np.float32)) - ground).reshape(-1, CELL_SIZE**2 * 3)
     known = (cell_templates() - ground).reshape(len(KINDS) + 1, -1)
+    cells = (as_cells(images.astype(np.float32)) - ground).reshape(-1, known.shape[1])
     square = (cells**2).sum(1, keepdims=True) - 2 * cells @ known.T + (known**2).sum(1)[None]
     nearest = square.argmin(1).reshape(-1, 4)
     first, second = np.partition(square, 1, axis=1)[:, :2].T / known.shape[1]
@@ -420,10 +425,11 @@ class Source:
         if not 0 <= index < self.size:
             raise IndexError(f"record {index} of {self.size}")
         rng = np.random.default_rng((SPLITS.index(self.split), self.seed, index))
-        pool = _pools()["one" if rng.random() < ONE_OBJECT else "two"]
         if self.split == "test":
             pool = _pools()["held out"]
-        number = int(pool[int(rng.random() * len(pool))])
+        else:
+            pool = _pools()["one" if rng.random() < ONE_OBJECT else "two"]
+        number = int(rng.choice(pool))
         scene = all_scenes()[number]
         captions = tuple(caption(scene, rng) for _ in range(self.captions_per_image))
         image = render(scene, rng)
