@@ -429,7 +429,7 @@ class Source:
             pool = _pools()["held out"]
         else:
             pool = _pools()["one" if rng.random() < ONE_OBJECT else "two"]
-        number = int(rng.choice(pool))
+        number = int(pool[rng.integers(len(pool))])
         scene = all_scenes()[number]
         captions = tuple(caption(scene, rng) for _ in range(self.captions_per_image))
         image = render(scene, rng)
