@@ -2,6 +2,11 @@
 
 import dataclasses
 import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -234,3 +239,41 @@ def test_an_item_out_of_range_is_an_error(written):
         tokens.TokenCache(written).read([23])
     with pytest.raises(IndexError):
         tokens.TokenCache(written).read([-1])
+
+
+WRITER = """
+import sys, time
+sys.path.insert(0, sys.argv[2])
+import test_tokens
+
+def slowly(pixels):
+    time.sleep(0.02)
+    return test_tokens.encode_images(pixels)
+
+test_tokens.write(sys.argv[1], source=test_tokens.Numbers(200), images=slowly)
+"""
+
+
+@pytest.mark.slow
+def test_kills_at_random_moments_neither_repeat_nor_lose_a_record(tmp_path):
+    here, environment = pathlib.Path(__file__).parent, os.environ | {"JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", WRITER, str(tmp_path / "killed"), str(here)]
+    rng, kills = np.random.default_rng(0), 0
+    while kills < 5:
+        writer = subprocess.Popen(command, cwd=here.parent, env=environment)
+        while not (tmp_path / "killed" / "manifest.json").exists() and writer.poll() is None:
+            time.sleep(0.01)
+        shards = list((tmp_path / "killed").glob("*.arrayrecord"))
+        while len(list((tmp_path / "killed").glob("*.arrayrecord"))) == len(shards):
+            time.sleep(0.01)
+            if writer.poll() is not None:
+                break
+        time.sleep(rng.uniform(0, 0.2))
+        writer.kill()
+        if writer.wait() == 0:
+            break
+        kills += 1
+    assert kills == 5
+    assert subprocess.run(command, cwd=here.parent, env=environment).returncode == 0
+    write(tmp_path / "whole", source=Numbers(200))
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")

@@ -20,7 +20,10 @@ import numpy as np
 from udd_jax import images
 from udd_jax.data import hashing
 
-SKIPPED = ("unreadable record", "broken image", "tiny image", "no caption")  # causes
+# Causes. Those of a record that is skipped, and those of a caption that is dropped; others, in
+# `clean`, are repairs.
+SKIPPED = ("unreadable record", "broken image", "tiny image", "no caption")
+DROPPED = ("caption is no text", "caption too long", "caption empty")
 _CHUNK = 16  # examples an element of Grain's, whose cost is per element
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _CONTROLS = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f]")  # those that are no white space
@@ -77,15 +80,16 @@ def clean(caption, max_characters: int = 10_000) -> tuple[str | None, str | None
         characters become spaces, lone surrogates U+FFFD; (None, cause) when it cannot be used.
     """
     if not isinstance(caption, str):
-        return None, "caption is no text"
+        return None, DROPPED[0]
     if len(caption) > max_characters:
-        return None, "caption too long"
+        return None, DROPPED[1]
     repaired = _SURROGATES.sub("\ufffd", caption)
     cause = None if repaired == caption else "surrogates replaced"
     printable = _CONTROLS.sub(" ", repaired)
     cause = cause if printable == repaired else "control characters removed"
     caption = " ".join(printable.split())
-    return (caption, cause) if caption else (None, "caption empty")
+    visible = any(letter.isprintable() and letter != " " for letter in caption)
+    return (caption, cause) if visible else (None, DROPPED[2])
 
 
 def cut(image: np.ndarray, views: Views, position: int, mirror: bool) -> np.ndarray:

@@ -109,7 +109,7 @@ def write_shards(
         examples = reading.examples(source, start, stop, views, threads=threads, workers=workers)
         proof = _write_shard(path, examples, encode_images, encode_texts, batch_size, progress)
         checkpoint.write_bytes(path.with_suffix(".json"), json.dumps(proof).encode())
-        _check_faults(proof["faults"], skip_limit, len(source), path.with_suffix(".json"))
+        _check_faults(proof, skip_limit, len(source), path.with_suffix(".json"))
 
 
 def finish(directory, skip_limit: float = 0.01) -> "TokenCache":
@@ -133,8 +133,9 @@ def finish(directory, skip_limit: float = 0.01) -> "TokenCache":
     faults = [fault for shard in shards for fault in shard["faults"]]
     lines = [json.dumps(fault) + "\n" for fault in faults]
     checkpoint.write_bytes(directory / "skipped.jsonl", "".join(lines).encode())
-    _check_faults(faults, skip_limit, manifest["records"], directory / "skipped.jsonl")
     items = [item for shard in shards for item in shard["items"]]
+    whole = {"items": items, "faults": faults}
+    _check_faults(whole, skip_limit, manifest["records"], directory / "skipped.jsonl")
     index = np.array(items, np.int64).reshape(-1, 2)
     with checkpoint.open_atomic(directory / "index.npy") as file:
         np.save(file, index)
@@ -318,15 +319,20 @@ def _in_batches(encode, batch_size: int, dtype: str):
     return encode_all
 
 
-def _check_faults(faults: list, limit: float, records: int, where):
-    causes = collections.Counter(fault["cause"] for fault in faults)
-    skipped = {cause: causes[cause] for cause in reading.SKIPPED if causes[cause]}
-    if sum(skipped.values()) > limit * records:
-        causes = ", ".join(f"{cause} {count}" for cause, count in skipped.items())
-        raise ValueError(
-            f"{sum(skipped.values())} of {records} records are unusable ({causes}), expected at "
-            f"most {limit:.1%}: see {where}, or raise skip_limit"
-        )
+def _check_faults(proof: dict, limit: float, records: int, where):
+    causes = collections.Counter(fault["cause"] for fault in proof["faults"])
+    captions = sum(count for _, count in proof["items"]) + sum(causes[c] for c in reading.DROPPED)
+    for kinds, whole, what in (
+        (reading.SKIPPED, records, "records"),
+        (reading.DROPPED, max(captions, records), "captions"),
+    ):
+        counts = {cause: causes[cause] for cause in kinds if causes[cause]}
+        if sum(counts.values()) > limit * whole:
+            listed = ", ".join(f"{cause} {count}" for cause, count in counts.items())
+            raise ValueError(
+                f"{sum(counts.values())} of {whole} {what} are unusable ({listed}), expected at "
+                f"most {limit:.1%}: see {where}, or raise skip_limit"
+            )
 
 
 def _refuse_other(directory, manifest: dict, made_of: dict, prefix: str = ""):
