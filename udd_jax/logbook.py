@@ -1,0 +1,171 @@
+"""What a run tells: lines for people, bars while they wait, numbers for the report.
+
+`metrics.jsonl` has one JSON object a line, `{"step": 20, "loss": 2.31, ...}`, flushed at once; the
+numbers of a step may be spread over several lines. After a restart the lines beyond the restored
+step are cut, so that the file is the one of a run that was never stopped, but for the entries in
+`TIMES`. TensorBoard reads the same numbers from event files, on request.
+
+In a run of many processes only the first one talks and writes.
+"""
+
+import json
+import math
+import sys
+import time
+
+import jax
+import tqdm
+from etils import epath
+
+# What two runs of the same configuration may disagree on.
+TIMES = ("seconds", "step_seconds", "data_seconds", "memory_gib")
+
+
+def say(text: str):
+    """Prints one line, above a progress bar if there is one."""
+    if _is_first():
+        tqdm.tqdm.write(text, file=sys.stdout)
+        sys.stdout.flush()
+
+
+class Logbook:
+    """The metrics of one run: `directory/metrics.jsonl`, and `directory/tensorboard` on request."""
+
+    def __init__(self, directory, tensorboard: bool = False):
+        self.path = epath.Path(directory) / "metrics.jsonl"
+        self._started = time.time()
+        self._file = self._events = self._make_events = None
+        if tensorboard and _is_first():
+            try:
+                import tensorboardX
+            except ImportError:
+                raise ValueError(
+                    "tensorboard = True needs the package tensorboardX: pip install tensorboardX"
+                ) from None
+            folder = str(epath.Path(directory) / "tensorboard")
+            self._make_events = lambda step: tensorboardX.SummaryWriter(folder, purge_step=step)
+
+    def write(self, step: int, **scalars):
+        """Appends a line: numbers as they are, NaN and infinity as null."""
+        if not _is_first():
+            return
+        line = {"step": int(step)}
+        for name, value in scalars.items():
+            value = float(value) if not isinstance(value, int) else value
+            line[name] = value if math.isfinite(value) else None
+        line["seconds"] = round(time.time() - self._started, 2)
+        self._append(json.dumps(line) + "\n")
+        if self._make_events:
+            self._events = self._events or self._make_events(step)
+            for name, value in line.items():
+                if value is not None and name != "step":
+                    self._events.add_scalar(name, value, step)
+            self._events.flush()
+
+    def _append(self, text: str):
+        if "://" in str(self.path):  # an object has no end to write to
+            self.path.write_text((self.path.read_text() if self.path.exists() else "") + text)
+            return
+        if self._file is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self.path.open("a")
+        self._file.write(text)
+        self._file.flush()
+
+    def cut(self, step: int):
+        """Drops the lines after `step`, and a last line that a killed run left half-written."""
+        self.close()
+        if _is_first() and self.path.exists():
+            kept = [line for line in self.lines() if line["step"] <= step]
+            temporary = self.path.with_name(self.path.name + ".tmp")
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            temporary.replace(self.path)
+
+    def lines(self) -> list[dict]:
+        """All whole lines, in order; [] where there is no file."""
+        if not self.path.exists():
+            return []
+        lines = []
+        for text in self.path.read_text().splitlines():
+            try:
+                lines.append(json.loads(text))
+            except ValueError:
+                break
+        return lines
+
+    def columns(self) -> dict[str, tuple[list[int], list[float]]]:
+        """Name -> (steps, values), for curves; nulls are left out."""
+        columns = {}
+        for line in self.lines():
+            for name, value in line.items():
+                if name != "step" and value is not None:
+                    steps, values = columns.setdefault(name, ([], []))
+                    steps.append(line["step"])
+                    values.append(value)
+        return columns
+
+    def close(self):
+        for file in (self._file, self._events):
+            if file is not None:
+                file.close()
+        self._file = self._events = None
+
+
+def progress(total: int, description: str, start: int = 0, unit: str = "step") -> "Bar":
+    """A bar with rate, time left and what `set_postfix(loss=...)` adds; use it in a `with` block.
+
+    On a terminal it is tqdm's bar. Elsewhere it prints a line every half minute and at the end, so
+    that a log file stays readable.
+    """
+    return Bar(total=total, desc=description, initial=start, unit=unit, disable=not _is_first())
+
+
+def each(items, description: str, unit: str = "item"):
+    """Yields the items of a sequence while a bar counts them."""
+    with progress(len(items), description, unit=unit) as bar:
+        for item in items:
+            yield item
+            bar.update()
+
+
+class Bar(tqdm.tqdm):
+    """tqdm, printing whole lines where nobody watches."""
+
+    monitor_interval = 0
+    every = 30.0
+
+    def __init__(self, **options):
+        self._watched = sys.stderr.isatty()
+        self._printed = time.time()
+        super().__init__(file=sys.stderr, dynamic_ncols=self._watched, **options)
+
+    def display(self, msg=None, pos=None):
+        if self._watched:
+            return super().display(msg, pos)
+        now = time.time()
+        if now - self._printed >= self.every:
+            self._printed = now
+            self._print_line()
+        return True
+
+    def clear(self, nolock=False):
+        if self._watched:
+            super().clear(nolock)
+
+    def close(self):
+        if not self.disable and not self._watched:
+            self._print_line()
+            self.disable = True  # tqdm's own last words would be a bar
+            self._decr_instances(self)
+        super().close()
+
+    def _print_line(self):
+        print(self.format_meter(**{**self.format_dict, "ncols": None, "bar_format": LINE}),
+              file=sys.stderr, flush=True)  # fmt: skip
+
+
+LINE = "{desc}: {n_fmt}/{total_fmt} {unit}s, {rate_fmt}, {elapsed} gone, {remaining} left{postfix}"
+
+
+def _is_first() -> bool:
+    return not jax.distributed.is_initialized() or jax.process_index() == 0
