@@ -27,7 +27,9 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
+from udd_jax import draws
 from udd_jax.schedules import Schedule
 from udd_jax.vocab import Vocab
 
@@ -119,6 +121,11 @@ def step(at_s: Marginal, at_t: Marginal) -> Step:
     )
 
 
+def is_class(x: jax.Array, classes: int) -> jax.Array:
+    """[k = x] for local ids x, int32[...] -> bool[..., K]; nowhere at a mask."""
+    return x[..., None] == lax.broadcasted_iota(jnp.int32, (*x.shape, classes), x.ndim)
+
+
 def _log(x: jax.Array) -> jax.Array:
     """log x with log 0 = -inf and a gradient of 0 there."""
     positive = x > 0
@@ -128,34 +135,41 @@ def _log(x: jax.Array) -> jax.Array:
 # ---- Sampling forward ---------------------------------------------------------------------------
 
 
-def _uniform_tokens(kernel: Kernel, key: jax.Array, batch: int) -> jax.Array:
+def _uniform_tokens(kernel: Kernel, words: jax.Array) -> jax.Array:
     """A uniform token of its own modality at every position, global ids int32[B, L]."""
     vocab = kernel.vocab
-    classes = np.array([m.classes for m in vocab.modalities])[vocab.modality_of]
-    offsets = np.array(vocab.offsets)[vocab.modality_of]
-    token = jax.random.randint(key, (batch, vocab.length), 0, classes[None], jnp.int32)
-    return token + offsets[None].astype(np.int32)
+    classes = np.array([m.classes for m in vocab.modalities], np.int32)[vocab.modality_of]
+    offsets = np.array(vocab.offsets, np.int32)[vocab.modality_of]
+    return draws.below(words, classes[None]) + offsets[None]
 
 
 def q_sample(kernel: Kernel, key: jax.Array, x0: jax.Array, t: jax.Array) -> jax.Array:
-    """Draws x_t ~ q(x_t | x_0). x0, t: int32[B, L], a time a position -> int32[B, L]."""
-    key_mask, key_replace, key_token = jax.random.split(key, 3)
+    """Draws x_t ~ q(x_t | x_0). x0, t: int32[B, L], a time a position -> int32[B, L].
+
+    `key` is one key, or one a sample, [B].
+    """
     vocab = kernel.vocab
+    shape = x0.shape if key.ndim == 0 else x0.shape[1:]
+    words = draws.words(key, (*shape, 3))
     at_t = marginal(kernel, vocab.modality_of[None], t)
-    masked = jax.random.bernoulli(key_mask, at_t.gamma, mode="high")
+    masked = draws.bernoulli(words[..., 0], at_t.gamma)
     classes = np.array([m.classes for m in vocab.modalities])[vocab.modality_of]
     some = jnp.where(at_t.unmasked > 0, at_t.unmasked, 1)
-    replaced = jax.random.bernoulli(key_replace, classes[None] * at_t.beta / some, mode="high")
-    token = _uniform_tokens(kernel, key_token, x0.shape[0])
+    replaced = draws.bernoulli(words[..., 1], classes[None] * at_t.beta / some)
+    token = _uniform_tokens(kernel, words[..., 2])
     return jnp.where(masked, vocab.mask_id, jnp.where(replaced, token, x0))
 
 
 def prior_sample(kernel: Kernel, key: jax.Array, batch: int) -> jax.Array:
-    """Draws x_T ~ p(x_T): masked with gamma_bar[T], otherwise uniform -> int32[B, L]."""
-    key_mask, key_token = jax.random.split(key)
+    """Draws x_T ~ p(x_T): masked with gamma_bar[T], otherwise uniform -> int32[B, L].
+
+    `key` is one key, or one a sample, [B].
+    """
+    length = kernel.vocab.length
+    words = draws.words(key, (batch, length, 2) if key.ndim == 0 else (length, 2))
     gamma = kernel.gamma_bar[kernel.vocab.modality_of, -1]
-    masked = jax.random.bernoulli(key_mask, gamma, (batch, gamma.shape[0]), mode="high")
-    return jnp.where(masked, kernel.vocab.mask_id, _uniform_tokens(kernel, key_token, batch))
+    masked = draws.bernoulli(words[..., 0], gamma[None])
+    return jnp.where(masked, kernel.vocab.mask_id, _uniform_tokens(kernel, words[..., 1]))
 
 
 # ---- Distributions of one modality, local ids ---------------------------------------------------
@@ -171,7 +185,7 @@ def q_log_probs(kernel: Kernel, m: int, x0: jax.Array, t: jax.Array) -> jax.Arra
     x0, t: int32[...] with x0 a class -> float[..., K_m + 1].
     """
     at_t = marginal(kernel, m, t)
-    here = jnp.arange(kernel.vocab.modalities[m].classes) == x0[..., None]
+    here = is_class(x0, kernel.vocab.modalities[m].classes)
     block = jnp.where(here, (at_t.alpha + at_t.beta)[..., None], at_t.beta[..., None])
     return _with_mask(_log(block), _log(at_t.gamma))
 
@@ -194,7 +208,7 @@ def p_log_probs(
     at_s, at_t = marginal(kernel, m, s), marginal(kernel, m, t)
     move = step(at_s, at_t)
     masked = xt == classes
-    here = jnp.arange(classes) == xt[..., None]
+    here = is_class(xt, classes)
 
     # The chance of the visible token under p, and r = bbar_t / (abar_t + bbar_t).
     log_pj = jnp.max(jnp.where(here, log_p0, -jnp.inf), axis=-1)
@@ -221,7 +235,7 @@ def q_posterior(
 
     x0, xt, s, t: int32[...] -> float[..., K_m + 1]. Where q(x_t | x_0) = 0 it has no meaning.
     """
-    here = jnp.arange(kernel.vocab.modalities[m].classes) == x0[..., None]
+    here = is_class(x0, kernel.vocab.modalities[m].classes)
     certain = jnp.where(here, 0.0, -jnp.inf).astype(kernel.alpha_bar.dtype)
     return p_log_probs(kernel, m, certain, xt, s, t)
 
@@ -251,9 +265,8 @@ def token_terms(
     classes = logits.shape[-1]
     logits = logits.astype(kernel.alpha_bar.dtype)
     at_s, at_t = marginal(kernel, m, s), marginal(kernel, m, t)
-    ids = jnp.arange(classes)
     log_z = jax.nn.logsumexp(logits, axis=-1)
-    log_pi = jnp.where(ids == x0[..., None], logits, 0).sum(-1) - log_z
+    log_pi = jnp.where(is_class(x0, classes), logits, 0).sum(-1) - log_z
     decode = -log_pi
     masked = xt == classes
     gamma_t = jnp.where(at_t.gamma > 0, at_t.gamma, 1)
@@ -267,7 +280,7 @@ def token_terms(
     beta_t = jnp.where(at_t.beta > 0, at_t.beta, 1)
     move = step(at_s, at_t)
     same = xt == x0
-    log_pj = jnp.where(ids == xt[..., None], logits, 0).sum(-1) - log_z
+    log_pj = jnp.where(is_class(xt, classes), logits, 0).sum(-1) - log_z
     log_pj = jnp.where(masked, 0, log_pj)
     r = beta_t / (at_t.alpha + beta_t)
     total = jnp.where(masked, 1, -jnp.expm1(log_pj) + r * jnp.exp(log_pj))
@@ -362,3 +375,44 @@ def loss_terms(
         )
     kl, nll = (jnp.concatenate(p, axis=1) for p in zip(*parts, strict=True))
     return jnp.where(free, kl, 0), jnp.where(free, nll, 0)
+
+
+def bound(
+    kernel: Kernel,
+    denoise_fn: DenoiseFn,
+    keys: jax.Array,
+    x0: jax.Array,
+    free: jax.Array,
+    absent: jax.Array,
+    times: int,
+) -> jax.Array:
+    """An upper bound on -log p of the free modalities given the others, nats, float[B, M].
+
+    sum over t of L_t, estimated from `times` of them, one from each of as many strata of 1..T,
+    and the prior's term. keys: one a sample, [B]; x0: int32[B, L]; free: bool[B, L], whole
+    modalities; absent: bool[B, M]. Its mean over keys is exact for any `times`.
+    """
+    vocab, steps = kernel.vocab, kernel.steps
+    lead = jnp.stack([free[:, where].any(axis=1) for where in vocab.slices], axis=1)
+
+    def one_time(total, k):
+        def draw(key):
+            key_time, key_noise, key_prior = jax.random.split(jax.random.fold_in(key, k), 3)
+            u = (k + jax.random.uniform(key_time)) / times
+            t = jnp.minimum(jnp.floor(u * steps).astype(jnp.int32), steps - 1) + 1
+            return t, key_noise, prior_sample(kernel, key_prior, 1)[0]
+
+        t, key_noise, prior = jax.vmap(draw)(keys)
+        t = jnp.where(absent, steps, jnp.where(lead, t[:, None], 0))
+        position_t = free_times(vocab, t, free)
+        noised = jax.vmap(lambda key, x, t: q_sample(kernel, key, x[None], t[None])[0])
+        xt = noised(key_noise, x0, position_t)
+        xt = jnp.where(absent[:, vocab.modality_of], prior, xt)
+        kl, _ = loss_terms(kernel, denoise_fn(xt, t, free), x0, xt, t, free)
+        sums = jnp.stack([kl[:, where].sum(axis=1) for where in vocab.slices], axis=1)
+        return total + steps / times * sums, None
+
+    priors = [prior_kl(kernel, m) * vocab.modalities[m].length for m in range(lead.shape[1])]
+    start = jnp.where(lead, jnp.stack(priors)[None], 0)
+    total, _ = jax.lax.scan(one_time, start, jnp.arange(times))
+    return total

@@ -8,6 +8,7 @@ A step is a pure function of (state, batch, seed): its key is `fold_in(key(seed)
 that was stopped goes on with the same numbers, on any mesh.
 """
 
+import pathlib
 from typing import Any
 
 import flax.struct
@@ -15,7 +16,17 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from udd_jax import diffusion, tasks, times, transformer
+from udd_jax import (
+    checkpoint,
+    diffusion,
+    logbook,
+    loop,
+    schedules,
+    sharding,
+    tasks,
+    times,
+    transformer,
+)
 from udd_jax.vocab import Vocab
 
 
@@ -32,8 +43,6 @@ class TrainState:
 
 def make_schedules(config, vocab: Vocab):
     """`config.diffusion` -> one noise schedule a modality."""
-    from udd_jax import schedules
-
     return [
         schedules.make(
             config.diffusion.get(f"{m.name}_schedule") or config.diffusion.schedule,
@@ -82,8 +91,9 @@ def _decays(params):
     )
 
 
-def create_state(model, tx, key: jax.Array) -> TrainState:
-    params = transformer.init(model, key)
+def create_state(model, tx, key: jax.Array, start: dict | None = None) -> TrainState:
+    """A state at step 0, with fresh parameters or those of `start`."""
+    params = transformer.init(model, key) if start is None else start
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -163,7 +173,53 @@ def make_step(loss_fn, tx, rate, ema_decay, vocab: Vocab):
         # Early averages follow the weights: with a constant decay they would keep the first ones.
         decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
         ema = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, state.ema_params, params)
-        metrics |= {"gradient_norm": optax.global_norm(grads), "learning_rate": rate(state.step)}
-        return TrainState(state.step + 1, params, opt_state, ema, sampler), metrics
+        norm = optax.global_norm(grads)
+        metrics |= {"gradient_norm": norm, "learning_rate": rate(state.step)}
+        new = TrainState(state.step, params, opt_state, ema, sampler)
+        new, metrics["skipped"] = loop.apply_if_finite(new, state, metrics["loss"], norm)
+        return new.replace(step=state.step + 1), metrics
 
     return train_step
+
+
+def train(config, workdir, vocab: Vocab, pad_id: int, batch_at, *, start=None) -> dict:
+    """Trains the diffusion in `workdir`, or goes on with it, and returns the averaged weights.
+
+    batch_at(step) -> {name: int32[B, length]}, this process's share; start: parameters to begin
+    from (`config.train.init_from`), of this network's names and shapes. Checkpoints, metrics and
+    the finished file `weights` are in `workdir`.
+    """
+    workdir = pathlib.Path(workdir)
+    mesh = sharding.make_mesh(**config.mesh)
+    kernel = diffusion.make_kernel(vocab, make_schedules(config, vocab))
+    model = make_model(config, vocab)
+    tx, rate = make_optimiser(config)
+    c = config.train
+    loss_fn = make_loss(
+        kernel,
+        model,
+        mixture=c.mixture.to_dict(),
+        auxiliary=c.auxiliary,
+        pad_id=pad_id,
+        pad_weight=c.pad_weight,
+    )
+    step_fn = jax.jit(make_step(loss_fn, tx, rate, c.ema, vocab), donate_argnums=0)
+    key = jax.random.key(config.seed)
+
+    with sharding.use(mesh):
+        state = create_state(model, tx, jax.random.fold_in(key, 0), start)
+        state = sharding.shard_tree(mesh, state)
+        state = loop.fit(
+            lambda state, batch, step: step_fn(state, batch, jax.random.fold_in(key, 1)),
+            state,
+            steps=c.steps,
+            batch_at=lambda step: sharding.shard_batch(mesh, batch_at(step)),
+            checkpoints=checkpoint.Checkpoints(workdir / "checkpoints", keep=c.keep),
+            logbook=logbook.Logbook(workdir),
+            description="diffusion",
+            log_every=c.log_every,
+            save_every=c.save_every,
+        )
+    params = jax.device_get(state.ema_params)
+    checkpoint.save_tree(workdir / "weights", params, {"step": int(state.step)})
+    return params

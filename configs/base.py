@@ -1,0 +1,115 @@
+"""All settings and their defaults: a captioned 32 x 32 world on two CPU cores.
+
+`t2i.py`, `i2t.py` and `pair.py` start from here. A field that a command line does not find here
+is an error, so this is also the list of what can be set: `--config.train.steps=4000`.
+"""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+    c = ml_collections.ConfigDict()
+    c.name = "t2i"
+    c.seed = 0
+    # What the evaluation and the report put first; the model does every task.
+    c.task = "t2i"
+
+    # A source of captioned images (udd_jax/data/sources.py) and its options.
+    c.data = "shapes"
+    c.data_options = ml_collections.ConfigDict()
+    c.image_size = 32
+    c.views = 1  # cached random crops and flips of an image; 1 is the plain one
+    c.flip = False
+
+    c.text = ml_collections.ConfigDict(
+        {
+            "file": "",  # a vocabulary to use: .model, merges .txt.gz, tokenizer.json; or train one
+            "vocab_size": 1024,  # at most
+            "length": 16,  # M, tokens of a caption
+        }
+    )
+
+    c.vq = ml_collections.ConfigDict()  # the image tokenizer: udd_jax/train_vq.py
+
+    c.diffusion = ml_collections.ConfigDict(
+        {
+            "steps": 100,  # T
+            "schedule": "linear",
+            "image_schedule": "",  # where the modalities differ
+            "text_schedule": "",
+            "schedule_options": {},
+        }
+    )
+
+    c.model = ml_collections.ConfigDict(
+        {
+            "layers": 4,
+            "width": 128,
+            "heads": 4,
+            "mlp_ratio": 4,
+            "attention": "mutual",
+            "time": "per_modality",
+            "time_table": "tied",
+            "given_vector": True,
+            "qk_norm": False,
+            "activation": "relu",
+            "rezero": 1.0,
+            "implementation": "flat",
+            "remat": "none",
+            "dtype": "float32",
+        }
+    )
+
+    c.train = ml_collections.ConfigDict(
+        {
+            "steps": 3000,
+            "batch_size": 64,
+            "learning_rate": 2e-3,
+            "warmup": 100,
+            "decay": "cosine",  # or "linear"
+            "final_rate": 0.05,  # of the learning rate, at the end
+            "beta1": 0.9,
+            "beta2": 0.98,
+            "weight_decay": 0.02,
+            "clip": 5.0,  # of the gradient's global norm
+            "ema": 0.995,
+            "auxiliary": 0.1,  # lambda, the weight of -log p(x_0 | x_t)
+            "pad_weight": 1.0,
+            "mixture": {  # of tasks in a batch
+                "pair": 0.4,
+                "t2i": 0.2,
+                "i2t": 0.2,
+                "infill": 0.1,
+                "image": 0.05,
+                "text": 0.05,
+            },
+            "log_every": 50,
+            "save_every": 500,
+            "keep": 2,
+            "init_from": "",  # a finished run to start from
+        }
+    )
+
+    c.sample = ml_collections.ConfigDict(
+        {
+            "sampler": "ancestral",
+            "steps": 25,
+            "guidance": 1.0,
+            "temperature": 1.0,
+            "top_r": 1.0,
+            "top_k": 0,
+        }
+    )
+
+    c.evaluate = ml_collections.ConfigDict(
+        {
+            "samples": 512,  # a task
+            "batch_size": 128,
+            "bound_samples": 512,
+            "bound_times": 16,  # times an item for the bound
+            "seed": 1,
+        }
+    )
+
+    c.mesh = ml_collections.ConfigDict({"data": -1, "model": 1})
+    return c

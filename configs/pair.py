@@ -1,0 +1,12 @@
+"""Pairs from nothing: the run of `t2i.py`, whose evaluation and report put them first.
+
+python -m udd_jax.main --config=configs/pair.py
+"""
+
+from configs import t2i
+
+
+def get_config(arg: str = ""):
+    c = t2i.get_config(arg)
+    c.task = "pair"
+    return c

@@ -1,0 +1,103 @@
+"""Text to image, and every other task, with one model.
+
+    python -m udd_jax.main --config=configs/t2i.py            shapes, on two CPU cores
+    python -m udd_jax.main --config=configs/t2i.py:smoke      all stages, in a minute, no quality
+    python -m udd_jax.main --config=configs/t2i.py:emoji --config.data=webdataset:/path/to/emoji
+    python -m udd_jax.main --mode=plan --config=configs/t2i.py:coco     paper size: what it costs
+
+The README has the numbers that the first one reaches, and how long it takes. `cub` and `coco` are
+the published sizes of UniD3: 20 layers of width 1024, T = 500, 32 x 32 codes of 2887 and 128 text
+tokens of 8192.
+"""
+
+from configs import base
+
+
+def get_config(arg: str = ""):
+    variants = {"": _nothing, "smoke": smoke, "emoji": emoji, "cub": cub, "coco": coco}
+    if arg not in variants:
+        names = ", ".join(name for name in variants if name)
+        raise ValueError(f"config t2i.py:{arg} does not exist, expected one of {names}")
+    c = base.get_config()
+    c.name = f"t2i-{arg}" if arg else "t2i"
+    variants[arg](c)
+    return c
+
+
+def _nothing(c):
+    pass
+
+
+def smoke(c):
+    """Every stage, as small as it goes: for tests."""
+    c.data_options = {"size": 256}
+    c.vq.channels = 16
+    c.model.update({"layers": 1, "width": 32, "heads": 2, "unroll": 1})
+    c.diffusion.steps = 20
+    c.train.update({"steps": 30, "batch_size": 16, "warmup": 5, "log_every": 5, "save_every": 10})
+    c.sample.steps = 5
+    c.evaluate.update({"samples": 16, "batch_size": 16, "bound_samples": 16, "bound_times": 2})
+
+
+def emoji(c):
+    """Real drawings of 64 x 64 with human-written names: from names to pictures and back."""
+    c.data = "webdataset:data/emoji"
+    c.image_size = 64
+    c.text.update({"vocab_size": 2048, "length": 16})
+    c.diffusion.steps = 100
+    c.model.update({"layers": 6, "width": 256, "heads": 8, "unroll": 6})
+    c.train.update({"steps": 6000, "batch_size": 32, "learning_rate": 1e-3, "warmup": 300})
+
+
+def _published(c):
+    c.image_size = 256
+    c.views, c.flip = 2, True
+    c.text.update({"vocab_size": 8192, "length": 128})
+    c.diffusion.steps = 500
+    c.model.update(
+        {
+            "layers": 20,
+            "width": 1024,
+            "heads": 16,
+            "time": "shared",
+            "time_table": "untied",
+            "given_vector": False,
+            "activation": "gelu",
+            "mlp_ratio": 4,
+            "rezero": 0.0,
+            "unroll": 1,
+            "implementation": "xla",
+            "remat": "dots",
+            "dtype": "bfloat16",
+        }
+    )
+    c.train.update(
+        {
+            "batch_size": 64,
+            "learning_rate": 2e-4,
+            "warmup": 1000,
+            "beta2": 0.96,
+            "weight_decay": 4.5e-2,
+            "clip": 0.5,
+            "ema": 0.999,
+            "auxiliary": 0.01,
+            "mixture": {"pair": 1.0},
+            "save_every": 2000,
+            "log_every": 100,
+        }
+    )
+    c.sample.update({"steps": 100, "top_r": 0.88})
+
+
+def cub(c):
+    """CUB-200-2011 at the published size."""
+    _published(c)
+    c.data = "cub:data/CUB_200_2011"
+    c.train.steps = 55_500
+
+
+def coco(c):
+    """COCO captions at the published size."""
+    _published(c)
+    c.data = "coco:data/coco"
+    c.train.steps = 840_000

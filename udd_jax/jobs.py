@@ -1,0 +1,226 @@
+"""The main job: its stages in order, each skipped when done, each able to go on after a kill.
+
+    data -> text tokenizer -> image tokenizer -> token cache -> diffusion -> samples and evaluation
+         -> report
+
+What a stage leaves in the work folder says that it is done. The folder belongs to one config:
+another one is refused, naming the fields, unless they are among CHANGEABLE.
+"""
+
+import contextlib
+import functools
+import importlib.metadata
+import pathlib
+import platform
+import subprocess
+import time
+
+import jax
+import ml_collections
+import numpy as np
+
+from udd_jax import (
+    checkpoint,
+    evaluate,
+    logbook,
+    pipeline,
+    report,
+    text,
+    train,
+    train_vq,
+    transformer,
+    vqgan,
+)
+from udd_jax.data import batches, reading, sources, tokens
+
+# Fields that may differ from those a work folder was made with.
+CHANGEABLE = (
+    "name",
+    "task",
+    "train.steps",
+    "train.log_every",
+    "train.save_every",
+    "train.keep",
+    "sample",
+    "evaluate",
+    "mesh",
+    "model.implementation",
+    "model.unroll",
+    "model.remat",
+)
+SPLITS = ("train", "validation", "test")
+
+
+def run(config: ml_collections.ConfigDict, workdir, until: str | None = None) -> None:
+    """Runs every stage that is not done yet, or those up to the one called `until`."""
+    workdir = pathlib.Path(workdir)
+    claim(config, workdir)
+    stage = functools.partial(_stage, workdir)
+    with stage("data"):
+        data = open_data(config)
+    with stage("text tokenizer"):
+        text_tokenizer = make_text_tokenizer(config, workdir, data["train"])
+    with stage("image tokenizer"):
+        image_tokenizer = make_image_tokenizer(config, workdir, data["train"])
+    with stage("token cache"):
+        cache = make_cache(config, workdir, data["train"], text_tokenizer, image_tokenizer)
+    if until == "token cache":
+        return
+    with stage("diffusion"):
+        params = train_diffusion(config, workdir, cache, text_tokenizer, image_tokenizer)
+    pipe = pipeline.Pipeline.assemble(config, text_tokenizer, image_tokenizer, params)
+    with stage("evaluation"):
+        evaluate.run(pipe, workdir, say=logbook.say)
+    with stage("report"):
+        logbook.say(f"report: {report.write(workdir)}")
+
+
+# ---- The work folder ----------------------------------------------------------------------------
+
+
+def claim(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
+    """Writes `config.json`, or compares with the one that is there; ValueError if they differ."""
+    path = workdir / pipeline.CONFIG
+    new = config.to_dict()
+    if path.exists():
+        old = checkpoint.read_json(path)["config"]
+        differ = [
+            f"{name}: {a!r} there, {b!r} here"
+            for name, a, b in _differences(old, new)
+            if not any(name == c or name.startswith(c + ".") for c in CHANGEABLE)
+        ]
+        if differ:
+            raise ValueError(
+                f"{workdir} belongs to another config ({'; '.join(differ)}): "
+                "choose another --workdir or set these fields back"
+            )
+    workdir.mkdir(parents=True, exist_ok=True)
+    checkpoint.write_json(path, {"config": new, "made_with": provenance()})
+
+
+def _differences(old: dict, new: dict, prefix: str = ""):
+    for name in sorted({*old, *new}):
+        a, b = old.get(name), new.get(name)
+        if isinstance(a, dict) and isinstance(b, dict):
+            yield from _differences(a, b, f"{prefix}{name}.")
+        elif a != b:
+            yield prefix + name, a, b
+
+
+def provenance() -> dict:
+    """What this process is: versions, devices, and the commit if the package is in a checkout."""
+    packages = ("udd_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    versions = {"python": platform.python_version()}
+    for name in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    here = pathlib.Path(__file__).parent
+    command = ["git", "-C", str(here), "rev-parse", "HEAD"]
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        versions["commit"] = output.strip()
+    versions["devices"] = [str(d) for d in jax.devices()]
+    return versions
+
+
+@contextlib.contextmanager
+def _stage(workdir: pathlib.Path, name: str):
+    """Adds the seconds of a stage to `stages.json`: the sum over all runs of this folder."""
+    path = workdir / "stages.json"
+    seconds = checkpoint.read_json(path) if path.exists() else {}
+    start = time.perf_counter()
+    yield
+    seconds[name] = round(seconds.get(name, 0) + time.perf_counter() - start, 2)
+    checkpoint.write_json(path, seconds)
+
+
+# ---- The stages ---------------------------------------------------------------------------------
+
+
+def open_data(config) -> dict:
+    """The three splits of the config's source."""
+    options = config.data_options.to_dict()
+    return {split: sources.open_source(config.data, split, **options) for split in SPLITS}
+
+
+def views(config) -> reading.Views:
+    return reading.Views(config.image_size, config.views, flip=config.flip, seed=config.seed)
+
+
+def make_text_tokenizer(config, workdir, source) -> text.Tokenizer:
+    path = workdir / pipeline.TEXT
+    if path.exists():
+        return text.load(path)
+    if config.text.file:
+        tokenizer = text.load(config.text.file)
+        tokenizer.save(path)
+        return tokenizer
+    captions = (
+        caption
+        for record in logbook.each(source, "text tokenizer")
+        for caption in (reading.clean(c)[0] for c in record.captions)
+        if caption
+    )
+    tokenizer = text.train_sentencepiece(captions, path, config.text.vocab_size)
+    logbook.say(f"text tokenizer: {tokenizer.vocab_size} pieces")
+    return tokenizer
+
+
+def make_image_tokenizer(config, workdir, source) -> vqgan.ImageTokenizer:
+    path = workdir / pipeline.IMAGE
+    if path.exists():
+        return vqgan.load(path)
+    if config.vq.file:
+        tokenizer = vqgan.load(config.vq.file)
+        vqgan.save(path, tokenizer)
+        return tokenizer
+    return train_vq.train(config, workdir / "vq", source)
+
+
+def make_cache(config, workdir, source, text_tokenizer, image_tokenizer) -> tokens.TokenCache:
+    settings = {
+        "text": text_tokenizer.hash,
+        "image": image_tokenizer.hash,
+        "length": config.text.length,
+    }
+    with logbook.progress(len(source), "token cache", unit="image") as bar:
+        return tokens.write_cache(
+            source,
+            image_tokenizer.encode,
+            functools.partial(text_tokenizer.encode, length=config.text.length),
+            workdir / "tokens",
+            settings=settings,
+            views=views(config),
+            progress=bar.update,
+        )
+
+
+def train_diffusion(config, workdir, cache, text_tokenizer, image_tokenizer) -> dict:
+    """The averaged weights, trained as far as `config.train.steps` says."""
+    if (workdir / pipeline.WEIGHTS).exists():
+        params, metadata = checkpoint.load_tree(workdir / pipeline.WEIGHTS)
+        if metadata["step"] >= config.train.steps:
+            return params
+    vocab = pipeline.make_vocab(config, text_tokenizer, image_tokenizer)
+    start = None
+    if config.train.init_from:
+        start = reuse(config, vocab, pipeline.load_weights(config.train.init_from))
+    c = config.train
+    share = jax.process_index(), jax.process_count()
+    ahead = batches.Ahead(lambda step: batches.make(cache, config.seed, step, c.batch_size, *share))
+    with contextlib.closing(ahead):
+        return train.train(config, workdir, vocab, text_tokenizer.pad_id, ahead, start=start)
+
+
+def reuse(config, vocab, weights: dict) -> dict:
+    """Fresh parameters with those of another run in place of all of the same name and shape."""
+    model = train.make_model(config, vocab)
+    fresh = jax.device_get(transformer.init(model, jax.random.key(config.seed)))
+    names, other = checkpoint.flatten(fresh), checkpoint.flatten(weights)
+    fits = {n for n, p in names.items() if n in other and other[n].shape == p.shape}
+    for name in sorted(set(names) - fits):
+        found = f"shape {other[name].shape}" if name in other else "nothing"
+        logbook.say(f"init_from: {name} {names[name].shape} starts fresh, there is {found}")
+    logbook.say(f"init_from: {len(fits)} of {len(names)} arrays reused")
+    leaves = [np.asarray(other[n]) if n in fits else p for n, p in names.items()]
+    return jax.tree.unflatten(jax.tree.structure(fresh), leaves)

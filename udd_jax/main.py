@@ -1,0 +1,114 @@
+"""The command line: flags, platform, dispatch.
+
+    python -m udd_jax.main --config=configs/t2i.py                    the main job, all stages
+    python -m udd_jax.main --mode=sample --workdir=DIR --task=t2i --prompt="a small red circle"
+    python -m udd_jax.main --mode=evaluate --workdir=DIR
+    python -m udd_jax.main --mode=plan --config=configs/t2i.py:coco
+
+Exit code 0, or 1 after one line that says what is wrong and what to do.
+"""
+
+import os
+import pathlib
+import sys
+
+from absl import app, flags
+from ml_collections import config_flags
+
+MODES = ("train", "tokenize", "sample", "evaluate", "plan")
+TASKS = ("t2i", "i2t", "pair", "image", "text", "infill")
+
+FLAGS = flags.FLAGS
+_CONFIG = config_flags.DEFINE_config_file("config", None, "settings, such as configs/t2i.py:smoke")
+flags.DEFINE_string("workdir", None, "folder of the run; runs/NAME of the config unless given")
+flags.DEFINE_enum("mode", "train", MODES, "what to do")
+flags.DEFINE_enum("task", "t2i", TASKS, "sample: what to generate")
+flags.DEFINE_multi_string("prompt", [], "sample: a caption (t2i, infill); may be repeated")
+flags.DEFINE_multi_string("image", [], "sample: a picture file (i2t, infill); may be repeated")
+flags.DEFINE_string("mask", None, "sample: a picture, white where the image is generated (infill)")
+flags.DEFINE_string("negative_prompt", None, "sample: what guidance leads away from (t2i)")
+flags.DEFINE_integer("blank_tokens", 1, "sample: tokens that ___ in a prompt stands for")
+flags.DEFINE_integer("num", None, "sample: how many; of each prompt or image")
+flags.DEFINE_integer("batch_size", 64, "sample: how many at once")
+flags.DEFINE_string("out", None, "sample: folder for the results; WORKDIR/generated unless given")
+flags.DEFINE_integer("seed", 0, "sample: seed")
+flags.DEFINE_string("sampler", None, "sample: order of reveal; the config's unless given")
+flags.DEFINE_integer("steps", None, "sample: network calls; the config's unless given")
+flags.DEFINE_float("guidance", None, "sample: scale, 1 is off")
+flags.DEFINE_float("temperature", None, "sample: temperature")
+flags.DEFINE_float("top_r", None, "sample: keep the likeliest classes up to this mass")
+flags.DEFINE_integer("top_k", None, "sample: keep so many classes, 0 is all")
+flags.DEFINE_multi_string("compare", [], "evaluate: two evaluation.json files, side by side")
+flags.DEFINE_string("suite", "main", "evaluate: which measurements")
+
+
+def _set_up_platform(workdir: pathlib.Path) -> None:
+    """Compiled programs are kept in the run's folder, so that a second start is quick."""
+    import jax
+
+    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(workdir / "cache"))
+    jax.config.update("jax_compilation_cache_dir", cache)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def _workdir() -> pathlib.Path:
+    if FLAGS.workdir:
+        return pathlib.Path(FLAGS.workdir)
+    if _CONFIG.value is None:
+        raise ValueError("--workdir or --config is missing, expected one of them")
+    return pathlib.Path("runs") / _CONFIG.value.name
+
+
+def _config():
+    if _CONFIG.value is None:
+        raise ValueError("--config is missing, expected a file such as configs/t2i.py")
+    return _CONFIG.value
+
+
+def main(argv) -> None:
+    if len(argv) > 1:
+        raise ValueError(f"{argv[1]!r} is no flag, expected --NAME=VALUE")
+    mode = FLAGS.mode
+    if mode == "plan":
+        from udd_jax import plan
+
+        print(plan.describe(_config()))
+        return
+    if mode == "evaluate" and FLAGS.compare:
+        from udd_jax import evaluate
+
+        print(evaluate.compare(*FLAGS.compare))
+        return
+    workdir = _workdir()
+    _set_up_platform(workdir)
+    if mode in ("train", "tokenize"):
+        from udd_jax import jobs
+
+        jobs.run(_config(), workdir, until="token cache" if mode == "tokenize" else None)
+    elif mode == "sample":
+        from udd_jax import commands
+
+        commands.sample(workdir, FLAGS)
+    elif mode == "evaluate":
+        from udd_jax import jobs
+
+        jobs.evaluate_run(workdir, FLAGS.suite)
+
+
+def run() -> None:
+    """The entry point: like `app.run`, but with one line for what the user can mend."""
+    try:
+        app.run(main, flags_parser=_parse)
+    except (ValueError, OSError, KeyError, TypeError, AttributeError, flags.Error) as error:
+        if os.environ.get("UDD_TRACEBACK"):
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _parse(argv):
+    return FLAGS(argv)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,395 @@
+"""The Python face: load a run, generate, caption, infill, score.
+
+    pipe = Pipeline.load("runs/t2i")
+    pipe.text_to_image(["a small red circle"], seed=0).images       # uint8[1, S, S, 3]
+
+Images are uint8[B, S, S, 3] at the run's size, captions lists of strings. Every method takes the
+fields of `sampling.Settings` as keywords (`steps=20, guidance=2.0, top_r=0.9, ...`); what is left
+out is as in the run's config. Sample b of a call draws from its own key, so that a result does not
+depend on `batch_size`.
+"""
+
+import dataclasses
+import functools
+import math
+import pathlib
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from udd_jax import (
+    checkpoint,
+    diffusion,
+    sampling,
+    sharding,
+    tasks,
+    train,
+    transformer,
+    vqgan,
+)
+from udd_jax import (
+    images as pixels,
+)
+from udd_jax import (
+    text as texts_,
+)
+from udd_jax import (
+    vocab as vocabs,
+)
+
+CONFIG, TEXT, IMAGE, WEIGHTS = "config.json", "text.model", "vq/tokenizer", "weights"
+LN2 = math.log(2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pairs:
+    """What a call generated.
+
+    images: uint8[n, S, S, 3], or None where the image is absent; captions: n strings, or None;
+    tokens: int32[n, L]; calls: network steps a sample, int32[n]; states: int32[trace, n, L].
+    """
+
+    images: np.ndarray | None
+    captions: list[str] | None
+    tokens: np.ndarray
+    calls: np.ndarray
+    states: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pipeline:
+    """A finished run: two tokenizers, the kernel and the network with its averaged weights."""
+
+    config: ml_collections.ConfigDict
+    text: texts_.Tokenizer
+    image: vqgan.ImageTokenizer
+    vocab: vocabs.Vocab
+    kernel: diffusion.Kernel
+    model: transformer.Transformer
+    params: dict
+    mesh: jax.sharding.Mesh | None = None
+
+    @classmethod
+    def load(cls, directory) -> "Pipeline":
+        """Reads a run's folder. FileNotFoundError or ValueError, one line, where it is no run."""
+        directory = pathlib.Path(directory)
+        config = read_config(directory)
+        text, image = load_tokenizers(directory)
+        return cls.assemble(config, text, image, load_weights(directory))
+
+    @classmethod
+    def assemble(cls, config, text, image, params) -> "Pipeline":
+        """The same from its parts."""
+        vocab = make_vocab(config, text, image)
+        kernel = diffusion.make_kernel(vocab, train.make_schedules(config, vocab))
+        model = train.make_model(config, vocab)
+        expected = jax.eval_shape(lambda: transformer.init(model, jax.random.key(0)))
+        checkpoint.require_fit(
+            checkpoint.flatten(expected),
+            {n: (a.shape, a.dtype) for n, a in checkpoint.flatten(params).items()},
+            "weights",
+        )
+        mesh = sharding.make_mesh(**config.mesh)
+        return cls(config, text, image, vocab, kernel, model, jax.device_put(params), mesh)
+
+    # ---- Six tasks --------------------------------------------------------------------------
+
+    def text_to_image(self, captions: Sequence[str], *, seed=0, negative=None, **settings) -> Pairs:
+        """An image for each caption; `negative`, a caption that guidance leads away from.
+
+        >>> pipe.text_to_image(["a small red circle"], seed=0).images.shape
+        (1, 32, 32, 3)
+        """
+        ids = self.text.encode(list(captions), self.text_length, strict=True)
+        if negative is not None:
+            row = self.text.encode([negative], self.text_length, strict=True)
+            negative = np.repeat(row, len(ids), axis=0)
+        return self.generate("t2i", len(ids), text=ids, negative=negative, seed=seed, **settings)
+
+    def image_to_text(self, images, *, seed=0, **settings) -> Pairs:
+        """A caption for each image, uint8[B, S, S, 3].
+
+        >>> len(pipe.image_to_text(pipe.images(2).images).captions)
+        2
+        """
+        codes = self.image.encode(images)
+        return self.generate("i2t", len(codes), image=codes, seed=seed, **settings)
+
+    def pairs(self, count: int, *, seed=0, **settings) -> Pairs:
+        """Images with their captions, from nothing.
+
+        >>> len(pipe.pairs(2).captions)
+        2
+        """
+        return self.generate("pair", count, seed=seed, **settings)
+
+    def images(self, count: int, *, seed=0, **settings) -> Pairs:
+        """Images alone, the text absent.
+
+        >>> pipe.images(2).captions is None
+        True
+        """
+        return self.generate("image", count, seed=seed, **settings)
+
+    def texts(self, count: int, *, seed=0, **settings) -> Pairs:
+        """Captions alone, the image absent.
+
+        >>> pipe.texts(2).images is None
+        True
+        """
+        return self.generate("text", count, seed=seed, **settings)
+
+    def infill(
+        self, images=None, image_mask=None, captions=None, *, blank_tokens=1, seed=0, **settings
+    ) -> Pairs:
+        """Fills in the missing parts of images, of captions, or of both at once.
+
+        image_mask: bool[S, S] or bool[B, S, S], True where the image is generated; a code is free
+        if any pixel of its cell is. In a caption `___` stands for one word, of `blank_tokens`
+        tokens; the other words, and the end of the caption, stay. A modality that is not passed
+        is absent.
+
+        >>> pipe.infill(captions=["a ___ circle"]).captions[0].split()[0]
+        'a'
+        """
+        if images is None and captions is None:
+            raise ValueError("infill: images and captions are both missing, expected one at least")
+        count = len(images) if images is not None else len(captions)
+        given, free, absent = {}, [], []
+        if images is None:
+            free.append(np.zeros((count, self.vocab.modalities[0].length), bool))
+        else:
+            images = np.asarray(images)
+            mask = (
+                np.zeros(images.shape[:3], bool) if image_mask is None else np.asarray(image_mask)
+            )
+            mask = np.broadcast_to(mask, images.shape[:3])
+            hidden = np.stack([pixels.hide(i, m) for i, m in zip(images, mask, strict=True)])
+            given["image"] = self.image.encode(hidden)
+            cells = [pixels.code_mask(m, self.image.grid).reshape(-1) for m in mask]
+            free.append(np.stack(cells))
+        if captions is None:
+            free.append(np.zeros((count, self.text_length), bool))
+        else:
+            if len(captions) != count:
+                raise ValueError(f"infill: {count} images and {len(captions)} captions")
+            rows = [
+                self.text.encode_with_blanks(c, self.text_length, blank_tokens) for c in captions
+            ]
+            given["text"] = np.stack([ids for ids, _ in rows])
+            free.append(np.stack([blank for _, blank in rows]))
+        absent = np.broadcast_to([images is None, captions is None], (count, 2))
+        free = np.concatenate(free, axis=1)
+        if not free.any(axis=1).all():
+            raise ValueError("infill: nothing is missing, expected white in the mask or a ___")
+        masks = tasks.Masks(free, absent)
+        return self.generate("infill", count, masks=masks, seed=seed, **given, **settings)
+
+    def reconstruct(self, images) -> np.ndarray:
+        """Images through the image tokenizer and back: the best that any sample can look.
+
+        >>> pipe.reconstruct(pipe.images(2).images).shape
+        (2, 32, 32, 3)
+        """
+        return self.image.decode(self.image.encode(images))
+
+    # ---- Scores -----------------------------------------------------------------------------
+
+    def log_likelihood(
+        self, images, captions: Sequence[str], *, task="pair", times=16, seed=0
+    ) -> np.ndarray:
+        """A lower bound on log2 p in bits: of pairs, or of what `task` generates given the rest.
+
+        task: "pair", "t2i" (image given text), "i2t", "image" or "text". `times` noise levels an
+        item estimate it. Returns float64[B, M], a column a modality; their sum is the bound.
+
+        >>> pipe.log_likelihood(*pipe.example(2)).shape
+        (2, 2)
+        """
+        codes = self.image.encode(images)
+        ids = self.text.encode(list(captions), self.text_length)
+        return self.score({"image": codes, "text": ids}, task=task, times=times, seed=seed)
+
+    def score(self, tokens: dict, *, task="pair", times=16, seed=0) -> np.ndarray:
+        """`log_likelihood` of tokens, local ids by name."""
+        x0 = np.asarray(self.vocab.fuse(tokens))
+        masks = tasks.masks(self.vocab, task, len(x0))
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(len(x0)))
+
+        def part(rows, keys):
+            here = tasks.Masks(masks.free[: len(keys)], masks.absent[: len(keys)])
+            return self._bound(self.params, keys, x0[rows], here, times)
+
+        nats = self._in_batches(part, keys, self.config.evaluate.batch_size)
+        return -np.asarray(nats, np.float64) / LN2
+
+    def example(self, count: int, split="test") -> tuple[np.ndarray, list[str]]:
+        """Images and captions of the run's own data."""
+        from udd_jax.data import reading, sources
+
+        source = sources.open_source(self.config.data, split, **self.config.data_options)
+        views = reading.Views(self.config.image_size)
+        found = []
+        for example in reading.examples(source, 0, min(len(source), 2 * count), views):
+            if example.pixels is not None and example.captions:
+                found.append((example.pixels[0], example.captions[0]))
+        return np.stack([image for image, _ in found[:count]]), [c for _, c in found[:count]]
+
+    # ---- Below the tasks --------------------------------------------------------------------
+
+    @property
+    def text_length(self) -> int:
+        return self.vocab.modalities[self.vocab.index("text")].length
+
+    @property
+    def guidable(self) -> bool:
+        """Whether the network has seen absent conditions, which guidance needs."""
+        mixture = self.config.train.mixture
+        return any(mixture.get(task, 0) > 0 for task in ("image", "text", "independent"))
+
+    def settings(self, **changes) -> sampling.Settings:
+        """The run's sampler settings with these changes; ValueError for a bad one."""
+        fields = {f.name for f in dataclasses.fields(sampling.Settings)}
+        for name in changes:
+            if name not in fields:
+                raise ValueError(
+                    f"sample.{name} is not a setting, expected one of {sorted(fields)}"
+                )
+        settings = sampling.Settings(**{**self.config.sample, **changes})
+        settings.check(self.kernel, self.guidable)
+        return settings
+
+    def generate(
+        self,
+        task,
+        count,
+        *,
+        masks=None,
+        image=None,
+        text=None,
+        negative=None,
+        seed=0,
+        batch_size=64,
+        trace=0,
+        **settings,
+    ) -> Pairs:
+        """Runs the sampler: the base of all the above, from tokens to `Pairs`.
+
+        image: int32[count, N], text: int32[count, M], local ids of what is given; masks: of
+        the task unless passed; negative: like text (or image, for "i2t").
+        """
+        if count < 1:
+            raise ValueError(f"num = {count}, expected at least 1")
+        settings = self.settings(**settings)
+        masks = tasks.masks(self.vocab, task, count) if masks is None else masks
+        given = {"image": image, "text": text}
+        fill = {
+            m.name: np.zeros((count, m.length), np.int32)
+            if given[m.name] is None
+            else np.asarray(given[m.name], np.int32)
+            for m in self.vocab.modalities
+        }
+        x = np.asarray(self.vocab.fuse(fill))
+        against = None
+        if negative is not None:
+            name = "image" if task == "i2t" else "text"
+            against = np.full_like(x, self.vocab.mask_id)
+            m = self.vocab.index(name)
+            against[:, self.vocab.slices[m]] = np.asarray(negative) + self.vocab.offsets[m]
+        free, absent = np.asarray(masks.free), np.asarray(masks.absent)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(count))
+
+        def part(rows, keys):
+            away = None if against is None else against[rows]
+            result = self._sample(
+                self.params, keys, x[rows], free[rows], absent[rows], away, settings, trace
+            )
+            return result.tokens, result.calls, jnp.swapaxes(result.states, 0, 1)
+
+        tokens, calls, states = self._in_batches(part, keys, min(batch_size, count))
+        split = {k: np.asarray(v) for k, v in self.vocab.split(jnp.asarray(tokens)).items()}
+        has = dict(zip((m.name for m in self.vocab.modalities), ~absent[0], strict=True))
+        return Pairs(
+            images=self.image.decode(split["image"]) if has["image"] else None,
+            captions=self.decode_text(split["text"]) if has["text"] else None,
+            tokens=tokens,
+            calls=calls,
+            states=np.swapaxes(states, 0, 1),
+        )
+
+    def decode_text(self, ids) -> list[str]:
+        """int32[B, M], masks among them allowed -> strings."""
+        ids = np.where(ids >= self.text.vocab_size, self.text.pad_id, ids)
+        return [caption.strip() for caption in self.text.decode(ids)]
+
+    def _in_batches(self, function, keys, batch_size):
+        """Calls function(rows, keys) on batches of one size (the last is filled up with its own
+        last row), and joins what it returns."""
+        count, parts = len(keys), []
+        for start in range(0, count, batch_size):
+            rows = np.minimum(np.arange(start, start + batch_size), count - 1)
+            with sharding.use(self.mesh):
+                result = jax.device_get(function(rows, keys[rows]))
+            keep = min(batch_size, count - start)
+            parts.append(jax.tree.map(lambda a, keep=keep: a[:keep], result))
+        return jax.tree.map(lambda *a: np.concatenate(a), *parts)
+
+    def denoise_fn(self, params):
+        return functools.partial(self.model.apply, {"params": params})
+
+    @functools.cached_property
+    def _sample(self):
+        def run(params, keys, x, free, absent, negative, settings, trace):
+            return sampling.run(
+                self.kernel,
+                self.denoise_fn(params),
+                keys,
+                x,
+                free,
+                absent,
+                settings,
+                negative,
+                trace,
+            )
+
+        return jax.jit(run, static_argnames=("settings", "trace"))
+
+    @functools.cached_property
+    def _bound(self):
+        def run(params, keys, x0, masks, times):
+            denoise_fn = self.denoise_fn(params)
+            return diffusion.bound(self.kernel, denoise_fn, keys, x0, *masks, times)
+
+        return jax.jit(run, static_argnames="times")
+
+
+# ---- A run's folder -----------------------------------------------------------------------------
+
+
+def read_config(directory) -> ml_collections.ConfigDict:
+    path = pathlib.Path(directory) / CONFIG
+    if not path.exists():
+        raise FileNotFoundError(f"{directory} has no {CONFIG}: it is not the folder of a run")
+    return ml_collections.ConfigDict(checkpoint.read_json(path)["config"])
+
+
+def load_tokenizers(directory) -> tuple[texts_.Tokenizer, vqgan.ImageTokenizer]:
+    directory = pathlib.Path(directory)
+    return texts_.load(directory / TEXT), vqgan.load(directory / IMAGE)
+
+
+def make_vocab(config, text, image) -> vocabs.Vocab:
+    return vocabs.image_text(image.grid, image.codes, text.vocab_size, config.text.length)
+
+
+def load_weights(directory) -> dict:
+    """The averaged weights of a finished run."""
+    path = pathlib.Path(directory) / WEIGHTS
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{directory} has no file {WEIGHTS!r}: its training is not finished; run the main job"
+        )
+    return checkpoint.load_tree(path)[0]
