@@ -223,7 +223,7 @@ class Pipeline:
             here = tasks.Masks(masks.free[: len(keys)], masks.absent[: len(keys)])
             return self._bound(self.params, keys, x0[rows], here, times)
 
-        nats = self._in_batches(part, keys, self.config.evaluate.batch_size)
+        nats = self._in_batches(part, keys, min(self.config.evaluate.batch_size, len(x0)))
         return -np.asarray(nats, np.float64) / LN2
 
     def example(self, count: int, split="test") -> tuple[np.ndarray, list[str]]:
