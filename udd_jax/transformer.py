@@ -123,7 +123,7 @@ class TimeEmbedding(nn.Module):
             return nn.Embed(self.steps + 1, self.width, embedding_init=_normal(), name="table")(t)
         half = self.width // 2
         rates = jnp.exp(-math.log(10000) / (half - 1) * jnp.arange(half))
-        angles = t[..., None] / self.steps * 4000 * rates
+        angles = t[..., None] / self.steps * 4000 * rates.reshape((1,) * t.ndim + (half,))
         y = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
         y = nn.Dense(self.width, kernel_init=_normal(), name="in")(y)
         return nn.Dense(self.width, kernel_init=_normal(), name="out")(nn.silu(y))
