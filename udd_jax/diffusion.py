@@ -211,7 +211,7 @@ def p_log_probs(
     here = is_class(xt, classes)
 
     # The chance of the visible token under p, and r = bbar_t / (abar_t + bbar_t).
-    log_pj = jnp.max(jnp.where(here, log_p0, -jnp.inf), axis=-1)
+    log_pj = jnp.minimum(jnp.max(jnp.where(here, log_p0, -jnp.inf), axis=-1), 0)
     r = at_t.beta / jnp.where(at_t.unmasked > 0, at_t.alpha + at_t.beta, 1)
     total = jnp.where(masked, 1, -jnp.expm1(log_pj) + r * jnp.exp(log_pj))  # bbar_t W
     log_w = log_p0 + jnp.where(here, _log(r)[..., None], 0)
@@ -281,7 +281,8 @@ def token_terms(
     move = step(at_s, at_t)
     same = xt == x0
     log_pj = jnp.where(is_class(xt, classes), logits, 0).sum(-1) - log_z
-    log_pj = jnp.where(masked, 0, log_pj)
+    # Rounding must not make it positive: `total` would be negative.
+    log_pj = jnp.where(masked, 0, jnp.minimum(log_pj, 0))
     r = beta_t / (at_t.alpha + beta_t)
     total = jnp.where(masked, 1, -jnp.expm1(log_pj) + r * jnp.exp(log_pj))
     log_total = jnp.log(total)
