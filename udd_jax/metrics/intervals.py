@@ -1,0 +1,165 @@
+"""Numbers with their uncertainty.
+
+Most measures here are averages over items, or functions of such averages (BLEU: of counts; a
+ratio: of two sums). All of them get their interval from one bootstrap (Efron 1979): n items drawn
+with replacement are a vector of counts, so that a resample is a weighted mean of one row per item,
+`counts @ rows / n`, and no item is copied. (`scipy.stats.bootstrap` copies every resample of the
+items.) Measures that are no such function have a jackknife over groups: with g groups and theta_i
+the measure without group i,
+
+    SE^2 = (g - 1)/g sum_i (theta_i - mean theta)^2,   interval = value +- t_{g-1} SE
+
+Intervals are 95 %. A measure that could not be taken is an `Unmeasured` with its reason: reports
+show it, and nothing fills the gap with a number.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+LEVEL = 0.95
+RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A measured number; `dataclasses.asdict` makes it JSON.
+
+    Attributes:
+      value: the measure on all `count` items.
+      low, high: ends of the 95 % interval, None where there is none.
+      standard_error: None where there is none.
+      count: items that it rests on.
+      method: how the interval was found, in words.
+      warning: why the number should not be trusted as it stands, or None.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+    standard_error: float | None
+    count: int
+    method: str
+    warning: str | None = None
+
+
+@dataclass(frozen=True)
+class Unmeasured:
+    """A measure that could not be taken, and why."""
+
+    unmeasured: str
+
+
+def resamples(rows, function: Callable | None = None, seed: int = 0) -> np.ndarray:
+    """The measure on `RESAMPLES` bootstrap samples of the items.
+
+    Args:
+      rows: [n] or [n, k], what each item contributes.
+      function: means float64[..., k] -> float64[...]; the mean itself when absent (k = 1).
+      seed: of the resampling.
+
+    Returns:
+      float64[RESAMPLES].
+    """
+    rows = _table(rows)
+    generator = np.random.default_rng(seed)
+    means = np.empty((RESAMPLES, rows.shape[1]))
+    for i in range(RESAMPLES):
+        drawn = generator.integers(len(rows), size=len(rows))
+        means[i] = np.bincount(drawn, minlength=len(rows)) @ rows / len(rows)
+    return means[:, 0] if function is None else function(means)
+
+
+def bootstrap(rows, function: Callable | None = None, seed: int = 0) -> Estimate:
+    """A function of item averages with its percentile interval; arguments as in `resamples`.
+
+    Raises:
+      ValueError: no items, or one that is not finite.
+    """
+    rows = _table(rows)
+    mean = rows.mean(0)
+    value = float(mean[0] if function is None else function(mean))
+    if len(rows) == 1:
+        return Estimate(value, None, None, None, 1, "none", "1 item: no interval")
+    drawn = resamples(rows, function, seed)
+    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Estimate(
+        value,
+        float(low),
+        float(high),
+        float(drawn.std(ddof=1)),
+        len(rows),
+        f"bootstrap over items, {RESAMPLES} resamples",
+    )
+
+
+def paired(first, second, function: Callable | None = None, seed: int = 0):
+    """How much the first system exceeds the second on the same items.
+
+    Args:
+      first, second: [n] or [n, k] each, row i of both about item i.
+      function: as in `resamples`.
+
+    Returns:
+      (Estimate of the difference, share of resamples in which the first is not the better).
+    """
+    first, second = _table(first), _table(second)
+    if first.shape != second.shape:
+        raise ValueError(
+            f"paired bootstrap: {first.shape} and {second.shape} scores; both systems must be "
+            "measured on the same items"
+        )
+    function = function or (lambda mean: mean[..., 0])
+    k = first.shape[1]
+    both = np.concatenate([first, second], 1)
+    difference = lambda mean: function(mean[..., :k]) - function(mean[..., k:])  # noqa: E731
+    estimate = bootstrap(both, difference, seed)
+    return estimate, float(np.mean(resamples(both, difference, seed) <= 0))
+
+
+def jackknife(
+    value: float, left_out, count: int, method: str, warning: str | None = None
+) -> Estimate:
+    """The interval of `value` from the measure taken without each of g groups: left_out [g]."""
+    left_out = np.asarray(left_out, np.float64)
+    groups = len(left_out)
+    error = np.sqrt((groups - 1) / groups * np.square(left_out - left_out.mean()).sum())
+    return spread(value, error, groups - 1, count, method, warning)
+
+
+def spread(
+    value: float, error: float, freedom: int, count: int, method: str, warning: str | None = None
+) -> Estimate:
+    """Value +- Student's t times a standard error with `freedom` degrees of freedom."""
+    reach = _student(freedom) * error
+    return Estimate(
+        float(value),
+        float(value - reach),
+        float(value + reach),
+        float(error),
+        int(count),
+        method,
+        warning,
+    )
+
+
+@functools.cache
+def _student(freedom: int) -> float:
+    from scipy import special  # here, so that importing the package stays quick
+
+    return float(special.stdtrit(freedom, (1 + LEVEL) / 2))
+
+
+def _table(rows) -> np.ndarray:
+    rows = np.asarray(rows, np.float64)
+    rows = rows[:, None] if rows.ndim == 1 else rows
+    if rows.ndim != 2 or len(rows) == 0:
+        raise ValueError(f"bootstrap: scores of shape {rows.shape}, expected at least one item")
+    if not np.isfinite(rows).all():
+        broken = int((~np.isfinite(rows).all(1)).sum())
+        raise ValueError(
+            f"bootstrap: {broken} of {len(rows)} items have a score that is not finite"
+        )
+    return rows
