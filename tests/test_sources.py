@@ -142,7 +142,7 @@ def test_a_source_can_be_sent_to_another_process(tmp_path):
 @pytest.mark.parametrize(
     ("spec", "options", "message"),
     [
-        ("shape", {}, "data is 'shape', expected one of shapes, "),
+        ("shape", {}, "data is 'shape', expected one of shapes, gly"),
         ("shapes:x", {}, "data is 'shapes:x'"),
         ("folder:", {}, "data is 'folder:', expected one of"),
         ("folder:/no/such", {}, "/no/such is no folder, expected one with images"),

@@ -1,6 +1,7 @@
 """One line of config names a source of captioned images; the same line serves every stage.
 
     shapes                     the embedded world whose law is known         data/shapes.py
+    glyphs                     written notes, long captions, a known law     data/glyphs.py
     folder:/path               pictures with captions.jsonl, .csv, .parquet
                                or name.txt beside name.png                   data/folder.py
     webdataset:/path/*.tar     KEY.png with KEY.json or KEY.txt              data/webdataset.py
@@ -17,7 +18,7 @@ Each kind is a chapter of this package with a function `source`, imported when i
 import importlib
 import inspect
 
-EMBEDDED = ("shapes",)
+EMBEDDED = ("shapes", "glyphs")
 STORED = ("folder", "webdataset", "parquet", "coco", "cub", "tfds")
 _SIZES = {"train": 20000, "validation": 1000, "test": 1000}  # of an embedded world
 
@@ -26,7 +27,7 @@ def open_source(spec: str, split: str, **options):
     """Opens a source.
 
     Args:
-        spec: "shapes", or "kind:path" as in the list above.
+        spec: "shapes", "glyphs", or "kind:path" as in the list above.
         split: "train", "validation" or "test".
         **options: of the source's own function: `size`, `seed` of an embedded world; of stored
             data `validation` and `test`, the shares that are split off by hash where the data give

@@ -1,0 +1,348 @@
+"""Glyphs: a small world of written notes, with long captions and a law that is known exactly.
+
+A note is a sheet of one of 4 papers with 1 to 4 lines, all counts as likely, from the top down. A
+line is a word (probability .6, one of 64) or a number (0 to 999), in one of 5 inks, all uniform.
+
+The picture is 64 x 64 RGB: each line is written into its 16 rows with the font that Pillow carries,
+and Gaussian noise of 4/255 is added. The caption draws a template, whether the paper is named,
+whether each ink is named, and whether each number stands in digits or in words:
+
+    a note on yellow paper that reads the word river in blue, then the number four hundred and seven
+
+so the words of the caption are shapes in the picture, and a number in words has to be spelled out
+in digits. No two derivations give the same caption: H(caption | note) is a sum of the choices'.
+
+A note is read by comparing each line with the ink coverage m of every text: pixels are paper + m
+(ink - paper), and the nearest text and ink are the maximum-likelihood reading.
+
+Ten per cent of the (text, ink) combinations are held out by a hash: the splits `train` and
+`validation` never show one of them, every note of `test` shows one or more.
+"""
+
+import dataclasses
+import functools
+import math
+import re
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from udd_jax.data import hashing
+from udd_jax.data.records import Record
+
+_NOUNS = """
+    acorn anchor apple basket bell bird boat bottle branch bread bridge button candle castle cat
+    chair cherry circle clock cloud copper corn cup desk door feather field fish flute forest garden
+    glass hammer hat honey house island kettle key lake lamp leaf lemon letter map mirror moon
+    needle ocean paper pearl river roof sand ship silver stone summer table tiger tower tree violin
+    winter
+"""
+WORDS = tuple(_NOUNS.split())
+NUMBERS = 1000
+PAPERS = {
+    "white": (250, 250, 250),
+    "yellow": (250, 240, 150),
+    "pink": (250, 200, 215),
+    "green": (190, 240, 190),
+}
+INKS = {
+    "black": (20, 20, 20),
+    "red": (200, 0, 30),
+    "blue": (20, 50, 220),
+    "brown": (110, 60, 10),
+    "purple": (130, 0, 150),
+}
+TEXTS = (*WORDS, *map(str, range(NUMBERS)))
+IMAGE_SIZE, LINE_HEIGHT, MAX_LINES = 64, 16, 4
+NOISE = 4.0
+IS_WORD, INK_NAMED, PAPER_NAMED, IN_WORDS = 0.6, 0.8, 0.7, 0.5
+# With the paper named, and without.
+TEMPLATES = {
+    ("a note on {paper} paper that reads {lines}", "a note that reads {lines}"): 0.4,
+    ("{lines}, written on {paper} paper", "{lines}, written on paper"): 0.3,
+    ("a {paper} sheet with {count}: {lines}", "a sheet with {count}: {lines}"): 0.3,
+}
+COUNTS = ("one line", "two lines", "three lines", "four lines")
+HELD_OUT = 0.1
+SPLITS = ("train", "validation", "test")
+
+# A line is read when its mean squared difference from the nearest text (over 3,072 values) is at
+# most RESIDUAL_LIMIT and at most AMBIGUITY_LIMIT of that from any other. Noise alone gives 16; a
+# digit more or less changes it by 100 and more.
+RESIDUAL_LIMIT = 1000.0
+AMBIGUITY_LIMIT = 0.8
+
+
+@dataclasses.dataclass(frozen=True)
+class Note:
+    """A sheet: its paper, and its lines as (text, ink) from the top."""
+
+    paper: str
+    lines: tuple[tuple[str, str], ...]
+
+    def __post_init__(self):
+        known = all(text in _NUMBER_OF and ink in INKS for text, ink in self.lines)
+        if self.paper not in PAPERS or not known or not 1 <= len(self.lines) <= MAX_LINES:
+            raise ValueError(
+                f"Note {self.paper} {self.lines}: expected a paper of {', '.join(PAPERS)} and "
+                f"1 to {MAX_LINES} lines of a text and an ink of {', '.join(INKS)}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Meaning:
+    """What a caption says: lines as (text, ink or None), and the paper or None."""
+
+    lines: tuple[tuple[str, str | None], ...]
+    paper: str | None
+
+
+_NUMBER_OF = {text: number for number, text in enumerate(TEXTS)}
+
+# ---------------------------------------------------------------------------------- the world
+
+
+def held_out(text: str, ink: str) -> bool:
+    """Whether a text in an ink is withheld from training."""
+    return bool(hashing.uniform(_NUMBER_OF[text], tuple(INKS).index(ink)) < HELD_OUT)
+
+
+@functools.cache
+def _combinations() -> dict[bool, list[list[tuple[str, str]]]]:
+    """By held out or not: the words, and the numbers, in all their inks."""
+    found = {False: [[], []], True: [[], []]}
+    for text in TEXTS:
+        for ink in INKS:
+            found[held_out(text, ink)][text.isdigit()].append((text, ink))
+    return found
+
+
+def draw_note(rng: np.random.Generator, test: bool = False) -> Note:
+    """A note from the law without held-out lines; with `test`, one line or more is held out."""
+    count = int(rng.integers(1, MAX_LINES + 1))
+    special = int(rng.integers(count)) if test else None
+    lines = []
+    for place in range(count):
+        held = place == special or (test and rng.random() < HELD_OUT)
+        pool = _combinations()[held][int(rng.random() >= IS_WORD)]
+        lines.append(pool[int(rng.integers(len(pool)))])
+    return Note(tuple(PAPERS)[int(rng.integers(len(PAPERS)))], tuple(lines))
+
+
+# ------------------------------------------------------------------------------- the captions
+
+_SMALL = """
+    zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen
+    sixteen seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety
+"""
+_UNITS, _TENS = _SMALL.split()[:20], _SMALL.split()[20:]
+
+
+def spell(number: int) -> str:
+    """A number from 0 to 999 in words: 407 -> "four hundred and seven"."""
+    hundreds, rest = divmod(number, 100)
+    small = _UNITS[rest] if rest < 20 else _TENS[rest // 10 - 2]
+    if rest >= 20 and rest % 10:
+        small += f" {_UNITS[rest % 10]}"
+    if not hundreds:
+        return small
+    return f"{_UNITS[hundreds]} hundred" + (f" and {small}" if rest else "")
+
+
+_SPELLED = {spell(number): str(number) for number in range(NUMBERS)}
+
+
+def caption(note: Note, rng: np.random.Generator) -> str:
+    """A caption of the note, drawn from its law."""
+    lines = []
+    for text, ink in note.lines:
+        if text.isdigit():
+            line = f"the number {spell(int(text)) if rng.random() < IN_WORDS else text}"
+        else:
+            line = f"the word {text}"
+        lines.append(line + (f" in {ink}" if rng.random() < INK_NAMED else ""))
+    templates = tuple(TEMPLATES)
+    with_paper, without = templates[int(rng.choice(len(templates), p=tuple(TEMPLATES.values())))]
+    template = with_paper if rng.random() < PAPER_NAMED else without
+    count = COUNTS[len(lines) - 1]
+    return template.format(lines=", then ".join(lines), paper=note.paper, count=count)
+
+
+def caption_entropy(notes) -> float:
+    """H(caption | note) in bits, the mean over the notes: the sum over the choices made."""
+
+    def entropy(probabilities):
+        return -math.fsum(p * math.log2(p) for p in probabilities)
+
+    whole = entropy(TEMPLATES.values()) + entropy((PAPER_NAMED, 1 - PAPER_NAMED))
+    ink, words = entropy((INK_NAMED, 1 - INK_NAMED)), entropy((IN_WORDS, 1 - IN_WORDS))
+    texts = [text for note in notes for text, _ in note.lines]
+    numbers = sum(text.isdigit() for text in texts)
+    return whole + (len(texts) * ink + numbers * words) / len(notes)
+
+
+@functools.cache
+def _patterns() -> list[re.Pattern]:
+    parts = {
+        "paper": f"(?P<paper>{'|'.join(PAPERS)})",
+        "lines": "(?P<lines>.+)",
+        "count": f"(?P<count>{'|'.join(COUNTS)})",
+    }
+    return [re.compile(template.format(**parts)) for pair in TEMPLATES for template in pair]
+
+
+_LINE = re.compile(rf"the (?P<kind>word|number) (?P<text>.+?)(?: in (?P<ink>{'|'.join(INKS)}))?")
+
+
+def parse_caption(text: str) -> Meaning | None:
+    """What the caption says; None for anything that the grammar does not give."""
+    for pattern in _patterns():
+        match = pattern.fullmatch(text)
+        lines = match and _parse_lines(match["lines"])
+        if (
+            lines
+            and match.groupdict().get("count", COUNTS[len(lines) - 1]) == COUNTS[len(lines) - 1]
+        ):
+            return Meaning(lines, match.groupdict().get("paper"))
+    return None
+
+
+def _parse_lines(text: str) -> tuple | None:
+    found = []
+    for part in text.split(", then "):
+        match = _LINE.fullmatch(part)
+        if match is None:
+            return None
+        written = match["text"] if match["kind"] == "word" else _number(match["text"])
+        if written not in (WORDS if match["kind"] == "word" else _NUMBER_OF):
+            return None
+        found.append((written, match["ink"]))
+    return tuple(found) if len(found) <= MAX_LINES else None
+
+
+def _number(text: str) -> str | None:
+    return text if text.isdigit() else _SPELLED.get(text)
+
+
+def agrees(note: Note, meaning: Meaning) -> bool:
+    """Whether all that the caption says is so, and it says of every line what it reads."""
+    return (
+        meaning.paper in (None, note.paper)
+        and len(meaning.lines) == len(note.lines)
+        and all(
+            said == text and said_ink in (None, ink)
+            for (said, said_ink), (text, ink) in zip(meaning.lines, note.lines, strict=True)
+        )
+    )
+
+
+# ------------------------------------------------------------------------------- the pictures
+
+
+@functools.cache
+def _coverage() -> np.ndarray:
+    """float32[texts + 1, 16, 64] in [0, 1]: the ink of every text, and of an empty line."""
+    font, masks = ImageFont.load_default(12), []
+    for text in (*TEXTS, ""):
+        line = Image.new("L", (IMAGE_SIZE, LINE_HEIGHT))
+        ImageDraw.Draw(line).text((4, 0), text, 255, font)
+        masks.append(np.asarray(line, np.float32) / 255)
+    return np.stack(masks)
+
+
+@functools.cache
+def _coverage_squared() -> np.ndarray:
+    return (_coverage() ** 2).sum((1, 2))
+
+
+def render(note: Note, rng: np.random.Generator | None = None) -> np.ndarray:
+    """uint8[64, 64, 3]: the note, with noise if `rng` is given."""
+    paper = np.float32(PAPERS[note.paper])
+    image = np.tile(paper, (IMAGE_SIZE, IMAGE_SIZE, 1))
+    for place, (text, ink) in enumerate(note.lines):
+        rows = image[place * LINE_HEIGHT : (place + 1) * LINE_HEIGHT]
+        rows += _coverage()[_NUMBER_OF[text], :, :, None] * (np.float32(INKS[ink]) - paper)
+    if rng is not None:
+        image += np.float32(NOISE) * rng.standard_normal(image.shape, np.float32)
+    return np.clip(np.rint(image), 0, 255).astype(np.uint8)
+
+
+def read_images(images: np.ndarray) -> list[Note | None]:
+    """The notes in uint8[B, 64, 64, 3]; None where a line is no text, or could be two."""
+    papers, inks = np.float32([*PAPERS.values()]), np.float32([*INKS.values()])
+    masks = _coverage().reshape(len(TEXTS) + 1, -1)
+    images = np.asarray(images, np.float32)
+    middles = np.median(images.reshape(len(images), -1, 1, 3), axis=1)  # [B, 1, 3]
+    papers_read = ((papers - middles) ** 2).sum(-1).argmin(-1)
+    found = []
+    for image, paper in zip(images, papers_read.tolist(), strict=True):
+        rest = (image - papers[paper]).reshape(MAX_LINES, -1, 3).transpose(0, 2, 1)
+        ways = inks - papers[paper]
+        along = ways @ (rest.reshape(MAX_LINES * 3, -1) @ masks.T).reshape(MAX_LINES, 3, -1)
+        weight = (ways**2).sum(-1)[:, None] * _coverage_squared()
+        errors = (rest**2).sum((1, 2))[:, None, None] - 2 * along + weight  # [lines, inks, texts]
+        errors = errors.transpose(0, 2, 1) / rest[0].size
+        found.append(_note(tuple(PAPERS)[paper], errors))
+    return found
+
+
+def _note(paper: str, errors: np.ndarray) -> Note | None:
+    """The reading of float32[lines, texts + 1, inks], the differences from every text and ink."""
+    errors[:, -1, 1:] = np.inf  # an empty line has no ink: one reading of it
+    lines = []
+    for line in errors:
+        best, second = np.partition(line.ravel(), 1)[:2]
+        if best > RESIDUAL_LIMIT or best > AMBIGUITY_LIMIT * second:
+            return None
+        text, ink = np.unravel_index(line.argmin(), line.shape)
+        lines.append(None if text == len(TEXTS) else (TEXTS[text], tuple(INKS)[ink]))
+    count = sum(line is not None for line in lines)
+    if count == 0 or None in lines[:count]:
+        return None
+    return Note(paper, tuple(lines[:count]))
+
+
+def read_image(image: np.ndarray) -> Note | None:
+    """The note in uint8[64, 64, 3], as `read_images` reads it."""
+    return read_images(image[None])[0]
+
+
+# --------------------------------------------------------------------------------- the source
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A sequence of `size` records; record i depends on (split, seed, i) and nothing else."""
+
+    split: str
+    size: int
+    seed: int = 0
+    captions_per_image: int = 1
+
+    def __post_init__(self):
+        if self.split not in SPLITS:
+            raise ValueError(f"split={self.split!r}: expected one of {', '.join(SPLITS)}")
+        for name, least in (("size", 1), ("seed", 0), ("captions_per_image", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)}: expected at least {least}")
+
+    @property
+    def name(self) -> str:
+        return f"glyphs/{self.split}, seed {self.seed}"
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> Record:
+        if not 0 <= index < self.size:
+            raise IndexError(f"record {index} of {self.size}")
+        rng = np.random.default_rng((SPLITS.index(self.split), self.seed, index))
+        note = draw_note(rng, test=self.split == "test")
+        captions = tuple(caption(note, rng) for _ in range(self.captions_per_image))
+        key = f"{self.split}-{self.seed}-{index}"
+        return Record(key, render(note, rng), captions, {"note": note})
+
+
+def source(split: str, size: int, seed: int = 0, captions_per_image: int = 1) -> Source:
+    """`size` records: `train` and `validation` without held-out lines, `test` with some."""
+    return Source(split, size, seed, captions_per_image)
