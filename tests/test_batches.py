@@ -1,5 +1,7 @@
 """A batch is a pure function of (seed, step), however many processes read it."""
 
+import dataclasses
+import functools
 import itertools
 import threading
 
@@ -9,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from udd_jax.data import batches, hashing
+from udd_jax.data import batches, hashing, reading, records
 
 
 class TableCache:
@@ -135,3 +137,68 @@ def test_an_error_while_reading_ahead_belongs_to_its_own_step():
         ahead(2)
     assert ahead(3) == 3
     ahead.close()
+
+
+@dataclasses.dataclass(frozen=True)
+class Ramps:
+    """Pictures with their number in a channel and a slope in another; some are broken."""
+
+    size: int
+    bad: tuple[int, ...] = ()
+    name: str = "ramps"
+
+    def __len__(self):
+        return self.size
+
+    def __getitem__(self, index):
+        image = np.full((24, 24, 3), index, np.uint8)
+        image[:, :, 1] = np.arange(0, 240, 10)
+        picture = b"broken" if index in self.bad else image
+        return records.Record(str(index), picture, (f"{index} a", f"{index} b"))
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_pictures_and_tokens_come_in_the_same_order_under_any_number_of_processes(processes):
+    source, views = Ramps(7), reading.Views(12, count=2)
+    for step in range(4):
+        parts = [
+            batches.make_images(source, views, 3, step, 4, p, processes) for p in range(processes)
+        ]
+        pixels = np.concatenate([part["image"] for part in parts])
+        captions = [caption for part in parts for caption in part["captions"]]
+        items = batches.indices(3, step, 4, 7)
+        np.testing.assert_array_equal(pixels[:, 6, 6, 0], items)
+        assert [int(caption.split()[0]) for caption in captions] == items.tolist()
+        whole = batches.make_images(source, views, 3, step, 4)
+        np.testing.assert_array_equal(pixels, whole["image"])
+        assert captions == whole["captions"]
+
+
+def test_crops_of_a_picture_are_new_in_every_epoch_unless_one_view_is_asked_for():
+    def slopes(count):
+        views = reading.Views(12, count=count)
+        return {batches.make_images(Ramps(1), views, 0, s, 1)["image"].tobytes() for s in range(9)}
+
+    assert len(slopes(2)) > 6 and len(slopes(1)) == 1
+
+
+def test_a_broken_picture_is_named_and_the_next_one_takes_its_place():
+    source, views = Ramps(5, bad=(2, 3)), reading.Views(12)
+    batch = batches.make_images(source, views, 0, 0, 5)
+    items = batches.indices(0, 0, 5, 5)
+    expected = [4 if item in (2, 3) else item for item in items]
+    np.testing.assert_array_equal(batch["image"][:, 0, 0, 0], expected)
+    assert {(position, cause) for position, cause, _ in batch["faults"]} == {
+        (2, "broken image"),
+        (3, "broken image"),
+    }
+    with pytest.raises(ValueError, match="none of the 2 items of ramps can be used"):
+        batches.make_images(Ramps(2, bad=(0, 1)), views, 0, 0, 2)
+
+
+def test_pictures_read_in_order_by_grain_are_those_read_one_by_one():
+    source, views = Ramps(9), reading.Views(12, count=2)
+    batch_at = functools.partial(batches.make_images, source, views, 5, batch_size=3)
+    for step, batch in enumerate(reading.in_order(batch_at, range(2, 8), threads=2), 2):
+        np.testing.assert_array_equal(batch["image"], batch_at(step)["image"])
+    assert step == 7

@@ -223,14 +223,14 @@ def test_a_folder_of_bad_files_is_an_error_with_counts_or_a_cache_without_them(t
 def test_the_first_view_is_the_picture_and_the_others_are_crops_of_it():
     ramp = np.arange(40, dtype=np.uint8)[None, :, None] * np.ones((30, 1, 3), np.uint8)
     views = reading.Views(30, count=40, smallest=0.25)
-    cuts = reading.cut(ramp, views, 0, mirror=True)
+    cuts = reading.cut(ramp, views, 0, True, range(40))
     np.testing.assert_array_equal(cuts[0], ramp[:, 5:35])
     slopes = (cuts[:, 15, -3, 0].astype(int) - cuts[:, 15, 2, 0]) / 25
     assert (np.abs(slopes[1:]) <= 1.05).all() and (np.abs(slopes[1:]) > 0.4).all()
     assert 8 <= (slopes[1:] < 0).sum() <= 31
     assert cuts.min() < 5 and cuts.max() > 34
-    np.testing.assert_array_equal(cuts, reading.cut(ramp, views, 0, mirror=True))
-    assert (cuts[1:] != reading.cut(ramp, views, 1, mirror=True)[1:]).any()
+    np.testing.assert_array_equal(cuts, reading.cut(ramp, views, 0, True, range(40)))
+    assert (cuts[1:] != reading.cut(ramp, views, 1, True, range(40))[1:]).any()
 
 
 @pytest.mark.parametrize(
@@ -264,6 +264,17 @@ def test_pictures_are_not_mirrored_where_a_caption_names_a_side(caption, free):
 def test_impossible_views_are_an_error(options, message):
     with pytest.raises(ValueError, match=message):
         reading.Views(**options)
+
+
+def test_captions_are_read_without_pictures_where_the_source_can(tmp_path):
+    for number in range(3):
+        (tmp_path / f"{number}.png").write_bytes(picture())
+        (tmp_path / f"{number}.txt").write_text(f"picture\x07{number}\n \n")
+    source = sources.open_source(f"folder:{tmp_path}", "train", validation=0, test=0)
+    (tmp_path / "1.png").unlink()
+    assert list(reading.captions(source)) == ["picture 0", "picture 1", "picture 2"]
+    records = Records([Record("", PICTURE, ("one", "", "two"))])
+    assert list(reading.captions(records)) == ["one", "two"]
 
 
 def test_a_share_of_the_positions_is_the_same_as_that_part_of_the_whole():

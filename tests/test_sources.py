@@ -117,6 +117,24 @@ def test_splits_that_the_data_name_are_kept_and_the_lacking_one_is_made(tmp_path
     assert len(splits["validation"]) + len(splits["train"]) == 30
 
 
+def test_a_picture_that_given_splits_share_stays_in_the_last_of_them(tmp_path):
+    for split, numbers in (("train", range(20)), ("val", range(15, 25)), ("test", range(18, 30))):
+        (tmp_path / split).mkdir()
+        for n in numbers:
+            (tmp_path / split / f"{n}.png").write_bytes(encoded(n))
+            (tmp_path / split / f"{n}.txt").write_text(f"{n}")
+    splits = all_splits(f"folder:{tmp_path}")
+    numbers = {
+        s: [number_in(source[i]) for i in range(len(source))] for s, source in splits.items()
+    }
+    assert sorted(numbers["train"]) == list(range(15))
+    assert sorted(numbers["validation"]) == [15, 16, 17]
+    assert sorted(numbers["test"]) == list(range(18, 30))
+    assert splits["train"].name.endswith("train, without 5 that are in validation or test")
+    assert splits["validation"].name.endswith("validation, without 7 that are in test")
+    assert len(sources.open_source(f"folder:{tmp_path}", "train", trust_splits=True)) == 20
+
+
 @pytest.mark.parametrize(
     ("name", "split"),
     [
@@ -147,7 +165,11 @@ def test_a_source_can_be_sent_to_another_process(tmp_path):
         ("folder:", {}, "data is 'folder:', expected one of"),
         ("folder:/no/such", {}, "/no/such is no folder, expected one with images"),
         ("shapes", {"count": 3}, "data_options has 'count' for 'shapes', expected some of size"),
-        ("folder:HERE", {"shuffle": 1}, "expected some of caption_field, validation, test"),
+        (
+            "folder:HERE",
+            {"shuffle": 1},
+            "expected some of caption_field, validation, test, trust_splits",
+        ),
         ("folder:HERE", {}, "holds no captioned images, expected captions.jsonl"),
         ("folder:HERE/txt", {"split": "tests"}, "split is 'tests', expected one of train"),
         ("folder:HERE/txt", {"validation": 0.5, "test": 0.5}, "expected a sum in"),

@@ -13,7 +13,7 @@ import concurrent.futures
 
 import numpy as np
 
-from udd_jax.data import hashing
+from udd_jax.data import hashing, reading
 
 _ORDER, _VIEW, _CAPTION = range(3)  # what a draw is for
 
@@ -31,6 +31,18 @@ def indices(seed: int, step: int, batch_size: int, size: int) -> np.ndarray:
     return hashing.permute(place, size, hashing.draw(_ORDER, seed, epoch))
 
 
+def _share(seed, step, batch_size, size, process_index, process_count):
+    """Epochs and items, int64[B / count] each, of a process's rows of the batch."""
+    if batch_size % process_count:
+        raise ValueError(
+            f"batch_size is {batch_size}, expected a multiple of the {process_count} processes"
+        )
+    share = batch_size // process_count
+    mine = slice(process_index * share, (process_index + 1) * share)
+    epoch, _ = _examples(step, batch_size, size)
+    return epoch[mine], indices(seed, step, batch_size, size)[mine]
+
+
 def make(cache, seed: int, step: int, batch_size: int, process_index=0, process_count=1) -> dict:
     """This process's share of the batch of `step`, read from a token cache.
 
@@ -45,33 +57,61 @@ def make(cache, seed: int, step: int, batch_size: int, process_index=0, process_
     Raises:
         ValueError: batch_size is no multiple of process_count.
     """
-    if batch_size % process_count:
-        raise ValueError(
-            f"batch_size is {batch_size}, expected a multiple of the {process_count} processes"
-        )
-    share = batch_size // process_count
-    mine = slice(process_index * share, (process_index + 1) * share)
-    items = indices(seed, step, batch_size, len(cache))[mine]
-    epoch = _examples(step, batch_size, len(cache))[0][mine]
+    epoch, items = _share(seed, step, batch_size, len(cache), process_index, process_count)
     views = hashing.draw(_VIEW, seed, epoch, items) % np.uint64(cache.views)
     counts = cache.captions[items].astype(np.uint64)
     captions = hashing.draw(_CAPTION, seed, epoch, items) % counts
     return cache.pairs(items, views.astype(np.int64), captions.astype(np.int64))
 
 
+def make_images(
+    source, views, seed: int, step: int, batch_size: int, process_index=0, process_count=1
+) -> dict:
+    """The same straight from a source: decoded pictures, with fresh crops every epoch.
+
+    Args:
+        source: of records.
+        views: a `reading.Views`; with a count of 1, always the plain view.
+        seed, step, batch_size, process_index, process_count: as in `make`.
+
+    Returns:
+        {"image": uint8[B / count, S, S, 3], "captions": list of B / count texts, "faults": list of
+        (position, cause, detail)}: an item that cannot be used is in `faults`, and the next one
+        of the source that can be takes its place.
+
+    Raises:
+        ValueError: batch_size is no multiple of process_count, or no item can be used.
+    """
+    batch, faults = [], []
+    share = _share(seed, step, batch_size, len(source), process_index, process_count)
+    for epoch, item in zip(*map(np.ndarray.tolist, share), strict=True):
+        view = 0 if views.count == 1 else 1 + epoch
+        for attempt in range(len(source)):
+            example = reading.example(source, (item + attempt) % len(source), views, (view,))
+            faults += [(example.position, *fault) for fault in example.faults]
+            if example.pixels is not None:
+                break
+        else:
+            raise ValueError(f"none of the {len(source)} items of {source.name} can be used")
+        caption = hashing.draw(_CAPTION, seed, epoch, item) % np.uint64(len(example.captions))
+        batch.append((example.pixels[0], example.captions[int(caption)]))
+    pixels, captions = zip(*batch, strict=True)
+    return {"image": np.stack(pixels), "captions": list(captions), "faults": faults}
+
+
 class Ahead:
-    """Calls `batch_at(step)` for the coming steps in a background thread.
+    """Calls `batch_at(step)` for the coming steps in background threads.
 
         batch_at = Ahead(lambda step: make(cache, seed, step, 64))
         batch_at(0), batch_at(1), ...      # the same values, mostly waiting already
 
-    Any order of steps is right; consecutive ones are fast. An error in the thread is raised by
+    Any order of steps is right; consecutive ones are fast. An error in a thread is raised by
     the call whose step it belongs to.
     """
 
-    def __init__(self, batch_at, depth: int = 2):
+    def __init__(self, batch_at, depth: int = 2, threads: int = 1):
         self._batch_at, self._depth, self._waiting = batch_at, depth, {}
-        self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="batches")
+        self._threads = concurrent.futures.ThreadPoolExecutor(threads, "batches")
 
     def __call__(self, step: int):
         coming = range(step, step + self._depth + 1)
@@ -79,9 +119,9 @@ class Ahead:
             self._waiting.pop(other).cancel()
         for other in coming:
             if other not in self._waiting:
-                self._waiting[other] = self._thread.submit(self._batch_at, other)
+                self._waiting[other] = self._threads.submit(self._batch_at, other)
         return self._waiting.pop(step).result()
 
     def close(self):
-        """Ends the thread; batches not yet asked for are dropped."""
-        self._thread.shutdown(cancel_futures=True)
+        """Ends the threads; batches not yet asked for are dropped."""
+        self._threads.shutdown(cancel_futures=True)

@@ -7,9 +7,12 @@ there, a damaged line) is found when it is read, so that it is counted with all 
     split      given by the data (a column, a folder or file called train, val, test, ...)
     no split   by a hash of the image's bytes, so that the same picture is never in two of them
     some       a split that the data lack is taken from their train items, by the same hash
+
+A picture that given splits share stays in the last of train, validation, test that has it.
 """
 
 import dataclasses
+import functools
 import pathlib
 import re
 from collections.abc import Callable
@@ -70,6 +73,10 @@ class Listing:
             raise ValueError(f"{item.key}: {item.where.cause}")
         return Record(item.key, self.read(item.where), item.captions, item.extra)
 
+    def captions(self, index: int) -> tuple[str, ...]:
+        """The captions of an item, without reading its image."""
+        return self.items[index].captions
+
 
 def split_named(name: str) -> str | None:
     """The split that a folder's or file's name speaks of: "val2014" -> "validation"."""
@@ -83,7 +90,9 @@ def split_of_path(path: pathlib.Path, root: pathlib.Path) -> str | None:
     return next((split for split in splits if split), None)
 
 
-def choose(name: str, items, read, split: str, validation=0.05, test=0.05) -> Listing:
+def choose(
+    name: str, items, read, split: str, validation=0.05, test=0.05, trust_splits=False
+) -> Listing:
     """The items of one split.
 
     Args:
@@ -92,6 +101,9 @@ def choose(name: str, items, read, split: str, validation=0.05, test=0.05) -> Li
         read: reads an item's image.
         split: "train", "validation" or "test".
         validation, test: shares by hash, of the train items, where the data give none.
+        trust_splits: whether the splits that the data give are known to share no picture. If not,
+            every image is read once to make sure, and one that is also in test (or, for train, in
+            validation) is left out; the name of the source says how many are.
 
     Raises:
         ValueError: no such split, no items, or shares that leave nothing to train on.
@@ -106,30 +118,45 @@ def choose(name: str, items, read, split: str, validation=0.05, test=0.05) -> Li
     given = {item.split for item in items}
     shares = {"validation": validation, "test": test}
     lacking = {name: share for name, share in shares.items() if name not in given and share}
-    if split in given and split != "train":
-        chosen = [item for item in items if item.split == split]
-    else:
-        pool = [item for item in items if item.split in (None, "train")]
-        chosen = [item for item in pool if _hashed(item, read, lacking) == split]
+    parts = {part: [] for part in SPLITS}
+    for item in items:
+        held_out = item.split in ("validation", "test")
+        parts[item.split if held_out else _hashed(item, read, lacking)].append(item)
+    chosen, name = parts[split], f"{name}, {split}"
+    others = SPLITS[SPLITS.index(split) + 1 :]
+    if given & set(others) and not trust_splits:
+        held_out = {_content(read, item) for part in others for item in parts[part]}
+        chosen = [item for item in chosen if _content(read, item) not in held_out]
+        if len(chosen) < len(parts[split]):
+            name += f", without {len(parts[split]) - len(chosen)} that are in {' or '.join(others)}"
     if not chosen:
-        raise ValueError(f"{name} has no {split} items among {len(items)}; check path and shares")
-    return Listing(f"{name}, {split}", tuple(chosen), read)
+        raise ValueError(f"{name} has no items of {len(items)} in all; check path and shares")
+    return Listing(name, tuple(chosen), read)
 
 
 def _hashed(item: Item, read, shares: dict) -> str:
-    """The split of an item by the hash of its image (of its key where there is none)."""
-    if not shares:
-        return "train"
-    try:
-        content = item.key.encode() if isinstance(item.where, Broken) else read(item.where)
-    except (OSError, ValueError):
-        content = item.key.encode(errors="replace")
-    place = int.from_bytes(hashing.content_hash(content)[:8], "little") / 2**64
+    """The split of an item by the hash of its image."""
+    place = int.from_bytes(_content(read, item)[:8], "little") / 2**64 if shares else 1.0
     for split, share in shares.items():
         if place < share:
             return split
         place -= share
     return "train"
+
+
+def _content(read, item: Item) -> bytes:
+    """The hash of an item's image, of its key where there is none."""
+    if isinstance(item.where, Broken):
+        return hashing.content_hash(item.key.encode(errors="surrogateescape"))
+    return _content_at(read, item.where)
+
+
+@functools.cache
+def _content_at(read, where) -> bytes:
+    try:
+        return hashing.content_hash(read(where))
+    except (OSError, ValueError):
+        return hashing.content_hash(repr(where).encode(errors="surrogateescape"))
 
 
 def captions_of(row: dict, field: str | None, where: str) -> tuple[str, ...]:

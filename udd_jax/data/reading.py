@@ -92,11 +92,17 @@ def clean(caption, max_characters: int = 10_000) -> tuple[str | None, str | None
     return (caption, cause) if visible else (None, DROPPED[2])
 
 
-def cut(image: np.ndarray, views: Views, position: int, mirror: bool) -> np.ndarray:
-    """The views of one picture: uint8[H, W, 3] -> uint8[count, S, S, 3]."""
+def cut(image: np.ndarray, views: Views, position: int, mirror: bool, numbers) -> np.ndarray:
+    """Some views of one picture: uint8[H, W, 3] -> uint8[len(numbers), S, S, 3].
+
+    `numbers` are of any views, also beyond `views.count`; number 0 is the plain one.
+    """
     height, width = image.shape[:2]
-    cuts = [images.fit(image, views.size)]
-    for view in range(1, views.count):
+    cuts = []
+    for view in numbers:
+        if view == 0:
+            cuts.append(images.fit(image, views.size))
+            continue
         chance = hashing.uniform(views.seed, position, view, np.arange(4))
         share = views.smallest + (1 - views.smallest) * chance[_SCALE]
         side = max(1, round(min(height, width) * float(np.sqrt(share))))
@@ -107,8 +113,11 @@ def cut(image: np.ndarray, views: Views, position: int, mirror: bool) -> np.ndar
     return np.stack(cuts)
 
 
-def example(source, position: int, views: Views) -> Example:
-    """Reads and decodes item `position` of `source`; never raises for what is in the data."""
+def example(source, position: int, views: Views, numbers=None) -> Example:
+    """Reads and decodes item `position` of `source`; never raises for what is in the data.
+
+    `numbers` are the views wanted, by default the first `views.count`.
+    """
     try:
         record = source[position]
     except (OSError, ValueError) as error:
@@ -133,7 +142,8 @@ def example(source, position: int, views: Views) -> Example:
         faults.append(("tiny image", f"{width} x {height} pixels"))
         return Example(position, record.key, None, (), tuple(faults))
     mirror = views.flip and not any(_SIDES.search(caption) for caption in captions)
-    cuts = cut(pixels, views, position, mirror)
+    numbers = range(views.count) if numbers is None else numbers
+    cuts = cut(pixels, views, position, mirror, numbers)
     return Example(position, record.key, cuts, tuple(captions), tuple(faults))
 
 
@@ -144,8 +154,7 @@ def examples(source, start: int, stop: int, views: Views, *, threads=4, workers=
         source: a source (with `workers`, one that can be pickled).
         start, stop: positions, a share of the global counter; nothing outside is read.
         views: how pictures are cut.
-        threads: reading threads (of each worker); Pillow decodes outside Python's lock.
-        workers: processes; the caller then needs parsed absl flags and a `__main__` guard.
+        threads, workers: as in `in_order`.
 
     Yields:
         stop - start `Example`s; the same whatever `threads` and `workers` are.
@@ -154,10 +163,39 @@ def examples(source, start: int, stop: int, views: Views, *, threads=4, workers=
     def chunk(first):
         return [example(source, at, views) for at in range(first, min(first + _CHUNK, stop))]
 
-    dataset = grain.MapDataset.range(start, stop, _CHUNK).map(chunk)
+    for done in in_order(chunk, range(start, stop, _CHUNK), threads=threads, workers=workers):
+        yield from done
+
+
+def in_order(function, numbers: range, *, threads=4, workers=0):
+    """Yields function(n) for each n, in order, computed ahead of time by Grain.
+
+    So a trainer reads pictures: `in_order(batch_at, range(step, steps))`, where `batch_at` is a
+    pure function of the step, as `batches.make_images` is.
+
+    Args:
+        function: of an integer; with `workers`, one that can be pickled.
+        numbers: what it is called with.
+        threads: of each process; Pillow decodes outside Python's lock.
+        workers: processes; the caller then needs parsed absl flags and a `__main__` guard.
+    """
+    dataset = grain.MapDataset.range(numbers.start, numbers.stop, numbers.step).map(function)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
     dataset = dataset.to_iter_dataset(options)
     if workers:
         dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
-    for done in dataset:
-        yield from done
+    yield from dataset
+
+
+def captions(source):
+    """Every usable caption of a source, cleaned, in order; pictures are read only where they must.
+
+    A source may have a method `captions(index)`; else its records are asked.
+    """
+    listed = getattr(source, "captions", lambda index: source[index].captions)
+    for index in range(len(source)):
+        try:
+            found = listed(index)
+        except (OSError, ValueError):
+            continue  # counted when its picture is read
+        yield from filter(None, (clean(caption)[0] for caption in found))

@@ -31,7 +31,7 @@ def open_source(spec: str, split: str, **options):
         split: "train", "validation" or "test".
         **options: of the source's own function: `size`, `seed` of an embedded world; of stored
             data `validation` and `test`, the shares that are split off by hash where the data give
-            no such split, and what the chapter of the kind names.
+            no such split, `trust_splits` (`listing.choose`), and what the kind's chapter names.
 
     Returns:
         A source: `len(source)`, `source[i] -> Record`, `source.name`.
@@ -46,7 +46,7 @@ def open_source(spec: str, split: str, **options):
     source = importlib.import_module(f"udd_jax.data.{kind}").source
     known = [name for name in inspect.signature(source).parameters if name not in ("path", "split")]
     if "shares" in known:
-        known[known.index("shares") :] = ["validation", "test"]
+        known[known.index("shares") :] = ["validation", "test", "trust_splits"]
     for name in options:
         if name not in known:
             raise ValueError(
