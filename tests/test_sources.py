@@ -151,6 +151,14 @@ def test_a_split_is_read_from_a_name(name, split):
     assert listing.split_named(name) == split
 
 
+def test_a_changed_caption_changes_the_hash_of_its_source(tmp_path):
+    spec = folder(tmp_path / "data", "txt")
+    before = sources.open_source(spec, "train", validation=0, test=0).hash
+    assert sources.open_source(spec, "train", validation=0, test=0).hash == before
+    (tmp_path / "data" / "20.txt").write_text("another")
+    assert sources.open_source(spec, "train", validation=0, test=0).hash != before
+
+
 def test_a_source_can_be_sent_to_another_process(tmp_path):
     source = sources.open_source(folder(tmp_path / "data", "jsonl"), "train")
     copy = pickle.loads(pickle.dumps(source))

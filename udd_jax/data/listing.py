@@ -13,6 +13,7 @@ A picture that given splits share stays in the last of train, validation, test t
 
 import dataclasses
 import functools
+import hashlib
 import pathlib
 import re
 from collections.abc import Callable
@@ -72,6 +73,14 @@ class Listing:
         if isinstance(item.where, Broken):
             raise ValueError(f"{item.key}: {item.where.cause}")
         return Record(item.key, self.read(item.where), item.captions, item.extra)
+
+    @property
+    def hash(self) -> str:
+        """Changes with the items' names and captions; the token cache compares it."""
+        digest = hashlib.sha256()
+        for item in self.items:
+            digest.update(repr((item.key, item.captions)).encode(errors="surrogateescape"))
+        return digest.hexdigest()[:16]
 
     def captions(self, index: int) -> tuple[str, ...]:
         """The captions of an item, without reading its image."""

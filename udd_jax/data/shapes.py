@@ -416,7 +416,9 @@ class Source:
 
     @property
     def name(self) -> str:
-        return f"shapes/{self.split}"
+        seed = f", seed {self.seed}" if self.seed else ""
+        captions = f", {self.captions_per_image} captions" if self.captions_per_image > 1 else ""
+        return f"shapes/{self.split}{seed}{captions}"
 
     def __len__(self) -> int:
         return self.size

@@ -86,6 +86,7 @@ def write_shards(
     made_of = {
         "format": _FORMAT,
         "source": source.name,
+        "source_hash": getattr(source, "hash", None),
         "records": len(source),
         "settings": settings,
         "views": dataclasses.asdict(views),
