@@ -86,6 +86,7 @@ def get_config() -> ml_collections.ConfigDict:
             "log_every": 50,
             "save_every": 500,
             "keep": 2,
+            "fan_in": True,  # initialisation by fan-in; False is the published N(0, 0.02)
             "init_from": "",  # a finished run to start from
         }
     )

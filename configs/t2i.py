@@ -81,6 +81,7 @@ def _published(c):
             "clip": 0.5,
             "ema": 0.999,
             "auxiliary": 0.01,
+            "fan_in": False,
             "mixture": {"pair": 1.0},
             "save_every": 2000,
             "log_every": 100,

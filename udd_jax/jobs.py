@@ -215,7 +215,9 @@ def train_diffusion(config, workdir, cache, text_tokenizer, image_tokenizer) -> 
 def reuse(config, vocab, weights: dict) -> dict:
     """Fresh parameters with those of another run in place of all of the same name and shape."""
     model = train.make_model(config, vocab)
-    fresh = jax.device_get(transformer.init(model, jax.random.key(config.seed)))
+    fresh = jax.device_get(
+        transformer.init(model, jax.random.key(config.seed), config.train.fan_in)
+    )
     names, other = checkpoint.flatten(fresh), checkpoint.flatten(weights)
     fits = {n for n, p in names.items() if n in other and other[n].shape == p.shape}
     for name in sorted(set(names) - fits):

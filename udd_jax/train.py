@@ -91,9 +91,9 @@ def _decays(params):
     )
 
 
-def create_state(model, tx, key: jax.Array, start: dict | None = None) -> TrainState:
-    """A state at step 0, with fresh parameters or those of `start`."""
-    params = transformer.init(model, key) if start is None else start
+def create_state(model, tx, key: jax.Array, start: dict | None = None, fan_in=False) -> TrainState:
+    """A state at step 0, with fresh parameters (`transformer.init`) or those of `start`."""
+    params = transformer.init(model, key, fan_in) if start is None else start
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -207,7 +207,7 @@ def train(config, workdir, vocab: Vocab, pad_id: int, batch_at, *, start=None) -
     key = jax.random.key(config.seed)
 
     with sharding.use(mesh):
-        state = create_state(model, tx, jax.random.fold_in(key, 0), start)
+        state = create_state(model, tx, jax.random.fold_in(key, 0), start, c.fan_in)
         state = sharding.shard_tree(mesh, state)
         state = loop.fit(
             lambda state, batch, step: step_fn(state, batch, jax.random.fold_in(key, 1)),

@@ -1,0 +1,156 @@
+"""The train step: what it learns, what it skips, and that a run in pieces is the same run."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import pytest
+
+from configs import t2i
+from udd_jax import diffusion, train, transformer, vocab
+
+VOCAB = vocab.image_text((2, 2), 3, 5, 3)
+
+
+@functools.cache
+def setting():
+    config = t2i.get_config("smoke")
+    config.model.update({"layers": 1, "width": 16, "heads": 2})
+    config.diffusion.steps = 10
+    config.train.update({"steps": 60, "warmup": 5, "learning_rate": 1e-2})
+    kernel = diffusion.make_kernel(VOCAB, train.make_schedules(config, VOCAB))
+    model = train.make_model(config, VOCAB)
+    tx, rate = train.make_optimiser(config)
+    loss_fn = train.make_loss(
+        kernel,
+        model,
+        mixture=config.train.mixture.to_dict(),
+        auxiliary=0.1,
+        pad_id=0,
+        pad_weight=1.0,
+    )
+    step = jax.jit(train.make_step(loss_fn, tx, rate, 0.9, VOCAB))
+    return config, kernel, model, tx, loss_fn, step
+
+
+def batch(seed, size=16):
+    """A world of two pairs: the image says which text."""
+    kind = np.random.default_rng(seed).integers(0, 2, size)
+    image = np.stack([kind, 2 - kind, kind, kind], axis=1).astype(np.int32)
+    text = np.stack([1 + kind, 3 + kind, 0 * kind], axis=1).astype(np.int32)
+    return {"image": image, "text": text}
+
+
+def test_the_step_learns_a_small_world():
+    _, _, model, tx, _, step = setting()
+    state = train.create_state(model, tx, jax.random.key(0))
+    losses = []
+    for i in range(60):
+        state, metrics = step(state, batch(i), jax.random.key(1))
+        losses.append(float(metrics["loss"]))
+    assert np.mean(losses[-10:]) < 0.3 * np.mean(losses[:5])
+    assert int(state.step) == 60
+    assert int(state.times.seen.sum()) == 60 * 16
+
+
+def test_a_state_carried_over_a_restart_gives_the_same_steps():
+    _, _, model, tx, _, step = setting()
+    state = train.create_state(model, tx, jax.random.key(0))
+    for i in range(3):
+        state, _ = step(state, batch(i), jax.random.key(1))
+    stored = jax.device_get(state)
+    for i in range(3, 5):
+        state, _ = step(state, batch(i), jax.random.key(1))
+    again = jax.tree.map(jnp.asarray, stored)
+    for i in range(3, 5):
+        again, _ = step(again, batch(i), jax.random.key(1))
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), jax.device_get(again))
+
+
+def test_a_step_that_is_not_finite_changes_nothing_but_the_count():
+    _, _, model, tx, _, step = setting()
+    state = train.create_state(model, tx, jax.random.key(0))
+    broken = state.replace(params=state.params | {"rezero": jnp.float32(np.nan)})
+    after, metrics = step(broken, batch(0), jax.random.key(1))
+    assert float(metrics["skipped"]) == 1
+    assert int(after.step) == 1
+    jax.tree.map(np.testing.assert_array_equal, after.opt_state, broken.opt_state)
+    jax.tree.map(np.testing.assert_array_equal, after.times, broken.times)
+
+
+def test_given_and_absent_positions_carry_no_loss():
+    _, kernel, model, tx, _, _ = setting()
+    state = train.create_state(model, tx, jax.random.key(0))
+    x0 = VOCAB.fuse(batch(0))
+
+    def loss(mixture, x0):
+        loss_fn = train.make_loss(
+            kernel, model, mixture=mixture, auxiliary=0.1, pad_id=0, pad_weight=1.0
+        )
+        _, (metrics, _) = loss_fn(state.params, state.times, jax.random.key(3), x0)
+        return metrics
+
+    assert float(loss({"t2i": 1.0}, x0)["text_nll"]) == 0
+    assert float(loss({"i2t": 1.0}, x0)["image_nll"]) == 0
+    assert float(loss({"image": 1.0}, x0)["text_nll"]) == 0
+
+
+def test_an_absent_text_does_not_reach_the_loss_of_the_image():
+    _, kernel, model, tx, _, _ = setting()
+    state = train.create_state(model, tx, jax.random.key(0))
+    loss_fn = train.make_loss(
+        kernel, model, mixture={"image": 1.0}, auxiliary=0.1, pad_id=0, pad_weight=1.0
+    )
+    first, second = batch(0), batch(0)
+    second["text"] = (second["text"] + 1) % 5
+    values = [
+        float(loss_fn(state.params, state.times, jax.random.key(3), VOCAB.fuse(b))[0])
+        for b in (first, second)
+    ]
+    assert values[0] == values[1]
+
+
+def test_padding_weighs_what_the_config_says():
+    _, kernel, model, tx, _, _ = setting()
+    state = train.create_state(model, tx, jax.random.key(0))
+    x0 = VOCAB.fuse(batch(0))
+
+    def loss(weight):
+        loss_fn = train.make_loss(
+            kernel, model, mixture={"text": 1.0}, auxiliary=0.1, pad_id=0, pad_weight=weight
+        )
+        return float(loss_fn(state.params, state.times, jax.random.key(3), x0)[0])
+
+    none, one, two = loss(0.0), loss(1.0), loss(2.0)
+    assert 0 < none < one
+    np.testing.assert_allclose(two - one, one - none, rtol=1e-4)
+
+
+def test_modalities_may_have_schedules_of_their_own():
+    config = setting()[0].copy_and_resolve_references()
+    config.diffusion.image_schedule = "cosine"
+    image, text = train.make_schedules(config, VOCAB)
+    assert image.masks_only
+    assert not text.masks_only
+
+
+def test_weight_decay_is_for_matrices():
+    _, _, model, _, _, _ = setting()
+    params = transformer.init(model, jax.random.key(0))
+    decays = train._decays(params)
+    assert decays["blocks"]["mlp"]["in"] == {"kernel": True, "bias": False}
+    assert not decays["rezero"]
+    assert not decays["norm"]["scale"]
+
+
+@pytest.mark.parametrize("decay", ["cosine", "linear"])
+def test_the_learning_rate_warms_up_and_decays(decay):
+    config = ml_collections.ConfigDict(setting()[0].to_dict())
+    config.train.update({"decay": decay, "final_rate": 0.1})
+    _, rate = train.make_optimiser(config)
+    c = config.train
+    assert float(rate(0)) == 0
+    np.testing.assert_allclose(rate(c.warmup), c.learning_rate, rtol=1e-6)
+    np.testing.assert_allclose(rate(c.steps), 0.1 * c.learning_rate, rtol=1e-5)
