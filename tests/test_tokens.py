@@ -229,6 +229,21 @@ def test_too_many_bad_records_are_an_error_that_a_higher_limit_settles(tmp_path)
     assert len(write(tmp_path, source=source, skip_limit=0.1)) == 21
 
 
+def test_a_write_that_fails_is_one_line_and_leaves_nothing_half_written(tmp_path, monkeypatch):
+    class Full(tokens.array_record_module.ArrayRecordWriter):
+        def close(self):
+            super().close()
+            raise RuntimeError("close() failed: No space left on device\nat byte 9")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tokens.array_record_module, "ArrayRecordWriter", Full)
+        with pytest.raises(OSError, match="No space left on device; make room and run") as caught:
+            write(tmp_path)
+    assert "\n" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
+    assert len(write(tmp_path)) == 23
+
+
 def test_a_token_that_does_not_fit_is_an_error_and_not_wrapped(tmp_path):
     with pytest.raises(ValueError, match=r"expected 0..255 for dtype uint8"):
         write(tmp_path, dtype="uint8")

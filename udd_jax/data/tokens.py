@@ -16,6 +16,7 @@ that, and not the format, is what makes reading fast.
 """
 
 import collections
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -265,7 +266,8 @@ class TokenCache:
 def _write_shard(path, examples, encode_images, encode_texts, batch_size, progress) -> dict:
     partial = path.with_suffix(".partial")
     partial.unlink(missing_ok=True)
-    writer = array_record_module.ArrayRecordWriter(str(partial), "group_size:1,uncompressed")
+    with _writing(partial):
+        writer = array_record_module.ArrayRecordWriter(str(partial), "group_size:1,uncompressed")
     proof = {"file": path.name, "items": [], "faults": [], "image_length": 0, "text_length": 0}
 
     def write(batch):
@@ -274,9 +276,10 @@ def _write_shard(path, examples, encode_images, encode_texts, batch_size, progre
         proof["image_length"], proof["text_length"] = image.shape[1], text.shape[1]
         images = np.split(image, np.cumsum([len(example.pixels) for example in batch])[:-1])
         texts = np.split(text, np.cumsum([len(example.captions) for example in batch])[:-1])
-        for example, codes, pieces in zip(batch, images, texts, strict=True):
-            writer.write(codes.tobytes() + pieces.tobytes())
-            proof["items"].append((example.position, len(example.captions)))
+        with _writing(partial):
+            for codes, pieces in zip(images, texts, strict=True):
+                writer.write(codes.tobytes() + pieces.tobytes())
+        proof["items"] += [(example.position, len(example.captions)) for example in batch]
 
     batch, done = [], 0
     for example in examples:
@@ -292,10 +295,22 @@ def _write_shard(path, examples, encode_images, encode_texts, batch_size, progre
             batch, done = [], 0
     if batch:
         write(batch)
-    writer.close()
+    with _writing(partial):
+        writer.close()
     progress(done)
     os.replace(partial, path)
     return proof | {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+
+
+@contextlib.contextmanager
+def _writing(partial):
+    """ArrayRecord's errors, such as a full disk, in one line; what was written is removed."""
+    try:
+        yield
+    except RuntimeError as error:
+        partial.unlink(missing_ok=True)
+        cause = str(error).splitlines()[0]
+        raise OSError(f"{partial}: {cause}; make room and run again to continue") from None
 
 
 def _in_batches(encode, batch_size: int, dtype: str):
