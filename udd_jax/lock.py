@@ -1,0 +1,60 @@
+"""One run a work folder: a lock that a dead process cannot keep.
+
+The lock is the kernel's (`flock`) on the file `lock` in the folder, so that it ends with the
+process, however that ends. The file says who holds it; found there without the lock, it is what a
+killed run left behind. In a run of many processes the first one holds it. On an object store
+(`gs://`), which knows no locks, nothing is held: there the scheduler must not start a run twice.
+"""
+
+import contextlib
+import datetime
+import fcntl
+import json
+import os
+import pathlib
+import socket
+
+import jax
+
+FILE = "lock"
+
+
+@contextlib.contextmanager
+def hold(directory, say=print):
+    """Holds the work folder while the block runs; makes it if need be.
+
+    ValueError: another run holds it. `say` gets a line about a run that was killed.
+    """
+    if "://" in str(directory) or (jax.distributed.is_initialized() and jax.process_index() > 0):
+        yield
+        return
+    path = pathlib.Path(directory) / FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"{directory} is in use by {_holder(path)}: "
+                "wait for it, stop it, or choose another --workdir"
+            ) from None
+        except OSError as error:
+            say(f"{directory} cannot be locked ({error.strerror}): start no second run in it")
+        if path.stat().st_size:
+            say(f"{directory} was left by {_holder(path)}, which was killed: going on")
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        holder = {"host": socket.gethostname(), "process": os.getpid(), "since": now}
+        file.truncate(0)
+        file.write(json.dumps(holder) + "\n")
+        file.flush()
+        try:
+            yield
+        finally:
+            file.truncate(0)
+
+
+def _holder(path) -> str:
+    try:
+        return "process {process} on {host} since {since}".format(**json.loads(path.read_text()))
+    except (ValueError, KeyError):
+        return "another process"
