@@ -16,7 +16,6 @@ The loop does not wait for the step that it has just started: metrics stay on th
 line is written, and only the flag of the step two before is looked at.
 """
 
-import concurrent.futures
 import contextlib
 import math
 import signal
@@ -65,9 +64,9 @@ def fit(
 
     step_fn(state, batch, step) -> (state, metrics), a dict of scalars with a "loss" and, if it can
     skip, "skipped". It may donate the state, which must not be used again by the caller.
-    batch_at(step) is called one step ahead in a thread. evaluate(state, done) -> scores, logged and
-    kept as metadata of the checkpoints, so that the best of them can be kept. ids_at(step) names
-    the samples of a batch in an error. profile: a folder for a trace of a few steps.
+    evaluate(state, done) -> scores, logged and kept as metadata of the checkpoints, so that the
+    best of them can be kept. ids_at(step) names the samples of a batch in an error. profile: a
+    folder for a trace of a few steps.
 
     SIGTERM and SIGINT write a checkpoint and raise SystemExit(exit_code); a second one acts at
     once. ValueError: `patience` steps in a row were not finite. OSError: a checkpoint could not be
@@ -88,17 +87,13 @@ def fit(
         contextlib.closing(logbook),
         _signals() as received,
         logbooks.progress(steps, description, start=done) as bar,
-        concurrent.futures.ThreadPoolExecutor(1) as pool,
     ):
-        ahead = pool.submit(batch_at, done) if done < steps else None
         while done < steps:
             start = time.perf_counter()
             if profile and done == first + 3:
                 jax.profiler.start_trace(profile)
-            batch = ahead.result()
+            batch = batch_at(done)
             waited += time.perf_counter() - start
-            if done + 1 < steps:
-                ahead = pool.submit(batch_at, done + 1)
             state, metrics = step_fn(state, batch, done)
             done += 1
             window.append(metrics)
