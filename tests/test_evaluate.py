@@ -1,0 +1,248 @@
+"""The protocol on an oracle whose mistakes are known."""
+
+import dataclasses
+import json
+
+import numpy as np
+import oracle
+import pytest
+
+from udd_jax import checkpoint, evaluate, images, samples
+from udd_jax.data import shapes
+
+WRONG = {"t2i": (0,), "i2t": (1, 2), "pair": (3,), "infill": (0, 5), "image": (7,), "text": (1,)}
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """(an oracle that is sometimes wrong, its folder, its result)"""
+    folder = tmp_path_factory.mktemp("run")
+    pipe = oracle.make(folder, wrong=WRONG)
+    return pipe, folder, evaluate.run(pipe, folder, say=lambda _: None)
+
+
+def copy(pipe, **changes):
+    return dataclasses.replace(pipe, asked=[], **changes)
+
+
+def test_scores_are_the_shares_that_were_made_right(done):
+    scores = done[2]["scores"]
+    assert scores["t2i"]["agreement"]["rate"] == 7 / 8
+    assert scores["i2t"]["agreement"]["rate"] == 6 / 8
+    assert scores["pair"]["agreement"]["rate"] == 7 / 8
+    assert scores["infill"]["consistency"]["rate"] == 6 / 8
+    assert scores["image"]["readable"]["rate"] == 7 / 8
+    assert scores["text"]["parsable"]["rate"] == 7 / 8
+    assert scores["t2i"]["reasons"]["unreadable image"] == 1 / 8
+    assert scores["i2t"]["reasons"]["unparsable caption"] == 2 / 8
+    named = scores["t2i"]["by_named"].values()
+    assert sum(group["count"] for group in named) == 8
+    assert sum(group["rate"] * group["count"] for group in named) == pytest.approx(7)
+
+
+def test_the_headline_holds_each_rate_against_its_aim(done):
+    rows = {(row["task"], row["name"]): row for row in done[2]["headline"]}
+    pair = rows["pair", "image and caption agree"]
+    assert (pair["value"], pair["aim"], pair["floor"], pair["met"]) == (0.875, 0.9, 0.8, False)
+    assert rows["tokenizer", "reconstruction is read right"]["met"]
+    place = rows["t2i", "total variation of place"]
+    assert place["better"] == "lower" and place["met"] == (place["value"] <= 0.1)
+
+
+def test_a_lossless_tokenizer_has_the_noise_for_psnr(done):
+    found = done[2]["tokenizer"]
+    assert found["psnr"]["value"] == pytest.approx(20 * np.log10(255 / shapes.NOISE), abs=0.3)
+    assert found["codes"] == 43
+    items = samples.held_out(done[0], oracle.ITEMS)
+    used, counts = np.unique(items.codes, return_counts=True)
+    share = counts / counts.sum()
+    assert found["codes_used"] == len(used)
+    assert found["perplexity"] == pytest.approx(np.prod(share**-share))
+
+
+def test_bounds_are_bits_over_the_tokens_that_they_are_of(done):
+    bounds = done[2]["bounds"]
+    assert bounds["pair"]["value"] == pytest.approx((4 * 2 + 16 * 0.5) / 20)
+    assert bounds["t2i"]["value"] == bounds["image"]["value"] == pytest.approx(2)
+    assert bounds["i2t"]["value"] == pytest.approx(0.5)
+    assert list(bounds["i2t"]["modalities"]) == ["text"]
+    assert bounds["pair"]["count"] == 4
+
+
+def test_a_bound_below_the_truth_is_an_error(done, tmp_path):
+    # Two objects: order, template, and for each whether size and colour are named.
+    each = [-p * np.log2(p) for p in (0.4, 0.3, 0.3)]
+    named = [-p * np.log2(p) for q in (0.6, 0.85) for p in (q, 1 - q)]
+    truth = (1 + sum(each) + 2 * sum(named)) / 16
+    assert done[2]["entropy"] == {"value": pytest.approx(truth), "undercut": False}
+    said = []
+    low = copy(done[0], bits={"image": 2.0, "text": 0.9 * truth})
+    result = evaluate.run(low, tmp_path, say=said.append)
+    assert result["entropy"]["undercut"] and "undercuts" in result["errors"][0]
+    assert said == [f"evaluation: {error}" for error in result["errors"]]
+
+
+def test_a_changed_given_token_is_an_error(done, tmp_path):
+    class Careless(oracle.Oracle):
+        def generate(self, task, count, **options):
+            pairs = super().generate(task, count, **options)
+            pairs.tokens[1, 0 if task == "i2t" else 4] += 1
+            return pairs
+
+    fields = {f.name: getattr(done[0], f.name) for f in dataclasses.fields(done[0])}
+    result = evaluate.run(Careless(**fields | {"wrong": {}}), tmp_path, say=lambda _: None)
+    changed = {t: s.get("given_tokens_changed") for t, s in result["scores"].items()}
+    assert changed["t2i"] == changed["i2t"] == 1 and changed["pair"] is None
+    assert "t2i: given tokens were changed in 1 samples" in result["errors"]
+
+
+def test_infilling_hides_a_half_of_the_image_and_half_of_the_words(done):
+    kept = samples.load(done[1] / "samples" / "infill.npz")
+    assert (kept.free_pixels.mean((1, 2)) == 0.5).all()
+    halves = kept.free_pixels[:, ::31, ::31].reshape(8, 4)
+    assert set(map(tuple, halves.tolist())) <= {
+        (True, True, False, False),
+        (False, False, True, True),
+        (True, False, True, False),
+        (False, True, False, True),
+    }
+    items = samples.held_out(done[0], 8)
+    for blanked, caption in zip(kept.given_captions, items.captions, strict=True):
+        pairs = list(zip(blanked.split(), caption.split(), strict=True))
+        assert all(a in (b, "___") for a, b in pairs)
+        assert sum(a == "___" for a, _ in pairs) == (len(pairs) + 1) // 2
+
+
+def test_every_sample_is_kept_with_its_verdict(done):
+    lines = [json.loads(x) for x in (done[1] / "samples/samples.jsonl").read_text().splitlines()]
+    assert len(lines) == 6 * oracle.ITEMS
+    wrong = {task: [] for task in WRONG}
+    for line in lines:
+        if not line["right"]:
+            wrong[line["task"]].append(line["index"])
+            assert line["reason"]
+        assert line["seed"] == 1 and line["settings"]["steps"] == 5
+    assert wrong == {task: list(rows) for task, rows in WRONG.items()}
+    assert (done[1] / "samples/sheet.png").exists() and (done[1] / "samples/t2i-000.png").exists()
+
+
+def test_the_trace_ends_in_the_pair_and_starts_from_masks(done):
+    with np.load(done[1] / "samples/trace.npz") as trace:
+        images, pieces = trace["images"], trace["pieces"]
+    kept = samples.load(done[1] / "samples/pair.npz")
+    assert np.array_equal(images[-1], kept.images[: samples.TRACED])
+    assert [" ".join(filter(None, row)) for row in pieces[-1]] == kept.captions[: samples.TRACED]
+    assert (pieces[0] == "_").all() and (images[0, :, 31, 31] == 160).all()
+
+
+def test_a_finished_evaluation_is_not_made_again(done):
+    pipe = copy(done[0])
+    assert evaluate.run(pipe, done[1]) == done[2]
+    assert pipe.asked == []
+
+
+def test_a_stopped_evaluation_makes_only_what_is_missing(done):
+    pipe, folder = copy(done[0]), done[1]
+    (folder / "evaluation.json").unlink()
+    (folder / "samples" / "pair.npz").write_bytes(b"half a file")
+    result = evaluate.run(pipe, folder, say=lambda _: None)
+    assert pipe.asked == ["pair"]
+    assert result["headline"] == done[2]["headline"]
+
+
+@pytest.mark.parametrize("change", ["weights", "seed", "steps"])
+def test_samples_of_other_weights_or_settings_are_made_again(done, tmp_path, change):
+    pipe = copy(done[0])
+    items = samples.held_out(pipe, 4)
+
+    def obtain(pipe, seed=0, made_of=None):
+        samples.obtain(
+            pipe, items, "t2i", tmp_path / "t2i.npz", count=4, batch_size=4, seed=seed,
+            made_of=made_of or {"weights": "a"},
+        )  # fmt: skip
+
+    obtain(pipe)
+    obtain(pipe)
+    assert pipe.asked == ["t2i"]
+    if change == "weights":
+        obtain(pipe, made_of={"weights": "b"})
+    elif change == "seed":
+        obtain(pipe, seed=3)
+    else:
+        config = oracle.config()
+        config.sample.steps = 7
+        obtain(dataclasses.replace(pipe, config=config))
+    assert pipe.asked == ["t2i", "t2i"]
+
+
+def test_other_data_are_sampled_and_said_to_be_unmeasured(done, tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(3):
+        images.write_png(tmp_path / f"{i}.png", rng.integers(0, 255, (40, 32, 3), np.uint8))
+        (tmp_path / f"{i}.txt").write_text("a small red circle")
+    config = oracle.config()
+    config.data = f"folder:{tmp_path}"
+    config.data_options = {"validation": 0.0, "test": 0.99}
+    pipe = copy(done[0], config=config)
+    result = evaluate.run(pipe, tmp_path / "run", say=lambda _: None)
+    assert result["scores"]["t2i"] == {"count": 3, "given_tokens_changed": 0}
+    assert result["scores"]["pair"] == {"count": 8}
+    assert "shapes only" in result["unmeasured"]["agreement"]
+    assert "entropy" not in result and result["bounds"]["pair"]["count"] == 3
+
+
+# ---- Comparing
+
+
+def test_two_results_stand_side_by_side_with_their_difference(done, tmp_path):
+    other = copy(done[0], wrong={})
+    evaluate.run(other, tmp_path, say=lambda _: None)
+    lines = evaluate.compare(done[1], tmp_path / "evaluation.json").splitlines()
+    row = next(line for line in lines if line.startswith("i2t: caption agrees"))
+    assert row.split()[-4:-1] == ["0.7500", "1.0000", "+0.2500"]
+    assert any(line.startswith("pair: bits a token") for line in lines)
+
+
+def test_results_of_different_protocols_are_refused_by_name(done, tmp_path):
+    result = checkpoint.read_json(done[1] / "evaluation.json")
+    result["manifest"]["protocol"]["settings"]["steps"] = 9
+    result["manifest"]["protocol"]["items"] = "others"
+    checkpoint.write_json(tmp_path / "evaluation.json", result)
+    with pytest.raises(ValueError, match=r"differ in settings\.steps \(5 and 9\), items \("):
+        evaluate.compare(done[1], tmp_path)
+
+
+def test_what_is_no_result_is_refused(tmp_path):
+    checkpoint.write_json(tmp_path / "evaluation.json", {"scores": {}})
+    with pytest.raises(ValueError, match=r"no manifest\.protocol"):
+        evaluate.compare(tmp_path, tmp_path)
+
+
+# ---- Samplers
+
+
+def test_every_sampler_is_measured_or_left_out_with_its_reason(done, tmp_path):
+    pipe = copy(done[0], wrong={"pair": range(6)})  # of 24: t2i, i2t and pair side by side
+    result = evaluate.samplers(pipe, tmp_path, count=8, say=lambda _: None)
+    names = {row["settings"]["sampler"] for row in result["rows"]}
+    left = {row["settings"]["sampler"] for row in result["left_out"]}
+    assert left == {"remdm_cap", "remdm_rescale", "remdm_confidence"}  # the schedule replaces
+    assert "ancestral" in names and "entropy_bounded" in names and not names & left
+    assert result["rows"][0]["agreement"]["count"] == 24
+    assert result["best"]["full"]["settings"] == {"sampler": "ancestral", "steps": 20}
+    assert result["best"]["quarter"]["calls"] <= 5
+    again = copy(pipe)
+    assert evaluate.samplers(again, tmp_path, count=8, say=lambda _: None) == result
+    assert again.asked == []
+
+
+def test_the_best_quarter_is_the_best_of_those_that_are_cheap():
+    def row(sampler, steps, rate):
+        settings = {"sampler": sampler, "steps": steps}
+        return {"settings": settings, "calls": steps, "agreement": {"rate": rate}}
+
+    rows = [row("ancestral", 20, 0.9), row("maskgit", 5, 0.88), row("halton", 4, 0.7)]
+    rows.append(row("maskgit", 10, 0.99))
+    found = evaluate.best(rows, 20)
+    assert found["quarter"]["settings"]["sampler"] == "maskgit"
+    assert found["points_lost"] == pytest.approx(2)

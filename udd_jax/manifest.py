@@ -1,0 +1,110 @@
+"""What a number depends on, written down beside it.
+
+protocol    what two results must share to be compared: data, items, settings, seed
+run         hashes of the weights and of the tokenizers
+and versions, hardware, commit, for who wants the same digits again.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import resource
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+
+from udd_jax import checkpoint
+
+PACKAGES = ("udd_jax", "jax", "jaxlib", "flax", "optax", "numpy", "pillow", "sentencepiece")
+
+
+def make(pipe, items, suite: str) -> dict:
+    """Everything that the numbers depend on."""
+    device = jax.devices()[0]
+    return {
+        "protocol": protocol(pipe, suite) | {"items": items.hash, "item_count": len(items)},
+        "run": made_of(pipe),
+        "source": items.name,
+        "parameters": sum(int(np.prod(p.shape)) for p in jax.tree.leaves(pipe.params)),
+        "versions": {"python": platform.python_version()} | {p: _version(p) for p in PACKAGES},
+        "hardware": {
+            "device": device.device_kind,
+            "devices": jax.device_count(),
+            "cores": os.cpu_count(),
+            "machine": platform.machine(),
+        },
+        "commit": _commit(),
+        "finished": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+    }
+
+
+def protocol(pipe, suite: str) -> dict:
+    """What follows from the config of that which two results must share to be compared."""
+    config = pipe.config
+    return json.loads(
+        json.dumps(
+            {
+                "suite": suite,
+                "data": config.data,
+                "data_options": config.data_options.to_dict(),
+                "split": "test",
+                "image_size": config.image_size,
+                "crop": "centre square",
+                "filter": "lanczos",
+                "evaluate": config.evaluate.to_dict(),
+                "settings": dataclasses.asdict(pipe.settings()),
+            }
+        )
+    )
+
+
+def made_of(pipe) -> dict:
+    """The hashes of what is measured."""
+    return {
+        "weights": _hash(pipe.params),
+        "image_tokenizer": pipe.image.hash,
+        "text_tokenizer": pipe.text.hash[:16],
+    }
+
+
+def _hash(params) -> str:
+    """16 hex digits of names, shapes and values."""
+    digest = hashlib.sha256()
+    for name, leaf in sorted(checkpoint.flatten(params).items()):
+        leaf = np.asarray(leaf)
+        digest.update(f"{name} {leaf.dtype} {leaf.shape}".encode() + leaf.tobytes())
+    return digest.hexdigest()[:16]
+
+
+def peak_gib() -> float:
+    """Of the first accelerator, or of the process where there is none."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    unit = 1 if sys.platform == "darwin" else 1024
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return round(stats.get("peak_bytes_in_use", resident) / 2**30, 3)
+
+
+def _version(package: str) -> str | None:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version(package)
+    return None
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that the package stands in, "-dirty" where it was changed."""
+    root = pathlib.Path(__file__).parents[1]
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        return done.stdout.strip()
+    return None
