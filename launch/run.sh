@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# One machine, with GPUs, a TPU or neither: starts the command, and again whenever it was stopped
+# by SIGTERM and has saved (exit code 75). Stop this script, and the command saves and stays down.
+#
+#   launch/run.sh --config=configs/t2i.py:cub --workdir=runs/cub
+set -u
+stopped=0
+code=75
+trap 'stopped=1; kill -TERM "$run"' INT TERM
+while [ "$code" -eq 75 ] && [ "$stopped" -eq 0 ]; do
+    python -m udd_jax.main "$@" &
+    run=$!
+    while kill -0 "$run" 2>/dev/null; do
+        wait "$run"
+        code=$?
+    done
+done
+exit "$code"

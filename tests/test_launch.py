@@ -1,0 +1,117 @@
+"""Claims about the launch files: they pass their checkers, and 75 means again."""
+
+import os
+import pathlib
+import shutil
+import subprocess
+import time
+
+import pytest
+
+LAUNCH = pathlib.Path(__file__).parent.parent / "launch"
+SCRIPTS = ("run.sh", "tpu_pod.sh", "slurm.sbatch")
+
+
+@pytest.fixture
+def tools(tmp_path):
+    """A folder of commands that write down how they were called, and the environment to use it."""
+    log = tmp_path / "log"
+    log.touch()
+
+    def make(name, body="exit 0"):
+        path = tmp_path / "bin" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f'#!/usr/bin/env bash\necho "{name} $*" >> "{log}"\n{body}\n')
+        path.chmod(0o755)
+
+    env = {**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+    return make, env, lambda: log.read_text().splitlines()
+
+
+@pytest.mark.skipif(not shutil.which("shellcheck"), reason="shellcheck is not installed")
+def test_scripts_pass_shellcheck():
+    subprocess.run(["shellcheck", *(str(LAUNCH / name) for name in SCRIPTS)], check=True)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_scripts_have_one_entry_point_and_pass_their_arguments(name):
+    text = (LAUNCH / name).read_text()
+    subprocess.run(["bash", "-n", str(LAUNCH / name)], check=True)
+    assert ("udd_jax.main" in text) != ("launch/run.sh $(" in text)
+    assert '"$@"' in text
+
+
+def test_exit_code_75_starts_again_and_others_end(tools, tmp_path):
+    make, env, log = tools
+    make("python", f'n=$(wc -l < "{tmp_path}/log"); [ "$n" -lt 3 ] && exit 75; exit 4')
+    done = subprocess.run([LAUNCH / "run.sh", "--config=a b", "--seed=1"], env=env)
+    assert done.returncode == 4
+    assert log() == ["python -m udd_jax.main --config=a b --seed=1"] * 3
+
+
+def test_stopping_the_script_stops_the_run_for_good(tools):
+    make, env, log = tools
+    make("python", "trap 'exit 75' TERM; while true; do sleep 0.05; done")
+    process = subprocess.Popen([LAUNCH / "run.sh"], env=env)
+    while not log():
+        time.sleep(0.05)
+    time.sleep(0.3)
+    process.terminate()
+    assert process.wait(30) == 75
+    assert len(log()) == 1
+
+
+@pytest.mark.parametrize("code, requeued", [(75, True), (1, False), (0, False)])
+def test_slurm_requeues_on_75_only(tools, code, requeued):
+    make, env, log = tools
+    make("srun", f'echo "$UDD_DISTRIBUTED $JAX_LOCAL_DEVICE_IDS" >> "$LOG"; exit {code}')
+    make("scontrol")
+    env |= {"SLURM_GPUS_ON_NODE": "4", "SLURM_JOB_ID": "17"}
+    env |= {"LOG": str(pathlib.Path(env["PATH"].split(":")[0]).parent / "log")}
+    done = subprocess.run(["bash", LAUNCH / "slurm.sbatch", "--workdir=w"], env=env)
+    assert done.returncode == code
+    assert log()[:2] == ["srun python -m udd_jax.main --workdir=w", "1 0,1,2,3"]
+    assert log()[2:] == (["scontrol requeue 17"] if requeued else [])
+
+
+def test_arguments_survive_the_way_to_the_workers(tools):
+    make, env, log = tools
+    make(
+        "gcloud", 'for a; do case "$a" in --command=*) echo "${a#--command=}" >> "$LOG"; esac; done'
+    )
+    env |= {"LOG": str(pathlib.Path(env["PATH"].split(":")[0]).parent / "log")}
+    subprocess.run(
+        [LAUNCH / "tpu_pod.sh", "pod", "zone", "--workdir=gs://b/a b", "--prompt=it's"],
+        env=env,
+        check=True,
+    )
+    assert log()[0].startswith("gcloud compute tpus tpu-vm ssh pod --zone=zone --worker=all")
+    expected = r"UDD_DISTRIBUTED=1 launch/run.sh --workdir=gs://b/a\ b --prompt=it\'s "
+    assert log()[1] == f"cd udd_jax && {expected}"
+
+
+def test_jobset_starts_again_after_75_and_stands_for_whole_slices():
+    yaml = pytest.importorskip("yaml")
+    spec = yaml.safe_load((LAUNCH / "gke_jobset.yaml").read_text())["spec"]
+    (rule,) = spec["failurePolicy"]["rules"]
+    assert rule["action"] == "RestartJobSetAndIgnoreMaxRestarts"
+    assert rule["onJobFailureReasons"] == ["PodFailurePolicy"]
+    job = spec["replicatedJobs"][0]["template"]["spec"]
+    assert job["podFailurePolicy"]["rules"][0]["onExitCodes"]["values"] == [75]
+    assert job["parallelism"] == job["completions"] and job["backoffLimit"] == 0
+    pod = job["template"]["spec"]
+    rows, columns = pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"].split("x")
+    (container,) = pod["containers"]
+    chips = container["resources"]["limits"]["google.com/tpu"]
+    assert job["parallelism"] * chips == int(rows) * int(columns)
+    assert container["resources"]["requests"] == container["resources"]["limits"]
+    assert pod["restartPolicy"] == "Never" and "command" not in container
+
+
+def test_image_has_the_same_entry_point_and_what_it_copies_exists():
+    lines = (LAUNCH / "Dockerfile").read_text().splitlines()
+    assert 'ENTRYPOINT ["python", "-m", "udd_jax.main"]' in lines
+    for line in lines:
+        if line.startswith("COPY"):
+            for name in line.split()[1:-1]:
+                assert (LAUNCH.parent / name).exists(), name
