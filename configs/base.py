@@ -25,11 +25,57 @@ def get_config() -> ml_collections.ConfigDict:
         {
             "file": "",  # a vocabulary to use: .model, merges .txt.gz, tokenizer.json; or train one
             "vocab_size": 1024,  # at most
-            "length": 16,  # M, tokens of a caption
+            "length": 14,  # M, tokens of a caption
         }
     )
 
-    c.vq = ml_collections.ConfigDict()  # the image tokenizer: udd_jax/train_vq.py
+    # The image tokenizer (udd_jax/train_vq.py): a taming VQGAN, here cut down to cells of 8 x 8
+    # pixels of which each is a code that sees nothing else (`local_*`).
+    c.vq = ml_collections.ConfigDict(
+        {
+            "file": "",  # a finished tokenizer to use; or train one
+            "model": {
+                "n_embed": 192,  # K, at most
+                "embed_dim": 32,
+                "z_channels": 32,
+                "ch": 64,
+                "ch_mult": (1,),
+                "num_res_blocks": 0,
+                "attn_resolutions": (),
+                "quantiser": "ema",  # or "straight_through", "gumbel"
+                "beta": 0.25,
+                "patch": 8,
+                "local_encoder": True,
+                "local_decoder": True,
+            },
+            "pictures": 4096,  # of the training split, at most; 0 is all
+            "steps": 800,
+            "batch_size": 64,
+            "learning_rate": 5e-3,
+            "warmup": 20,
+            "beta1": 0.9,
+            "beta2": 0.99,
+            "clip": 1.0,
+            "plain_steps": 100,  # as an autoencoder, before there is a codebook
+            "loss": "l2",  # or "l1"
+            "commitment": 1.0,
+            "decay": 0.99,  # of the codebook's moving averages
+            "restart": {"until": 0.8, "threshold": 0.02, "factor": 2.0},  # of dead codes
+            "merge": 5.0,  # joins codes that only divide noise; 0 keeps all
+            "temperature": (0.9, 1e-6),  # of the Gumbel quantiser, from and to
+            "perceptual": 0.0,
+            "adversarial": {
+                "weight": 0.0,
+                "start": 0,
+                "channels": 64,
+                "layers": 3,
+                "learning_rate": 1e-4,
+            },
+            "log_every": 50,
+            "save_every": 400,
+            "keep": 1,
+        }
+    )
 
     c.diffusion = ml_collections.ConfigDict(
         {
@@ -46,7 +92,7 @@ def get_config() -> ml_collections.ConfigDict:
             "layers": 4,
             "width": 128,
             "heads": 4,
-            "mlp_ratio": 4,
+            "mlp_ratio": 2,
             "attention": "mutual",
             "time": "per_modality",
             "time_table": "tied",
@@ -55,6 +101,7 @@ def get_config() -> ml_collections.ConfigDict:
             "activation": "relu",
             "rezero": 1.0,
             "implementation": "flat",
+            "unroll": 4,
             "remat": "none",
             "dtype": "float32",
         }
@@ -62,24 +109,24 @@ def get_config() -> ml_collections.ConfigDict:
 
     c.train = ml_collections.ConfigDict(
         {
-            "steps": 3000,
+            "steps": 2600,
             "batch_size": 64,
-            "learning_rate": 2e-3,
-            "warmup": 100,
-            "decay": "cosine",  # or "linear"
+            "learning_rate": 2.5e-3,
+            "warmup": 150,
+            "decay": "linear",  # or "cosine"
             "final_rate": 0.05,  # of the learning rate, at the end
             "beta1": 0.9,
             "beta2": 0.98,
             "weight_decay": 0.02,
             "clip": 5.0,  # of the gradient's global norm
             "ema": 0.995,
-            "auxiliary": 0.1,  # lambda, the weight of -log p(x_0 | x_t)
+            "auxiliary": 0.2,  # lambda, the weight of -log p(x_0 | x_t)
             "pad_weight": 1.0,
             "mixture": {  # of tasks in a batch
-                "pair": 0.4,
+                "pair": 0.35,
                 "t2i": 0.2,
                 "i2t": 0.2,
-                "infill": 0.1,
+                "infill": 0.15,
                 "image": 0.05,
                 "text": 0.05,
             },

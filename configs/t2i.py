@@ -31,7 +31,8 @@ def _nothing(c):
 def smoke(c):
     """Every stage, as small as it goes: for tests."""
     c.data_options = {"size": 256}
-    c.vq.channels = 16
+    c.vq.model.update({"n_embed": 64, "ch": 32})
+    c.vq.update({"pictures": 256, "steps": 40, "plain_steps": 10})
     c.model.update({"layers": 1, "width": 32, "heads": 2, "unroll": 1})
     c.diffusion.steps = 20
     c.train.update({"steps": 30, "batch_size": 16, "warmup": 5, "log_every": 5, "save_every": 10})
@@ -44,6 +45,11 @@ def emoji(c):
     c.data = "webdataset:data/emoji"
     c.image_size = 64
     c.text.update({"vocab_size": 2048, "length": 16})
+    c.vq.model.update({"n_embed": 1024, "embed_dim": 64, "z_channels": 64, "patch": 2})
+    c.vq.model.update({"ch_mult": (1, 2, 2), "num_res_blocks": 1})
+    c.vq.model.update({"local_encoder": False, "local_decoder": False})
+    c.vq.update({"pictures": 0, "steps": 4000, "batch_size": 32, "learning_rate": 1e-3})
+    c.vq.update({"loss": "l1", "merge": 0.0})
     c.diffusion.steps = 100
     c.model.update({"layers": 6, "width": 256, "heads": 8, "unroll": 6})
     c.train.update({"steps": 6000, "batch_size": 32, "learning_rate": 1e-3, "warmup": 300})
@@ -53,6 +59,12 @@ def _published(c):
     c.image_size = 256
     c.views, c.flip = 2, True
     c.text.update({"vocab_size": 8192, "length": 128})
+    c.vq.model.update({"n_embed": 2887, "embed_dim": 256, "z_channels": 256, "ch": 128})
+    c.vq.model.update({"ch_mult": (1, 1, 2, 4), "num_res_blocks": 2, "attn_resolutions": (32,)})
+    c.vq.model.update({"quantiser": "gumbel", "patch": 1})
+    c.vq.model.update({"local_encoder": False, "local_decoder": False})
+    c.vq.update({"pictures": 0, "steps": 200_000, "batch_size": 16, "learning_rate": 1e-4})
+    c.vq.update({"loss": "l1", "merge": 0.0, "plain_steps": 0})
     c.diffusion.steps = 500
     c.model.update(
         {

@@ -10,6 +10,7 @@ another one is refused, naming the fields, unless they are among CHANGEABLE.
 import contextlib
 import functools
 import importlib.metadata
+import json
 import pathlib
 import platform
 import subprocess
@@ -81,7 +82,7 @@ def run(config: ml_collections.ConfigDict, workdir, until: str | None = None) ->
 def claim(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
     """Writes `config.json`, or compares with the one that is there; ValueError if they differ."""
     path = workdir / pipeline.CONFIG
-    new = config.to_dict()
+    new = json.loads(config.to_json())  # as it is stored: lists, not tuples
     if path.exists():
         old = checkpoint.read_json(path)["config"]
         differ = [
@@ -155,12 +156,7 @@ def make_text_tokenizer(config, workdir, source) -> text.Tokenizer:
         tokenizer = text.load(config.text.file)
         tokenizer.save(path)
         return tokenizer
-    captions = (
-        caption
-        for record in logbook.each(source, "text tokenizer")
-        for caption in (reading.clean(c)[0] for c in record.captions)
-        if caption
-    )
+    captions = reading.captions(source)
     tokenizer = text.train_sentencepiece(captions, path, config.text.vocab_size)
     logbook.say(f"text tokenizer: {tokenizer.vocab_size} pieces")
     return tokenizer

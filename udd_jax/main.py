@@ -12,7 +12,7 @@ import os
 import pathlib
 import sys
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 MODES = ("train", "tokenize", "sample", "evaluate", "plan")
@@ -68,6 +68,7 @@ def _config():
 def main(argv) -> None:
     if len(argv) > 1:
         raise ValueError(f"{argv[1]!r} is no flag, expected --NAME=VALUE")
+    logging.set_verbosity(logging.WARNING)  # of the libraries; ours speak by themselves
     mode = FLAGS.mode
     if mode == "plan":
         from udd_jax import plan

@@ -7,7 +7,7 @@ forward. Parameters come from the network itself, without allocating it.
 import jax
 import jax.numpy as jnp
 
-from udd_jax import train, transformer
+from udd_jax import train, train_vq, transformer
 from udd_jax.vocab import Vocab, image_text
 
 # Dense bfloat16 FLOP/s and GiB of memory of a chip, from the makers' data sheets.
@@ -25,8 +25,9 @@ UTILISATION = 0.4  # of the peak, assumed
 
 def vocab_of(config) -> Vocab:
     """The layout that a config leads to, before its tokenizers exist (the text's as asked for)."""
-    side = config.image_size // config.vq.factor
-    return image_text((side, side), config.vq.codes, config.text.vocab_size, config.text.length)
+    tokenizer = train_vq.make_model(config)
+    codes = tokenizer.n_embed
+    return image_text(tokenizer.grid, codes, config.text.vocab_size, config.text.length)
 
 
 def forward_flops(config, vocab: Vocab) -> int:
