@@ -127,3 +127,17 @@ def test_meshes_that_do_not_fit_are_refused():
         sharding.make_mesh(0, 1)
     with pytest.raises(ValueError, match=r"batch size 6 is no multiple of mesh.data = 8"):
         sharding.shard_batch(sharding.make_mesh(), {"x": np.zeros((6, 2))})
+
+
+def test_processes_join_when_the_environment_says_so(monkeypatch):
+    calls = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *args: calls.append(args))
+    sharding.join({})
+    sharding.join({"UDD_DISTRIBUTED": "1"})
+    names = {"JAX_COORDINATOR_ADDRESS": "host:1", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "3"}
+    sharding.join(names)
+    assert calls == [(), ("host:1", 4, 3)]
+    with pytest.raises(ValueError, match="JAX_PROCESS_ID is not set"):
+        sharding.join({"JAX_COORDINATOR_ADDRESS": "host:1", "JAX_NUM_PROCESSES": "4"})
+    with pytest.raises(ValueError, match="JAX_NUM_PROCESSES = 'four'"):
+        sharding.join(names | {"JAX_NUM_PROCESSES": "four"})

@@ -15,10 +15,12 @@ There need be no mesh: on one device `make_mesh` returns None, and everything he
 """
 
 import contextlib
+import os
 import re
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -54,6 +56,26 @@ TABLE = (
 
 # For networks that are small: the batch is split, the weights are not.
 REPLICATED = ((".*", P()),)
+
+
+def join(environment=os.environ) -> None:
+    """Makes this process one of many, if the environment says so; call it before anything else.
+
+    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID say it in full; UDD_DISTRIBUTED=1
+    leaves it to JAX, which knows TPU pods, SLURM and Open MPI. ValueError if one is missing.
+    """
+    names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+    if any(name in environment for name in names):
+        for name in names:
+            if name not in environment:
+                raise ValueError(f"{name} is not set, expected all of {', '.join(names)}")
+        for name in names[1:]:
+            if not environment[name].isdecimal():
+                raise ValueError(f"{name} = {environment[name]!r}, expected a number")
+        address, count, index = (environment[name] for name in names)
+        jax.distributed.initialize(address, int(count), int(index))
+    elif environment.get("UDD_DISTRIBUTED") == "1":
+        jax.distributed.initialize()
 
 
 def make_mesh(data: int = -1, model: int = 1) -> jax.sharding.Mesh | None:
@@ -174,6 +196,17 @@ def shard_batch(mesh, batch):
         return jax.make_array_from_process_local_data(sharding, np.asarray(leaf), shape)
 
     return jax.tree.map(place, batch)
+
+
+def to_host(tree):
+    """The tree as NumPy arrays, whole in every process; all processes call it together."""
+
+    def one(leaf):
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            leaf = multihost_utils.process_allgather(leaf, tiled=True)
+        return np.asarray(leaf)
+
+    return jax.tree.map(one, tree)
 
 
 def _fit(axes: P, shape, mesh) -> P:
