@@ -109,9 +109,9 @@ def get_config() -> ml_collections.ConfigDict:
 
     c.train = ml_collections.ConfigDict(
         {
-            "steps": 2600,
+            "steps": 2000,
             "batch_size": 64,
-            "learning_rate": 2.5e-3,
+            "learning_rate": 2e-3,
             "warmup": 150,
             "decay": "linear",  # or "cosine"
             "final_rate": 0.05,  # of the learning rate, at the end

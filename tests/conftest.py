@@ -8,5 +8,14 @@ os.environ["XLA_FLAGS"] = (
 ).strip()
 
 import jax
+import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory):
+    """The folder of a run that was never trained (tests/tiny.py)."""
+    import tiny
+
+    return tiny.make(tmp_path_factory.mktemp("tiny"))

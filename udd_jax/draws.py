@@ -33,7 +33,17 @@ def bernoulli(word: jax.Array, p: jax.Array) -> jax.Array:
 def below(word: jax.Array, high: int | jax.Array) -> jax.Array:
     """A whole number in 0..high-1, int32[...]."""
     high = jnp.broadcast_to(jnp.asarray(high, jnp.uint32), word.shape)
-    return lax.mulhi(word, high).astype(jnp.int32)
+    return high_word(word, high).astype(jnp.int32)
+
+
+def high_word(a: jax.Array, b: jax.Array) -> jax.Array:
+    """The upper 32 bits of the product of uint32[...] and uint32[...].
+
+    In halves of 16 bits: `lax.mulhi` is not lowered on a mesh of several devices (jax 0.10.2).
+    """
+    a1, a0, b1, b0 = a >> 16, a & 0xFFFF, b >> 16, b & 0xFFFF
+    middle = a1 * b0 + (a0 * b0 >> 16)  # at most 2^32 - 2^16 - 1
+    return a1 * b1 + (middle >> 16) + ((a0 * b1 + (middle & 0xFFFF)) >> 16)
 
 
 def gumbel(word: jax.Array) -> jax.Array:
@@ -50,7 +60,7 @@ def categorical(word: jax.Array, log_p: jax.Array) -> jax.Array:
     classes = log_p.shape[-1]
     mass = jnp.round(jnp.exp(log_p) * 2.0**31).astype(jnp.uint32)
     index = lax.broadcasted_iota(jnp.int32, log_p.shape, log_p.ndim - 1)
-    number = lax.mulhi(word, mass.sum(-1))
+    number = high_word(word, mass.sum(-1))
 
     def passed(i):
         return jnp.where(index <= i[..., None], mass, 0).sum(-1) > number

@@ -23,6 +23,7 @@ import numpy as np
 from udd_jax import (
     checkpoint,
     evaluate,
+    lock,
     logbook,
     pipeline,
     report,
@@ -49,13 +50,19 @@ CHANGEABLE = (
     "model.unroll",
     "model.remat",
 )
+SUITES = ("main", "samplers")
 SPLITS = ("train", "validation", "test")
 
 
 def run(config: ml_collections.ConfigDict, workdir, until: str | None = None) -> None:
     """Runs every stage that is not done yet, or those up to the one called `until`."""
     workdir = pathlib.Path(workdir)
-    claim(config, workdir)
+    with lock.hold(workdir, logbook.say):
+        claim(config, workdir)
+        _run_stages(config, workdir, until)
+
+
+def _run_stages(config, workdir, until):
     stage = functools.partial(_stage, workdir)
     with stage("data"):
         data = open_data(config)
@@ -171,6 +178,19 @@ def make_image_tokenizer(config, workdir, source) -> vqgan.ImageTokenizer:
         vqgan.save(path, tokenizer)
         return tokenizer
     return train_vq.train(config, workdir / "vq", source)
+
+
+def evaluate_run(workdir, suite: str = "main") -> None:
+    """Evaluates a finished run, or what is missing of it, and writes the report."""
+    workdir = pathlib.Path(workdir)
+    if suite not in SUITES:
+        raise ValueError(f"suite {suite!r} does not exist, expected one of {', '.join(SUITES)}")
+    pipe = pipeline.Pipeline.load(workdir)
+    if suite == "main":
+        evaluate.run(pipe, workdir, say=logbook.say)
+    else:
+        evaluate.samplers(pipe, workdir)
+    logbook.say(f"report: {report.write(workdir)}")
 
 
 def make_cache(config, workdir, source, text_tokenizer, image_tokenizer) -> tokens.TokenCache:

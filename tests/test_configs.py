@@ -1,0 +1,53 @@
+"""The configs: they load, they fit together, and the paper's sizes are the paper's."""
+
+import pytest
+
+from configs import i2t, pair, t2i
+from udd_jax import plan, train
+
+ARGUMENTS = ["", "smoke", "emoji", "cub", "coco"]
+
+
+@pytest.mark.parametrize("arg", ARGUMENTS)
+def test_every_config_makes_a_network_and_an_optimiser(arg):
+    config = t2i.get_config(arg)
+    vocab = plan.vocab_of(config)
+    assert train.make_model(config, vocab).vocab == vocab
+    train.make_optimiser(config)
+    assert len(train.make_schedules(config, vocab)) == 2
+
+
+def test_an_unknown_argument_names_the_known_ones():
+    with pytest.raises(ValueError, match="expected one of smoke, emoji, cub, coco"):
+        t2i.get_config("mnist")
+
+
+@pytest.mark.parametrize("module", [i2t, pair])
+def test_the_other_tasks_share_the_run_of_t2i(module):
+    ours, theirs = module.get_config("smoke").to_dict(), t2i.get_config("smoke").to_dict()
+    differ = {name for name in ours if ours[name] != theirs[name]}
+    assert differ == {"task"}
+
+
+def test_get_config_returns_a_fresh_config():
+    t2i.get_config().train.steps = 1
+    assert t2i.get_config().train.steps > 1
+
+
+@pytest.mark.parametrize("arg", ["cub", "coco"])
+def test_the_plan_counts_the_published_parameters(arg):
+    text = plan.describe(t2i.get_config(arg))
+    assert "599,392,072 and 61,440 in the time tables' rows for t = 0" in text
+    assert "1024 image + 128 text tokens, 11080 classes" in text
+
+
+def test_counted_flops_are_those_of_the_matrix_products():
+    config = t2i.get_config("smoke")
+    config.model.update({"layers": 1, "width": 8, "heads": 2, "mlp_ratio": 2})
+    vocab = plan.vocab_of(config)
+    n, m = (modality.length for modality in vocab.modalities)
+    self_attention = 2 * (n + m) * 4 * 64 + 4 * (n + m) ** 2 * 8
+    mutual = 2 * (n + m) * 4 * 64 + 4 * (2 * n * m) * 8
+    mlp = 2 * (n + m) * 2 * 2 * 64
+    heads = 2 * 8 * sum(modality.length * modality.classes for modality in vocab.modalities)
+    assert plan.forward_flops(config, vocab) == self_attention + mutual + mlp + heads
