@@ -10,11 +10,11 @@ import dataclasses
 import numpy as np
 
 from configs import base
-from udd_jax import diffusion, pipeline, schedules, text, vocab
+from udd_jax import diffusion, pipeline, samples, schedules, text, vocab
 from udd_jax.data import shapes
 
 GRID, LENGTH = (2, 2), 16
-ITEMS = 8
+ITEMS, TASKS = 8, samples.TASKS
 
 
 class Templates:
@@ -58,7 +58,7 @@ class Oracle(pipeline.Pipeline):
         pixels, captions, _ = shapes.arrays(split, count)
         truth = {"image": self.image.encode(pixels)}
         truth["text"] = self.text.encode(captions, LENGTH)
-        for row in self.wrong.get(task, ()):
+        for row in filter(lambda row: row < count, self.wrong.get(task, ())):
             if task in ("i2t", "text"):
                 truth["text"][row, 0] = self.text.pad_id
             else:

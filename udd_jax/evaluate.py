@@ -269,10 +269,10 @@ def flat(tree, prefix: str = "") -> dict:
     """{"a": {"b": 1}} -> {"a.b": 1}."""
     if not isinstance(tree, dict):
         return {prefix: tree}
-    flat = {}
+    found = {}
     for name, value in tree.items():
-        flat |= flat(value, f"{prefix}.{name}" if prefix else name)
-    return flat
+        found |= flat(value, f"{prefix}.{name}" if prefix else name)
+    return found
 
 
 def _numbers(result: dict) -> dict[str, tuple[float, float | None]]:

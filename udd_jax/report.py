@@ -1,0 +1,389 @@
+"""The page: what a run is, how good it is, and what it looks like, for a person to see.
+
+`write(workdir)` reads only files of the run's folder and writes `report.html`, one page without
+scripts or other files. It needs `config.json`, `evaluation.json` and `samples/`; the metrics of the
+two trainings, `stages.json` and `samplers.json` are shown where they are there.
+"""
+
+import json
+import pathlib
+import re
+
+import numpy as np
+
+from udd_jax import checkpoint, evaluate, gallery, logbook, page, samples
+from udd_jax.page import escape, tag
+
+FILE = "report.html"
+PLOTS = (  # title, which columns of metrics.jsonl, whether the ordinate is logarithmic
+    ("loss", r"loss", True),
+    ("bound, nats a token", r"bound", False),
+    ("-log p of masked tokens, nats", r"(\w+)_nll", False),
+    ("accuracy at masked tokens", r"(\w+)_accuracy", False),
+    ("norm of the gradient", r"gradient_norm", True),
+    ("learning rate", r"learning_rate", False),
+)
+TOKENIZER_PLOTS = (
+    ("reconstruction, PSNR in dB", r"(?:\w+_)?psnr", False),
+    ("codes in use", r"perplexity|used\w*|\w*usage", False),
+    ("loss", r"loss", True),
+)
+
+
+def write(workdir) -> pathlib.Path:
+    """Writes `workdir/report.html` and returns its path.
+
+    Raises:
+        FileNotFoundError: the folder has no config.json or no evaluation.json.
+    """
+    workdir = pathlib.Path(workdir)
+    config = checkpoint.read_json(workdir / "config.json")["config"]
+    result = checkpoint.read_json(workdir / evaluate.RESULT)
+    first = config.get("task", "t2i")
+    order = sorted(samples.TASKS, key=lambda task: task != first)
+    kept = {task: samples.load(workdir / evaluate.FOLDER / f"{task}.npz") for task in order}
+    verdicts = _verdicts(workdir / evaluate.FOLDER / "samples.jsonl")
+    sections = [
+        _headline(result, order),
+        *(gallery.show(t, kept[t], result, verdicts.get(t)) for t in order if kept[t]),
+        gallery.way(workdir / evaluate.FOLDER / "trace.npz"),
+        _tokenizer(workdir, result),
+        _likelihood(result),
+        _training(workdir),
+        _samplers(workdir / evaluate.SAMPLERS),
+        _details(result, order),
+        _time(workdir / "stages.json", result),
+        _unmeasured(result),
+        _settings(config, result),
+    ]
+    title = f"udd_jax, {config.get('name', 'run')} on {config.get('data', 'its data')}"
+    opening = [tag("h1", escape(title)), _opening(result), _contents(sections), _errors(result)]
+    path = workdir / FILE
+    checkpoint.write_text(path, page.document(title, opening + sections))
+    return path
+
+
+def _verdicts(path) -> dict[str, list]:
+    """Of each task that was judged why its samples are wrong, None for a right one."""
+    found = {}
+    if path.exists():
+        for line in map(json.loads, path.read_text().splitlines()):
+            if "right" in line:
+                found.setdefault(line["task"], []).append(line["reason"])
+    return found
+
+
+# ---- What comes first ---------------------------------------------------------------------------
+
+
+def _opening(result: dict) -> str:
+    protocol, about = result["manifest"]["protocol"], result["manifest"]
+    what = (
+        "One network that has learned images and captions together, as tokens of one discrete "
+        "diffusion: it makes pairs from nothing, images from captions, captions from images, and "
+        "the missing parts of both."
+    )
+    data = escape(about["source"])
+    if "reader" in result:
+        data = (
+            "<i>shapes</i>, a drawn world of one or two objects on a grid, whose images and "
+            "captions can be read back exactly"
+        )
+    conditions = f"It was trained on {data}, and is measured on {protocol['item_count']} items of "
+    conditions += "the test split"
+    if "reader" in result:
+        conditions += ", which show only pairs of objects that no training image has"
+    settings = protocol["settings"]
+    how = (
+        f"Samples come from the averaged weights with the sampler <i>{escape(settings['sampler'])}"
+        f"</i>, {settings['steps'] or 'all'} steps; the manifest at the end says all else."
+    )
+    return tag("p", f"{what} {conditions}. {how}", "lead")
+
+
+def _contents(sections: list[str]) -> str:
+    """Links to the sections that are there."""
+    found = re.findall(r'<section id="(\w+)"><h2>(.*?)</h2>', "".join(sections))
+    return tag("nav", "".join(f'<a href="#{name}">{heading}</a>' for name, heading in found))
+
+
+def _errors(result: dict) -> str:
+    lines = "".join(tag("li", escape(error)) for error in result["errors"])
+    return tag("div", f"<b>Errors</b><ul>{lines}</ul>", "alarm") if lines else ""
+
+
+def _headline(result: dict, order: list[str]) -> str:
+    """The first table: rates with their aims."""
+    rank = {task: i for i, task in enumerate(order)}
+    rows = [row for row in result["headline"] if row["better"] == "higher"]
+    rows.sort(key=lambda row: rank.get(row["task"], len(rank)))
+    cells = []
+    for row in rows:
+        name = gallery.TASKS.get(row["task"], ("Image tokenizer",))[0]
+        aim = "" if row["aim"] is None else f"{100 * row['aim']:.0f} %"
+        if row["floor"] is not None:
+            aim += f", floor {100 * row['floor']:.0f} %"
+        value = page.percent(row["value"], row["error"])
+        bar = page.meter(row["value"], row["error"], row["aim"])
+        cells.append([escape(name), escape(row["name"]), bar, f"{value} {_met(row)}", aim])
+    if not cells:
+        return ""
+    text = (
+        "Shares with one standard error; the tick in a bar is the aim. A sample counts as right "
+        "only if all that the caption says is so."
+    )
+    head = ["", "share of samples", "", "measured", "aim"]
+    return page.section("headline", "In short", page.table(head, cells, 3) + tag("p", text, "note"))
+
+
+def _met(row: dict) -> str:
+    css, sign = {None: ("", ""), True: ("good", "✓"), False: ("bad", "✗")}[row["met"]]
+    return f'<span class="met {css}">{sign}</span>'
+
+
+# ---- The parts ----------------------------------------------------------------------------------
+
+
+def _tokenizer(workdir, result: dict) -> str:
+    found = result["tokenizer"]
+    psnr = found["psnr"]
+    told = (
+        f"Held-out images through the tokenizer and back: {psnr['value']:.2f} ± "
+        f"{psnr['standard_error']:.2f} dB PSNR. {found['codes_used']} of {found['codes']} codes "
+        f"are in use, with a perplexity of {found['perplexity']:.1f}."
+    )
+    if "read_right" in found:
+        read = found["read_right"]
+        told += (
+            f" {page.percent(read['rate'], read['error'])} of the reconstructions are read right"
+        )
+        told += ", which no image sample can be expected to exceed."
+    content = tag("p", told)
+    path = workdir / evaluate.FOLDER / "reconstructions.npz"
+    if path.exists():
+        with np.load(path) as file:
+            before, after = file["images"][:8], file["decoded"][:8]
+        pictures = [
+            page.figure([page.picture(a), page.picture(b)], css="double")
+            for a, b in zip(before, after, strict=True)
+        ]
+        content += tag("h3", "Images and, beside them, their reconstructions")
+        content += tag("div", "".join(pictures), "row")
+    plots = _plots(workdir / "vq", TOKENIZER_PLOTS)
+    if plots:
+        content += tag("h3", "Its training") + plots
+    return page.section("tokenizer", "The image tokenizer", content)
+
+
+def _training(workdir) -> str:
+    plots = _plots(workdir, PLOTS)
+    return page.section("training", "Training of the diffusion", plots) if plots else ""
+
+
+def _plots(folder, wanted) -> str:
+    """A plot for each row of `wanted` of which metrics.jsonl has a column."""
+    columns, drawn = logbook.Logbook(folder).columns(), []
+    for title, pattern, log in wanted:
+        found = {}
+        for name in columns:
+            match = re.fullmatch(pattern, name)
+            if match:
+                found[next(iter(match.groups()), None) or name] = columns[name]
+        drawn.append(page.plot(title, found, "step", log_y=log))
+    return tag("div", "".join(drawn), "plots") if any(drawn) else ""
+
+
+def _likelihood(result: dict) -> str:
+    """Bits a token of what each task generates."""
+    rows = []
+    for task, bits in result["bounds"].items():
+        name = {"t2i": "image, given the text", "i2t": "text, given the image"}.get(task)
+        parts = [bits, *(bits["modalities"].get(m) for m in ("image", "text"))]
+        cells = [
+            "" if b is None else f"{b['value']:.3f} ± {b['standard_error'] or 0:.3f}" for b in parts
+        ]
+        rows.append([escape(name or {"pair": "pair"}.get(task, f"{task} alone")), *cells])
+    text = (
+        "An upper bound on -log<sub>2</sub> p of held-out items, in bits a token, with its "
+        f"standard error over {result['bounds']['pair']['count']} items."
+    )
+    if "entropy" in result:
+        text += (
+            f" Captions given scenes have an entropy of {result['entropy']['value']:.3f} bits a "
+            "token, which the bound on texts given images may not undercut, and "
+            + ('<b class="bad">does</b>.' if result["entropy"]["undercut"] else "does not.")
+        )
+    head = ["", "all that is generated", "image tokens", "text tokens"]
+    return page.section("likelihood", "Likelihood", tag("p", text) + page.table(head, rows))
+
+
+def _samplers(path) -> str:
+    """Agreement against network calls, of every sampler."""
+    if not path.exists():
+        return ""
+    found, series, rows = checkpoint.read_json(path), {}, []
+    for row in sorted(found["rows"], key=lambda row: row["calls"]):
+        xs, ys = series.setdefault(row["settings"]["sampler"], ([], []))
+        xs.append(row["calls"])
+        ys.append(100 * row["agreement"]["rate"])
+        name = ", ".join(f"{k} {v}" if k != "sampler" else v for k, v in row["settings"].items())
+        rates = [page.percent(row[task]["rate"]) for task in ("t2i", "i2t", "pair")]
+        calls, seconds = f"{row['calls']:.1f}", f"{row['seconds']:.2f}"
+        rows.append([escape(name), calls, seconds, *rates])
+    plot = page.plot(
+        "agreement in %", series, "network calls", log_x=True, dots=True, size=(760, 380)
+    )
+    head = ["sampler", "calls", "seconds", "t2i", "i2t", "pair"]
+    table = f"<details><summary>All of them</summary>{page.table(head, rows)}</details>"
+    text = ""
+    if found.get("best"):
+        quarter = found["best"]["quarter"]["settings"]
+        text = (
+            f"With a quarter of the network calls of the full chain the best is "
+            f"<i>{escape(quarter['sampler'])}</i>, {found['best']['points_lost']:.1f} points below."
+        )
+    left = "".join(
+        tag("li", f"{escape(row['settings']['sampler'])}: {escape(row['reason'])}")
+        for row in {row["settings"]["sampler"]: row for row in found["left_out"]}.values()
+    )
+    left = tag("p", "Left out:", "note") + tag("ul", left, "note") if left else ""
+    return page.section("samplers", "Samplers", tag("p", text) + plot + table + left)
+
+
+# ---- Details ------------------------------------------------------------------------------------
+
+
+def _details(result: dict, order: list[str]) -> str:
+    """Variety, reasons, and agreement by what a caption names."""
+    scored = {task: result["scores"][task] for task in order if task in result["scores"]}
+    parts = []
+    rows = [row for row in result["headline"] if row["better"] == "lower"]
+    if rows:
+        found = {(row["task"], row["name"].split()[-1]): row for row in rows}
+        kinds = list(dict.fromkeys(name for _, name in found))
+        cells = [
+            [escape(gallery.TASKS[task][0]), *(_varied(found.get((task, kind))) for kind in kinds)]
+            for task in order
+            if any((task, kind) in found for kind in kinds)
+        ]
+        text = (
+            "Total variation between what was generated and the true law, given what the "
+            f"condition names; at most {evaluate.VARIATION:.2f} is asked for. The small number is "
+            "what as many draws from the true law itself would show."
+        )
+        parts.append(tag("h3", "Variety") + tag("p", text))
+        parts.append(page.table(["", *map(escape, kinds)], cells))
+    why = {task: rates["reasons"] for task, rates in scored.items() if "reasons" in rates}
+    if why:
+        names = sorted(
+            {name for reasons in why.values() for name in reasons}, key=_reason_rank(why)
+        )
+        cells = [
+            [
+                escape(gallery.REASONS.get(name, name)),
+                *(_share(reasons.get(name)) for reasons in why.values()),
+            ]
+            for name in names
+        ]
+        parts.append(tag("h3", "Why samples are wrong"))
+        parts.append(page.table(["", *(escape(gallery.TASKS[task][0]) for task in why)], cells))
+    named = {task: rates["by_named"] for task, rates in scored.items() if "by_named" in rates}
+    if named:
+        keys = sorted({key for groups in named.values() for key in groups}, key=int)
+        cells = []
+        for task, groups in named.items():
+            found = [groups.get(key) for key in keys]
+            shares = [
+                ""
+                if g is None
+                else f"{page.percent(g['rate'])} <span class=soft>of {g['count']}</span>"
+                for g in found
+            ]
+            cells.append([escape(gallery.TASKS[task][0]), *shares])
+        parts.append(tag("h3", "Agreement by the number of attributes that the caption names"))
+        parts.append(page.table(["", *keys], cells))
+    if "reader" in result:
+        reader = result["reader"]
+        parts.append(
+            tag(
+                "p",
+                "The reader itself fails on the truth for "
+                f"{page.percent(reader['images']['rate'], reader['images']['error'])} of images, "
+                f"{page.percent(reader['captions']['rate'], reader['captions']['error'])} of "
+                "captions and "
+                f"{page.percent(reader['pairs']['rate'], reader['pairs']['error'])} of pairs.",
+                "note",
+            )
+        )
+    return page.section("details", "Details", "".join(parts)) if parts else ""
+
+
+def _reason_rank(why: dict):
+    names = [name for reasons in why.values() for name in reasons]
+    return names.index
+
+
+def _varied(row: dict | None) -> str:
+    if row is None:
+        return ""
+    return f"{row['value']:.3f}{_met(row)} <small class=soft>{row['error']:.3f}</small>"
+
+
+def _share(value: float | None) -> str:
+    if value is None:
+        return ""
+    return page.percent(value) if value else '<span class="soft">0</span>'
+
+
+def _time(path, result: dict) -> str:
+    """Seconds of the run's stages and of the evaluation's parts."""
+    speed = result["speed"]
+    content = ""
+    if path.exists():
+        content += tag("h3", "Stages of the run") + _seconds(checkpoint.read_json(path))
+    content += tag("h3", "Parts of the evaluation") + _seconds(speed["seconds"])
+    calls = ", ".join(f"{task} {value:g}" for task, value in speed["calls_a_sample"].items())
+    hardware = result["manifest"]["hardware"]
+    content += tag(
+        "p",
+        f"{speed['samples_a_second']:g} samples a second; network calls a sample: {calls}. "
+        f"Samples of {speed['with_compilation']} came first: their time has the compilation in it. "
+        f"Peak memory {speed['peak_memory_gib']:.2f} GiB, on {hardware['devices']} × "
+        f"{escape(hardware['device'])} with {hardware['cores']} cores.",
+        "note",
+    )
+    return page.section("time", "Time", content)
+
+
+def _seconds(seconds: dict) -> str:
+    longest = max([*seconds.values(), 1e-9])
+    rows = [
+        [
+            escape(name),
+            f'<span class="bar" style="width:{220 * value / longest:.0f}px"></span>',
+            f"{value:.1f} s" if value < 120 else f"{value / 60:.1f} min",
+        ]
+        for name, value in seconds.items()
+    ]
+    total = sum(seconds.values())
+    rows.append(["together", "", f"{total:.1f} s" if total < 120 else f"{total / 60:.1f} min"])
+    return page.table(["", "", "time"], rows, 2)
+
+
+def _unmeasured(result: dict) -> str:
+    lines = "".join(
+        tag("li", f"<b>{escape(name)}</b>: {escape(why)}")
+        for name, why in result["unmeasured"].items()
+    )
+    return page.section("unmeasured", "What was not measured", tag("ul", lines)) if lines else ""
+
+
+def _settings(config: dict, result: dict) -> str:
+    def listing(name, tree):
+        rows = [[escape(k), escape(json.dumps(v))] for k, v in evaluate.flat(tree).items()]
+        table = page.table(["", ""], rows, 2)
+        return f"<details><summary>{escape(name)}</summary>{table}</details>"
+
+    content = listing("Settings of the run", config)
+    content += listing("Manifest of the evaluation", result["manifest"])
+    return page.section("settings", "Settings and manifest", content)
