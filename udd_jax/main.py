@@ -103,7 +103,10 @@ def run() -> None:
     except (ValueError, OSError, KeyError, TypeError, AttributeError, flags.Error) as error:
         if os.environ.get("UDD_TRACEBACK"):
             raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        text = " ".join(str(error).split())
+        if isinstance(error, KeyError | AttributeError):
+            text = f"{text} is no field of the config: configs/base.py has the list"
+        print(f"error: {text}", file=sys.stderr)
         sys.exit(1)
 
 
