@@ -15,6 +15,7 @@ FLOORS = [
         "checkpoint",
         "text",
         "images",
+        "pickles",
         "logbook",
         "draws",
         "data.records",

@@ -1,0 +1,282 @@
+"""PyTorch checkpoint files as NumPy arrays, without PyTorch and without running what is in them.
+
+A checkpoint is a pickle: a little program that may name any function on the machine and call it.
+Here only tensors are rebuilt. No name is ever looked up or imported:
+
+- the few that make tensors and plain containers are known, and are functions of this file;
+- any other class becomes an inert placeholder, which takes whatever is put into it and forgets it
+  (callbacks, optimisers and settings are objects of packages that need not be here);
+- a name of the standard library that is not harmless, or a call of any other function, is how a
+  pickle runs a command. It would be inert as well, but such a file is refused.
+
+Both layouts of `torch.save` are read, the zip archive (since 1.6) and the older run of pickles.
+Arrays are views of the mapped file: what is not used is never read from the disk.
+"""
+
+import collections
+import io
+import mmap
+import os
+import pickle
+import struct
+import sys
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import ml_dtypes
+import numpy as np
+
+DTYPES = {
+    "Double": np.float64,
+    "Float": np.float32,
+    "Half": np.float16,
+    "BFloat16": ml_dtypes.bfloat16,
+    "Long": np.int64,
+    "Int": np.int32,
+    "Short": np.int16,
+    "Char": np.int8,
+    "Byte": np.uint8,
+    "Bool": np.bool_,
+}
+_MAGIC = 0x1950A86A20F9469CFC6C
+_PROTOCOL = 1001
+
+
+class Refused(ValueError):
+    """The pickle wants to run something."""
+
+
+@dataclass(eq=False)
+class _Storage:
+    """A run of numbers in the file, shared by the tensors that are views of it."""
+
+    dtype: np.dtype | None
+    size: int
+    data: np.ndarray | None = None
+
+
+@dataclass(eq=False)
+class _Tensor:
+    storage: _Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    def array(self) -> np.ndarray:
+        """The view, with its bounds checked. ValueError for a kind of number that NumPy lacks."""
+        storage, dtype = self.storage, self.storage.dtype
+        if dtype is None:
+            raise ValueError("a tensor has a type of number that is not known")
+        last = self.offset + sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True))
+        inside = self.offset >= 0 and last < storage.size and min((0, *self.strides)) >= 0
+        if 0 in self.shape:
+            return np.zeros(self.shape, dtype)
+        if storage.data is None or not inside:
+            raise ValueError("a tensor reaches beyond its storage")
+        strides = [s * dtype.itemsize for s in self.strides]
+        view = np.lib.stride_tricks.as_strided(
+            storage.data[self.offset :], self.shape, strides, writeable=False
+        )
+        return view
+
+
+def _rebuild_tensor(storage, offset, shape, strides, *_):
+    if not isinstance(storage, _Storage):
+        raise ValueError("a tensor has no storage")
+    return _Tensor(storage, int(offset), tuple(map(int, shape)), tuple(map(int, strides)))
+
+
+def _rebuild_parameter(data, *_):
+    return data
+
+
+def _rebuild_from_type(rebuild, _, args, *__):
+    return rebuild(*args)
+
+
+def _nothing(*_, **__):
+    return None
+
+
+_KNOWN: dict[str, Callable] = {
+    "torch._utils._rebuild_tensor": _rebuild_tensor,
+    "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
+    "torch._utils._rebuild_parameter": _rebuild_parameter,
+    "torch._utils._rebuild_parameter_with_state": _rebuild_parameter,
+    "torch._tensor._rebuild_from_type_v2": _rebuild_from_type,
+    "torch.Size": tuple,
+    "torch.device": _nothing,
+    "collections.OrderedDict": collections.OrderedDict,
+    "collections.defaultdict": lambda *_: {},
+    "copyreg._reconstructor": lambda kind, *_: kind.__new__(kind),
+}
+# NumPy's way to store its arrays and scalars: functions, and harmless.
+_NUMPY = ("numpy.core.multiarray.", "numpy._core.multiarray.", "numpy.dtype", "numpy.ndarray")
+# Of the standard library and the builtins: constructors that do nothing but hold a value.
+_HARMLESS = {
+    "__builtin__": "bool bytearray complex dict float frozenset int list object range set slice "
+    "str tuple unicode long xrange",
+    "_codecs": "encode",
+    "argparse": "Namespace",
+    "collections": "Counter OrderedDict defaultdict deque",
+    "datetime": "date datetime time timedelta timezone",
+    "decimal": "Decimal",
+    "enum": "EnumMeta",
+    "fractions": "Fraction",
+    "functools": "partial",
+    "pathlib": "Path PosixPath PurePath PurePosixPath PureWindowsPath WindowsPath",
+    "types": "SimpleNamespace",
+    "uuid": "UUID",
+}
+_HARMLESS = {module: names.split() for module, names in _HARMLESS.items()}
+_HARMLESS["builtins"] = _HARMLESS["__builtin__"]
+
+
+class _Called(type):
+    """The type of placeholders: calling one, as opposed to making an instance, is what it sees."""
+
+    def __call__(cls, *args, **kwargs):
+        name = cls.path.rpartition(".")[2].lstrip("_")
+        if not (cls.harmless or name[:1].isupper()):
+            raise Refused(f"it wants to call {cls.path}")
+        return cls.__new__(cls)
+
+
+class _Placeholder(metaclass=_Called):
+    """An object of some class: takes a state and items, and forgets them."""
+
+    path, harmless = "", False
+
+    def __new__(cls, *_, **__):
+        return object.__new__(cls)
+
+    def _forget(self, *_, **__):
+        pass
+
+    __setstate__ = __setitem__ = append = extend = add = _forget
+
+
+def _find(module: str, name: str):
+    """What a global of the pickle stands for: never the thing itself."""
+    path = f"{module}.{name}"
+    if path in _KNOWN:
+        return _KNOWN[path]
+    if module in ("torch", "torch.storage") and name.endswith("Storage"):
+        kind = DTYPES.get(name.removesuffix("Storage"))
+        return _Storage(None if kind is None else np.dtype(kind), 0)
+    harmless = name in _HARMLESS.get(module, ()) or path.startswith(_NUMPY)
+    top = module.partition(".")[0]
+    if not harmless and (top in sys.stdlib_module_names or top == "__builtin__"):
+        raise Refused(f"it names {path}")
+    body = {"path": path, "harmless": harmless}
+    return _Called(name.rpartition(".")[2] or "placeholder", (_Placeholder,), body)
+
+
+@dataclass(eq=False)
+class _File:
+    """What the pickle of one file refers to."""
+
+    storages: dict[str, _Storage] = field(default_factory=dict)
+
+    def load(self, stream):
+        """Runs one pickle of the stream."""
+        unpickler = _Unpickler(stream, encoding="latin1")
+        unpickler.file = self
+        return unpickler.load()
+
+    def storage(self, reference) -> _Storage:
+        kind, dtype, key, _, size, *view = reference
+        if kind != "storage" or not isinstance(dtype, _Storage) or (view and view[0] is not None):
+            raise ValueError("a reference is not to a storage")
+        return self.storages.setdefault(str(key), _Storage(dtype.dtype, int(size)))
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module, name):
+        return _find(module, name)
+
+    def persistent_load(self, reference):
+        return self.file.storage(reference)
+
+
+def load(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """The tensors of a file by name, read-only views of it.
+
+    They are those of the entry "state_dict" where there is one, else of the dict that the file is;
+    a file that is a single tensor has it under "". ValueError, one line: no such file, no PyTorch
+    file, damaged or cut short, nothing but other things in it, or it wants to run something.
+    """
+    path = os.fspath(path)
+    try:
+        with open(path, "rb") as file:
+            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read ({error})") from None
+    try:
+        top = _zip(path, content) if content[:4] == b"PK\x03\x04" else _legacy(content)
+        found = {name: tensor.array() for name, tensor in _tensors(top).items()}
+    except Refused as refusal:
+        raise ValueError(
+            f"{path} is refused, {refusal}: weights have no need to, so do not trust this file"
+        ) from None
+    except Exception as error:  # a damaged pickle fails in every way there is
+        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+        raise ValueError(
+            f"{path} is no PyTorch checkpoint, or is damaged or cut short ({reason})"
+        ) from None
+    if not found:
+        raise ValueError(f"{path} has no tensors under names, expected a checkpoint of weights")
+    return found
+
+
+def _tensors(top) -> dict[str, _Tensor]:
+    if isinstance(top, _Tensor):
+        return {"": top}
+    if isinstance(top, dict):
+        top = top.get("state_dict", top)
+    items = top.items() if isinstance(top, dict) else ()
+    return {str(name): value for name, value in items if isinstance(value, _Tensor)}
+
+
+def _zip(path, content):
+    """archive/data.pkl, and in archive/data/ a storage under each key, not compressed."""
+    with zipfile.ZipFile(path) as archive:
+        entries = {entry.filename: entry for entry in archive.infolist()}
+        root = next((n.removesuffix("data.pkl") for n in entries if n.endswith("/data.pkl")), None)
+        if root is None or f"{root}constants.pkl" in entries:
+            raise ValueError("a zip file without a plain data.pkl")
+        if f"{root}byteorder" in entries and archive.read(f"{root}byteorder") != b"little":
+            raise ValueError("its numbers are big-endian")
+        file = _File()
+        top = file.load(io.BytesIO(archive.read(f"{root}data.pkl")))
+    for key, storage in file.storages.items():
+        entry = entries[f"{root}data/{key}"]
+        if storage.dtype is None:
+            continue
+        if (storage.size * storage.dtype.itemsize, 0) != (entry.file_size, entry.compress_type):
+            raise ValueError(f"storage {key} is not what its tensor says")
+        # The local header repeats the name, and may have another extra field than the directory.
+        name, extra = struct.unpack_from("<HH", content, entry.header_offset + 26)
+        start = entry.header_offset + 30 + name + extra
+        storage.data = np.frombuffer(content, storage.dtype, storage.size, start)
+    return top
+
+
+def _legacy(content):
+    """Pickles one after the other: magic, protocol, system, the object, the keys of its storages;
+    then each storage, its length as an int64 and its numbers."""
+    file = _File()
+    if content[:1] != b"\x80" or file.load(content) != _MAGIC or file.load(content) != _PROTOCOL:
+        raise ValueError("it does not begin as one")
+    if file.load(content).get("little_endian") is not True:
+        raise ValueError("its numbers are big-endian")
+    top, keys = file.load(content), file.load(content)
+    for key in keys:
+        storage = file.storages[str(key)]
+        (size,) = struct.unpack("<q", content.read(8))
+        if storage.dtype is None or size != storage.size:
+            raise ValueError(f"storage {key} is not what its tensor says")
+        storage.data = np.frombuffer(content, storage.dtype, size, content.tell())
+        content.seek(size * storage.dtype.itemsize, os.SEEK_CUR)
+    return top
