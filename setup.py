@@ -1,14 +1,23 @@
 """Packaging of udd_jax; tool settings live in pyproject.toml."""
 
+import pathlib
+
 from setuptools import find_packages, setup
 
-DEV = ["pytest>=8", "hypothesis>=6", "ruff==0.14.6", "nbformat>=5", "nbclient>=0.10"]
+DEV = [
+    "pytest>=8",
+    "hypothesis>=6",
+    "ruff==0.17.6",
+    "ftfy>=6",
+    "tokenizers>=0.20",
+    "pyyaml>=6",
+]
 
 setup(
     name="udd_jax",
     version="0.1.0",
     description="Unified discrete diffusion for images and text, in JAX and Flax",
-    long_description=open("README.md", encoding="utf-8").read(),
+    long_description=pathlib.Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
@@ -32,6 +41,7 @@ setup(
         "tensorflow-datasets>=4.9.9",
         "matplotlib>=3.9",
         "psutil>=6",
+        "pyarrow>=17",
     ],
     extras_require={
         "dev": DEV,

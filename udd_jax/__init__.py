@@ -1,7 +1,7 @@
 """Unified discrete diffusion for images and text, in JAX and Flax.
 
-    pipe = udd_jax.Pipeline.load("runs/t2i")
-    pipe.text_to_image(["a small red circle"], seed=0).images
+pipe = udd_jax.Pipeline.load("runs/t2i")
+pipe.text_to_image(["a small red circle"], seed=0).images
 """
 
 

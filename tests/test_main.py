@@ -1,0 +1,101 @@
+"""The command line as a user meets it: exit codes and one line; and the smoke job, whole."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+
+def run(*arguments, **environment):
+    command = [sys.executable, "-m", "udd_jax.main", *arguments]
+    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | environment
+    return subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "--workdir or --config is missing"),
+        (("--config=configs/none.py",), "configs/none.py"),
+        (("--config=configs/t2i.py:mnist",), "expected one of smoke, emoji, cub, coco"),
+        (("--config=configs/t2i.py", "--config.train.speed=3"), "speed"),
+        (("--config=configs/t2i.py", "--config.train.steps=many"), "steps"),
+        (("--mode=dance",), "dance"),
+        (("--steps=many",), "steps"),
+        (("--colour=red",), "colour"),
+        (("word",), "'word' is no flag"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_1(arguments, message):
+    result = run(*arguments)
+    assert result.returncode == 1
+    assert message in result.stderr
+    assert result.stderr.startswith("error: ")
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert result.stdout == ""
+
+
+def test_sampling_from_a_folder_that_is_no_run_is_an_error(tmp_path):
+    result = run("--mode=sample", f"--workdir={tmp_path}", "--task=pair")
+    assert result.returncode == 1
+    assert "is not the folder of a run" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "smoke"
+    return folder, run("--config=configs/t2i.py:smoke", f"--workdir={folder}")
+
+
+@pytest.mark.slow
+def test_the_smoke_job_runs_every_stage(smoke):
+    folder, result = smoke
+    assert result.returncode == 0, result.stderr
+    for name in ("config.json", "text.model", "vq/tokenizer", "tokens/manifest.json", "weights"):
+        assert (folder / name).exists(), name
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    assert evaluation
+    assert "<html" in (folder / "report.html").read_text()
+    stages = json.loads((folder / "stages.json").read_text())
+    assert list(stages)[:5] == [
+        "data", "text tokenizer", "image tokenizer", "token cache", "diffusion",
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_second_run_finds_everything_done(smoke):
+    folder, _ = smoke
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob("*.npz")}
+    weights = (folder / "weights").read_bytes()
+    start = time.monotonic()
+    result = run("--config=configs/t2i.py:smoke", f"--workdir={folder}")
+    assert result.returncode == 0, result.stderr
+    assert "step" not in result.stdout  # no bar of a trainer
+    assert (folder / "weights").read_bytes() == weights
+    assert {p: p.stat().st_mtime_ns for p in folder.rglob("*.npz")} == before
+    print(f"second run: {time.monotonic() - start:.1f} s")
+
+
+@pytest.mark.slow
+def test_a_folder_of_another_config_is_refused_by_field(smoke):
+    folder, _ = smoke
+    more = ("--config.model.width=64", "--config.data_options.size=100")
+    result = run("--config=configs/t2i.py:smoke", f"--workdir={folder}", *more)
+    assert result.returncode == 1
+    assert "belongs to another config" in result.stderr
+    assert "model.width: 32 there, 64 here" in result.stderr
+
+
+@pytest.mark.slow
+def test_the_finished_run_samples_from_the_command_line(smoke, tmp_path):
+    folder, _ = smoke
+    result = run(
+        "--mode=sample", f"--workdir={folder}", "--prompt=a red circle", f"--out={tmp_path}"
+    )
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "image-0000.png").exists()
+    assert json.loads((tmp_path / "samples.jsonl").read_text())["caption"] == "a red circle"

@@ -1,0 +1,171 @@
+"""The Python face, on a run that was never trained: shapes, seeds, what is given stays."""
+
+import dataclasses
+import doctest
+
+import jax
+import numpy as np
+import pytest
+
+from udd_jax import pipeline
+
+SIZE = 4  # the batch of every call here, so that one compilation serves
+
+
+@pytest.fixture(scope="module")
+def pipe(tiny_run):
+    return pipeline.Pipeline.load(tiny_run)
+
+
+@pytest.fixture(scope="module")
+def pictures(pipe):
+    return pipe.example(SIZE)
+
+
+def test_the_examples_of_the_docstrings_run(pipe):
+    finder, runner = doctest.DocTestFinder(), doctest.DocTestRunner()
+    found = [t for t in finder.find(pipeline.Pipeline, "Pipeline") if t.examples]
+    assert len(found) >= 8
+    for test in found:
+        test.globs["pipe"] = pipe
+        runner.run(test)
+    assert runner.summarize(verbose=False).failed == 0
+
+
+def test_all_tasks_are_one_compilation(tiny_run, pictures):
+    pipe = pipeline.Pipeline.load(tiny_run)
+    images, captions = pictures
+    pipe.pairs(SIZE)
+    pipe.images(SIZE)
+    pipe.texts(SIZE)
+    pipe.text_to_image(captions)
+    pipe.image_to_text(images)
+    half = np.zeros((32, 32), bool)
+    half[:16] = True
+    pipe.infill(images, half, captions)
+    assert pipe._sample._cache_size() == 1
+
+
+def test_the_same_seed_gives_the_same_samples_in_any_batch(pipe):
+    whole = pipe.pairs(SIZE, seed=3)
+    parts = pipe.pairs(SIZE, seed=3, batch_size=3)
+    other = pipe.pairs(SIZE, seed=4)
+    np.testing.assert_array_equal(whole.tokens, parts.tokens)
+    assert (whole.tokens != other.tokens).any()
+
+
+def test_given_tokens_are_in_the_output_bit_for_bit(pipe, pictures):
+    images, captions = pictures
+    codes, ids = pipe.image.encode(images), pipe.text.encode(captions, pipe.text_length)
+    drawn = pipe.vocab.split(pipe.text_to_image(captions).tokens)
+    np.testing.assert_array_equal(drawn["text"], ids)
+    drawn = pipe.vocab.split(pipe.image_to_text(images).tokens)
+    np.testing.assert_array_equal(drawn["image"], codes)
+
+
+def test_infilling_keeps_the_other_words_and_the_other_codes(pipe, pictures):
+    images, _ = pictures
+    given = ["there is a ___ circle", "a ___ square ___ a triangle", "a red ___", "___ square"]
+    mask = np.zeros((32, 32), bool)
+    mask[:, :9] = True  # one pixel into the second column of codes
+    drawn = pipe.infill(images, mask, given)
+    split = pipe.vocab.split(drawn.tokens)
+    hidden = np.stack([pipeline.pixels.hide(image, mask) for image in images])
+    codes = pipe.image.encode(hidden).reshape(SIZE, 4, 4)
+    np.testing.assert_array_equal(
+        np.asarray(split["image"]).reshape(SIZE, 4, 4)[:, :, 2:], codes[:, :, 2:]
+    )
+    for i, caption in enumerate(given):
+        ids, free = pipe.text.encode_with_blanks(caption, pipe.text_length)
+        np.testing.assert_array_equal(np.asarray(split["text"][i])[~free], ids[~free])
+
+
+def test_pixels_under_the_mask_do_not_matter(pipe, pictures):
+    images, captions = pictures
+    mask = np.zeros((32, 32), bool)
+    mask[8:24, 8:24] = True
+    other = images.copy()
+    other[:, mask] = 7
+    one = pipe.infill(images, mask, captions, seed=1)
+    two = pipe.infill(other, mask, captions, seed=1)
+    np.testing.assert_array_equal(one.tokens, two.tokens)
+
+
+def test_infilling_nothing_is_an_error(pipe, pictures):
+    with pytest.raises(ValueError, match="nothing is missing"):
+        pipe.infill(pictures[0], None, pictures[1])
+
+
+def test_an_absent_modality_does_not_come_back(pipe):
+    assert pipe.images(SIZE).captions is None
+    assert pipe.texts(SIZE).images is None
+
+
+def test_the_trace_ends_in_the_sample(pipe):
+    drawn = pipe.pairs(SIZE, trace=3)
+    assert drawn.states.shape == (3, SIZE, pipe.vocab.length)
+    np.testing.assert_array_equal(drawn.states[-1], drawn.tokens)
+
+
+def test_the_bound_is_of_the_free_modalities_only(pipe, pictures):
+    images, captions = pictures
+    bits = pipe.log_likelihood(images, captions, task="t2i", times=2)
+    assert (bits[:, 0] < 0).all()
+    assert (bits[:, 1] == 0).all()
+    assert (pipe.log_likelihood(images, captions, times=2) < 0).all()
+
+
+def test_the_bound_of_a_uniform_network_is_the_uniform_code_length(pipe, pictures):
+    """With all logits 0 each token costs log2 K bits at least, and at a mask exactly."""
+    silent = dataclasses.replace(pipe, params=pipe.params | {"rezero": np.float32(0)})
+    bits = silent.log_likelihood(*pictures, task="text", times=6)[:, 1]
+    k = pipe.text.vocab_size
+    assert (-bits / pipe.text_length > 0.8 * np.log2(k)).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 7}, "sample.steps = 7 is more than the T = 6"),
+        ({"top_r": 1.5}, "sample.top_r = 1.5"),
+        ({"colour": 1}, "sample.colour is not a setting"),
+        ({"sampler": "magic"}, "sample.sampler = 'magic'"),
+    ],
+)
+def test_a_bad_setting_is_named(pipe, changes, message):
+    with pytest.raises(ValueError, match=message):
+        pipe.pairs(1, **changes)
+
+
+def test_guidance_needs_a_run_that_has_seen_absent_conditions(pipe):
+    config = pipe.config.copy_and_resolve_references()
+    config.train.mixture = {"pair": 1.0}
+    only_pairs = dataclasses.replace(pipe, config=config)
+    with pytest.raises(ValueError, match=r"sample.guidance = 2.0, but this run"):
+        only_pairs.text_to_image(["a circle"], guidance=2.0)
+
+
+@pytest.mark.parametrize("caption", ["", " ".join(["circle"] * 15)])
+def test_a_caption_that_is_empty_or_too_long_is_an_error(pipe, caption):
+    with pytest.raises(ValueError, match="prompt: "):
+        pipe.text_to_image([caption])
+
+
+def test_a_folder_that_is_no_run_is_said_to_be_none(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"has no config.json: it is not the folder"):
+        pipeline.Pipeline.load(tmp_path)
+
+
+def test_weights_that_do_not_fit_the_config_are_refused(pipe):
+    config = pipe.config.copy_and_resolve_references()
+    config.model.width = 32
+    with pytest.raises(ValueError, match="weights"):
+        pipeline.Pipeline.assemble(config, pipe.text, pipe.image, jax.device_get(pipe.params))
+
+
+def test_eight_devices_give_the_samples_of_one(pipe):
+    one = pipe.pairs(8, seed=5)
+    assert pipe.mesh is None
+    mesh = pipeline.sharding.make_mesh(8, 1)
+    eight = dataclasses.replace(pipe, mesh=mesh).pairs(8, seed=5)
+    np.testing.assert_array_equal(one.tokens, eight.tokens)
