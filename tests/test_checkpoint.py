@@ -227,6 +227,16 @@ def test_leftovers_of_a_killed_save_are_ignored_then_removed(checkpoints, tmp_pa
     assert sorted(p.name for p in folder.iterdir()) == ["000000001", "000000002"]
 
 
+def test_a_run_that_goes_on_from_an_earlier_step_replaces_the_later_ones(checkpoints):
+    for step in (1, 2, 3):
+        checkpoints.save(step, state(step), wait=True)
+    tree, _ = checkpoints.restore(state(0), step=2)
+    checkpoints.save(3, tree, wait=True)
+    assert checkpoints.steps() == [2, 3]
+    checkpoints.save(2, state(9), wait=True)
+    assert checkpoints.steps() == [2] and equal(checkpoints.restore(state(0))[0], state(9))
+
+
 def test_failed_save_is_one_line_and_keeps_the_last_good_one(checkpoints, tmp_path):
     checkpoints.save(1, state(1), wait=True)
     big = {"a": np.random.default_rng(0).random(1 << 18)}

@@ -378,7 +378,7 @@ class Checkpoints:
 
     def _fail(self, step, error):
         with contextlib.suppress(OSError):
-            self._sweep(None)  # give the space of the half-written back
+            self._sweep()  # give the space of the half-written back
         cause = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
         last = self.latest_step()
         self._failure = OSError(
@@ -387,12 +387,16 @@ class Checkpoints:
             + "; make space or mend the permission and run again"
         )
 
-    def _sweep(self, step):
-        """Process 0 removes what killed or failed saves left behind, and `step` itself."""
+    def _sweep(self, step=None):
+        """Process 0 removes what killed or failed saves left behind.
+
+        With `step`, the one about to be written, also what is not before it: a damaged checkpoint,
+        or the future of a run that went on from an earlier one.
+        """
         if jax.process_index() == 0 and self.directory.exists():
-            finished = {self._path(s).name for s in self.steps() if s != step}
+            stay = {self._path(s).name for s in self.steps() if step is None or s < step}
             for path in self.directory.iterdir():
-                if path.name[:1].isdigit() and path.name not in finished:
+                if path.name[:1].isdigit() and path.name not in stay:
                     _remove(path)
 
     def _prune(self):
