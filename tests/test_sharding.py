@@ -95,6 +95,20 @@ def test_the_network_is_the_same_function_on_every_mesh(model, shape):
     assert kernel.addressable_shards[0].data.shape == (2, 16 // shape[0], 64 // shape[1])
 
 
+def test_a_tree_is_made_in_place_with_the_same_numbers():
+    def make():
+        return {"text_head": {"kernel": jax.random.normal(jax.random.key(0), (8, 16))}}
+
+    mesh = sharding.make_mesh(4, 2)
+    made, expected = sharding.create(mesh, make), make()
+    kernel = made["text_head"]["kernel"]
+    assert kernel.sharding.spec == P("data", "model")
+    assert kernel.addressable_shards[0].data.shape == (2, 8)
+    assert np.array_equal(sharding.to_host(made)["text_head"]["kernel"], kernel)
+    assert np.allclose(kernel, expected["text_head"]["kernel"], atol=1e-6)
+    assert sharding.create(None, make)["text_head"]["kernel"].sharding.num_devices == 1
+
+
 def test_without_a_mesh_nothing_happens():
     mesh = sharding.make_mesh(1, 1)
     assert mesh is None

@@ -149,6 +149,13 @@ def shardings(mesh, tree, table=TABLE):
     return jax.tree_util.tree_map_with_path(one, tree)
 
 
+def create(mesh, make, table=TABLE):
+    """The tree that `make()` computes, each part on the devices where it lies and nowhere else."""
+    if mesh is None:
+        return make()
+    return jax.jit(make, out_shardings=shardings(mesh, jax.eval_shape(make), table))()
+
+
 def shard_tree(mesh, tree, table=TABLE):
     """Places a tree that every process holds whole; unchanged without a mesh."""
     if mesh is None:
