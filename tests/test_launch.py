@@ -1,9 +1,11 @@
 """Claims about the launch files: they pass their checkers, and 75 means again."""
 
+import json
 import os
 import pathlib
 import shutil
 import subprocess
+import sys
 import time
 
 import pytest
@@ -115,3 +117,31 @@ def test_image_has_the_same_entry_point_and_what_it_copies_exists():
         if line.startswith("COPY"):
             for name in line.split()[1:-1]:
                 assert (LAUNCH.parent / name).exists(), name
+
+
+def cells():
+    book = json.loads((LAUNCH / "colab.ipynb").read_text())
+    return ["".join(c["source"]) for c in book["cells"] if c["cell_type"] == "code"]
+
+
+def test_notebook_is_valid_clean_and_compiles():
+    nbformat = pytest.importorskip("nbformat")
+    book = nbformat.read(LAUNCH / "colab.ipynb", as_version=4)
+    nbformat.validate(book)
+    assert not any(cell.get("outputs") for cell in book.cells)
+    for source in cells():
+        compile(source, "cell", "exec")
+
+
+@pytest.mark.slow
+def test_notebook_trains_and_samples_all_tasks(tmp_path):
+    env = {
+        **{k: v for k, v in os.environ.items() if k != "XLA_FLAGS"},
+        "UDD_CONFIG": "configs/t2i.py:smoke",
+        "UDD_WORKDIR": str(tmp_path / "run"),
+        "UDD_INSTALLED": "1",
+        "MPLBACKEND": "agg",
+    }
+    code = "\n\n".join(cells())
+    subprocess.run([sys.executable, "-c", code], cwd=LAUNCH.parent, env=env, check=True)
+    assert (tmp_path / "run" / "report.html").exists()
