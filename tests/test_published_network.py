@@ -12,23 +12,6 @@ from udd_jax import checkpoint, published, transformer
 
 TOLERANCE = {"f32": 1e-5, "f64": 1e-10}
 NOISE = {"f32": 1e-4, "f64": 1e-12}  # gradients that are nothing but rounding
-precision = pytest.mark.parametrize("precision", recorded.PRECISIONS)
-
-
-@functools.cache
-def example(precision):
-    """Shapes of our parameters, without any."""
-    model = recorded.model(precision)
-    shapes = jax.eval_shape(functools.partial(transformer.init, model), jax.random.key(0))
-    cast = functools.partial(jax.ShapeDtypeStruct, dtype=np.dtype(recorded.dtype(precision)))
-    return jax.tree.map(lambda p: cast(p.shape), shapes)
-
-
-@functools.cache
-def params(precision):
-    """The recorded parameters, which are float32 values in both precisions."""
-    state = recorded.under("transformer_f32", "param/")
-    return published.read(state, example(precision), published.network_name, published.NETWORK_DEAD)
 
 
 def inputs(precision):
@@ -62,10 +45,10 @@ def joint_pass(precision):
 
     with jax.enable_x64(precision == "f64"):
         w = tuple(jnp.asarray(stored[f"w_{m}"], recorded.dtype(precision)) for m in ("img", "txt"))
-        return jax.tree.map(np.asarray, run(params(precision), w))
+        return jax.tree.map(np.asarray, run(recorded.params(precision), w))
 
 
-@precision
+@recorded.precision
 def test_joint_logits_equal_the_recorded_ones(precision):
     logits, _, _ = joint_pass(precision)
     stored = recorded.arrays(f"transformer_{precision}")
@@ -74,7 +57,7 @@ def test_joint_logits_equal_the_recorded_ones(precision):
         recorded.assert_close(ours, stored[f"logits_{short}"], TOLERANCE[precision], short)
 
 
-@precision
+@recorded.precision
 def test_every_hidden_state_equals_the_recorded_one(precision):
     _, states, _ = joint_pass(precision)
     names = {
@@ -101,7 +84,7 @@ def test_every_hidden_state_equals_the_recorded_one(precision):
         recorded.assert_close(ours, theirs, TOLERANCE[precision], name)
 
 
-@precision
+@recorded.precision
 def test_every_gradient_equals_the_recorded_one(precision):
     _, _, grads = joint_pass(precision)
     ours = published.write(grads, published.network_name)
@@ -118,7 +101,7 @@ def test_every_gradient_equals_the_recorded_one(precision):
     assert tables and not any(table[:, 0].any() for table in tables)  # our row of t = 0
 
 
-@precision
+@recorded.precision
 @pytest.mark.parametrize("network", ["image_from_text", "text_from_image"])
 def test_conditional_networks_equal_the_recorded_ones(precision, network):
     stored, x, t, free = inputs(precision)
@@ -126,14 +109,14 @@ def test_conditional_networks_equal_the_recorded_ones(precision, network):
     m = 0 if network == "image_from_text" else 1
     given = {"image": "logits_txt_cond_img", "text": "logits_img_cond_txt"}
     with jax.enable_x64(precision == "f64"):
-        logits = recorded.jit(model.apply)({"params": params(precision)}, x, t, free)
+        logits = recorded.jit(model.apply)({"params": recorded.params(precision)}, x, t, free)
         theirs = stored[given[recorded.VOCAB.modalities[1 - m].name]]
         recorded.assert_close(logits[m], theirs, TOLERANCE[precision], network)
         assert not np.asarray(logits[1 - m]).any()
 
 
 def test_all_three_networks_have_the_same_parameters():
-    shapes = checkpoint.flatten(example("f32"))
+    shapes = checkpoint.flatten(recorded.example("f32"))
     for network in ("image_from_text", "text_from_image"):
         model = recorded.model(network=network)
         other = jax.eval_shape(functools.partial(transformer.init, model), jax.random.key(0))
@@ -144,7 +127,7 @@ def test_all_three_networks_have_the_same_parameters():
 
 def test_published_parameters_come_back_bit_for_bit():
     state = recorded.under("transformer_f32", "param/")
-    ours = params("f32")
+    ours = recorded.params("f32")
     again = published.write(ours, published.network_name)
     assert {k for k in state if not published.NETWORK_DEAD.match(k)} == again.keys()
     for name, array in again.items():
