@@ -195,8 +195,9 @@ def p_log_probs(
 ) -> jax.Array:
     """log p(x_s | x_t) = log sum_i p(i) q(x_s | x_t, x_0 = i), exact for any s < t.
 
-    log_p0: float[..., K_m], normalised; xt: int32[...], a class or the mask K_m; s, t: int32[...].
-    Returns float[..., K_m + 1]. With j = x_t and w(i) = p(i) / (abar_t [i=j] + bbar_t), W = sum w:
+    log_p0: float[..., K_m], normalised; xt: int32[...], a class or the mask K_m; s, t: int32[...]
+    or []. Returns float[..., K_m + 1]. With j = x_t, w(i) = p(i) / (abar_t [i=j] + bbar_t) and
+    W = sum w:
 
         j = mask:   g (abar_s p(k) + bbar_s) / gbar_t,  and gbar_s / gbar_t for the mask
         j a class:  (a [k=j] + b) (abar_s w(k) + bbar_s W),  and 0 for the mask
@@ -205,15 +206,16 @@ def p_log_probs(
     1e-10. Where bbar_t = 0 a visible token is the truth and stays.
     """
     classes = kernel.vocab.modalities[m].classes
+    s, t = jnp.broadcast_to(s, xt.shape), jnp.broadcast_to(t, xt.shape)
     at_s, at_t = marginal(kernel, m, s), marginal(kernel, m, t)
     move = step(at_s, at_t)
     masked = xt == classes
     here = is_class(xt, classes)
 
-    # The chance of the visible token under p, and r = bbar_t / (abar_t + bbar_t).
-    log_pj = jnp.minimum(jnp.max(jnp.where(here, log_p0, -jnp.inf), axis=-1), 0)
+    # bbar_t W, with r = bbar_t / (abar_t + bbar_t). A sum, since 1 - p(j) would be rounding alone.
     r = at_t.beta / jnp.where(at_t.unmasked > 0, at_t.alpha + at_t.beta, 1)
-    total = jnp.where(masked, 1, -jnp.expm1(log_pj) + r * jnp.exp(log_pj))  # bbar_t W
+    total = (jnp.exp(log_p0) * jnp.where(here, r[..., None], 1)).sum(-1)
+    total = jnp.where(masked, 1, total)
     log_w = log_p0 + jnp.where(here, _log(r)[..., None], 0)
     log_x0 = jnp.logaddexp(
         _log(at_s.alpha)[..., None] + log_w, (_log(at_s.beta) + _log(total))[..., None]
@@ -255,8 +257,9 @@ def token_terms(
     """KL( q(x_s | x_t, x_0) || p(x_s | x_t) ) and -log p(x_0 | x_t), in nats a position.
 
     logits: float[..., K_m]; x0, xt, s, t: int32[...], s < t, local ids. Two float[...]. At s = 0
-    the first is the decoder's -log p(x_0 | x_t), for visible tokens too; for mask-only schedules
-    and s > 0 it is (1 - gbar_s / gbar_t) times that at a mask and 0 elsewhere.
+    the first is the decoder's -log p(x_0 | x_t), for visible tokens too; for mask-only schedules,
+    whose visible tokens are the truth, it is (1 - gbar_s / gbar_t) times that at a mask and 0
+    elsewhere, for any s.
 
     q(x_s | ...) takes three values, at x_0, at x_t and at the rest, so that all that runs over
     the classes is logsumexp(logits) and F = sum_k log(1 + abar_s p(k) / (bbar_s S)) with
@@ -272,7 +275,7 @@ def token_terms(
     gamma_t = jnp.where(at_t.gamma > 0, at_t.gamma, 1)
     hidden_plain = (at_t.gamma - at_s.gamma) / gamma_t * decode
     if kernel.masks_only[m]:
-        return jnp.where(s == 0, decode, jnp.where(masked, hidden_plain, 0)), decode
+        return jnp.where(masked, hidden_plain, 0), decode
 
     # At s = 0 and, for some schedules, at t = T nothing is replaced. A beta of 0 is made 1 there
     # and its terms are not used.
