@@ -15,7 +15,9 @@ FLOORS = [
         "checkpoint",
         "text",
         "images",
+        "page",
         "pickles",
+        "lock",
         "logbook",
         "draws",
         "data.records",
@@ -34,7 +36,7 @@ FLOORS = [
     {"reveal", "metrics.*", "loop"},
     {"sampling"},
     {"pipeline", "train", "train_vq", "published", "convert", "plan"},
-    {"samples", "evaluate", "report", "commands"},
+    {"samples", "scores", "manifest", "evaluate", "gallery", "report", "commands"},
     {"jobs"},
     {"main"},
 ]

@@ -7,7 +7,6 @@ A picture that was judged has a green frame where it is right and a red one wher
 import numpy as np
 
 from udd_jax import page, samples
-from udd_jax.page import escape, tag
 
 FIRST, EXAMPLES = 16, 8  # samples shown as they come, and as many picked as right and as wrong
 FIRST_INFILLED, EXAMPLES_INFILLED = 9, 4  # they take more room
@@ -51,17 +50,19 @@ def show(task: str, kept: samples.Samples, result: dict, reasons: list | None) -
     if task == "infill":
         first, examples = FIRST_INFILLED, EXAMPLES_INFILLED
     count = min(first, len(kept))
-    content = tag("p", told)
-    content += tag("h3", f"The first {count}, not chosen")
+    content = page.tag("p", told)
+    content += page.tag("h3", f"The first {count}, not chosen")
     content += _row(task, [item(kept, i, reasons) for i in range(count)])
     if reasons and any(reasons):
         right, wrong = _picked(reasons, count, examples)
         halves = "".join(
-            tag("div", tag("h3", name) + _row(task, [item(kept, i, reasons) for i in rows]))
+            page.tag(
+                "div", page.tag("h3", name) + _row(task, [item(kept, i, reasons) for i in rows])
+            )
             for name, rows in (("Right", right), ("Wrong, and why", wrong))
             if rows
         )
-        content += tag("div", halves, "halves")
+        content += page.tag("div", halves, "halves")
     return page.section(task, heading, content)
 
 
@@ -76,7 +77,9 @@ def _picked(reasons: list, seen: int, count: int) -> tuple[list[int], list[int]]
 
 def _row(task: str, items: list[str]) -> str:
     return (
-        tag("ul", "".join(items), "plain") if task == "text" else tag("div", "".join(items), "row")
+        page.tag("ul", "".join(items), "plain")
+        if task == "text"
+        else page.tag("div", "".join(items), "row")
     )
 
 
@@ -86,19 +89,19 @@ def _verdict(i: int, reasons: list | None) -> tuple[str, str]:
         return "", ""
     if reasons[i] is None:
         return "right", ""
-    return "wrong", f'<div class="bad">✗ {escape(REASONS.get(reasons[i], reasons[i]))}</div>'
+    return "wrong", f'<div class="bad">✗ {page.escape(REASONS.get(reasons[i], reasons[i]))}</div>'
 
 
 def _plain(kept, i, reasons) -> str:
     css, why = _verdict(i, reasons)
-    caption = escape(kept.captions[i]) if kept.captions else ""
+    caption = page.escape(kept.captions[i]) if kept.captions else ""
     return page.figure([page.picture(kept.images[i], "judged")], caption + why, css)
 
 
 def _text_item(kept, i, reasons) -> str:
     css, why = _verdict(i, reasons)
     sign = '<span class="good">✓</span> ' if css == "right" else ""
-    return tag("li", f"{sign}{escape(kept.captions[i])}{why}")
+    return page.tag("li", f"{sign}{page.escape(kept.captions[i])}{why}")
 
 
 def _infilled(kept, i, reasons) -> str:
@@ -109,12 +112,14 @@ def _infilled(kept, i, reasons) -> str:
     blanked, words = kept.given_captions[i].split(), kept.captions[i].split()
     if len(blanked) == len(words):
         words = [
-            tag("mark", escape(word)) if blank == "___" else escape(word)
+            page.tag("mark", page.escape(word)) if blank == "___" else page.escape(word)
             for blank, word in zip(blanked, words, strict=True)
         ]
     else:
-        words = [tag("mark", escape(kept.captions[i]))]
-    caption = f'<span class="soft">{escape(" ".join(blanked))}</span><br>{" ".join(words)}{why}'
+        words = [page.tag("mark", page.escape(kept.captions[i]))]
+    caption = (
+        f'<span class="soft">{page.escape(" ".join(blanked))}</span><br>{" ".join(words)}{why}'
+    )
     shown = [page.picture(given), page.picture(mask), page.picture(kept.images[i], "judged")]
     return page.figure(shown, caption, f"triple {css}")
 
@@ -130,15 +135,15 @@ def way(path) -> str:
         frames = []
         for k in range(len(pictures)):
             words = " ".join(
-                tag("span", "·", "hidden") if piece == "_" else escape(piece)
+                page.tag("span", "·", "hidden") if piece == "_" else page.escape(piece)
                 for piece in pieces[k, n]
                 if piece
             )
             frames.append(page.figure([page.picture(pictures[k, n])], words))
-        rows.append(tag("div", "".join(frames), "frames"))
+        rows.append(page.tag("div", "".join(frames), "frames"))
     text = (
         "From noise, left, to the finished pair, right, at equal shares of the steps. A grey cell "
         "is an image code that is still masked, a dot a masked word; what is shown may change "
         "again where the noise also replaces tokens."
     )
-    return page.section("way", "How a pair comes about", tag("p", text) + "".join(rows))
+    return page.section("way", "How a pair comes about", page.tag("p", text) + "".join(rows))

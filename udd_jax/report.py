@@ -12,7 +12,6 @@ import re
 import numpy as np
 
 from udd_jax import checkpoint, evaluate, gallery, logbook, page, samples
-from udd_jax.page import escape, tag
 
 FILE = "report.html"
 PLOTS = (  # title, which columns of metrics.jsonl, whether the ordinate is logarithmic
@@ -25,7 +24,7 @@ PLOTS = (  # title, which columns of metrics.jsonl, whether the ordinate is loga
 )
 TOKENIZER_PLOTS = (
     ("reconstruction, PSNR in dB", r"(?:\w+_)?psnr", False),
-    ("codes in use", r"perplexity|used\w*|\w*usage", False),
+    ("codes in use, perplexity", r"perplexity|used\w*|\w*usage", False),
     ("loss", r"loss", True),
 )
 
@@ -57,7 +56,12 @@ def write(workdir) -> pathlib.Path:
         _settings(config, result),
     ]
     title = f"udd_jax, {config.get('name', 'run')} on {config.get('data', 'its data')}"
-    opening = [tag("h1", escape(title)), _opening(result), _contents(sections), _errors(result)]
+    opening = [
+        page.tag("h1", page.escape(title)),
+        _opening(result),
+        _contents(sections),
+        _errors(result),
+    ]
     path = workdir / FILE
     checkpoint.write_text(path, page.document(title, opening + sections))
     return path
@@ -83,7 +87,7 @@ def _opening(result: dict) -> str:
         "diffusion: it makes pairs from nothing, images from captions, captions from images, and "
         "the missing parts of both."
     )
-    data = escape(about["source"])
+    data = page.escape(about["source"])
     if "reader" in result:
         data = (
             "<i>shapes</i>, a drawn world of one or two objects on a grid, whose images and "
@@ -93,23 +97,23 @@ def _opening(result: dict) -> str:
     conditions += "the test split"
     if "reader" in result:
         conditions += ", which show only pairs of objects that no training image has"
-    settings = protocol["settings"]
+    sampler, steps = (protocol["settings"][name] for name in ("sampler", "steps"))
     how = (
-        f"Samples come from the averaged weights with the sampler <i>{escape(settings['sampler'])}"
-        f"</i>, {settings['steps'] or 'all'} steps; the manifest at the end says all else."
+        f"Samples come from the averaged weights with the sampler <i>{page.escape(sampler)}</i>, "
+        f"{steps or 'all'} steps; the manifest at the end says all else."
     )
-    return tag("p", f"{what} {conditions}. {how}", "lead")
+    return page.tag("p", f"{what} {conditions}. {how}", "lead")
 
 
 def _contents(sections: list[str]) -> str:
     """Links to the sections that are there."""
     found = re.findall(r'<section id="(\w+)"><h2>(.*?)</h2>', "".join(sections))
-    return tag("nav", "".join(f'<a href="#{name}">{heading}</a>' for name, heading in found))
+    return page.tag("nav", "".join(f'<a href="#{name}">{heading}</a>' for name, heading in found))
 
 
 def _errors(result: dict) -> str:
-    lines = "".join(tag("li", escape(error)) for error in result["errors"])
-    return tag("div", f"<b>Errors</b><ul>{lines}</ul>", "alarm") if lines else ""
+    lines = "".join(page.tag("li", page.escape(error)) for error in result["errors"])
+    return page.tag("div", f"<b>Errors</b><ul>{lines}</ul>", "alarm") if lines else ""
 
 
 def _headline(result: dict, order: list[str]) -> str:
@@ -125,7 +129,9 @@ def _headline(result: dict, order: list[str]) -> str:
             aim += f", floor {100 * row['floor']:.0f} %"
         value = page.percent(row["value"], row["error"])
         bar = page.meter(row["value"], row["error"], row["aim"])
-        cells.append([escape(name), escape(row["name"]), bar, f"{value} {_met(row)}", aim])
+        cells.append(
+            [page.escape(name), page.escape(row["name"]), bar, f"{value} {_met(row)}", aim]
+        )
     if not cells:
         return ""
     text = (
@@ -133,7 +139,9 @@ def _headline(result: dict, order: list[str]) -> str:
         "only if all that the caption says is so."
     )
     head = ["", "share of samples", "", "measured", "aim"]
-    return page.section("headline", "In short", page.table(head, cells, 3) + tag("p", text, "note"))
+    return page.section(
+        "headline", "In short", page.table(head, cells, 3) + page.tag("p", text, "note")
+    )
 
 
 def _met(row: dict) -> str:
@@ -158,7 +166,7 @@ def _tokenizer(workdir, result: dict) -> str:
             f" {page.percent(read['rate'], read['error'])} of the reconstructions are read right"
         )
         told += ", which no image sample can be expected to exceed."
-    content = tag("p", told)
+    content = page.tag("p", told)
     path = workdir / evaluate.FOLDER / "reconstructions.npz"
     if path.exists():
         with np.load(path) as file:
@@ -167,11 +175,11 @@ def _tokenizer(workdir, result: dict) -> str:
             page.figure([page.picture(a), page.picture(b)], css="double")
             for a, b in zip(before, after, strict=True)
         ]
-        content += tag("h3", "Images and, beside them, their reconstructions")
-        content += tag("div", "".join(pictures), "row")
+        content += page.tag("h3", "Images and, beside them, their reconstructions")
+        content += page.tag("div", "".join(pictures), "row")
     plots = _plots(workdir / "vq", TOKENIZER_PLOTS)
     if plots:
-        content += tag("h3", "Its training") + plots
+        content += page.tag("h3", "Its training") + plots
     return page.section("tokenizer", "The image tokenizer", content)
 
 
@@ -190,7 +198,7 @@ def _plots(folder, wanted) -> str:
             if match:
                 found[next(iter(match.groups()), None) or name] = columns[name]
         drawn.append(page.plot(title, found, "step", log_y=log))
-    return tag("div", "".join(drawn), "plots") if any(drawn) else ""
+    return page.tag("div", "".join(drawn), "plots") if any(drawn) else ""
 
 
 def _likelihood(result: dict) -> str:
@@ -202,7 +210,7 @@ def _likelihood(result: dict) -> str:
         cells = [
             "" if b is None else f"{b['value']:.3f} ± {b['standard_error'] or 0:.3f}" for b in parts
         ]
-        rows.append([escape(name or {"pair": "pair"}.get(task, f"{task} alone")), *cells])
+        rows.append([page.escape(name or {"pair": "pair"}.get(task, f"{task} alone")), *cells])
     text = (
         "An upper bound on -log<sub>2</sub> p of held-out items, in bits a token, with its "
         f"standard error over {result['bounds']['pair']['count']} items."
@@ -214,7 +222,7 @@ def _likelihood(result: dict) -> str:
             + ('<b class="bad">does</b>.' if result["entropy"]["undercut"] else "does not.")
         )
     head = ["", "all that is generated", "image tokens", "text tokens"]
-    return page.section("likelihood", "Likelihood", tag("p", text) + page.table(head, rows))
+    return page.section("likelihood", "Likelihood", page.tag("p", text) + page.table(head, rows))
 
 
 def _samplers(path) -> str:
@@ -229,7 +237,7 @@ def _samplers(path) -> str:
         name = ", ".join(f"{k} {v}" if k != "sampler" else v for k, v in row["settings"].items())
         rates = [page.percent(row[task]["rate"]) for task in ("t2i", "i2t", "pair")]
         calls, seconds = f"{row['calls']:.1f}", f"{row['seconds']:.2f}"
-        rows.append([escape(name), calls, seconds, *rates])
+        rows.append([page.escape(name), calls, seconds, *rates])
     plot = page.plot(
         "agreement in %", series, "network calls", log_x=True, dots=True, size=(760, 380)
     )
@@ -237,17 +245,17 @@ def _samplers(path) -> str:
     table = f"<details><summary>All of them</summary>{page.table(head, rows)}</details>"
     text = ""
     if found.get("best"):
-        quarter = found["best"]["quarter"]["settings"]
+        name = page.escape(found["best"]["quarter"]["settings"]["sampler"])
         text = (
-            f"With a quarter of the network calls of the full chain the best is "
-            f"<i>{escape(quarter['sampler'])}</i>, {found['best']['points_lost']:.1f} points below."
+            "With a quarter of the network calls of the full chain the best is "
+            f"<i>{name}</i>, {found['best']['points_lost']:.1f} points below it."
         )
     left = "".join(
-        tag("li", f"{escape(row['settings']['sampler'])}: {escape(row['reason'])}")
+        page.tag("li", f"{page.escape(row['settings']['sampler'])}: {page.escape(row['reason'])}")
         for row in {row["settings"]["sampler"]: row for row in found["left_out"]}.values()
     )
-    left = tag("p", "Left out:", "note") + tag("ul", left, "note") if left else ""
-    return page.section("samplers", "Samplers", tag("p", text) + plot + table + left)
+    left = page.tag("p", "Left out:", "note") + page.tag("ul", left, "note") if left else ""
+    return page.section("samplers", "Samplers", page.tag("p", text) + plot + table + left)
 
 
 # ---- Details ------------------------------------------------------------------------------------
@@ -262,7 +270,10 @@ def _details(result: dict, order: list[str]) -> str:
         found = {(row["task"], row["name"].split()[-1]): row for row in rows}
         kinds = list(dict.fromkeys(name for _, name in found))
         cells = [
-            [escape(gallery.TASKS[task][0]), *(_varied(found.get((task, kind))) for kind in kinds)]
+            [
+                page.escape(gallery.TASKS[task][0]),
+                *(_varied(found.get((task, kind))) for kind in kinds),
+            ]
             for task in order
             if any((task, kind) in found for kind in kinds)
         ]
@@ -271,8 +282,8 @@ def _details(result: dict, order: list[str]) -> str:
             f"condition names; at most {evaluate.VARIATION:.2f} is asked for. The small number is "
             "what as many draws from the true law itself would show."
         )
-        parts.append(tag("h3", "Variety") + tag("p", text))
-        parts.append(page.table(["", *map(escape, kinds)], cells))
+        parts.append(page.tag("h3", "Variety") + page.tag("p", text))
+        parts.append(page.table(["", *map(page.escape, kinds)], cells))
     why = {task: rates["reasons"] for task, rates in scored.items() if "reasons" in rates}
     if why:
         names = sorted(
@@ -280,13 +291,15 @@ def _details(result: dict, order: list[str]) -> str:
         )
         cells = [
             [
-                escape(gallery.REASONS.get(name, name)),
+                page.escape(gallery.REASONS.get(name, name)),
                 *(_share(reasons.get(name)) for reasons in why.values()),
             ]
             for name in names
         ]
-        parts.append(tag("h3", "Why samples are wrong"))
-        parts.append(page.table(["", *(escape(gallery.TASKS[task][0]) for task in why)], cells))
+        parts.append(page.tag("h3", "Why samples are wrong"))
+        parts.append(
+            page.table(["", *(page.escape(gallery.TASKS[task][0]) for task in why)], cells)
+        )
     named = {task: rates["by_named"] for task, rates in scored.items() if "by_named" in rates}
     if named:
         keys = sorted({key for groups in named.values() for key in groups}, key=int)
@@ -299,13 +312,13 @@ def _details(result: dict, order: list[str]) -> str:
                 else f"{page.percent(g['rate'])} <span class=soft>of {g['count']}</span>"
                 for g in found
             ]
-            cells.append([escape(gallery.TASKS[task][0]), *shares])
-        parts.append(tag("h3", "Agreement by the number of attributes that the caption names"))
+            cells.append([page.escape(gallery.TASKS[task][0]), *shares])
+        parts.append(page.tag("h3", "Agreement by the number of attributes that the caption names"))
         parts.append(page.table(["", *keys], cells))
     if "reader" in result:
         reader = result["reader"]
         parts.append(
-            tag(
+            page.tag(
                 "p",
                 "The reader itself fails on the truth for "
                 f"{page.percent(reader['images']['rate'], reader['images']['error'])} of images, "
@@ -340,16 +353,16 @@ def _time(path, result: dict) -> str:
     speed = result["speed"]
     content = ""
     if path.exists():
-        content += tag("h3", "Stages of the run") + _seconds(checkpoint.read_json(path))
-    content += tag("h3", "Parts of the evaluation") + _seconds(speed["seconds"])
+        content += page.tag("h3", "Stages of the run") + _seconds(checkpoint.read_json(path))
+    content += page.tag("h3", "Parts of the evaluation") + _seconds(speed["seconds"])
     calls = ", ".join(f"{task} {value:g}" for task, value in speed["calls_a_sample"].items())
     hardware = result["manifest"]["hardware"]
-    content += tag(
+    content += page.tag(
         "p",
         f"{speed['samples_a_second']:g} samples a second; network calls a sample: {calls}. "
         f"Samples of {speed['with_compilation']} came first: their time has the compilation in it. "
         f"Peak memory {speed['peak_memory_gib']:.2f} GiB, on {hardware['devices']} × "
-        f"{escape(hardware['device'])} with {hardware['cores']} cores.",
+        f"{page.escape(hardware['device'])} with {hardware['cores']} cores.",
         "note",
     )
     return page.section("time", "Time", content)
@@ -359,7 +372,7 @@ def _seconds(seconds: dict) -> str:
     longest = max([*seconds.values(), 1e-9])
     rows = [
         [
-            escape(name),
+            page.escape(name),
             f'<span class="bar" style="width:{220 * value / longest:.0f}px"></span>',
             f"{value:.1f} s" if value < 120 else f"{value / 60:.1f} min",
         ]
@@ -372,17 +385,21 @@ def _seconds(seconds: dict) -> str:
 
 def _unmeasured(result: dict) -> str:
     lines = "".join(
-        tag("li", f"<b>{escape(name)}</b>: {escape(why)}")
+        page.tag("li", f"<b>{page.escape(name)}</b>: {page.escape(why)}")
         for name, why in result["unmeasured"].items()
     )
-    return page.section("unmeasured", "What was not measured", tag("ul", lines)) if lines else ""
+    return (
+        page.section("unmeasured", "What was not measured", page.tag("ul", lines)) if lines else ""
+    )
 
 
 def _settings(config: dict, result: dict) -> str:
     def listing(name, tree):
-        rows = [[escape(k), escape(json.dumps(v))] for k, v in evaluate.flat(tree).items()]
+        rows = [
+            [page.escape(k), page.escape(json.dumps(v))] for k, v in evaluate.flat(tree).items()
+        ]
         table = page.table(["", ""], rows, 2)
-        return f"<details><summary>{escape(name)}</summary>{table}</details>"
+        return f"<details><summary>{page.escape(name)}</summary>{table}</details>"
 
     content = listing("Settings of the run", config)
     content += listing("Manifest of the evaluation", result["manifest"])
