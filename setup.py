@@ -27,7 +27,7 @@ setup(
     install_requires=[
         "jax>=0.10.2,<0.11",
         "flax>=0.12,<0.13",
-        "optax>=0.2.5,<0.3",
+        "optax>=0.2.8,<0.3",
         "orbax-checkpoint>=0.12,<0.13",
         "ml-collections>=1",
         "absl-py>=2",

@@ -173,7 +173,7 @@ def make_step(loss_fn, tx, rate, ema_decay, vocab: Vocab):
         # Early averages follow the weights: with a constant decay they would keep the first ones.
         decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
         ema = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, state.ema_params, params)
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         metrics |= {"gradient_norm": norm, "learning_rate": rate(state.step)}
         new = TrainState(state.step, params, opt_state, ema, sampler)
         new, metrics["skipped"] = loop.apply_if_finite(new, state, metrics["loss"], norm)

@@ -161,7 +161,7 @@ def make_step(config, model, judge, tx, judge_tx, perceptual=None, frozen=()):
             judge_params = optax.apply_updates(judge_params, updates)
             metrics["judge_loss"] = judge_loss
         new = TrainState(step, params, opt_state, averages, judge_params, judge_opt_state)
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         new, metrics["skipped"] = loop.apply_if_finite(new, state, loss, norm)
         return new.replace(step=step + 1), metrics | {"gradient_norm": norm}
 
