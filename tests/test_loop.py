@@ -192,7 +192,7 @@ def test_sigterm_gives_75_in_a_process_of_its_own(tmp_path):
         if line.strip() == "12":
             process.send_signal(signal.SIGTERM)
             break
-    output = process.stdout.read()
+    output, _ = process.communicate()
     assert process.wait() == 75 and "SIGTERM, saved after step" in output
     (saved,) = (tmp_path / "checkpoints").iterdir()
     manifest = json.loads((saved / checkpoint.MANIFEST).read_text())
