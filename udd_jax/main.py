@@ -4,6 +4,7 @@
     python -m udd_jax.main --mode=sample --workdir=DIR --task=t2i --prompt="a small red circle"
     python -m udd_jax.main --mode=evaluate --workdir=DIR
     python -m udd_jax.main --mode=plan --config=configs/t2i.py:coco
+    python -m udd_jax.main --mode=convert --from=unid3 --checkpoint=cub.ckpt --out=runs/cub
 
 Exit code 0, or 1 after one line that says what is wrong and what to do.
 """
@@ -15,7 +16,7 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-MODES = ("train", "tokenize", "sample", "evaluate", "plan")
+MODES = ("train", "tokenize", "sample", "evaluate", "plan", "convert")
 TASKS = ("t2i", "i2t", "pair", "image", "text", "infill")
 
 FLAGS = flags.FLAGS
@@ -40,6 +41,16 @@ flags.DEFINE_float("top_r", None, "sample: keep the likeliest classes up to this
 flags.DEFINE_integer("top_k", None, "sample: keep so many classes, 0 is all")
 flags.DEFINE_multi_string("compare", [], "evaluate: two evaluation.json files, side by side")
 flags.DEFINE_string("suite", "main", "evaluate: which measurements")
+flags.DEFINE_enum("from", None, ("unid3", "taming"), "convert: what the checkpoint is")
+flags.DEFINE_enum("to", None, ("safetensors",), "convert: a run back to published names")
+flags.DEFINE_string("checkpoint", None, "convert: a PyTorch file, or .safetensors")
+flags.DEFINE_string("vq_config", None, "convert: the YAML file of a taming VQGAN")
+flags.DEFINE_string("network", "joint", "convert: joint, image_from_text or text_from_image")
+flags.DEFINE_string(
+    "text", None, "convert: the text vocabulary, if it is not beside the checkpoint"
+)
+flags.DEFINE_string("codes", None, "convert: which image codes are used, .npy or .pt; or 2887, 974")
+flags.DEFINE_integer("heads", None, "convert: attention heads; a 64th of the width unless given")
 
 
 def _set_up_platform(workdir: pathlib.Path) -> None:
@@ -79,6 +90,12 @@ def main(argv) -> None:
         from udd_jax import evaluate
 
         print(evaluate.compare(*FLAGS.compare))
+        return
+    if mode == "convert":
+        from configs import t2i
+        from udd_jax import convert
+
+        convert.run(FLAGS, _CONFIG.value, t2i.get_config("cub"))
         return
     workdir = _workdir()
     _set_up_platform(workdir)

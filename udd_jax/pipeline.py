@@ -217,6 +217,11 @@ class Pipeline:
         """`log_likelihood` of tokens, local ids by name."""
         x0 = np.asarray(self.vocab.fuse(tokens))
         masks = tasks.masks(self.vocab, task, len(x0))
+        if np.asarray(self._feasible(task, masks).absent != masks.absent).any():
+            raise ValueError(
+                f"task {task!r} has no bound: this network knows one time for both modalities, "
+                "so that none can be absent"
+            )
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(len(x0)))
 
         def part(rows, keys):
@@ -299,6 +304,8 @@ class Pipeline:
             against = np.full_like(x, self.vocab.mask_id)
             m = self.vocab.index(name)
             against[:, self.vocab.slices[m]] = np.asarray(negative) + self.vocab.offsets[m]
+        left_out = np.asarray(masks.absent)[0]
+        masks = self._feasible(task, masks)
         free, absent = np.asarray(masks.free), np.asarray(masks.absent)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(count))
 
@@ -311,7 +318,7 @@ class Pipeline:
 
         tokens, calls, states = self._in_batches(part, keys, min(batch_size, count))
         split = {k: np.asarray(v) for k, v in self.vocab.split(jnp.asarray(tokens)).items()}
-        has = dict(zip((m.name for m in self.vocab.modalities), ~absent[0], strict=True))
+        has = dict(zip((m.name for m in self.vocab.modalities), ~left_out, strict=True))
         return Pairs(
             images=self.image.decode(split["image"]) if has["image"] else None,
             captions=self.decode_text(split["text"]) if has["text"] else None,
@@ -319,6 +326,26 @@ class Pipeline:
             calls=calls,
             states=np.swapaxes(states, 0, 1),
         )
+
+    def _feasible(self, task, masks: tasks.Masks) -> tasks.Masks:
+        """The masks as this network can take them; ValueError for a task that it cannot do.
+
+        A network with one shared time has never seen an absent modality: it generates both, and
+        one is left out of the result. A conditional one generates its own modality only.
+        """
+        free, absent = np.asarray(masks.free), np.asarray(masks.absent)
+        if self.model.time == "shared":
+            free, absent = free | absent[:, self.vocab.modality_of], np.zeros_like(absent)
+        if self.model.network != "joint":
+            name = self.model.network.partition("_from_")[0]
+            own = self.vocab.modality_of == self.vocab.index(name)
+            if free[:, ~own].any() or absent.any():
+                can = {"image": "t2i", "text": "i2t"}[name]
+                raise ValueError(
+                    f"task {task!r} is not for the network of this run, {self.model.network}: "
+                    f"expected {can!r}, or 'infill' of the {name} with the rest given"
+                )
+        return tasks.Masks(free, absent)
 
     def decode_text(self, ids) -> list[str]:
         """int32[B, M], masks among them allowed -> strings."""
