@@ -23,6 +23,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 
 import flax.linen as nn
 import flax.struct
@@ -449,7 +450,7 @@ class ImageTokenizer:
                 f"images are {images.dtype}{list(images.shape)}, the image tokenizer expects "
                 f"uint8[B, {size}, {size}, 3]: resize them (images.fit)"
             )
-        codes = self._chunked(_encode, images).reshape(len(images), -1)
+        codes = self._chunked(_encode, images).reshape(len(images), math.prod(self.grid))
         return codes if self.full_to_used is None else self.full_to_used[codes]
 
     def decode(self, codes):
@@ -468,7 +469,7 @@ class ImageTokenizer:
                 f"codes run from {codes.min()} to {codes.max()}, the image tokenizer has "
                 f"0 to {self.codes - 1}: they are not its own"
             )
-        return self._chunked(_decode, self.used_to_full[codes].reshape(-1, h, w))
+        return self._chunked(_decode, self.used_to_full[codes].reshape(len(codes), h, w))
 
     def _chunked(self, function, array):
         out = []
