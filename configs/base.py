@@ -97,6 +97,8 @@ def get_config() -> ml_collections.ConfigDict:
             "time": "per_modality",
             "time_table": "tied",
             "given_vector": True,
+            "mutual_gain": 0.1,
+            "mask_padding": False,  # True hides the padding of given texts from all that looks
             "qk_norm": False,
             "activation": "relu",
             "rezero": 1.0,
@@ -109,9 +111,9 @@ def get_config() -> ml_collections.ConfigDict:
 
     c.train = ml_collections.ConfigDict(
         {
-            "steps": 2000,
+            "steps": 2800,
             "batch_size": 64,
-            "learning_rate": 2e-3,
+            "learning_rate": 4e-3,
             "warmup": 150,
             "decay": "linear",  # or "cosine"
             "final_rate": 0.05,  # of the learning rate, at the end
@@ -120,6 +122,8 @@ def get_config() -> ml_collections.ConfigDict:
             "weight_decay": 0.02,
             "clip": 5.0,  # of the gradient's global norm
             "ema": 0.995,
+            # The bound of T steps, or "continuous", for schedules that only mask.
+            "objective": "discrete",
             "auxiliary": 0.2,  # lambda, the weight of -log p(x_0 | x_t)
             "pad_weight": 1.0,
             "mixture": {  # of tasks in a batch
@@ -153,7 +157,7 @@ def get_config() -> ml_collections.ConfigDict:
         {
             "samples": 512,  # a task
             "batch_size": 128,
-            "bound_samples": 512,
+            "bound_samples": 256,
             "bound_times": 16,  # times an item for the bound
             "seed": 1,
         }

@@ -52,7 +52,7 @@ def emoji(c):
     c.vq.update({"loss": "l1", "merge": 0.0})
     c.diffusion.steps = 100
     c.model.update({"layers": 6, "width": 256, "heads": 8, "unroll": 6})
-    c.train.update({"steps": 6000, "batch_size": 32, "learning_rate": 1e-3, "warmup": 300})
+    c.train.update({"steps": 6000, "batch_size": 32, "learning_rate": 2e-3, "warmup": 300})
 
 
 def _published(c):
@@ -74,6 +74,7 @@ def _published(c):
             "time": "shared",
             "time_table": "untied",
             "given_vector": False,
+            "mutual_gain": 0.0,
             "activation": "gelu",
             "mlp_ratio": 4,
             "rezero": 0.0,

@@ -47,7 +47,7 @@ TABLE = (
     ("modulation/kernel", P(MODEL, DATA)),
     ("modulation/bias", P(None)),
     # Vectors and scalars.
-    ("(query_norm|key_norm|mlp_norm|norm)/(scale|bias)", P(None)),
+    (r"(query_norm|key_norm|mlp_norm|norm|\w+_result)/(scale|bias)", P(None)),
     ("given", P(None)),
     ("rezero", P()),
     (r"times/\w+", P()),

@@ -12,7 +12,8 @@ A block is pre-norm and residual, with AdaLN(h, t) = LN(h) (1 + scale(t)) + shif
 
 The default fields are the published network. What we add is off unless asked for:
 `time="per_modality"`, the tied and sinusoidal time tables, query-key normalisation, the vector
-added at given positions, other activations, bfloat16, the plain `attention="self"` ablation.
+added at given positions, the hidden padding of given texts, other activations, bfloat16, the
+plain `attention="self"` ablation.
 
 Parameter names are API: the sharding table, the converters and the checkpoints key on them. The
 parameters of the blocks are stacked on a leading axis of `layers`.
@@ -42,12 +43,13 @@ def _normal(std: float = 0.02):
     return nn.initializers.normal(std)
 
 
-def _layer_norm(affine: bool, dtype, name: str | None = None) -> nn.LayerNorm:
+def _layer_norm(affine: bool, dtype, name: str | None = None, gain: float = 0.0) -> nn.LayerNorm:
     # The fast variance E[x^2] - E[x]^2 costs three digits; the published code does not use it.
     return nn.LayerNorm(
         epsilon=1e-5,
         use_bias=affine,
-        use_scale=affine,
+        use_scale=affine or gain > 0,
+        scale_init=nn.initializers.constant(1.0 if affine else gain),
         use_fast_variance=False,
         dtype=dtype,
         name=name,
@@ -67,6 +69,8 @@ def dot_product_attention(
     as one axis: the fast layout for XLA on CPUs), or "xla" or "cudnn" of
     `jax.nn.dot_product_attention`. Scores and softmax are in float32 at the least.
     """
+    if implementation == "cudnn" and bias is not None:
+        bias = bias.astype(q.dtype)  # it reads all its inputs as one type
     if implementation != "flat":
         return jax.nn.dot_product_attention(q, k, v, bias=bias, implementation=implementation)
     batch, n, heads, size = q.shape
@@ -84,6 +88,12 @@ def dot_product_attention(
     return out.reshape(batch, heads, n, size).transpose(0, 2, 1, 3)
 
 
+def _dense(features: int, dtype, name: str) -> Callable[[jax.Array], jax.Array]:
+    """A Dense layer as one matrix product; with two batch axes CPUs are a third slower backwards."""
+    layer = nn.Dense(features, kernel_init=_normal(), dtype=dtype, name=name)
+    return lambda x: layer(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], features)
+
+
 class Attention(nn.Module):
     """Multi-head attention of queries x [B, n, D] over context [B, n', D] -> [B, n, D]."""
 
@@ -97,7 +107,7 @@ class Attention(nn.Module):
         width = x.shape[-1]
 
         def project(name, y):
-            y = nn.Dense(width, kernel_init=_normal(), dtype=self.dtype, name=name)(y)
+            y = _dense(width, self.dtype, name)(y)
             return y.reshape(*y.shape[:-1], self.heads, width // self.heads)  # [B, n, H, d]
 
         q, k, v = project("query", x), project("key", context), project("value", context)
@@ -107,7 +117,7 @@ class Attention(nn.Module):
         q, k, v = (sharding.constrain(y, "data", None, "model", None) for y in (q, k, v))
         y = dot_product_attention(q, k, v, bias, self.implementation)
         y = y.reshape(x.shape)  # [B, n, D]
-        return nn.Dense(width, kernel_init=_normal(), dtype=self.dtype, name="out")(y)
+        return _dense(width, self.dtype, "out")(y)
 
 
 class TimeEmbedding(nn.Module):
@@ -125,8 +135,8 @@ class TimeEmbedding(nn.Module):
         rates = jnp.exp(-math.log(10000) / (half - 1) * jnp.arange(half))
         angles = t[..., None] / self.steps * 4000 * rates.reshape((1,) * t.ndim + (half,))
         y = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
-        y = nn.Dense(self.width, kernel_init=_normal(), name="in")(y)
-        return nn.Dense(self.width, kernel_init=_normal(), name="out")(nn.silu(y))
+        y = _dense(self.width, None, "in")(y)
+        return _dense(self.width, None, "out")(nn.silu(y))
 
 
 class AdaLayerNorm(nn.Module):
@@ -144,9 +154,7 @@ class AdaLayerNorm(nn.Module):
         width = h.shape[-1]
         if jnp.issubdtype(time.dtype, jnp.integer):
             time = TimeEmbedding(self.steps, width, name="time")(time)
-        y = nn.Dense(2 * width, kernel_init=_normal(), dtype=self.dtype, name="modulation")(
-            nn.silu(time)
-        )
+        y = _dense(2 * width, self.dtype, "modulation")(nn.silu(time))
         scale, shift = jnp.split(y, 2, axis=-1)  # [B, C, D] each
         h = _layer_norm(False, self.dtype)(h)
         if time.shape[1] == 1:
@@ -169,9 +177,9 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, h):
         width = h.shape[-1]
-        y = nn.Dense(self.ratio * width, kernel_init=_normal(), dtype=self.dtype, name="in")(h)
+        y = _dense(self.ratio * width, self.dtype, "in")(h)
         y = sharding.constrain(ACTIVATIONS[self.activation](y), "data", None, "model")
-        return nn.Dense(width, kernel_init=_normal(), dtype=self.dtype, name="out")(y)
+        return _dense(width, self.dtype, "out")(y)
 
 
 class Block(nn.Module):
@@ -182,6 +190,7 @@ class Block(nn.Module):
     steps: int
     attention: str = "mutual"
     network: str = "joint"
+    mutual_gain: float = 0.0
     qk_norm: bool = False
     mlp_ratio: int = 4
     activation: str = "gelu"
@@ -192,6 +201,8 @@ class Block(nn.Module):
     def __call__(self, h, time, bias):
         slices = self.vocab.slices
         lengths = tuple(m.length for m in self.vocab.modalities)
+        if bias is not None:
+            bias = jnp.broadcast_to(bias, (*bias.shape[:2], h.shape[1], h.shape[1]))
 
         def ada(name, x, time, lengths):
             return AdaLayerNorm(self.steps, self.dtype, name=name)(x, time, lengths)
@@ -220,7 +231,8 @@ class Block(nn.Module):
                         part = jnp.concatenate(part, axis=-1)
                     y = attend(name, queries, jnp.concatenate(others, axis=1), part)
                 # The published code calls this an instance norm; it is a LayerNorm.
-                results.append(_layer_norm(False, self.dtype, f"{name}_result")(y))
+                norm = _layer_norm(False, self.dtype, f"{name}_result", self.mutual_gain)
+                results.append(norm(y))
             h = h + jnp.concatenate(results, axis=1)
 
         x = _layer_norm(True, self.dtype, "mlp_norm")(h)
@@ -282,6 +294,8 @@ class Transformer(nn.Module):
     time: str = "shared"  # or "per_modality"
     time_table: str = "untied"  # a table in every AdaLN; or "tied", or "sinusoidal"
     given_vector: bool = False
+    padding: int | None = None  # the text's padding id: hidden where all of the text is given
+    mutual_gain: float = 0.0  # where learned gains of mutual attention's results start; 0 is none
     qk_norm: bool = False
     activation: str = "gelu"
     rezero: float = 0.0  # where the scalar before the softmax starts
@@ -319,6 +333,9 @@ class Transformer(nn.Module):
             vector = self.param("given", _normal(), (self.width,))
             h = h + jnp.where(self._given(t, free)[..., None], vector[None, None], 0)
         h = sharding.constrain(h.astype(self.dtype), "data", None, None)
+        if self.padding is not None:
+            hidden = jnp.where(self._padded(xt, t, free), -1e9, 0.0)[:, None, None]  # of the keys
+            bias = hidden if bias is None else bias + hidden
 
         time = jnp.max(t, axis=1, keepdims=True) if self.time == "shared" else t
         if self.time_table != "untied":
@@ -345,6 +362,7 @@ class Transformer(nn.Module):
             self.steps,
             self.attention,
             self.network,
+            self.mutual_gain,
             self.qk_norm,
             self.mlp_ratio,
             self.activation,
@@ -361,13 +379,7 @@ class Transformer(nn.Module):
         ):
             y = jnp.zeros((h.shape[0], modality.length, modality.classes), self.dtype)
             if self.network in ("joint", mutual_name(self.vocab, m)) or self.is_initializing():
-                head = nn.Dense(
-                    modality.classes,
-                    kernel_init=_normal(),
-                    dtype=self.dtype,
-                    name=f"{modality.name}_head",
-                )
-                y = head(h[:, here])
+                y = _dense(modality.classes, self.dtype, f"{modality.name}_head")(h[:, here])
             y = y.astype(jnp.promote_types(jnp.float32, y.dtype)) * rezero
             logits.append(sharding.constrain(y, "data", None, "model"))
         return tuple(logits)
@@ -380,13 +392,19 @@ class Transformer(nn.Module):
             given.append(~free[:, here] & ~absent[:, None])
         return jnp.concatenate(given, axis=1)
 
+    def _padded(self, xt, t, free):
+        """Positions of padding in texts of which all is given. Elsewhere it says how long the text
+        is that is being generated, or is noise."""
+        m = self.vocab.index("text")
+        whole = ~free[:, self.vocab.slices[m]].any(axis=1) & (t[:, m] < self.steps)
+        return (xt == self.vocab.offsets[m] + self.padding) & whole[:, None]
+
 
 def init(model: Transformer, key: jax.Array, fan_in: bool = False) -> dict:
     """Fresh parameters, a dict of float32 arrays: N(0, 0.02) and zero biases, as published.
 
     With `fan_in` the standard deviation of a matrix is 1 / sqrt(inputs) and that of embeddings and
-    the given vector 0.6. The results of mutual attention are normalised to 1 before they are added
-    to the stream: tokens that start at 0.02 drown in them, and narrow networks learn much later.
+    the given vector 0.6: narrow networks learn much later from 0.02.
     """
     length, modalities = model.vocab.length, len(model.vocab.modalities)
     xt = jnp.zeros((1, length), jnp.int32)
