@@ -53,6 +53,8 @@ PUBLISHED = {
     "time": "shared",
     "time_table": "untied",
     "given_vector": False,
+    "mask_padding": False,
+    "mutual_gain": 0.0,
     "qk_norm": False,
     "activation": "gelu",
 }
@@ -111,7 +113,7 @@ def read_network(state: dict, sizes: dict, where) -> dict:
 
 def vq_settings(path) -> dict:
     """The fields of a `vqgan.VQGAN` from a taming configuration, a YAML file; ValueError."""
-    import yaml  # comes with ml_collections
+    import yaml
 
     try:
         with open(path, encoding="utf-8") as file:

@@ -85,7 +85,7 @@ class Pipeline:
         """The same from its parts."""
         vocab = make_vocab(config, text, image)
         kernel = diffusion.make_kernel(vocab, train.make_schedules(config, vocab))
-        model = train.make_model(config, vocab)
+        model = train.make_model(config, vocab, text.pad_id)
         expected = jax.eval_shape(lambda: transformer.init(model, jax.random.key(0)))
         checkpoint.require_fit(
             checkpoint.flatten(expected),

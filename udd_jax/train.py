@@ -53,10 +53,11 @@ def make_schedules(config, vocab: Vocab):
     ]
 
 
-def make_model(config, vocab: Vocab) -> transformer.Transformer:
-    """`config.model` -> the network."""
+def make_model(config, vocab: Vocab, pad_id: int = 0) -> transformer.Transformer:
+    """`config.model` -> the network; `pad_id`, the text's padding, matters to `mask_padding`."""
     options = dict(config.model)
     options["dtype"] = jnp.dtype(options.get("dtype", "float32"))
+    options["padding"] = pad_id if options.pop("mask_padding", False) else None
     return transformer.Transformer(vocab, config.diffusion.steps, **options)
 
 
@@ -192,7 +193,7 @@ def train(config, workdir, vocab: Vocab, pad_id: int, batch_at, *, start=None) -
     workdir = pathlib.Path(workdir)
     mesh = sharding.make_mesh(**config.mesh)
     kernel = diffusion.make_kernel(vocab, make_schedules(config, vocab))
-    model = make_model(config, vocab)
+    model = make_model(config, vocab, pad_id)
     tx, rate = make_optimiser(config)
     c = config.train
     loss_fn = make_loss(
