@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -94,6 +95,22 @@ def test_fid_of_blocks_of_a_file_is_that_of_the_array(recorded, tmp_path, monkey
     ours = frechet.fid(np.load(tmp_path / "x.npy", mmap_mode="r"), data["Y"])
     np.testing.assert_allclose(ours.value, expected["fid_xy"], rtol=1e-12)
     assert ours.low < ours.value < ours.high and ours.count == 600 and ours.warning is None
+
+
+def test_memory_for_fid_does_not_grow_with_the_samples(tmp_path):
+    shape = (60_000, 32)
+    samples = np.lib.format.open_memmap(tmp_path / "x.npy", "w+", np.float32, shape)
+    for i in range(0, len(samples), 1000):
+        samples[i : i + 1000] = np.random.default_rng(i).standard_normal((1000, 32))
+    reference = gaussian(np.zeros(32), np.ones(32))
+    frechet.fid(samples[:100], reference)  # whatever is imported late
+    peaks = []
+    for count in (20_000, 60_000):
+        tracemalloc.start()
+        assert frechet.fid(samples[:count], reference).value < 0.1
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.1 * peaks[0] < samples.nbytes / 2
 
 
 def test_fid_takes_stored_moments_for_the_reference(recorded):
@@ -338,8 +355,8 @@ def test_bootstrap_interval_of_a_mean_is_the_normal_one():
 
 def test_bootstrap_covers_the_truth_about_as_often_as_it_says():
     generator = np.random.default_rng(1)
-    estimates = [intervals.bootstrap(generator.random(60) < 0.3) for _ in range(100)]
-    assert 88 <= sum(e.low <= 0.3 <= e.high for e in estimates) <= 100
+    estimates = [intervals.bootstrap(generator.random(60) < 0.3) for _ in range(50)]
+    assert 43 <= sum(e.low <= 0.3 <= e.high for e in estimates) <= 50
 
 
 def test_bootstrap_of_a_ratio_resamples_its_two_sums_together():
