@@ -4,13 +4,14 @@ import pathlib
 
 from setuptools import find_packages, setup
 
+# Published text vocabularies: CLIP's cleaning, and tokenizer.json.
+TEXT = ["ftfy>=6", "tokenizers>=0.20"]
 DEV = [
     "pytest>=8",
     "hypothesis>=6",
     "ruff==0.17.6",
-    "ftfy>=6",
-    "tokenizers>=0.20",
-    "pyyaml>=6",
+    "safetensors>=0.5",
+    *TEXT,
 ]
 
 setup(
@@ -42,9 +43,12 @@ setup(
         "matplotlib>=3.9",
         "psutil>=6",
         "pyarrow>=17",
+        "pyyaml>=6",
     ],
     extras_require={
         "dev": DEV,
+        "text": TEXT,
+        "torch": ["torch==2.13.0", *TEXT],
         "tpu": ["jax[tpu]>=0.10.2,<0.11"],
         "cuda": ["jax[cuda12]>=0.10.2,<0.11"],
     },
