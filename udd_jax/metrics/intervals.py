@@ -21,6 +21,7 @@ import numpy as np
 
 LEVEL = 0.95
 RESAMPLES = 1000
+_DRAWS = 65536  # at once
 
 
 @dataclass(frozen=True)
@@ -64,11 +65,15 @@ def resamples(rows, function: Callable | None = None, seed: int = 0) -> np.ndarr
       float64[RESAMPLES].
     """
     rows = _table(rows)
-    generator = np.random.default_rng(seed)
+    count, generator = len(rows), np.random.default_rng(seed)
     means = np.empty((RESAMPLES, rows.shape[1]))
-    for i in range(RESAMPLES):
-        drawn = generator.integers(len(rows), size=len(rows))
-        means[i] = np.bincount(drawn, minlength=len(rows)) @ rows / len(rows)
+    together = max(1, _DRAWS // count)  # a call of NumPy for each would cost more than the draws
+    for i in range(0, RESAMPLES, together):
+        parts = min(together, RESAMPLES - i)
+        drawn = generator.integers(count, size=(parts, count))
+        drawn += count * np.arange(parts)[:, None]
+        counts = np.bincount(drawn.ravel(), minlength=parts * count).reshape(parts, count)
+        means[i : i + parts] = counts @ rows / count
     return means[:, 0] if function is None else function(means)
 
 
