@@ -48,6 +48,7 @@ class Kernel:
     beta_bar: jax.Array  # replaced by one given token: uniform_bar / K_m
     vocab: Vocab = flax.struct.field(pytree_node=False)
     masks: bool = flax.struct.field(pytree_node=False)  # the mask is most of the noise
+    replaces: bool = flax.struct.field(pytree_node=False)  # more than one token in 100,000
     masks_only: tuple[bool, ...] = flax.struct.field(pytree_node=False)  # none is ever replaced
 
     @property
@@ -95,6 +96,7 @@ def make_kernel(
         beta_bar=stack([s.uniform_bar / k for s, k in zip(schedules, classes, strict=True)]),
         vocab=vocab,
         masks=all(s.masks for s in schedules),
+        replaces=any(s.uniform_bar.max() > 1e-5 for s in schedules),
         masks_only=tuple(s.masks_only for s in schedules),
     )
 
@@ -379,6 +381,46 @@ def loss_terms(
         )
     kl, nll = (jnp.concatenate(p, axis=1) for p in zip(*parts, strict=True))
     return jnp.where(free, kl, 0), jnp.where(free, nll, 0)
+
+
+# ---- Continuous time ----------------------------------------------------------------------------
+
+
+class Instant(NamedTuple):
+    """A time in (0, T] of modalities that are only ever masked, one array [...] each."""
+
+    t: jax.Array  # int32, the whole number above, as the network is fed it
+    gamma: jax.Array  # masked by then
+    rate: jax.Array  # d log gamma / dt
+
+
+def instant(kernel: Kernel, time: jax.Array) -> Instant:
+    """gamma_bar between its entries: along a straight line. time: float[B, M] in 0..T."""
+    modality = np.arange(time.shape[1])[None]
+    t = jnp.ceil(time).astype(jnp.int32)
+    s = jnp.maximum(t - 1, 0)
+    at_s, at_t = kernel.gamma_bar[modality, s], kernel.gamma_bar[modality, t]
+    gamma = at_s + (time - s) * (at_t - at_s)
+    return Instant(t, gamma, (at_t - at_s) / jnp.where(gamma > 0, gamma, 1))
+
+
+def mask_sample(kernel: Kernel, key: jax.Array, x0: jax.Array, gamma: jax.Array) -> jax.Array:
+    """Masks each position with probability gamma, float[B, L]: `q_sample` at an instant."""
+    words = draws.words(key, x0.shape if key.ndim == 0 else x0.shape[1:])
+    return jnp.where(draws.bernoulli(words, gamma), kernel.vocab.mask_id, x0)
+
+
+def continuous_terms(kernel: Kernel, nll: jax.Array, xt: jax.Array, rate: jax.Array) -> jax.Array:
+    """What a position adds to the bound of the chain with infinitely many steps, float[B, L].
+
+    The KL of a step from t - dt to t is rate dt times the cross-entropy at a mask (MDLM, MD4:
+    arXiv 2406.07524, 2406.04329). nll: float[B, L] of `loss_terms`; rate: float[B, M] of `instant`.
+    """
+    weight = rate[:, kernel.vocab.modality_of]
+    return jnp.where(xt == kernel.vocab.mask_id, weight * nll, 0)
+
+
+# ---- The bound ----------------------------------------------------------------------------------
 
 
 def bound(

@@ -20,6 +20,39 @@ import numpy as np
 from udd_jax import diffusion, draws
 from udd_jax.diffusion import Kernel
 
+# ---- What a rule looks at -----------------------------------------------------------------------
+
+
+class Look(NamedTuple):
+    """The drawn tokens and how sure p is of each position, [B, L] (or [B, n]) each."""
+
+    token: jax.Array  # int32, local ids, drawn from p
+    log_prob: jax.Array  # its log p
+    best: jax.Array  # int32, the most likely class
+    log_best: jax.Array  # its log p
+    margin: jax.Array  # p of the best less p of the second
+    entropy: jax.Array  # of p, in nats
+
+
+def look(words: jax.Array, log_p: jax.Array) -> Look:
+    """words: uint32[B, n], log_p: float[B, n, K] of one modality. What a rule does not use is never
+    computed."""
+    token = draws.categorical(words, log_p)
+    best = jnp.argmax(log_p, axis=-1).astype(jnp.int32)
+    log_best = jnp.max(log_p, axis=-1)
+    own = diffusion.is_class(best, log_p.shape[-1])
+    second = jnp.max(jnp.where(own, -jnp.inf, log_p), axis=-1)
+    p = jnp.exp(log_p)
+    return Look(
+        token,
+        jnp.take_along_axis(log_p, token[..., None], axis=-1)[..., 0],
+        best,
+        log_best,
+        jnp.exp(log_best) - jnp.exp(second),
+        -jnp.where(p > 0, p * jnp.where(p > 0, log_p, 0), 0).sum(-1),
+    )
+
+
 # ---- Rules by time ------------------------------------------------------------------------------
 
 
@@ -94,7 +127,7 @@ def remdm(
     kernel: Kernel,
     m: int,
     words: jax.Array,
-    log_p: jax.Array,
+    look: Look,
     xt: jax.Array,
     s: jax.Array,
     t: jax.Array,
@@ -109,9 +142,10 @@ def remdm(
     position stays masked with (1 - A_s - sigma A_t) / (1 - A_t). `rule` is "cap",
     sigma = min(eta, sigma_max), "rescale", eta sigma_max (both keep the marginals), or
     "confidence", sigma_max softmax(-psi) over the revealed free positions, psi float[B, n] the
-    probability of a token when it was drawn; masked ones then take the mean. Returns (x_s, psi).
+    probability of a token when it was drawn; masked ones then take the mean. words: uint32[B, n].
+    Returns (x_s, psi).
     """
-    classes = log_p.shape[-1]
+    classes = kernel.vocab.modalities[m].classes
     at_s, at_t = diffusion.marginal(kernel, m, s), diffusion.marginal(kernel, m, t)
     masked = xt == classes
     shown = free & ~masked
@@ -124,44 +158,9 @@ def remdm(
     else:
         sigma = jnp.full(xt.shape, jnp.minimum(eta, limit) if rule == "cap" else eta * limit)
     reveal = (at_t.gamma - at_s.gamma + sigma * at_t.unmasked) / at_t.gamma
-    moves = draws.bernoulli(words[..., 0], jnp.where(masked, reveal, sigma))
-    token = draws.categorical(words[..., 1], log_p)
-    chance = jnp.exp(jnp.take_along_axis(log_p, token[..., None], axis=-1)[..., 0])
-    xs = jnp.where(moves, jnp.where(masked, token, classes), xt)
-    return xs, jnp.where(moves, jnp.where(masked, chance, 0), psi)
-
-
-# ---- What a rule by order looks at --------------------------------------------------------------
-
-
-class Look(NamedTuple):
-    """The drawn tokens and how sure p is of each position, [B, L] (or [B, n]) each."""
-
-    token: jax.Array  # int32, local ids, drawn from p
-    log_prob: jax.Array  # its log p
-    best: jax.Array  # int32, the most likely class
-    log_best: jax.Array  # its log p
-    margin: jax.Array  # p of the best less p of the second
-    entropy: jax.Array  # of p, in nats
-
-
-def look(words: jax.Array, log_p: jax.Array) -> Look:
-    """words: uint32[B, n], log_p: float[B, n, K] of one modality. What a rule does not use is never
-    computed."""
-    token = draws.categorical(words, log_p)
-    best = jnp.argmax(log_p, axis=-1).astype(jnp.int32)
-    log_best = jnp.max(log_p, axis=-1)
-    own = diffusion.is_class(best, log_p.shape[-1])
-    second = jnp.max(jnp.where(own, -jnp.inf, log_p), axis=-1)
-    p = jnp.exp(log_p)
-    return Look(
-        token,
-        jnp.take_along_axis(log_p, token[..., None], axis=-1)[..., 0],
-        best,
-        log_best,
-        jnp.exp(log_best) - jnp.exp(second),
-        -jnp.where(p > 0, p * jnp.where(p > 0, log_p, 0), 0).sum(-1),
-    )
+    moves = draws.bernoulli(words, jnp.where(masked, reveal, sigma))
+    xs = jnp.where(moves, jnp.where(masked, look.token, classes), xt)
+    return xs, jnp.where(moves, jnp.where(masked, jnp.exp(look.log_prob), 0), psi)
 
 
 def sharpen(log_p: jax.Array, masked: jax.Array, strength: float) -> tuple[jax.Array, jax.Array]:

@@ -14,6 +14,7 @@ The published samplers differ: they apply a one-step posterior across a stride, 
 truncation from call to call.
 """
 
+import functools
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -22,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from udd_jax import diffusion, draws, reveal
+from udd_jax import diffusion, draws, reveal, tasks
 from udd_jax.diffusion import DenoiseFn, Kernel
 
 BY_TIME = ("ancestral", "remdm_cap", "remdm_rescale", "remdm_confidence")
@@ -32,6 +33,7 @@ SAMPLERS = (*BY_TIME, *BY_ORDER)
 CONFIDENCES = ("probability", "margin", "entropy")
 GUIDANCE = ("constant", "linear", "interval")
 FLOOR = -1e4  # log-probabilities below it count as it where guidance subtracts them
+PIECES = 4  # parts of the positions in which tokens are drawn, to save memory
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,6 @@ class Settings:
 
         `guidable`: the network was trained with conditions absent, so that it can be guided.
         """
-        replaces = not all(kernel.masks_only)
         if self.sampler in BY_TIME and self.steps > kernel.steps:
             raise ValueError(
                 f"sample.steps = {self.steps} is more than the T = {kernel.steps} of the run, "
@@ -100,15 +101,15 @@ class Settings:
                 f"sample.sampler = {self.sampler!r} fills masks, but this schedule hardly masks: "
                 "expected 'ancestral'"
             )
-        if self.sampler.startswith("remdm") and replaces:
+        if self.sampler.startswith("remdm") and kernel.replaces:
             raise ValueError(
                 f"sample.sampler = {self.sampler!r} masks tokens again, but this schedule replaces "
                 "them too: expected 'ancestral', with correct > 0 for corrections"
             )
         if self.correct and (self.sampler != "ancestral" or any(kernel.masks_only)):
             raise ValueError(
-                f"sample.correct = {self.correct} redraws replaced tokens, expected 0 for sampler "
-                f"{self.sampler!r}" + ("" if replaces else " and a schedule that only masks")
+                f"sample.correct = {self.correct} draws replaced tokens again, expected 0 but for "
+                "sampler 'ancestral' and a schedule that replaces tokens"
             )
         if self.guidance != 1 and not guidable:
             raise ValueError(
@@ -169,7 +170,7 @@ def run(
     prior = diffusion.prior_sample(kernel, _fold(key, 0), x.shape[0])
     start = prior if by_time else jnp.where(absent_at, prior, vocab.mask_id)
     start = jnp.where(free | absent_at, start, x)
-    predict = _predictor(kernel, denoise_fn, settings, prior, free, absent, negative)
+    predict = predictor(kernel, denoise_fn, settings, tasks.Masks(free, absent), prior, negative)
     # Times T = times[0] > ... > times[steps] = 0, as even as whole numbers can be.
     times = jnp.asarray(kernel.steps - np.arange(steps + 1) * kernel.steps // steps)
     total = free.sum(-1)
@@ -244,17 +245,16 @@ def guidance_weight(settings: Settings, t: jax.Array, steps: int) -> jax.Array:
     return jnp.full(t.shape, 1 + w)
 
 
-def _predictor(kernel, denoise_fn, settings, prior, free, absent, negative):
-    """(x, t int32[B]) -> log p(x_0 | x_t) guided, normalised, one float[B, n, K] a modality."""
-    vocab = kernel.vocab
-    has_free = jnp.stack([free[:, w].any(-1) for w in vocab.slices], axis=1)  # [B, M]
-    modalities = np.arange(len(vocab.modalities))
+def predictor(kernel, denoise_fn, settings, masks, prior, negative=None):
+    """(x, t int32[B]) -> log p(x_0 | x_t) guided, normalised, one float[B, n, K] a modality.
 
-    def times(t):
-        return jnp.where(absent, kernel.steps, jnp.where(has_free, t[:, None], 0))
+    masks: free and absent; prior: int32[B, L], what absent modalities hold; negative as in `run`.
+    """
+    vocab = kernel.vocab
+    free, absent = masks
 
     def plain(x, t):
-        logits = denoise_fn(x, times(t), free)
+        logits = denoise_fn(x, tasks.times(vocab, masks, t, kernel.steps), free)
         return tuple(jax.nn.log_softmax(_wide(y), axis=-1) for y in logits)
 
     if settings.guidance == 1:
@@ -262,26 +262,27 @@ def _predictor(kernel, denoise_fn, settings, prior, free, absent, negative):
 
     # log p = s log p(. | all) + (1 - s) log p(. | the other modalities absent, or negative): a sum
     # of one branch that sees all and one a modality, of which those that nobody needs are skipped.
-    given = jnp.zeros_like(absent)
+    modalities, at = np.arange(len(vocab.modalities)), vocab.modality_of
+    given, instead = jnp.zeros_like(absent), prior
     if negative is not None:
         given = jnp.stack([(negative[:, w] != vocab.mask_id).any(-1) for w in vocab.slices], 1)
-    instead = prior
-    if negative is not None:
-        instead = jnp.where(given[:, vocab.modality_of], negative, prior)
-    conditions = [((~absent | given) & (modalities != m)[None]).any(-1) for m in modalities]
-    guided = has_free & jnp.stack(conditions, 1)
+        instead = jnp.where(given[:, at], negative, prior)
+    has_free = jnp.stack([free[:, w].any(-1) for w in vocab.slices], axis=1)
+    others = [((~absent | given) & (modalities != m)[None]).any(-1) for m in modalities]
+    guided = has_free & jnp.stack(others, axis=1)  # [B, M]
 
     def guide(x, t):
         s = jnp.where(guided, guidance_weight(settings, t, kernel.steps)[:, None], 1)  # [B, M]
-        branches = [(x, times(t), free, s)]
+        now = tasks.times(vocab, masks, t, kernel.steps)
+        branches = [(x, now, free, s)]
         for m in modalities:
-            here, at = modalities == m, vocab.modality_of == m
+            here = (modalities == m)[None]
             branches.append(
                 (
-                    jnp.where(at[None], x, instead),
-                    jnp.where(here[None], times(t), jnp.where(given, 0, kernel.steps)),
-                    free & at[None],
-                    jnp.where(here[None], 1 - s, 0),
+                    jnp.where((at == m)[None], x, instead),
+                    jnp.where(here, now, jnp.where(given, 0, kernel.steps)),
+                    free & (at == m)[None],
+                    jnp.where(here, 1 - s, 0),
                 )
             )
 
@@ -352,6 +353,31 @@ def truncate(log_p: jax.Array, log_weight: jax.Array, target: float) -> jax.Arra
     return jax.nn.log_softmax(jnp.where(kept, log_p, -jnp.inf), axis=-1)
 
 
+def in_pieces(function, *arrays):
+    """`function` of arrays [B, n, ...] in PIECES parts of the n positions, one after the other.
+
+    What it makes of [B, n, K] on the way is held for one part only. It must take every position on
+    its own; its results, [B, n, ...] each, are those of one call.
+    """
+    n = arrays[0].shape[1]
+    if n < 8 * PIECES:
+        return function(*arrays)
+    size = -(-n // PIECES)
+    starts = jnp.minimum(jnp.arange(PIECES) * size, n - size)  # the last part may overlap
+
+    def part(i):
+        return function(*(lax.dynamic_slice_in_dim(a, starts[i], size, axis=1) for a in arrays))
+
+    def put(i, whole):
+        return jax.tree.map(
+            lambda w, p: lax.dynamic_update_slice_in_dim(w, p, starts[i], axis=1), whole, part(i)
+        )
+
+    shapes = jax.eval_shape(part, 0)
+    empty = jax.tree.map(lambda y: jnp.zeros((y.shape[0], n, *y.shape[2:]), y.dtype), shapes)
+    return lax.fori_loop(0, PIECES, put, empty)
+
+
 # ---- One step -----------------------------------------------------------------------------------
 
 
@@ -361,29 +387,40 @@ def _by_time(kernel, settings, predict, words, state, free, s, t):
     log_ps = predict(state.x, jnp.full(state.calls.shape, t))
     new, psi = [], []
     for m, where in enumerate(vocab.slices):
-        xt, free_m = vocab.local(m, state.x[:, where]), free[:, where]
-        log_p, xs, psi_m = log_ps[m], xt, state.psi[:, where]
+        xt, word, free_m = vocab.local(m, state.x[:, where]), words[:, where], free[:, where]
+        log_p, psi_m, fresh = log_ps[m], state.psi[:, where], ()
         if settings.sampler == "ancestral":
-            fresh = None
             if settings.correct:
-                alone = reveal.left_out(kernel, m, log_p, xt, t)
-                shown = free_m & (xt < log_p.shape[-1])
-                own = jnp.minimum(xt, log_p.shape[-1] - 1)[..., None]
-                doubt = -jnp.take_along_axis(alone, own, axis=-1)[..., 0]
-                fresh = shown & (reveal.rank(doubt, shown) < settings.correct)
-                log_p = jnp.where(fresh[..., None], alone, log_p)
-            xs = reveal.ancestral(
-                kernel, m, words[:, where], adjust(log_p, settings), xt, s, t, fresh
-            )
+                log_p, *fresh = _doubtful(kernel, m, log_p, xt, t, free_m, settings.correct)
+            rule = functools.partial(_ancestral, kernel, settings, m, s, t)
+            xs = in_pieces(rule, word, log_p, xt, *fresh)
         else:
             rule = settings.sampler.removeprefix("remdm_")
-            log_p = adjust(log_p, settings)
+            look = _look(settings, word[..., 1], log_p)
             xs, psi_m = reveal.remdm(
-                kernel, m, words[:, where], log_p, xt, s, t, free_m, psi_m, rule, settings.eta
+                kernel, m, word[..., 0], look, xt, s, t, free_m, psi_m, rule, settings.eta
             )
         new.append(vocab.globalise(m, xs))
         psi.append(psi_m)
     return state._replace(x=jnp.concatenate(new, axis=1), psi=jnp.concatenate(psi, axis=1))
+
+
+def _ancestral(kernel, settings, m, s, t, words, log_p, xt, fresh=None):
+    return reveal.ancestral(kernel, m, words, adjust(log_p, settings), xt, s, t, fresh)
+
+
+def _doubtful(kernel, m, log_p, xt, t, free, count):
+    """The `count` least likely visible tokens, bool[B, n], with p but at them p without them."""
+    alone = reveal.left_out(kernel, m, log_p, xt, t)
+    shown = free & (xt < log_p.shape[-1])
+    own = jnp.minimum(xt, log_p.shape[-1] - 1)[..., None]
+    doubt = -jnp.take_along_axis(alone, own, axis=-1)[..., 0]
+    fresh = shown & (reveal.rank(doubt, shown) < count)
+    return jnp.where(fresh[..., None], alone, log_p), fresh
+
+
+def _look(settings, words, log_p):
+    return in_pieces(lambda w, p: reveal.look(w, adjust(p, settings)), words, log_p)
 
 
 def _masked_time(kernel, free, masked):
@@ -406,11 +443,13 @@ def _by_order(kernel, settings, predict, words, state, free, steps):
     log_ps = predict(state.x, t)
     looks, purities = [], []
     for m, where in enumerate(vocab.slices):
-        log_p = adjust(log_ps[m], settings)
         if name == "purity":
+            log_p = adjust(log_ps[m], settings)
             log_p, purity = reveal.sharpen(log_p, masked[:, where], settings.purity)
             purities.append(purity)
-        look = reveal.look(words[:, where, 0], log_p)
+            look = reveal.look(words[:, where, 0], log_p)
+        else:
+            look = _look(settings, words[:, where, 0], log_ps[m])
         tokens = look.best if name == "best_first" else look.token
         looks.append(look._replace(token=vocab.globalise(m, tokens)))
     look = jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), *looks)
