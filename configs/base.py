@@ -25,7 +25,7 @@ def get_config() -> ml_collections.ConfigDict:
         {
             "file": "",  # a vocabulary to use: .model, merges .txt.gz, tokenizer.json; or train one
             "vocab_size": 1024,  # at most
-            "length": 14,  # M, tokens of a caption
+            "length": 13,  # M, tokens of a caption
         }
     )
 
@@ -98,6 +98,7 @@ def get_config() -> ml_collections.ConfigDict:
             "time_table": "tied",
             "given_vector": True,
             "mutual_gain": 0.1,
+            "rotary": True,
             "mask_padding": False,  # True hides the padding of given texts from all that looks
             "qk_norm": False,
             "activation": "relu",
@@ -111,8 +112,9 @@ def get_config() -> ml_collections.ConfigDict:
 
     c.train = ml_collections.ConfigDict(
         {
-            "steps": 2800,
+            "steps": 4000,
             "batch_size": 64,
+            "optimiser": "muon",  # or "adamw"
             "learning_rate": 4e-3,
             "warmup": 150,
             "decay": "linear",  # or "cosine"
@@ -127,12 +129,12 @@ def get_config() -> ml_collections.ConfigDict:
             "auxiliary": 0.2,  # lambda, the weight of -log p(x_0 | x_t)
             "pad_weight": 1.0,
             "mixture": {  # of tasks in a batch
-                "pair": 0.35,
-                "t2i": 0.2,
-                "i2t": 0.2,
-                "infill": 0.15,
-                "image": 0.05,
-                "text": 0.05,
+                "pair": 0.2,
+                "t2i": 0.35,
+                "i2t": 0.3,
+                "infill": 0.11,
+                "image": 0.02,
+                "text": 0.02,
             },
             "log_every": 50,
             "save_every": 500,
@@ -160,6 +162,15 @@ def get_config() -> ml_collections.ConfigDict:
             "bound_samples": 256,
             "bound_times": 16,  # times an item for the bound
             "seed": 1,
+            "only": "",  # "field=value" measures the items alone whose record says so
+            # Of the suite "full".
+            "weights": "",  # folder with those of Inception, CLIP, LPIPS
+            "pictures": 0,  # generated for Frechet distance and the like; 0 is `samples`
+            "retrieval": 200,  # items whose captions and pictures are looked for
+            "among": 20,
+            "round_trips": 128,
+            "category": "",  # the record's field that the report by category is about
+            "judged": 24,  # pictures of either kind on the sheets for judges
         }
     )
 

@@ -75,6 +75,7 @@ def _published(c):
             "time_table": "untied",
             "given_vector": False,
             "mutual_gain": 0.0,
+            "rotary": False,
             "activation": "gelu",
             "mlp_ratio": 4,
             "rezero": 0.0,
@@ -87,6 +88,7 @@ def _published(c):
     c.train.update(
         {
             "batch_size": 64,
+            "optimiser": "adamw",
             "learning_rate": 2e-4,
             "warmup": 1000,
             "beta2": 0.96,

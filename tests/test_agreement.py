@@ -25,13 +25,13 @@ def ground_truth():
     ("caption", "reason"),
     [
         (TRUTH, None),
-        ("there is a circle above a blue square", None),
+        ("a circle above a blue square", None),
         ("a large square with a red circle above it", None),
         ("a small red circle above a blue", "unparsable caption"),
         ("a small red circle", "number"),
         ("a small red circle above a small blue square", "attribute"),
         ("a small red circle below a large blue square", "relation"),
-        ("a small red circle above and left of a large blue square", "relation"),
+        ("a small red circle upper left of a large blue square", "relation"),
     ],
 )
 def test_verdict_names_what_is_wrong(caption, reason):
@@ -119,7 +119,7 @@ def test_place_law_is_the_posterior_over_scenes():
         for scene in shapes.all_scenes()
         if all(thing.colour in few[0] and thing.shape in few[1] for thing in scene.objects)
     ]
-    texts = ["a circle", "there is a red square", "a circle in the upper right"]
+    texts = ["a circle", "a red square", "a circle in the upper right"]
     texts += [f"a small red circle {relation} a square" for relation in shapes.INVERSE]
     for text in texts:
         meaning = shapes.parse_caption(text)
@@ -147,19 +147,19 @@ def test_collapse_shows_in_total_variation(ground_truth):
     for scene in scenes:
         law = shapes.caption_law(scene)
         # always the same template, and "above" or "left of" wherever it can be said
-        texts = sorted(law, key=lambda text: ("there" in text or " it" in text, text))
+        texts = sorted(law, key=lambda text: (" it" in text or " in the " in text, text))
         plain.append(next((t for t in texts if "above" in t or "left of" in t), texts[0]))
     assert agreement.agreement(images, plain)[0].all()
     found = agreement.variation(images, plain, "i2t")
     assert found["number"]["tv"] == 0
-    assert found["template"]["tv"] > 0.5
+    assert found["template"]["tv"] > 0.35
     assert found["place"]["tv"] > 0.3
     upper = np.stack([shapes.render(SCENE)] * 40)
     found = agreement.variation(upper, [TRUTH] * 40, "t2i")
     assert found["place"]["tv"] == pytest.approx(0.5) and found["number"]["tv"] == 0
     found = agreement.variation(upper, [TRUTH] * 40, "pair")
     assert found["place"]["tv"] == pytest.approx(1 - 0.8 / 6)
-    assert found["template"]["tv"] == pytest.approx(1 - 0.8 * 0.4)
+    assert found["template"]["tv"] == pytest.approx(1 - 0.8 * 0.6)
     with pytest.raises(ValueError, match="task='image'"):
         agreement.variation(upper, [TRUTH] * 40, "image")
 

@@ -51,7 +51,7 @@ TABLE = (
     ("given", P(None)),
     ("rezero", P()),
     (r"times/\w+", P()),
-    ("count|step", P()),
+    ("count|step|ns_coeffs", P()),
 )
 
 # For networks that are small: the batch is split, the weights are not.
@@ -104,6 +104,15 @@ def make_mesh(data: int = -1, model: int = 1) -> jax.sharding.Mesh | None:
         axis_types=(AxisType.Auto, AxisType.Auto),
         devices=None if wanted == count else jax.devices()[:wanted],
     )
+
+
+def local_mesh() -> jax.sharding.Mesh | None:
+    """A mesh of this process's own devices, for work that the processes share out among them."""
+    devices = jax.local_devices()
+    if len(devices) == 1:
+        return None
+    kinds = (AxisType.Auto, AxisType.Auto)
+    return jax.make_mesh((len(devices), 1), (DATA, MODEL), axis_types=kinds, devices=devices)
 
 
 def use(mesh):

@@ -8,8 +8,9 @@ A step is a pure function of (state, batch, seed): its key is `fold_in(key(seed)
 that was stopped goes on with the same numbers, on any mesh.
 """
 
+import functools
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -28,6 +29,8 @@ from udd_jax import (
     transformer,
 )
 from udd_jax.vocab import Vocab
+
+OBJECTIVES = ("discrete", "continuous")
 
 
 @flax.struct.dataclass
@@ -62,7 +65,12 @@ def make_model(config, vocab: Vocab, pad_id: int = 0) -> transformer.Transformer
 
 
 def make_optimiser(config) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """AdamW with warm-up and decay, behind a clip of the global norm."""
+    """AdamW or Muon with warm-up and decay, behind a clip of the global norm.
+
+    Muon (Jordan 2024) takes the matrices of the blocks, orthogonalised steps of AdamW's size
+    (Liu et al. 2025, arXiv 2502.16982), and leaves everything else to AdamW. ValueError for
+    another name.
+    """
     c = config.train
     if c.decay == "cosine":
         rate = optax.warmup_cosine_decay_schedule(
@@ -78,11 +86,30 @@ def make_optimiser(config) -> tuple[optax.GradientTransformation, optax.Schedule
             ],
             [c.warmup],
         )
-    tx = optax.chain(
-        optax.clip_by_global_norm(c.clip),
-        optax.adamw(rate, b1=c.beta1, b2=c.beta2, weight_decay=c.weight_decay, mask=_decays),
+    if c.optimiser == "adamw":
+        step = optax.adamw(rate, b1=c.beta1, b2=c.beta2, weight_decay=c.weight_decay, mask=_decays)
+    elif c.optimiser == "muon":
+        step = optax.contrib.muon(
+            rate,
+            weight_decay=c.weight_decay,
+            weight_decay_mask=_decays,
+            adam_b1=c.beta1,
+            adam_b2=c.beta2,
+            adam_weight_decay=c.weight_decay,
+            muon_weight_dimension_numbers=_matrices,
+            consistent_rms=0.2,
+        )
+    else:
+        raise ValueError(f"train.optimiser = {c.optimiser!r}, expected 'adamw' or 'muon'")
+    return optax.chain(optax.clip_by_global_norm(c.clip), step), rate
+
+
+def _matrices(params):
+    """The matrices of the blocks, each of a layer on its own; None for everything else."""
+    numbers = optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)
+    return jax.tree.map_with_path(
+        lambda path, p: numbers if path[-1].key == "kernel" and p.ndim == 3 else None, params
     )
-    return tx, rate
 
 
 def _decays(params):
@@ -104,50 +131,82 @@ def create_state(model, tx, key: jax.Array, start: dict | None = None, fan_in=Fa
     )
 
 
-def noised_batch(kernel, sampler, key, x0, mixture):
-    """Draws tasks, times and noise for x0 int32[B, L].
+class Noised(NamedTuple):
+    """A batch as the network sees it, and what its loss needs to know."""
 
-    Returns (masks, independent, t int32[B, M], p float32[B, M], histories int32[B],
-    xt int32[B, L]).
-    """
-    vocab = kernel.vocab
+    xt: jax.Array  # int32[B, L]
+    t: jax.Array  # int32[B, M], as the network is fed them
+    masks: tasks.Masks
+    p: jax.Array  # float32[B, M], the chance of t
+    histories: jax.Array  # int32[B]
+    independent: jax.Array  # bool[B]
+    rate: jax.Array | None  # float32[B, M], of a continuous time
+
+
+def noised_batch(kernel, sampler, key, x0, mixture, continuous=False) -> Noised:
+    """Draws tasks, times and noise for x0 int32[B, L]."""
+    vocab, steps = kernel.vocab, kernel.steps
     batch = x0.shape[0]
     key_task, key_time, key_noise, key_prior = jax.random.split(key, 4)
     drawn = tasks.draw(key_task, vocab, mixture, batch)
     free = drawn.masks.free
     loss_in = jnp.stack([free[:, where].any(axis=1) for where in vocab.slices], axis=1)
     histories = times.history(loss_in)
-    t, p = times.draw(sampler, key_time, histories, drawn.independent, loss_in.shape[1])
-    t = tasks.times(vocab, drawn.masks, t, kernel.steps)
-    xt = diffusion.q_sample(kernel, key_noise, x0, diffusion.free_times(vocab, t, free))
+    if continuous:
+        time = steps * times.spread(key_time, drawn.independent, loss_in.shape[1])
+        t, gamma, rate = diffusion.instant(kernel, time)
+        p = jnp.full(t.shape, 1 / steps)
+        gamma = jnp.where(free, gamma[:, vocab.modality_of], 0)
+        xt = diffusion.mask_sample(kernel, key_noise, x0, gamma)
+    else:
+        t, p = times.draw(sampler, key_time, histories, drawn.independent, loss_in.shape[1])
+        position_t = diffusion.free_times(vocab, t, free)
+        xt, rate = diffusion.q_sample(kernel, key_noise, x0, position_t), None
     absent = drawn.masks.absent[:, vocab.modality_of]
     xt = jnp.where(absent, diffusion.prior_sample(kernel, key_prior, batch), xt)
-    return drawn.masks, drawn.independent, t, p, histories, xt
+    t = tasks.times(vocab, drawn.masks, t, steps)
+    return Noised(xt, t, drawn.masks, p, histories, drawn.independent, rate)
 
 
-def make_loss(kernel, model, *, mixture, auxiliary, pad_id, pad_weight):
+def make_loss(
+    kernel, model, *, mixture, auxiliary, pad_id, pad_weight, objective: str = "discrete"
+):
     """The objective as a function (params, sampler, key, x0) -> (loss, (metrics, new sampler)).
 
     auxiliary: lambda, the weight of -log p(x_0 | x_t); pad_id: the text's local padding id, whose
-    tokens weigh `pad_weight`.
+    tokens weigh `pad_weight`. objective: "discrete", the bound of the chain of T steps with times
+    by importance, or "continuous", that of infinitely many with low-discrepancy times, for
+    schedules that only mask. ValueError where it does not fit.
     """
+    if objective not in OBJECTIVES:
+        raise ValueError(
+            f"train.objective = {objective!r}, expected one of {', '.join(OBJECTIVES)}"
+        )
+    continuous = objective == "continuous"
+    if continuous and not all(kernel.masks_only):
+        raise ValueError(
+            "train.objective = 'continuous' is for schedules that only mask: expected "
+            "diffusion.schedule 'absorbing' or 'cosine'"
+        )
     vocab = kernel.vocab
     text = vocab.index("text")
     pad = vocab.offsets[text] + pad_id
 
     def loss_fn(params, sampler, key, x0):
-        masks, independent, t, p, histories, xt = noised_batch(kernel, sampler, key, x0, mixture)
-        free = masks.free
+        noised = noised_batch(kernel, sampler, key, x0, mixture, continuous)
+        xt, t, (free, absent), p = noised.xt, noised.t, noised.masks, noised.p
         logits = model.apply({"params": params}, xt, t, free)
         kl, nll = diffusion.loss_terms(kernel, logits, x0, xt, t, free)
+        if continuous:
+            kl = diffusion.continuous_terms(kernel, nll, xt, noised.rate)
         weight = jnp.where(x0 == pad, pad_weight, 1.0) / p[:, vocab.modality_of]
         loss = (weight * (kl + auxiliary * nll)).sum() / x0.size
 
         count = free.sum(axis=1)
-        clock = jnp.where(masks.absent, 0, t).max(axis=1)  # the time that was drawn
-        sampler = times.update(
-            sampler, histories, clock, jax.lax.stop_gradient(kl.sum(axis=1) / count), ~independent
-        )
+        if not continuous:
+            clock = jnp.where(absent, 0, t).max(axis=1)  # the time that was drawn
+            size = jax.lax.stop_gradient(kl.sum(axis=1) / count)
+            sampler = times.update(sampler, noised.histories, clock, size, ~noised.independent)
         metrics = {"loss": loss, "bound": (kl / p[:, vocab.modality_of]).sum() / count.sum()}
         for m, where in enumerate(vocab.slices):
             name = vocab.modalities[m].name
@@ -203,13 +262,17 @@ def train(config, workdir, vocab: Vocab, pad_id: int, batch_at, *, start=None) -
         auxiliary=c.auxiliary,
         pad_id=pad_id,
         pad_weight=c.pad_weight,
+        objective=c.objective,
     )
-    step_fn = jax.jit(make_step(loss_fn, tx, rate, c.ema, vocab), donate_argnums=0)
     key = jax.random.key(config.seed)
+    make = functools.partial(create_state, model, tx, jax.random.fold_in(key, 0), start, c.fan_in)
+    state = sharding.create(mesh, make) if start is None else sharding.shard_tree(mesh, make())
+    # Said outright, or the compiler may move the state from step to step.
+    places = sharding.shardings(mesh, state), None
+    step = make_step(loss_fn, tx, rate, c.ema, vocab)
+    step_fn = jax.jit(step, donate_argnums=0, out_shardings=places)
 
     with sharding.use(mesh):
-        state = create_state(model, tx, jax.random.fold_in(key, 0), start, c.fan_in)
-        state = sharding.shard_tree(mesh, state)
         state = loop.fit(
             lambda state, batch, step: step_fn(state, batch, jax.random.fold_in(key, 1)),
             state,
@@ -221,6 +284,7 @@ def train(config, workdir, vocab: Vocab, pad_id: int, batch_at, *, start=None) -
             log_every=c.log_every,
             save_every=c.save_every,
         )
-    params = jax.device_get(state.ema_params)
-    checkpoint.save_tree(workdir / "weights", params, {"step": int(state.step)})
+    params = sharding.to_host(state.ema_params)
+    if jax.process_index() == 0:
+        checkpoint.save_tree(workdir / "weights", params, {"step": int(state.step)})
     return params

@@ -89,9 +89,38 @@ def dot_product_attention(
 
 
 def _dense(features: int, dtype, name: str) -> Callable[[jax.Array], jax.Array]:
-    """A Dense layer as one matrix product: with two batch axes CPUs are slower, backwards by half."""
+    """A Dense layer as one matrix product: with two batch axes, CPUs are slower backwards."""
     layer = nn.Dense(features, kernel_init=_normal(), dtype=dtype, name=name)
     return lambda x: layer(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], features)
+
+
+def rotary_angles(vocab: Vocab, pairs: int) -> np.ndarray:
+    """float32[L, pairs], how far each pair of channels is turned at each position.
+
+    The pairs are divided among the axes of the layout (rows and columns of a grid, places of a
+    text); a position is turned by its coordinate, times 1 down to 1/100, on the axes that it has.
+    """
+    axes = [(m, a) for m in vocab.modalities for a in range(1 if m.grid is None else 2)]
+    angles = []
+    for share, (owner, axis) in zip(np.array_split(np.arange(pairs), len(axes)), axes, strict=True):
+        rates = 100.0 ** (-np.arange(len(share)) / len(share))
+        coordinates = []
+        for m in vocab.modalities:
+            place = np.arange(m.length)
+            if m is not owner:
+                place = np.zeros(m.length)
+            elif m.grid is not None:
+                place = np.unravel_index(place, m.grid)[axis]
+            coordinates.append(place)
+        angles.append(np.concatenate(coordinates)[:, None] * rates[None])
+    return np.concatenate(angles, axis=1).astype(np.float32)
+
+
+def rotate(x: jax.Array, angles: np.ndarray) -> jax.Array:
+    """Rotary positions (Su et al. 2021): x [B, n, H, d], pairs (i, i + d/2) turned by angles[n]."""
+    cos, sin = (f(angles)[None, :, None].astype(x.dtype) for f in (np.cos, np.sin))
+    a, b = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1)
 
 
 class Attention(nn.Module):
@@ -103,7 +132,7 @@ class Attention(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x, context, bias=None):
+    def __call__(self, x, context, bias=None, angles=None):
         width = x.shape[-1]
 
         def project(name, y):
@@ -114,6 +143,8 @@ class Attention(nn.Module):
         if self.qk_norm:
             q = nn.RMSNorm(dtype=self.dtype, name="query_norm")(q)
             k = nn.RMSNorm(dtype=self.dtype, name="key_norm")(k)
+        if angles is not None:
+            q, k = rotate(q, angles), rotate(k, angles)
         q, k, v = (sharding.constrain(y, "data", None, "model", None) for y in (q, k, v))
         y = dot_product_attention(q, k, v, bias, self.implementation)
         y = y.reshape(x.shape)  # [B, n, D]
@@ -191,6 +222,7 @@ class Block(nn.Module):
     attention: str = "mutual"
     network: str = "joint"
     mutual_gain: float = 0.0
+    rotary: bool = False
     qk_norm: bool = False
     mlp_ratio: int = 4
     activation: str = "gelu"
@@ -207,14 +239,17 @@ class Block(nn.Module):
         def ada(name, x, time, lengths):
             return AdaLayerNorm(self.steps, self.dtype, name=name)(x, time, lengths)
 
-        def attend(name, x, context, bias):
+        def attend(name, x, context, bias, angles=None):
             attention = Attention(
                 self.heads, self.qk_norm, self.implementation, self.dtype, name=name
             )
-            return attention(x, context, bias)
+            return attention(x, context, bias, angles)
 
+        angles = None
+        if self.rotary:
+            angles = rotary_angles(self.vocab, h.shape[-1] // self.heads // 2)
         x = ada("self_norm", h, time, lengths)
-        h = h + attend("self_attention", x, x, bias)
+        h = h + attend("self_attention", x, x, bias, angles)
 
         if self.attention == "mutual":
             results = []
@@ -296,6 +331,7 @@ class Transformer(nn.Module):
     given_vector: bool = False
     padding: int | None = None  # the text's padding id: hidden where all of the text is given
     mutual_gain: float = 0.0  # where learned gains of mutual attention's results start; 0 is none
+    rotary: bool = False  # rotary positions in self-attention, beside the learned ones
     qk_norm: bool = False
     activation: str = "gelu"
     rezero: float = 0.0  # where the scalar before the softmax starts
@@ -363,6 +399,7 @@ class Transformer(nn.Module):
             self.attention,
             self.network,
             self.mutual_gain,
+            self.rotary,
             self.qk_norm,
             self.mlp_ratio,
             self.activation,

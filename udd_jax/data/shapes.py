@@ -49,21 +49,19 @@ CELLS = ((0, 0), (0, 1), (1, 0), (1, 1))  # row and column of each cell
 PLACES = ("upper left", "upper right", "lower left", "lower right")
 
 ONE_OBJECT = 0.2
-SIZE_NAMED = 0.6
-COLOUR_NAMED = 0.85
+SIZE_NAMED = 0.85
+COLOUR_NAMED = 0.95
 # A template is its own name. {relation} is that of the first object to the second, {inverse} the
 # other way round.
 ONE_TEMPLATES = {
-    "{first}": 0.4,
-    "there is {first}": 0.3,
-    "{first} in the {place}": 0.3,
+    "{first}": 0.5,
+    "{first} in the {place}": 0.5,
 }
 TWO_TEMPLATES = {
-    "{first} {relation} {second}": 0.4,
-    "there is {first} {relation} {second}": 0.3,
-    "{first} with {second} {inverse} it": 0.3,
+    "{first} {relation} {second}": 0.6,
+    "{first} with {second} {inverse} it": 0.4,
 }
-MAX_WORDS = 14
+MAX_WORDS = 13
 
 HELD_OUT = 0.1
 SPLITS = ("train", "validation", "test")
@@ -190,9 +188,11 @@ def held_out(scene: Scene) -> bool:
 
 def _relation(first: int, second: int) -> str:
     (row, column), (other_row, other_column) = CELLS[first], CELLS[second]
-    vertical = {-1: "above", 0: "", 1: "below"}[int(np.sign(row - other_row))]
-    horizontal = {-1: "left of", 0: "", 1: "right of"}[int(np.sign(column - other_column))]
-    return " and ".join(filter(None, (vertical, horizontal)))
+    vertical, horizontal = int(np.sign(row - other_row)), int(np.sign(column - other_column))
+    if not horizontal:
+        return {-1: "above", 1: "below"}[vertical]
+    side = {-1: "left of", 1: "right of"}[horizontal]
+    return f"{('', 'lower', 'upper')[vertical]} {side}".strip()
 
 
 # From the cells of two objects to the relation of the first to the second, and its inverse.

@@ -21,6 +21,7 @@ import inspect
 EMBEDDED = ("shapes", "glyphs")
 STORED = ("folder", "webdataset", "parquet", "coco", "cub", "tfds")
 _SIZES = {"train": 20000, "validation": 1000, "test": 1000}  # of an embedded world
+_CAPTIONS = {"train": 4}  # and captions an image; 1 elsewhere
 
 
 def open_source(spec: str, split: str, **options):
@@ -53,5 +54,6 @@ def open_source(spec: str, split: str, **options):
                 f"data_options has {name!r} for {spec!r}, expected some of {', '.join(known)}"
             )
     if kind in EMBEDDED:
-        return source(split, **({"size": _SIZES.get(split, 1)} | options))
+        usual = {"size": _SIZES.get(split, 1), "captions_per_image": _CAPTIONS.get(split, 1)}
+        return source(split, **(usual | options))
     return source(path, split, **options)
