@@ -47,7 +47,8 @@ def oracle(kernel: diffusion.Kernel):
             kernel, LAYOUT.modality_of[None], diffusion.free_times(LAYOUT, t, free)
         )
         equal = xt[:, None] == ITEMS[None]  # [B, items, L]
-        chance = jnp.where(equal, (at.alpha + at.beta)[:, None], at.beta[:, None])
+        stays = jnp.where(at.unmasked > 0, at.alpha + at.beta, 1)  # at T it cannot be visible
+        chance = jnp.where(equal, stays[:, None], at.beta[:, None])
         evidence = jnp.log(jnp.maximum(chance, IMPOSSIBLE))
         weight = jax.nn.softmax(jnp.where(silent[:, None], 0, evidence).sum(-1), axis=-1)
         return tuple(jnp.log(jnp.einsum("bi,ink->bnk", weight, h) + 1e-30) for h in one_hot)

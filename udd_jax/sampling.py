@@ -437,10 +437,7 @@ def _by_order(kernel, settings, predict, words, state, free, steps):
     """Fills some of the masked positions with tokens drawn from p. words: uint32[B, L, 2]."""
     vocab, name = kernel.vocab, settings.sampler
     masked = free & (state.x == vocab.mask_id)
-    t = _masked_time(kernel, free, masked)
-    if name == "first_hitting":
-        t = jnp.clip(jnp.ceil(state.clock), 1, kernel.steps).astype(jnp.int32)
-    log_ps = predict(state.x, t)
+    log_ps = predict(state.x, _masked_time(kernel, free, masked))
     looks, purities = [], []
     for m, where in enumerate(vocab.slices):
         if name == "purity":
