@@ -50,15 +50,20 @@ class Oracle(pipeline.Pipeline):
         seed=0,
         batch_size=0,
         trace=0,
+        first=0,
         **settings,
     ):
         self.settings(**settings)
         self.asked.append(task)
         split = "validation" if task in ("pair", "image", "text") else "test"
-        pixels, captions, _ = shapes.arrays(split, count)
+        pixels, captions, _ = shapes.arrays(split, first + count)
+        pixels, captions = pixels[first:], captions[first:]
         truth = {"image": self.image.encode(pixels)}
         truth["text"] = self.text.encode(captions, LENGTH)
-        for row in filter(lambda row: row < count, self.wrong.get(task, ())):
+        for row in self.wrong.get(task, ()):
+            row -= first
+            if not 0 <= row < count:
+                continue
             if task in ("i2t", "text"):
                 truth["text"][row, 0] = self.text.pad_id
             else:
@@ -80,7 +85,7 @@ class Oracle(pipeline.Pipeline):
     def _fuse(self, tokens):
         return np.concatenate([tokens["image"], tokens["text"] + 43], axis=1).astype(np.int32)
 
-    def score(self, tokens, *, task, times, seed):
+    def score(self, tokens, *, task, times, seed, common=False):
         count = len(tokens["text"])
         image = 0 if task in ("i2t", "text") else 4 * self.bits["image"]
         words = 0 if task in ("t2i", "image") else LENGTH * self.bits["text"]

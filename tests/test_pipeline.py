@@ -54,6 +54,21 @@ def test_the_same_seed_gives_the_same_samples_in_any_batch(pipe):
     assert (whole.tokens != other.tokens).any()
 
 
+def test_later_samples_can_be_drawn_without_the_first(pipe):
+    whole = pipe.pairs(2 * SIZE, seed=3, batch_size=SIZE)
+    later = pipe.pairs(SIZE, seed=3, first=SIZE)
+    np.testing.assert_array_equal(whole.tokens[SIZE:], later.tokens)
+
+
+def test_with_common_noise_equal_pairs_have_equal_bounds(pipe, pictures):
+    images, captions = ([part[0]] * SIZE for part in pictures)
+    tokens = {"image": pipe.image.encode(np.stack(images))}
+    tokens["text"] = pipe.text.encode(captions, pipe.text_length)
+    common = pipe.score(tokens, task="i2t", times=2, common=True)
+    np.testing.assert_allclose(common, common[:1].repeat(SIZE, 0), rtol=1e-5)
+    assert np.ptp(pipe.score(tokens, task="i2t", times=2).sum(1)) > 0.01
+
+
 def test_given_tokens_are_in_the_output_bit_for_bit(pipe, pictures):
     images, captions = pictures
     codes, ids = pipe.image.encode(images), pipe.text.encode(captions, pipe.text_length)

@@ -213,8 +213,9 @@ class Pipeline:
         ids = self.text.encode(list(captions), self.text_length)
         return self.score({"image": codes, "text": ids}, task=task, times=times, seed=seed)
 
-    def score(self, tokens: dict, *, task="pair", times=16, seed=0) -> np.ndarray:
-        """`log_likelihood` of tokens, local ids by name."""
+    def score(self, tokens: dict, *, task="pair", times=16, seed=0, common=False) -> np.ndarray:
+        """`log_likelihood` of tokens, local ids by name; `common`: one noise for all rows, so that
+        what they are compared by is not theirs."""
         x0 = np.asarray(self.vocab.fuse(tokens))
         masks = tasks.masks(self.vocab, task, len(x0))
         if np.asarray(self._feasible(task, masks).absent != masks.absent).any():
@@ -222,7 +223,8 @@ class Pipeline:
                 f"task {task!r} has no bound: this network knows one time for both modalities, "
                 "so that none can be absent"
             )
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(len(x0)))
+        numbers = jnp.zeros(len(x0), int) if common else jnp.arange(len(x0))
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), numbers)
 
         def part(rows, keys):
             here = tasks.Masks(masks.free[: len(keys)], masks.absent[: len(keys)])
@@ -279,12 +281,14 @@ class Pipeline:
         seed=0,
         batch_size=64,
         trace=0,
+        first=0,
         **settings,
     ) -> Pairs:
         """Runs the sampler: the base of all the above, from tokens to `Pairs`.
 
         image: int32[count, N], text: int32[count, M], local ids of what is given; masks: of
-        the task unless passed; negative: like text (or image, for "i2t").
+        the task unless passed; negative: like text (or image, for "i2t"); first: the number of the
+        first sample, so that a call in parts draws what one call would.
         """
         if count < 1:
             raise ValueError(f"num = {count}, expected at least 1")
@@ -307,7 +311,8 @@ class Pipeline:
         left_out = np.asarray(masks.absent)[0]
         masks = self._feasible(task, masks)
         free, absent = np.asarray(masks.free), np.asarray(masks.absent)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(count))
+        numbers = jnp.arange(first, first + count)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), numbers)
 
         def part(rows, keys):
             away = None if against is None else against[rows]

@@ -1,7 +1,9 @@
 """The samples that an evaluation rests on: made once, kept, and looked at again.
 
 Six tasks, all from one sampler and one compilation. Conditions are held-out items, in order; item b
-of a task draws from its own key. Every task's samples are kept in `samples/TASK.npz`:
+of a task draws from its own key. A task is made in parts of one batch, `TASK-00000.npz` and on, by
+several processes in turn, so that a stopped one goes on and n of them take a share each; whole, it
+is kept in `samples/TASK.npz`:
 
     tokens int32[n, L]; calls int32[n]; images uint8[n, S, S, 3]; captions str[n]
     kept bool[n]               whether every given token is in the result, bit for bit
@@ -22,12 +24,15 @@ import json
 import pathlib
 import time
 
+import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from udd_jax import checkpoint, images, tasks
 from udd_jax.data import reading, sources
 
 TASKS = ("t2i", "i2t", "pair", "infill", "image", "text")
+FOLDER = "samples"
 TRACED, FRAMES = 4, 8  # pairs whose way is kept, and at how many times
 PICTURES, SHOWN = 8, 32  # samples of a task kept as PNG files, and shown on its sheet
 _GREY = 160  # a cell whose code is still masked
@@ -39,7 +44,8 @@ class Items:
 
     name: of the source; images: uint8[n, S, S, 3]; captions: the first of each, as the text
     tokenizer gives it back; codes: int32[n, N], ids: int32[n, M]; extra: the records' own;
-    hash: of keys, pictures and captions.
+    hash: of keys, pictures and captions; keys: the records'; references: all captions of each, as
+    they were written.
     """
 
     name: str
@@ -49,6 +55,8 @@ class Items:
     ids: np.ndarray
     extra: list[dict]
     hash: str
+    keys: list[str]
+    references: list[tuple[str, ...]]
 
     def __len__(self) -> int:
         return len(self.captions)
@@ -57,29 +65,45 @@ class Items:
 def held_out(pipe, count: int, split: str = "test") -> Items:
     """The first `count` items of a split that can be read; fewer where there are not so many.
 
+    With `evaluate.only`, "field=value", those alone whose record says so.
+
     Raises:
         ValueError: there is none.
     """
-    source = sources.open_source(pipe.config.data, split, **pipe.config.data_options)
-    views = reading.Views(pipe.config.image_size)
-    digest, pixels, captions, extra = hashlib.sha256(), [], [], []
-    for position in range(len(source)):
-        if len(captions) == count:
-            break
-        example = reading.example(source, position, views)
-        if example.pixels is None:
-            continue
-        pixels.append(example.pixels[0])
-        captions.append(example.captions[0])
-        extra.append(source[position].extra)
-        digest.update(f"{example.key}\0{captions[-1]}\0".encode() + pixels[-1].tobytes())
-    if not captions:
-        raise ValueError(f"data {pipe.config.data!r} has no readable item in split {split!r}")
+    digest, found = hashlib.sha256(), []
+    for example, extra in stream(pipe, count, split):
+        found.append((example.key, example.pixels[0], example.captions, extra))
+        digest.update(f"{example.key}\0{example.captions[0]}\0".encode() + found[-1][1].tobytes())
+    keys, pixels, references, extra = map(list, zip(*found, strict=True))
     pixels = np.stack(pixels)
-    ids = pipe.text.encode(captions, pipe.text_length)
-    captions = pipe.decode_text(ids)
-    name, codes = source.name, pipe.image.encode(pixels)
-    return Items(name, pixels, captions, codes, ids, extra, digest.hexdigest()[:16])
+    ids = pipe.text.encode([texts[0] for texts in references], pipe.text_length)
+    captions, codes = pipe.decode_text(ids), pipe.image.encode(pixels)
+    name, digest = source(pipe, split).name, digest.hexdigest()[:16]
+    return Items(name, pixels, captions, codes, ids, extra, digest, keys, references)
+
+
+def source(pipe, split: str):
+    """A split of the run's data."""
+    return sources.open_source(pipe.config.data, split, **pipe.config.data_options)
+
+
+def stream(pipe, count: int, split: str = "test"):
+    """Yields (example, the record's own fields) of the items of `held_out`, one in memory."""
+    records, views = source(pipe, split), reading.Views(pipe.config.image_size)
+    field, _, value = pipe.config.evaluate.get("only", "").partition("=")
+    left = count
+    for position in range(len(records)):
+        if left == 0:
+            return
+        if field and str(records[position].extra.get(field)) != value:
+            continue
+        example = reading.example(records, position, views)
+        if example.pixels is not None:
+            left -= 1
+            yield example, records[position].extra
+    if left == count:
+        only = f" with {field} = {value}" if field else ""
+        raise ValueError(f"data {pipe.config.data!r} has no readable item{only} in split {split!r}")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -100,13 +124,74 @@ class Samples:
         return len(self.tokens)
 
 
-def obtain(pipe, items: Items, task: str, path, *, count, batch_size, seed, made_of) -> Samples:
-    """The samples of a task, from its file if that fits, else made and kept.
+def obtain(pipe, items: Items, task: str, path, **options) -> Samples:
+    """The samples of a task, from its file if that fits, else made (`make`) and kept whole.
 
-    `count` of those that need no condition, and at most as many as there are items of those that
-    do. `made_of`: hashes of weights and tokenizers. Pairs leave `trace.npz` beside their file.
+    Options as in `make`. Pairs leave `trace.npz` beside their file.
     """
     path = pathlib.Path(path)
+    wanted = _about(pipe, items, task, **options)
+    found = load(path)
+    if found and {**found.about, "seconds": None} == {**wanted, "seconds": None}:
+        return found
+    files = make(pipe, items, task, path, **options)
+    parts = [load(file) for file in files]
+    fields = {}
+    for field in dataclasses.fields(Samples):
+        values = [getattr(part, field.name) for part in parts]
+        if isinstance(values[0], np.ndarray):
+            fields[field.name] = np.concatenate(values)
+        elif isinstance(values[0], list):
+            fields[field.name] = [text for value in values for text in value]
+    wanted["seconds"] = round(sum(part.about["seconds"] for part in parts), 3)
+    made = Samples(**fields | {"about": wanted})
+    _keep(path, made)
+    for file in files:
+        file.unlink()
+    return made
+
+
+def make(
+    pipe, items: Items, task: str, path, *, count, batch_size, seed, made_of, share=None
+) -> list[pathlib.Path]:
+    """The parts of a task beside `path`, those of this process made if they are not there.
+
+    count: samples, of a task with a condition at most as many as there are items; made_of: hashes
+    of weights and tokenizers; share: (index, count), part k is made by process k mod count; by
+    default that of this process.
+    """
+    path = pathlib.Path(path)
+    wanted = _about(
+        pipe, items, task, count=count, batch_size=batch_size, seed=seed, made_of=made_of
+    )
+    index, processes = share or (jax.process_index(), jax.process_count())
+    files = []
+    for k, start in enumerate(range(0, wanted["count"], batch_size)):
+        files.append(path.with_name(f"{path.stem}-{k:05d}.npz"))
+        if k % processes != index:
+            continue
+        found, about = load(files[-1]), wanted | {"part": k}
+        if found and {**found.about, "seconds": None} == {**about, "seconds": None}:
+            continue
+        # The last batch is filled up, so that there is one compilation.
+        rows, started = np.arange(start, start + batch_size), time.perf_counter()
+        rows = np.minimum(rows, wanted["count"] - 1)
+        made, states = _generate(pipe, items, task, rows, seed)
+        made = _cut(made, wanted["count"] - start)
+        about["seconds"] = round(time.perf_counter() - started, 3)
+        if task == "pair" and k == 0:
+            write(path.with_name("trace.npz"), _frames(pipe, states, made.tokens))
+        _keep(files[-1], dataclasses.replace(made, about=about))
+    return files
+
+
+def wait_for_all(name: str) -> None:
+    """Waits until every process has come as far as this."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def _about(pipe, items, task, *, count, batch_size, seed, made_of) -> dict:
     wanted = {
         "task": task,
         "count": count if task in ("pair", "image", "text") else min(count, len(items)),
@@ -116,19 +201,18 @@ def obtain(pipe, items: Items, task: str, path, *, count, batch_size, seed, made
         "items": items.hash,
         **made_of,
     }
-    wanted = json.loads(json.dumps(wanted))
-    found = load(path)
-    if found and {**found.about, "seconds": None} == {**wanted, "seconds": None}:
-        return found
-    started = time.perf_counter()
-    made, states = _generate(pipe, items, task, wanted["count"], batch_size, seed)
-    wanted["seconds"] = round(time.perf_counter() - started, 3)
-    made = dataclasses.replace(made, about=wanted)
-    if task == "pair":
-        write(path.with_name("trace.npz"), _frames(pipe, states, made.tokens))
-    arrays = {f.name: getattr(made, f.name) for f in dataclasses.fields(made)}
-    write(path, arrays | {"about": json.dumps(wanted)})
-    return made
+    return json.loads(json.dumps(wanted))
+
+
+def _cut(samples: Samples, count: int) -> Samples:
+    fields = {f.name: getattr(samples, f.name) for f in dataclasses.fields(samples)}
+    about = fields.pop("about")
+    return Samples(**{n: v if v is None else v[:count] for n, v in fields.items()}, about=about)
+
+
+def _keep(path, samples: Samples) -> None:
+    arrays = {f.name: getattr(samples, f.name) for f in dataclasses.fields(samples)}
+    write(path, arrays | {"about": json.dumps(samples.about)})
 
 
 def load(path) -> Samples | None:
@@ -150,40 +234,40 @@ def write(path, arrays: dict) -> None:
         np.savez_compressed(file, **{k: v for k, v in arrays.items() if v is not None})
 
 
-def _generate(pipe, items, task, count, batch_size, seed):
-    """Returns (Samples without `about`, states of the first)."""
-    first, given, extra = slice(count), {}, {}
-    masks = tasks.masks(pipe.vocab, task, count)
+def _generate(pipe, items, task, rows, seed):
+    """Returns (Samples without `about`, states of the first): sample rows[b], int[B], of a task."""
+    given, extra, first = {}, {}, int(rows[0])
+    masks = tasks.masks(pipe.vocab, task, len(rows))
     if task == "t2i":
-        given["text"] = items.ids[first]
+        given["text"] = items.ids[rows]
     if task == "i2t":
-        given["image"] = items.codes[first]
+        given["image"] = items.codes[rows]
     if task == "infill":
-        halves, blanks = _holes(items.captions[first], items.images.shape[1], seed)
-        hidden = [images.hide(i, hole) for i, hole in zip(items.images, halves, strict=False)]
+        shown, texts = items.images[rows], [items.captions[row] for row in rows]
+        halves, blanks = _holes(texts, shown.shape[1], seed, first)
+        hidden = [images.hide(i, hole) for i, hole in zip(shown, halves, strict=True)]
         words = [pipe.text.encode_with_blanks(blank, pipe.text_length) for blank in blanks]
         given["image"] = pipe.image.encode(np.stack(hidden))
         given["text"] = np.stack([ids for ids, _ in words])
         cells = [images.code_mask(hole, pipe.image.grid).reshape(-1) for hole in halves]
         free = np.concatenate([np.stack(cells), np.stack([blank for _, blank in words])], axis=1)
         masks = masks._replace(free=free)
-        extra = {"given_images": items.images[first], "given_captions": blanks}
-        extra["free_pixels"] = halves
-    pairs = pipe.generate(
-        task, count, masks=masks, seed=seed, batch_size=batch_size, trace=FRAMES, **given
-    )
+        extra = {"given_images": shown, "given_captions": blanks, "free_pixels": halves}
+    options = {"masks": masks, "seed": seed, "batch_size": len(rows), "first": first}
+    pairs = pipe.generate(task, len(rows), trace=FRAMES, **options, **given)
     captions = None if pairs.captions is None else list(pairs.captions)
-    shown = items.images[first] if task == "i2t" else pairs.images
+    shown = items.images[rows] if task == "i2t" else pairs.images
     kept = _kept(pipe.vocab, pairs.tokens, given, np.asarray(masks.free)) if given else None
     samples = Samples(pairs.tokens, pairs.calls, {}, shown, captions, kept, **extra)
     return samples, pairs.states[:, :TRACED]
 
 
-def _holes(captions, size, seed):
-    """A half of each image, left, right, upper or lower, and `___` for half of the words."""
+def _holes(captions, size, seed, first):
+    """A half of each image, left, right, upper or lower, and `___` for half of the words; that of
+    item `first` + i is drawn for it alone."""
     halves, blanks = np.zeros((len(captions), size, size), bool), []
     for i, (half, caption) in enumerate(zip(halves, captions, strict=True)):
-        rng = np.random.default_rng((seed, i))
+        rng = np.random.default_rng((seed, first + i))
         side = rng.integers(4)
         rows = half if side < 2 else half.T
         rows[size // 2 * (side % 2) : size // 2 * (1 + side % 2)] = True
