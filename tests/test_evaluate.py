@@ -7,7 +7,7 @@ import numpy as np
 import oracle
 import pytest
 
-from udd_jax import checkpoint, evaluate, images, samples
+from udd_jax import checkpoint, diffusion, evaluate, images, samples, schedules
 from udd_jax.data import shapes
 
 WRONG = {"t2i": (0,), "i2t": (1, 2), "pair": (3,), "infill": (0, 5), "image": (7,), "text": (1,)}
@@ -71,8 +71,9 @@ def test_bounds_are_bits_over_the_tokens_that_they_are_of(done):
 
 def test_a_bound_below_the_truth_is_an_error(done, tmp_path):
     # Two objects: order, template, and for each whether size and colour are named.
-    each = [-p * np.log2(p) for p in (0.4, 0.3, 0.3)]
-    named = [-p * np.log2(p) for q in (0.6, 0.85) for p in (q, 1 - q)]
+    each = [-p * np.log2(p) for p in shapes.TWO_TEMPLATES.values()]
+    shares = (shapes.SIZE_NAMED, shapes.COLOUR_NAMED)
+    named = [-p * np.log2(p) for q in shares for p in (q, 1 - q)]
     truth = (1 + sum(each) + 2 * sum(named)) / 16
     assert done[2]["entropy"] == {"value": pytest.approx(truth), "undercut": False}
     said = []
@@ -222,7 +223,10 @@ def test_what_is_no_result_is_refused(tmp_path):
 
 
 def test_every_sampler_is_measured_or_left_out_with_its_reason(done, tmp_path):
-    pipe = copy(done[0], wrong={"pair": range(6)})  # of 24: t2i, i2t and pair side by side
+    replacing = schedules.make("mask_and_replace", 20)
+    kernel = diffusion.make_kernel(done[0].vocab, replacing)
+    wrong = {"pair": range(6)}  # of 24: t2i, i2t and pair side by side
+    pipe = copy(done[0], wrong=wrong, kernel=kernel)
     result = evaluate.samplers(pipe, tmp_path, count=8, say=lambda _: None)
     names = {row["settings"]["sampler"] for row in result["rows"]}
     left = {row["settings"]["sampler"] for row in result["left_out"]}

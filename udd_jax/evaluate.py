@@ -3,40 +3,62 @@
 `run` makes the samples of six tasks from held-out conditions (samples.py), measures them
 (scores.py), and writes `evaluation.json`:
 
-    suite           "main"
+    suite           "main" or "full"
     headline        rows of task, name, value, error, aim, floor, better ("higher", "lower"), met
     scores.TASK     agreement, consistency, reasons, variation; given_tokens_changed
     reader          on shapes: how often the reader fails on the truth
     tokenizer       of images: PSNR, codes in use, reconstructions read right
     bounds.TASK     bits a token on held-out items, and of each modality
     entropy         of captions given scenes, bits a token; whether the bound undercuts it
+    full            what the suite "full" measures beside (full.py)
     errors          what must not happen, in words; [] where all is well
     unmeasured      name -> why
     speed           seconds of each part, samples a second, network calls, memory
     manifest        protocol: what two results must share to be compared; run: hashes of weights and
                     tokenizers; versions, hardware, commit
 
-`samplers` measures every order of reveal at several numbers of calls, into `samplers.json`.
+Several processes share out the samples; the first measures and writes. A held-out picture that is a
+training picture too is an error. `samplers` measures every order of reveal at several numbers of
+calls, into `samplers.json`; `judge` enters what human judges have said since.
 """
 
 import contextlib
+import dataclasses
+import functools
 import math
 import pathlib
 import time
 
+import jax
 import numpy as np
 
-from udd_jax import checkpoint, logbook, manifest, samples, sampling, scores, tasks
+from udd_jax import (
+    checkpoint,
+    full,
+    judges,
+    logbook,
+    manifest,
+    neighbours,
+    networks,
+    samples,
+    sampling,
+    scores,
+    sharding,
+    tasks,
+)
 from udd_jax.data import shapes
-from udd_jax.metrics import agreement
+from udd_jax.metrics import agreement, java
 
-RESULT, SAMPLERS, FOLDER = "evaluation.json", "samplers.json", "samples"
+RESULT, SAMPLERS, FOLDER = "evaluation.json", "samplers.json", samples.FOLDER
 VARIATION = 0.10  # the most total variation that counts as no collapse
-UNMEASURED = {
-    "Frechet distance, KID, Inception score, CLIP score": "they need the weights of a feature "
-    "network, which this suite does without",
-    "BLEU, ROUGE-L, CIDEr-D": "likeness to one reference caption says little where many are right",
-}
+UNMEASURED = dict.fromkeys(
+    (
+        "Frechet distance, KID, Inception score, precision and recall, CLIP score, LPIPS",
+        "BLEU, METEOR, ROUGE-L, CIDEr-D, SPICE",
+        "retrieval, round trips, nearest training pairs, speed cold and warm, human judges",
+    ),
+    "this is the suite main; --mode=evaluate --suite=full measures them",
+)
 
 # Rows of the headline: task, name, where the rate stands, aim, floor.
 AIMS = (
@@ -50,22 +72,38 @@ AIMS = (
 )
 
 
-def run(pipe, workdir, *, say=logbook.say) -> dict:
-    """The suite "main": makes `workdir/samples/`, measures, writes `workdir/evaluation.json`.
+def run(pipe, workdir, suite: str = "main", *, say=logbook.say) -> dict:
+    """A suite: makes `workdir/samples/`, measures, writes `workdir/evaluation.json`.
 
     A result of the same protocol, weights and tokenizers is returned as it is, and so are samples
-    that were made before a kill. Every error in the result is said aloud.
+    that were made before a kill; what "full" has measured does for "main". Every error in the
+    result is said aloud. Of several processes all but the first return {}.
+
+    Raises:
+        ValueError: an item is a training item too.
     """
-    workdir, options = pathlib.Path(workdir), pipe.config.evaluate
-    found = finished(pipe, workdir)
+    workdir, options, nets = pathlib.Path(workdir), pipe.config.evaluate, {}
+    if suite == "full":
+        nets = networks.load(options.weights)
+    found = finished(pipe, workdir, suite, nets)
     if found:
         return found
     spent = {}
-    with _timed(spent, "conditions"):
+    timed = functools.partial(_timed, spent)
+    if jax.process_count() > 1:  # each works for itself, on its own devices
+        pipe = dataclasses.replace(pipe, mesh=sharding.local_mesh())
+    with timed("conditions"):
         items = samples.held_out(pipe, max(options.samples, options.bound_samples))
+        training = neighbours.open_cache(workdir)
+        if training is not None:
+            neighbours.check_disjoint(pipe, training, items)
+    files = full.ready(pipe, workdir) if suite == "full" else None
     drawn = _sampled(pipe, items, workdir / FOLDER, spent)
-    result = {"suite": "main", "headline": []}
-    with _timed(spent, "scores"):
+    if jax.process_index() > 0:
+        samples.wait_for_all("evaluation")
+        return {}
+    result = {"suite": suite, "headline": []}
+    with timed("scores"):
         scenes, verdicts = _scenes(pipe, items), {}
         result["scores"] = {task: {"count": len(s)} for task, s in drawn.items()}
         for task, s in drawn.items():
@@ -76,12 +114,12 @@ def run(pipe, workdir, *, say=logbook.say) -> dict:
                 result["scores"][task]["given_tokens_changed"] = int((~s.kept).sum())
         if scenes:
             result["reader"] = agreement.reader_error(len(items), options.seed)
-    with _timed(spent, "tokenizer"):
+    with timed("tokenizer"):
         shown = pipe.image.decode(items.codes)
         result["tokenizer"] = scores.reconstructions(pipe, items, shown, scenes)
         some = {"images": items.images[: samples.SHOWN], "decoded": shown[: samples.SHOWN]}
         samples.write(workdir / FOLDER / "reconstructions.npz", some)
-    with _timed(spent, "bounds"):
+    with timed("bounds"):
         count = min(options.bound_samples, len(items))
         result["bounds"] = scores.bounds(
             pipe, items, count=count, times=options.bound_times, seed=options.seed
@@ -89,50 +127,91 @@ def run(pipe, workdir, *, say=logbook.say) -> dict:
         if scenes:
             captions = result["bounds"]["i2t"]
             result["entropy"] = scores.entropy(scenes[:count], pipe.text_length, captions)
-    with _timed(spent, "pictures"):
+    with timed("sheets"):
         samples.show(drawn, verdicts, workdir / FOLDER)
+    result["unmeasured"] = dict(UNMEASURED)
+    if suite == "full":
+        result["full"] = full.measure(pipe, workdir, items, drawn, files, scenes, nets, timed)
+        result["unmeasured"] = full.unmeasured(result["full"])
     result["headline"] = headline(result)
     result["errors"] = errors(result)
-    result["unmeasured"] = dict(UNMEASURED)
     if not scenes:
         why = f"what is right can be read on shapes only, and the data are {items.name}"
         result["unmeasured"] |= dict.fromkeys(("agreement", "variation", "reconstructions"), why)
+    if training is None:
+        why = "there is no token cache of the training data in the run's folder"
+        result["unmeasured"]["overlap with training"] = why
     result["speed"] = speed(drawn, spent)
-    result["manifest"] = manifest.make(pipe, items, "main")
+    result["manifest"] = manifest.make(pipe, items, suite, _measured_by(nets))
     checkpoint.write_json(workdir / RESULT, result)
     for error in result["errors"]:
         say(f"evaluation: {error}")
+    samples.wait_for_all("evaluation")
     return result
 
 
-def finished(pipe, workdir) -> dict | None:
-    """The result in `workdir` if it is the one that `run` would come to again."""
+def finished(pipe, workdir, suite: str = "main", nets: dict | None = None) -> dict | None:
+    """The result in `workdir` if it is the one that `run` would come to again, or more."""
     path = pathlib.Path(workdir) / RESULT
     if not path.exists():
         return None
     result = checkpoint.read_json(path)
-    old, asked = result.get("manifest", {}), manifest.protocol(pipe, "main")
-    same = {name: old.get("protocol", {}).get(name) for name in asked} == asked
-    return result if same and old.get("run") == manifest.made_of(pipe) else None
+    old = result.get("manifest", {}).get("protocol", {})
+    asked = manifest.protocol(pipe, suite) | _measured_by(nets or {})
+    suites = old.get("suite"), asked.pop("suite")
+    same = {name: old.get(name) for name in asked} == asked
+    same = same and (suites[0] == suites[1] or suites == ("full", "main"))
+    return result if same and result["manifest"].get("run") == manifest.made_of(pipe) else None
+
+
+def _measured_by(nets: dict) -> dict:
+    """What the suite "full" adds to the protocol."""
+    if not nets:
+        return {}
+    return {
+        "features": {name: getattr(net, "hash", None) for name, net in nets.items()},
+        "resize": networks.RESIZE,
+        "caption_tokenizer": "plain" if java.missing() else "PTB",
+    }
+
+
+def judge(workdir) -> dict:
+    """The suite "judges": enters into the result of the suite "full" what judges have said."""
+    path = pathlib.Path(workdir) / RESULT
+    result = checkpoint.read_json(path)
+    if "full" not in result:
+        raise ValueError(f"{path} is of the suite main: --suite=full makes the sheets for judges")
+    result["full"]["judges"] = full.plain(judges.score(pathlib.Path(workdir) / full.JUDGES))
+    result["unmeasured"] = {n: why for n, why in result["unmeasured"].items() if n != "judges"}
+    result["unmeasured"] |= full.unmeasured({"judges": result["full"]["judges"]})
+    checkpoint.write_json(path, result)
+    return result["full"]["judges"]
 
 
 def _sampled(pipe, items, folder, spent) -> dict[str, samples.Samples]:
-    """The samples of every task by name. One batch size, so that they share a compilation."""
-    options, made_of, drawn = pipe.config.evaluate, manifest.made_of(pipe), {}
+    """The samples of every task by name. One batch size, so that they share a compilation.
+
+    Each of several processes makes its share, and the first alone puts them together.
+    """
+    options, drawn = pipe.config.evaluate, {}
+    asked = {
+        "count": options.samples,
+        "batch_size": min(options.batch_size, options.samples, len(items)),
+        "seed": options.seed,
+        "made_of": manifest.made_of(pipe),
+    }
+    if jax.process_count() > 1:
+        for task in samples.TASKS:
+            samples.make(pipe, items, task, folder / f"{task}.npz", **asked)
+        samples.wait_for_all("samples")
+        if jax.process_index() > 0:
+            return {}
     total = len(samples.TASKS) * options.samples
     with logbook.progress(total, "samples", unit="sample") as bar:
         for task in samples.TASKS:
             with _timed(spent, task):
-                drawn[task] = samples.obtain(
-                    pipe,
-                    items,
-                    task,
-                    folder / f"{task}.npz",
-                    count=options.samples,
-                    batch_size=min(options.batch_size, options.samples, len(items)),
-                    seed=options.seed,
-                    made_of=made_of,
-                )
+                path = folder / f"{task}.npz"
+                drawn[task] = samples.obtain(pipe, items, task, path, **asked)
             bar.update(options.samples)
     return drawn
 
@@ -246,13 +325,14 @@ def compare(a, b) -> str:
     if fields:
         raise ValueError(f"not comparable, the protocols differ in {', '.join(fields)}")
     numbers, others = _numbers(first), _numbers(second)
-    lines = [f"{'':52}{'A':>9}{'B':>9}{'B - A':>10}{'/ error':>9}"]
+    width = max(map(len, numbers), default=0) + 2
+    lines = [f"{'':{width}}{'A':>9}{'B':>9}{'B - A':>10}{'/ error':>9}"]
     for name, (value, error) in numbers.items():
         if name in others:
             other, other_error = others[name]
             error = math.hypot(error or 0, other_error or 0)
             apart = f"{(other - value) / error:+9.1f}" if error else f"{'':9}"
-            lines.append(f"{name:52}{value:9.4f}{other:9.4f}{other - value:+10.4f}{apart}")
+            lines.append(f"{name:{width}}{value:9.4f}{other:9.4f}{other - value:+10.4f}{apart}")
     return "\n".join(lines)
 
 
@@ -286,6 +366,17 @@ def _numbers(result: dict) -> dict[str, tuple[float, float | None]]:
     for task, bits in result["bounds"].items():
         name = f"{task}: bits a token (tokens {tokens})"
         found[name] = bits["value"], bits["standard_error"]
+    return found | _estimates(result.get("full", {}))
+
+
+def _estimates(tree: dict, prefix: str = "") -> dict[str, tuple[float, float | None]]:
+    """Those of a tree of the suite "full"."""
+    if "value" in tree:
+        return {prefix: (tree["value"], tree["standard_error"])}
+    found = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            found |= _estimates(value, f"{prefix}: {name}" if prefix else name)
     return found
 
 

@@ -50,7 +50,7 @@ CHANGEABLE = (
     "model.unroll",
     "model.remat",
 )
-SUITES = ("main", "samplers")
+SUITES = ("main", "full", "samplers", "judges")
 SPLITS = ("train", "validation", "test")
 
 
@@ -80,7 +80,8 @@ def _run_stages(config, workdir, until):
     with stage("evaluation"):
         evaluate.run(pipe, workdir, say=logbook.say)
     with stage("report"):
-        logbook.say(f"report: {report.write(workdir)}")
+        if jax.process_index() == 0:
+            logbook.say(f"report: {report.write(workdir)}")
 
 
 # ---- The work folder ----------------------------------------------------------------------------
@@ -180,17 +181,30 @@ def make_image_tokenizer(config, workdir, source) -> vqgan.ImageTokenizer:
     return train_vq.train(config, workdir / "vq", source)
 
 
-def evaluate_run(workdir, suite: str = "main") -> None:
-    """Evaluates a finished run, or what is missing of it, and writes the report."""
+def evaluate_run(workdir, suite: str = "main", config=None, weights: str | None = None) -> None:
+    """Evaluates a finished run, or what is missing of it, and writes the report.
+
+    config: one whose fields `evaluate` and `sample` take the place of the run's own; weights: a
+    folder that takes the place of `evaluate.weights`.
+    """
     workdir = pathlib.Path(workdir)
     if suite not in SUITES:
         raise ValueError(f"suite {suite!r} does not exist, expected one of {', '.join(SUITES)}")
-    pipe = pipeline.Pipeline.load(workdir)
-    if suite == "main":
-        evaluate.run(pipe, workdir, say=logbook.say)
+    if suite == "judges":
+        evaluate.judge(workdir)
     else:
-        evaluate.samplers(pipe, workdir)
-    logbook.say(f"report: {report.write(workdir)}")
+        pipe = pipeline.Pipeline.load(workdir)
+        with pipe.config.unlocked():
+            if config is not None:
+                pipe.config.evaluate, pipe.config.sample = config.evaluate, config.sample
+            if weights is not None:
+                pipe.config.evaluate.weights = weights
+        if suite == "samplers":
+            evaluate.samplers(pipe, workdir)
+        else:
+            evaluate.run(pipe, workdir, suite, say=logbook.say)
+    if jax.process_index() == 0:
+        logbook.say(f"report: {report.write(workdir)}")
 
 
 def make_cache(config, workdir, source, text_tokenizer, image_tokenizer) -> tokens.TokenCache:

@@ -40,7 +40,8 @@ flags.DEFINE_float("temperature", None, "sample: temperature")
 flags.DEFINE_float("top_r", None, "sample: keep the likeliest classes up to this mass")
 flags.DEFINE_integer("top_k", None, "sample: keep so many classes, 0 is all")
 flags.DEFINE_multi_string("compare", [], "evaluate: two evaluation.json files, side by side")
-flags.DEFINE_string("suite", "main", "evaluate: which measurements")
+flags.DEFINE_string("suite", "main", "evaluate: main, full, samplers or judges")
+flags.DEFINE_string("weights", None, "evaluate: folder with the weights of feature networks")
 flags.DEFINE_enum("from", None, ("unid3", "taming"), "convert: what the checkpoint is")
 flags.DEFINE_enum("to", None, ("safetensors",), "convert: a run back to published names")
 flags.DEFINE_string("checkpoint", None, "convert: a PyTorch file, or .safetensors")
@@ -110,7 +111,7 @@ def main(argv) -> None:
     elif mode == "evaluate":
         from udd_jax import jobs
 
-        jobs.evaluate_run(workdir, FLAGS.suite)
+        jobs.evaluate_run(workdir, FLAGS.suite, _CONFIG.value, FLAGS.weights)
 
 
 def run() -> None:

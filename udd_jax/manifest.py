@@ -1,6 +1,7 @@
 """What a number depends on, written down beside it.
 
-protocol    what two results must share to be compared: data, items, settings, seed
+protocol    what two results must share to be compared: data, items, settings, seed, and of the
+            suite "full" the hashes of feature networks and how captions are tokenised
 run         hashes of the weights and of the tokenizers
 and versions, hardware, commit, for who wants the same digits again.
 """
@@ -26,13 +27,15 @@ from udd_jax import checkpoint
 PACKAGES = ("udd_jax", "jax", "jaxlib", "flax", "optax", "numpy", "pillow", "sentencepiece")
 
 
-def make(pipe, items, suite: str) -> dict:
-    """Everything that the numbers depend on."""
+def make(pipe, items, suite: str, measured_by: dict | None = None) -> dict:
+    """Everything that the numbers depend on; `measured_by` is added to the protocol."""
     device = jax.devices()[0]
+    about = {"items": items.hash, "item_count": len(items)}
     return {
-        "protocol": protocol(pipe, suite) | {"items": items.hash, "item_count": len(items)},
+        "protocol": protocol(pipe, suite) | (measured_by or {}) | about,
         "run": made_of(pipe),
         "source": items.name,
+        "item_ids": items.keys,
         "parameters": sum(int(np.prod(p.shape)) for p in jax.tree.leaves(pipe.params)),
         "versions": {"python": platform.python_version()} | {p: _version(p) for p in PACKAGES},
         "hardware": {
@@ -49,6 +52,8 @@ def make(pipe, items, suite: str) -> dict:
 def protocol(pipe, suite: str) -> dict:
     """What follows from the config of that which two results must share to be compared."""
     config = pipe.config
+    options = config.evaluate.to_dict()
+    options.pop("weights", None)  # a folder; the weights' hashes are what counts
     return json.loads(
         json.dumps(
             {
@@ -59,7 +64,7 @@ def protocol(pipe, suite: str) -> dict:
                 "image_size": config.image_size,
                 "crop": "centre square",
                 "filter": "lanczos",
-                "evaluate": config.evaluate.to_dict(),
+                "evaluate": options,
                 "settings": dataclasses.asdict(pipe.settings()),
             }
         )

@@ -2,7 +2,8 @@
 
 `write(workdir)` reads only files of the run's folder and writes `report.html`, one page without
 scripts or other files. It needs `config.json`, `evaluation.json` and `samples/`; the metrics of the
-two trainings, `stages.json` and `samplers.json` are shown where they are there.
+two trainings, `stages.json`, `samplers.json` and what the suite "full" found are shown where they
+are there.
 """
 
 import json
@@ -11,7 +12,7 @@ import re
 
 import numpy as np
 
-from udd_jax import checkpoint, evaluate, gallery, logbook, page, samples
+from udd_jax import checkpoint, evaluate, findings, gallery, logbook, page, samples
 
 FILE = "report.html"
 PLOTS = (  # title, which columns of metrics.jsonl, whether the ordinate is logarithmic
@@ -48,6 +49,7 @@ def write(workdir) -> pathlib.Path:
         gallery.way(workdir / evaluate.FOLDER / "trace.npz"),
         _tokenizer(workdir, result),
         _likelihood(result),
+        *findings.show(workdir / evaluate.FOLDER, result),
         _training(workdir),
         _samplers(workdir / evaluate.SAMPLERS),
         _details(result, order),

@@ -1,0 +1,293 @@
+"""The suite "full" on an oracle whose answers are known, and its parts by hand."""
+
+import csv
+import dataclasses
+import re
+
+import numpy as np
+import oracle
+import pytest
+
+from udd_jax import (
+    checkpoint,
+    evaluate,
+    findings,
+    full,
+    jobs,
+    judges,
+    neighbours,
+    networks,
+    report,
+    retrieval,
+    samples,
+)
+from udd_jax.data import reading, shapes, tokens
+from udd_jax.metrics import intervals, java
+
+WRONG = {"t2i": (0,), "i2t": (1,), "pair": (3,)}
+NO_JAVA = "there is no java"
+STATES = 6  # of the network that stands for Inception
+
+
+class Scorer(oracle.Oracle):
+    """Its bound of a text given an image is 8 bits if the text is not true of it, and the text's
+    own number of words, which it costs alone too."""
+
+    def score(self, tokens, *, task, times, seed, common=False):
+        if not common:
+            return super().score(tokens, task=task, times=times, seed=seed)
+        scenes = shapes.read_images(self.image.decode(tokens["image"]))
+        texts = self.decode_text(tokens["text"])
+        meanings = map(shapes.parse_caption, texts)
+        wrong = [not shapes.agrees(s, m) for s, m in zip(scenes, meanings, strict=True)]
+        bits = np.array([len(text.split()) for text in texts], float)
+        bits += 8.0 * np.array(wrong) * (task == "i2t")
+        return -np.stack([np.zeros(len(bits)), bits], axis=1)
+
+
+def extractor(size, seed):
+    """A network that is a random projection of the pictures' mean colours."""
+    table = np.random.default_rng(seed).standard_normal((3, size)).astype(np.float32)
+
+    def extract(images):
+        features = (np.asarray(images, np.float32).mean((1, 2)) / 255) @ table
+        chances = np.exp(features)
+        return np.concatenate([features, chances / chances.sum(1, keepdims=True)], axis=1)
+
+    return extract
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """(an oracle that is sometimes wrong, its folder with a token cache, its result)"""
+    folder = tmp_path_factory.mktemp("run")
+    config = oracle.config()
+    config.data_options = {"size": 40}
+    config.evaluate.update({"retrieval": 8, "among": 2, "round_trips": 4, "judged": 3})
+    config.evaluate.pictures = 5
+    made = oracle.make(folder, wrong=WRONG, config=config)
+    fields = {f.name: getattr(made, f.name) for f in dataclasses.fields(made)}
+    pipe = Scorer(**fields)
+    tokens.write_cache(
+        samples.source(pipe, "train"),
+        pipe.image.encode,
+        lambda texts: pipe.text.encode(texts, oracle.LENGTH),
+        folder / "tokens",
+        settings={},
+        views=reading.Views(32),
+        batch_size=8,
+    )
+    lack = intervals.Unmeasured("no weights")
+    inception = networks.Network("a1", images=extractor(STATES, 0))
+    nets = {"inception": inception, "clip": lack, "lpips": lack}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(java, "missing", lambda: NO_JAVA)
+        patch.setattr(networks, "load", lambda folder: nets)
+        patch.setattr(full, "STATES", STATES)
+        result = evaluate.run(pipe, folder, "full", say=lambda _: None)
+    return pipe, folder, result
+
+
+def value(tree, *path):
+    for name in path:
+        tree = tree[name]
+    return tree["value"]
+
+
+def test_the_full_suite_has_all_that_main_has_and_does_for_it(done):
+    pipe, folder, result = done
+    assert result["suite"] == "full" and result["scores"]["t2i"]["agreement"]["rate"] == 7 / 8
+    again = dataclasses.replace(pipe, asked=[])
+    assert evaluate.run(again, folder, "main") == checkpoint.read_json(folder / "evaluation.json")
+    assert again.asked == []
+
+
+def test_pictures_are_compared_by_the_network_that_is_given(done):
+    found = done[2]["full"]["pictures"]
+    assert found["count"] == 5
+    drawn = np.concatenate(
+        [samples.load(f).images for f in sorted((done[1] / "samples/pictures").glob("*.npz"))]
+    )
+    real = np.stack([e.pixels[0] for e, _ in samples.stream(done[0], 5)])
+    ours, theirs = (extractor(STATES, 0)(x)[:, :STATES] for x in (drawn, real))
+    expected = full.frechet.fid(ours, theirs)
+    assert value(found, "inception", "Frechet distance") == pytest.approx(expected.value, rel=1e-5)
+    assert "singular" in found["inception"]["Frechet distance"]["warning"]  # fewer than dimensions
+    assert {"KID", "precision", "recall", "Inception score"} <= set(found["inception"])
+    assert len(list((done[1] / "features").glob("*.npy"))) == 4  # of pictures and reconstructions
+
+
+def test_retrieval_finds_what_the_bound_says(done):
+    found = done[2]["full"]["retrieval"]
+    # A wrong caption costs 8 bits more, which no difference of length makes up for here.
+    assert value(found, "image of a caption", "first 1") == 1
+    assert value(found, retrieval.ALONE, "first 1") == 1
+    assert found["chance"] == 0.5
+    with np.load(done[1] / "samples/retrieval.npz") as kept:
+        assert kept["given"].shape[1:] == (2, 2)
+
+
+def test_round_trips_know_what_was_lost(done):
+    found = done[2]["full"]["round_trips"]
+    # Image 0 of t2i is empty, and so is the way back of item 1, whose caption is no caption.
+    assert found["count"] == 4
+    there = found["image to text to image"]
+    assert value(there, "codes kept") >= 0.5 > value(there, "codes kept by chance")
+    assert value(there, "both images fit the text") == pytest.approx(2 / 4)
+    back = found["text to image to text"]
+    assert value(back, "both texts fit the image") == pytest.approx(2 / 4)
+
+
+def test_captions_are_held_against_those_of_the_item(done):
+    found = done[2]["full"]["captions"]
+    assert value(found, "BLEU_1") > 0.9 and found["tokenizer"] == "plain"
+    assert "METEOR" in done[2]["unmeasured"]["captions, METEOR"]
+    assert NO_JAVA in done[2]["unmeasured"]["captions, SPICE"]
+
+
+def test_an_empty_caption_is_counted_and_scored_as_nothing(done):
+    pipe = done[0]
+    items = samples.held_out(pipe, 3)
+    told = [*items.captions[:2], ""]
+    drawn = samples.Samples(np.zeros((3, 20)), np.ones(3), {}, captions=told)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(java, "missing", lambda: NO_JAVA)
+        found = full.captioning(pipe, items, drawn)
+    assert found["empty"] == 1 and found["ROUGE_L"].value == pytest.approx(2 / 3)
+    assert found["length"].count == 3
+
+
+def test_the_nearest_training_pair_is_found_in_the_cache(done):
+    pipe, folder, result = done
+    cache = neighbours.open_cache(folder)
+    pair = cache.read([7])
+    both = {"image": pair["image"][:, 0], "text": pair["text"][:, 0]}
+    known = np.asarray(pipe.vocab.fuse(both))
+    changed = known.copy()
+    changed[0, 0] = (changed[0, 0] + 1) % 43
+    pairs, apart = neighbours.nearest(pipe, cache, np.concatenate([known, changed]))
+    assert apart.tolist() == [0, 1] and np.array_equal(pairs[0], known[0])
+    assert value(result["full"], "memory", "duplicates") < 1
+
+
+def test_a_held_out_picture_that_is_a_training_picture_is_an_error(done, tmp_path):
+    pipe, folder, _ = done
+    cache, items = neighbours.open_cache(folder), samples.held_out(done[0], 4)
+    neighbours.check_disjoint(pipe, cache, items)
+    train, _, _ = shapes.arrays("train", 40)
+    items.images[2] = train[9]
+    items.codes[2] = pipe.image.encode(train[9:10])[0]
+    with pytest.raises(ValueError, match="1 measured items are training items too"):
+        neighbours.check_disjoint(pipe, cache, items)
+
+
+def test_shapes_fall_into_ten_categories(done):
+    names = set(full.categories(None, shapes.all_scenes(), ""))
+    assert len(names) == 10
+    report = done[2]["full"]["agreement"]["by category"]["agreement"]
+    assert "mean of categories" in report
+    with pytest.raises(ValueError, match=r"evaluate\.category = 'style' is no field"):
+        full.categories(samples.held_out(done[0], 2), None, "style")
+
+
+def test_several_processes_make_what_one_makes(done, tmp_path):
+    pipe = dataclasses.replace(done[0], asked=[], wrong={"t2i": (5,)})
+    items = samples.held_out(pipe, 8)
+    asked = {"count": 8, "batch_size": 3, "seed": 0, "made_of": {"weights": "a"}}
+    whole = samples.obtain(pipe, items, "t2i", tmp_path / "one" / "t2i.npz", **asked)
+    assert len(pipe.asked) == 3
+    path = tmp_path / "many" / "t2i.npz"
+    for index in (1, 0):
+        samples.make(pipe, items, "t2i", path, share=(index, 2), **asked)
+    assert len(pipe.asked) == 6  # three parts again, none twice
+    joined = samples.obtain(pipe, items, "t2i", path, **asked)
+    assert len(pipe.asked) == 6 and np.array_equal(joined.tokens, whole.tokens)
+    assert joined.captions == whole.captions and np.array_equal(joined.images, whole.images)
+    assert [f.name for f in path.parent.iterdir()] == ["t2i.npz"]
+
+
+def test_groups_hold_no_two_equals():
+    equal = np.eye(6, dtype=bool)
+    equal[0, 1] = equal[2, 3] = True
+    assert retrieval.groups(equal, 3).tolist() == [[0, 2, 4], [1, 3, 5]]
+    assert retrieval.groups(equal, 7).shape == (0, 7)
+
+
+def test_judges_are_scored_by_the_sheets_that_come_back(tmp_path):
+    pictures = np.zeros((2, 8, 8, 3), np.uint8)
+    judges.write(tmp_path, pictures, pictures + 9, ["a", "<b>"])
+    assert isinstance(judges.score(tmp_path), intervals.Unmeasured)
+    key = checkpoint.read_json(tmp_path / "key.json")
+    sheet = (tmp_path / "sheet.html").read_text()
+    assert len(key) == 4 and "&lt;b&gt;" in sheet and sheet.count("<figure") == 4
+    with open(tmp_path / "answers.csv", newline="") as file:
+        assert [row["picture"] for row in csv.DictReader(file)] == list(key)
+    lines = [f"{number}, real" for number in list(key)[:3]] + [f"{list(key)[3]},"]
+    (tmp_path / "answers-ada.csv").write_text("\n".join(["picture,answer", *lines]))
+    found = judges.score(tmp_path)
+    right = [kind == "real" for kind in list(key.values())[:3]]
+    assert found["judges"] == 1 and found["accuracy"].value == pytest.approx(np.mean(right))
+    (tmp_path / "answers-bob.csv").write_text("number;answer\n1;real")
+    with pytest.raises(ValueError, match=r"answers-bob\.csv has the columns"):
+        judges.score(tmp_path)
+
+
+def test_what_judges_say_later_enters_the_result(done, tmp_path):
+    (tmp_path / "judges").mkdir()
+    checkpoint.write_json(tmp_path / "evaluation.json", done[2])
+    key = checkpoint.read_json(done[1] / "judges" / "key.json")
+    checkpoint.write_json(tmp_path / "judges" / "key.json", key)
+    lines = "".join(f"{number},{kind}\n" for number, kind in key.items())
+    (tmp_path / "judges" / "answers-eve.csv").write_text("picture,answer\n" + lines)
+    assert "judges" in done[2]["unmeasured"]
+    assert evaluate.judge(tmp_path)["accuracy"]["value"] == 1
+    assert "judges" not in checkpoint.read_json(tmp_path / "evaluation.json")["unmeasured"]
+
+
+def test_missing_weights_say_which_file_and_where_to_put_it(tmp_path):
+    found = networks.load("")
+    assert "pt_inception-2015-12-05-6726825d" in found["inception"].unmeasured
+    assert "--weights" in found["clip"].unmeasured
+    found = networks.load(str(tmp_path))
+    assert str(tmp_path) in found["lpips"].unmeasured and "vgg16" in found["lpips"].unmeasured
+    with pytest.raises(ValueError, match="which is no folder"):
+        networks.load(str(tmp_path / "nowhere"))
+
+
+def test_a_suite_that_does_not_exist_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="suite 'everything' does not exist, expected one of main"):
+        jobs.evaluate_run(tmp_path, "everything")
+
+
+def test_only_items_that_say_so_are_measured(done):
+    with done[0].config.unlocked():
+        done[0].config.evaluate.only = "scene=none of them"
+    try:
+        with pytest.raises(ValueError, match="no readable item with scene = none of them"):
+            samples.held_out(done[0], 2)
+    finally:
+        done[0].config.evaluate.only = ""
+
+
+def test_the_page_shows_what_was_found_and_says_what_was_not(done):
+    pipe, folder, result = done
+    checkpoint.write_json(folder / "config.json", {"config": pipe.config.to_dict()})
+    text = report.write(folder).read_text()
+    for name in set(findings.PARTS) - {"judges"}:
+        assert f'<section id="{name}">' in text
+    frechet = result["full"]["pictures"]["inception"]["Frechet distance"]["value"]
+    assert findings.number(frechet) in text
+    trips = re.search(r'<section id="round_trips">.*?</section>', text, re.S).group()
+    assert trips.count("<img") == 3 * 4
+    for name, why in result["unmeasured"].items():
+        assert f"<b>{findings.page.escape(name)}</b>: {findings.page.escape(why)}" in text
+
+
+def test_two_full_results_are_compared_measure_by_measure(done, tmp_path):
+    text = evaluate.compare(done[1], done[1])
+    assert "pictures: inception: Frechet distance" in text and "retrieval: image of a cap" in text
+    other = checkpoint.read_json(done[1] / "evaluation.json")
+    other["manifest"]["protocol"]["features"]["inception"] = "b2"
+    checkpoint.write_json(tmp_path / "evaluation.json", other)
+    with pytest.raises(ValueError, match=r"differ in features\.inception \(a1 and b2\)"):
+        evaluate.compare(done[1], tmp_path)

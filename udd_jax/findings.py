@@ -1,0 +1,164 @@
+"""What the suite "full" found, as parts of the page: tables with 95 % intervals, and pictures.
+
+Nothing here knows what a measure means: a part of `result["full"]` is a tree, its numbers become
+the rows of a table, and what was not measured stands with its reason at the end of the page.
+"""
+
+import pathlib
+
+import numpy as np
+
+from udd_jax import page
+
+PARTS = {  # of result["full"]: (heading, what it is, in a sentence)
+    "pictures": (
+        "Pictures by feature networks",
+        "Images generated from held-out captions against the pictures of the same items.",
+    ),
+    "agreement": (
+        "Text to image agreement",
+        "Images against the captions that they were made from; categories weigh the same in their "
+        "mean.",
+    ),
+    "captions": (
+        "Captions against human ones",
+        "Captions of held-out images against all captions of theirs, and what they are like.",
+    ),
+    "retrieval": (
+        "Retrieval by likelihood",
+        "Of a group of different held-out items, is the right caption of an image, or the right "
+        "image of a caption, the one that the model's own bound finds most likely?",
+    ),
+    "round_trips": (
+        "Round trips",
+        "There and back again: what comes last is compared with what came first, and, for chance, "
+        "with what came first of another item.",
+    ),
+    "memory": (
+        "Memory",
+        "Is it new? Generated pairs and their nearest training pairs, counted in tokens, beside "
+        "how near held-out pairs are; and how often the model repeats itself.",
+    ),
+    "reconstruction": (
+        "The image tokenizer by other measures",
+        "Held-out images through the image tokenizer and back.",
+    ),
+    "judges": (
+        "Human judges",
+        "Is a picture real or generated? Who is right half of the time cannot tell.",
+    ),
+    "speed": (
+        "Speed",
+        "One batch of pairs: the first call of a process that has compiled nothing, and the next.",
+    ),
+}
+
+
+def show(folder, result: dict) -> list[str]:
+    """The sections of all parts that hold a number; `folder` is that of the samples."""
+    folder, sections = pathlib.Path(folder), []
+    for name, part in result.get("full", {}).items():
+        heading, text = PARTS[name]
+        rows = _rows(part)
+        if not rows:
+            continue
+        content = page.tag("p", text) + page.table(["", "measured", "95 % interval", "of"], rows)
+        content += {"round_trips": _trips, "memory": _neighbours}.get(name, _nothing)(folder)
+        warnings = "".join(page.tag("li", page.escape(w)) for w in _warnings(part))
+        content += page.tag("ul", warnings, "note") if warnings else ""
+        sections.append(page.section(name, heading, content))
+    return sections
+
+
+def number(value) -> str:
+    """A number in about four digits; a word as it is."""
+    if isinstance(value, float):
+        return f"{value:.3f}" if 0.01 <= abs(value) < 100 else f"{value:.4g}"
+    return page.escape(value)
+
+
+def _rows(tree: dict, prefix: str = "") -> list[list[str]]:
+    rows = []
+    if "unmeasured" in tree or "value" in tree:
+        tree = {"": tree}
+    for name, value in tree.items():
+        name = ", ".join(filter(None, (prefix, name.replace("_", " "))))
+        if not isinstance(value, dict):
+            rows.append([page.escape(name), number(value), "", ""])
+        elif "value" in value:
+            ends = [value["low"], value["high"]]
+            interval = "" if None in ends else " to ".join(map(number, ends))
+            rows.append([page.escape(name), number(value["value"]), interval, str(value["count"])])
+        elif "unmeasured" not in value:
+            rows += _rows(value, name)
+    return rows
+
+
+def _warnings(tree: dict, prefix: str = "") -> list[str]:
+    if tree.get("warning"):
+        return [f"{prefix}: {tree['warning']}"]
+    below = {name: value for name, value in tree.items() if isinstance(value, dict)}
+    return [
+        line
+        for name, value in below.items()
+        for line in _warnings(value, ", ".join(filter(None, (prefix, name.replace("_", " ")))))
+    ]
+
+
+def _nothing(folder) -> str:
+    return ""
+
+
+def _load(path) -> dict | None:
+    if not path.exists():
+        return None
+    with np.load(path) as file:
+        return dict(file)
+
+
+def _trips(folder) -> str:
+    kept = _load(folder / "round_trips.npz")
+    if kept is None:
+        return ""
+    first = [
+        page.figure([page.picture(a), page.picture(b)], page.escape(text), "double")
+        for a, text, b in zip(
+            kept["images"], kept["middle_texts"], kept["back_images"], strict=True
+        )
+    ]
+    second = [
+        page.figure([page.picture(image)], f"{page.escape(a)}<br>→ {page.escape(b)}")
+        for a, image, b in zip(
+            kept["texts"], kept["middle_images"], kept["back_texts"], strict=True
+        )
+    ]
+    return (
+        page.tag("h3", "Image, the caption made of it, and the image made of that")
+        + page.tag("div", "".join(first), "row")
+        + page.tag("h3", "Caption, the image made of it, and the caption made of that")
+        + page.tag("div", "".join(second), "row")
+    )
+
+
+def _neighbours(folder) -> str:
+    kept = _load(folder / "neighbours.npz")
+    if kept is None:
+        return ""
+    figures = [
+        page.figure(
+            [page.picture(image), page.picture(near)],
+            f"{page.escape(text)}<br>"
+            f'<span class="soft">{page.escape(near_text)}, {apart} tokens apart</span>',
+            "double",
+        )
+        for image, near, text, near_text, apart in zip(
+            kept["images"],
+            kept["near_images"],
+            kept["captions"],
+            kept["near_captions"],
+            kept["apart"].tolist(),
+            strict=True,
+        )
+    ]
+    heading = "The generated pairs nearest to training, and the training pairs beside them"
+    return page.tag("h3", heading) + page.tag("div", "".join(figures), "row")
