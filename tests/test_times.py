@@ -70,3 +70,13 @@ def test_repeated_times_enter_as_their_mean_in_one_step():
     assert new.seen[2].tolist() == [0, 0, 0, 2, 0, 1, 0]
     again = times.update(new, histories, t, loss, used)
     np.testing.assert_allclose(again.square[2, 3], 0.9 * 0.5 + 0.1 * 5, rtol=1e-6)
+
+
+def test_spread_times_are_one_in_each_part_of_the_unit_interval():
+    independent = jnp.arange(8) >= 6
+    drawn = np.asarray(times.spread(jax.random.key(0), independent, 2))
+    assert (drawn > 0).all() and (drawn <= 1).all()
+    np.testing.assert_array_equal(drawn[:6, 0], drawn[:6, 1])
+    assert (drawn[6:, 0] != drawn[6:, 1]).all()
+    np.testing.assert_allclose(np.diff(np.sort(drawn[:, 0])), 1 / 8, atol=1e-6)
+    assert (np.diff(drawn[:, 0]) < 0).any() and (np.diff(drawn[:, 0]) > 0).any()

@@ -73,6 +73,23 @@ def draw(
     return jnp.where(rows, own, shared), jnp.where(rows, 1 / steps, p_shared)
 
 
+def spread(key: jax.Array, independent: jax.Array, count: int) -> jax.Array:
+    """Times in (0, 1], float32[B, M], low-discrepancy: one in each of B equal parts.
+
+    t_i = 1 - ((u + i/B) mod 1), in random order; rows that are `independent`, bool[B], have such a
+    time a modality, the others one for all `count` = M (arXiv 2107.00630).
+    """
+    batch = independent.shape[0]
+
+    def one(key):
+        key_shift, key_order = jax.random.split(key)
+        place = jax.random.permutation(key_order, batch) / batch
+        return 1 - jnp.mod(place + jax.random.uniform(key_shift), 1)
+
+    own = jax.vmap(one)(jax.random.split(key, count)).T
+    return jnp.where(independent[:, None], own, own[:, :1])
+
+
 def update(
     sampler: TimeSampler, histories: jax.Array, t: jax.Array, loss: jax.Array, used: jax.Array
 ) -> TimeSampler:
