@@ -1,0 +1,384 @@
+"""The loop around the rules: tasks, guidance, truncation, and what must not change a sample."""
+
+import functools
+
+import dense
+import finite
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from udd_jax import diffusion, draws, sampling, schedules, tasks, vocab
+from udd_jax.sampling import Settings
+
+LAYOUT, ITEMS = finite.LAYOUT, finite.ITEMS
+LINEAR = diffusion.make_kernel(LAYOUT, schedules.linear(finite.STEPS))
+ABSORBING = diffusion.make_kernel(LAYOUT, schedules.absorbing(finite.STEPS))
+ORACLE = finite.oracle(LINEAR)
+
+
+def blank(kernel, xt, t, free):
+    """A network that knows nothing."""
+    shapes = [(xt.shape[0], m.length, m.classes) for m in kernel.vocab.modalities]
+    return tuple(jnp.zeros(shape) for shape in shapes)
+
+
+def counted(kernel, seen):
+    """`blank`, that notes how many positions are masked in each call."""
+
+    def denoise_fn(xt, t, free):
+        jax.debug.callback(lambda n: seen.append(int(n)), (xt == kernel.vocab.mask_id).sum())
+        return blank(kernel, xt, t, free)
+
+    return denoise_fn
+
+
+# ---- Tasks --------------------------------------------------------------------------------------
+
+ROWS = ("pair", "t2i", "i2t", "image", "text", "infill")
+
+
+def batch_of(names):
+    """x, free and absent for a batch with a task a row."""
+    rows = [tasks.masks(LAYOUT, name, 1) for name in names]
+    free = np.concatenate([row.free for row in rows])
+    free[[name == "infill" for name in names]] = np.arange(16) % 3 > 0
+    return ITEMS[: len(names)], free, np.concatenate([row.absent for row in rows])
+
+
+def test_six_tasks_are_one_compilation_and_mix_in_one_batch():
+    traces = []
+
+    @functools.partial(finite.quick, static_argnames="options")
+    def run(keys, x, free, absent, options):
+        traces.append(1)
+        denoise_fn = finite.oracle(LINEAR)
+        return sampling.sample(LINEAR, denoise_fn, keys, x, free, absent, options)
+
+    options = Settings(steps=10, guidance=1.5, top_r=0.9)
+    keys = jax.random.split(jax.random.key(0), 12)
+    mixed = batch_of(ROWS * 2)
+    together = np.asarray(run(keys, *mixed, options))
+    for i, name in enumerate(ROWS):
+        _, free, absent = batch_of([name] * 12)
+        alone = np.asarray(run(keys, mixed[0], free, absent, options))
+        np.testing.assert_array_equal(together[[i, i + 6]], alone[[i, i + 6]])
+        kept = ~free & ~absent[:, LAYOUT.modality_of]
+        np.testing.assert_array_equal(alone[kept], mixed[0][kept])  # bit for bit
+        shown = np.asarray(alone)[free]
+        assert (shown != LAYOUT.mask_id).all()
+    assert len(traces) == 1
+
+
+def test_a_position_that_is_masked_and_not_free_stays_masked():
+    x = np.full((2, 16), LAYOUT.mask_id, np.int32)
+    free = np.broadcast_to(np.arange(16) < 14, (2, 16))  # a known length: the last two are beyond
+    present = jnp.zeros((2, 2), bool)
+    for name in ("ancestral", "best_first"):
+        options = Settings(sampler=name, steps=4, group=4)
+        drawn = np.asarray(
+            finite.quick(sampling.sample, static_argnums=(1, 6))(
+                ABSORBING, LAZY, jax.random.key(0), x, free, present, options
+            )
+        )
+        assert (drawn[:, 14:] == LAYOUT.mask_id).all() and (drawn[:, :14] != LAYOUT.mask_id).all()
+
+
+LAZY = functools.partial(blank, ABSORBING)
+
+
+# ---- Guidance -----------------------------------------------------------------------------------
+
+
+def by_block(p):
+    """float[B, L, V] -> one float[B, n, K] a modality."""
+    return [
+        p[:, where, offset : offset + m.classes]
+        for m, where, offset in zip(LAYOUT.modalities, LAYOUT.slices, LAYOUT.offsets, strict=True)
+    ]
+
+
+def tilted(with_all, without, s):
+    """log p of the tilt, normalised."""
+    with np.errstate(divide="ignore"):
+        log_p = s * np.log(with_all + 1e-30) + (1 - s) * np.log(without + 1e-30)
+    return log_p - np.log(np.exp(log_p).sum(-1, keepdims=True))
+
+
+@pytest.mark.parametrize("task", ("t2i", "pair", "infill", "negative"))
+def test_guided_log_p_is_the_enumerated_tilt(task):
+    t, s, tables = 60, 2.5, [schedules.absorbing(finite.STEPS)] * 2
+    rng = np.random.default_rng(1)
+    x, free, absent = batch_of([{"negative": "t2i"}.get(task, task)] * 8)
+    xt = np.where(free & (rng.random(x.shape) < 0.6), LAYOUT.mask_id, x).astype(np.int32)
+    negative = None
+    if task == "negative":
+        negative = np.concatenate([np.full((8, 12), LAYOUT.mask_id), ITEMS[8:16, 12:]], axis=1)
+
+    with jax.enable_x64(True):
+        kernel = diffusion.make_kernel(LAYOUT, tables, jnp.float64)
+        prior = diffusion.prior_sample(kernel, jax.random.key(0), 8)
+        predict = sampling.predictor(
+            kernel,
+            finite.oracle(kernel),
+            Settings(guidance=s),
+            tasks.Masks(jnp.asarray(free), jnp.asarray(absent)),
+            prior,
+            None if negative is None else jnp.asarray(negative, jnp.int32),
+        )
+        ours = [np.asarray(y) for y in jax.jit(predict)(xt, jnp.full(8, t, jnp.int32))]
+
+    everything = by_block(finite.predict(tables, xt, t, free))
+    for m, where in enumerate(LAYOUT.slices):
+        here = LAYOUT.modality_of == m
+        if negative is None:
+            other = finite.predict(tables, xt, t, free, silent=~here[None])
+        else:
+            instead = np.where(here, xt, negative)
+            other = finite.predict(tables, instead, t, free & here)
+        scale = s if free[:, where].any() else 1
+        expected = tilted(everything[m], by_block(other)[m], scale)
+        likely = expected > np.log(1e-12)
+        assert (ours[m][~likely] < np.log(1e-9)).all()
+        np.testing.assert_allclose(ours[m][likely], expected[likely], atol=1e-6)
+
+
+def test_the_guidance_weight_follows_its_schedule():
+    t = jnp.asarray([0, 25, 50, 100])
+    weight = functools.partial(sampling.guidance_weight, t=t, steps=100)
+    np.testing.assert_allclose(weight(Settings(guidance=3)), 3)
+    linear = Settings(guidance=3, guidance_schedule="linear")
+    np.testing.assert_allclose(weight(linear), [3, 2.5, 2, 1])
+    inside = Settings(guidance=3, guidance_schedule="interval", guidance_interval=(0.2, 0.5))
+    np.testing.assert_allclose(weight(inside), [1, 3, 3, 1])
+
+
+# ---- Temperature and truncation -----------------------------------------------------------------
+
+truncate = jax.jit(sampling.truncate)
+
+
+def by_sorting(p, weight, target):
+    """Which classes are kept, bool[K], by a stable sort."""
+    order = np.argsort(-p, kind="stable")
+    reached = np.cumsum(weight[order])
+    number = min((reached < target).sum() + 1, len(p))
+    return np.isin(np.arange(len(p)), order[:number])
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.integers(0, 6), min_size=7, max_size=7).filter(any),
+    st.sampled_from((0.3, 0.86, 0.999)),
+    st.integers(1, 7),
+)
+def test_truncation_keeps_the_smallest_prefix_and_the_first_of_equals(numbers, mass, count):
+    p = np.array(numbers) / sum(numbers)
+    with np.errstate(divide="ignore"):
+        log_p = jnp.asarray(np.log(p), jnp.float32)
+    for target, weight in ((mass, p), (count, np.ones(7))):
+        if target is mass and np.abs(np.cumsum(np.sort(p)[::-1]) - mass).min() < 1e-6:
+            continue
+        log_weight = log_p if target is mass else jnp.zeros(7)
+        ours = np.exp(truncate(log_p, log_weight, jnp.float32(target)), dtype=float)
+        kept = by_sorting(p, weight, target) & (p > 0)
+        np.testing.assert_allclose(ours, np.where(kept, p, 0) / p[kept].sum(), atol=2e-6)
+
+
+def test_temperature_comes_before_top_k_and_that_before_top_r():
+    log_p = jnp.log(jnp.asarray([0.5, 0.3, 0.15, 0.05]))
+    p = np.exp(np.asarray(log_p)) ** 0.5
+    p[3] = 0
+    p /= p.sum()  # .431, .334, .236
+    ours = sampling.adjust(log_p, Settings(temperature=2, top_k=3, top_r=0.7))
+    p[2:] = 0
+    np.testing.assert_allclose(np.exp(ours), p / p.sum(), rtol=1e-5)
+    np.testing.assert_array_equal(sampling.adjust(log_p, Settings()), log_p)
+
+
+@pytest.mark.parametrize("n", (33, 40))
+def test_tokens_drawn_in_pieces_are_those_drawn_at_once(n):
+    log_p = jax.nn.log_softmax(3 * jax.random.normal(jax.random.key(0), (2, n, 5)))
+    words = draws.words(jax.random.key(1), (2, n))
+
+    def function(words, log_p):
+        return draws.categorical(words, log_p), log_p.max(-1)
+
+    pieces = jax.jit(functools.partial(sampling.in_pieces, function))(words, log_p)
+    for ours, whole in zip(pieces, function(words, log_p), strict=True):
+        np.testing.assert_array_equal(ours, whole)
+
+
+# ---- The loop -----------------------------------------------------------------------------------
+
+
+def test_maskgit_leaves_as_many_masked_as_its_table_says():
+    layout = vocab.image_text((16, 16), image_classes=2, text_classes=2, text_length=1)
+    kernel, seen = diffusion.make_kernel(layout, schedules.cosine(50)), []
+    free = np.broadcast_to(np.arange(257) < 256, (1, 257))
+    x, present = np.zeros((1, 257), np.int32), np.zeros((1, 2), bool)
+    options = Settings(sampler="maskgit", steps=24)
+    run = finite.quick(sampling.sample, static_argnums=(1, 6))
+    run(kernel, counted(kernel, seen), jax.random.key(0), x, free, present, options)
+    jax.effects_barrier()
+    shown = [1, 2, 2, 4, 5, 6, 7, 8, 9, 9, 11, 11, 13, 13, 13, 14, 15, 16, 15, 16, 17, 16, 17, 16]
+    assert seen == [256, *(256 - np.cumsum(shown))[:-1]]
+
+
+def test_a_stride_reveals_its_share_where_the_published_one_leaves_most_to_the_last_call():
+    layout = vocab.image_text((32, 32), image_classes=2, text_classes=2, text_length=2)
+    table, seen = schedules.linear(500), []
+    kernel = diffusion.make_kernel(layout, table)
+    free, present = np.ones((4, layout.length), bool), np.zeros((4, 2), bool)
+    run = finite.quick(sampling.sample, static_argnums=(1, 6))
+    x, options = np.zeros(free.shape, np.int32), Settings(steps=50)
+    run(kernel, counted(kernel, seen), jax.random.key(0), x, free, present, options)
+    jax.effects_barrier()
+    shares = -np.diff([*seen, 0]) / free.size
+    assert len(shares) == 50
+    assert (np.abs(shares - 0.02) <= 4 * np.sqrt(0.02 * 0.98 / free.size)).all()
+    published = dense.published_stride(table, 500, 10)
+    np.testing.assert_allclose(published.sum(), 1)
+    assert published[-1] > 0.5
+
+
+ONE_OF_EACH = (
+    Settings(steps=5, top_r=0.9),
+    pytest.param(Settings(sampler="maskgit", steps=4), marks=pytest.mark.slow),
+    pytest.param(Settings(sampler="first_hitting", group=5), marks=pytest.mark.slow),
+)
+
+
+def few(seed=0, kernel=LINEAR, count=8):
+    x, free, absent = batch_of((ROWS * 2)[:count])
+    return kernel, finite.oracle(kernel), jax.random.key(seed), x, free, absent
+
+
+@pytest.mark.parametrize("options", ONE_OF_EACH, ids=("ancestral", "maskgit", "first_hitting"))
+def test_the_same_seed_makes_the_same_on_one_device_and_on_eight(options):
+    _, denoise_fn, key, *inputs = few()
+    keys = jax.random.split(key, 8)
+
+    @finite.quick
+    def run(keys, x, free, absent):
+        return sampling.sample(LINEAR, denoise_fn, keys, x, free, absent, options)
+
+    mesh = Mesh(np.array(jax.devices()), ("data",))
+    over = [jax.device_put(a, NamedSharding(mesh, P("data"))) for a in (keys, *inputs)]
+    np.testing.assert_array_equal(run(keys, *inputs), run(*over))
+
+
+@pytest.mark.parametrize("options", ONE_OF_EACH, ids=("ancestral", "maskgit", "first_hitting"))
+def test_the_compiled_loop_is_a_python_loop(options):
+    compiled = finite.quick(lambda key, *a: sampling.run(LINEAR, ORACLE, key, *a, options))
+    ours = compiled(*few(count=3)[2:])
+    with jax.disable_jit():
+        plain = sampling.run(*few(count=3), options)
+    jax.tree.map(np.testing.assert_array_equal, ours._replace(states=0), plain._replace(states=0))
+
+
+def test_float32_draws_what_float64_draws():
+    options = Settings(steps=20, top_r=0.95, guidance=1.5)
+    run = finite.quick(sampling.sample, static_argnums=(1, 6))
+    narrow = run(*few(), options)
+    with jax.enable_x64(True):
+        wide = diffusion.make_kernel(LAYOUT, schedules.linear(finite.STEPS), jnp.float64)
+        np.testing.assert_array_equal(narrow, run(*few(kernel=wide), options))
+
+
+def test_sampling_and_its_loss_are_clean_of_nans_and_of_keys_used_twice():
+    with jax.debug_nans(True), jax.debug_key_reuse(True):
+        for options in (
+            Settings(steps=3, top_k=2, guidance=2.0),
+            Settings(sampler="purity", steps=2),
+        ):
+            run = finite.quick(
+                lambda key, *a, o=options: sampling.sample(LINEAR, ORACLE, key, *a, o)
+            )
+            run(*few()[2:])
+
+        @finite.quick
+        def gradient(logits, key, x0, t):
+            key_noise, key_prior = jax.random.split(key)
+            free = jnp.ones(x0.shape, bool)
+            xt = diffusion.q_sample(LINEAR, key_noise, x0, diffusion.free_times(LAYOUT, t, free))
+            prior = diffusion.prior_sample(LINEAR, key_prior, len(x0))
+
+            def loss(logits):
+                terms = diffusion.loss_terms(LINEAR, logits, x0, xt, t, free)
+                return sum(term.sum() for term in terms)
+
+            return jax.grad(loss)(logits), prior
+
+        logits = LAZY(ITEMS[:6], None, None)
+        logits = [30 * jax.random.normal(jax.random.key(1), y.shape) for y in logits]
+        t = np.array([[1, 1], [2, 2], [50, 50], [99, 99], [100, 100], [1, 100]], np.int32)
+        gradients, _ = gradient(logits, jax.random.key(0), ITEMS[:6], t)
+    assert all(jnp.isfinite(g).all() for g in gradients)
+
+
+def test_the_trace_shows_the_sequence_on_its_way():
+    _, denoise_fn, key, x, free, absent = few(kernel=ABSORBING)
+    run = finite.quick(sampling.run, static_argnums=(1, 6), static_argnames="trace")
+    drawn = run(ABSORBING, denoise_fn, key, x, free, absent, Settings(steps=8), trace=4)
+    masked = (np.asarray(drawn.states) == LAYOUT.mask_id).sum((1, 2))
+    assert drawn.states.shape == (4, 8, 16) and (np.diff(masked) < 0).all()
+    np.testing.assert_array_equal(drawn.states[-1], drawn.tokens)
+
+
+# ---- Errors -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("sampler", "ancestrall"),
+        ("confidence", "luck"),
+        ("guidance_schedule", "cosine"),
+        ("guidance_interval", (0.7, 0.2)),
+        ("guidance", -1.0),
+        ("steps", -1),
+        ("temperature", 0.0),
+        ("top_r", 0.0),
+        ("top_k", -2),
+        ("noise", -1.0),
+        ("purity", -1.0),
+        ("group", 0),
+        ("threshold", 1.5),
+        ("bound", -0.1),
+        ("eta", 2.0),
+        ("correct", -1),
+    ],
+)
+def test_a_setting_that_means_nothing_is_an_error_that_names_it(field, value):
+    with pytest.raises(ValueError, match=rf"^sample\.{field} = .*, expected [^\n]+$"):
+        Settings(**{field: value})
+
+
+UNIFORM = diffusion.make_kernel(LAYOUT, schedules.uniform(10))
+
+
+@pytest.mark.parametrize(
+    "options, kernel, message",
+    [
+        ({"steps": 101}, LINEAR, "steps = 101 is more than the T = 100"),
+        ({"sampler": "maskgit"}, UNIFORM, "'maskgit' fills masks, .* expected 'ancestral'"),
+        ({"sampler": "remdm_cap"}, UNIFORM, "'remdm_cap' masks tokens again"),
+        ({"correct": 1}, ABSORBING, "correct = 1 .* expected 0"),
+        ({"correct": 1, "sampler": "maskgit"}, LINEAR, "correct = 1 .* expected 0"),
+    ],
+)
+def test_settings_that_do_not_fit_the_run_are_an_error(options, kernel, message):
+    with pytest.raises(ValueError, match=message):
+        Settings(**options).check(kernel)
+
+
+def test_guidance_needs_a_network_that_was_trained_for_it():
+    Settings(guidance=2.0).check(LINEAR)
+    with pytest.raises(ValueError, match=r"guidance = 2\.0, .* expected 1 \(off\)"):
+        Settings(guidance=2.0).check(LINEAR, guidable=False)
