@@ -11,6 +11,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import recorded
 
 from udd_jax import diffusion, published, sampling, schedules
@@ -43,15 +44,19 @@ def network(name):
 
 @functools.cache
 def reverse(steps):
-    """(log p_0 a modality, x_t, s, t, r) -> log p(x_s | x_t) over all classes, [B, V, L]."""
+    """(log p_0 a modality, x_t, s, t, r) -> log p(x_s | x_t) over all classes, [B, V, L].
+
+    r: how much of p_0 is kept; 1 is all.
+    """
     kernel = diffusion.make_kernel(VOCAB, schedules.linear(steps))
 
-    @functools.partial(recorded.jit, static_argnames="rate")
+    @recorded.jit
     def run(log_ps, x, s, t, rate):
         parts = []
         for m, where in enumerate(VOCAB.slices):
             xt = VOCAB.local(m, x[:, where])
-            log_p0 = sampling.truncate(log_ps[m], log_ps[m], rate) if rate else log_ps[m]
+            cut = sampling.truncate(log_ps[m], log_ps[m], rate)
+            log_p0 = jnp.where(rate < 1, cut, log_ps[m])
             now, then = jnp.full(xt.shape, t), jnp.full(xt.shape, s)
             parts.append(diffusion.p_log_probs(kernel, m, log_p0, xt, then, now))
         return parts
@@ -106,8 +111,8 @@ def test_strided_chain_with_the_published_rule_equals_the_recorded_one():
     out = np.zeros_like(stored("fast_out"))
     out[np.arange(0, T, delta)] = states[::-1]
     np.testing.assert_array_equal(out, stored("fast_out"))
-    hidden = (states[-2] == MASK).mean()
-    assert hidden > 0.5  # most tokens are left to the last call: the error of this rule
+    # The error of this rule: more tokens are left to the last call than are masked at its time.
+    assert (states[-2] == MASK).mean() > 2 * delta / T
 
 
 def test_text_to_image_chain_equals_the_recorded_one():
@@ -134,7 +139,7 @@ def test_infilling_chain_equals_the_recorded_one():
     start = np.where(start == UNKNOWN, MASK, start)
     known = np.concatenate([stored("inp_mask_img"), stored("inp_mask_txt")], axis=1) == 1
     batch = stored("inpaint_states").shape[1]
-    start, known = np.repeat(start, batch, axis=0), np.repeat(known, batch, axis=0)
+    start, known = (np.repeat(y, batch // len(y), axis=0) for y in (start, known))
     states, kept = chain("inpaint", start, CONFIG["sample_T"], known=known)
     np.testing.assert_array_equal(states, stored("inpaint_states"))
     np.testing.assert_array_equal(kept[-1], stored("inpaint_out"))
@@ -145,7 +150,7 @@ def test_one_step_without_truncation_equals_the_recorded_one():
     drawn = []
     for row, time in enumerate(t):
         pair = np.repeat(x[row : row + 1], 2, axis=0)  # the batch size of the chains
-        log_p = reverse(CONFIG["T"])(network("joint")(pair, time + 1), pair, time, time + 1, None)
+        log_p = reverse(CONFIG["T"])(network("joint")(pair, time + 1), pair, time, time + 1, 1.0)
         drawn.append(recorded.gumbel_argmax(log_p[:1], stored("u_single")[row : row + 1])[0])
     np.testing.assert_array_equal(drawn, stored("single_out"))
 
@@ -164,7 +169,8 @@ def test_the_noise_of_the_first_draw_changes_nothing():
         np.testing.assert_array_equal(recorded.gumbel_argmax(log_onehot, u), tokens)
 
 
-@recorded.precision
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", recorded.PRECISIONS)
 def test_the_whole_loss_and_its_gradients_equal_the_recorded_ones(precision):
     arrays = recorded.arrays(f"transformer_{precision}")
     T, weight = CONFIG["T"], CONFIG["aux_weight"]
