@@ -129,9 +129,9 @@ def get_config() -> ml_collections.ConfigDict:
             "auxiliary": 0.2,  # lambda, the weight of -log p(x_0 | x_t)
             "pad_weight": 1.0,
             "mixture": {  # of tasks in a batch
-                "pair": 0.2,
-                "t2i": 0.35,
-                "i2t": 0.3,
+                "pair": 0.25,
+                "t2i": 0.18,
+                "i2t": 0.42,
                 "infill": 0.11,
                 "image": 0.02,
                 "text": 0.02,
@@ -146,11 +146,11 @@ def get_config() -> ml_collections.ConfigDict:
 
     c.sample = ml_collections.ConfigDict(
         {
-            "sampler": "ancestral",
-            "steps": 25,
+            "sampler": "first_hitting",
+            "steps": 25,  # of the samplers that are told
             "guidance": 1.0,
-            "temperature": 1.0,
-            "top_r": 1.0,
+            "temperature": 0.9,
+            "top_r": 0.9,
             "top_k": 0,
         }
     )
