@@ -36,7 +36,7 @@ def smoke(c):
     c.model.update({"layers": 1, "width": 32, "heads": 2, "unroll": 1})
     c.diffusion.steps = 20
     c.train.update({"steps": 30, "batch_size": 16, "warmup": 5, "log_every": 5, "save_every": 10})
-    c.sample.steps = 5
+    c.sample.update({"sampler": "ancestral", "steps": 5, "temperature": 1.0, "top_r": 1.0})
     c.evaluate.update({"samples": 16, "batch_size": 16, "bound_samples": 16, "bound_times": 2})
 
 
