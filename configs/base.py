@@ -129,9 +129,9 @@ def get_config() -> ml_collections.ConfigDict:
             "auxiliary": 0.2,  # lambda, the weight of -log p(x_0 | x_t)
             "pad_weight": 1.0,
             "mixture": {  # of tasks in a batch
-                "pair": 0.25,
-                "t2i": 0.18,
-                "i2t": 0.42,
+                "pair": 0.2,
+                "t2i": 0.35,
+                "i2t": 0.3,
                 "infill": 0.11,
                 "image": 0.02,
                 "text": 0.02,
