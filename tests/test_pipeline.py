@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from udd_jax import pipeline
+from udd_jax import jobs, pipeline
 
 SIZE = 4  # the batch of every call here, so that one compilation serves
 
@@ -67,6 +67,21 @@ def test_with_common_noise_equal_pairs_have_equal_bounds(pipe, pictures):
     common = pipe.score(tokens, task="i2t", times=2, common=True)
     np.testing.assert_allclose(common, common[:1].repeat(SIZE, 0), rtol=1e-5)
     assert np.ptp(pipe.score(tokens, task="i2t", times=2).sum(1)) > 0.01
+
+
+def test_an_exported_run_is_half_as_large_and_generates(tiny_run, tmp_path):
+    jobs.export(tiny_run, tmp_path / "small")
+    sizes = [(run / pipeline.WEIGHTS).stat().st_size for run in (tiny_run, tmp_path / "small")]
+    assert sizes[1] < 0.7 * sizes[0]
+    small = pipeline.Pipeline.load(tmp_path / "small")
+    for a, b in zip(
+        jax.tree.leaves(small.params),
+        jax.tree.leaves(pipeline.load_weights(tiny_run)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6)
+    with pytest.raises(ValueError, match="holds a run already"):
+        jobs.export(tiny_run, tmp_path / "small")
 
 
 def test_given_tokens_are_in_the_output_bit_for_bit(pipe, pictures):

@@ -181,6 +181,24 @@ def make_image_tokenizer(config, workdir, source) -> vqgan.ImageTokenizer:
     return train_vq.train(config, workdir / "vq", source)
 
 
+def export(workdir, out) -> None:
+    """Copies what generation needs of a finished run to the folder `out`, weights in float16.
+
+    ValueError if `out` holds a run already.
+    """
+    workdir, out = pathlib.Path(workdir), pathlib.Path(out)
+    if (out / pipeline.CONFIG).exists():
+        raise ValueError(f"{out} holds a run already: choose another --out")
+    weights, metadata = checkpoint.load_tree(workdir / pipeline.WEIGHTS)
+    checkpoint.save_tree(out / pipeline.WEIGHTS, weights, metadata, half=True)
+    names = [pipeline.TEXT, pipeline.IMAGE, evaluate.RESULT, pipeline.CONFIG]
+    for name in names:
+        if (workdir / name).exists():
+            checkpoint.write_bytes(out / name, (workdir / name).read_bytes())
+    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    logbook.say(f"exported {out}: {size / 1e6:.1f} MB")
+
+
 def evaluate_run(workdir, suite: str = "main", config=None, weights: str | None = None) -> None:
     """Evaluates a finished run, or what is missing of it, and writes the report.
 

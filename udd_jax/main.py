@@ -4,6 +4,7 @@
     python -m udd_jax.main --mode=sample --workdir=DIR --task=t2i --prompt="a small red circle"
     python -m udd_jax.main --mode=evaluate --workdir=DIR
     python -m udd_jax.main --mode=plan --config=configs/t2i.py:coco
+    python -m udd_jax.main --mode=export --workdir=DIR --out=OTHER    what sampling needs, small
     python -m udd_jax.main --mode=convert --from=unid3 --checkpoint=cub.ckpt --out=runs/cub
 
 Exit code 0, or 1 after one line that says what is wrong and what to do.
@@ -16,7 +17,7 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-MODES = ("train", "tokenize", "sample", "evaluate", "plan", "convert")
+MODES = ("train", "tokenize", "sample", "evaluate", "plan", "convert", "export")
 TASKS = ("t2i", "i2t", "pair", "image", "text", "infill")
 
 FLAGS = flags.FLAGS
@@ -31,7 +32,7 @@ flags.DEFINE_string("negative_prompt", None, "sample: what guidance leads away f
 flags.DEFINE_integer("blank_tokens", 1, "sample: tokens that ___ in a prompt stands for")
 flags.DEFINE_integer("num", None, "sample: how many; of each prompt or image")
 flags.DEFINE_integer("batch_size", 64, "sample: how many at once")
-flags.DEFINE_string("out", None, "sample: folder for the results; WORKDIR/generated unless given")
+flags.DEFINE_string("out", None, "folder for the results; WORKDIR/generated unless given")
 flags.DEFINE_integer("seed", 0, "sample: seed")
 flags.DEFINE_string("sampler", None, "sample: order of reveal; the config's unless given")
 flags.DEFINE_integer("steps", None, "sample: network calls; the config's unless given")
@@ -108,6 +109,12 @@ def main(argv) -> None:
         from udd_jax import commands
 
         commands.sample(workdir, FLAGS)
+    elif mode == "export":
+        from udd_jax import jobs
+
+        if not FLAGS.out:
+            raise ValueError("--out is missing, expected a folder")
+        jobs.export(workdir, FLAGS.out)
     elif mode == "evaluate":
         from udd_jax import jobs
 
