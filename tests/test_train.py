@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from configs import t2i
-from udd_jax import diffusion, train, transformer, vocab
+from udd_jax import diffusion, schedules, train, transformer, vocab
 
 VOCAB = vocab.image_text((2, 2), 3, 5, 3)
 
@@ -110,6 +110,56 @@ def test_an_absent_text_does_not_reach_the_loss_of_the_image():
         for b in (first, second)
     ]
     assert values[0] == values[1]
+
+
+def test_the_continuous_objective_estimates_the_bound_of_very_many_steps():
+    """The network starts out even, so that -log p(x_0 | x_t) is known: log K at every mask."""
+    _, _, model, tx, _, _ = setting()
+    state = train.create_state(model, tx, jax.random.key(0))
+    even = jax.tree.map(jnp.zeros_like, state.params)
+    kernel = diffusion.make_kernel(VOCAB, schedules.absorbing(model.steps))
+    losses = {}
+    for objective in train.OBJECTIVES:
+        loss_fn = train.make_loss(
+            kernel,
+            model,
+            mixture={"pair": 1.0},
+            auxiliary=0.0,
+            pad_id=0,
+            pad_weight=1.0,
+            objective=objective,
+        )
+        loss_fn = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))
+        x0 = VOCAB.fuse(batch(0, 512))
+        (loss, (metrics, sampler)), gradient = loss_fn(even, state.times, jax.random.key(3), x0)
+        losses[objective] = float(loss)
+        assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradient))
+        assert (int(sampler.seen.sum()) == 512) == (objective == "discrete")
+        np.testing.assert_allclose(metrics["bound"], loss, rtol=1e-5)
+    # Each position is masked once on its way: 4 log 3 + 3 log 5, whatever the number of steps.
+    expected = (4 * np.log(3) + 3 * np.log(5)) / 7
+    np.testing.assert_allclose(list(losses.values()), expected, rtol=0.1)
+
+
+@pytest.mark.parametrize(
+    "objective, message",
+    [
+        ("continous", "objective = 'continous', expected one of discrete, continuous"),
+        ("continuous", "is for schedules that only mask: expected diffusion.schedule 'absorbing'"),
+    ],
+)
+def test_an_objective_that_does_not_fit_is_an_error(objective, message):
+    _, kernel, model, *_ = setting()
+    with pytest.raises(ValueError, match=message):
+        train.make_loss(
+            kernel,
+            model,
+            mixture={"pair": 1.0},
+            auxiliary=0.0,
+            pad_id=0,
+            pad_weight=1.0,
+            objective=objective,
+        )
 
 
 def test_padding_weighs_what_the_config_says():
