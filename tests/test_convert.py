@@ -5,6 +5,7 @@ what they say is the business of `test_published_network.py` and `test_published
 """
 
 import functools
+import json
 import pathlib
 import subprocess
 import sys
@@ -13,11 +14,15 @@ import jax
 import numpy as np
 import pytest
 import torch_files
+from absl.testing import flagsaver
 
 from configs import t2i
 from udd_jax import (
     checkpoint,
+    commands,
     convert,
+    images,
+    main,
     pipeline,
     published,
     schedules,
@@ -197,6 +202,14 @@ def test_a_user_s_config_that_agrees_is_kept_where_the_weights_say_nothing(folde
     assert stored.train.learning_rate == 0.125 and stored.model.heads == 2
 
 
+@pytest.mark.parametrize("prefix", ["", "net.module."])
+def test_names_may_stand_under_any_prefix(prefix):
+    state = unid3_state()
+    other = {prefix + name.removeprefix(published.PREFIX): array for name, array in state.items()}
+    for ours, theirs in zip(*(published.split_state(s, "a") for s in (state, other)), strict=True):
+        assert ours and ours.keys() == theirs.keys()
+
+
 def test_half_precision_weights_are_read_as_float32(folder, tmp_path):
     state = {name: array.astype(np.float16) for name, array in unid3_state().items()}
     state = {n: a for n, a in state.items() if not n.startswith("model.log_")}
@@ -215,6 +228,7 @@ def pipe(run):
     return pipeline.Pipeline.load(run)
 
 
+@pytest.mark.slow
 def test_every_task_that_the_joint_weights_can_do(pipe):
     pytest.importorskip("ftfy", reason="CLIP's published cleaning needs ftfy")
     pictures = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
@@ -541,32 +555,150 @@ def test_a_failure_while_writing_leaves_nothing(folder, tmp_path, monkeypatch):
 # The command line
 
 
-def command(*flags):
-    return subprocess.run(
-        [sys.executable, "-m", "udd_jax.main", "--mode=convert", *flags],
-        cwd=HERE.parent,
-        capture_output=True,
-        text=True,
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Runs `python -m udd_jax.main --mode=convert ...` in this process: exit code, last words."""
+
+    def run(*flags):
+        monkeypatch.setattr(sys, "argv", ["main", "--mode=convert", *map(str, flags)])
+        with flagsaver.flagsaver(), pytest.raises(SystemExit) as end:
+            main.run()
+        return end.value.code or 0, capsys.readouterr().err
+
+    return run
+
+
+def test_the_command_line_converts_unid3_and_back(folder, run, tmp_path, command):
+    flags = ("--from=unid3", "--heads=2", f"--codes={folder}/used.npy", f"--text={folder}")
+    for network_name in ("joint", "text_from_image"):
+        out, network_flag = tmp_path / network_name, f"--network={network_name}"
+        code, error = command(
+            *flags, f"--checkpoint={folder}/cub.ckpt", f"--out={out}", network_flag
+        )
+        assert code == 0, error
+        stored = checkpoint.read_json(out / pipeline.CONFIG)
+        assert (
+            stored["made_with"]["network"] == stored["config"]["model"]["network"] == network_name
+        )
+        back = tmp_path / f"{network_name}.safetensors"
+        assert command("--to=safetensors", f"--workdir={out}", f"--out={back}")[0] == 0
+    convert.to_safetensors(run, tmp_path / "ours.safetensors")
+    whole = [path.read_bytes() for path in sorted(tmp_path.glob("*.safetensors"))]
+    assert len(whole) == 3 and whole[0] == whole[1] == whole[2]
+
+
+def test_the_command_line_converts_taming_and_back(tmp_path, command):
+    save(tmp_path / "vqgan.ckpt", vq_state())
+    (tmp_path / "vqgan.yaml").write_text(yaml_of())
+    source = f"--checkpoint={tmp_path}/vqgan.ckpt", f"--vq_config={tmp_path}/vqgan.yaml"
+    assert command("--from=taming", *source, f"--out={tmp_path}/out")[0] == 0
+    back = tmp_path / "back.safetensors"
+    assert command("--to=safetensors", f"--workdir={tmp_path}/out", f"--out={back}")[0] == 0
+    state = convert.read_state(back)
+    assert state.keys() == vq_state().keys()
+    for name, array in state.items():
+        np.testing.assert_array_equal(array, vq_state()[name], strict=True)
+
+
+def test_what_the_command_line_cannot_do_is_one_line_and_exit_code_1(folder, tmp_path, command):
+    evil = torch_files.call("os.system", f"touch {tmp_path}/trace")
+    bad = changed(unid3_state(), **BAD_UNID3["shape"][0])
+    lacking = changed(unid3_state(), **BAD_UNID3["missing"][0])
+    torch_files.save(folder / "evil.ckpt", {"state_dict": unid3_state(), "callbacks": evil})
+    save(folder / "shape.ckpt", bad)
+    save(folder / "missing.ckpt", lacking)
+    save(folder / "kind.ckpt", vq_state())
+    (folder / "half.ckpt").write_bytes((folder / "cub.ckpt").read_bytes()[:5000])
+    unid3, out = (
+        ("--from=unid3", "--heads=2", f"--codes={folder}/used.npy"),
+        f"--out={tmp_path}/out",
     )
+    cases = [
+        ((out,), "--from=unid3"),
+        (("--from=unid3", "--to=safetensors", out), "either"),
+        (("--from=other", out), "from"),
+        (("--from=unid3", out), "--checkpoint is missing"),
+        (("--from=taming", f"--checkpoint={folder}/kind.ckpt", out), "--vq_config is missing"),
+        (("--to=safetensors", out), "--workdir is missing"),
+        (("--to=safetensors", f"--workdir={tmp_path}", out), "vq/tokenizer"),
+        ((*unid3, f"--checkpoint={folder}/absent.ckpt", out), "absent.ckpt: cannot be read"),
+        ((*unid3, f"--checkpoint={folder}/half.ckpt", out), "cut short"),
+        ((*unid3, f"--checkpoint={folder}/kind.ckpt", out), "looks like a VQGAN, --from=taming"),
+        ((*unid3, f"--checkpoint={folder}/evil.ckpt", out), "is refused, it names os.system"),
+        ((*unid3, f"--checkpoint={folder}/shape.ckpt", out), "is [17], expected [16]"),
+        ((*unid3, f"--checkpoint={folder}/missing.ckpt", out), "blocks.1.ln2.weight' (1 missing)"),
+        ((*unid3, f"--checkpoint={folder}/cub.ckpt", out, "--network=both"), "--network=both"),
+        ((*unid3, f"--checkpoint={folder}/cub.ckpt"), "--out is missing"),
+    ]
+    for flags, message in cases:
+        code, error = command(*flags)
+        assert code == 1 and message in error, (flags, error)
+        assert error.startswith("error: ") and len(error.strip().splitlines()) == 1
+        assert not list(tmp_path.iterdir())
+
+
+def sample_flags(*flags):
+    """The flags of `--mode=sample`, as main parses them."""
+    main.FLAGS(["main", "--mode=sample", "--steps=2", "--top_r=0.9", "--num=2", *map(str, flags)])
+    return main.FLAGS
 
 
 @pytest.mark.slow
-def test_the_command_line_converts_and_says_errors_in_one_line(folder, tmp_path):
-    common = ("--from=unid3", f"--checkpoint={folder}/cub.ckpt", "--heads=2")
-    codes, out = f"--codes={folder}/used.npy", f"--out={tmp_path}/cub"
-    done = command(*common, codes, out)
+def test_the_command_line_samples_every_task_that_the_weights_can_do(pipe, tmp_path, monkeypatch):
+    pytest.importorskip("ftfy", reason="CLIP's published cleaning needs ftfy")
+    monkeypatch.setattr(pipeline.Pipeline, "load", lambda directory: pipe)
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
+    images.write_png(tmp_path / "a.png", pixels)
+    pixels[:] = 0
+    pixels[:, 4:] = 255
+    images.write_png(tmp_path / "m.png", pixels)
+    picture = f"--image={tmp_path}/a.png"
+    tasks = {
+        "pair": (),
+        "t2i": ("--prompt=ab",),
+        "i2t": (picture,),
+        "image": (),
+        "text": (),
+        "infill": (picture, f"--mask={tmp_path}/m.png", "--prompt=a ___"),
+    }
+    for task, flags in tasks.items():
+        with flagsaver.flagsaver():
+            out = commands.sample(
+                "run", sample_flags(*flags, f"--task={task}", f"--out={tmp_path}/{task}")
+            )
+        lines = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
+        assert len(lines) == 2 and all(line["task"] == task for line in lines)
+        assert all(
+            ("image" in line, "caption" in line) == (task != "text", task != "image")
+            for line in lines
+        )
+    for flag, message in (("--guidance=2", "trained without absent"), ("--steps=7", "T = 6")):
+        with flagsaver.flagsaver(), pytest.raises(ValueError, match=message):
+            commands.sample("run", sample_flags("--task=pair", f"--out={tmp_path}/no", flag))
+    assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.slow
+def test_converting_and_sampling_by_the_two_commands_of_the_readme(folder, tmp_path):
+    def run(*flags):
+        command = [sys.executable, "-m", "udd_jax.main", *flags]
+        return subprocess.run(command, cwd=HERE.parent, capture_output=True, text=True)
+
+    flags = ("--from=unid3", "--heads=2", f"--codes={folder}/used.npy", "--network=image_from_text")
+    source, out = f"--checkpoint={folder}/cub.ckpt", tmp_path / "run"
+    failed = run("--mode=convert", *flags, source, f"--out={out}", "--config=configs/t2i.py:cub")
+    assert failed.returncode == 1 and "config.image_size = 256, but" in failed.stderr
+    assert not out.exists()
+    done = run("--mode=convert", *flags, source, f"--out={out}")
     assert done.returncode == 0, done.stderr
-    failed = command(*common, out, codes)
-    assert failed.returncode == 1 and failed.stderr.strip().splitlines()[-1].startswith("error: ")
-    failed = command(*common, f"--out={tmp_path}/b")
-    assert (
-        failed.returncode == 1 and "--codes" in failed.stderr and "Traceback" not in failed.stderr
-    )
-    assert not (tmp_path / "b").exists()
-    assert command(out).returncode == 1
-    weights = f"--out={tmp_path}/cub.safetensors"
-    assert command("--to=safetensors", f"--workdir={tmp_path}/cub", weights).returncode == 0
-    assert (tmp_path / "cub.safetensors").exists()
+    sample = ("--mode=sample", f"--workdir={out}", "--prompt=ab", "--steps=2")
+    done = run(*sample, "--task=t2i")
+    assert done.returncode == 0, done.stderr
+    assert (out / "generated" / "image-0000.png").exists()
+    failed = run(*sample[:2], "--task=pair", f"--out={tmp_path}/no")
+    assert failed.returncode == 1 and len(failed.stderr.strip().splitlines()) == 1
+    assert "task 'pair' is not for the network of this run, image_from_text" in failed.stderr
+    assert not (tmp_path / "no").exists()
 
 
 @pytest.mark.slow
