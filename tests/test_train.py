@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+import optax
 import pytest
 
 from configs import t2i
@@ -204,3 +205,35 @@ def test_the_learning_rate_warms_up_and_decays(decay):
     assert float(rate(0)) == 0
     np.testing.assert_allclose(rate(c.warmup), c.learning_rate, rtol=1e-6)
     np.testing.assert_allclose(rate(c.steps), 0.1 * c.learning_rate, rtol=1e-5)
+
+
+def moved(tx):
+    """Matrices of two blocks and a head: how far a second step moves them."""
+    rng = np.random.default_rng(0)
+    shapes = {"blocks": {"mlp": {"in": {"kernel": (2, 8, 6)}}}, "head": {"kernel": (6, 5)}}
+    draw = functools.partial(jax.tree.map, is_leaf=lambda x: isinstance(x, tuple))
+    params, grads = (
+        draw(lambda shape: jnp.asarray(rng.normal(size=shape), jnp.float32), shapes)
+        for _ in range(2)
+    )
+    state = tx.init(params)
+    for _ in range(2):  # ours warms up: the first is at rate 0
+        updates, state = tx.update(grads, state, params)
+    return updates
+
+
+def test_muon_turns_the_blocks_by_even_steps_of_adamws_size_and_leaves_the_rest_to_adamw():
+    config = t2i.get_config("smoke")
+    config.train.update({"optimiser": "muon", "warmup": 1, "learning_rate": 1e-2})
+    config.train.update({"weight_decay": 0.0, "clip": 1e9})
+    ours = moved(train.make_optimiser(config)[0])
+    adamw = moved(optax.nadamw(1e-2, b1=config.train.beta1, b2=config.train.beta2, weight_decay=0))
+    np.testing.assert_allclose(ours["head"]["kernel"], adamw["head"]["kernel"], rtol=1e-4)
+    matrices = np.asarray(ours["blocks"]["mlp"]["in"]["kernel"])
+    for matrix in matrices:
+        sizes = np.linalg.svd(matrix, compute_uv=False)
+        assert sizes.max() < 2 * sizes.min()  # five Newton-Schulz steps come so far
+    assert 0.5 < np.sqrt(np.mean(matrices**2)) / (0.2 * 1e-2) < 1.5
+    config.train.optimiser = "sgd"
+    with pytest.raises(ValueError, match=r"optimiser = 'sgd', expected 'adamw' or 'muon'"):
+        train.make_optimiser(config)

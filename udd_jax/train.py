@@ -68,8 +68,8 @@ def make_optimiser(config) -> tuple[optax.GradientTransformation, optax.Schedule
     """AdamW or Muon with warm-up and decay, behind a clip of the global norm.
 
     Muon (Jordan 2024) takes the matrices of the blocks, orthogonalised steps of AdamW's size
-    (Liu et al. 2025, arXiv 2502.16982), and leaves everything else to AdamW. ValueError for
-    another name.
+    (Liu et al. 2025, arXiv 2502.16982), and leaves everything else to AdamW, both with
+    Nesterov's momentum. ValueError for another name.
     """
     c = config.train
     if c.decay == "cosine":
