@@ -2,12 +2,17 @@
 
 import csv
 import dataclasses
+import gzip
+import os
+import pathlib
 import re
+import types
 
 import numpy as np
 import oracle
 import pytest
 
+from configs import t2i
 from udd_jax import (
     checkpoint,
     evaluate,
@@ -26,6 +31,9 @@ from udd_jax.metrics import intervals, java
 
 WRONG = {"t2i": (0,), "i2t": (1,), "pair": (3,)}
 NO_JAVA = "there is no java"
+EMOJI = pathlib.Path(
+    os.environ.get("UDD_EMOJI", pathlib.Path(__file__).parents[1] / "../shared/data/emoji")
+)
 STATES = 6  # of the network that stands for Inception
 
 
@@ -174,9 +182,8 @@ def test_a_held_out_picture_that_is_a_training_picture_is_an_error(done, tmp_pat
     pipe, folder, _ = done
     cache, items = neighbours.open_cache(folder), samples.held_out(done[0], 4)
     neighbours.check_disjoint(pipe, cache, items)
-    train, _, _ = shapes.arrays("train", 40)
-    items.images[2] = train[9]
-    items.codes[2] = pipe.image.encode(train[9:10])[0]
+    items.images[2] = samples.source(pipe, "train")[9].image
+    items.codes[2] = pipe.image.encode(items.images[2:3])[0]
     with pytest.raises(ValueError, match="1 measured items are training items too"):
         neighbours.check_disjoint(pipe, cache, items)
 
@@ -291,3 +298,73 @@ def test_two_full_results_are_compared_measure_by_measure(done, tmp_path):
     checkpoint.write_json(tmp_path / "evaluation.json", other)
     with pytest.raises(ValueError, match=r"differ in features\.inception \(a1 and b2\)"):
         evaluate.compare(done[1], tmp_path)
+
+
+# ---- With weights, with real data
+
+
+def clip_state() -> dict[str, np.ndarray]:
+    """A CLIP of one layer with random weights, in OpenAI's names."""
+    draw, state = np.random.default_rng(0), {}
+
+    def add(name, *shape):
+        state[name] = (draw.standard_normal(shape) * 0.1).astype(np.float32)
+
+    for tower in ("visual.transformer", "transformer"):
+        block = f"{tower}.resblocks.0"
+        for name, wide, narrow in (
+            ("attn.out_proj", 64, 64),
+            ("mlp.c_fc", 256, 64),
+            ("mlp.c_proj", 64, 256),
+        ):
+            add(f"{block}.{name}.weight", wide, narrow)
+            add(f"{block}.{name}.bias", wide)
+        add(f"{block}.attn.in_proj_weight", 192, 64)
+        add(f"{block}.attn.in_proj_bias", 192)
+        for norm in ("ln_1", "ln_2"):
+            add(f"{block}.{norm}.weight", 64)
+            add(f"{block}.{norm}.bias", 64)
+    for norm in ("visual.ln_pre", "visual.ln_post", "ln_final"):
+        add(f"{norm}.weight", 64)
+        add(f"{norm}.bias", 64)
+    add("visual.conv1.weight", 64, 3, 16, 16)
+    add("visual.class_embedding", 64)
+    add("visual.positional_embedding", 5, 64)
+    add("visual.proj", 64, 8)
+    add("token_embedding.weight", networks.CLASSES, 64)
+    add("positional_embedding", 8, 64)
+    add("text_projection", 64, 8)
+    return state
+
+
+def test_clip_scores_images_from_the_users_files(done, tmp_path):
+    checkpoint.save_tree(tmp_path / "ViT-B-32.safetensors", clip_state())
+    found = networks.load(str(tmp_path))
+    items = samples.held_out(done[0], 8)
+    drawn = samples.Samples(np.zeros((8, 20)), np.ones(8), {}, images=items.images)
+    lacking = full.agreements(items, drawn, None, None, found["clip"])
+    assert networks.MERGES in lacking["CLIP score"].unmeasured
+    letters = [chr(97 + i % 26) for i in range(8)]
+    merges = "".join(f"{letters[i % 8]}{i} x\n" for i in range(networks.CLASSES - 514))
+    (tmp_path / networks.MERGES).write_bytes(gzip.compress(f"#version: 0.2\n{merges}".encode()))
+    clip = networks.load(str(tmp_path))["clip"]
+    assert clip.hash == found["clip"].hash
+    report = full.agreements(items, drawn, None, list("aabbccdd"), clip)
+    cosine = report["CLIP score"]["cosine"].value
+    assert -1 < cosine < 1
+    by_hand = full.alignment.cosine(clip.images(items.images), clip.texts(items.captions))
+    assert cosine == pytest.approx(by_hand.mean())
+    assert "by category" in report and "CLIP score" in report["by category"]
+    assert any(name.startswith("R-precision among") for name in report)
+
+
+@pytest.mark.skipif(not EMOJI.is_dir(), reason="the emoji data are not there")
+def test_held_out_emoji_make_groups_of_twenty_different_names():
+    config = t2i.get_config("emoji")
+    config.data = f"webdataset:{EMOJI}"
+    found = list(samples.stream(types.SimpleNamespace(config=config), 120))
+    assert all(extra["split_kind"] == "pair" for _, extra in found)
+    captions = [example.captions[0] for example, _ in found]
+    groups = retrieval.groups(full.same(captions), config.evaluate.among)
+    assert len(groups) >= 5
+    assert all(len({captions[i] for i in group}) == 20 for group in groups)

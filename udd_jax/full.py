@@ -304,7 +304,7 @@ def retrieved(pipe, items, scenes, kinds, folder) -> dict:
         times=options.bound_times,
         seed=options.seed,
         made_of=manifest.made_of(pipe),
-        categories=kinds,
+        categories=None if scenes else kinds,
     )
 
 
