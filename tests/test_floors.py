@@ -64,6 +64,9 @@ def modules():
             yield name, ast.parse(path.read_text())
 
 
+MODULES = dict(modules())
+
+
 def floor(name: str) -> int:
     package = name.split(".")[0] + ".*"
     found = [i for i, names in enumerate(FLOORS) if name in names]
@@ -87,18 +90,18 @@ def name_of(value):
     return value if isinstance(value, str) else ""
 
 
-@pytest.mark.parametrize(("name", "tree"), list(modules()), ids=name_of)
+@pytest.mark.parametrize(("name", "tree"), list(MODULES.items()), ids=name_of)
 def test_a_file_imports_no_higher_floor(name, tree):
     for other in imports(tree):
         same_package = name.split(".")[0] == other.split(".")[0]
         neighbours = floor(other) == floor(name)
         assert floor(other) < floor(name) or neighbours, f"{name} imports {other}"
         if neighbours and not same_package:
-            back = dict(modules())[other]
+            back = MODULES[other]
             assert name not in set(imports(back)), f"{name} and {other} import each other"
 
 
-@pytest.mark.parametrize(("name", "tree"), list(modules()), ids=name_of)
+@pytest.mark.parametrize(("name", "tree"), list(MODULES.items()), ids=name_of)
 def test_only_networks_import_linen(name, tree):
     linen = any(
         (isinstance(node, ast.Import) and any("flax.linen" in a.name for a in node.names))
@@ -109,4 +112,4 @@ def test_only_networks_import_linen(name, tree):
 
 
 def test_every_module_has_a_floor():
-    assert all(isinstance(floor(name), int) for name, _ in modules())
+    assert all(isinstance(floor(name), int) for name in MODULES)
