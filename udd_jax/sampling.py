@@ -330,7 +330,8 @@ def truncate(log_p: jax.Array, log_weight: jax.Array, target: float) -> jax.Arra
 
     The class that crosses it is included; of equal classes the first come first. The weight is p
     itself for top-r, 1 for top-k. float[..., K] each. No sort: the last class that is kept is found
-    by bisection, first its log p (31 rounds over the ordered bits of a float32), then its index.
+    by bisection, first its log p (31 rounds over the ordered bits of a float32), then its index,
+    where several are equal.
     """
     bits = lax.bitcast_convert_type(0 - jnp.minimum(log_p, 0).astype(jnp.float32), jnp.int32)
     weight = jnp.exp(log_weight)
@@ -344,11 +345,14 @@ def truncate(log_p: jax.Array, log_weight: jax.Array, target: float) -> jax.Arra
     level = draws.bisect(lambda v: reached(bits <= v[..., None]), infinity, 31)[..., None]
     tie = bits == level
     end = jnp.full(shape, log_p.shape[-1] - 1, jnp.int32)
-    last = draws.bisect(
-        lambda i: reached((bits < level) | (tie & (index <= i[..., None]))),
-        end,
-        log_p.shape[-1].bit_length(),
-    )[..., None]
+
+    def among_equals():
+        def so_far(i):
+            return reached((bits < level) | (tie & (index <= i[..., None])))
+
+        return draws.bisect(so_far, end, log_p.shape[-1].bit_length())
+
+    last = lax.cond((tie.sum(-1) > 1).any(), among_equals, lambda: end)[..., None]
     kept = (bits < level) | (tie & (index <= last))
     return jax.nn.log_softmax(jnp.where(kept, log_p, -jnp.inf), axis=-1)
 
