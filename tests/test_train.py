@@ -90,7 +90,7 @@ def test_given_and_absent_positions_carry_no_loss():
         loss_fn = train.make_loss(
             kernel, model, mixture=mixture, auxiliary=0.1, pad_id=0, pad_weight=1.0
         )
-        _, (metrics, _) = loss_fn(state.params, state.times, jax.random.key(3), x0)
+        _, (metrics, _) = jax.jit(loss_fn)(state.params, state.times, jax.random.key(3), x0)
         return metrics
 
     assert float(loss({"t2i": 1.0}, x0)["text_nll"]) == 0
@@ -104,6 +104,7 @@ def test_an_absent_text_does_not_reach_the_loss_of_the_image():
     loss_fn = train.make_loss(
         kernel, model, mixture={"image": 1.0}, auxiliary=0.1, pad_id=0, pad_weight=1.0
     )
+    loss_fn = jax.jit(loss_fn)
     first, second = batch(0), batch(0)
     second["text"] = (second["text"] + 1) % 5
     values = [
