@@ -106,13 +106,15 @@ def train_program(config, mesh):
         pad_id=0,
         pad_weight=c.pad_weight,
     )
-    step = jax.jit(train.make_step(loss_fn, tx, rate, c.ema, vocab), donate_argnums=0)
     state = jax.eval_shape(lambda: train.create_state(model, tx, jax.random.key(0)))
     batch = {
         m.name: jax.ShapeDtypeStruct((c.batch_size, m.length), jnp.int32) for m in vocab.modalities
     }
     key = jax.eval_shape(lambda: jax.random.key(0))
-    state = place(mesh, state, sharding.shardings(mesh, state))
+    places = sharding.shardings(mesh, state)
+    step = train.make_step(loss_fn, tx, rate, c.ema, vocab)
+    step = jax.jit(step, donate_argnums=0, out_shardings=(places, None))
+    state = place(mesh, state, places)
     return step, (state, over_data(mesh, batch), everywhere(mesh, key))
 
 

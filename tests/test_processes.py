@@ -1,0 +1,163 @@
+"""Claims about many devices and many processes: they train the model that one device trains."""
+
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from configs import t2i
+from udd_jax import diffusion, logbook, sampling, sharding, train, transformer, vocab
+
+ROOT = pathlib.Path(__file__).parent.parent
+VOCAB = vocab.image_text((4, 4), image_classes=16, text_classes=24, text_length=7)
+STEPS = 20
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not os.environ.get("UDD_LONG"), reason="several processes on one machine: UDD_LONG=1"
+    ),
+]
+
+
+def config(data, model):
+    c = t2i.get_config("smoke")
+    c.mesh.update({"data": data, "model": model})
+    c.model.heads = 8
+    c.train.update({"steps": STEPS, "batch_size": 16, "log_every": 1, "save_every": 5})
+    return c
+
+
+def batch(step, share=(0, 1)):
+    """This process's slice of a global batch of random tokens."""
+    rng = np.random.default_rng(step)
+    size = 16 // share[1]
+    return {
+        m.name: rng.integers(0, m.classes, (16, m.length))[share[0] * size :][:size].astype(
+            np.int32
+        )
+        for m in VOCAB.modalities
+    }
+
+
+def run(folder, data, model, before=lambda step: None):
+    """Trains in `folder` as this process's part of the run; the averaged weights."""
+    c = config(data, model)
+    share = sharding.process_share(sharding.make_mesh(data, model))
+
+    def batch_at(step):
+        before(step)
+        return batch(step, share)
+
+    return train.train(c, folder, VOCAB, 0, batch_at)
+
+
+def losses(folder):
+    steps, values = logbook.Logbook(folder).columns()["loss"]
+    assert steps == list(range(1, STEPS + 1))
+    return np.array(values)
+
+
+def sample(weights, data, model):
+    """Tokens of eight pairs, drawn on a mesh."""
+    c, mesh = config(data, model), sharding.make_mesh(data, model)
+    kernel = diffusion.make_kernel(VOCAB, train.make_schedules(c, VOCAB))
+    network = train.make_model(c, VOCAB)
+
+    @jax.jit
+    def draw(params, x, free, absent):
+        denoise_fn = lambda *inputs: network.apply({"params": params}, *inputs)  # noqa: E731
+        settings = sampling.Settings(steps=5)
+        return sampling.sample(kernel, denoise_fn, jax.random.key(0), x, free, absent, settings)
+
+    inputs = (
+        np.zeros((8, VOCAB.length), np.int32),
+        np.ones((8, VOCAB.length), bool),
+        np.zeros((8, 2), bool),
+    )
+    with sharding.use(mesh):
+        placed = sharding.shard_tree(mesh, weights)
+        return np.asarray(draw(placed, *sharding.shard_batch(mesh, inputs)))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compiler():
+    """Compiling is most of the time here, and what is compiled need not be fast."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """Losses, averaged weights and samples of a run on one device."""
+    folder = tmp_path_factory.mktemp("alone")
+    weights = run(folder, 1, 1)
+    return losses(folder), weights, sample(weights, 1, 1)
+
+
+@pytest.mark.parametrize("shape", [(8, 1), (4, 2), (2, 4), (1, 8)])
+def test_every_mesh_trains_and_samples_alike(alone, tmp_path, shape):
+    run(tmp_path, *shape)
+    assert np.abs(losses(tmp_path) - alone[0]).max() < 1e-5
+    assert np.array_equal(sample(alone[1], *shape), alone[2])
+
+
+def processes(folder, count, model=1, stop_at=-1):
+    """Runs `count` processes; with `stop_at` the last one gets SIGTERM at that step."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    started = []
+    for index in range(count):
+        env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {
+            "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
+            "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+            "JAX_NUM_PROCESSES": str(count),
+            "JAX_PROCESS_ID": str(index),
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        }
+        at = stop_at if index == count - 1 else -1
+        command = [sys.executable, __file__, str(folder), str(count // model), str(model), str(at)]
+        with (folder / f"process{index}.txt").open("a") as output:
+            started.append(subprocess.Popen(command, env=env, stdout=output, stderr=output))
+    return [process.wait(600) for process in started]
+
+
+@pytest.mark.parametrize("count, model", [(2, 1), (4, 2)])
+def test_processes_train_save_and_resume_to_the_same_numbers(alone, tmp_path, count, model):
+    assert processes(tmp_path, count, model, stop_at=7) == [75] * count
+    before = logbook.Logbook(tmp_path).lines()[-1]["step"]
+    assert 7 <= before < STEPS
+    assert processes(tmp_path, count, model) == [0] * count
+    assert np.abs(losses(tmp_path) - alone[0]).max() < 1e-5
+
+
+def test_what_two_processes_saved_one_goes_on_with(alone, tmp_path):
+    assert processes(tmp_path, 2, stop_at=9) == [75, 75]
+    weights = run(tmp_path, 1, 1)
+    assert np.abs(losses(tmp_path) - alone[0]).max() < 1e-5
+    for ours, theirs in zip(jax.tree.leaves(weights), jax.tree.leaves(alone[1]), strict=True):
+        assert np.allclose(ours, theirs, atol=1e-5)
+
+
+def main():
+    folder, data, model, stop_at = sys.argv[1], *map(int, sys.argv[2:])
+    sharding.join()
+
+    def before(step):
+        if step == stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    weights = run(pathlib.Path(folder), data, model, before)
+    assert transformer.count_parameters(weights) > 0
+
+
+if __name__ == "__main__":
+    main()
