@@ -142,6 +142,7 @@ def inception_state(twin):
     return state | {"fc.bias": np.ones(1008, np.float32)}  # in the file, in no use
 
 
+@pytest.mark.slow
 def test_inception_equals_pytorch(inception_twin):
     twin, pixels, expected = inception_twin
     module = features.InceptionV3()
@@ -337,6 +338,7 @@ def lpips_ours(lpips_state):
     return lambda a, b: distance_and_slope(a, variables, b)
 
 
+@pytest.mark.slow
 def test_lpips_equals_pytorch(torch, lpips_state, lpips_ours):
     f = torch.nn.functional
     state = {name: torch.from_numpy(value) for name, value in lpips_state.items()}
@@ -364,6 +366,7 @@ def test_lpips_equals_pytorch(torch, lpips_state, lpips_ours):
     close(lpips_ours(*images)[0], expected)
 
 
+@pytest.mark.slow
 def test_lpips_of_equals_is_zero_with_a_finite_slope(lpips_ours):
     black = np.full((2, 16, 24, 3), -1, np.float32)
     distance, slope = lpips_ours(black, black)
