@@ -7,6 +7,7 @@ what they say is the business of `test_published_network.py` and `test_published
 import functools
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -536,10 +537,14 @@ def test_names_that_are_taken_or_missing_are_one_line(folder, run, tmp_path):
     refuse(r"absent\.yaml", tmp_path, convert.from_taming, "a.ckpt", tmp_path / "b", absent)
 
 
-def test_a_network_with_options_of_ours_has_no_published_names(tiny_run, tmp_path):
-    refuse(
-        "has no published counterpart", tmp_path, convert.to_safetensors, tiny_run, tmp_path / "a"
-    )
+@pytest.mark.parametrize("option", [{"given_vector": True}, {"mutual_gain": 0.1}])
+def test_a_network_with_options_of_ours_has_no_published_names(run, tmp_path, option):
+    shutil.copytree(run, tmp_path / "run")
+    stored = checkpoint.read_json(run / pipeline.CONFIG)
+    stored["config"]["model"] |= option
+    checkpoint.write_json(tmp_path / "run" / pipeline.CONFIG, stored)
+    message = f"model.{next(iter(option))} = .* has no published counterpart"
+    refuse(message, tmp_path, convert.to_safetensors, tmp_path / "run", tmp_path / "a")
 
 
 def test_a_failure_while_writing_leaves_nothing(folder, tmp_path, monkeypatch):
