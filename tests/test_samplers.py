@@ -60,7 +60,9 @@ def same_law(items, others=None):
 
 
 @pytest.mark.parametrize("stride", [pytest.param(1, marks=SLOW), pytest.param(4, marks=SLOW), 10])
-@pytest.mark.parametrize("name", ("linear", "mask_and_replace", "absorbing"))
+@pytest.mark.parametrize(
+    "name", ("linear", pytest.param("mask_and_replace", marks=SLOW), "absorbing")
+)
 def test_the_ancestral_chain_is_the_factorised_chain_at_every_stride(name, stride):
     items, calls, _ = run(name, steps=finite.STEPS // stride)
     agree((items >= 0).sum(), COUNT, *finite.FIXTURE["shares"][name][str(stride)])
@@ -88,6 +90,7 @@ def test_more_steps_of_time_are_needed_where_nothing_is_corrected():
     assert (few >= 0).mean() < 0.5 and (many >= 0).mean() > 0.94
 
 
+@SLOW
 def test_the_corrector_finds_the_wrong_token_and_the_others_tell_the_right_one():
     kernel = diffusion.make_kernel(finite.LAYOUT, schedules.mask_and_replace(finite.STEPS))
     truth = np.arange(48) % 24
@@ -103,7 +106,8 @@ def test_the_corrector_finds_the_wrong_token_and_the_others_tell_the_right_one()
     np.testing.assert_array_equal(again, finite.ITEMS[truth, place])
 
 
-@pytest.mark.parametrize("eta, rule", [(0.05, "cap"), pytest.param(0.5, "rescale", marks=SLOW)])
+@SLOW
+@pytest.mark.parametrize("eta, rule", [(0.05, "cap"), (0.5, "rescale")])
 def test_masking_again_mends_what_was_drawn_together(rule, eta):
     plain = (run("absorbing", steps=25)[0] >= 0).mean()
     items, calls, _ = run("absorbing", sampler=f"remdm_{rule}", eta=eta, steps=25)
@@ -152,6 +156,7 @@ def test_one_position_a_call_makes_every_item_equally_often():
     same_law(items)
 
 
+@SLOW
 def test_best_first_makes_items_and_mostly_so_with_half_as_many_calls():
     # Two tokens are given: from nothing argmax always makes the same sequence.
     places = np.random.default_rng(0).permuted(np.tile(np.arange(16), (COUNT, 1)), axis=1)
