@@ -1,6 +1,6 @@
 """Captions to ids and back, against recorded ids, a brute-force twin and round trips."""
 
-import json
+import gzip
 import os
 import pathlib
 import pickle
@@ -10,12 +10,12 @@ import sys
 import hypothesis
 import numpy as np
 import pytest
+import recorded
 from hypothesis import strategies
 
 from udd_jax import text
 
 HERE = pathlib.Path(__file__).parent
-UNID3 = pathlib.Path(os.environ.get("UDD_UNID3_FIXTURES", HERE / "fixtures" / "unid3"))
 SENTENCES = (
     "there is a small red circle above and left of a large blue square with below it in the upper",
     "lower right corner picture showing only one object two green yellow purple orange cyan white",
@@ -228,6 +228,51 @@ def test_files_that_are_no_vocabulary_are_one_line(tmp_path, small):
 # CLIP's merges
 
 
+END = 256  # a byte's number at the end of a word
+
+
+def letter(character):
+    return ord(character) - ord("!")  # the visible bytes come first
+
+
+@pytest.fixture(scope="module")
+def merges(tmp_path_factory):
+    """A file like CLIP's with three merges, ids 512 to 514."""
+    pytest.importorskip("ftfy", reason="CLIP's published cleaning needs ftfy")
+    path = tmp_path_factory.mktemp("clip") / "merges.txt.gz"
+    path.write_bytes(gzip.compress(b'"bpe"\na b\nab c</w>\nb c</w>\n'))
+    return path
+
+
+def test_pairs_merge_in_the_order_of_the_file_and_words_know_their_end(merges):
+    tokenizer = text.load(merges)
+    a, b, c, x = map(letter, "abcx")
+    assert (tokenizer.vocab_size, tokenizer.pad_id) == (517, 0)
+    words = {"abc": [513], "bc": [514], "ab": [a, END + b], "xbc": [x, 514], "abx": [512, END + x]}
+    for word, ids in words.items():
+        assert tokenizer.pieces(word) == ids
+    assert tokenizer.pieces("<|startoftext|>abc<|endoftext|>") == [515, 513, 516]
+    assert tokenizer.encode(["bc abc", "a b c"], 3).tolist() == [
+        [514, 513, 0],
+        [END + a, END + b, END + c],
+    ]
+    assert tokenizer.decode([[514, 513, 0], [a, END + b, 0]]) == ["bc abc ", "ab "]
+    cut = text.load(merges, 515)
+    assert (cut.vocab_size, cut.pieces("abc")) == (515, [512, END + c])
+
+
+def test_clip_captions_are_cleaned_and_split_as_published(merges):
+    pieces = text.load(merges).pieces
+    assert pieces(" ABC\t\n bc ") == pieces("abc bc") == [513, 514]
+    assert pieces("&amp;lt;") == [END + letter("<")]  # unescaped twice
+    assert (
+        pieces("a\u2019s") == pieces("a's") == [END + letter("a"), letter("'"), END + letter("s")]
+    )
+    assert pieces("12") == [END + letter("1"), END + letter("2")]
+    assert pieces("!?a") == [0, END + letter("?"), END + letter("a")]  # 0: padding, and "!" too
+    assert pieces("\u00e9") == [127, END + 102]  # its two bytes, C3 and A9
+
+
 @pytest.fixture(scope="module")
 def clip_small(clip_file):
     return text.load(clip_file)
@@ -235,16 +280,15 @@ def clip_small(clip_file):
 
 @pytest.mark.parametrize(("name", "classes"), [("clip7936", 8192), ("clip16384", 16640)])
 def test_clip_ids_and_texts_equal_the_recorded_ones(clip_file, name, classes):
-    recorded = np.load(UNID3 / "tokenizer.npz")
-    texts = json.loads((UNID3 / "tokenizer_sentences.json").read_text())
+    stored, texts = recorded.arrays("tokenizer"), recorded.json_of("tokenizer_sentences")
     tokenizer = text.load(clip_file, classes)
     assert tokenizer.vocab_size == classes and tokenizer.pad_id == 0
     ids = [tokenizer.pieces(sentence) for sentence in texts["sentences"]]
-    bounds = recorded[f"{name}_offsets"]
+    bounds = stored[f"{name}_offsets"]
     assert bounds.tolist() == [0, *np.cumsum([len(i) for i in ids])]
-    assert [i for row in ids for i in row] == recorded[f"{name}_flat"].tolist()
+    assert [i for row in ids for i in row] == stored[f"{name}_flat"].tolist()
     padded = tokenizer.encode(texts["sentences"], 128)
-    np.testing.assert_array_equal(padded, recorded[f"{name}_padded128"])
+    np.testing.assert_array_equal(padded, stored[f"{name}_padded128"])
     assert tokenizer.decode(padded) == texts[f"{name}_decoded"]
 
 
