@@ -8,6 +8,8 @@ import time
 
 import pytest
 
+from udd_jax import main
+
 
 def run(*arguments, **environment):
     command = [sys.executable, "-m", "udd_jax.main", *arguments]
@@ -49,6 +51,19 @@ def test_sampling_from_a_folder_that_is_no_run_is_an_error(tmp_path):
 def smoke(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "smoke"
     return folder, run("--config=configs/t2i.py:smoke", f"--workdir={folder}")
+
+
+def test_the_program_starts_again_with_huge_pages_once(monkeypatch):
+    starts = []
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "udd_jax.main", "--mode=plan"])
+    monkeypatch.setattr(os, "execv", lambda *call: starts.append(call))
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    for _ in range(2):
+        main.use_huge_pages()
+    assert starts == [(sys.executable, [sys.executable, "-m", "udd_jax.main", "--mode=plan"])]
+    assert os.environ["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ Exit code 0, or 1 after one line that says what is wrong and what to do.
 """
 
 import os
-import pathlib
+import signal
 import sys
 
 from absl import app, flags, logging
@@ -22,7 +22,7 @@ TASKS = ("t2i", "i2t", "pair", "image", "text", "infill")
 
 FLAGS = flags.FLAGS
 _CONFIG = config_flags.DEFINE_config_file("config", None, "settings, such as configs/t2i.py:smoke")
-flags.DEFINE_string("workdir", None, "folder of the run; runs/NAME of the config unless given")
+flags.DEFINE_string("workdir", None, "folder of the run, gs:// too; runs/NAME unless given")
 flags.DEFINE_enum("mode", "train", MODES, "what to do")
 flags.DEFINE_enum("task", "t2i", TASKS, "sample: what to generate")
 flags.DEFINE_multi_string("prompt", [], "sample: a caption (t2i, infill); may be repeated")
@@ -40,6 +40,8 @@ flags.DEFINE_float("guidance", None, "sample: scale, 1 is off")
 flags.DEFINE_float("temperature", None, "sample: temperature")
 flags.DEFINE_float("top_r", None, "sample: keep the likeliest classes up to this mass")
 flags.DEFINE_integer("top_k", None, "sample: keep so many classes, 0 is all")
+flags.DEFINE_bool("profile", False, "train: write a trace of a few steps to WORKDIR/profile")
+flags.DEFINE_bool("tensorboard", False, "train: write TensorBoard's event files as well")
 flags.DEFINE_multi_string("compare", [], "evaluate: two evaluation.json files, side by side")
 flags.DEFINE_string("suite", "main", "evaluate: main, full, samplers or judges")
 flags.DEFINE_string("weights", None, "evaluate: folder with the weights of feature networks")
@@ -55,21 +57,21 @@ flags.DEFINE_string("codes", None, "convert: which image codes are used, .npy or
 flags.DEFINE_integer("heads", None, "convert: attention heads; a 64th of the width unless given")
 
 
-def _set_up_platform(workdir: pathlib.Path) -> None:
+def _set_up_platform(workdir: str) -> None:
     """Compiled programs are kept in the run's folder, so that a second start is quick."""
     import jax
 
-    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(workdir / "cache"))
+    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", f"{workdir}/cache")
     jax.config.update("jax_compilation_cache_dir", cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
-def _workdir() -> pathlib.Path:
+def _workdir() -> str:
     if FLAGS.workdir:
-        return pathlib.Path(FLAGS.workdir)
+        return FLAGS.workdir.rstrip("/")
     if _CONFIG.value is None:
         raise ValueError("--workdir or --config is missing, expected one of them")
-    return pathlib.Path("runs") / _CONFIG.value.name
+    return f"runs/{_CONFIG.value.name}"
 
 
 def _config():
@@ -100,15 +102,29 @@ def main(argv) -> None:
         convert.run(FLAGS, _CONFIG.value, t2i.get_config("cub"))
         return
     workdir = _workdir()
+    if mode in ("train", "tokenize"):
+        # Between two trainings there is nothing to save: the stage is done again.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(int(os.environ.get("UDD_EXIT_CODE", 75))))
     _set_up_platform(workdir)
+    if mode in ("train", "tokenize", "evaluate"):
+        from udd_jax import sharding
+
+        sharding.join()
     if mode in ("train", "tokenize"):
         from udd_jax import jobs
 
-        jobs.run(_config(), workdir, until="token cache" if mode == "tokenize" else None)
+        jobs.run(
+            _config(),
+            workdir,
+            until="token cache" if mode == "tokenize" else None,
+            profile=f"{workdir}/profile" if FLAGS.profile else None,
+            tensorboard=FLAGS.tensorboard,
+        )
     elif mode == "sample":
-        from udd_jax import commands
+        from udd_jax import bucket, commands
 
-        commands.sample(workdir, FLAGS)
+        with bucket.whole(workdir) as here:
+            commands.sample(here, FLAGS)
     elif mode == "export":
         from udd_jax import jobs
 
@@ -139,5 +155,17 @@ def _parse(argv):
     return FLAGS(argv)
 
 
+def use_huge_pages() -> None:
+    """Starts this program again, in the same process, with huge pages for its memory.
+
+    On a CPU each step asks the system for its working memory anew: of a step of configs/t2i.py a
+    fifth went into faults of 4 KiB pages. glibc reads the setting at its start only.
+    """
+    if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
+        os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
 if __name__ == "__main__":
+    use_huge_pages()
     run()
