@@ -120,7 +120,7 @@ def test_place_law_is_the_posterior_over_scenes():
         if all(thing.colour in few[0] and thing.shape in few[1] for thing in scene.objects)
     ]
     texts = ["a circle", "a red square", "a circle in the upper right"]
-    texts += [f"a small red circle {relation} a square" for relation in shapes.INVERSE]
+    texts += [f"a red circle {relation} a black square" for relation in shapes.INVERSE]
     for text in texts:
         meaning = shapes.parse_caption(text)
         law = collections.Counter()

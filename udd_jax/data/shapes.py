@@ -9,10 +9,10 @@ The picture is 32 x 32 RGB: each object is drawn anti-aliased in the middle of i
 a light grey ground, with Gaussian noise of 5/255. So a cell is one of 43 templates (empty, or one
 of 42 kinds of object) plus noise, and the nearest template is its maximum-likelihood reading.
 
-The caption is drawn from a closed grammar: which object comes first, the template, and, for each
-object on its own, whether size and colour are named. The shape and, for two objects, the relation
-are always named. Every word says something of the scene, no two derivations give the same caption,
-and p(caption | scene) is known by enumeration.
+The caption is drawn from a closed grammar: which object comes first, the template, whether sizes
+are named and whether colours are, of both objects or of neither. The shape and, for two objects,
+the relation are always named. Every word says something of the scene, no two derivations give the
+same caption, and p(caption | scene) is known by enumeration.
 
 Ten per cent of the 903 unordered pairs of kinds are held out by a hash, in every place and wording:
 the splits `train` and `validation` never show such a pair, `test` shows nothing else.
@@ -210,14 +210,12 @@ def _derive(scene: Scene, choose) -> str:
         things = things[::-1]
     templates = ONE_TEMPLATES if len(things) == 1 else TWO_TEMPLATES
     template = tuple(templates)[choose(tuple(templates.values()))]
+    sized = choose((SIZE_NAMED, 1 - SIZE_NAMED)) == 0
+    coloured = choose((COLOUR_NAMED, 1 - COLOUR_NAMED)) == 0
     parts = {}
     for role, thing in zip(("first", "second"), things, strict=False):
-        words = ["a"]
-        if choose((SIZE_NAMED, 1 - SIZE_NAMED)) == 0:
-            words.append(thing.size)
-        if choose((COLOUR_NAMED, 1 - COLOUR_NAMED)) == 0:
-            words.append(thing.colour)
-        parts[role] = " ".join([*words, thing.shape])
+        words = ("a", sized and thing.size, coloured and thing.colour, thing.shape)
+        parts[role] = " ".join(filter(None, words))
     if len(things) == 1:
         parts["place"] = PLACES[things[0].cell]
     else:
@@ -292,7 +290,8 @@ def _patterns() -> dict[str, re.Pattern]:
 
 
 def parse_caption(text: str) -> Meaning | None:
-    """What the caption says; None for anything that the grammar does not give."""
+    """What the caption says; None for anything but the grammar's words in its order. The size or
+    colour of one object alone, which the law never gives, is read all the same."""
     for template, pattern in _patterns().items():
         match = pattern.fullmatch(text)
         if match:
