@@ -33,7 +33,7 @@ FLOORS = [
         "features",
         "data.*",
     },
-    {"reveal", "metrics.*", "loop"},
+    {"reveal", "metrics.*", "loop", "bucket"},
     {"sampling"},
     {"pipeline", "train", "train_vq", "published", "convert", "plan"},
     {

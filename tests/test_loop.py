@@ -175,6 +175,32 @@ def test_failed_save_stops_the_run_and_says_so(whole, tmp_path, monkeypatch):
     assert same(run(tmp_path), whole[0])
 
 
+def test_the_exit_code_is_what_the_environment_says(tmp_path, monkeypatch):
+    def batch(step):
+        if step == 3:
+            signal.raise_signal(signal.SIGTERM)
+        return batch_at(step)
+
+    monkeypatch.setenv("UDD_EXIT_CODE", "99")
+    with pytest.raises(SystemExit) as stopped:
+        run(tmp_path, batch_at=batch)
+    assert stopped.value.code == 99
+
+
+def test_every_line_says_how_long_a_step_and_its_data_took_and_how_much_memory(whole):
+    for line in logbook.Logbook(whole[1]).lines():
+        if "loss" in line:
+            assert line["step_seconds"] >= line["data_seconds"] >= 0 and line["memory_gib"] > 0
+            assert line["loss_max"] >= line["loss"]
+
+
+def test_profile_writes_a_trace_of_a_few_steps_if_there_are_as_many(tmp_path):
+    for steps, count in ((2, 0), (6, 1)):
+        folder = tmp_path / str(steps)
+        run(folder, steps=steps, profile=str(folder / "profile"))
+        assert len(list(folder.glob("profile/**/*.xplane.pb"))) == count
+
+
 @pytest.mark.slow
 def test_sigterm_gives_75_in_a_process_of_its_own(tmp_path):
     here = pathlib.Path(__file__)

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from configs import t2i
-from udd_jax import diffusion, schedules, train, transformer, vocab
+from udd_jax import diffusion, schedules, sharding, train, transformer, vocab
 
 VOCAB = vocab.image_text((2, 2), 3, 5, 3)
 
@@ -238,3 +238,47 @@ def test_muon_turns_the_blocks_by_even_steps_of_adamws_size_and_leaves_the_rest_
     config.train.optimiser = "sgd"
     with pytest.raises(ValueError, match=r"optimiser = 'sgd', expected 'adamw' or 'muon'"):
         train.make_optimiser(config)
+
+
+def test_a_batch_in_parts_gives_the_gradient_and_metrics_of_the_whole():
+    def loss_fn(params, sampler, key, x0):
+        loss = ((params["w"] * x0).sum(axis=1) ** 2).mean()
+        return loss, ({"loss": loss}, sampler + x0.shape[0])
+
+    x0 = np.random.default_rng(0).integers(0, 5, (12, 3)).astype(np.int32)
+    params, key = {"w": jnp.array([0.5, -1.0, 0.25])}, jax.random.key(0)
+    whole, metrics, count = train.make_gradient(loss_fn)(params, 0, key, x0)
+    parts, more_metrics, more_count = train.make_gradient(loss_fn, 4)(params, 0, key, x0)
+    assert np.allclose(parts["w"], whole["w"], rtol=1e-6)
+    assert np.isclose(more_metrics["loss"], metrics["loss"], rtol=1e-6)
+    assert count == more_count == 12
+    with pytest.raises(ValueError, match=r"12 is no multiple of train\.accumulate = 5"):
+        train.make_gradient(loss_fn, 5)(params, 0, key, x0)
+
+
+def test_the_parts_of_a_batch_draw_noise_of_their_own():
+    def loss_fn(params, sampler, key, x0):
+        noise = jax.random.normal(key)
+        return params["w"] * noise, ({"noise": noise}, sampler)
+
+    x0, key = np.zeros((4, 3), np.int32), jax.random.key(5)
+    grads, metrics, _ = train.make_gradient(loss_fn, 2)({"w": jnp.float32(1)}, 0, key, x0)
+    drawn = [float(jax.random.normal(jax.random.fold_in(key, i))) for i in range(2)]
+    assert np.isclose(metrics["noise"], np.mean(drawn)) and np.isclose(grads["w"], np.mean(drawn))
+
+
+def test_the_held_out_bound_is_one_number_on_every_mesh_and_falls_with_training():
+    _, _, model, tx, loss_fn, step = setting()
+    state = train.create_state(model, tx, jax.random.key(0))
+    pairs = batch(100, 24)  # a batch and a half
+    bound = train.make_held_out(loss_fn, pairs, 16, VOCAB, None)
+    first = bound(state, 0)["held_out_bound"]
+    assert first == bound(state, 1)["held_out_bound"]
+    mesh = sharding.make_mesh(4, 1)
+    with sharding.use(mesh):
+        placed = sharding.shard_tree(mesh, state)
+        same = train.make_held_out(loss_fn, pairs, 16, VOCAB, mesh)(placed, 0)["held_out_bound"]
+    assert abs(same - first) < 1e-5
+    for i in range(40):
+        state, _ = step(state, batch(i), jax.random.key(1))
+    assert bound(state, 40)["held_out_bound"] < 0.7 * first

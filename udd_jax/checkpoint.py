@@ -24,6 +24,7 @@ import contextlib
 import hashlib
 import json
 import os
+import pathlib
 import threading
 
 import jax
@@ -54,6 +55,11 @@ CODES = {np.dtype(dtype): code for code, dtype in DTYPES.items()}
 
 
 # Files
+
+
+def folder(path):
+    """A `pathlib.Path`, or for `gs://bucket/path` the path of etils that acts like one."""
+    return epath.Path(path) if "://" in str(path) else pathlib.Path(path)
 
 
 @contextlib.contextmanager

@@ -5,6 +5,9 @@
 
 What a stage leaves in the work folder says that it is done. The folder belongs to one config:
 another one is refused, naming the fields, unless they are among CHANGEABLE.
+
+Of many processes, which share the folder, on a disk or in a bucket, the first one alone makes what
+one can make, and the others wait for it; they share the token cache and train together.
 """
 
 import contextlib
@@ -21,12 +24,15 @@ import ml_collections
 import numpy as np
 
 from udd_jax import (
+    bucket,
     checkpoint,
     evaluate,
     lock,
     logbook,
     pipeline,
     report,
+    samples,
+    sharding,
     text,
     train,
     train_vq,
@@ -43,6 +49,8 @@ CHANGEABLE = (
     "train.log_every",
     "train.save_every",
     "train.keep",
+    "train.held_out",
+    "train.accumulate",
     "sample",
     "evaluate",
     "mesh",
@@ -54,40 +62,67 @@ SUITES = ("main", "full", "samplers", "judges")
 SPLITS = ("train", "validation", "test")
 
 
-def run(config: ml_collections.ConfigDict, workdir, until: str | None = None) -> None:
-    """Runs every stage that is not done yet, or those up to the one called `until`."""
-    workdir = pathlib.Path(workdir)
-    with lock.hold(workdir, logbook.say):
+def run(config: ml_collections.ConfigDict, workdir, until: str | None = None, **options) -> None:
+    """Runs every stage that is not done yet, or those up to the one called `until`.
+
+    workdir: a folder, or `gs://bucket/path`; options: `profile` and `tensorboard`, as of
+    `train.train`.
+    """
+    workdir = checkpoint.folder(workdir)
+    with lock.hold(workdir, logbook.say), bucket.near(workdir) as here:
         claim(config, workdir)
-        _run_stages(config, workdir, until)
+        _run_stages(config, workdir, here, until, **options)
 
 
-def _run_stages(config, workdir, until):
+def _run_stages(config, workdir, here, until, profile=None, tensorboard=False):
+    """`here` is the folder on a disk that stands for `workdir`, mostly the same one."""
     stage = functools.partial(_stage, workdir)
+    on_disk = functools.partial(bucket.on_disk, workdir, here)
     with stage("data"):
         data = open_data(config)
-    with stage("text tokenizer"):
-        text_tokenizer = make_text_tokenizer(config, workdir, data["train"])
+    with stage("text tokenizer"), _in_turn(), on_disk(pipeline.TEXT):
+        text_tokenizer = make_text_tokenizer(config, here, data["train"])
     with stage("image tokenizer"):
-        image_tokenizer = make_image_tokenizer(config, workdir, data["train"])
+        image_tokenizer = make_image_tokenizer(config, workdir, data["train"], tensorboard)
+    tokenizers = text_tokenizer, image_tokenizer
     with stage("token cache"):
-        cache = make_cache(config, workdir, data["train"], text_tokenizer, image_tokenizer)
+        with on_disk("tokens"):
+            write_shards(config, here, data["train"], *tokenizers)
+        samples.wait_for_all("token cache")
+        with _in_turn(), on_disk("tokens"):
+            cache = tokens.finish(here / "tokens")
     if until == "token cache":
         return
     with stage("diffusion"):
-        params = train_diffusion(config, workdir, cache, text_tokenizer, image_tokenizer)
-    pipe = pipeline.Pipeline.assemble(config, text_tokenizer, image_tokenizer, params)
-    with stage("evaluation"):
-        evaluate.run(pipe, workdir, say=logbook.say)
-    with stage("report"):
+        options = {"profile": profile, "tensorboard": tensorboard}
+        params = train_diffusion(config, workdir, cache, *tokenizers, data["validation"], **options)
+    if until == "diffusion":
+        return
+    if here != workdir and jax.process_count() > 1:
+        logbook.say(f"evaluate in one process: --mode=evaluate --workdir={workdir}")
+        return
+    pipe = pipeline.Pipeline.assemble(config, *tokenizers, params)
+    with stage("evaluation"), on_disk(evaluate.FOLDER, evaluate.RESULT):
+        evaluate.run(pipe, here, say=logbook.say)
+    with stage("report"), on_disk():
         if jax.process_index() == 0:
-            logbook.say(f"report: {report.write(workdir)}")
+            logbook.say(f"report: {report.write(here)}")
+
+
+@contextlib.contextmanager
+def _in_turn():
+    """The first process goes ahead; the others follow when it is done, and find what it made."""
+    if jax.process_index() > 0:
+        samples.wait_for_all("turn")
+    yield
+    if jax.process_index() == 0:
+        samples.wait_for_all("turn")
 
 
 # ---- The work folder ----------------------------------------------------------------------------
 
 
-def claim(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
+def claim(config: ml_collections.ConfigDict, workdir) -> None:
     """Writes `config.json`, or compares with the one that is there; ValueError if they differ."""
     path = workdir / pipeline.CONFIG
     new = json.loads(config.to_json())  # as it is stored: lists, not tuples
@@ -103,8 +138,8 @@ def claim(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
                 f"{workdir} belongs to another config ({'; '.join(differ)}): "
                 "choose another --workdir or set these fields back"
             )
-    workdir.mkdir(parents=True, exist_ok=True)
-    checkpoint.write_json(path, {"config": new, "made_with": provenance()})
+    if jax.process_index() == 0:
+        checkpoint.write_json(path, {"config": new, "made_with": provenance()})
 
 
 def _differences(old: dict, new: dict, prefix: str = ""):
@@ -133,14 +168,15 @@ def provenance() -> dict:
 
 
 @contextlib.contextmanager
-def _stage(workdir: pathlib.Path, name: str):
+def _stage(workdir, name: str):
     """Adds the seconds of a stage to `stages.json`: the sum over all runs of this folder."""
     path = workdir / "stages.json"
     seconds = checkpoint.read_json(path) if path.exists() else {}
     start = time.perf_counter()
     yield
     seconds[name] = round(seconds.get(name, 0) + time.perf_counter() - start, 2)
-    checkpoint.write_json(path, seconds)
+    if jax.process_index() == 0:
+        checkpoint.write_json(path, seconds)
 
 
 # ---- The stages ---------------------------------------------------------------------------------
@@ -170,15 +206,16 @@ def make_text_tokenizer(config, workdir, source) -> text.Tokenizer:
     return tokenizer
 
 
-def make_image_tokenizer(config, workdir, source) -> vqgan.ImageTokenizer:
+def make_image_tokenizer(config, workdir, source, tensorboard=False) -> vqgan.ImageTokenizer:
     path = workdir / pipeline.IMAGE
     if path.exists():
         return vqgan.load(path)
     if config.vq.file:
         tokenizer = vqgan.load(config.vq.file)
-        vqgan.save(path, tokenizer)
+        if jax.process_index() == 0:
+            vqgan.save(path, tokenizer)
         return tokenizer
-    return train_vq.train(config, workdir / "vq", source)
+    return train_vq.train(config, workdir / "vq", source, tensorboard=tensorboard)
 
 
 def export(workdir, out) -> None:
@@ -186,7 +223,7 @@ def export(workdir, out) -> None:
 
     ValueError if `out` holds a run already.
     """
-    workdir, out = pathlib.Path(workdir), pathlib.Path(out)
+    workdir, out = checkpoint.folder(workdir), pathlib.Path(out)
     if (out / pipeline.CONFIG).exists():
         raise ValueError(f"{out} holds a run already: choose another --out")
     weights, metadata = checkpoint.load_tree(workdir / pipeline.WEIGHTS)
@@ -205,9 +242,13 @@ def evaluate_run(workdir, suite: str = "main", config=None, weights: str | None 
     config: one whose fields `evaluate` and `sample` take the place of the run's own; weights: a
     folder that takes the place of `evaluate.weights`.
     """
-    workdir = pathlib.Path(workdir)
     if suite not in SUITES:
         raise ValueError(f"suite {suite!r} does not exist, expected one of {', '.join(SUITES)}")
+    with bucket.whole(workdir) as here:
+        _evaluate(here, suite, config, weights)
+
+
+def _evaluate(workdir, suite, config, weights):
     if suite == "judges":
         evaluate.judge(workdir)
     else:
@@ -225,26 +266,45 @@ def evaluate_run(workdir, suite: str = "main", config=None, weights: str | None 
         logbook.say(f"report: {report.write(workdir)}")
 
 
-def make_cache(config, workdir, source, text_tokenizer, image_tokenizer) -> tokens.TokenCache:
+def write_shards(config, workdir, source, text_tokenizer, image_tokenizer) -> None:
+    """This process's share of the token cache."""
     settings = {
         "text": text_tokenizer.hash,
         "image": image_tokenizer.hash,
         "length": config.text.length,
     }
     with logbook.progress(len(source), "token cache", unit="image") as bar:
-        return tokens.write_cache(
+        tokens.write_shards(
             source,
             image_tokenizer.encode,
             functools.partial(text_tokenizer.encode, length=config.text.length),
             workdir / "tokens",
             settings=settings,
             views=views(config),
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
             progress=bar.update,
         )
 
 
-def train_diffusion(config, workdir, cache, text_tokenizer, image_tokenizer) -> dict:
-    """The averaged weights, trained as far as `config.train.steps` says."""
+def held_out_tokens(config, source, text_tokenizer, image_tokenizer) -> dict | None:
+    """The first `config.train.held_out` pairs of a source as a batch; None for 0."""
+    count = min(config.train.get("held_out", 0), len(source))
+    if not count:
+        return None
+    read = reading.examples(source, 0, count, reading.Views(config.image_size))
+    read = [example for example in read if example.pixels is not None]
+    captions = [example.captions[0] for example in read]
+    return {
+        "image": image_tokenizer.encode(np.concatenate([example.pixels for example in read])),
+        "text": text_tokenizer.encode(captions, config.text.length),
+    }
+
+
+def train_diffusion(
+    config, workdir, cache, text_tokenizer, image_tokenizer, validation, **options
+) -> dict:
+    """The averaged weights, trained as far as `config.train.steps` says; options: of `train`."""
     if (workdir / pipeline.WEIGHTS).exists():
         params, metadata = checkpoint.load_tree(workdir / pipeline.WEIGHTS)
         if metadata["step"] >= config.train.steps:
@@ -253,11 +313,16 @@ def train_diffusion(config, workdir, cache, text_tokenizer, image_tokenizer) -> 
     start = None
     if config.train.init_from:
         start = reuse(config, vocab, pipeline.load_weights(config.train.init_from))
-    c = config.train
-    share = jax.process_index(), jax.process_count()
-    ahead = batches.Ahead(lambda step: batches.make(cache, config.seed, step, c.batch_size, *share))
+    seed, size = config.seed, config.train.batch_size
+    share = sharding.process_share(sharding.make_mesh(**config.mesh))
+    ahead = batches.Ahead(lambda step: batches.make(cache, seed, step, size, *share))
+    options |= {
+        "start": start,
+        "held_out": held_out_tokens(config, validation, text_tokenizer, image_tokenizer),
+        "ids_at": lambda step: batches.indices(seed, step, size, len(cache)),
+    }
     with contextlib.closing(ahead):
-        return train.train(config, workdir, vocab, text_tokenizer.pad_id, ahead, start=start)
+        return train.train(config, workdir, vocab, text_tokenizer.pad_id, ahead, **options)
 
 
 def reuse(config, vocab, weights: dict) -> dict:

@@ -18,6 +18,7 @@ line is written, and only the flag of the step two before is looked at.
 
 import contextlib
 import math
+import os
 import signal
 import threading
 import time
@@ -57,7 +58,6 @@ def fit(
     evaluate=None,
     ids_at=None,
     patience: int = 5,
-    exit_code: int = 75,
     profile: str | None = None,
 ):
     """Runs steps 0 .. `steps` - 1, or those after the latest checkpoint, and returns the state.
@@ -68,9 +68,9 @@ def fit(
     best of them can be kept. ids_at(step) names the samples of a batch in an error. profile: a
     folder for a trace of a few steps.
 
-    SIGTERM and SIGINT write a checkpoint and raise SystemExit(exit_code); a second one acts at
-    once. ValueError: `patience` steps in a row were not finite. OSError: a checkpoint could not be
-    written.
+    SIGTERM and SIGINT write a checkpoint and raise SystemExit(75), or what the environment's
+    UDD_EXIT_CODE says; a second one acts at once. ValueError: `patience` steps in a row were not
+    finite. OSError: a checkpoint could not be written.
     """
     done, skipped, row, window, scores = 0, 0, 0, [], {}
     restored = checkpoints.restore(state)
@@ -108,7 +108,7 @@ def fit(
                 skipped, row = skipped + bad, (row + 1) * bad
             if row >= patience:
                 _give_up(state, done - row, row, batch_at, ids_at, checkpoints)
-            if profile and done == min(first + 8, steps):
+            if profile and first + 3 < done == min(first + 8, steps):
                 jax.profiler.stop_trace()
             spent += time.perf_counter() - start
 
@@ -129,7 +129,7 @@ def fit(
             bar.update()
             if stop:
                 logbooks.say(f"{description}: {stop}, saved after step {done} of {steps}")
-                raise SystemExit(exit_code)
+                raise SystemExit(int(os.environ.get("UDD_EXIT_CODE", "75")))
     return state
 
 

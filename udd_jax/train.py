@@ -9,13 +9,14 @@ that was stopped goes on with the same numbers, on any mesh.
 """
 
 import functools
-import pathlib
 from typing import Any, NamedTuple
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jax.sharding import PartitionSpec as P
 
 from udd_jax import (
     checkpoint,
@@ -220,14 +221,51 @@ def make_loss(
     return loss_fn
 
 
-def make_step(loss_fn, tx, rate, ema_decay, vocab: Vocab):
+def make_gradient(loss_fn, accumulate: int = 1):
+    """(params, sampler, key, x0 int32[B, L]) -> (gradient, metrics, sampler), means over the batch.
+
+    With `accumulate` n the batch goes through the network in n parts, one after another, which
+    divides the memory of activations by n. Each part draws noise and times of its own. ValueError,
+    when traced, if B is no multiple of n.
+    """
+
+    def gradient(params, sampler, key, x0):
+        grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+        (_, (metrics, sampler)), grads = grad_fn(params, sampler, key, x0)
+        return grads, metrics, sampler
+
+    def in_parts(params, sampler, key, x0):
+        if x0.shape[0] % accumulate:
+            raise ValueError(
+                f"train.batch_size = {x0.shape[0]} is no multiple of train.accumulate = "
+                f"{accumulate}: change one"
+            )
+
+        def add(carry, numbered):
+            total, sampler = carry
+            number, part = numbered
+            key_part = jax.random.fold_in(key, number)
+            grads, metrics, sampler = gradient(params, sampler, key_part, part)
+            return (jax.tree.map(jnp.add, total, grads), sampler), metrics
+
+        # Every n-th row is a part, so that each device keeps the rows that it has.
+        parts = x0.reshape(-1, accumulate, x0.shape[1]).swapaxes(0, 1)
+        nothing = jax.tree.map(jnp.zeros_like, params), sampler
+        (total, sampler), metrics = jax.lax.scan(add, nothing, (jnp.arange(accumulate), parts))
+        mean = functools.partial(jnp.mean, axis=0)
+        return jax.tree.map(lambda g: g / accumulate, total), jax.tree.map(mean, metrics), sampler
+
+    return gradient if accumulate == 1 else in_parts
+
+
+def make_step(loss_fn, tx, rate, ema_decay, vocab: Vocab, accumulate: int = 1):
     """The train step: (state, batch {name: int32[B, length]}, key) -> (state, metrics)."""
+    gradient = make_gradient(loss_fn, accumulate)
 
     def train_step(state: TrainState, batch, key):
         x0 = vocab.fuse(batch)
         key = jax.random.fold_in(key, state.step)
-        grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
-        (_, (metrics, sampler)), grads = grad_fn(state.params, state.times, key, x0)
+        grads, metrics, sampler = gradient(state.params, state.times, key, x0)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         # Early averages follow the weights: with a constant decay they would keep the first ones.
@@ -242,14 +280,51 @@ def make_step(loss_fn, tx, rate, ema_decay, vocab: Vocab):
     return train_step
 
 
-def train(config, workdir, vocab: Vocab, pad_id: int, batch_at, *, start=None) -> dict:
+def make_held_out(loss_fn, batch, batch_size: int, vocab: Vocab, mesh):
+    """`evaluate` for `loop.fit`: the averaged weights' bound on held-out pairs, in nats a token.
+
+    batch: {name: int32[n, length]}, whole in every process. It is gone through in batches of one
+    size, the last filled up with the first, with the same tasks, times and noise every time.
+    """
+    count = len(batch["text"])
+    rows = np.resize(np.arange(count), -(-count // batch_size) * batch_size)
+    x0 = np.asarray(vocab.fuse({name: np.asarray(x)[rows] for name, x in batch.items()}))
+    table = ((".*", P(sharding.DATA, None)),)
+    parts = sharding.shard_tree(mesh, list(x0.reshape(-1, batch_size, vocab.length)), table)
+
+    @jax.jit
+    def bound(state, number, x0):
+        key = jax.random.fold_in(jax.random.key(0), number)
+        return loss_fn(state.ema_params, state.times, key, x0)[1][0]["bound"]
+
+    def evaluate(state, done):
+        bounds = [bound(state, np.int32(i), part) for i, part in enumerate(parts)]
+        return {"held_out_bound": float(np.mean(jax.device_get(bounds)))}
+
+    return evaluate
+
+
+def train(
+    config,
+    workdir,
+    vocab: Vocab,
+    pad_id: int,
+    batch_at,
+    *,
+    start=None,
+    held_out=None,
+    tensorboard=False,
+    **options,
+) -> dict:
     """Trains the diffusion in `workdir`, or goes on with it, and returns the averaged weights.
 
     batch_at(step) -> {name: int32[B, length]}, this process's share; start: parameters to begin
-    from (`config.train.init_from`), of this network's names and shapes. Checkpoints, metrics and
-    the finished file `weights` are in `workdir`.
+    from (`config.train.init_from`), of this network's names and shapes; held_out: a batch of pairs
+    whose bound is logged at each checkpoint, of which the best is then kept too; tensorboard:
+    whether to write event files; options: `ids_at` and `profile` of `loop.fit`. Checkpoints,
+    metrics and the finished file `weights` are in `workdir`.
     """
-    workdir = pathlib.Path(workdir)
+    workdir = checkpoint.folder(workdir)
     mesh = sharding.make_mesh(**config.mesh)
     kernel = diffusion.make_kernel(vocab, make_schedules(config, vocab))
     model = make_model(config, vocab, pad_id)
@@ -269,8 +344,12 @@ def train(config, workdir, vocab: Vocab, pad_id: int, batch_at, *, start=None) -
     state = sharding.create(mesh, make) if start is None else sharding.shard_tree(mesh, make())
     # Said outright, or the compiler may move the state from step to step.
     places = sharding.shardings(mesh, state), None
-    step = make_step(loss_fn, tx, rate, c.ema, vocab)
+    step = make_step(loss_fn, tx, rate, c.ema, vocab, c.get("accumulate", 1))
     step_fn = jax.jit(step, donate_argnums=0, out_shardings=places)
+
+    evaluate = None
+    if held_out is not None:
+        evaluate = make_held_out(loss_fn, held_out, c.batch_size, vocab, mesh)
 
     with sharding.use(mesh):
         state = loop.fit(
@@ -278,11 +357,16 @@ def train(config, workdir, vocab: Vocab, pad_id: int, batch_at, *, start=None) -
             state,
             steps=c.steps,
             batch_at=lambda step: sharding.shard_batch(mesh, batch_at(step)),
-            checkpoints=checkpoint.Checkpoints(workdir / "checkpoints", keep=c.keep),
-            logbook=logbook.Logbook(workdir),
+            checkpoints=checkpoint.Checkpoints(
+                workdir / "checkpoints", keep=c.keep, best="held_out_bound", say=logbook.say
+            ),
+            logbook=logbook.Logbook(workdir, tensorboard),
             description="diffusion",
             log_every=c.log_every,
             save_every=c.save_every,
+            eval_every=c.save_every,
+            evaluate=evaluate,
+            **options,
         )
     params = sharding.to_host(state.ema_params)
     if jax.process_index() == 0:

@@ -18,7 +18,6 @@ A step is a pure function of (state, images, key), and the pictures of a step of
 """
 
 import functools
-import pathlib
 from typing import Any
 
 import flax.struct
@@ -277,7 +276,9 @@ class Pictures:
         return self.kept[items[share[0] * per : (share[0] + 1) * per]]
 
 
-def train(config, directory, source, held_out=None, perceptual=None) -> vqgan.ImageTokenizer:
+def train(
+    config, directory, source, held_out=None, perceptual=None, tensorboard=False
+) -> vqgan.ImageTokenizer:
     """Trains an image tokenizer in `directory`, or goes on with it.
 
     Args:
@@ -287,6 +288,7 @@ def train(config, directory, source, held_out=None, perceptual=None) -> vqgan.Im
         source: pictures to train on.
         held_out: pictures for the scores, by default those of `source`.
         perceptual: (function, weights) as in `make_step`, for `vq.perceptual` > 0.
+        tensorboard: whether to write event files.
     """
     c, model, pictures = config.vq, make_model(config), Pictures(source, config)
     key_params, key_codebook = jax.random.split(jax.random.key(config.seed))
@@ -300,7 +302,8 @@ def train(config, directory, source, held_out=None, perceptual=None) -> vqgan.Im
         images = pictures.sample(POOL_IMAGES)
         return start_codebook(model, state, images, c.batch_size, key_codebook)
 
-    state = _fit(config, directory, model, state, pictures, perceptual, before)
+    options = {"before": before, "tensorboard": tensorboard}
+    state = _fit(config, directory, model, state, pictures, perceptual, **options)
     params, images = jax.device_get(state.params), pictures.sample(POOL_IMAGES)
     tokenizer = finish(model, params, images, c.merge, key_codebook)
     return _publish(config, directory, tokenizer, held_out or source)
@@ -333,9 +336,11 @@ def rebuild(
     return _publish(config, directory, tokenizer, held_out or source)
 
 
-def _fit(config, directory, model, state, pictures, perceptual, before=None, frozen=()):
+def _fit(
+    config, directory, model, state, pictures, perceptual, before=None, frozen=(), tensorboard=False
+):
     """Runs `config.vq.steps` steps from `state`; `before(state, step)` may replace it."""
-    c, directory = config.vq, pathlib.Path(directory)
+    c, directory = config.vq, checkpoint.folder(directory)
     mesh = sharding.make_mesh(**config.mesh)
     share = sharding.process_share(mesh)
     function, weights = perceptual or (None, None)
@@ -360,8 +365,10 @@ def _fit(config, directory, model, state, pictures, perceptual, before=None, fro
             sharding.shard_tree(mesh, state, sharding.REPLICATED),
             steps=c.steps,
             batch_at=batch_at,
-            checkpoints=checkpoint.Checkpoints(directory / "checkpoints", keep=c.keep),
-            logbook=logbook.Logbook(directory),
+            checkpoints=checkpoint.Checkpoints(
+                directory / "checkpoints", keep=c.keep, say=logbook.say
+            ),
+            logbook=logbook.Logbook(directory, tensorboard),
             description="image tokenizer",
             log_every=c.log_every,
             save_every=c.save_every,
@@ -371,7 +378,9 @@ def _fit(config, directory, model, state, pictures, perceptual, before=None, fro
 def _publish(config, directory, tokenizer, source):
     """Scores the tokenizer on a source and writes both; returns it."""
     scores = score(tokenizer, Pictures(source, config).sample(POOL_IMAGES))
-    vqgan.save(pathlib.Path(directory) / FILE, tokenizer, {"step": config.vq.steps, **scores})
+    if jax.process_index() == 0:
+        about = {"step": config.vq.steps, **scores}
+        vqgan.save(checkpoint.folder(directory) / FILE, tokenizer, about)
     logbook.say(
         f"image tokenizer: PSNR {scores['psnr']:.2f} dB, {scores['codes']} codes, "
         f"{scores['usage']:.0%} of them used, perplexity {scores['perplexity']:.1f}"

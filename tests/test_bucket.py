@@ -1,0 +1,114 @@
+"""Claims about work folders in a bucket, shown on one that lives in memory.
+
+Orbax reaches Google's storage by a library of its own, which no test here can stand in for: that
+checkpoints arrive in a real bucket is not shown.
+"""
+
+import json
+import pathlib
+
+import fsspec.implementations.memory
+import numpy as np
+import pytest
+from etils.epath import backend
+
+from udd_jax import bucket, checkpoint, jobs, logbook, pipeline
+
+
+class Fake(fsspec.implementations.memory.MemoryFileSystem):
+    """gs:// in memory."""
+
+    store, pseudo_dirs = {}, [""]
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol(str(path).removeprefix("gs://"))
+
+
+@pytest.fixture
+def workdir(monkeypatch):
+    Fake.store.clear()
+    monkeypatch.setattr(type(backend.fsspec_backend), "_get_filesystem", lambda self, name: Fake())
+    return checkpoint.folder("gs://bucket/run")
+
+
+def contents():
+    return {name.removeprefix("/bucket/run/"): f.getvalue() for name, f in Fake.store.items()}
+
+
+def test_a_folder_on_a_disk_is_used_as_it_is(tmp_path):
+    folder = checkpoint.folder(str(tmp_path))
+    assert isinstance(folder, pathlib.Path)
+    with bucket.near(folder) as here, bucket.on_disk(folder, here, "tokens"):
+        assert here == tmp_path
+    with bucket.whole(tmp_path) as here:
+        assert here == tmp_path
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_block_makes_goes_to_the_bucket_and_nothing_else(workdir):
+    checkpoint.write_bytes(workdir / "tokens/shard-0", b"zero")
+    checkpoint.write_json(workdir / "tokens/manifest.json", {"complete": False})
+    checkpoint.write_bytes(workdir / "checkpoints/1/data", b"large")
+    before = contents()
+    with bucket.near(workdir) as here:
+        with bucket.on_disk(workdir, here, "tokens", "absent"):
+            assert (here / "tokens/shard-0").read_bytes() == b"zero"
+            assert not (here / "checkpoints").exists()
+            (here / "tokens/shard-1").write_bytes(b"one")
+            (here / "tokens/shard-2.partial").write_bytes(b"tw")
+            (here / "elsewhere").write_bytes(b"")
+        assert contents() == before | {"tokens/shard-1": b"one"}
+        # Another process has finished the cache and written a shard meanwhile.
+        checkpoint.write_json(workdir / "tokens/manifest.json", {"complete": True})
+        checkpoint.write_bytes(workdir / "tokens/shard-2", b"two")
+        with bucket.on_disk(workdir, here, "tokens"):
+            assert checkpoint.read_json(here / "tokens/manifest.json") == {"complete": True}
+            assert (here / "tokens/shard-2").read_bytes() == b"two"
+    assert not here.exists()
+
+
+def test_a_whole_run_is_fetched_without_its_checkpoints(workdir):
+    checkpoint.write_bytes(workdir / "weights", b"w")
+    checkpoint.write_bytes(workdir / "vq/tokenizer", b"t")
+    checkpoint.write_bytes(workdir / "vq/checkpoints/1/data", b"large")
+    checkpoint.write_bytes(workdir / "cache/program", b"large")
+    with bucket.whole("gs://bucket/run") as here:
+        found = {str(p.relative_to(here)) for p in here.rglob("*") if p.is_file()}
+        (here / "evaluation.json").write_text("{}")
+    assert found == {"weights", "vq/tokenizer"}
+    assert contents()["evaluation.json"] == b"{}"
+
+
+def test_an_error_in_the_block_sends_nothing(workdir):
+    with pytest.raises(KeyError), bucket.whole("gs://bucket/run") as here:
+        (here / "evaluation.json").write_text("{}")
+        raise KeyError
+    assert contents() == {}
+
+
+def test_trees_metrics_and_configs_are_written_in_the_bucket_itself(workdir):
+    tree = {"w": np.arange(3.0)}
+    checkpoint.save_tree(workdir / "weights", tree, {"step": 3})
+    assert np.array_equal(checkpoint.load_tree(workdir / "weights", tree)[0]["w"], tree["w"])
+    book = logbook.Logbook(workdir)
+    for step in (1, 2, 3):
+        book.write(step, loss=step / 2)
+    book.cut(2)
+    book.write(3, loss=7)
+    assert [line["loss"] for line in book.lines()] == [0.5, 1, 7]
+    assert [json.loads(x)["step"] for x in contents()["metrics.jsonl"].splitlines()] == [1, 2, 3]
+    assert checkpoint.Checkpoints(workdir / "checkpoints").latest_step() is None
+
+
+def test_the_main_job_works_in_a_bucket_up_to_the_token_cache(workdir, tiny_run):
+    for name in (pipeline.CONFIG, pipeline.TEXT, pipeline.IMAGE):
+        checkpoint.write_bytes(workdir / name, (tiny_run / name).read_bytes())
+    config = pipeline.read_config(tiny_run)
+    jobs.run(config, "gs://bucket/run", until="token cache")
+    first = contents()
+    assert json.loads(first["tokens/manifest.json"])["items"] == config.data_options.size
+    assert {"tokens/index.npy", "tokens/shard-00000.arrayrecord", "stages.json"} <= first.keys()
+    jobs.run(config, "gs://bucket/run", until="token cache")
+    changed = {name for name, data in contents().items() if data != first.get(name)}
+    assert changed <= {"stages.json", "config.json"}
