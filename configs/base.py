@@ -100,7 +100,7 @@ def get_config() -> ml_collections.ConfigDict:
             "mutual_gain": 0.1,
             "rotary": True,
             "mask_padding": False,  # True hides the padding of given texts from all that looks
-            "qk_norm": False,
+            "qk_norm": True,
             "activation": "relu",
             "rezero": 1.0,
             "implementation": "flat",
@@ -112,7 +112,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     c.train = ml_collections.ConfigDict(
         {
-            "steps": 4000,
+            "steps": 3200,
             "batch_size": 64,
             "optimiser": "muon",  # or "adamw"
             "learning_rate": 4e-3,
@@ -129,9 +129,9 @@ def get_config() -> ml_collections.ConfigDict:
             "auxiliary": 0.2,  # lambda, the weight of -log p(x_0 | x_t)
             "pad_weight": 1.0,
             "mixture": {  # of tasks in a batch
-                "pair": 0.2,
-                "t2i": 0.35,
-                "i2t": 0.3,
+                "pair": 0.25,
+                "t2i": 0.25,
+                "i2t": 0.35,
                 "infill": 0.11,
                 "image": 0.02,
                 "text": 0.02,

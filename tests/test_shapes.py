@@ -126,18 +126,18 @@ def test_caption_law_is_a_law_and_every_caption_has_one_derivation(scene):
 
 def test_caption_law_by_hand():
     law = shapes.caption_law(SCENE)
-    # template .6 or .4, order 1/2, size .85 and .15, colour .95 and .05
+    # template .6 or .4, reading order .8, size .85 and .15, colour .95 and .05
     text = "a small circle above a large square"
-    assert math.isclose(law[text], 0.6 * 0.5 * 0.85 * 0.05)
-    text = "a red circle with a blue square below it"
-    assert math.isclose(law[text], 0.4 * 0.5 * 0.15 * 0.95)
+    assert math.isclose(law[text], 0.6 * 0.8 * 0.85 * 0.05)
+    text = "a blue square with a red circle above it"
+    assert math.isclose(law[text], 0.4 * 0.2 * 0.15 * 0.95)
     law = shapes.caption_law(Scene((BLUE,)))
     assert math.isclose(law["a blue square in the lower left"], 0.5 * 0.15 * 0.95)
 
 
 def test_caption_entropy_by_hand():
     one = 1 + halves(0.85) + halves(0.95)
-    two = halves(0.6) + 1 + halves(0.85) + halves(0.95)
+    two = halves(0.6) + halves(0.8) + halves(0.85) + halves(0.95)
     assert math.isclose(shapes.caption_entropy([Scene((BLUE,))]), one)
     assert math.isclose(shapes.caption_entropy([SCENE, TWINS]), two)
     assert math.isclose(shapes.caption_entropy(SCENES), (one + 2 * two) / 3)

@@ -135,7 +135,7 @@ def wording_law(scene: Scene) -> dict[str, float]:
         named = sum(p for name, p in shapes.ONE_TEMPLATES.items() if "{place}" in name)
         return {shapes.PLACES[scene.place[0]]: named, "": 1 - named}
     relation = shapes.RELATIONS[scene.place]
-    return {relation: 0.5, shapes.INVERSE[relation]: 0.5}
+    return {relation: shapes.READING_ORDER, shapes.INVERSE[relation]: 1 - shapes.READING_ORDER}
 
 
 def wording(meaning: Meaning) -> str:
