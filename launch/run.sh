@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
 # One machine, with GPUs, a TPU or neither: starts the command, and again whenever it was stopped
-# by SIGTERM and has saved (exit code 75). Stop this script, and the command saves and stays down.
+# by SIGTERM and has saved (exit code 75, or UDD_EXIT_CODE). Stop this script, and the command saves
+# and stays down.
 #
 #   launch/run.sh --config=configs/t2i.py:cub --workdir=runs/cub
 set -u
+again=${UDD_EXIT_CODE:-75}
 stopped=0
-code=75
+code=$again
 trap 'stopped=1; kill -TERM "$run"' INT TERM
-while [ "$code" -eq 75 ] && [ "$stopped" -eq 0 ]; do
+while [ "$code" -eq "$again" ] && [ "$stopped" -eq 0 ]; do
     python -m udd_jax.main "$@" &
     run=$!
     while kill -0 "$run" 2>/dev/null; do

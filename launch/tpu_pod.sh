@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Every worker of a TPU VM or pod, from your own machine; the workers have the checkout in ~/udd_jax,
-# installed with `pip install -e ".[tpu]"`, and share the work folder as a bucket.
+# installed with `pip install -e ".[tpu,gcs]"`, and share the work folder as a bucket.
 #
 #   launch/tpu_pod.sh NAME ZONE --config=configs/t2i.py:coco --workdir=gs://BUCKET/coco
 set -eu

@@ -30,9 +30,12 @@ def tools(tmp_path):
     return make, env, lambda: log.read_text().splitlines()
 
 
-@pytest.mark.skipif(not shutil.which("shellcheck"), reason="shellcheck is not installed")
 def test_scripts_pass_shellcheck():
-    subprocess.run(["shellcheck", *(str(LAUNCH / name) for name in SCRIPTS)], check=True)
+    beside = os.path.join(os.path.dirname(sys.executable), "shellcheck")
+    checker = shutil.which(beside) or shutil.which("shellcheck")
+    if checker is None:
+        pytest.skip("shellcheck is not installed")
+    subprocess.run([checker, *(str(LAUNCH / name) for name in SCRIPTS)], check=True)
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -90,6 +93,65 @@ def test_arguments_survive_the_way_to_the_workers(tools):
     assert log()[0].startswith("gcloud compute tpus tpu-vm ssh pod --zone=zone --worker=all")
     expected = r"UDD_DISTRIBUTED=1 launch/run.sh --workdir=gs://b/a\ b --prompt=it\'s "
     assert log()[1] == f"cd udd_jax && {expected}"
+
+
+def known(required: str, optional: str = "", **parts) -> dict:
+    """A JSON schema of an object with these fields and no others."""
+    names = [*required.split(), *optional.split()]
+    fields = dict.fromkeys(names, True) | parts
+    need = [*required.split(), *parts]
+    return {
+        "type": "object", "properties": fields, "required": need, "additionalProperties": False
+    }  # fmt: skip
+
+
+def several(part: dict) -> dict:
+    return {"type": "array", "items": part, "minItems": 1}
+
+
+# The fields of the JobSet, Job and Pod interfaces that a manifest of ours may have.
+CONTAINER = known("name image", "command args env ports resources volumeMounts workingDir")
+POD = known("restartPolicy", "nodeSelector tolerations terminationGracePeriodSeconds volumes "
+            "serviceAccountName hostNetwork dnsPolicy", containers=several(CONTAINER))  # fmt: skip
+POD_RULE = known("action", "onExitCodes onPodConditions")
+JOB = known(
+    "parallelism completions backoffLimit",
+    "completionMode activeDeadlineSeconds",
+    template=known("", "metadata", spec=POD),
+    podFailurePolicy=known("", rules=several(POD_RULE)),
+)
+ACTIONS = ["FailJobSet", "RestartJobSet", "RestartJobSetAndIgnoreMaxRestarts"]
+REASONS = ["BackoffLimitExceeded", "DeadlineExceeded", "FailedIndexes",
+           "MaxFailedIndexesExceeded", "PodFailurePolicy"]  # fmt: skip
+RULE = known(
+    "name",
+    "targetReplicatedJobs",
+    action={"enum": ACTIONS},
+    onJobFailureReasons=several({"enum": REASONS}),
+)
+SLICE = known("name", "replicas", template=known("", "metadata", spec=JOB))
+JOBSET = known(
+    "",
+    apiVersion={"const": "jobset.x-k8s.io/v1alpha2"},
+    kind={"const": "JobSet"},
+    metadata=known("name", "namespace labels annotations"),
+    spec=known(
+        "",
+        "network successPolicy startupPolicy suspend ttlSecondsAfterFinished",
+        failurePolicy=known("maxRestarts", "restartStrategy", rules=several(RULE)),
+        replicatedJobs=several(SLICE),
+    ),
+)
+
+
+def test_jobset_has_no_field_that_the_interface_does_not_know():
+    jsonschema = pytest.importorskip("jsonschema")
+    yaml = pytest.importorskip("yaml")
+    manifest = yaml.safe_load((LAUNCH / "gke_jobset.yaml").read_text())
+    jsonschema.validate(manifest, JOBSET)
+    manifest["spec"]["failurePolicy"]["rules"][0]["action"] = "Restart"
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(manifest, JOBSET)
 
 
 def test_jobset_starts_again_after_75_and_stands_for_whole_slices():
