@@ -50,52 +50,61 @@ def weights(precision):
 
 @functools.cache
 def both_ways(precision):
-    """enc, logits and codes of the recorded images; pixels of the recorded and of those codes."""
+    """enc, logits and codes, without and with the recorded noise, of the recorded images; pixels
+    of the recorded codes and of those without."""
     stored = recorded.arrays(f"vqgan_{precision}")
     module = gumbel_vq()
     full = stored["quantize_to_full"]
     again = full[stored["full_to_quantize"][stored["full_idx_argmax"]]]
 
-    def encode(self, images):
+    def encode(self, images, noise):
         z = self.encode(images)
-        return z, self.quantize.proj(z), self.quantize.codes(z)
+        return z, self.quantize.proj(z), self.quantize.codes(z), self.quantize.codes(z, noise)
 
     @recorded.jit
-    def run(weights, images, codes):
+    def run(weights, images, noise, codes):
         return (
-            *module.apply({"params": weights}, images, method=encode),
+            *module.apply({"params": weights}, images, noise, method=encode),
             module.apply({"params": weights}, codes, method="decode_codes"),
         )
 
     with jax.enable_x64(precision == "f64"):
         images = 2 * jnp.asarray(stored["image"], recorded.dtype(precision)) / 255 - 1
         codes = np.concatenate([full[stored["dec_idx"]], again]).reshape(-1, *module.grid)
-        return jax.tree.map(np.asarray, run(weights(precision), images, codes))
+        noise = jnp.asarray(nhwc(stored["gumbel"]), recorded.dtype(precision))
+        return jax.tree.map(np.asarray, run(weights(precision), images, noise, codes))
 
 
 @recorded.precision
 def test_gumbel_encoder_equals_the_recorded_one(precision):
     stored = recorded.arrays(f"vqgan_{precision}")
-    z, logits, codes, _ = both_ways(precision)
+    z, logits, codes, drawn, _ = both_ways(precision)
     recorded.assert_close(z, nhwc(stored["enc"]), TOLERANCE[precision], "enc")
     recorded.assert_close(logits, nhwc(stored["logits"]), TOLERANCE[precision], "logits")
-    flat = (len(codes), -1)
-    np.testing.assert_array_equal(codes.reshape(flat), stored["full_idx_argmax"])
-    # The published encoder samples its codes; with the recorded noise ours would be the same.
-    noisy = (logits + nhwc(stored["gumbel"])).argmax(-1).reshape(flat)
-    np.testing.assert_array_equal(noisy, stored["full_idx_gumbel"])
-    np.testing.assert_array_equal(stored["full_to_quantize"][noisy], stored["idx_official"])
+    codes, drawn = (c.reshape(len(c), -1) for c in (codes, drawn))
+    np.testing.assert_array_equal(codes, stored["full_idx_argmax"])
+    # The published encoder always adds noise to the logits: its codes are draws.
+    np.testing.assert_array_equal(drawn, stored["full_idx_gumbel"])
+    np.testing.assert_array_equal(stored["full_to_quantize"][drawn], stored["idx_official"])
 
 
 @recorded.precision
 def test_gumbel_decoder_equals_the_recorded_one(precision):
     stored = recorded.arrays(f"vqgan_{precision}")
-    pixels = (np.clip(both_ways(precision)[3], -1, 1) + 1) / 2
+    pixels = (np.clip(both_ways(precision)[-1], -1, 1) + 1) / 2
     theirs = np.concatenate([nhwc(stored["dec_image"]), nhwc(stored["rec_image"])])
     recorded.assert_close(pixels, theirs, TOLERANCE[precision])
 
 
-def test_the_tokenizer_around_it_keeps_the_used_codes_only():
+@pytest.fixture
+def fast_to_compile(monkeypatch):
+    """The tokenizer's functions without XLA's optimisations."""
+    for name, module in (("_encode", 0), ("_draw", 1), ("_decode", 0)):
+        plain = getattr(vqgan, name).__wrapped__
+        monkeypatch.setattr(vqgan, name, recorded.jit(plain, static_argnums=module))
+
+
+def test_the_tokenizer_around_it_keeps_the_used_codes_only(fast_to_compile):
     stored = recorded.arrays("vqgan_f32")
     full_to_used = stored["full_to_quantize"].astype(np.int32)
     tokenizer = vqgan.ImageTokenizer(gumbel_vq(), weights("f32"), full_to_used, chunk=3)
@@ -107,15 +116,47 @@ def test_the_tokenizer_around_it_keeps_the_used_codes_only():
     assert np.abs(pixels - 255 * nhwc(stored["dec_image"])).max() < 0.51
 
 
+def test_codes_are_draws_from_the_softmax_only_if_a_key_is_given(fast_to_compile):
+    """One cell a picture: 300 draws of one code, whatever the size of the chunks."""
+    shape = {"resolution": 4, "patch": 4, "ch_mult": (1,), "num_res_blocks": 0}
+    shape |= {"n_embed": 5, "embed_dim": 3, "z_channels": 3, "ch": 4, "attn_resolutions": ()}
+    module, rng = vqgan.VQGAN(**shape, quantiser="gumbel"), np.random.default_rng(0)
+    key, picture = jax.random.key(1), jax.ShapeDtypeStruct((1, 4, 4, 3), jnp.float32)
+    shapes = jax.eval_shape(lambda x: module.init(key, x, key)["params"], picture)
+    params = jax.tree.map(lambda p: rng.normal(0, 0.5, p.shape).astype(np.float32), shapes)
+    images = np.tile(rng.integers(0, 256, (1, 4, 4, 3), np.uint8), (300, 1, 1, 1))
+    tokenizer = vqgan.ImageTokenizer(module, params, chunk=64)
+    logits = recorded.jit(
+        lambda x: module.apply(
+            {"params": params}, x, method=lambda m, x: m.quantize.proj(m.encode(x))
+        )
+    )(vqgan.to_unit(images[:1]))
+    p = np.asarray(jax.nn.softmax(logits[0, 0, 0]), np.float64)
+    assert (tokenizer.encode(images) == p.argmax()).all()
+    drawn = tokenizer.encode(images, key)[:, 0]
+    share = np.bincount(drawn, minlength=5) / 300
+    assert (np.abs(share - p) < 4 * np.sqrt(p * (1 - p) / 300)).all() and (share > 0).sum() > 2
+    np.testing.assert_array_equal(tokenizer.encode(images[:70], key)[:, 0], drawn[:70])
+    assert (tokenizer.encode(images, jax.random.key(2))[:, 0] != drawn).any()
+    nearest = vqgan.ImageTokenizer(vqgan.VQGAN(**shape, quantiser="ema"), params)
+    with pytest.raises(ValueError, match="'ema' quantiser are the nearest and not drawn"):
+        nearest.encode(images[:1], key)
+
+
 @recorded.precision
 def test_nearest_neighbour_quantiser_equals_the_recorded_one(precision):
     stored = recorded.arrays(f"vqgan_{precision}")
     rows, z = stored["vq2_codebook"], nhwc(stored["vq2_z"])
     with jax.enable_x64(precision == "f64"):
         rows, z = (jnp.asarray(x, recorded.dtype(precision)) for x in (rows, z))
-        np.testing.assert_array_equal(codebook.nearest(z, rows).ravel(), stored["vq2_idx"])
         quantizer = vqgan.Quantizer("straight_through", *rows.shape, beta=0.25)
-        out, loss, codes = quantizer.apply({"params": {"embedding": rows}}, z)
+
+        @recorded.jit
+        def run(rows, z):
+            return codebook.nearest(z, rows), *quantizer.apply({"params": {"embedding": rows}}, z)
+
+        nearest, out, loss, codes = run(rows, z)
+    np.testing.assert_array_equal(np.ravel(nearest), stored["vq2_idx"])
     np.testing.assert_array_equal(np.ravel(codes), stored["vq2_idx"])
     recorded.assert_close(out, nhwc(stored["vq2_zq"]), TOLERANCE[precision])
     # The published "legacy" loss has beta on the other term: another gradient, the same value.

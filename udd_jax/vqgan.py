@@ -217,10 +217,13 @@ class Quantizer(nn.Module):
                 "embedding", nn.initializers.normal(1 / self.n_embed), shape
             )
 
-    def codes(self, z):
-        """float[..., E] -> int32[...]: the nearest row, or the largest logit."""
+    def codes(self, z, noise=0.0):
+        """float[..., E] -> int32[...]: the nearest row, or the largest of logits + noise.
+
+        With Gumbel noise, float[..., K], such a code is a draw from the softmax of the logits.
+        """
         if self.kind == "gumbel":
-            return jnp.argmax(self.proj(z), axis=-1).astype(jnp.int32)
+            return jnp.argmax(self.proj(z) + noise, axis=-1).astype(jnp.int32)
         return codebook.nearest(z, self.embedding)
 
     def rows(self, codes):
@@ -326,9 +329,10 @@ class VQGAN(nn.Module):
         """float[B, S, S, 3] in [-1, 1] -> pre-quantisation vectors float[B, h, w, embed_dim]."""
         return self.quant_conv(self.encoder(images))
 
-    def encode_codes(self, images):
-        """float[B, S, S, 3] in [-1, 1] -> int32[B, h, w]; the published encoder samples instead."""
-        return self.quantize.codes(self.encode(images))
+    def encode_codes(self, images, noise=0.0):
+        """float[B, S, S, 3] in [-1, 1] -> int32[B, h, w]. The published encoder adds Gumbel noise,
+        float[B, h, w, K]: its codes are draws."""
+        return self.quantize.codes(self.encode(images), noise)
 
     def decode(self, rows):
         """float[B, h, w, embed_dim] -> float[B, S, S, 3], about [-1, 1]."""
@@ -389,6 +393,13 @@ def _encode(module, params, images):
     return module.apply({"params": params}, to_unit(images), method="encode_codes")
 
 
+@functools.partial(jax.jit, static_argnums=1)
+def _draw(key, module, params, images, numbers):
+    shape = (*module.grid, module.n_embed)
+    noise = jax.vmap(lambda n: jax.random.gumbel(jax.random.fold_in(key, n), shape))(numbers)
+    return module.apply({"params": params}, to_unit(images), noise, method="encode_codes")
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def _decode(module, params, codes):
     return to_uint8(module.apply({"params": params}, codes, method="decode_codes"))
@@ -438,10 +449,12 @@ class ImageTokenizer:
         digest.update(self.used_to_full.tobytes())
         return digest.hexdigest()[:16]
 
-    def encode(self, images):
-        """uint8[B, S, S, 3] -> int32[B, N], row by row. Deterministic.
+    def encode(self, images, key=None):
+        """uint8[B, S, S, 3] -> int32[B, N], row by row. Deterministic without a key.
 
-        Raises ValueError for another size or dtype.
+        With one, the codes of a Gumbel quantiser are draws from the softmax of its logits, as the
+        published encoder's always are; image b draws from its own key. Raises ValueError for
+        another size or dtype, and for a key where nothing is drawn.
         """
         images = np.asarray(images)
         size = self.image_size
@@ -450,7 +463,17 @@ class ImageTokenizer:
                 f"images are {images.dtype}{list(images.shape)}, the image tokenizer expects "
                 f"uint8[B, {size}, {size}, 3]: resize them (images.fit)"
             )
-        codes = self._chunked(_encode, images).reshape(len(images), math.prod(self.grid))
+        if key is None:
+            codes = self._chunked(_encode, images)
+        elif self.module.quantiser == "gumbel":
+            numbers = np.arange(len(images), dtype=np.int32)
+            codes = self._chunked(functools.partial(_draw, key), images, numbers)
+        else:
+            raise ValueError(
+                f"codes of a {self.module.quantiser!r} quantiser are the nearest and not drawn: "
+                "give no key"
+            )
+        codes = codes.reshape(len(images), math.prod(self.grid))
         return codes if self.full_to_used is None else self.full_to_used[codes]
 
     def decode(self, codes):
@@ -471,13 +494,18 @@ class ImageTokenizer:
             )
         return self._chunked(_decode, self.used_to_full[codes].reshape(len(codes), h, w))
 
-    def _chunked(self, function, array):
-        out = []
-        for start in range(0, max(1, len(array)), self.chunk):
-            part = array[start : start + self.chunk]
-            pad = [(0, self.chunk - len(part))] + [(0, 0)] * (array.ndim - 1)
-            done = function(self.module, self.params, np.pad(part, pad))
-            out.append(np.asarray(done)[: len(part)])
+    def _chunked(self, function, *arrays):
+        out, total = [], len(arrays[0])
+        for start in range(0, max(1, total), self.chunk):
+            count = min(self.chunk, total - start)
+            parts = [
+                np.pad(
+                    array[start : start + count],
+                    [(0, self.chunk - count)] + [(0, 0)] * (array.ndim - 1),
+                )
+                for array in arrays
+            ]
+            out.append(np.asarray(function(self.module, self.params, *parts))[:count])
         return np.concatenate(out)
 
 
