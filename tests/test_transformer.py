@@ -282,6 +282,24 @@ def test_the_padding_of_a_given_text_is_hidden_and_no_other():
         assert np.isfinite(y).all()
 
 
+def test_a_learned_vector_is_added_where_a_token_is_given_and_nowhere_else():
+    options = {"time": "per_modality"}
+    params, (x, t, free) = weights(given_vector=True, **options), four_texts()
+    assert names(params) - names(weights(**options)) == {"given"}
+    plain = {name: p for name, p in params.items() if name != "given"}
+    moved = dict(plain["embedding"])
+    moved["text_position"] = moved["text_position"] + params["given"][None]
+    moved = plain | {"embedding": moved}  # the same where all of the text is given
+    ours = apply(params, x, t, free, given_vector=True, **options)
+    without, everywhere = (apply(p, x, t, free, **options) for p in (plain, moved))
+    rows = [[y[i : i + 1] for y in ours] for i in range(4)]
+    assert_equal(rows[0], [y[:1] for y in everywhere])
+    for i in (1, 2):  # to be generated; absent
+        assert_equal(rows[i], [y[i : i + 1] for y in without])
+    for i, others in ((0, without), (3, without), (3, everywhere)):
+        assert differ(rows[i], [y[i : i + 1] for y in others])
+
+
 def padding_gradient(mask_padding):
     """Of a training loss of images given padded texts, by the padding's row of the embedding."""
     config = t2i.get_config("smoke")
