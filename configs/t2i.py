@@ -78,6 +78,7 @@ def _published(c):
             "given_vector": False,
             "mutual_gain": 0.0,
             "rotary": False,
+            "qk_norm": False,
             "activation": "gelu",
             "mlp_ratio": 4,
             "rezero": 0.0,
