@@ -242,7 +242,7 @@ def test_muon_turns_the_blocks_by_even_steps_of_adamws_size_and_leaves_the_rest_
 
 def test_a_batch_in_parts_gives_the_gradient_and_metrics_of_the_whole():
     def loss_fn(params, sampler, key, x0):
-        loss = ((params["w"] * x0).sum(axis=1) ** 2).mean()
+        loss = ((params["w"][None] * x0).sum(axis=1) ** 2).mean()
         return loss, ({"loss": loss}, sampler + x0.shape[0])
 
     x0 = np.random.default_rng(0).integers(0, 5, (12, 3)).astype(np.int32)
