@@ -4,6 +4,7 @@ The checkpoints are made here, at tiny sizes, with random numbers; that the name
 what they say is the business of `test_published_network.py` and `test_published_vq.py`.
 """
 
+import dataclasses
 import functools
 import json
 import pathlib
@@ -203,6 +204,15 @@ def test_a_user_s_config_that_agrees_is_kept_where_the_weights_say_nothing(folde
     assert stored.train.learning_rate == 0.125 and stored.model.heads == 2
 
 
+def test_a_conversion_settles_every_option_that_makes_the_network_another_function():
+    options = {f.name: f.default for f in dataclasses.fields(transformer.Transformer)}
+    from_weights = {"vocab", "steps", "layers", "width", "heads", "mlp_ratio", "rezero"}
+    others = {"network", "dtype", "padding", "implementation", "unroll", "remat", "parent", "name"}
+    assert set(convert.PUBLISHED) - {"mask_padding"} == options.keys() - from_weights - others
+    for name, value in convert.PUBLISHED.items():
+        assert value == options.get(name, False), name
+
+
 @pytest.mark.parametrize("prefix", ["", "net.module."])
 def test_names_may_stand_under_any_prefix(prefix):
     state = unid3_state()
@@ -337,11 +347,14 @@ def test_a_taming_checkpoint_becomes_an_image_tokenizer(tmp_path, f, quantiser):
     tokenizer = vqgan.load(tmp_path / "out" / pipeline.IMAGE)
     assert tokenizer.module == vqgan.VQGAN(**{**VQ, **changes}) and tokenizer.module.cell == f
     assert tokenizer.codes == 9 and tokenizer.grid == (2, 2)
-    convert.to_safetensors(tmp_path / "out", tmp_path / "back.safetensors")
-    again = convert.read_state(tmp_path / "back.safetensors")
+    back = tmp_path / "back.safetensors"
+    convert.to_safetensors(tmp_path / "out", back)
+    again = convert.read_state(back)
     assert again.keys() == state.keys()
     for name, array in again.items():
         np.testing.assert_array_equal(array, state[name], strict=True)
+    convert.from_taming(back, tmp_path / "again", tmp_path / "vqgan.yaml")
+    assert vqgan.load(tmp_path / "again" / pipeline.IMAGE).hash == tokenizer.hash
 
 
 def test_a_kept_subset_of_codes_is_a_map_over_them(tmp_path):
@@ -441,6 +454,8 @@ def test_options_that_do_not_fit_a_unid3_checkpoint_are_one_line(folder, tmp_pat
 
     convert_it("width 16, no multiple of 64, .* give --heads", heads=None)
     convert_it("model.width = 16 is no multiple of model.heads = 3", heads=3)
+    for heads in (0, -2):
+        convert_it(f"--heads={heads}, expected at least 1", heads=heads)
     convert_it("no map of 9 image codes onto 7 is known: .*--codes", codes=None)
     convert_it("onto 2887 is known", codes="2887")
     convert_it("network=both, expected one of joint", network="both")
@@ -457,6 +472,11 @@ def test_options_that_do_not_fit_a_unid3_checkpoint_are_one_line(folder, tmp_pat
     convert_it(r"config\.text\.length = 128, but .* has 5", match=True, config=config)
     config.text.length = 5
     convert_it(r"config\.diffusion\.steps = 500, but .* has 6", match=True, config=config)
+    config.diffusion.steps, config.diffusion.schedule = T, "cosine"
+    convert_it(r"config\.diffusion\.schedule = cosine, but .* linear", match=True, config=config)
+    config.diffusion.schedule = "linear"
+    config.model.update(SIZES | {"rotary": True})
+    convert_it(r"config\.model\.rotary = True, but .* has False", match=True, config=config)
 
 
 def test_a_folder_without_the_merges_is_one_line(folder, tmp_path, monkeypatch):
@@ -494,6 +514,11 @@ def test_checkpoints_of_the_wrong_kind_are_one_line(folder, tmp_path):
     for size in (0, 4, 100, len(whole) - 1):
         (folder / "cut.safetensors").write_bytes(whole[:size])
         refuse("cut short", tmp_path, convert_unid3, folder, tmp_path / "o", "cut.safetensors")
+    huge = b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [%d, %d]}}' % (9**50, 9**50 + 4)
+    for header in (b"[" * 100_000, b"[]", b'{"a": 1}', huge):
+        content = len(header).to_bytes(8, "little") + header
+        (folder / "cut.safetensors").write_bytes(content)
+        refuse("damaged", tmp_path, convert_unid3, folder, tmp_path / "o", "cut.safetensors")
     refuse("cannot be read", tmp_path, convert_unid3, folder, tmp_path / "o", "absent.ckpt")
 
 
@@ -537,7 +562,7 @@ def test_names_that_are_taken_or_missing_are_one_line(folder, run, tmp_path):
     refuse(r"absent\.yaml", tmp_path, convert.from_taming, "a.ckpt", tmp_path / "b", absent)
 
 
-@pytest.mark.parametrize("option", [{"given_vector": True}, {"mutual_gain": 0.1}])
+@pytest.mark.parametrize("option", [{"given_vector": True}, {"mutual_gain": 0.1}, {"rotary": True}])
 def test_a_network_with_options_of_ours_has_no_published_names(run, tmp_path, option):
     shutil.copytree(run, tmp_path / "run")
     stored = checkpoint.read_json(run / pipeline.CONFIG)

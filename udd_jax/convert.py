@@ -55,6 +55,7 @@ PUBLISHED = {
     "given_vector": False,
     "mask_padding": False,
     "mutual_gain": 0.0,
+    "rotary": False,
     "qk_norm": False,
     "activation": "gelu",
 }
@@ -89,7 +90,7 @@ def _read_safetensors(path) -> dict[str, np.ndarray]:
             count = (last - first) // dtype.itemsize
             array = np.frombuffer(content, dtype, count, start + first)
             state[name] = array.reshape(entry["shape"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except Exception as error:  # a damaged header fails in every way there is
         reason = (str(error).splitlines() or [""])[0]
         raise ValueError(
             f"{path} is no safetensors file, or is damaged or cut short ({reason})"
@@ -268,14 +269,14 @@ def from_unid3(
     """Writes the run `out` from a UniD3 checkpoint.
 
     config: where all that the weights do not say comes from. With `match` it is the user's, and
-    its sizes must be those of the weights. ValueError, one line; nothing is written then.
+    its network must be that of the weights. ValueError, one line; nothing is written then.
     """
     if network not in NETWORKS:
         raise ValueError(f"--network={network}, expected one of {', '.join(NETWORKS)}")
     _must_be_new(out)
     net_state, vq_state, buffers = published.split_state(read_state(path), path)
     if match:
-        heads = heads or config.model.heads
+        heads = config.model.heads if heads is None else heads
     sizes = published.network_sizes(net_state, heads, path)
     published.check_schedule(buffers, sizes["steps"], path)
     levels = len({n.split(".")[2] for n in vq_state if n.startswith("encoder.down.")})
@@ -287,7 +288,7 @@ def from_unid3(
         "image_size": resolution,
         "text": {"length": sizes["text_length"]},
         "diffusion": {"steps": sizes["steps"], "schedule": "linear"},
-        "model": {name: sizes[name] for name in ("layers", "width", "heads", "mlp_ratio")},
+        "model": {n: sizes[n] for n in ("layers", "width", "heads", "mlp_ratio")} | PUBLISHED,
     }
     if match:
         _must_match(config, changes, path)
@@ -299,7 +300,7 @@ def from_unid3(
     changes["name"] = pathlib.Path(out).name
     changes["text"] |= {"vocab_size": sizes["text_classes"]}
     changes["diffusion"] |= {"image_schedule": "", "text_schedule": "", "schedule_options": {}}
-    changes["model"] |= PUBLISHED | {"network": network, "dtype": "float32"}
+    changes["model"] |= {"network": network, "dtype": "float32"}
     changes["sample"] = {"steps": min(config.sample.steps, sizes["steps"]), "guidance": 1.0}
     changes["vq"] = {"model": fields | {"patch": 1, "local_encoder": False, "local_decoder": False}}
     with config.unlocked():
@@ -369,7 +370,7 @@ def _must_be_published(what, ours, wanted) -> None:
 
 
 def _must_match(config, sizes: dict, where) -> None:
-    """ValueError, naming the field, where the user's config is of another size than the weights."""
+    """ValueError, naming the field, where the user's config is of another network."""
     for name, value in sizes.items():
         for field, found in value.items() if isinstance(value, dict) else [("", value)]:
             asked = config[name][field] if field else config[name]

@@ -209,6 +209,8 @@ def network_sizes(state: dict, heads: int | None, where) -> dict:
         return found.shape
 
     width = shape("transformer.embedding.embedding.weight", 2)[1]
+    if heads is not None and heads < 1:
+        raise ValueError(f"--heads={heads}, expected at least 1")
     if heads is None and width % 64:
         raise ValueError(
             f"{where} has width {width}, no multiple of 64, so that the number of heads cannot be "
@@ -217,7 +219,7 @@ def network_sizes(state: dict, heads: int | None, where) -> dict:
     return {
         "layers": len({n.split(".")[2] for n in state if n.startswith("transformer.blocks.")}),
         "width": width,
-        "heads": heads or width // 64,
+        "heads": width // 64 if heads is None else heads,
         "mlp_ratio": shape("transformer.blocks.0.mlp.0.weight", 2)[0] // width,
         "steps": shape("transformer.blocks.0.ln1.emb.weight", 2)[0],
         "grid": (
