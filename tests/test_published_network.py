@@ -149,8 +149,7 @@ def test_sinusoids_equal_the_recorded_ones():
         theirs = recorded.arrays(f"transformer_{precision}")["sinusoidal"]
         with jax.enable_x64(precision == "f64"):
             cast = jax.tree.map(lambda p: jnp.asarray(p, recorded.dtype(precision)), weights)  # noqa: B023
-            _, states = module.apply(
-                {"params": cast}, jnp.arange(steps), capture_intermediates=True
-            )
+            run = recorded.jit(functools.partial(module.apply, capture_intermediates=True))
+            _, states = run({"params": cast}, jnp.arange(steps))
             inner = states["intermediates"]["in"]["__call__"][0]
             recorded.assert_close(inner, theirs, tolerance, precision)
