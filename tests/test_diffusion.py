@@ -130,10 +130,8 @@ def test_float32_steps_are_right_to_a_ten_thousandth(name, times, classes):
         replaced / table.unmasked[s] / classes,
         (table.gamma_bar[t] - table.gamma_bar[s]) / table.unmasked[s],
     ]
-    # What differs is the rounding of the tables: relative to 1 for what is near to it.
     np.testing.assert_allclose(ours[0], exact[0], rtol=1e-6, atol=1e-12)
-    np.testing.assert_allclose(ours[1], exact[1], rtol=1e-3, atol=1e-7 / classes)
-    np.testing.assert_allclose(ours[2], exact[2], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(ours[1:], exact[1:], rtol=1e-4, atol=1e-12 / classes)
 
 
 # ---- Distributions ------------------------------------------------------------------------------
@@ -188,7 +186,7 @@ def test_loss_terms_have_the_gradient_of_their_definition():
         np.testing.assert_allclose(ours, jax.jit(jax.grad(direct))(logits, kernel), atol=1e-9)
 
 
-@pytest.mark.parametrize("name", ("linear", "hybrid", "absorbing"))
+@pytest.mark.parametrize("name", NAMES)
 def test_float32_agrees_with_float64_at_both_ends_of_time_and_for_many_classes(name):
     layout = vocab.Vocab((vocab.Modality("text", 8, 8192),))  # beta_bar of `linear`: 1.2e-10
     table, rng = schedules.make(name, 500), np.random.default_rng(0)
@@ -204,7 +202,8 @@ def test_float32_agrees_with_float64_at_both_ends_of_time_and_for_many_classes(n
         wide = everything(kernel, 0, logits.astype(np.float64), x0, xt, s, t)
     for key, value in jax.tree.map(np.asarray, narrow).items():
         assert np.isfinite(value).all(), key
-        possible = (xt == x0) | (xt == 8192) | (name != "absorbing")
+        possible = (xt == x0) | (xt == 8192) | (not table.masks_only)
+        possible &= (xt != 8192) | (table.gamma_bar[t] > 0)
         exact = np.asarray(wide[key])
         np.testing.assert_allclose(
             value[possible], exact[possible], rtol=2e-4, atol=3e-5, err_msg=key

@@ -83,7 +83,7 @@ def ancestral(
     if fresh is not None:
         masked = masked | fresh
     gamma_t = jnp.where(at_t.gamma > 0, at_t.gamma, 1)
-    reveal = (at_t.gamma - at_s.gamma) / gamma_t
+    reveal = diffusion.newly_masked(at_s, at_t) / gamma_t
     if kernel.masks_only[m]:
         moves = draws.bernoulli(words[..., 0], jnp.where(masked, reveal, 0))
         return jnp.where(moves, draws.categorical(words[..., 1], log_p), xt)
@@ -157,7 +157,7 @@ def remdm(
         sigma = limit * jnp.where(shown, share, 1 / count)
     else:
         sigma = jnp.full(xt.shape, jnp.minimum(eta, limit) if rule == "cap" else eta * limit)
-    reveal = (at_t.gamma - at_s.gamma + sigma * at_t.unmasked) / at_t.gamma
+    reveal = (diffusion.newly_masked(at_s, at_t) + sigma * at_t.unmasked) / at_t.gamma
     moves = draws.bernoulli(words, jnp.where(masked, reveal, sigma))
     xs = jnp.where(moves, jnp.where(masked, look.token, classes), xt)
     return xs, jnp.where(moves, jnp.where(masked, jnp.exp(look.log_prob), 0), psi)
