@@ -434,6 +434,14 @@ def continuous_terms(kernel: Kernel, nll: jax.Array, xt: jax.Array, rate: jax.Ar
 # ---- The bound ----------------------------------------------------------------------------------
 
 
+def chain_times(steps: int, calls: int) -> np.ndarray:
+    """The times T > ... > 0 of a chain of `calls` steps, as even as whole numbers can be.
+
+    int[calls + 1]; steps is T.
+    """
+    return steps - np.arange(calls + 1) * steps // calls
+
+
 def bound(
     kernel: Kernel,
     denoise_fn: DenoiseFn,
@@ -442,32 +450,37 @@ def bound(
     free: jax.Array,
     absent: jax.Array,
     times: int,
+    calls: int = 0,
 ) -> jax.Array:
     """An upper bound on -log p of the free modalities given the others, nats, float[B, M].
 
-    sum over t of L_t, estimated from `times` of them, one from each of as many strata of 1..T,
-    and the prior's term. keys: one a sample, [B]; x0: int32[B, L]; free: bool[B, L], whole
-    modalities; absent: bool[B, M]. Its mean over keys is exact for any `times`.
+    p is that of the ancestral chain of `calls` steps (0 is T), with nothing truncated: the sum of
+    its L_t, estimated from `times` of them, one from each of as many strata, and the prior's term.
+    keys: one a sample, [B]; x0: int32[B, L]; free: bool[B, L], whole modalities; absent:
+    bool[B, M]. Its mean over keys is exact for any `times`.
     """
-    vocab, steps = kernel.vocab, kernel.steps
+    vocab, calls = kernel.vocab, calls or kernel.steps
+    clock = jnp.asarray(chain_times(kernel.steps, calls)[::-1].astype(np.int32))
     lead = jnp.stack([free[:, where].any(axis=1) for where in vocab.slices], axis=1)
 
     def one_time(total, k):
         def draw(key):
             key_time, key_noise, key_prior = jax.random.split(jax.random.fold_in(key, k), 3)
             u = (k + jax.random.uniform(key_time)) / times
-            t = jnp.minimum(jnp.floor(u * steps).astype(jnp.int32), steps - 1) + 1
-            return t, key_noise, prior_sample(kernel, key_prior, 1)[0]
+            number = jnp.minimum(jnp.floor(u * calls).astype(jnp.int32), calls - 1)
+            return number, key_noise, prior_sample(kernel, key_prior, 1)[0]
 
-        t, key_noise, prior = jax.vmap(draw)(keys)
-        t = jnp.where(absent, steps, jnp.where(lead, t[:, None], 0))
+        number, key_noise, prior = jax.vmap(draw)(keys)
+        s, t = clock[number][:, None], clock[number + 1][:, None]
+        t = jnp.where(absent, kernel.steps, jnp.where(lead, t, 0))
         position_t = free_times(vocab, t, free)
         noised = jax.vmap(lambda key, x, t: q_sample(kernel, key, x[None], t[None])[0])
         xt = noised(key_noise, x0, position_t)
         xt = jnp.where(absent[:, vocab.modality_of], prior, xt)
-        kl, _ = loss_terms(kernel, denoise_fn(xt, t, free), x0, xt, t, free)
+        s = jnp.broadcast_to(s, t.shape)
+        kl, _ = loss_terms(kernel, denoise_fn(xt, t, free), x0, xt, t, free, s)
         sums = jnp.stack([kl[:, where].sum(axis=1) for where in vocab.slices], axis=1)
-        return total + steps / times * sums, None
+        return total + calls / times * sums, None
 
     priors = [prior_kl(kernel, m) * vocab.modalities[m].length for m in range(lead.shape[1])]
     start = jnp.where(lead, jnp.stack(priors)[None], 0)

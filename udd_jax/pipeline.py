@@ -213,9 +213,11 @@ class Pipeline:
         ids = self.text.encode(list(captions), self.text_length)
         return self.score({"image": codes, "text": ids}, task=task, times=times, seed=seed)
 
-    def score(self, tokens: dict, *, task="pair", times=16, seed=0, common=False) -> np.ndarray:
+    def score(
+        self, tokens: dict, *, task="pair", times=16, seed=0, common=False, calls=0
+    ) -> np.ndarray:
         """`log_likelihood` of tokens, local ids by name; `common`: one noise for all rows, so that
-        what they are compared by is not theirs."""
+        what they are compared by is not theirs; `calls`: of a chain of so many steps, 0 is T."""
         x0 = np.asarray(self.vocab.fuse(tokens))
         masks = tasks.masks(self.vocab, task, len(x0))
         if np.asarray(self._feasible(task, masks).absent != masks.absent).any():
@@ -228,7 +230,7 @@ class Pipeline:
 
         def part(rows, keys):
             here = tasks.Masks(masks.free[: len(keys)], masks.absent[: len(keys)])
-            return self._bound(self.params, keys, x0[rows], here, times)
+            return self._bound(self.params, keys, x0[rows], here, times, calls)
 
         nats = self._in_batches(part, keys, min(self.config.evaluate.batch_size, len(x0)))
         return -np.asarray(nats, np.float64) / LN2
@@ -391,11 +393,11 @@ class Pipeline:
 
     @functools.cached_property
     def _bound(self):
-        def run(params, keys, x0, masks, times):
+        def run(params, keys, x0, masks, times, calls):
             denoise_fn = self.denoise_fn(params)
-            return diffusion.bound(self.kernel, denoise_fn, keys, x0, *masks, times)
+            return diffusion.bound(self.kernel, denoise_fn, keys, x0, *masks, times, calls)
 
-        return jax.jit(run, static_argnames="times")
+        return jax.jit(run, static_argnames=("times", "calls"))
 
 
 # ---- A run's folder -----------------------------------------------------------------------------

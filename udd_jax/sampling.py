@@ -171,8 +171,7 @@ def run(
     start = prior if by_time else jnp.where(absent_at, prior, vocab.mask_id)
     start = jnp.where(free | absent_at, start, x)
     predict = predictor(kernel, denoise_fn, settings, tasks.Masks(free, absent), prior, negative)
-    # Times T = times[0] > ... > times[steps] = 0, as even as whole numbers can be.
-    times = jnp.asarray(kernel.steps - np.arange(steps + 1) * kernel.steps // steps)
+    times = jnp.asarray(diffusion.chain_times(kernel.steps, steps))
     total = free.sum(-1)
 
     def masked(state):
