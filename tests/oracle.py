@@ -85,7 +85,7 @@ class Oracle(pipeline.Pipeline):
     def _fuse(self, tokens):
         return np.concatenate([tokens["image"], tokens["text"] + 43], axis=1).astype(np.int32)
 
-    def score(self, tokens, *, task, times, seed, common=False):
+    def score(self, tokens, *, task, times, seed, common=False, calls=0):
         count = len(tokens["text"])
         image = 0 if task in ("i2t", "text") else 4 * self.bits["image"]
         words = 0 if task in ("t2i", "image") else LENGTH * self.bits["text"]

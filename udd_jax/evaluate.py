@@ -51,6 +51,13 @@ from udd_jax.metrics import agreement, java
 
 RESULT, SAMPLERS, FOLDER = "evaluation.json", "samplers.json", samples.FOLDER
 VARIATION = 0.10  # the most total variation that counts as no collapse
+FULL = {"sampler": "ancestral"}  # the chain that the other samplers are compared with
+WHY = {  # of a default sampler
+    "first_hitting": "It draws one token a call, given all that are drawn, at the times of the "
+    "chain in continuous time: its law is that of the full chain with ever more steps, nothing is "
+    "lost to tokens drawn together, it has no number of steps to choose, and it calls the network "
+    "once a token and not T times."
+}
 UNMEASURED = dict.fromkeys(
     (
         "Frechet distance, KID, Inception score, precision and recall, CLIP score, LPIPS",
@@ -384,14 +391,16 @@ def _estimates(tree: dict, prefix: str = "") -> dict[str, tuple[float, float | N
 
 
 def samplers(pipe, workdir, *, count: int = 128, say=logbook.say) -> dict:
-    """The suite "samplers", for shapes: agreement against network calls and seconds.
+    """The suite "samplers", for shapes: quality against network calls and seconds.
 
     `count` samples of each of t2i, i2t and pair, in one call, for every entry of `grid`; one that
-    does not fit the run's schedule is left out with the reason. Written to `workdir/samplers.json`
-    after each entry, so that a stopped suite goes on. The bound is the network's and the same for
-    all of them: it stands in evaluation.json.
+    does not fit the run's schedule is left out with the reason. A row: settings, calls (and
+    `calls_of` each task), seconds, the agreement of all and of each task. Rows of the ancestral
+    chain have `bounds` too, bits a token of a chain of so many steps with nothing truncated; the
+    others are no chains whose likelihood could be bounded. Written to `workdir/samplers.json` after
+    each entry, so that a stopped suite goes on; `best` says what came of it.
     """
-    path, seed = pathlib.Path(workdir) / SAMPLERS, pipe.config.evaluate.seed
+    path, options = pathlib.Path(workdir) / SAMPLERS, pipe.config.evaluate
     items = samples.held_out(pipe, count)
     if _scenes(pipe, items) is None:
         raise ValueError(f"suite 'samplers' needs data that can be read: shapes, not {items.name}")
@@ -410,12 +419,23 @@ def samplers(pipe, workdir, *, count: int = 128, say=logbook.say) -> dict:
         except ValueError as error:
             result["left_out"].append({"settings": changes, "reason": str(error)})
         else:
-            row = _measure(pipe, items, changes, seed)
+            row = _measure(pipe, items, changes, options.seed)
+            if changes["sampler"] == "ancestral":
+                row["bounds"] = scores.bounds(
+                    pipe,
+                    items,
+                    count=len(items),
+                    times=options.bound_times,
+                    seed=options.seed,
+                    calls=changes["steps"],
+                    names=agreement.TASKS,
+                )
             result["rows"].append(row)
             name = ", ".join(str(value) for value in changes.values())
             say(f"{name}: {row['calls']:.1f} calls, agreement {row['agreement']['rate']:.3f}")
         checkpoint.write_json(path, result)
-    result["best"] = best(result["rows"], pipe.config.diffusion.steps)
+    chosen = dataclasses.asdict(pipe.settings())
+    result["best"] = best(result["rows"], pipe.config.diffusion.steps, chosen)
     checkpoint.write_json(path, result)
     return result
 
@@ -455,9 +475,11 @@ def _measure(pipe, items, changes: dict, seed: int) -> dict:
     seconds = time.perf_counter() - started
     row = {"settings": changes, "seconds": round(seconds, 3)}
     row |= {"samples_a_second": 3 * count / seconds, "calls": float(np.mean(pairs.calls))}
+    row["calls_of"] = {}
     agreed = []
     for k, task in enumerate(names):
         here = slice(k * count, (k + 1) * count)
+        row["calls_of"][task] = float(np.mean(pairs.calls[here]))
         shown = items.images if task == "i2t" else pairs.images[here]
         good, rates = agreement.agreement(shown, pairs.captions[here])
         row[task] = rates["agreement"]
@@ -465,12 +487,30 @@ def _measure(pipe, items, changes: dict, seed: int) -> dict:
     return row | {"agreement": agreement.rate(np.concatenate(agreed))}
 
 
-def best(rows: list[dict], steps: int) -> dict:
-    """The ancestral chain with all its calls, the best row with a quarter of them, and the gap."""
-    full = [r for r in rows if r["settings"] == {"sampler": "ancestral", "steps": steps}]
-    quarter = [r for r in rows if r["calls"] <= steps / 4]
-    if not full or not quarter:
+def best(rows: list[dict], steps: int, chosen: dict) -> dict:
+    """What the rows say: the full chain, the best at a quarter of its calls, and the default.
+
+    The full chain is the ancestral one with all its `steps`; a quarter is at most steps / 4 calls
+    for every task. `chosen`: the run's own settings; its row is the default, if it was measured.
+    Points are of the agreement of all tasks, 100 is all of it, with the standard error of a
+    difference; `within_a_point` is whether at most one is lost. {} without a full chain.
+    """
+    full = next((r for r in rows if r["settings"] == FULL | {"steps": steps}), None)
+    quarter = [r for r in rows if max(r["calls_of"].values()) <= steps / 4]
+    if full is None or not quarter:
         return {}
     top = max(quarter, key=lambda r: r["agreement"]["rate"])
-    gap = full[0]["agreement"]["rate"] - top["agreement"]["rate"]
-    return {"full": full[0], "quarter": top, "points_lost": 100 * gap}
+    found = {"full": full, "quarter": top, **_lost(full, top)}
+    chosen = chosen | {"steps": chosen["steps"] or steps}
+    for row in rows:
+        if row["settings"].items() <= chosen.items():
+            found["default"] = {"row": row, **_lost(full, row), "why": WHY.get(chosen["sampler"])}
+    return found
+
+
+def _lost(full: dict, row: dict) -> dict:
+    """How many points of agreement a row is below the full chain."""
+    one, two = full["agreement"], row["agreement"]
+    points = 100 * (one["rate"] - two["rate"])
+    error = 100 * math.hypot(one["error"], two["error"])
+    return {"points_lost": points, "error": error, "within_a_point": points <= 1}

@@ -100,15 +100,17 @@ def reconstructions(pipe, items: samples.Items, shown: np.ndarray, scenes: list 
     return found
 
 
-def bounds(pipe, items: samples.Items, *, count: int, times: int, seed: int) -> dict:
-    """Of each task in BOUNDS the bits a token with their standard error, and each modality's.
+def bounds(
+    pipe, items: samples.Items, *, count: int, times: int, seed: int, calls: int = 0, names=BOUNDS
+) -> dict:
+    """Of each task in `names` the bits a token with their standard error, and each modality's.
 
-    Uses the first `count` items, `times` noise levels each.
+    Uses the first `count` items, `times` noise levels each; calls: of a chain of so many steps.
     """
     tokens = {"image": items.codes[:count], "text": items.ids[:count]}
     found = {}
-    for task in BOUNDS:
-        bits = -pipe.score(tokens, task=task, times=times, seed=seed)
+    for task in names:
+        bits = -pipe.score(tokens, task=task, times=times, seed=seed, calls=calls)
         parts = {
             modality.name: (column, modality.length)
             for modality, column in zip(pipe.vocab.modalities, bits.T, strict=True)
