@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from udd_jax import times
 
@@ -70,6 +71,22 @@ def test_repeated_times_enter_as_their_mean_in_one_step():
     assert new.seen[2].tolist() == [0, 0, 0, 2, 0, 1, 0]
     again = times.update(new, histories, t, loss, used)
     np.testing.assert_allclose(again.square[2, 3], 0.9 * 0.5 + 0.1 * 5, rtol=1e-6)
+
+
+def test_histories_and_draws_are_the_same_on_one_device_and_on_eight():
+    rng, sampler = np.random.default_rng(0), warm([0, 1, 1, 4, 9, 0.25, 16])
+    rows = rng.integers(0, 3, 16), rng.integers(1, T + 1, 16), rng.random(16), rng.random(16) < 0.8
+    place = NamedSharding(Mesh(np.array(jax.devices()), ("data",)), PartitionSpec("data"))
+
+    @jax.jit
+    def step(histories, t, loss, used):
+        drawn = times.draw(sampler, jax.random.key(0), histories, ~used, 2)
+        return drawn, times.update(sampler, histories, t, loss, used)
+
+    alone, spread = step(*rows), step(*jax.device_put(rows, place))
+    np.testing.assert_array_equal(alone[0][0], spread[0][0])
+    np.testing.assert_array_equal(alone[1].seen, spread[1].seen)
+    np.testing.assert_allclose(alone[1].square, spread[1].square, rtol=1e-6)
 
 
 def test_spread_times_are_one_in_each_part_of_the_unit_interval():
