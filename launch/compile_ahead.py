@@ -9,23 +9,29 @@ the time of a step from the chip's peak rates, with the utilisation (MFU) that i
 is the config's: `--config.mesh.model=4`.
 
 How it counts. FLOPs: matrix products in the traced program, loops times their length. Bytes and
-collectives: instructions of the compiled program, loops times their trip count (the sampler's loop
-times `sample.steps`); an instruction reads its operands and writes its result once, a fusion that
-slices an operand reads the slice. The bound takes the three rates as perfectly overlapped.
+collectives: instructions of the compiled program, loops times their trip count (a loop whose text
+does not say it, such as the sampler's, times `sample.steps`); an instruction reads its operands and
+writes its result once, a fusion that slices an operand reads the slice. The bound takes the three
+rates as perfectly overlapped.
 """
 
 import collections
 import contextlib
 import math
 import os
+import pathlib
 import re
 import sys
 import tempfile
 import time
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ.update(  # the compiler is not to look for a machine around it
-    TPU_SKIP_MDS_QUERY="1", TPU_ACCELERATOR_TYPE="v5litepod-16", TPU_WORKER_HOSTNAMES="localhost"
+os.environ.update(  # the compiler is not to look for a machine around it, nor to guard it
+    TPU_SKIP_MDS_QUERY="1",
+    TPU_ACCELERATOR_TYPE="v5litepod-16",
+    TPU_WORKER_HOSTNAMES="localhost",
+    ALLOW_MULTIPLE_LIBTPU_LOAD="1",
+    TPU_STDERR_LOG_LEVEL="1",  # its warnings are part of the report
 )
 
 import jax
@@ -112,7 +118,7 @@ def train_program(config, mesh):
     }
     key = jax.eval_shape(lambda: jax.random.key(0))
     places = sharding.shardings(mesh, state)
-    step = train.make_step(loss_fn, tx, rate, c.ema, vocab)
+    step = train.make_step(loss_fn, tx, rate, c.ema, vocab, c.get("accumulate", 1))
     step = jax.jit(step, donate_argnums=0, out_shardings=(places, None))
     state = place(mesh, state, places)
     return step, (state, over_data(mesh, batch), everywhere(mesh, key))
@@ -199,10 +205,28 @@ def parse(hlo: str) -> tuple[dict, str]:
     return computations, entry
 
 
+def trips(rest: str, computations: dict, loops: int) -> int:
+    """How often a while loop runs: as its text or the bound in its condition says, else `loops`."""
+    if known := re.search(r'known_trip_count":\{"n":"(\d+)"', rest):
+        return int(known[1])
+
+    def bounds(name):
+        for match in computations.get(name, []):
+            if match["op"] == "constant" and match["type"].startswith("s32[]"):
+                yield int(re.match(r"-?\d+", match["rest"])[0])
+            yield from (
+                b for n in re.findall(r"calls=%?([\w.-]+)", match["rest"]) for b in bounds(n)
+            )
+
+    found = [b for b in bounds(re.search(r"condition=%?([\w.-]+)", rest)[1]) if b > 0]
+    return found[0] if len(found) == 1 else loops
+
+
 def count_compiled(hlo: str, loops: int):
-    """(bytes moved, {kind: [count, bytes]}, [largest collectives]) of a compiled program."""
+    """(bytes moved, {kind: [count, bytes]}, [(collective, bytes), largest first]) of a program."""
     computations, entry = parse(hlo)
     moved, kinds, largest = 0.0, collections.defaultdict(lambda: [0, 0.0]), {}
+    channels = set()  # a collective that runs beside others stands in the text several times
 
     def fusion_bytes(name, sizes, out):
         """Operands that are only sliced count as their slices, an update in place as its update."""
@@ -232,7 +256,9 @@ def count_compiled(hlo: str, loops: int):
         for match in computations.get(name, []):
             op, rest = match["op"], match["rest"]
             kind = op.removesuffix("-start")
-            if kind in COLLECTIVES:
+            channel = re.search(r"channel_id=(\d+)", rest)
+            if kind in COLLECTIVES and not (channel and channel[1] in channels):
+                channels.update(channel.groups() if channel else ())
                 size = max(bytes_of(match["type"]), default=0)
                 kinds[kind][0] += times
                 kinds[kind][1] += times * size
@@ -241,8 +267,7 @@ def count_compiled(hlo: str, loops: int):
             called = dict(re.findall(r"(calls|body|to_apply)=%?([\w.-]+)", rest))
             branches = re.findall(r"branch_computations=\{(.*?)\}", rest)
             if op == "while":
-                trips = re.search(r'known_trip_count":\{"n":"(\d+)"', rest)
-                visit(called["body"], times * (int(trips[1]) if trips else loops), fused)
+                visit(called["body"], times * trips(rest, computations, loops), fused)
             elif op in ("fusion", "call", "async-start") and "calls" in called:
                 visit(called["calls"], times, True)
             elif op == "call" and "to_apply" in called:
@@ -263,8 +288,7 @@ def count_compiled(hlo: str, loops: int):
                     moved += times * (sum(sizes) + out)
 
     visit(entry, 1, False)
-    top = sorted(largest.items(), key=lambda item: -item[1])[:3]
-    return moved, dict(kinds), top
+    return moved, dict(kinds), sorted(largest.items(), key=lambda item: -item[1])
 
 
 @contextlib.contextmanager
@@ -285,8 +309,11 @@ def captured_stderr():
 # ---- The report ---------------------------------------------------------------------------------
 
 
-def report(config, topology: str, program: str) -> dict:
-    """Compiles and measures; ValueError for settings that do not fit the slice."""
+def report(config, topology: str, program: str, text: str | None = None) -> dict:
+    """Compiles and measures; ValueError for settings that do not fit the slice.
+
+    text: a file for the compiled program.
+    """
     mesh = make_mesh(topology, **config.mesh)
     step, arguments = {"train": train_program, "sample": sample_program}[program](config, mesh)
     chip, memory_rate, link_rate = RATES[topology.split(":")[0]]
@@ -302,19 +329,24 @@ def report(config, topology: str, program: str) -> dict:
     sizes = compiled.memory_analysis()
     used = sizes.argument_size_in_bytes + sizes.output_size_in_bytes - sizes.alias_size_in_bytes
     used += sizes.temp_size_in_bytes + sizes.generated_code_size_in_bytes
-    moved, kinds, largest = count_compiled(compiled.as_text(), loops)
+    hlo = compiled.as_text()
+    if text:
+        pathlib.Path(text).write_text(hlo)
+    moved, kinds, largest = count_compiled(hlo, loops)
+    batch = {"train": config.train.batch_size, "sample": config.evaluate.batch_size}[program]
     flops = count_flops(traced.jaxpr.jaxpr, loops) / mesh.size
     vocab = plan.vocab_of(config)
     forward = plan.forward_flops(config, vocab)
     useful = {
-        "train": 3 * forward * config.train.batch_size,
-        "sample": forward * config.evaluate.batch_size * loops,
+        "train": 3 * forward * batch,
+        "sample": forward * batch * loops,
     }[program]
     traffic = sum(size * (2 if kind == "all-reduce" else 1) for kind, (_, size) in kinds.items())
     times = {"FLOPs": flops / peak, "memory": moved / memory_rate, "links": traffic / link_rate}
     bound = max(times.values())
     return {
         "devices": mesh.size,
+        "batch": batch,
         "mesh": f"{mesh.shape[sharding.DATA]} x {mesh.shape[sharding.MODEL]}",
         "used": used / GIB,
         "state": sizes.argument_size_in_bytes / GIB,
@@ -322,29 +354,36 @@ def report(config, topology: str, program: str) -> dict:
         "flops": flops,
         "moved": moved,
         "collectives": kinds,
-        "largest": largest,
+        "largest": largest[:3],
         "times": times,
         "bound": bound,
         "limit": max(times, key=times.get),
         "mfu": useful / (bound * peak * mesh.size),
         "rematerialised": sum("nvoluntary full remat" in line for line in complaints),
-        "logits_gathered": [label for label, _ in largest if gathers_logits(label, vocab)],
+        "logits_gathered": [
+            label for label, _ in largest if gathers_logits(label, vocab, config.model.width)
+        ],
         "seconds": seconds,
     }
 
 
-def gathers_logits(label: str, vocab) -> bool:
-    """Whether a collective brings together the classes of a modality at its positions."""
-    numbers = [int(n) for n in re.findall(r"\d+", label.partition("(")[2])]
+def gathers_logits(label: str, vocab, width: int) -> bool:
+    """Whether a collective brings together all classes of a modality, and not in a head's weights.
+
+    Those are [width, classes] and [classes]; logits are [..., classes] for many positions.
+    """
+    numbers = [int(n) for n in re.findall(r"\d+", label.rpartition("(")[2])]
     return "all-gather" in label and any(
-        numbers[-2:] == [m.length, m.classes] for m in vocab.modalities
+        m.classes in numbers and math.prod(numbers) // m.classes not in (1, width)
+        for m in vocab.modalities
     )
 
 
 def describe(result: dict) -> str:
     """The report as text."""
     lines = [
-        f"mesh          {result['mesh']} (data x model), {result['devices']} devices",
+        f"mesh          {result['mesh']} (data x model), {result['devices']} devices,"
+        f" a batch of {result['batch']}",
         f"memory        {result['used']:.2f} of {result['memory']} GiB a device"
         f" ({result['state']:.2f} arguments): "
         + ("fits" if result["used"] < result["memory"] else "DOES NOT FIT"),
@@ -369,11 +408,14 @@ def row(result: dict, topology: str, program: str) -> str:
     cells = (
         topology,
         program,
+        result["batch"],
         result["mesh"],
         f"{result['used']:.2f} / {result['memory']}",
         f"{result['flops'] / 1e12:.2f}",
         f"{result['moved'] / 1e9:.1f}",
-        f"{sum(size for _, size in result['collectives'].values()) / 1e9:.2f}",
+        ", ".join(
+            f"{k} {size / 1e9:.2f}" for k, (_, size) in sorted(result["collectives"].items())
+        ),
         f"{1e3 * result['bound']:.1f} ({result['limit']})",
         f"{result['mfu']:.0%}",
         f"{result['rematerialised']} / {len(result['logits_gathered'])}",
@@ -388,10 +430,12 @@ def main(argv) -> None:
     if config is None:
         sys.exit("error: --config is missing, expected a file such as configs/t2i.py:coco")
     try:
-        result = report(config, topology, program)
+        result = report(config, topology, program, flags.FLAGS.text)
     except ValueError as error:
         sys.exit(f"error: {' '.join(str(error).split())}")
     print(describe(result))
+    if result["logits_gathered"]:
+        print(f"gathered      {', '.join(result['logits_gathered'])}")
     if flags.FLAGS.row:
         print(row(result, topology, program))
 
@@ -400,5 +444,6 @@ if __name__ == "__main__":
     config_flags.DEFINE_config_file("config", None, "settings, such as configs/t2i.py:coco")
     flags.DEFINE_string("topology", "v5e:2x4", "chip and shape of the slice, such as v5p:4x4x4")
     flags.DEFINE_enum("program", "train", ("train", "sample"), "what to compile")
+    flags.DEFINE_string("text", None, "file for the compiled program")
     flags.DEFINE_bool("row", False, "print a row of the table in launch/README.md as well")
     app.run(main)

@@ -65,6 +65,35 @@ def test_collectives_in_a_loop_count_as_often_as_it_runs(ahead):
     assert moved > 5 * (2 * 8 * 4 + 2 * 2 * 4 + 2 * 8 * 4)  # a layer's weights, input and output
 
 
+def test_a_loop_runs_as_often_as_its_text_or_its_condition_says(ahead):
+    hlo = """
+%bounded (p: (s32[])) -> pred[] {
+  %p = (s32[]) parameter(0)
+  %i = s32[] get-tuple-element(%p), index=0
+  %n = s32[] constant(8)
+  ROOT %less = pred[] compare(%i, %n), direction=LT
+}
+
+%hidden (q: (s32[])) -> pred[] {
+  %q = (s32[]) parameter(0)
+  ROOT %f = pred[] fusion(%q), kind=kLoop, calls=%bounded
+}
+
+%open (r: (pred[])) -> pred[] {
+  %r = (pred[]) parameter(0)
+  ROOT %go = pred[] get-tuple-element(%r), index=0
+}
+"""
+    computations, _ = ahead.parse(hlo)
+    count = lambda rest: ahead.trips(rest, computations, 100)  # noqa: E731
+    assert (
+        count('%t), condition=%open, body=%b, backend_config={"known_trip_count":{"n":"20"}}') == 20
+    )
+    assert count("%t), condition=%bounded, body=%b") == 8
+    assert count("%t), condition=%hidden, body=%b") == 8
+    assert count("%t), condition=%open, body=%b") == 100
+
+
 def test_bad_topologies_are_one_line(ahead):
     for topology in ("v9:2x2", "v5e", "v5e:2"):
         with pytest.raises(ValueError, match="expected one of v4, v5e, v5p, v6e"):
@@ -75,9 +104,11 @@ def test_gathered_logits_are_noticed(ahead):
     from udd_jax import vocab
 
     tokens = vocab.image_text((4, 4), image_classes=48, text_classes=96, text_length=6)
-    assert ahead.gathers_logits("all-gather of ('f32', (8, 16, 48))", tokens)
-    assert not ahead.gathers_logits("all-gather of ('f32', (96, 48))", tokens)
-    assert not ahead.gathers_logits("all-reduce of ('f32', (8, 16, 48))", tokens)
+    for shape in ("(8, 16, 48)", "(128, 48)", "(48, 128)", "(8, 6, 96)"):
+        assert ahead.gathers_logits(f"all-gather of ('f32', {shape})", tokens, 32)
+        assert not ahead.gathers_logits(f"all-reduce of ('f32', {shape})", tokens, 32)
+    for shape in ("(32, 48)", "(96,)", "(145, 32)", "(2, 32, 128)"):
+        assert not ahead.gathers_logits(f"all-gather of ('f32', {shape})", tokens, 32)
 
 
 @pytest.mark.slow

@@ -49,7 +49,7 @@ def test_moments_lie_where_their_parameters_lie():
     for name in ("params/blocks/mlp/in/kernel", "opt_state/0/mu/blocks/mlp/in/kernel"):
         assert sharding.spec(name, (2, 16, 64)) == P(None, "data", "model")
     assert sharding.spec("ema_params/embedding/token", (25, 16)) == P("model", None)
-    assert sharding.spec("params/text_head/kernel", (16, 16)) == P("data", "model")
+    assert sharding.spec("params/text_head/kernel", (16, 16)) == P(None, "model")
     assert sharding.spec("blocks/text_from_image/out/kernel", (2, 16, 16)) == P(
         None, "model", "data"
     )
@@ -97,16 +97,16 @@ def test_the_network_is_the_same_function_on_every_mesh(model, shape):
 
 def test_a_tree_is_made_in_place_with_the_same_numbers():
     def make():
-        return {"text_head": {"kernel": jax.random.normal(jax.random.key(0), (8, 16))}}
+        return {"query": {"kernel": jax.random.normal(jax.random.key(0), (8, 16))}}
 
     mesh = sharding.make_mesh(4, 2)
     made, expected = sharding.create(mesh, make), make()
-    kernel = made["text_head"]["kernel"]
+    kernel = made["query"]["kernel"]
     assert kernel.sharding.spec == P("data", "model")
     assert kernel.addressable_shards[0].data.shape == (2, 8)
-    assert np.array_equal(sharding.to_host(made)["text_head"]["kernel"], kernel)
-    assert np.allclose(kernel, expected["text_head"]["kernel"], atol=1e-6)
-    assert sharding.create(None, make)["text_head"]["kernel"].sharding.num_devices == 1
+    assert np.array_equal(sharding.to_host(made)["query"]["kernel"], kernel)
+    assert np.allclose(kernel, expected["query"]["kernel"], atol=1e-6)
+    assert sharding.create(None, make)["query"]["kernel"].sharding.num_devices == 1
 
 
 def test_without_a_mesh_nothing_happens():
@@ -127,8 +127,8 @@ def test_dimensions_that_do_not_divide_stay_whole():
         assert y.sharding.spec == P("data")
         with pytest.raises(ValueError, match=r"1 axes .* rank 2"):
             sharding.constrain(jnp.zeros((8, 3)), "data")
-    placed = sharding.shard_tree(mesh, {"text_head": {"kernel": np.zeros((8, 3))}})
-    assert placed["text_head"]["kernel"].sharding.spec == P("data", None)
+    placed = sharding.shard_tree(mesh, {"query": {"kernel": np.zeros((8, 3))}})
+    assert placed["query"]["kernel"].sharding.spec == P("data", None)
 
 
 def test_meshes_that_do_not_fit_are_refused():

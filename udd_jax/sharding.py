@@ -32,7 +32,8 @@ TABLE = (
     # The vocabulary is split over one axis only: over two, XLA rematerialises the whole table.
     ("embedding/token", P(MODEL, None)),
     (r"embedding/\w+_(row|column|position)", P(None, None)),
-    (r"\w+_head/kernel", P(DATA, MODEL)),
+    # Over `data` too, its gradient would gather the logits of the whole batch on every device.
+    (r"\w+_head/kernel", P(None, MODEL)),
     (r"\w+_head/bias", P(MODEL)),
     # Heads and hidden units over `model`: the outputs of the first product, the inputs of the last.
     ("(query|key|value|mlp/in)/kernel", P(DATA, MODEL)),
