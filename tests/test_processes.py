@@ -1,11 +1,17 @@
-"""Claims about many devices and many processes: they train the model that one device trains."""
+"""Claims about many devices and many processes: they train the model that one device trains.
 
+`pytest -m slow` has every mesh, and two processes that are stopped and go on. UDD_LONG=1 adds four
+processes, two that are gone on with by one, and the whole job in two processes.
+"""
+
+import json
 import os
 import pathlib
 import signal
 import socket
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
@@ -18,12 +24,8 @@ ROOT = pathlib.Path(__file__).parent.parent
 VOCAB = vocab.image_text((4, 4), image_classes=16, text_classes=24, text_length=7)
 STEPS = 20
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        not os.environ.get("UDD_LONG"), reason="several processes on one machine: UDD_LONG=1"
-    ),
-]
+pytestmark = pytest.mark.slow
+long = pytest.mark.skipif(not os.environ.get("UDD_LONG"), reason="takes minutes: UDD_LONG=1")
 
 
 def config(data, model):
@@ -111,26 +113,36 @@ def test_every_mesh_trains_and_samples_alike(alone, tmp_path, shape):
 
 def processes(folder, count, model=1, stop_at=-1):
     """Runs `count` processes; with `stop_at` the last one gets SIGTERM at that step."""
+    common = [sys.executable, __file__, str(folder), str(count // model), str(model)]
+    stops = [-1] * (count - 1) + [stop_at]
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(folder / "cache")}
+    started = start([[*common, str(at)] for at in stops], folder, cache)
+    return [process.wait(600) for process in started]
+
+
+def start(commands, folder, more):
+    """Processes that are one run, each with one device and its output in a file."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     started = []
-    for index in range(count):
-        env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {
+    for index, command in enumerate(commands):
+        env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | more
+        env |= {
             "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
             "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
-            "JAX_NUM_PROCESSES": str(count),
+            "JAX_NUM_PROCESSES": str(len(commands)),
             "JAX_PROCESS_ID": str(index),
             "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         }
-        at = stop_at if index == count - 1 else -1
-        command = [sys.executable, __file__, str(folder), str(count // model), str(model), str(at)]
         with (folder / f"process{index}.txt").open("a") as output:
-            started.append(subprocess.Popen(command, env=env, stdout=output, stderr=output))
-    return [process.wait(600) for process in started]
+            started.append(
+                subprocess.Popen(command, cwd=ROOT, env=env, stdout=output, stderr=output)
+            )
+    return started
 
 
-@pytest.mark.parametrize("count, model", [(2, 1), (4, 2)])
+@pytest.mark.parametrize("count, model", [(2, 1), pytest.param(4, 2, marks=long)])
 def test_processes_train_save_and_resume_to_the_same_numbers(alone, tmp_path, count, model):
     assert processes(tmp_path, count, model, stop_at=7) == [75] * count
     before = logbook.Logbook(tmp_path).lines()[-1]["step"]
@@ -139,12 +151,35 @@ def test_processes_train_save_and_resume_to_the_same_numbers(alone, tmp_path, co
     assert np.abs(losses(tmp_path) - alone[0]).max() < 1e-5
 
 
+@long
 def test_what_two_processes_saved_one_goes_on_with(alone, tmp_path):
     assert processes(tmp_path, 2, stop_at=9) == [75, 75]
     weights = run(tmp_path, 1, 1)
     assert np.abs(losses(tmp_path) - alone[0]).max() < 1e-5
     for ours, theirs in zip(jax.tree.leaves(weights), jax.tree.leaves(alone[1]), strict=True):
         assert np.allclose(ours, theirs, atol=1e-5)
+
+
+@long
+def test_the_whole_job_runs_in_two_processes(tmp_path):
+    """The same command in each, as the launch files start it; stopped once on the way."""
+    command = [sys.executable, "-m", "udd_jax.main", "--config=configs/t2i.py:smoke"]
+    command += [f"--workdir={tmp_path / 'run'}"]
+    more = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
+    started = start([command] * 2, tmp_path, more)
+    while not (tmp_path / "run" / "metrics.jsonl").exists():
+        assert all(process.poll() is None for process in started)
+        time.sleep(0.1)
+    started[1].send_signal(signal.SIGTERM)
+    assert [process.wait(600) for process in started] == [75, 75]
+    started = start([command] * 2, tmp_path, more)
+    assert [process.wait(600) for process in started] == [0, 0]
+    steps, values = logbook.Logbook(tmp_path / "run").columns()["loss"]
+    assert steps[-1] == t2i.get_config("smoke").train.steps and np.isfinite(values).all()
+    manifest = json.loads((tmp_path / "run" / "tokens" / "manifest.json").read_text())
+    assert manifest["complete"] and manifest["items"] == 256
+    for name in ("evaluation.json", "report.html"):
+        assert (tmp_path / "run" / name).exists()
 
 
 def main():

@@ -1,8 +1,8 @@
 """The claim of claims: killed at any moment, the job ends with the numbers of a job left alone.
 
-The smoke job runs once undisturbed; then again, killed with SIGKILL at random moments and at
-chosen ones, and started again each time with the same command. `pytest -m slow -s` prints the
-stage and moment of every kill.
+A job runs once undisturbed; then again, killed with SIGKILL and started again each time with the
+same command. `pytest -m slow` kills a very small job twice; UDD_LONG=1 the smoke job, at 25 random
+moments and at 12 chosen ones. With -s the stage and moment of every kill is printed.
 """
 
 import json
@@ -22,25 +22,42 @@ from udd_jax import checkpoint, logbook
 ROOT = pathlib.Path(__file__).parent.parent
 KILLS = 25
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        not os.environ.get("UDD_LONG"), reason="25 kills of the smoke job: UDD_LONG=1"
-    ),
-]
+SMOKE = (
+    "-m",
+    "udd_jax.main",
+    "--config=configs/t2i.py:smoke",
+    "--config.vq.save_every=10",
+    "--config.vq.log_every=5",
+    "--workdir",
+)
+SMALL = (
+    "-c",
+    "import sys, tiny; from udd_jax import jobs; c = tiny.config()\n"
+    "c.vq.update({'save_every': 10, 'log_every': 5}); jobs.run(c, sys.argv[1], until='diffusion')",
+)
+
+pytestmark = pytest.mark.slow
+long = pytest.mark.skipif(not os.environ.get("UDD_LONG"), reason="takes minutes: UDD_LONG=1")
 
 
 class Job:
-    """The smoke job in a folder, as a process of its own."""
+    """A job in a folder, as a process of its own; what is compiled is kept beside the folder."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, command=SMOKE):
         self.folder = folder
         folder.mkdir(exist_ok=True)
-        command = [sys.executable, "-m", "udd_jax.main", "--config=configs/t2i.py:smoke"]
-        env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+        env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {
+            "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
+            "JAX_COMPILATION_CACHE_DIR": str(folder.parent / "cache"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+        }
         with (folder / "output.txt").open("a") as output:
             self.process = subprocess.Popen(
-                [*command, f"--workdir={folder}"], cwd=ROOT, env=env, stdout=output, stderr=output
+                [sys.executable, *command, folder],
+                cwd=ROOT,
+                env=env,
+                stdout=output,
+                stderr=output,
             )
         self.started = time.monotonic()
 
@@ -130,66 +147,104 @@ def whole(tmp_path_factory):
     return folder, seconds, first
 
 
-def report(folder, job, seconds, what="at a random moment"):
+def report(folder, job, what="at a random moment"):
     writing = ", writing a checkpoint" if writes_checkpoint(folder) else ""
-    print(f"killed {what} after {seconds:6.2f} s, in {stage(folder)}{writing}", flush=True)
+    print(f"killed {what} after {job.seconds():.2f} s, in: {stage(folder)}{writing}", flush=True)
 
 
-def test_killed_at_random_moments_the_numbers_are_the_same(whole, tmp_path):
-    folder, seconds, first = whole
-    chance = random.Random(0)
-    moments = sorted(chance.uniform(0, seconds - first) for _ in range(KILLS))
-    killed = tmp_path / "killed"
-    for before, moment in zip([0, *moments], moments, strict=False):
-        # What the last process had not saved is done again: without it, nothing would advance.
-        wait = chance.uniform(0, 2 * first) + moment - before
-        job = Job(killed)
-        while job.runs() and job.seconds() < wait:
-            time.sleep(0.002)
-        if not job.runs():
-            job.finish()
-            break
-        report(killed, job, job.seconds())
-        job.kill()
-    Job(killed).finish()
-    require_same(killed, folder)
+def in_the_tokenizer(folder) -> bool:
+    saved = any(folder.glob(f"vq/checkpoints/*/{checkpoint.MANIFEST}"))
+    return saved and stage(folder) == "image tokenizer"
 
 
-def test_killed_in_the_delicate_moments_the_numbers_are_the_same(whole, tmp_path):
-    folder, _, _ = whole
+def in_the_cache(folder) -> bool:
+    return (folder / "tokens").exists() and stage(folder) == "token cache"
+
+
+def test_a_small_job_killed_twice_leaves_the_same_numbers(tmp_path):
+    Job(tmp_path / "whole", SMALL).finish()
     killed = tmp_path / "killed"
     moments = {
+        "in the tokenizer": in_the_tokenizer,
+        "writing a checkpoint": lambda f: stage(f) == "diffusion" and writes_checkpoint(f),
+    }
+    for what, holds in moments.items():
+        job = Job(killed, SMALL)
+        while job.runs() and not holds(killed):
+            time.sleep(0.001)
+        report(killed, job, what)
+        assert job.kill() == -signal.SIGKILL
+    Job(killed, SMALL).finish()
+    require_same(killed, tmp_path / "whole")
+
+
+def test_sigterm_before_there_is_anything_to_save_ends_with_75(tmp_path):
+    job = Job(tmp_path / "stopped")
+    while job.runs() and not (job.folder / "config.json").exists():
+        time.sleep(0.01)
+    assert job.kill(signal.SIGTERM) == 75
+
+
+@long
+def test_killed_at_random_moments_the_numbers_are_the_same(whole):
+    folder, seconds, first = whole
+    chance, kills, runs = random.Random(0), 0, 0
+    while kills < KILLS:
+        killed = folder.parent / f"killed{runs}"
+        runs += 1
+        while kills < KILLS:
+            # What the last process had not saved is done again: give it time to get on.
+            wait = chance.uniform(0, 2 * first + 4 * seconds / KILLS)
+            job = Job(killed)
+            while job.runs() and job.seconds() < wait:
+                time.sleep(0.002)
+            if not job.runs():
+                break
+            report(killed, job)
+            job.kill()
+            kills += 1
+        else:
+            job = Job(killed)
+        job.finish()
+        require_same(killed, folder)
+
+
+@long
+def test_killed_in_the_delicate_moments_the_numbers_are_the_same(whole):
+    folder, _, _ = whole
+    moments = {
         "writing a checkpoint": (writes_checkpoint, 6),
-        "in the image tokenizer": (lambda f: (f / "vq" / "metrics.jsonl").exists()
-                                   and stage(f) == "image tokenizer", 3),
-        "in the token cache": (lambda f: (f / "tokens").exists()
-                               and stage(f) == "token cache", 3),
-    }  # fmt: skip
-    chance = random.Random(1)
+        "in the image tokenizer": (in_the_tokenizer, 3),
+        "in the token cache": (in_the_cache, 3),
+    }
+    chance, runs = random.Random(1), 0
     left = {what: count for what, (_, count) in moments.items()}
     while any(left.values()):
-        job = Job(killed)
-        while job.runs():
-            now = [what for what, (holds, _) in moments.items() if left[what] and holds(killed)]
-            if now:
-                time.sleep(chance.uniform(0, 0.05))
-                report(killed, job, job.seconds(), now[0])
-                job.kill()
-                left[now[0]] -= 1
-                break
-            time.sleep(0.001)
-        else:
-            job.finish()
-            break
-    else:
-        Job(killed).finish()
-    assert max(left.values()) <= 1, left  # the stages are short: one moment may have been missed
-    require_same(killed, folder)
+        killed = folder.parent / f"delicate{runs}"
+        runs += 1
+        assert runs < 6, left
+        ended = False
+        while not ended:
+            job = Job(killed)
+            while job.runs():
+                now = [what for what, (holds, _) in moments.items() if left[what] and holds(killed)]
+                if now:
+                    time.sleep(chance.uniform(0, 0.05))
+                    report(killed, job, now[0])
+                    job.kill()
+                    left[now[0]] -= 1
+                    break
+                time.sleep(0.001)
+            else:
+                job.finish()
+                ended = True
+        require_same(killed, folder)
 
 
-def test_sigterm_ends_with_75_and_a_second_start_goes_on(whole, tmp_path):
+@long
+def test_sigterm_ends_with_75_and_a_second_start_goes_on(whole):
     folder, _, _ = whole
-    job = Job(tmp_path / "stopped")
+    job = Job(folder.parent / "stopped")
     while job.runs() and not (job.folder / "metrics.jsonl").exists():
         time.sleep(0.01)
     started = time.monotonic()
