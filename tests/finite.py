@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from udd_jax import diffusion, vocab
+from udd_jax import diffusion, schedules, vocab
 
 FIXTURE = json.loads((pathlib.Path(__file__).parent / "fixtures" / "items.json").read_text())
 LAYOUT = vocab.image_text(
@@ -82,8 +82,11 @@ def draw(p: np.ndarray, rng) -> np.ndarray:
     return np.minimum(drawn, p.shape[-1] - 1)
 
 
-def chain(tables, times, x: np.ndarray, free: np.ndarray, rng) -> np.ndarray:
-    """The factorised reverse chain through `times`, from the prior at the free positions of x."""
+def chain(tables, times, x: np.ndarray, free: np.ndarray, rng, correct=0) -> np.ndarray:
+    """The factorised reverse chain through `times`, from the prior at the free positions of x.
+
+    correct: so many tokens a modality, the least likely given the others, are drawn afresh.
+    """
     law = np.zeros((2, LAYOUT.size))
     for row, modality, offset, table in zip(
         law, LAYOUT.modalities, LAYOUT.offsets, tables, strict=True
@@ -94,7 +97,40 @@ def chain(tables, times, x: np.ndarray, free: np.ndarray, rng) -> np.ndarray:
     for t, s in itertools.pairwise(times):
         posterior = dense.posterior(LAYOUT, tables, s, t).transpose(1, 0, 2)  # [x_t, x_s, x_0]
         p = predict(tables, xt, t, free)
-        xt = np.where(free, draw(np.einsum("blkv,blv->blk", posterior[xt], p), rng), x)
+        xs = draw(np.einsum("blkv,blv->blk", posterior[xt], p), rng)
+        if correct:
+            # Without its own token x_t = j: p(i) / q(j | i). Shown in x_s for sure.
+            chance = dense.cumulative(LAYOUT, tables, t)[xt]
+            alone = np.divide(p, chance, out=np.zeros_like(p), where=chance > 0)
+            alone /= alone.sum(-1, keepdims=True)
+            law = np.einsum("kv,blv->blk", dense.cumulative(LAYOUT, tables, s)[:-1], alone)
+            own = np.take_along_axis(alone, xt[..., None], axis=-1)[..., 0]
+            doubt = np.where(free & (xt != LAYOUT.mask_id), -own, -np.inf)
+            for where in SLICES:
+                worst = np.sort(doubt[:, where], axis=1)[:, -correct, None]
+                again = np.isfinite(doubt[:, where]) & (doubt[:, where] >= worst)
+                xs[:, where] = np.where(again, draw(law[:, where], rng), xs[:, where])
+        xt = np.where(free, xs, x)
+    return xt
+
+
+def remask(rule: str, eta: float, gamma, times, count: int, rng) -> np.ndarray:
+    """ReMDM (arXiv 2503.00307) through `times` from nothing: sigma masks what was revealed again.
+
+    rule: "cap" or "rescale"; gamma: float[T+1], of `absorbing`.
+    """
+    tables = [schedules.absorbing(len(gamma) - 1)] * 2
+    xt = np.full((count, LAYOUT.length), LAYOUT.mask_id)
+    free = np.ones(xt.shape, bool)
+    for t, s in itertools.pairwise(times):
+        p, shown = predict(tables, xt, t, free), xt != LAYOUT.mask_id
+        tokens, share_t, share_s = draw(p, rng), 1 - gamma[t], 1 - gamma[s]
+        limit = min(1, (1 - share_s) / share_t) if share_t > 0 else 1.0
+        sigma = min(eta, limit) if rule == "cap" else eta * limit
+        stay = (1 - share_s - sigma * share_t) / (1 - share_t)
+        u = rng.random(xt.shape)
+        again, reveal = shown & (u < sigma), ~shown & (u >= stay)
+        xt = np.where(again, LAYOUT.mask_id, np.where(reveal, tokens, xt))
     return xt
 
 

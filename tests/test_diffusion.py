@@ -53,13 +53,13 @@ def cases(classes):
     return s, t, i, j, logits
 
 
-def expected(tables, m, s, t, i, j, logits):
+def expected(tables, m, s, t, i, j, logits, layout=LAYOUT):
     """The same by enumeration: posterior[n, k], p[n, k], kl[n], possible[n]."""
-    classes, offset = LAYOUT.modalities[m].classes, LAYOUT.offsets[m]
-    ids = np.array([*range(offset, offset + classes), LAYOUT.mask_id])
-    bayes = np.zeros((T + 1, T + 1, classes + 1, classes + 1, classes))  # s, t, k, j, i
-    for pair in PAIRS:
-        full = dense.posterior(LAYOUT, tables, *pair)
+    classes, offset, times = layout.modalities[m].classes, layout.offsets[m], tables[m].steps + 1
+    ids = np.array([*range(offset, offset + classes), layout.mask_id])
+    bayes = np.zeros((times, times, classes + 1, classes + 1, classes))  # s, t, k, j, i
+    for pair in {*zip(s.tolist(), t.tolist(), strict=True)}:
+        full = dense.posterior(layout, tables, *pair)
         bayes[pair] = full[np.ix_(ids, ids, ids[:-1])]
     weights = np.exp(logits - logits.max(1, keepdims=True))
     weights /= weights.sum(1, keepdims=True)
@@ -166,6 +166,46 @@ def test_every_function_equals_enumeration_for_every_pair_of_times(name, m):
     pairs = np.array(PAIRS)
     earlier = columns[pairs[:, 0]][:, :, offset : offset + classes].transpose(0, 2, 1)
     np.testing.assert_allclose(back, earlier, atol=1e-10)
+
+
+@pytest.mark.slow
+@settings(max_examples=5, deadline=None)
+@given(
+    st.sampled_from(NAMES),
+    st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    st.tuples(st.integers(2, 6), st.integers(2, 6)),
+    st.integers(1, 4),
+    st.integers(2, 30),
+)
+def test_the_loss_of_a_layout_of_any_shape_is_the_enumerated_one(
+    name, grid, classes, length, steps
+):
+    layout = vocab.image_text(grid, *classes, length)
+    tables, rng = two_schedules(name, steps), np.random.default_rng(steps)
+    parts = [rng.integers(0, m.classes, (3, m.length)) for m in layout.modalities]
+    x0 = np.concatenate([p + o for p, o in zip(parts, layout.offsets, strict=True)], 1)
+    t = rng.integers(1, steps + 1, (3, 2)).astype(np.int32)
+    s, free = rng.integers(0, t).astype(np.int32), rng.random(x0.shape) < 0.7
+    logits = [rng.normal(size=(3, m.length, m.classes)) for m in layout.modalities]
+
+    def run(kernel, logits, x0, t, free, s):
+        position_t = diffusion.free_times(layout, t, free)
+        xt = diffusion.q_sample(kernel, jax.random.key(steps), x0, position_t)
+        return xt, diffusion.loss_terms(kernel, logits, x0, xt, t, free, s)[0]
+
+    with jax.enable_x64(True):
+        kernel = diffusion.make_kernel(layout, tables, jnp.float64)
+        xt, kl = map(np.asarray, jax.jit(run)(kernel, logits, x0.astype(np.int32), t, free, s))
+    np.testing.assert_array_equal(xt[~free], x0[~free])
+    for m, where in enumerate(layout.slices):
+        i, j = (np.asarray(layout.local(m, x[:, where])).ravel() for x in (x0, xt))
+        assert ((j >= 0) & (j <= layout.modalities[m].classes)).all()
+        times = (np.broadcast_to(u[:, m : m + 1], parts[m].shape).ravel() for u in (s, t))
+        rows = logits[m].reshape(len(i), -1)
+        _, _, exact, possible = expected(tables, m, *times, i, j, rows, layout)
+        here = free[:, where].ravel()
+        assert possible[here].all()
+        np.testing.assert_allclose(kl[:, where].ravel(), np.where(here, exact, 0), atol=1e-9)
 
 
 def test_loss_terms_have_the_gradient_of_their_definition():

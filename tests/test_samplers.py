@@ -106,13 +106,25 @@ def test_the_corrector_finds_the_wrong_token_and_the_others_tell_the_right_one()
     np.testing.assert_array_equal(again, finite.ITEMS[truth, place])
 
 
-@SLOW
-@pytest.mark.parametrize("eta, rule", [(0.05, "cap"), (0.5, "rescale")])
-def test_masking_again_mends_what_was_drawn_together(rule, eta):
-    plain = (run("absorbing", steps=25)[0] >= 0).mean()
-    items, calls, _ = run("absorbing", sampler=f"remdm_{rule}", eta=eta, steps=25)
-    assert (items >= 0).mean() > plain + 0.03 and (calls == 25).all()
-    same_law(items)
+def test_the_corrected_chain_is_its_simulation():
+    table, times = schedules.uniform(finite.STEPS), diffusion.chain_times(finite.STEPS, 3)
+    x, free, rng = np.zeros((400, 16), int), np.ones((400, 16), bool), np.random.default_rng(0)
+    others = finite.which(finite.chain([table, table], times, x, free, rng, correct=1))
+    items, calls, _ = run(table, steps=3, correct=1)
+    agree((items >= 0).sum(), COUNT, (others >= 0).sum(), 400)
+    same_law(items, others)
+    assert (calls == 3).all()
+
+
+@pytest.mark.parametrize("rule, eta", [("cap", 0.05), pytest.param("rescale", 0.5, marks=SLOW)])
+def test_masking_again_is_its_simulation_and_mends_what_was_drawn_together(rule, eta):
+    times, rng = diffusion.chain_times(finite.STEPS, 25), np.random.default_rng(0)
+    others = finite.which(finite.remask(rule, eta, ABSORBING.gamma_bar, times, 400, rng))
+    items, calls, _ = run(ABSORBING, sampler=f"remdm_{rule}", eta=eta, steps=25)
+    agree((items >= 0).sum(), COUNT, (others >= 0).sum(), 400)
+    same_law(items, others)
+    plain, of = finite.FIXTURE["shares"]["absorbing"]["4"]
+    assert (items >= 0).mean() > plain / of + 0.03 and (calls == 25).all()
 
 
 @SLOW

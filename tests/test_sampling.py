@@ -222,12 +222,18 @@ def test_maskgit_leaves_as_many_masked_as_its_table_says():
     kernel, seen = diffusion.make_kernel(layout, schedules.cosine(50)), []
     free = np.broadcast_to(np.arange(257) < 256, (1, 257))
     x, present = np.zeros((1, 257), np.int32), np.zeros((1, 2), bool)
-    options = Settings(sampler="maskgit", steps=24)
+    options, network = Settings(sampler="maskgit", steps=24), counted(kernel, seen)
     run = finite.quick(sampling.sample, static_argnums=(1, 6))
-    run(kernel, counted(kernel, seen), jax.random.key(0), x, free, present, options)
+    run(kernel, network, jax.random.key(0), x, free, present, options)
     jax.effects_barrier()
     shown = [1, 2, 2, 4, 5, 6, 7, 8, 9, 9, 11, 11, 13, 13, 13, 14, 15, 16, 15, 16, 17, 16, 17, 16]
     assert seen == [256, *(256 - np.cumsum(shown))[:-1]]
+    # With 56 of them given the counts are of the 200 that were unknown at the start.
+    seen.clear()
+    run(kernel, network, jax.random.key(0), x, free & (np.arange(257) >= 56), present, options)
+    jax.effects_barrier()
+    expected = np.floor(200 * np.cos(np.pi / 2 * np.arange(24) / 24)).astype(int)
+    assert seen == [200, *np.minimum(expected[1:], 200 - np.arange(1, 24))]
 
 
 def test_a_stride_reveals_its_share_where_the_published_one_leaves_most_to_the_last_call():
