@@ -1,4 +1,4 @@
-"""Every test runs on the CPU, on eight devices, with strict ranks."""
+"""Every test runs on the CPU, on eight devices, with strict ranks and the same examples."""
 
 import os
 
@@ -7,9 +7,12 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 ).strip()
 
+import hypothesis
 import jax
 import pytest
 
+hypothesis.settings.register_profile("fixed", derandomize=True)
+hypothesis.settings.load_profile("fixed")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
