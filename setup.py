@@ -8,6 +8,7 @@ from setuptools import find_packages, setup
 TEXT = ["ftfy>=6", "tokenizers>=0.20"]
 DEV = [
     "pytest>=8",
+    "pytest-xdist>=3.6",
     "hypothesis>=6",
     "ruff==0.17.6",
     "safetensors>=0.5",

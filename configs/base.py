@@ -136,6 +136,8 @@ def get_config() -> ml_collections.ConfigDict:
                 "image": 0.02,
                 "text": 0.02,
             },
+            "accumulate": 1,  # parts of a batch that are taken one after the other
+            "held_out": 0,  # pairs whose bound says which checkpoint is the best; 0 keeps the last
             "log_every": 50,
             "save_every": 500,
             "keep": 2,

@@ -70,11 +70,11 @@ def test_bounds_are_bits_over_the_tokens_that_they_are_of(done):
 
 
 def test_a_bound_below_the_truth_is_an_error(done, tmp_path):
-    # Two objects: order, template, and for each whether size and colour are named.
+    # Two objects: template, order, whether sizes and whether colours are named.
     each = [-p * np.log2(p) for p in shapes.TWO_TEMPLATES.values()]
-    shares = (shapes.SIZE_NAMED, shapes.COLOUR_NAMED)
+    shares = (shapes.READING_ORDER, shapes.SIZE_NAMED, shapes.COLOUR_NAMED)
     named = [-p * np.log2(p) for q in shares for p in (q, 1 - q)]
-    truth = (1 + sum(each) + 2 * sum(named)) / 16
+    truth = (sum(each) + sum(named)) / 16
     assert done[2]["entropy"] == {"value": pytest.approx(truth), "undercut": False}
     said = []
     low = copy(done[0], bits={"image": 2.0, "text": 0.9 * truth})

@@ -41,9 +41,9 @@ class Scorer(oracle.Oracle):
     """Its bound of a text given an image is 8 bits if the text is not true of it, and the text's
     own number of words, which it costs alone too."""
 
-    def score(self, tokens, *, task, times, seed, common=False):
+    def score(self, tokens, *, task, common=False, **options):
         if not common:
-            return super().score(tokens, task=task, times=times, seed=seed)
+            return super().score(tokens, task=task, **options)
         scenes = shapes.read_images(self.image.decode(tokens["image"]))
         texts = self.decode_text(tokens["text"])
         meanings = map(shapes.parse_caption, texts)

@@ -152,8 +152,8 @@ class Pipeline:
         tokens; the other words, and the end of the caption, stay. A modality that is not passed
         is absent.
 
-        >>> pipe.infill(captions=["a ___ circle"]).captions[0].split()[0]
-        'a'
+        >>> pipe.infill(captions=["a ___ circle"]).captions[0].startswith("a")
+        True
         """
         if images is None and captions is None:
             raise ValueError("infill: images and captions are both missing, expected one at least")
