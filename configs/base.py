@@ -112,7 +112,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     c.train = ml_collections.ConfigDict(
         {
-            "steps": 3200,
+            "steps": 4000,
             "batch_size": 64,
             "optimiser": "muon",  # or "adamw"
             "learning_rate": 4e-3,
@@ -130,8 +130,8 @@ def get_config() -> ml_collections.ConfigDict:
             "pad_weight": 1.0,
             "mixture": {  # of tasks in a batch
                 "pair": 0.25,
-                "t2i": 0.25,
-                "i2t": 0.35,
+                "t2i": 0.2,
+                "i2t": 0.4,
                 "infill": 0.11,
                 "image": 0.02,
                 "text": 0.02,
