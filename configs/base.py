@@ -58,7 +58,7 @@ def get_config() -> ml_collections.ConfigDict:
             "clip": 1.0,
             "plain_steps": 100,  # as an autoencoder, before there is a codebook
             "loss": "l2",  # or "l1"
-            "commitment": 1.0,
+            "commitment": 1.0,  # weight of the quantiser's loss; for "gumbel" far less, as 5e-4
             "decay": 0.99,  # of the codebook's moving averages
             "restart": {"until": 0.8, "threshold": 0.02, "factor": 2.0},  # of dead codes
             "merge": 5.0,  # joins codes that only divide noise; 0 keeps all

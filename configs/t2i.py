@@ -66,7 +66,7 @@ def _published(c):
     c.vq.model.update({"quantiser": "gumbel", "patch": 1})
     c.vq.model.update({"local_encoder": False, "local_decoder": False})
     c.vq.update({"pictures": 0, "steps": 200_000, "batch_size": 16, "learning_rate": 1e-4})
-    c.vq.update({"loss": "l1", "merge": 0.0, "plain_steps": 0})
+    c.vq.update({"loss": "l1", "merge": 0.0, "plain_steps": 0, "commitment": 5e-4})
     c.diffusion.steps = 500
     c.model.update(
         {

@@ -12,7 +12,6 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from udd_jax import checkpoint, codebook, train_vq, vqgan
 from udd_jax.data import records, shapes
-from udd_jax.metrics import reconstruction
 
 TILES = np.random.default_rng(5).integers(0, 2, (5, 4, 4, 3)) * 160 + 48
 
@@ -257,13 +256,12 @@ def test_rebuilding_a_gumbel_tokenizer_is_an_error(tmp_path):
 def test_the_other_quantisers_learn_the_tiles_too(quantiser, tmp_path):
     config = make_config(steps=150, merge=0)
     config.vq.model.quantiser = quantiser
+    if quantiser == "gumbel":
+        config.vq.commitment = 5e-4  # its loss pulls towards evenly likely codes
     tokenizer = train_vq.train(config, tmp_path, Tiles())
     assert tokenizer.codes == 12
-    images = np.stack([Tiles(seed=1)[i].image for i in range(32)])
-    flat = np.broadcast_to(images.mean((0, 1, 2)).round().astype(np.uint8), images.shape)
-    # Gumbel's may stop at four codes for the five tiles, and is 7 dB above one colour then.
-    least = reconstruction.psnr(flat, images).mean() + 5
-    assert train_vq.score(tokenizer, images)["psnr"] > least
+    score = train_vq.score(tokenizer, np.stack([Tiles(seed=1)[i].image for i in range(32)]))
+    assert score["psnr"] > 20
 
 
 @pytest.mark.slow
