@@ -15,6 +15,12 @@ from udd_jax import diffusion, schedules, sharding, train, transformer, vocab
 VOCAB = vocab.image_text((2, 2), 3, 5, 3)
 
 
+def make_loss(kernel, model, **changes):
+    """`train.make_loss` of pairs, but for what changes."""
+    usual = {"mixture": {"pair": 1.0}, "auxiliary": 0.1, "pad_id": 0, "pad_weight": 1.0}
+    return train.make_loss(kernel, model, **usual | changes)
+
+
 @functools.cache
 def setting():
     config = t2i.get_config("smoke")
@@ -24,14 +30,7 @@ def setting():
     kernel = diffusion.make_kernel(VOCAB, train.make_schedules(config, VOCAB))
     model = train.make_model(config, VOCAB)
     tx, rate = train.make_optimiser(config)
-    loss_fn = train.make_loss(
-        kernel,
-        model,
-        mixture=config.train.mixture.to_dict(),
-        auxiliary=0.1,
-        pad_id=0,
-        pad_weight=1.0,
-    )
+    loss_fn = make_loss(kernel, model, mixture=config.train.mixture.to_dict())
     step = jax.jit(train.make_step(loss_fn, tx, rate, 0.9, VOCAB))
     return config, kernel, model, tx, loss_fn, step
 
@@ -44,9 +43,7 @@ def loss_of(task):
 
     @jax.jit
     def metrics(x0, pad_weight):
-        loss_fn = train.make_loss(
-            kernel, model, mixture={task: 1.0}, auxiliary=0.1, pad_id=0, pad_weight=pad_weight
-        )
+        loss_fn = make_loss(kernel, model, mixture={task: 1.0}, pad_weight=pad_weight)
         return loss_fn(state.params, state.times, jax.random.key(3), x0)[1][0]
 
     return metrics
@@ -119,15 +116,7 @@ def test_the_continuous_objective_estimates_the_bound_of_very_many_steps():
     kernel = diffusion.make_kernel(VOCAB, schedules.absorbing(model.steps))
     losses = {}
     for objective in train.OBJECTIVES:
-        loss_fn = train.make_loss(
-            kernel,
-            model,
-            mixture={"pair": 1.0},
-            auxiliary=0.0,
-            pad_id=0,
-            pad_weight=1.0,
-            objective=objective,
-        )
+        loss_fn = make_loss(kernel, model, auxiliary=0.0, objective=objective)
         loss_fn = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))
         x0 = VOCAB.fuse(batch(0, 512))
         (loss, (metrics, sampler)), gradient = loss_fn(even, state.times, jax.random.key(3), x0)
@@ -150,15 +139,7 @@ def test_the_continuous_objective_estimates_the_bound_of_very_many_steps():
 def test_an_objective_that_does_not_fit_is_an_error(objective, message):
     _, kernel, model, *_ = setting()
     with pytest.raises(ValueError, match=message):
-        train.make_loss(
-            kernel,
-            model,
-            mixture={"pair": 1.0},
-            auxiliary=0.0,
-            pad_id=0,
-            pad_weight=1.0,
-            objective=objective,
-        )
+        make_loss(kernel, model, auxiliary=0.0, objective=objective)
 
 
 def test_padding_weighs_what_the_config_says():

@@ -289,7 +289,7 @@ def write_shards(config, workdir, source, text_tokenizer, image_tokenizer) -> No
 
 def held_out_tokens(config, source, text_tokenizer, image_tokenizer) -> dict | None:
     """The first `config.train.held_out` pairs of a source as a batch; None for 0."""
-    count = min(config.train.get("held_out", 0), len(source))
+    count = min(config.train.held_out, len(source))
     if not count:
         return None
     read = reading.examples(source, 0, count, reading.Views(config.image_size))

@@ -344,7 +344,7 @@ def train(
     state = sharding.create(mesh, make) if start is None else sharding.shard_tree(mesh, make())
     # Said outright, or the compiler may move the state from step to step.
     places = sharding.shardings(mesh, state), None
-    step = make_step(loss_fn, tx, rate, c.ema, vocab, c.get("accumulate", 1))
+    step = make_step(loss_fn, tx, rate, c.ema, vocab, c.accumulate)
     step_fn = jax.jit(step, donate_argnums=0, out_shardings=places)
 
     evaluate = None
