@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from udd_jax import diffusion, schedules, vocab
+from udd_jax import diffusion, schedules, tasks, vocab
 
 FIXTURE = json.loads((pathlib.Path(__file__).parent / "fixtures" / "items.json").read_text())
 LAYOUT = vocab.image_text(
@@ -217,3 +217,11 @@ def which(x: np.ndarray) -> np.ndarray:
     """The item that each sequence is, or -1: int[B]."""
     equal = (np.asarray(x)[:, None] == ITEMS[None]).all(-1)
     return np.where(equal.any(1), equal.argmax(1), -1)
+
+
+def batch_of(names):
+    """x, free and absent for a batch with a task a row."""
+    rows = [tasks.masks(LAYOUT, name, 1) for name in names]
+    free = np.concatenate([row.free for row in rows])
+    free[[name == "infill" for name in names]] = np.arange(16) % 3 > 0
+    return ITEMS[: len(names)], free, np.concatenate([row.absent for row in rows])

@@ -33,7 +33,7 @@ FLOORS = [
         "features",
         "data.*",
     },
-    {"reveal", "metrics.*", "loop", "bucket"},
+    {"reveal", "guidance", "truncation", "metrics.*", "loop", "bucket"},
     {"sampling"},
     {"pipeline", "train", "train_vq", "published", "convert", "plan"},
     {
@@ -46,6 +46,7 @@ FLOORS = [
         "judges",
         "full",
         "evaluate",
+        "contest",
         "gallery",
         "findings",
         "report",

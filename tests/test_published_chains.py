@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import recorded
 
-from udd_jax import diffusion, published, sampling, schedules
+from udd_jax import diffusion, published, schedules, truncation
 
 VOCAB, CONFIG = recorded.VOCAB, recorded.CONFIG
 MASK, N = VOCAB.mask_id, VOCAB.slices[0].stop
@@ -55,7 +55,7 @@ def reverse(steps):
         parts = []
         for m, where in enumerate(VOCAB.slices):
             xt = VOCAB.local(m, x[:, where])
-            cut = sampling.truncate(log_ps[m], log_ps[m], rate)
+            cut = truncation.truncate(log_ps[m], log_ps[m], rate)
             log_p0 = jnp.where(rate < 1, cut, log_ps[m])
             now, then = jnp.full(xt.shape, t), jnp.full(xt.shape, s)
             parts.append(diffusion.p_log_probs(kernel, m, log_p0, xt, then, now))

@@ -13,7 +13,7 @@ import published_twin as twin
 import pytest
 import recorded
 
-from udd_jax import diffusion, sampling, schedules, times
+from udd_jax import diffusion, schedules, times, truncation
 
 VOCAB, T = recorded.VOCAB, recorded.CONFIG["T"]
 FLOOR = -45.0  # logs below it are the recording's zeros: 1e-30, over a beta or two
@@ -257,7 +257,7 @@ def test_recorded_noise_draws_the_recorded_tokens(precision):
 def test_truncation_keeps_the_recorded_classes(precision):
     stored = recorded.under(f"diffusion_{precision}", "log_p_x0_top")
     assert stored
-    run = recorded.jit(sampling.truncate)
+    run = recorded.jit(truncation.truncate)
     for rate, theirs in stored.items():
         for m, part in enumerate(ours(precision)):
             log_p0 = part["p_x0"].astype(np.float32)

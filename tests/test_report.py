@@ -8,7 +8,7 @@ import numpy as np
 import oracle
 import pytest
 
-from udd_jax import checkpoint, evaluate, logbook, page, report
+from udd_jax import checkpoint, contest, evaluate, logbook, page, report
 
 WRONG = {"t2i": (0,), "i2t": (1, 2), "pair": (3,), "infill": (0, 5), "image": (7,), "text": (1,)}
 
@@ -31,7 +31,7 @@ def run(tmp_path_factory):
     ]  # fmt: skip
     for row in rows[:2]:
         row["bounds"] = {task: {"value": 0.7} for task in tasks}
-    best = evaluate.best(rows, 20, {"sampler": "maskgit", "steps": 5})
+    best = contest.best(rows, 20, {"sampler": "maskgit", "steps": 5})
     checkpoint.write_json(folder / "samplers.json", {"rows": rows, "left_out": [], "best": best})
     with_curves(folder, loss=3.0, image_nll=1.0, text_nll=2.0)
     with_curves(folder / "vq", psnr=20.0, perplexity=9.0)

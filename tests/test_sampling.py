@@ -1,4 +1,4 @@
-"""The loop around the rules: tasks, guidance, truncation, and what must not change a sample."""
+"""The loop around the rules: tasks, counts, and what must not change a sample."""
 
 import functools
 
@@ -8,12 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from udd_jax import diffusion, draws, sampling, schedules, tasks, vocab
+from udd_jax import diffusion, draws, sampling, schedules, vocab
 from udd_jax.sampling import Settings
 
 LAYOUT, ITEMS = finite.LAYOUT, finite.ITEMS
@@ -43,14 +41,6 @@ def counted(kernel, seen):
 ROWS = ("pair", "t2i", "i2t", "image", "text", "infill")
 
 
-def batch_of(names):
-    """x, free and absent for a batch with a task a row."""
-    rows = [tasks.masks(LAYOUT, name, 1) for name in names]
-    free = np.concatenate([row.free for row in rows])
-    free[[name == "infill" for name in names]] = np.arange(16) % 3 > 0
-    return ITEMS[: len(names)], free, np.concatenate([row.absent for row in rows])
-
-
 def test_six_tasks_are_one_compilation_and_mix_in_one_batch():
     traces = []
 
@@ -62,10 +52,10 @@ def test_six_tasks_are_one_compilation_and_mix_in_one_batch():
 
     options = Settings(steps=10, guidance=1.5, top_r=0.9)
     keys = jax.random.split(jax.random.key(0), 12)
-    mixed = batch_of(ROWS * 2)
+    mixed = finite.batch_of(ROWS * 2)
     together = np.asarray(run(keys, *mixed, options))
     for i, name in enumerate(ROWS):
-        _, free, absent = batch_of([name] * 12)
+        _, free, absent = finite.batch_of([name] * 12)
         alone = np.asarray(run(keys, mixed[0], free, absent, options))
         np.testing.assert_array_equal(together[[i, i + 6]], alone[[i, i + 6]])
         kept = ~free & ~absent[:, LAYOUT.modality_of]
@@ -92,113 +82,7 @@ def test_a_position_that_is_masked_and_not_free_stays_masked():
 LAZY = functools.partial(blank, ABSORBING)
 
 
-# ---- Guidance -----------------------------------------------------------------------------------
-
-
-def by_block(p):
-    """float[B, L, V] -> one float[B, n, K] a modality."""
-    return [
-        p[:, where, offset : offset + m.classes]
-        for m, where, offset in zip(LAYOUT.modalities, LAYOUT.slices, LAYOUT.offsets, strict=True)
-    ]
-
-
-def tilted(with_all, without, s):
-    """log p of the tilt, normalised."""
-    with np.errstate(divide="ignore"):
-        log_p = s * np.log(with_all + 1e-30) + (1 - s) * np.log(without + 1e-30)
-    return log_p - np.log(np.exp(log_p).sum(-1, keepdims=True))
-
-
-@pytest.mark.parametrize("task", ("t2i", "pair", "infill", "negative"))
-def test_guided_log_p_is_the_enumerated_tilt(task):
-    t, s, tables = 60, 2.5, [schedules.absorbing(finite.STEPS)] * 2
-    rng = np.random.default_rng(1)
-    x, free, absent = batch_of([{"negative": "t2i"}.get(task, task)] * 8)
-    xt = np.where(free & (rng.random(x.shape) < 0.6), LAYOUT.mask_id, x).astype(np.int32)
-    negative = None
-    if task == "negative":
-        negative = np.concatenate([np.full((8, 12), LAYOUT.mask_id), ITEMS[8:16, 12:]], axis=1)
-
-    with jax.enable_x64(True):
-        kernel = diffusion.make_kernel(LAYOUT, tables, jnp.float64)
-        prior = diffusion.prior_sample(kernel, jax.random.key(0), 8)
-        predict = sampling.predictor(
-            kernel,
-            finite.oracle(kernel),
-            Settings(guidance=s),
-            tasks.Masks(jnp.asarray(free), jnp.asarray(absent)),
-            prior,
-            None if negative is None else jnp.asarray(negative, jnp.int32),
-        )
-        ours = [np.asarray(y) for y in finite.quick(predict)(xt, jnp.full(8, t, jnp.int32))]
-
-    everything = by_block(finite.predict(tables, xt, t, free))
-    for m, where in enumerate(LAYOUT.slices):
-        here = LAYOUT.modality_of == m
-        if negative is None:
-            other = finite.predict(tables, xt, t, free, silent=~here[None])
-        else:
-            instead = np.where(here, xt, negative)
-            other = finite.predict(tables, instead, t, free & here)
-        scale = s if free[:, where].any() else 1
-        expected = tilted(everything[m], by_block(other)[m], scale)
-        likely = expected > np.log(1e-12)
-        assert (ours[m][~likely] < np.log(1e-9)).all()
-        np.testing.assert_allclose(ours[m][likely], expected[likely], atol=1e-6)
-
-
-def test_the_guidance_weight_follows_its_schedule():
-    t = jnp.asarray([0, 25, 50, 100])
-    weight = functools.partial(sampling.guidance_weight, t=t, steps=100)
-    np.testing.assert_allclose(weight(Settings(guidance=3)), 3)
-    linear = Settings(guidance=3, guidance_schedule="linear")
-    np.testing.assert_allclose(weight(linear), [3, 2.5, 2, 1])
-    inside = Settings(guidance=3, guidance_schedule="interval", guidance_interval=(0.2, 0.5))
-    np.testing.assert_allclose(weight(inside), [1, 3, 3, 1])
-
-
-# ---- Temperature and truncation -----------------------------------------------------------------
-
-truncate = jax.jit(sampling.truncate)
-
-
-def by_sorting(p, weight, target):
-    """Which classes are kept, bool[K], by a stable sort."""
-    order = np.argsort(-p, kind="stable")
-    reached = np.cumsum(weight[order])
-    number = min((reached < target).sum() + 1, len(p))
-    return np.isin(np.arange(len(p)), order[:number])
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    st.lists(st.integers(0, 6), min_size=7, max_size=7).filter(any),
-    st.sampled_from((0.3, 0.86, 0.999)),
-    st.integers(1, 7),
-)
-def test_truncation_keeps_the_smallest_prefix_and_the_first_of_equals(numbers, mass, count):
-    p = np.array(numbers) / sum(numbers)
-    with np.errstate(divide="ignore"):
-        log_p = jnp.asarray(np.log(p), jnp.float32)
-    for target, weight in ((mass, p), (count, np.ones(7))):
-        if target is mass and np.abs(np.cumsum(np.sort(p)[::-1]) - mass).min() < 1e-6:
-            continue
-        log_weight = log_p if target is mass else jnp.zeros(7)
-        ours = np.exp(truncate(log_p, log_weight, jnp.float32(target)), dtype=float)
-        kept = by_sorting(p, weight, target) & (p > 0)
-        np.testing.assert_allclose(ours, np.where(kept, p, 0) / p[kept].sum(), atol=2e-6)
-
-
-def test_temperature_comes_before_top_k_and_that_before_top_r():
-    log_p = jnp.log(jnp.asarray([0.5, 0.3, 0.15, 0.05]))
-    p = np.exp(np.asarray(log_p)) ** 0.5
-    p[3] = 0
-    p /= p.sum()  # .431, .334, .236
-    ours = sampling.adjust(log_p, Settings(temperature=2, top_k=3, top_r=0.7))
-    p[2:] = 0
-    np.testing.assert_allclose(np.exp(ours), p / p.sum(), rtol=1e-5)
-    np.testing.assert_array_equal(sampling.adjust(log_p, Settings()), log_p)
+# ---- Drawing in pieces --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("n", (33, pytest.param(40, marks=pytest.mark.slow)))
@@ -261,7 +145,7 @@ ONE_OF_EACH = (
 
 
 def few(seed=0, kernel=LINEAR, count=8):
-    x, free, absent = batch_of((ROWS * 2)[:count])
+    x, free, absent = finite.batch_of((ROWS * 2)[:count])
     return kernel, finite.oracle(kernel), jax.random.key(seed), x, free, absent
 
 

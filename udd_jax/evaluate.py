@@ -18,8 +18,7 @@
                     tokenizers; versions, hardware, commit
 
 Several processes share out the samples; the first measures and writes. A held-out picture that is a
-training picture too is an error. `samplers` measures every order of reveal at several numbers of
-calls, into `samplers.json`; `judge` enters what human judges have said since.
+training picture too is an error. `judge` enters what human judges have said since.
 """
 
 import contextlib
@@ -41,23 +40,13 @@ from udd_jax import (
     neighbours,
     networks,
     samples,
-    sampling,
     scores,
     sharding,
-    tasks,
 )
-from udd_jax.data import shapes
 from udd_jax.metrics import agreement, java
 
-RESULT, SAMPLERS, FOLDER = "evaluation.json", "samplers.json", samples.FOLDER
+RESULT, FOLDER = "evaluation.json", samples.FOLDER
 VARIATION = 0.10  # the most total variation that counts as no collapse
-FULL = {"sampler": "ancestral"}  # the chain that the other samplers are compared with
-WHY = {  # of a default sampler
-    "first_hitting": "It draws one token a call, given all that are drawn, at the times of the "
-    "chain in continuous time: its law is that of the full chain with ever more steps, nothing is "
-    "lost to tokens drawn together, it has no number of steps to choose, and it calls the network "
-    "once a token and not T times."
-}
 UNMEASURED = dict.fromkeys(
     (
         "Frechet distance, KID, Inception score, precision and recall, CLIP score, LPIPS",
@@ -111,7 +100,7 @@ def run(pipe, workdir, suite: str = "main", *, say=logbook.say) -> dict:
         return {}
     result = {"suite": suite, "headline": []}
     with timed("scores"):
-        scenes, verdicts = _scenes(pipe, items), {}
+        scenes, verdicts = scores.scenes(pipe, items), {}
         result["scores"] = {task: {"count": len(s)} for task, s in drawn.items()}
         for task, s in drawn.items():
             if scenes:
@@ -221,13 +210,6 @@ def _sampled(pipe, items, folder, spent) -> dict[str, samples.Samples]:
                 drawn[task] = samples.obtain(pipe, items, task, path, **asked)
             bar.update(options.samples)
     return drawn
-
-
-def _scenes(pipe, items) -> list | None:
-    """The scenes of the items where they are known and can be read from images of this size."""
-    if pipe.config.data != "shapes" or pipe.config.image_size != shapes.IMAGE_SIZE:
-        return None
-    return [shapes.all_scenes()[extra["scene"]] for extra in items.extra]
 
 
 # ---- What comes first ---------------------------------------------------------------------------
@@ -385,132 +367,3 @@ def _estimates(tree: dict, prefix: str = "") -> dict[str, tuple[float, float | N
         if isinstance(value, dict):
             found |= _estimates(value, f"{prefix}: {name}" if prefix else name)
     return found
-
-
-# ---- The samplers -------------------------------------------------------------------------------
-
-
-def samplers(pipe, workdir, *, count: int = 128, say=logbook.say) -> dict:
-    """The suite "samplers", for shapes: quality against network calls and seconds.
-
-    `count` samples of each of t2i, i2t and pair, in one call, for every entry of `grid`; one that
-    does not fit the run's schedule is left out with the reason. A row: settings, calls (and
-    `calls_of` each task), seconds, the agreement of all and of each task. Rows of the ancestral
-    chain have `bounds` too, bits a token of a chain of so many steps with nothing truncated; the
-    others are no chains whose likelihood could be bounded. Written to `workdir/samplers.json` after
-    each entry, so that a stopped suite goes on; `best` says what came of it.
-    """
-    path, options = pathlib.Path(workdir) / SAMPLERS, pipe.config.evaluate
-    items = samples.held_out(pipe, count)
-    if _scenes(pipe, items) is None:
-        raise ValueError(f"suite 'samplers' needs data that can be read: shapes, not {items.name}")
-    about = manifest.make(pipe, items, "samplers")
-    result = {"suite": "samplers", "rows": [], "left_out": [], "manifest": about}
-    if path.exists():
-        old = checkpoint.read_json(path)
-        if all(old["manifest"][name] == about[name] for name in ("protocol", "run")):
-            result = old
-    done = [row["settings"] for row in result["rows"] + result["left_out"]]
-    for changes in grid(pipe):
-        if changes in done:
-            continue
-        try:
-            pipe.settings(**changes)
-        except ValueError as error:
-            result["left_out"].append({"settings": changes, "reason": str(error)})
-        else:
-            row = _measure(pipe, items, changes, options.seed)
-            if changes["sampler"] == "ancestral":
-                row["bounds"] = scores.bounds(
-                    pipe,
-                    items,
-                    count=len(items),
-                    times=options.bound_times,
-                    seed=options.seed,
-                    calls=changes["steps"],
-                    names=agreement.TASKS,
-                )
-            result["rows"].append(row)
-            name = ", ".join(str(value) for value in changes.values())
-            say(f"{name}: {row['calls']:.1f} calls, agreement {row['agreement']['rate']:.3f}")
-        checkpoint.write_json(path, result)
-    chosen = dataclasses.asdict(pipe.settings())
-    result["best"] = best(result["rows"], pipe.config.diffusion.steps, chosen)
-    checkpoint.write_json(path, result)
-    return result
-
-
-def grid(pipe) -> list[dict]:
-    """Settings to compare: every sampler, at several numbers of calls."""
-    steps = pipe.config.diffusion.steps
-    longest = max(m.length for m in pipe.vocab.modalities)
-    counts = sorted({max(1, steps // part) for part in (20, 10, 4, 1)})
-    few = sorted({max(1, longest // part) for part in (8, 4, 2, 1)})
-    by_time = [{"sampler": s, "steps": n} for s in sampling.BY_TIME for n in counts]
-    by_count = [{"sampler": s, "steps": n} for s in sampling.BY_COUNT for n in few]
-    others = [
-        {"sampler": sampler, field: value}
-        for sampler, field, values in (
-            ("best_first", "group", (1, 2, 4)),
-            ("first_hitting", "group", (1, 2, 4)),
-            ("threshold", "threshold", (0.5, 0.8, 0.95)),
-            ("entropy_bounded", "bound", (1.0, 0.3, 0.1)),
-        )
-        for value in values
-    ]
-    return by_time + by_count + others
-
-
-def _measure(pipe, items, changes: dict, seed: int) -> dict:
-    """One row: three tasks in one call, after a first one that compiles."""
-    count, names = len(items), agreement.TASKS
-    parts = [tasks.masks(pipe.vocab, task, count) for task in names]
-    masks = tasks.Masks(*(np.concatenate(field) for field in zip(*parts, strict=True)))
-    given = {"image": np.tile(items.codes, (3, 1)), "text": np.tile(items.ids, (3, 1))}
-    options = {"masks": masks, "seed": seed, "batch_size": count, **given, **changes}
-    few = {"masks": parts[0], **{name: ids[:count] for name, ids in given.items()}}
-    pipe.generate("pair", count, **options | few)
-    started = time.perf_counter()
-    pairs = pipe.generate("pair", 3 * count, **options)
-    seconds = time.perf_counter() - started
-    row = {"settings": changes, "seconds": round(seconds, 3)}
-    row |= {"samples_a_second": 3 * count / seconds, "calls": float(np.mean(pairs.calls))}
-    row["calls_of"] = {}
-    agreed = []
-    for k, task in enumerate(names):
-        here = slice(k * count, (k + 1) * count)
-        row["calls_of"][task] = float(np.mean(pairs.calls[here]))
-        shown = items.images if task == "i2t" else pairs.images[here]
-        good, rates = agreement.agreement(shown, pairs.captions[here])
-        row[task] = rates["agreement"]
-        agreed.append(good)
-    return row | {"agreement": agreement.rate(np.concatenate(agreed))}
-
-
-def best(rows: list[dict], steps: int, chosen: dict) -> dict:
-    """What the rows say: the full chain, the best at a quarter of its calls, and the default.
-
-    The full chain is the ancestral one with all its `steps`; a quarter is at most steps / 4 calls
-    for every task. `chosen`: the run's own settings; its row is the default, if it was measured.
-    Points are of the agreement of all tasks, 100 is all of it, with the standard error of a
-    difference; `within_a_point` is whether at most one is lost. {} without a full chain.
-    """
-    full = next((r for r in rows if r["settings"] == FULL | {"steps": steps}), None)
-    quarter = [r for r in rows if max(r["calls_of"].values()) <= steps / 4]
-    if full is None or not quarter:
-        return {}
-    top = max(quarter, key=lambda r: r["agreement"]["rate"])
-    found = {"full": full, "quarter": top, **_lost(full, top)}
-    chosen = chosen | {"steps": chosen["steps"] or steps}
-    for row in rows:
-        if row["settings"].items() <= chosen.items():
-            found["default"] = {"row": row, **_lost(full, row), "why": WHY.get(chosen["sampler"])}
-    return found
-
-
-def _lost(full: dict, row: dict) -> dict:
-    """How many points of agreement a row is below the full chain."""
-    one, two = full["agreement"], row["agreement"]
-    points = 100 * (one["rate"] - two["rate"])
-    error = 100 * math.hypot(one["error"], two["error"])
-    return {"points_lost": points, "error": error, "within_a_point": points <= 1}

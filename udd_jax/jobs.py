@@ -26,6 +26,7 @@ import numpy as np
 from udd_jax import (
     bucket,
     checkpoint,
+    contest,
     evaluate,
     lock,
     logbook,
@@ -259,7 +260,7 @@ def _evaluate(workdir, suite, config, weights):
             if weights is not None:
                 pipe.config.evaluate.weights = weights
         if suite == "samplers":
-            evaluate.samplers(pipe, workdir)
+            contest.run(pipe, workdir)
         else:
             evaluate.run(pipe, workdir, suite, say=logbook.say)
     if jax.process_index() == 0:

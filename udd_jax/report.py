@@ -12,7 +12,7 @@ import re
 
 import numpy as np
 
-from udd_jax import checkpoint, evaluate, findings, gallery, logbook, page, samples
+from udd_jax import checkpoint, contest, evaluate, findings, gallery, logbook, page, samples
 
 FILE = "report.html"
 PLOTS = (  # title, which columns of metrics.jsonl, whether the ordinate is logarithmic
@@ -51,7 +51,7 @@ def write(workdir) -> pathlib.Path:
         _likelihood(result),
         *findings.show(workdir / evaluate.FOLDER, result),
         _training(workdir),
-        _samplers(workdir / evaluate.SAMPLERS),
+        _samplers(workdir / contest.RESULT),
         _details(result, order),
         _time(workdir / "stages.json", result),
         _unmeasured(result),

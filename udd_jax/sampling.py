@@ -1,8 +1,8 @@
-"""The reverse process: one loop, several orders of reveal, guidance (METHOD 7 and 8).
+"""The reverse process: one loop, several orders of reveal (METHOD 7).
 
     x ~ p(x_T) on the free positions, given tokens elsewhere
     repeat:  log p = denoise_fn(x, t, free)
-             guidance, temperature, truncation, each renormalised
+             guidance, then temperature and truncation, each renormalised
              a rule of reveal.py makes the earlier x; given tokens are set back
 
 `free: bool[B, L]` says which positions are generated, `absent: bool[B, M]` which modalities are
@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from udd_jax import diffusion, draws, reveal, tasks
+from udd_jax import diffusion, draws, guidance, reveal, tasks, truncation
 from udd_jax.diffusion import DenoiseFn, Kernel
 
 BY_TIME = ("ancestral", "remdm_cap", "remdm_rescale", "remdm_confidence")
@@ -32,7 +32,6 @@ BY_ORDER = (*BY_COUNT, "best_first", "threshold", "entropy_bounded", "first_hitt
 SAMPLERS = (*BY_TIME, *BY_ORDER)
 CONFIDENCES = ("probability", "margin", "entropy")
 GUIDANCE = ("constant", "linear", "interval")
-FLOOR = -1e4  # log-probabilities below it count as it where guidance subtracts them
 PIECES = 4  # parts of the positions in which tokens are drawn, to save memory
 
 
@@ -170,7 +169,9 @@ def run(
     prior = diffusion.prior_sample(kernel, _fold(key, 0), x.shape[0])
     start = prior if by_time else jnp.where(absent_at, prior, vocab.mask_id)
     start = jnp.where(free | absent_at, start, x)
-    predict = predictor(kernel, denoise_fn, settings, tasks.Masks(free, absent), prior, negative)
+    predict = guidance.predictor(
+        kernel, denoise_fn, settings, tasks.Masks(free, absent), prior, negative
+    )
     times = jnp.asarray(diffusion.chain_times(kernel.steps, steps))
     total = free.sum(-1)
 
@@ -230,157 +231,6 @@ def _fold(key, data):
     return jax.vmap(jax.random.fold_in, (0, None))(key, data)
 
 
-# ---- The network, guided ------------------------------------------------------------------------
-
-
-def guidance_weight(settings: Settings, t: jax.Array, steps: int) -> jax.Array:
-    """s(t) = 1 + w(t) for t, int32[...]: constant, w (1 - t/T), or w inside an interval of t/T."""
-    w, part = settings.guidance - 1, t / steps
-    if settings.guidance_schedule == "linear":
-        return 1 + w * (1 - part)
-    if settings.guidance_schedule == "interval":
-        low, high = settings.guidance_interval
-        return 1 + w * ((part >= low) & (part <= high))
-    return jnp.full(t.shape, 1 + w)
-
-
-def predictor(kernel, denoise_fn, settings, masks, prior, negative=None):
-    """(x, t int32[B]) -> log p(x_0 | x_t) guided, normalised, one float[B, n, K] a modality.
-
-    masks: free and absent; prior: int32[B, L], what absent modalities hold; negative as in `run`.
-    """
-    vocab = kernel.vocab
-    free, absent = masks
-
-    def plain(x, t):
-        logits = denoise_fn(x, tasks.times(vocab, masks, t, kernel.steps), free)
-        return tuple(jax.nn.log_softmax(_wide(y), axis=-1) for y in logits)
-
-    if settings.guidance == 1:
-        return plain
-
-    # log p = s log p(. | all) + (1 - s) log p(. | the other modalities absent, or negative): a sum
-    # of one branch that sees all and one a modality, of which those that nobody needs are skipped.
-    modalities, at = np.arange(len(vocab.modalities)), vocab.modality_of
-    given, instead = jnp.zeros_like(absent), prior
-    if negative is not None:
-        given = jnp.stack([(negative[:, w] != vocab.mask_id).any(-1) for w in vocab.slices], 1)
-        instead = jnp.where(given[:, at], negative, prior)
-    has_free = jnp.stack([free[:, w].any(-1) for w in vocab.slices], axis=1)
-    others = [((~absent | given) & (modalities != m)[None]).any(-1) for m in modalities]
-    guided = has_free & jnp.stack(others, axis=1)  # [B, M]
-
-    def guide(x, t):
-        s = jnp.where(guided, guidance_weight(settings, t, kernel.steps)[:, None], 1)  # [B, M]
-        now = tasks.times(vocab, masks, t, kernel.steps)
-        branches = [(x, now, free, s)]
-        for m in modalities:
-            here = (modalities == m)[None]
-            branches.append(
-                (
-                    jnp.where((at == m)[None], x, instead),
-                    jnp.where(here, now, jnp.where(given, 0, kernel.steps)),
-                    free & (at == m)[None],
-                    jnp.where(here, 1 - s, 0),
-                )
-            )
-
-        def add(total, branch):
-            x, t, free, weight = branch
-
-            def term(total):
-                logs = [jax.nn.log_softmax(_wide(y), -1) for y in denoise_fn(x, t, free)]
-                return tuple(
-                    sums + weight[:, m, None, None] * jnp.maximum(log_p, FLOOR)
-                    for m, (sums, log_p) in enumerate(zip(total, logs, strict=True))
-                )
-
-            return lax.cond((weight != 0).any(), term, lambda total: total, total), None
-
-        shapes = [(x.shape[0], m.length, m.classes) for m in vocab.modalities]
-        zeros = tuple(jnp.zeros(shape, kernel.alpha_bar.dtype) for shape in shapes)
-        stacked = jax.tree.map(lambda *b: jnp.stack(b), *branches)
-        total, _ = lax.scan(add, zeros, stacked)
-        return tuple(jax.nn.log_softmax(y, axis=-1) for y in total)
-
-    return guide
-
-
-def _wide(y: jax.Array) -> jax.Array:
-    return y.astype(jnp.promote_types(jnp.float32, y.dtype))
-
-
-# ---- Temperature and truncation -----------------------------------------------------------------
-
-
-def adjust(log_p: jax.Array, settings: Settings) -> jax.Array:
-    """Temperature, then truncation, each renormalised. float[..., K] -> float[..., K]."""
-    if settings.temperature != 1:
-        log_p = jax.nn.log_softmax(log_p / settings.temperature, axis=-1)
-    if settings.top_k:
-        log_p = truncate(log_p, jnp.zeros_like(log_p), min(settings.top_k, log_p.shape[-1]))
-    if settings.top_r < 1:
-        log_p = truncate(log_p, log_p, settings.top_r)
-    return log_p
-
-
-def truncate(log_p: jax.Array, log_weight: jax.Array, target: float) -> jax.Array:
-    """Keeps the smallest prefix of classes by p whose weight reaches `target`, renormalised.
-
-    The class that crosses it is included; of equal classes the first come first. The weight is p
-    itself for top-r, 1 for top-k. float[..., K] each. No sort: the last class that is kept is found
-    by bisection, first its log p (31 rounds over the ordered bits of a float32), then its index,
-    where several are equal.
-    """
-    bits = lax.bitcast_convert_type(0 - jnp.minimum(log_p, 0).astype(jnp.float32), jnp.int32)
-    weight = jnp.exp(log_weight)
-    index = lax.broadcasted_iota(jnp.int32, log_p.shape, log_p.ndim - 1)
-
-    def reached(kept):
-        return jnp.where(kept, weight, 0).sum(-1) >= target
-
-    shape = log_p.shape[:-1]
-    infinity = jnp.full(shape, 0x7F800000, jnp.int32)
-    level = draws.bisect(lambda v: reached(bits <= v[..., None]), infinity, 31)[..., None]
-    tie = bits == level
-    end = jnp.full(shape, log_p.shape[-1] - 1, jnp.int32)
-
-    def among_equals():
-        def so_far(i):
-            return reached((bits < level) | (tie & (index <= i[..., None])))
-
-        return draws.bisect(so_far, end, log_p.shape[-1].bit_length())
-
-    last = lax.cond((tie.sum(-1) > 1).any(), among_equals, lambda: end)[..., None]
-    kept = (bits < level) | (tie & (index <= last))
-    return jax.nn.log_softmax(jnp.where(kept, log_p, -jnp.inf), axis=-1)
-
-
-def in_pieces(function, *arrays):
-    """`function` of arrays [B, n, ...] in PIECES parts of the n positions, one after the other.
-
-    What it makes of [B, n, K] on the way is held for one part only. It must take every position on
-    its own; its results, [B, n, ...] each, are those of one call.
-    """
-    n = arrays[0].shape[1]
-    if n < 8 * PIECES:
-        return function(*arrays)
-    size = -(-n // PIECES)
-    starts = jnp.minimum(jnp.arange(PIECES) * size, n - size)  # the last part may overlap
-
-    def part(i):
-        return function(*(lax.dynamic_slice_in_dim(a, starts[i], size, axis=1) for a in arrays))
-
-    def put(i, whole):
-        return jax.tree.map(
-            lambda w, p: lax.dynamic_update_slice_in_dim(w, p, starts[i], axis=1), whole, part(i)
-        )
-
-    shapes = jax.eval_shape(part, 0)
-    empty = jax.tree.map(lambda y: jnp.zeros((y.shape[0], n, *y.shape[2:]), y.dtype), shapes)
-    return lax.fori_loop(0, PIECES, put, empty)
-
-
 # ---- One step -----------------------------------------------------------------------------------
 
 
@@ -409,7 +259,7 @@ def _by_time(kernel, settings, predict, words, state, free, s, t):
 
 
 def _ancestral(kernel, settings, m, s, t, words, log_p, xt, fresh=None):
-    return reveal.ancestral(kernel, m, words, adjust(log_p, settings), xt, s, t, fresh)
+    return reveal.ancestral(kernel, m, words, truncation.adjust(log_p, settings), xt, s, t, fresh)
 
 
 def _doubtful(kernel, m, log_p, xt, t, free, count):
@@ -423,7 +273,7 @@ def _doubtful(kernel, m, log_p, xt, t, free, count):
 
 
 def _look(settings, words, log_p):
-    return in_pieces(lambda w, p: reveal.look(w, adjust(p, settings)), words, log_p)
+    return in_pieces(lambda w, p: reveal.look(w, truncation.adjust(p, settings)), words, log_p)
 
 
 def _masked_time(kernel, free, masked):
@@ -444,7 +294,7 @@ def _by_order(kernel, settings, predict, words, state, free, steps):
     looks, purities = [], []
     for m, where in enumerate(vocab.slices):
         if name == "purity":
-            log_p = adjust(log_ps[m], settings)
+            log_p = truncation.adjust(log_ps[m], settings)
             log_p, purity = reveal.sharpen(log_p, masked[:, where], settings.purity)
             purities.append(purity)
             look = reveal.look(words[:, where, 0], log_p)
@@ -506,3 +356,28 @@ def _by_count(kernel, settings, score, masked, free, step, steps):
             stay = jnp.where(step + 1 < steps, stay, 0)
         shown.append(reveal.by_count(score[:, where], masked[:, where], stay))
     return jnp.concatenate(shown, axis=1)
+
+
+def in_pieces(function, *arrays):
+    """`function` of arrays [B, n, ...] in PIECES parts of the n positions, one after the other.
+
+    What it makes of [B, n, K] on the way is held for one part only. It must take every position on
+    its own; its results, [B, n, ...] each, are those of one call.
+    """
+    n = arrays[0].shape[1]
+    if n < 8 * PIECES:
+        return function(*arrays)
+    size = -(-n // PIECES)
+    starts = jnp.minimum(jnp.arange(PIECES) * size, n - size)  # the last part may overlap
+
+    def part(i):
+        return function(*(lax.dynamic_slice_in_dim(a, starts[i], size, axis=1) for a in arrays))
+
+    def put(i, whole):
+        return jax.tree.map(
+            lambda w, p: lax.dynamic_update_slice_in_dim(w, p, starts[i], axis=1), whole, part(i)
+        )
+
+    shapes = jax.eval_shape(part, 0)
+    empty = jax.tree.map(lambda y: jnp.zeros((y.shape[0], n, *y.shape[2:]), y.dtype), shapes)
+    return lax.fori_loop(0, PIECES, put, empty)

@@ -22,6 +22,13 @@ BOUNDS = ("pair", "t2i", "i2t", "image", "text")
 LOST = "given part not kept"
 
 
+def scenes(pipe, items: samples.Items) -> list | None:
+    """The scenes of the items where they are known and can be read from images of this size."""
+    if pipe.config.data != "shapes" or pipe.config.image_size != shapes.IMAGE_SIZE:
+        return None
+    return [shapes.all_scenes()[extra["scene"]] for extra in items.extra]
+
+
 def judge(task: str, drawn: samples.Samples) -> tuple[dict, list[str | None]]:
     """The rates of a task's samples on shapes, and of each sample why it is wrong, None if right.
 

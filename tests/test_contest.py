@@ -1,0 +1,51 @@
+"""The suite "samplers" on an oracle whose mistakes are known."""
+
+import dataclasses
+
+import oracle
+import pytest
+
+from udd_jax import contest, diffusion, schedules
+
+
+def test_every_sampler_is_measured_or_left_out_with_its_reason(tmp_path):
+    pipe = oracle.make(tmp_path)
+    replacing = schedules.make("mask_and_replace", 20)
+    kernel = diffusion.make_kernel(pipe.vocab, replacing)
+    wrong = {"pair": range(6)}  # of 24: t2i, i2t and pair side by side
+    pipe = dataclasses.replace(pipe, asked=[], wrong=wrong, kernel=kernel)
+    result = contest.run(pipe, tmp_path, count=8, say=lambda _: None)
+    names = {row["settings"]["sampler"] for row in result["rows"]}
+    left = {row["settings"]["sampler"] for row in result["left_out"]}
+    assert left == {"remdm_cap", "remdm_rescale", "remdm_confidence"}  # the schedule replaces
+    assert "ancestral" in names and "entropy_bounded" in names and not names & left
+    assert result["rows"][0]["agreement"]["count"] == 24
+    assert result["best"]["full"]["settings"] == {"sampler": "ancestral", "steps": 20}
+    assert max(result["best"]["quarter"]["calls_of"].values()) <= 5
+    bounded = [row["settings"] for row in result["rows"] if "bounds" in row]
+    assert bounded == [{"sampler": "ancestral", "steps": n} for n in (1, 2, 5, 20)]
+    assert result["rows"][0]["bounds"]["t2i"]["value"] == 2.0
+    assert result["best"]["default"]["row"]["settings"] == {"sampler": "first_hitting", "group": 1}
+    assert "one token a call" in result["best"]["default"]["why"]
+    again = dataclasses.replace(pipe, asked=[])
+    assert contest.run(again, tmp_path, count=8, say=lambda _: None) == result
+    assert again.asked == []
+
+
+def test_the_best_quarter_is_the_best_of_those_that_are_cheap_in_every_task():
+    def row(sampler, steps, rate, pair=0):
+        return {
+            "settings": {"sampler": sampler, "steps": steps},
+            "calls_of": {"t2i": steps, "pair": pair or steps},
+            "agreement": {"rate": rate, "error": 0.003},
+        }
+
+    rows = [row("ancestral", 20, 0.9), row("maskgit", 5, 0.88), row("halton", 4, 0.7)]
+    rows += [row("maskgit", 10, 0.99), row("threshold", 2, 0.97, pair=9)]
+    found = contest.best(rows, 20, {"sampler": "ancestral", "steps": 0, "top_r": 1.0})
+    assert found["quarter"]["settings"] == {"sampler": "maskgit", "steps": 5}
+    assert found["points_lost"] == pytest.approx(2) and not found["within_a_point"]
+    assert found["error"] == pytest.approx(0.3 * 2**0.5)
+    assert found["default"]["row"] is found["full"] and found["default"]["within_a_point"]
+    rows[1]["agreement"]["rate"] = 0.891
+    assert contest.best(rows, 20, {"sampler": "fixed", "steps": 3})["within_a_point"]
