@@ -8,14 +8,10 @@ device against the chip's, FLOPs, bytes moved, collectives by kind and bytes, an
 the time of a step from the chip's peak rates, with the utilisation (MFU) that it allows. The mesh
 is the config's: `--config.mesh.model=4`.
 
-How it counts. FLOPs: matrix products in the traced program, loops times their length. Bytes and
-collectives: instructions of the compiled program, loops times their trip count (a loop whose text
-does not say it, such as the sampler's, times `sample.steps`); an instruction reads its operands and
-writes its result once, a fusion that slices an operand reads the slice. The bound takes the three
-rates as perfectly overlapped.
+How it counts is said in `udd_jax/costs.py`; a loop whose trips the program does not tell, such as
+the sampler's, runs `sample.steps` times. The bound takes the three rates as perfectly overlapped.
 """
 
-import collections
 import contextlib
 import math
 import os
@@ -38,12 +34,11 @@ import jax
 import jax.numpy as jnp
 from absl import app, flags
 from jax.experimental import mesh_utils, topologies
-from jax.extend import core as extend
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import config_flags
 
-from udd_jax import diffusion, plan, sampling, sharding, train
+from udd_jax import costs, diffusion, plan, sampling, sharding, train
 
 # bytes/s to the memory of a chip, and of all its links to others, from the maker's data sheets.
 RATES = {
@@ -52,13 +47,6 @@ RATES = {
     "v5p": ("TPU v5p", 2765e9, 600e9),
     "v6e": ("TPU v6e", 1640e9, 448e9),
 }
-COLLECTIVES = (
-    "all-gather",
-    "all-reduce",
-    "reduce-scatter",
-    "all-to-all",
-    "collective-permute",
-)
 GIB = 2**30
 
 
@@ -118,7 +106,7 @@ def train_program(config, mesh):
     }
     key = jax.eval_shape(lambda: jax.random.key(0))
     places = sharding.shardings(mesh, state)
-    step = train.make_step(loss_fn, tx, rate, c.ema, vocab, c.get("accumulate", 1))
+    step = train.make_step(loss_fn, tx, rate, c.ema, vocab, c.accumulate)
     step = jax.jit(step, donate_argnums=0, out_shardings=(places, None))
     state = place(mesh, state, places)
     return step, (state, over_data(mesh, batch), everywhere(mesh, key))
@@ -149,146 +137,7 @@ def sample_program(config, mesh):
     return jax.jit(run), (params, *over_data(mesh, inputs))
 
 
-# ---- Counting -----------------------------------------------------------------------------------
-
-
-def count_flops(jaxpr, loops: int) -> float:
-    """FLOPs of the matrix products of a jaxpr; a while loop runs `loops` times."""
-    total = 0.0
-    for equation in jaxpr.eqns:
-        name, params = equation.primitive.name, equation.params
-        if name in ("dot_general", "conv_general_dilated"):
-            left, right = (v.aval.shape for v in equation.invars[:2])
-            if name == "dot_general":
-                (contracted, _), _ = params["dimension_numbers"]
-                inner = math.prod(left[i] for i in contracted)
-            else:
-                inner = math.prod(right) // max(right)
-            total += 2.0 * math.prod(equation.outvars[0].aval.shape) * inner
-        times = {"scan": params.get("length"), "while": loops}.get(name, 1)
-        total += times * sum(count_flops(j, loops) for j in extend.jaxprs_in_params(params))
-    return total
-
-
-SIZES = {"pred": 1, "s4": 0.5, "u4": 0.5, "bf16": 2}
-SHAPE = re.compile(r"\b(pred|bf16|[suf]\d+|f8\w+)\[([\d,]*)\]")
-INSTRUCTION = re.compile(
-    r"^\s+(?:ROOT )?%?(?P<name>[\w.-]+) = (?P<type>\(.*?\)|\S+) (?P<op>[a-z][\w-]*)\((?P<rest>.*)$"
-)
-FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "while"}
-FREE |= {"conditional", "call", "partition-id", "replica-id", "iota", "opt-barrier"}
-
-
-def shapes_in(text: str) -> list[tuple[str, tuple[int, ...]]]:
-    return [(d, tuple(int(n) for n in s.split(",") if n)) for d, s in SHAPE.findall(text)]
-
-
-def bytes_of(text: str) -> list[float]:
-    """Bytes of each array in the text of a type."""
-
-    def size(dtype):
-        return SIZES.get(dtype) or (1 if dtype.startswith("f8") else int(dtype[1:]) / 8)
-
-    return [size(dtype) * math.prod(shape) for dtype, shape in shapes_in(text)]
-
-
-def parse(hlo: str) -> tuple[dict, str]:
-    """Computation name -> its instructions (match objects), and the name of the entry."""
-    computations, entry, current = {}, "", []
-    for line in hlo.splitlines():
-        head = re.match(r"(ENTRY )?%?([\w.-]+) \(.*\{$", line)
-        if head:
-            current = computations.setdefault(head[2], [])
-            entry = head[2] if head[1] else entry
-        elif match := INSTRUCTION.match(line):
-            current.append(match)
-    return computations, entry
-
-
-def trips(rest: str, computations: dict, loops: int) -> int:
-    """How often a while loop runs: as its text or the bound in its condition says, else `loops`."""
-    if known := re.search(r'known_trip_count":\{"n":"(\d+)"', rest):
-        return int(known[1])
-
-    def bounds(name):
-        for match in computations.get(name, []):
-            if match["op"] == "constant" and match["type"].startswith("s32[]"):
-                yield int(re.match(r"-?\d+", match["rest"])[0])
-            yield from (
-                b for n in re.findall(r"calls=%?([\w.-]+)", match["rest"]) for b in bounds(n)
-            )
-
-    found = [b for b in bounds(re.search(r"condition=%?([\w.-]+)", rest)[1]) if b > 0]
-    return found[0] if len(found) == 1 else loops
-
-
-def count_compiled(hlo: str, loops: int):
-    """(bytes moved, {kind: [count, bytes]}, [(collective, bytes), largest first]) of a program."""
-    computations, entry = parse(hlo)
-    moved, kinds, largest = 0.0, collections.defaultdict(lambda: [0, 0.0]), {}
-    channels = set()  # a collective that runs beside others stands in the text several times
-
-    def fusion_bytes(name, sizes, out):
-        """Operands that are only sliced count as their slices, an update in place as its update."""
-        body = computations.get(name, [])
-        users = collections.defaultdict(list)
-        for match in body:
-            for operand in re.findall(r"%([\w.-]+)", match["rest"]):
-                users[operand].append(match)
-        for match in body:
-            if match["op"] == "parameter":
-                index = int(re.match(r"(\d+)", match["rest"])[1])
-                used = users[match["name"]]
-                if used and all(u["op"] == "dynamic-slice" for u in used) and index < len(sizes):
-                    sizes[index] = sum(sum(bytes_of(u["type"])) for u in used)
-                if any(u["op"] == "dynamic-update-slice" for u in used) and index < len(sizes):
-                    sizes[index] = 0
-            if match["op"] == "dynamic-update-slice":
-                names = {m["name"]: m for m in body}
-                update = re.findall(r"%([\w.-]+)", match["rest"])[1]
-                whole = sum(bytes_of(match["type"]))
-                out += sum(bytes_of(names[update]["type"])) - whole if update in names else 0
-        return sum(sizes) + max(out, 0)
-
-    def visit(name, times, fused):
-        nonlocal moved
-        types = {match["name"]: match["type"] for match in computations.get(name, [])}
-        for match in computations.get(name, []):
-            op, rest = match["op"], match["rest"]
-            kind = op.removesuffix("-start")
-            channel = re.search(r"channel_id=(\d+)", rest)
-            if kind in COLLECTIVES and not (channel and channel[1] in channels):
-                channels.update(channel.groups() if channel else ())
-                size = max(bytes_of(match["type"]), default=0)
-                kinds[kind][0] += times
-                kinds[kind][1] += times * size
-                label = f"{kind} of {max(shapes_in(match['type']), key=lambda s: math.prod(s[1]))}"
-                largest[label] = max(largest.get(label, 0), size)
-            called = dict(re.findall(r"(calls|body|to_apply)=%?([\w.-]+)", rest))
-            branches = re.findall(r"branch_computations=\{(.*?)\}", rest)
-            if op == "while":
-                visit(called["body"], times * trips(rest, computations, loops), fused)
-            elif op in ("fusion", "call", "async-start") and "calls" in called:
-                visit(called["calls"], times, True)
-            elif op == "call" and "to_apply" in called:
-                visit(called["to_apply"], times, fused)
-            for branch in branches:
-                visit(re.findall(r"%([\w.-]+)", branch)[0], times, fused)
-            if not fused and op not in FREE and not op.endswith("-done"):
-                operands = re.findall(r"%([\w.-]+)", rest.split("), ")[0])
-                sizes = [sum(bytes_of(types.get(operand, ""))) for operand in operands]
-                out = sum(bytes_of(match["type"]))
-                if op == "fusion":
-                    moved += times * fusion_bytes(called.get("calls"), sizes, out)
-                elif op == "dynamic-slice":
-                    moved += times * 2 * out
-                elif op == "dynamic-update-slice":
-                    moved += times * 2 * (sizes[1] if len(sizes) > 1 else 0)
-                else:
-                    moved += times * (sum(sizes) + out)
-
-    visit(entry, 1, False)
-    return moved, dict(kinds), sorted(largest.items(), key=lambda item: -item[1])
+# ---- The report ---------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -304,9 +153,6 @@ def captured_stderr():
             os.close(saved)
             file.seek(0)
             lines += file.read().decode(errors="replace").splitlines()
-
-
-# ---- The report ---------------------------------------------------------------------------------
 
 
 def report(config, topology: str, program: str, text: str | None = None) -> dict:
@@ -332,17 +178,23 @@ def report(config, topology: str, program: str, text: str | None = None) -> dict
     hlo = compiled.as_text()
     if text:
         pathlib.Path(text).write_text(hlo)
-    moved, kinds, largest = count_compiled(hlo, loops)
+    counted = costs.traffic(hlo, loops if program == "sample" else 1)
     batch = {"train": config.train.batch_size, "sample": config.evaluate.batch_size}[program]
-    flops = count_flops(traced.jaxpr.jaxpr, loops) / mesh.size
+    flops = costs.flops(traced.jaxpr.jaxpr, loops) / mesh.size
     vocab = plan.vocab_of(config)
     forward = plan.forward_flops(config, vocab)
     useful = {
         "train": 3 * forward * batch,
         "sample": forward * batch * loops,
     }[program]
-    traffic = sum(size * (2 if kind == "all-reduce" else 1) for kind, (_, size) in kinds.items())
-    times = {"FLOPs": flops / peak, "memory": moved / memory_rate, "links": traffic / link_rate}
+    sent = sum(
+        size * (2 if kind == "all-reduce" else 1) for kind, (_, size) in counted.collectives.items()
+    )
+    times = {
+        "FLOPs": flops / peak,
+        "memory": counted.moved / memory_rate,
+        "links": sent / link_rate,
+    }
     bound = max(times.values())
     return {
         "devices": mesh.size,
@@ -352,16 +204,18 @@ def report(config, topology: str, program: str, text: str | None = None) -> dict
         "state": sizes.argument_size_in_bytes / GIB,
         "memory": memory,
         "flops": flops,
-        "moved": moved,
-        "collectives": kinds,
-        "largest": largest[:3],
+        "moved": counted.moved,
+        "collectives": counted.collectives,
+        "largest": counted.largest[:3],
         "times": times,
         "bound": bound,
         "limit": max(times, key=times.get),
         "mfu": useful / (bound * peak * mesh.size),
         "rematerialised": sum("nvoluntary full remat" in line for line in complaints),
         "logits_gathered": [
-            label for label, _ in largest if gathers_logits(label, vocab, config.model.width)
+            label
+            for label, _ in counted.largest
+            if gathers_logits(label, vocab, config.model.width)
         ],
         "seconds": seconds,
     }

@@ -1,4 +1,4 @@
-"""Claims about compiling for machines that are not there: the counts are right, and it runs."""
+"""Claims about compiling for machines that are not there: it runs, and says what is wrong."""
 
 import importlib.util
 import os
@@ -6,13 +6,7 @@ import pathlib
 import subprocess
 import sys
 
-import jax
-import jax.numpy as jnp
 import pytest
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
-
-from udd_jax import sharding
 
 PATH = pathlib.Path(__file__).parent.parent / "launch" / "compile_ahead.py"
 
@@ -23,75 +17,6 @@ def ahead():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-def layers(x, weights):
-    """Five products whose inner dimension is split over `model`: five sums over it."""
-
-    def layer(x, w):
-        y = sharding.constrain(x @ w, "data", None)
-        return sharding.constrain(jnp.tanh(y), "data", "model"), None
-
-    return jax.lax.scan(layer, x, weights)[0]
-
-
-def test_flops_are_the_matrix_products_times_the_loops(ahead):
-    x, weights = jnp.zeros((4, 8)), jnp.zeros((5, 8, 8))
-    jaxpr = jax.make_jaxpr(layers)(x, weights)
-    assert ahead.count_flops(jaxpr.jaxpr, 1) == 5 * 2 * 4 * 8 * 8
-    grad = jax.make_jaxpr(jax.grad(lambda x, w: layers(x, w).sum(), argnums=(0, 1)))(x, weights)
-    assert ahead.count_flops(grad.jaxpr, 1) == 3 * 5 * 2 * 4 * 8 * 8
-
-    def forever(x):
-        return jax.lax.while_loop(lambda x: x[0, 0] < 1, lambda x: x @ weights[0], x)
-
-    assert ahead.count_flops(jax.make_jaxpr(forever)(x).jaxpr, 7) == 7 * 2 * 4 * 8 * 8
-
-
-def test_collectives_in_a_loop_count_as_often_as_it_runs(ahead):
-    mesh = sharding.make_mesh(2, 4)
-    with sharding.use(mesh):
-        x = jax.ShapeDtypeStruct(
-            (4, 8), jnp.float32, sharding=NamedSharding(mesh, P("data", "model"))
-        )
-        weights = jax.ShapeDtypeStruct(
-            (5, 8, 8), jnp.float32, sharding=NamedSharding(mesh, P(None, "model", None))
-        )
-        hlo = jax.jit(layers).lower(x, weights).compile().as_text()
-    moved, kinds, largest = ahead.count_compiled(hlo, loops=1)
-    count, size = kinds["all-reduce"]
-    assert count == 5 and size == 5 * 2 * 8 * 4  # [4 / 2, 8] float32, five times
-    assert largest[0][0].startswith("all-reduce of ('f32', (2, 8))")
-    assert moved > 5 * (2 * 8 * 4 + 2 * 2 * 4 + 2 * 8 * 4)  # a layer's weights, input and output
-
-
-def test_a_loop_runs_as_often_as_its_text_or_its_condition_says(ahead):
-    hlo = """
-%bounded (p: (s32[])) -> pred[] {
-  %p = (s32[]) parameter(0)
-  %i = s32[] get-tuple-element(%p), index=0
-  %n = s32[] constant(8)
-  ROOT %less = pred[] compare(%i, %n), direction=LT
-}
-
-%hidden (q: (s32[])) -> pred[] {
-  %q = (s32[]) parameter(0)
-  ROOT %f = pred[] fusion(%q), kind=kLoop, calls=%bounded
-}
-
-%open (r: (pred[])) -> pred[] {
-  %r = (pred[]) parameter(0)
-  ROOT %go = pred[] get-tuple-element(%r), index=0
-}
-"""
-    computations, _ = ahead.parse(hlo)
-    count = lambda rest: ahead.trips(rest, computations, 100)  # noqa: E731
-    assert (
-        count('%t), condition=%open, body=%b, backend_config={"known_trip_count":{"n":"20"}}') == 20
-    )
-    assert count("%t), condition=%bounded, body=%b") == 8
-    assert count("%t), condition=%hidden, body=%b") == 8
-    assert count("%t), condition=%open, body=%b") == 100
 
 
 def test_bad_topologies_are_one_line(ahead):

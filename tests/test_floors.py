@@ -19,6 +19,7 @@ FLOORS = [
         "pickles",
         "lock",
         "logbook",
+        "costs",
         "draws",
         "data.records",
         "data.hashing",

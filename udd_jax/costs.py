@@ -1,0 +1,244 @@
+"""What a program costs, counted in what is traced and in what the compiler made of it.
+
+FLOPs are the matrix products of a jaxpr, a loop times its length. Bytes and collectives are read
+off the text of the compiled program, a loop times the trips that its text tells. An instruction
+reads its operands from the device's memory and writes its result there, once, except that
+
+- a slice, in a fusion or alone, is read without what is around it, and an update in place is
+  written without it;
+- what lies in the memory of the core itself costs nothing (a TPU's text marks it with `S(1)`).
+
+This is for lower bounds and for comparing programs: what the hardware moves is not less.
+"""
+
+import collections
+import math
+import re
+from typing import NamedTuple
+
+from jax.extend import core as extend
+
+COLLECTIVES = (
+    "all-gather",
+    "all-reduce",
+    "reduce-scatter",
+    "all-to-all",
+    "collective-permute",
+)
+FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "while"}
+FREE |= {"conditional", "call", "partition-id", "replica-id", "iota", "opt-barrier", "async-start"}
+SLICES = {"slice", "dynamic-slice", "gather", "slice-start", "dynamic-slice-start"}
+BUFFERS = ("AllocateBuffer", "ConcatBitcast")  # names for memory: nothing moves
+SIZES = {"pred": 1, "s4": 0.5, "u4": 0.5, "bf16": 2}
+
+ARRAY = re.compile(r"\b(pred|bf16|[suf]\d+|f8\w+)\[([\d,]*)\](?:\{([^}]*)\})?")
+INSTRUCTION = re.compile(
+    r"^\s+(?P<root>ROOT )?%?(?P<name>[\w.-]+) = (?P<type>\(.*?\)|\S+) (?P<op>[a-z][\w-]*)"
+    r"\((?P<rest>.*)$"
+)
+NAME = re.compile(r"%([\w.-]+)")
+
+
+def flops(jaxpr, loops: int) -> float:
+    """FLOPs of the matrix products of a jaxpr; a while loop runs `loops` times."""
+    total = 0.0
+    for equation in jaxpr.eqns:
+        name, params = equation.primitive.name, equation.params
+        if name in ("dot_general", "conv_general_dilated"):
+            left, right = (v.aval.shape for v in equation.invars[:2])
+            if name == "dot_general":
+                (contracted, _), _ = params["dimension_numbers"]
+                inner = math.prod(left[i] for i in contracted)
+            else:
+                inner = math.prod(right) // max(right)
+            total += 2.0 * math.prod(equation.outvars[0].aval.shape) * inner
+        times = {"scan": params.get("length"), "while": loops}.get(name, 1)
+        total += times * sum(flops(j, loops) for j in extend.jaxprs_in_params(params))
+    return total
+
+
+class Traffic(NamedTuple):
+    """What a compiled program moves on one device."""
+
+    moved: float  # bytes to and from its memory
+    collectives: dict  # kind -> [how many, bytes]
+    largest: list  # (text of a collective, bytes), largest first
+
+
+def traffic(hlo: str, loops: int = 1) -> Traffic:
+    """Counts in the text of a compiled program; `loops`: trips of a loop that does not say them."""
+    computations, entry = parse(hlo)
+    moved, kinds, largest = 0.0, collections.defaultdict(lambda: [0, 0.0]), {}
+    channels = set()  # a collective that runs beside others stands in the text several times
+
+    def visit(name, times, fused):
+        nonlocal moved
+        instructions = computations.get(name, [])
+        types = {match["name"]: match["type"] for match in instructions}
+        for match in instructions:
+            op, rest = match["op"], match["rest"]
+            channel = re.search(r"channel_id=(\d+)", rest)
+            if _kind(op) in COLLECTIVES and not (channel and channel[1] in channels):
+                channels.update(channel.groups() if channel else ())
+                size = _collective_bytes(match, types)
+                kinds[_kind(op)][0] += times
+                kinds[_kind(op)][1] += times * size
+                label = _label(match)
+                largest[label] = max(largest.get(label, 0), size)
+            called = dict(re.findall(r"(calls|body|to_apply)=%?([\w.-]+)", rest))
+            if op == "while":
+                visit(called["body"], times * trips(rest, computations, loops), fused)
+            elif op in ("fusion", "call", "async-start"):
+                inner = called.get("calls", called.get("to_apply"))
+                visit(inner, times, fused or op == "fusion")
+            for branch in re.findall(r"branch_computations=\{(.*?)\}", rest):
+                visit(NAME.findall(branch)[0], times, fused)
+            if not fused:
+                moved += times * _moved(match, types, computations)
+
+    visit(entry, 1, False)
+    return Traffic(moved, dict(kinds), sorted(largest.items(), key=lambda item: -item[1]))
+
+
+def parse(hlo: str) -> tuple[dict, str]:
+    """Computation name -> its instructions (match objects), and the name of the entry."""
+    computations, entry, current = {}, "", []
+    for line in hlo.splitlines():
+        head = re.match(r"(ENTRY )?%?([\w.-]+) \(.*\{$", line)
+        if head:
+            current = computations.setdefault(head[2], [])
+            entry = head[2] if head[1] else entry
+        elif match := INSTRUCTION.match(line):
+            current.append(match)
+    return computations, entry
+
+
+def trips(rest: str, computations: dict, loops: int) -> int:
+    """How often a while loop runs: as its text says or its condition bounds it, else `loops`."""
+    if known := re.search(r'known_trip_count":\{"n":"(\d+)"', rest):
+        return int(known[1])
+    condition, body = (
+        computations.get(re.search(rf"{part}=%?([\w.-]+)", rest)[1], [])
+        for part in ("condition", "body")
+    )
+    found = [bound for bound in _constants(condition, computations) if bound > 0]
+    return math.ceil(found[0] / _stride(condition, body)) if len(found) == 1 else loops
+
+
+def _constants(instructions, computations):
+    """The integer constants in instructions and in what they call."""
+    for match in instructions:
+        if match["op"] == "constant" and re.match(r"[su]32\[\]", match["type"]):
+            yield int(re.match(r"-?\d+", match["rest"])[0])
+        for name in re.findall(r"calls=%?([\w.-]+)", match["rest"]):
+            yield from _constants(computations.get(name, []), computations)
+
+
+def _stride(condition, body) -> int:
+    """What the body adds to the counter that the condition compares; 1 where neither says it."""
+    elements = {m["name"]: re.search(r"index=(\d+)", m["rest"]) for m in condition}
+    compared = [m for m in condition if m["op"] == "compare"]
+    roots = [m for m in body if m["root"] and m["op"] == "tuple"]
+    for name in NAME.findall(compared[0]["rest"]) if len(compared) == 1 and roots else ():
+        if index := elements.get(name):
+            by_name = {m["name"]: m for m in body}
+            result = by_name.get(NAME.findall(roots[0]["rest"])[int(index[1])])
+            if result is not None and result["op"] == "add":
+                terms = [by_name.get(term) for term in NAME.findall(result["rest"])]
+                steps = [int(re.match(r"\d+", m["rest"])[0])
+                         for m in terms if m is not None and m["op"] == "constant"]  # fmt: skip
+                return steps[0] if steps else 1
+    return 1
+
+
+# ---- Bytes --------------------------------------------------------------------------------------
+
+
+def shapes_in(text: str) -> list[tuple[str, tuple[int, ...]]]:
+    """(dtype, shape) of each array in the text of a type."""
+    return [(d, tuple(int(n) for n in s.split(",") if n)) for d, s, _ in ARRAY.findall(text)]
+
+
+def bytes_of(text: str, outside: bool = False) -> list[float]:
+    """Bytes of each array in the text of a type; with `outside` 0 in the core's own memory."""
+
+    def size(dtype):
+        return SIZES.get(dtype) or (1 if dtype.startswith("f8") else int(dtype[1:]) / 8)
+
+    return [
+        0.0 if outside and "S(" in layout else size(dtype) * math.prod(shape)
+        for (dtype, shape), (_, _, layout) in zip(shapes_in(text), ARRAY.findall(text), strict=True)
+    ]
+
+
+def _kind(op: str) -> str:
+    return op.removesuffix("-start")
+
+
+def _label(match) -> str:
+    return f"{_kind(match['op'])} of {max(shapes_in(match['type']), key=lambda s: math.prod(s[1]))}"
+
+
+def _operands(match) -> list[str]:
+    return NAME.findall(match["rest"].split("), ")[0])
+
+
+def _collective_bytes(match, types) -> float:
+    """Of the whole that is brought together, exchanged or summed, whichever side has it."""
+    if match["op"].endswith("-start"):  # its type has both sides
+        return max(bytes_of(match["type"]), default=0)
+    given = sum(sum(bytes_of(types.get(name, ""))) for name in _operands(match))
+    return max(given, sum(bytes_of(match["type"])))
+
+
+def _moved(match, types, computations) -> float:
+    """Bytes between the device's memory and its core that an instruction stands for."""
+    op, rest = match["op"], match["rest"]
+    if op in FREE or op.endswith("-done") or any(f'"{name}"' in rest for name in BUFFERS):
+        return 0.0
+    result = sum(bytes_of(match["type"], outside=True))
+    sizes = [sum(bytes_of(types.get(name, ""), outside=True)) for name in _operands(match)]
+    if op in SLICES:
+        # An asynchronous one has (source, piece, ...) for its type.
+        piece = match["type"]
+        if op.endswith("-start"):
+            piece = [m[0] for m in ARRAY.finditer(match["type"])][1]
+        inside = sum(bytes_of(piece)) if sizes and sizes[0] else 0.0
+        return inside + sum(bytes_of(piece, outside=True)) + sum(sizes[1:])
+    if op.endswith("-start"):
+        return result
+    if op == "dynamic-update-slice":
+        return 2 * sizes[1]
+    if op == "fusion":
+        called = re.search(r"calls=%?([\w.-]+)", rest)[1]
+        return _fusion_bytes(computations.get(called, []), sizes, result)
+    return sum(sizes) + result
+
+
+def _updated(match) -> str | None:
+    """The array that an update in place changes."""
+    return NAME.findall(match["rest"])[0] if match["op"] == "dynamic-update-slice" else None
+
+
+def _fusion_bytes(body, sizes, result) -> float:
+    """Operands that are only sliced count as their slices, an update in place as its update."""
+    users, by_name = collections.defaultdict(list), {match["name"]: match for match in body}
+    for match in body:
+        for operand in NAME.findall(match["rest"]):
+            users[operand].append(match)
+    for match in body:
+        if match["op"] == "parameter":
+            index = int(re.match(r"\d+", match["rest"])[0])
+            used = users[match["name"]]
+            if index >= len(sizes) or not sizes[index]:
+                continue
+            if used and all(u["op"] in SLICES for u in used):
+                sizes[index] = min(sizes[index], sum(sum(bytes_of(u["type"])) for u in used))
+            if any(match["name"] == _updated(u) for u in used):
+                sizes[index] = 0
+        elif match["op"] == "dynamic-update-slice" and result:
+            update = NAME.findall(match["rest"])[1]
+            if update in by_name:
+                whole = sum(bytes_of(match["type"]))
+                result += sum(bytes_of(by_name[update]["type"])) - whole
+    return sum(sizes) + max(result, 0)
