@@ -12,6 +12,7 @@ FLOORS = [
         "vocab",
         "schedules",
         "sharding",
+        "stopping",
         "checkpoint",
         "text",
         "images",

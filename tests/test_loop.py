@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from udd_jax import checkpoint, logbook, loop
+from udd_jax import checkpoint, logbook, loop, stopping
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -185,6 +185,10 @@ def test_the_exit_code_is_what_the_environment_says(tmp_path, monkeypatch):
     with pytest.raises(SystemExit) as stopped:
         run(tmp_path, batch_at=batch)
     assert stopped.value.code == 99
+    for wrong in ("again", "0", "256", ""):
+        monkeypatch.setenv("UDD_EXIT_CODE", wrong)
+        with pytest.raises(ValueError, match=f"UDD_EXIT_CODE = '{wrong}', expected a number from"):
+            stopping.end_at_once()
 
 
 def test_every_line_says_how_long_a_step_and_its_data_took_and_how_much_memory(whole):

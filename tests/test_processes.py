@@ -160,6 +160,28 @@ def test_what_two_processes_saved_one_goes_on_with(alone, tmp_path):
         assert np.allclose(ours, theirs, atol=1e-5)
 
 
+WAITING = """
+import jax, sys, time
+from udd_jax import samples, sharding, stopping
+stopping.end_at_once()
+sharding.join()
+print("joined", flush=True)
+samples.wait_for_all("what never comes") if jax.process_index() else time.sleep(600)
+"""
+
+
+def test_sigterm_ends_processes_that_wait_for_each_other(tmp_path):
+    started = start([[sys.executable, "-c", WAITING]] * 2, tmp_path, {"UDD_EXIT_CODE": "76"})
+    files = [tmp_path / f"process{index}.txt" for index in range(2)]
+    while not all("joined" in file.read_text() for file in files):
+        assert all(process.poll() is None for process in started), files[0].read_text()
+        time.sleep(0.05)
+    time.sleep(1)
+    for process in started:
+        process.send_signal(signal.SIGTERM)
+    assert [process.wait(30) for process in started] == [76, 76]
+
+
 @long
 def test_the_whole_job_runs_in_two_processes(tmp_path):
     """The same command in each, as the launch files start it; stopped once on the way."""

@@ -18,9 +18,6 @@ line is written, and only the flag of the step two before is looked at.
 
 import contextlib
 import math
-import os
-import signal
-import threading
 import time
 
 import jax
@@ -28,7 +25,7 @@ import jax.numpy as jnp
 import psutil
 from jax.experimental import multihost_utils
 
-from udd_jax import checkpoint
+from udd_jax import checkpoint, stopping
 from udd_jax import logbook as logbooks
 
 LAG = 2  # steps in flight
@@ -68,9 +65,9 @@ def fit(
     best of them can be kept. ids_at(step) names the samples of a batch in an error. profile: a
     folder for a trace of a few steps.
 
-    SIGTERM and SIGINT write a checkpoint and raise SystemExit(75), or what the environment's
-    UDD_EXIT_CODE says; a second one acts at once. ValueError: `patience` steps in a row were not
-    finite. OSError: a checkpoint could not be written.
+    SIGTERM and SIGINT write a checkpoint and raise SystemExit(75), or what UDD_EXIT_CODE says
+    (stopping.py); a second one acts at once. ValueError: `patience` steps in a row were not finite.
+    OSError: a checkpoint could not be written.
     """
     done, skipped, row, window, scores = 0, 0, 0, [], {}
     restored = checkpoints.restore(state)
@@ -85,7 +82,7 @@ def fit(
     with (
         contextlib.closing(checkpoints),
         contextlib.closing(logbook),
-        _signals() as received,
+        stopping.noting() as received,
         logbooks.progress(steps, description, start=done) as bar,
     ):
         while done < steps:
@@ -129,30 +126,8 @@ def fit(
             bar.update()
             if stop:
                 logbooks.say(f"{description}: {stop}, saved after step {done} of {steps}")
-                raise SystemExit(int(os.environ.get("UDD_EXIT_CODE", "75")))
+                raise SystemExit(stopping.exit_code())
     return state
-
-
-@contextlib.contextmanager
-def _signals():
-    """A list that gets the name of the first SIGTERM or SIGINT; the next one acts as before."""
-    received, previous = [], {}
-
-    def put_back(*_):
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-    def note(number, _):
-        received.append(signal.Signals(number).name)
-        put_back()
-
-    # With several processes JAX itself listens, and all of them stop after the same step.
-    if threading.current_thread() is threading.main_thread() and jax.process_count() == 1:
-        previous = {n: signal.signal(n, note) for n in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield received
-    finally:
-        put_back()
 
 
 def _must_stop(received: list[str], done: int) -> str:

@@ -7,15 +7,17 @@
     python -m udd_jax.main --mode=export --workdir=DIR --out=OTHER    what sampling needs, small
     python -m udd_jax.main --mode=convert --from=unid3 --checkpoint=cub.ckpt --out=runs/cub
 
-Exit code 0, or 1 after one line that says what is wrong and what to do.
+Exit code 0, or 1 after one line that says what is wrong and what to do, or 75 if a training was
+stopped and the same command goes on (stopping.py).
 """
 
 import os
-import signal
 import sys
 
 from absl import app, flags, logging
 from ml_collections import config_flags
+
+from udd_jax import stopping
 
 MODES = ("train", "tokenize", "sample", "evaluate", "plan", "convert", "export")
 TASKS = ("t2i", "i2t", "pair", "image", "text", "infill")
@@ -103,8 +105,7 @@ def main(argv) -> None:
         return
     workdir = _workdir()
     if mode in ("train", "tokenize"):
-        # Between two trainings there is nothing to save: the stage is done again.
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(int(os.environ.get("UDD_EXIT_CODE", 75))))
+        stopping.end_at_once()
     _set_up_platform(workdir)
     if mode in ("train", "tokenize", "evaluate"):
         from udd_jax import sharding

@@ -24,6 +24,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from udd_jax import stopping
+
 DATA, MODEL = "data", "model"
 
 # Parameter name (a regular expression that must reach the end of it) -> axes of its last
@@ -63,7 +65,8 @@ def join(environment=os.environ) -> None:
     """Makes this process one of many, if the environment says so; call it before anything else.
 
     JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID say it in full; UDD_DISTRIBUTED=1
-    leaves it to JAX, which knows TPU pods, SLURM and Open MPI. ValueError if one is missing.
+    leaves it to JAX, which knows TPU pods, SLURM and Open MPI. From then on SIGTERM is answered as
+    stopping.py says. ValueError if one is missing.
     """
     names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
     if any(name in environment for name in names):
@@ -77,6 +80,9 @@ def join(environment=os.environ) -> None:
         jax.distributed.initialize(address, int(count), int(index))
     elif environment.get("UDD_DISTRIBUTED") == "1":
         jax.distributed.initialize()
+    else:
+        return
+    stopping.take_back(jax.process_index(), jax.process_count())
 
 
 def make_mesh(data: int = -1, model: int = 1) -> jax.sharding.Mesh | None:
