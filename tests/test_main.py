@@ -53,7 +53,7 @@ def smoke(tmp_path_factory):
     return folder, run("--config=configs/t2i.py:smoke", f"--workdir={folder}")
 
 
-def test_the_program_starts_again_with_huge_pages_once(monkeypatch):
+def test_the_program_starts_again_once_to_keep_its_memory(monkeypatch):
     starts = []
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "udd_jax.main", "--mode=plan"])
@@ -61,9 +61,33 @@ def test_the_program_starts_again_with_huge_pages_once(monkeypatch):
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
     monkeypatch.setattr(os, "environ", dict(os.environ))
     for _ in range(2):
-        main.use_huge_pages()
+        main.keep_memory()
     assert starts == [(sys.executable, [sys.executable, "-m", "udd_jax.main", "--mode=plan"])]
-    assert os.environ["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"
+    assert os.environ["GLIBC_TUNABLES"] == main.MEMORY
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="settings of glibc")
+def test_memory_that_was_used_once_costs_no_page_faults():
+    code = """if True:
+        import resource
+        import threading
+        def use():
+            bytearray(b"x") * (64 << 20)
+        faults = []
+        for _ in range(3):
+            thread = threading.Thread(target=use)
+            thread.start()
+            thread.join()
+            faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+        print(faults[2] - faults[1])
+    """
+
+    def faults(**settings):
+        environment = {k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES"} | settings
+        program = [sys.executable, "-c", code]
+        return int(subprocess.run(program, env=environment, capture_output=True, check=True).stdout)
+
+    assert faults(GLIBC_TUNABLES=main.MEMORY) < 16 < 1000 < faults()
 
 
 @pytest.mark.slow
