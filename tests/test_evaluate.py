@@ -3,11 +3,13 @@
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import oracle
 import pytest
+from PIL import Image
 
-from udd_jax import checkpoint, evaluate, images, samples
+from udd_jax import evaluate, images, manifest, samples
 from udd_jax.data import shapes
 
 WRONG = {"t2i": (0,), "i2t": (1, 2), "pair": (3,), "infill": (0, 5), "image": (7,), "text": (1,)}
@@ -192,28 +194,37 @@ def test_other_data_are_sampled_and_said_to_be_unmeasured(done, tmp_path):
     assert "entropy" not in result and result["bounds"]["pair"]["count"] == 3
 
 
-# ---- Comparing
+def test_the_manifest_holds_all_that_a_number_depends_on(done):
+    pipe, _, result = done
+    about = result["manifest"]
+    protocol, items = about["protocol"], samples.held_out(pipe, oracle.ITEMS)
+    assert protocol["split"] == "test" and about["item_ids"] == items.keys
+    assert protocol["items"] == items.hash and protocol["item_count"] == oracle.ITEMS
+    assert about["samples"] == dict.fromkeys(samples.TASKS, oracle.ITEMS)
+    assert (protocol["crop"], protocol["filter"]) == ("centre square", "lanczos")
+    asked = {"sampler": "first_hitting", "steps": 5, "guidance": 1.0}
+    asked |= {"top_r": 0.75, "top_k": 0, "temperature": 1.15}
+    assert asked.items() <= protocol["settings"].items() and protocol["evaluate"]["seed"] == 1
+    assert about["run"] == {
+        "weights": manifest.made_of(pipe)["weights"],
+        "image_tokenizer": "templates",
+        "text_tokenizer": pipe.text.hash[:16],
+    }
+    assert {"python", "jax", "flax", "numpy", "scipy", "pillow"} <= about["versions"].keys()
+    assert all(about["versions"][name] for name in ("python", "jax", "numpy", "pillow"))
+    assert about["hardware"]["devices"] == 8 and about["hardware"]["cores"] >= 1
+    assert about["seconds"] == result["speed"]["total_seconds"] > 0
 
 
-def test_two_results_stand_side_by_side_with_their_difference(done, tmp_path):
-    other = copy(done[0], wrong={})
-    evaluate.run(other, tmp_path, say=lambda _: None)
-    lines = evaluate.compare(done[1], tmp_path / "evaluation.json").splitlines()
-    row = next(line for line in lines if line.startswith("i2t: caption agrees"))
-    assert row.split()[-4:-1] == ["0.7500", "1.0000", "+0.2500"]
-    assert any(line.startswith("pair: bits a token") for line in lines)
+def test_the_filter_of_the_manifest_is_the_one_that_pictures_go_through():
+    image = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
+    square = {"box": (10, 0, 60, 50), "resample": Image.Resampling[images.FILTER.upper()]}
+    fitted = Image.fromarray(image).resize((32, 32), **square)
+    assert np.array_equal(images.fit(image, 32), np.asarray(fitted))
 
 
-def test_results_of_different_protocols_are_refused_by_name(done, tmp_path):
-    result = checkpoint.read_json(done[1] / "evaluation.json")
-    result["manifest"]["protocol"]["settings"]["steps"] = 9
-    result["manifest"]["protocol"]["items"] = "others"
-    checkpoint.write_json(tmp_path / "evaluation.json", result)
-    with pytest.raises(ValueError, match=r"differ in settings\.steps \(5 and 9\), items \("):
-        evaluate.compare(done[1], tmp_path)
-
-
-def test_what_is_no_result_is_refused(tmp_path):
-    checkpoint.write_json(tmp_path / "evaluation.json", {"scores": {}})
-    with pytest.raises(ValueError, match=r"no manifest\.protocol"):
-        evaluate.compare(tmp_path, tmp_path)
+def test_other_weights_have_another_hash(done):
+    weights = jax.tree.map(np.copy, done[0].params)
+    weights["layer"]["kernel"][1, 2] += 1e-6
+    changed = manifest.made_of(copy(done[0], params=weights))
+    assert changed["weights"] != manifest.made_of(done[0])["weights"]

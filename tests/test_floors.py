@@ -49,6 +49,7 @@ FLOORS = [
         "full",
         "evaluate",
         "contest",
+        "compare",
         "gallery",
         "findings",
         "report",

@@ -15,6 +15,7 @@ import pytest
 from configs import t2i
 from udd_jax import (
     checkpoint,
+    compare,
     evaluate,
     findings,
     full,
@@ -291,13 +292,13 @@ def test_the_page_shows_what_was_found_and_says_what_was_not(done):
 
 
 def test_two_full_results_are_compared_measure_by_measure(done, tmp_path):
-    text = evaluate.compare(done[1], done[1])
+    text = compare.show(done[1], done[1])
     assert "pictures: inception: Frechet distance" in text and "retrieval: image of a cap" in text
     other = checkpoint.read_json(done[1] / "evaluation.json")
     other["manifest"]["protocol"]["features"]["inception"] = "b2"
     checkpoint.write_json(tmp_path / "evaluation.json", other)
     with pytest.raises(ValueError, match=r"differ in features\.inception \(a1 and b2\)"):
-        evaluate.compare(done[1], tmp_path)
+        compare.show(done[1], tmp_path)
 
 
 # ---- With weights, with real data

@@ -29,6 +29,8 @@ def run(*arguments, **environment):
         (("--steps=many",), "steps"),
         (("--colour=red",), "colour"),
         (("word",), "'word' is no flag"),
+        (("--mode=evaluate", "--suite=everything", "--workdir=a"), "suite 'everything' does not"),
+        (("--mode=evaluate", "--compare", "a"), "has 1 results, expected two: --compare A B"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_1(arguments, message):

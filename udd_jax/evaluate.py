@@ -15,16 +15,16 @@
     unmeasured      name -> why
     speed           seconds of each part, samples a second, network calls, memory
     manifest        protocol: what two results must share to be compared; run: hashes of weights and
-                    tokenizers; versions, hardware, commit
+                    tokenizers; item ids, samples, versions, hardware, commit, seconds (manifest.py)
 
 Several processes share out the samples; the first measures and writes. A held-out picture that is a
-training picture too is an error. `judge` enters what human judges have said since.
+training picture too is an error. `judge` enters what human judges have said since; compare.py puts
+two results side by side.
 """
 
 import contextlib
 import dataclasses
 import functools
-import math
 import pathlib
 import time
 
@@ -138,7 +138,14 @@ def run(pipe, workdir, suite: str = "main", *, say=logbook.say) -> dict:
         why = "there is no token cache of the training data in the run's folder"
         result["unmeasured"]["overlap with training"] = why
     result["speed"] = speed(drawn, spent)
-    result["manifest"] = manifest.make(pipe, items, suite, _measured_by(nets))
+    result["manifest"] = manifest.make(
+        pipe,
+        items,
+        suite,
+        _measured_by(nets),
+        counts={task: len(s) for task, s in drawn.items()},
+        seconds=result["speed"]["total_seconds"],
+    )
     checkpoint.write_json(workdir / RESULT, result)
     for error in result["errors"]:
         say(f"evaluation: {error}")
@@ -289,81 +296,3 @@ def speed(drawn: dict, spent: dict) -> dict:
         "calls_a_sample": {task: float(np.mean(s.calls)) for task, s in drawn.items()},
         "peak_memory_gib": manifest.peak_gib(),
     }
-
-
-# ---- Two results --------------------------------------------------------------------------------
-
-
-def compare(a, b) -> str:
-    """Two results side by side; each is a run's folder or the path of its evaluation.json.
-
-    The last column is the difference in standard errors. Bits a token are compared where the
-    tokens are the same.
-
-    Raises:
-        ValueError: their protocols differ (every field is named), or one is no result.
-    """
-    first, second = _read(a), _read(b)
-    one, two = (flat(result["manifest"]["protocol"]) for result in (first, second))
-    missing = "nothing"
-    fields = [
-        f"{name} ({one.get(name, missing)} and {two.get(name, missing)})"
-        for name in one | two
-        if one.get(name, missing) != two.get(name, missing)
-    ]
-    if fields:
-        raise ValueError(f"not comparable, the protocols differ in {', '.join(fields)}")
-    numbers, others = _numbers(first), _numbers(second)
-    width = max(map(len, numbers), default=0) + 2
-    lines = [f"{'':{width}}{'A':>9}{'B':>9}{'B - A':>10}{'/ error':>9}"]
-    for name, (value, error) in numbers.items():
-        if name in others:
-            other, other_error = others[name]
-            error = math.hypot(error or 0, other_error or 0)
-            apart = f"{(other - value) / error:+9.1f}" if error else f"{'':9}"
-            lines.append(f"{name:{width}}{value:9.4f}{other:9.4f}{other - value:+10.4f}{apart}")
-    return "\n".join(lines)
-
-
-def _read(path) -> dict:
-    path = pathlib.Path(path)
-    path = path / RESULT if path.is_dir() else path
-    result = checkpoint.read_json(path)
-    if not isinstance(result, dict) or "protocol" not in result.get("manifest", {}):
-        raise ValueError(f"{path} is no result of an evaluation: it has no manifest.protocol")
-    return result
-
-
-def flat(tree, prefix: str = "") -> dict:
-    """{"a": {"b": 1}} -> {"a.b": 1}."""
-    if not isinstance(tree, dict):
-        return {prefix: tree}
-    found = {}
-    for name, value in tree.items():
-        found |= flat(value, f"{prefix}.{name}" if prefix else name)
-    return found
-
-
-def _numbers(result: dict) -> dict[str, tuple[float, float | None]]:
-    """Name -> (value, standard error)."""
-    rows = result["headline"]
-    found = {f"{row['task']}: {row['name']}": (row["value"], row["error"]) for row in rows}
-    psnr = result["tokenizer"]["psnr"]
-    found["tokenizer: PSNR"] = psnr["value"], psnr["standard_error"]
-    run = result["manifest"]["run"]
-    tokens = f"{run['image_tokenizer'][:4]} {run['text_tokenizer'][:4]}"
-    for task, bits in result["bounds"].items():
-        name = f"{task}: bits a token (tokens {tokens})"
-        found[name] = bits["value"], bits["standard_error"]
-    return found | _estimates(result.get("full", {}))
-
-
-def _estimates(tree: dict, prefix: str = "") -> dict[str, tuple[float, float | None]]:
-    """Those of a tree of the suite "full"."""
-    if "value" in tree:
-        return {prefix: (tree["value"], tree["standard_error"])}
-    found = {}
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            found |= _estimates(value, f"{prefix}: {name}" if prefix else name)
-    return found

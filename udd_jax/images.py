@@ -25,6 +25,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageCms, ImageDraw, ImageFont, ImageOps
 
+CROP, FILTER = "centre square", "lanczos"  # of `fit`
 _MOST_PIXELS = 80_000_000  # a file that claims more is taken for a decompression bomb
 
 # The contact sheet, in pixels and RGB.
@@ -72,7 +73,7 @@ def read(source: str | os.PathLike | bytes) -> np.ndarray:
         raise ValueError(f"image: {name} is damaged: {cause}") from None
 
 
-def fit(image: np.ndarray, size: int, filter: str = "lanczos") -> np.ndarray:
+def fit(image: np.ndarray, size: int, filter: str = FILTER) -> np.ndarray:
     """Centre square of uint8[H, W, 3], resized to uint8[size, size, 3].
 
     The short side becomes `size`; `filter` is one of Pillow's by name: nearest, box, bilinear,

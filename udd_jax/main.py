@@ -48,7 +48,7 @@ flags.DEFINE_float("top_r", None, "sample: keep the likeliest classes up to this
 flags.DEFINE_integer("top_k", None, "sample: keep so many classes, 0 is all")
 flags.DEFINE_bool("profile", False, "train: write a trace of a few steps to WORKDIR/profile")
 flags.DEFINE_bool("tensorboard", False, "train: write TensorBoard's event files as well")
-flags.DEFINE_multi_string("compare", [], "evaluate: two evaluation.json files, side by side")
+flags.DEFINE_multi_string("compare", [], "evaluate: two runs or results side by side: A B")
 flags.DEFINE_string("suite", "main", "evaluate: main, full, samplers or judges")
 flags.DEFINE_string("weights", None, "evaluate: folder with the weights of feature networks")
 flags.DEFINE_enum("from", None, ("unid3", "taming"), "convert: what the checkpoint is")
@@ -87,19 +87,22 @@ def _config():
 
 
 def main(argv) -> None:
-    if len(argv) > 1:
+    mode, comparing = FLAGS.mode, FLAGS.mode == "evaluate" and FLAGS.compare
+    if len(argv) > 1 and not comparing:
         raise ValueError(f"{argv[1]!r} is no flag, expected --NAME=VALUE")
     logging.set_verbosity(logging.WARNING)  # of the libraries; ours speak by themselves
-    mode = FLAGS.mode
     if mode == "plan":
         from udd_jax import plan
 
         print(plan.describe(_config()))
         return
-    if mode == "evaluate" and FLAGS.compare:
-        from udd_jax import evaluate
+    if comparing:
+        from udd_jax import compare
 
-        print(evaluate.compare(*FLAGS.compare))
+        results = [*FLAGS.compare, *argv[1:]]
+        if len(results) != 2:
+            raise ValueError(f"--compare has {len(results)} results, expected two: --compare A B")
+        print(compare.show(*results))
         return
     if mode == "convert":
         from configs import t2i

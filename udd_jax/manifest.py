@@ -3,7 +3,8 @@
 protocol    what two results must share to be compared: data, items, settings, seed, and of the
             suite "full" the hashes of feature networks and how captions are tokenised
 run         hashes of the weights and of the tokenizers
-and versions, hardware, commit, for who wants the same digits again.
+item_ids    of the split, in order; samples: how many of each task
+and versions, hardware, commit, seconds, for who wants the same digits again.
 """
 
 import contextlib
@@ -22,13 +23,24 @@ import time
 import jax
 import numpy as np
 
-from udd_jax import checkpoint
+from udd_jax import checkpoint, images
 
-PACKAGES = ("udd_jax", "jax", "jaxlib", "flax", "optax", "numpy", "pillow", "sentencepiece")
+PACKAGES = ("udd_jax", "jax", "jaxlib", "flax", "optax", "numpy", "scipy", "pillow")
+PACKAGES += ("sentencepiece", "pycocoevalcap")
 
 
-def make(pipe, items, suite: str, measured_by: dict | None = None) -> dict:
-    """Everything that the numbers depend on; `measured_by` is added to the protocol."""
+def make(
+    pipe,
+    items,
+    suite: str,
+    measured_by: dict | None = None,
+    counts: dict | None = None,
+    seconds: float | None = None,
+) -> dict:
+    """Everything that the numbers depend on.
+
+    measured_by: is added to the protocol; counts: samples of each task; seconds: of the whole.
+    """
     device = jax.devices()[0]
     about = {"items": items.hash, "item_count": len(items)}
     return {
@@ -36,6 +48,7 @@ def make(pipe, items, suite: str, measured_by: dict | None = None) -> dict:
         "run": made_of(pipe),
         "source": items.name,
         "item_ids": items.keys,
+        "samples": counts,
         "parameters": sum(int(np.prod(p.shape)) for p in jax.tree.leaves(pipe.params)),
         "versions": {"python": platform.python_version()} | {p: _version(p) for p in PACKAGES},
         "hardware": {
@@ -45,6 +58,7 @@ def make(pipe, items, suite: str, measured_by: dict | None = None) -> dict:
             "machine": platform.machine(),
         },
         "commit": _commit(),
+        "seconds": seconds,
         "finished": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
     }
 
@@ -62,8 +76,8 @@ def protocol(pipe, suite: str) -> dict:
                 "data_options": config.data_options.to_dict(),
                 "split": "test",
                 "image_size": config.image_size,
-                "crop": "centre square",
-                "filter": "lanczos",
+                "crop": images.CROP,
+                "filter": images.FILTER,
                 "evaluate": options,
                 "settings": dataclasses.asdict(pipe.settings()),
             }

@@ -12,7 +12,17 @@ import re
 
 import numpy as np
 
-from udd_jax import checkpoint, contest, evaluate, findings, gallery, logbook, page, samples
+from udd_jax import (
+    checkpoint,
+    compare,
+    contest,
+    evaluate,
+    findings,
+    gallery,
+    logbook,
+    page,
+    samples,
+)
 
 FILE = "report.html"
 PLOTS = (  # title, which columns of metrics.jsonl, whether the ordinate is logarithmic
@@ -434,9 +444,7 @@ def _unmeasured(result: dict) -> str:
 
 def _settings(config: dict, result: dict) -> str:
     def listing(name, tree):
-        rows = [
-            [page.escape(k), page.escape(json.dumps(v))] for k, v in evaluate.flat(tree).items()
-        ]
+        rows = [[page.escape(k), page.escape(json.dumps(v))] for k, v in compare.flat(tree).items()]
         table = page.table(["", ""], rows, 2)
         return f"<details><summary>{page.escape(name)}</summary>{table}</details>"
 
