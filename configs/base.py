@@ -112,7 +112,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     c.train = ml_collections.ConfigDict(
         {
-            "steps": 4000,
+            "steps": 5000,
             "batch_size": 64,
             "optimiser": "muon",  # or "adamw"
             "learning_rate": 4e-3,
