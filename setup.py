@@ -16,6 +16,8 @@ DEV = [
     "nbformat>=5",
     "jsonschema>=4",
     "tensorboardX>=2.6",
+    "gcsfs>=2026.4",
+    "gcp-storage-emulator>=2026.7",
     *TEXT,
 ]
 

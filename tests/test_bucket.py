@@ -1,11 +1,16 @@
-"""Claims about work folders in a bucket, shown on one that lives in memory.
+"""Claims about work folders in a bucket: most on one in memory, in place of etils' file system.
 
-Orbax reaches Google's storage by a library of its own, which no test here can stand in for: that
-checkpoints arrive in a real bucket is not shown.
+Checkpoints are written by a library in C++, which has its own way to Google's storage: what they
+do is shown on a server that speaks the storage's protocol, with processes that are killed.
 """
 
 import json
+import os
 import pathlib
+import signal
+import socket
+import subprocess
+import sys
 
 import fsspec.implementations.memory
 import numpy as np
@@ -112,3 +117,66 @@ def test_the_main_job_works_in_a_bucket_up_to_the_token_cache(workdir, tiny_run)
     jobs.run(config, "gs://bucket/run", until="token cache")
     changed = {name for name, data in contents().items() if data != first.get(name)}
     assert changed <= {"stages.json", "config.json"}
+
+
+@pytest.fixture
+def server(tmp_path):
+    """A process that serves an empty bucket, and the environment in which gs:// means that one."""
+    for package in ("gcsfs", "gcp_storage_emulator"):
+        pytest.importorskip(package)
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    code = (
+        "import time; from gcp_storage_emulator.server import create_server\n"
+        f"server = create_server('localhost', {port}, in_memory=True, default_bucket='bucket')\n"
+        "server.start(); print('ready', flush=True); time.sleep(10**6)"
+    )
+    with (tmp_path / "server.txt").open("w") as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=errors, text=True
+        )
+    try:
+        assert process.stdout.readline() == "ready\n", (tmp_path / "server.txt").read_text()
+        address = f"http://localhost:{port}"
+        yield {
+            "STORAGE_EMULATOR_HOST": address,
+            "TENSORSTORE_GCS_HTTP_URL": address,
+            "GOOGLE_AUTH_TOKEN_FOR_TESTING": "token",
+            "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
+            "NO_GCE_CHECK": "true",
+        }
+    finally:
+        process.kill()
+        process.communicate()
+
+
+TRAIN = """
+import os, sys, test_loop
+from udd_jax import checkpoint, logbook
+folder = checkpoint.folder(sys.argv[1])
+def batch_at(step):
+    if step == int(sys.argv[2]):
+        checkpoint.Checkpoints(folder / "checkpoints").latest_step() or os._exit(3)
+        os.kill(os.getpid(), 9)
+    return test_loop.batch_at(step)
+state = test_loop.run(folder, batch_at=batch_at)
+lines = [{k: v for k, v in line.items() if k not in logbook.TIMES}
+         for line in logbook.Logbook(folder).lines()]
+print([float(w) for w in state["w"]], lines, checkpoint.Checkpoints(folder / "checkpoints").steps())
+"""
+
+
+@pytest.mark.slow
+def test_a_training_that_is_killed_goes_on_from_its_checkpoints_in_the_bucket(server, tmp_path):
+    def train(folder, die_at=-1):
+        here = pathlib.Path(__file__).parent
+        env = os.environ | server | {"PYTHONPATH": f"{here}:{here.parent}"}
+        command = [sys.executable, "-c", TRAIN, str(folder), str(die_at)]
+        return subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=False)
+
+    assert train("gs://bucket/run", die_at=16).returncode == -signal.SIGKILL
+    done = train("gs://bucket/run")
+    assert done.returncode == 0 and "toy: goes on after step" in done.stdout
+    whole = train(tmp_path / "disk").stdout.splitlines()
+    assert done.stdout.splitlines()[-1] == whole[-1] and "[12, 18, 20]" in whole[-1]
