@@ -72,34 +72,19 @@ def make_mesh(topology: str, data: int, model: int) -> Mesh:
     return Mesh(devices, (sharding.DATA, sharding.MODEL), axis_types=(AxisType.Auto,) * 2)
 
 
-def place(mesh, tree, shardings):
-    return jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings
-    )
-
-
 def everywhere(mesh, tree):
-    return place(mesh, tree, jax.tree.map(lambda _: NamedSharding(mesh, P()), tree))
+    return sharding.place(tree, sharding.shardings(mesh, tree, sharding.REPLICATED))
 
 
 def over_data(mesh, tree):
-    return place(mesh, tree, jax.tree.map(lambda _: NamedSharding(mesh, P(sharding.DATA)), tree))
+    return sharding.place(tree, jax.tree.map(lambda _: NamedSharding(mesh, P(sharding.DATA)), tree))
 
 
 def train_program(config, mesh):
     """The jitted step and its abstract arguments."""
     vocab, c = plan.vocab_of(config), config.train
-    kernel = diffusion.make_kernel(vocab, train.make_schedules(config, vocab))
-    model = train.make_model(config, vocab)
+    model, loss_fn = train.make_objective(config, vocab, pad_id=0)
     tx, rate = train.make_optimiser(config)
-    loss_fn = train.make_loss(
-        kernel,
-        model,
-        mixture=c.mixture.to_dict(),
-        auxiliary=c.auxiliary,
-        pad_id=0,
-        pad_weight=c.pad_weight,
-    )
     state = jax.eval_shape(lambda: train.create_state(model, tx, jax.random.key(0)))
     batch = {
         m.name: jax.ShapeDtypeStruct((c.batch_size, m.length), jnp.int32) for m in vocab.modalities
@@ -108,7 +93,7 @@ def train_program(config, mesh):
     places = sharding.shardings(mesh, state)
     step = train.make_step(loss_fn, tx, rate, c.ema, vocab, c.accumulate)
     step = jax.jit(step, donate_argnums=0, out_shardings=(places, None))
-    state = place(mesh, state, places)
+    state = sharding.place(state, places)
     return step, (state, over_data(mesh, batch), everywhere(mesh, key))
 
 
@@ -133,7 +118,7 @@ def sample_program(config, mesh):
         jax.ShapeDtypeStruct(shape, bool),
         jax.ShapeDtypeStruct((size, len(vocab.modalities)), bool),
     )
-    params = place(mesh, params, sharding.shardings(mesh, params))
+    params = sharding.place(params, sharding.shardings(mesh, params))
     return jax.jit(run), (params, *over_data(mesh, inputs))
 
 

@@ -54,6 +54,7 @@ FLOORS = [
         "findings",
         "report",
         "commands",
+        "replay",
     },
     {"jobs"},
     {"main"},

@@ -4,6 +4,7 @@
     python -m udd_jax.main --mode=sample --workdir=DIR --task=t2i --prompt="a small red circle"
     python -m udd_jax.main --mode=evaluate --workdir=DIR
     python -m udd_jax.main --mode=plan --config=configs/t2i.py:coco
+    python -m udd_jax.main --mode=replay --workdir=DIR                the step at which it gave up
     python -m udd_jax.main --mode=export --workdir=DIR --out=OTHER    what sampling needs, small
     python -m udd_jax.main --mode=convert --from=unid3 --checkpoint=cub.ckpt --out=runs/cub
 
@@ -19,7 +20,7 @@ from ml_collections import config_flags
 
 from udd_jax import stopping
 
-MODES = ("train", "tokenize", "sample", "evaluate", "plan", "convert", "export")
+MODES = ("train", "tokenize", "sample", "evaluate", "replay", "plan", "convert", "export")
 TASKS = ("t2i", "i2t", "pair", "image", "text", "infill")
 MEMORY = ":".join(
     f"glibc.malloc.{setting}"
@@ -114,7 +115,7 @@ def main(argv) -> None:
     if mode in ("train", "tokenize"):
         stopping.end_at_once()
     _set_up_platform(workdir)
-    if mode in ("train", "tokenize", "evaluate"):
+    if mode in ("train", "tokenize", "evaluate", "replay"):
         from udd_jax import sharding
 
         sharding.join()
@@ -133,6 +134,10 @@ def main(argv) -> None:
 
         with bucket.whole(workdir) as here:
             commands.sample(here, FLAGS)
+    elif mode == "replay":
+        from udd_jax import logbook, replay
+
+        logbook.say(replay.describe(replay.run(workdir)))
     elif mode == "export":
         from udd_jax import jobs
 

@@ -165,6 +165,12 @@ def shardings(mesh, tree, table=TABLE):
     return jax.tree_util.tree_map_with_path(one, tree)
 
 
+def place(tree, places):
+    """ShapeDtypeStructs of a tree's shapes with these shardings (None: without)."""
+    struct = lambda x, at=None: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at)  # noqa: E731
+    return jax.tree.map(struct, tree, *([] if places is None else [places]))
+
+
 def create(mesh, make, table=TABLE):
     """The tree that `make()` computes, each part on the devices where it lies and nowhere else."""
     if mesh is None:

@@ -222,6 +222,27 @@ def make_loss(
     return loss_fn
 
 
+def make_objective(config, vocab: Vocab, pad_id: int):
+    """The network of a config, and its loss as a function; see `make_model` and `make_loss`."""
+    kernel = diffusion.make_kernel(vocab, make_schedules(config, vocab))
+    model, c = make_model(config, vocab, pad_id), config.train
+    loss_fn = make_loss(
+        kernel,
+        model,
+        mixture=c.mixture.to_dict(),
+        auxiliary=c.auxiliary,
+        pad_id=pad_id,
+        pad_weight=c.pad_weight,
+        objective=c.objective,
+    )
+    return model, loss_fn
+
+
+def step_key(config) -> jax.Array:
+    """The key that every step folds its number into."""
+    return jax.random.fold_in(jax.random.key(config.seed), 1)
+
+
 def make_gradient(loss_fn, accumulate: int = 1):
     """(params, sampler, key, x0 int32[B, L]) -> (gradient, metrics, sampler), means over the batch.
 
@@ -327,20 +348,9 @@ def train(
     """
     workdir = checkpoint.folder(workdir)
     mesh = sharding.make_mesh(**config.mesh)
-    kernel = diffusion.make_kernel(vocab, make_schedules(config, vocab))
-    model = make_model(config, vocab, pad_id)
+    model, loss_fn = make_objective(config, vocab, pad_id)
     tx, rate = make_optimiser(config)
-    c = config.train
-    loss_fn = make_loss(
-        kernel,
-        model,
-        mixture=c.mixture.to_dict(),
-        auxiliary=c.auxiliary,
-        pad_id=pad_id,
-        pad_weight=c.pad_weight,
-        objective=c.objective,
-    )
-    key = jax.random.key(config.seed)
+    c, key = config.train, jax.random.key(config.seed)
     make = functools.partial(create_state, model, tx, jax.random.fold_in(key, 0), start, c.fan_in)
     state = sharding.create(mesh, make) if start is None else sharding.shard_tree(mesh, make())
     # Said outright, or the compiler may move the state from step to step.
@@ -354,7 +364,7 @@ def train(
 
     with sharding.use(mesh):
         state = loop.fit(
-            lambda state, batch, step: step_fn(state, batch, jax.random.fold_in(key, 1)),
+            lambda state, batch, step: step_fn(state, batch, step_key(config)),
             state,
             steps=c.steps,
             batch_at=lambda step: sharding.shard_batch(mesh, batch_at(step)),
