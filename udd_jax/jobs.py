@@ -14,6 +14,7 @@ import contextlib
 import functools
 import importlib.metadata
 import json
+import os
 import pathlib
 import platform
 import subprocess
@@ -124,11 +125,16 @@ def _in_turn():
 
 
 def claim(config: ml_collections.ConfigDict, workdir) -> None:
-    """Writes `config.json`, or compares with the one that is there; ValueError if they differ."""
+    """Writes `config.json`, or compares with the one that is there; ValueError if they differ.
+
+    What made the run is written beside the config, and what else did before it went on.
+    """
     path = workdir / pipeline.CONFIG
     new = json.loads(config.to_json())  # as it is stored: lists, not tuples
+    record = {"config": new, "made_with": provenance()}
     if path.exists():
-        old = checkpoint.read_json(path)["config"]
+        stored = checkpoint.read_json(path)
+        old, made, before = stored["config"], stored["made_with"], stored.get("before", [])
         differ = [
             f"{name}: {a!r} there, {b!r} here"
             for name, a, b in _differences(old, new)
@@ -139,8 +145,9 @@ def claim(config: ml_collections.ConfigDict, workdir) -> None:
                 f"{workdir} belongs to another config ({'; '.join(differ)}): "
                 "choose another --workdir or set these fields back"
             )
+        record["before"] = [*before, made] if made != record["made_with"] else before
     if jax.process_index() == 0:
-        checkpoint.write_json(path, {"config": new, "made_with": provenance()})
+        checkpoint.write_json(path, record)
 
 
 def _differences(old: dict, new: dict, prefix: str = ""):
@@ -153,17 +160,24 @@ def _differences(old: dict, new: dict, prefix: str = ""):
 
 
 def provenance() -> dict:
-    """What this process is: versions, devices, and the commit if the package is in a checkout."""
+    """What this process is: versions, devices, and the commit of the checkout it is in.
+
+    An image that has no checkout says its commit in UDD_COMMIT.
+    """
     packages = ("udd_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     versions = {"python": platform.python_version()}
     for name in packages:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
-    here = pathlib.Path(__file__).parent
-    command = ["git", "-C", str(here), "rev-parse", "HEAD"]
-    with contextlib.suppress(OSError, subprocess.CalledProcessError):
-        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        versions["commit"] = output.strip()
+    here, commit = pathlib.Path(__file__).parent.parent, os.environ.get("UDD_COMMIT")
+    if (here / ".git").exists():
+        command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40"]
+        command.append("--exclude=*")  # no tags
+        with contextlib.suppress(OSError, subprocess.CalledProcessError):
+            output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            commit = output.strip()
+    if commit:
+        versions["commit"] = commit
     versions["devices"] = [str(d) for d in jax.devices()]
     return versions
 
