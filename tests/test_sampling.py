@@ -120,6 +120,18 @@ def test_maskgit_leaves_as_many_masked_as_its_table_says():
     assert seen == [200, *np.minimum(expected[1:], 200 - np.arange(1, 24))]
 
 
+def test_what_truncation_makes_certain_is_not_thereby_sure():
+    # The network knows nothing, and one class is left: still they are revealed one by one.
+    seen = []
+    network = counted(ABSORBING, seen)
+    x, free, absent = finite.batch_of(["pair"])
+    options = Settings(sampler="entropy_bounded", bound=0.1, top_k=1)
+    run = finite.quick(sampling.sample, static_argnums=(1, 6))
+    run(ABSORBING, network, jax.random.key(0), x, free, absent, options)
+    jax.effects_barrier()
+    assert seen == list(range(LAYOUT.length, 0, -1))
+
+
 def test_a_stride_reveals_its_share_where_the_published_one_leaves_most_to_the_last_call():
     layout = vocab.image_text((32, 32), image_classes=2, text_classes=2, text_length=2)
     table, seen = schedules.linear(500), []

@@ -31,25 +31,30 @@ class Look(NamedTuple):
     best: jax.Array  # int32, the most likely class
     log_best: jax.Array  # its log p
     margin: jax.Array  # p of the best less p of the second
-    entropy: jax.Array  # of p, in nats
+    entropy: jax.Array  # in nats, of p before temperature and truncation
 
 
-def look(words: jax.Array, log_p: jax.Array) -> Look:
+def look(words: jax.Array, log_p: jax.Array, log_plain: jax.Array | None = None) -> Look:
     """words: uint32[B, n], log_p: float[B, n, K] of one modality. What a rule does not use is never
-    computed."""
+    computed.
+
+    log_plain: p before temperature and truncation, if it is another one. The entropy is of it:
+    where truncation leaves one class of two, the token is certain and the network is not.
+    """
     token = draws.categorical(words, log_p)
     best = jnp.argmax(log_p, axis=-1).astype(jnp.int32)
     log_best = jnp.max(log_p, axis=-1)
     own = diffusion.is_class(best, log_p.shape[-1])
     second = jnp.max(jnp.where(own, -jnp.inf, log_p), axis=-1)
-    p = jnp.exp(log_p)
+    log_q = log_p if log_plain is None else log_plain
+    q = jnp.exp(log_q)
     return Look(
         token,
         jnp.take_along_axis(log_p, token[..., None], axis=-1)[..., 0],
         best,
         log_best,
         jnp.exp(log_best) - jnp.exp(second),
-        -jnp.where(p > 0, p * jnp.where(p > 0, log_p, 0), 0).sum(-1),
+        -jnp.where(q > 0, q * jnp.where(q > 0, log_q, 0), 0).sum(-1),
     )
 
 

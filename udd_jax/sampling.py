@@ -273,7 +273,7 @@ def _doubtful(kernel, m, log_p, xt, t, free, count):
 
 
 def _look(settings, words, log_p):
-    return in_pieces(lambda w, p: reveal.look(w, truncation.adjust(p, settings)), words, log_p)
+    return in_pieces(lambda w, p: reveal.look(w, truncation.adjust(p, settings), p), words, log_p)
 
 
 def _masked_time(kernel, free, masked):
