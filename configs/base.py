@@ -11,6 +11,7 @@ def get_config() -> ml_collections.ConfigDict:
     c = ml_collections.ConfigDict()
     c.name = "t2i"
     c.seed = 0
+    c.init_from = ""  # a finished run whose weights to start from, where they fit
     # What the evaluation and the report put first; the model does every task.
     c.task = "t2i"
 
@@ -142,7 +143,6 @@ def get_config() -> ml_collections.ConfigDict:
             "save_every": 500,
             "keep": 2,
             "fan_in": True,  # initialisation by fan-in; False is the published N(0, 0.02)
-            "init_from": "",  # a finished run to start from
         }
     )
 

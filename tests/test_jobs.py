@@ -1,13 +1,16 @@
-"""Claims about a work folder's record: whose config it is, and all that worked on it."""
+"""Claims about a work folder: its record, one's own pictures in it, a start from another run."""
 
+import json
 import pathlib
 import subprocess
 
 import jax
+import numpy as np
 import pytest
 import tiny
 
-from udd_jax import checkpoint, jobs, pipeline
+from configs import t2i
+from udd_jax import checkpoint, images, jobs, pipeline
 
 
 def record(folder):
@@ -53,3 +56,66 @@ def test_an_image_without_a_checkout_says_its_commit(monkeypatch, tmp_path):
     assert "commit" not in jobs.provenance()
     monkeypatch.setenv("UDD_COMMIT", "abc")
     assert jobs.provenance()["commit"] == "abc"
+
+
+SPOTS = {"red spot": (220, 25, 25), "blue spot": (25, 25, 220), "green spot": (25, 220, 25)}
+
+
+def test_a_place_where_no_folder_can_be_is_an_error_that_names_it(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        jobs.run(t2i.get_config("smoke"), tmp_path / "file" / "run")
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Sixty small pictures of a coloured spot, and their captions."""
+    folder, rng = tmp_path / "pictures", np.random.default_rng(0)
+    folder.mkdir()
+    lines = []
+    for i in range(60):
+        name, colour = list(SPOTS.items())[i % len(SPOTS)]
+        picture = np.full((40, 48, 3), 240, np.uint8)
+        top, left = rng.integers(0, 20, 2)
+        picture[top : top + 16, left : left + 16] = colour
+        images.write_png(folder / f"{i}.png", picture)
+        lines.append(json.dumps({"file": f"{i}.png", "caption": f"a {name}"}))
+    (folder / "captions.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+@pytest.mark.slow
+def test_ones_own_pictures_go_through_all_stages_and_start_from_another_run(
+    pictures, tmp_path, capsys
+):
+    def config(**model):
+        c = t2i.get_config("smoke")
+        c.data, c.data_options = f"folder:{pictures}", {}
+        c.train.update({"steps": 4, "save_every": 4, "log_every": 2})
+        c.evaluate.update({"samples": 4, "batch_size": 4, "bound_samples": 4})
+        c.model.update(model)
+        return c
+
+    jobs.run(config(), tmp_path / "first")
+    for name in ("evaluation.json", "report.html", "samples/samples.jsonl"):
+        assert (tmp_path / "first" / name).exists(), name
+    first, _ = checkpoint.load_tree(tmp_path / "first" / pipeline.WEIGHTS)
+
+    # The same tokenizers, a wider MLP: all else starts from the first run.
+    second = config(mlp_ratio=3)
+    second.init_from = str(tmp_path / "first")
+    second.vq.file, second.text.file = (
+        str(tmp_path / "first" / name) for name in (pipeline.IMAGE, pipeline.TEXT)
+    )
+    second.train.update({"steps": 1, "warmup": 1, "learning_rate": 0.0})
+    capsys.readouterr()
+    jobs.run(second, tmp_path / "second", until="diffusion")
+    said = capsys.readouterr().out
+    assert "blocks/mlp/in/kernel" in said and "starts fresh" in said
+    weights, _ = checkpoint.load_tree(tmp_path / "second" / pipeline.WEIGHTS)
+    old, new = checkpoint.flatten(first), checkpoint.flatten(weights)
+    same = {
+        n for n in new if old[n].shape == new[n].shape and np.allclose(old[n], new[n], atol=1e-5)
+    }
+    fresh = set(new) - same
+    assert fresh and all("/mlp/" in name for name in fresh)

@@ -326,8 +326,8 @@ def train_diffusion(
             return params
     vocab = pipeline.make_vocab(config, text_tokenizer, image_tokenizer)
     start = None
-    if config.train.init_from:
-        start = reuse(config, vocab, pipeline.load_weights(config.train.init_from))
+    if config.init_from:
+        start = reuse(config, vocab, pipeline.load_weights(config.init_from))
     seed, size = config.seed, config.train.batch_size
     share = sharding.process_share(sharding.make_mesh(**config.mesh))
     ahead = batches.Ahead(lambda step: batches.make(cache, seed, step, size, *share))

@@ -341,7 +341,7 @@ def train(
     """Trains the diffusion in `workdir`, or goes on with it, and returns the averaged weights.
 
     batch_at(step) -> {name: int32[B, length]}, this process's share; start: parameters to begin
-    from (`config.train.init_from`), of this network's names and shapes; held_out: a batch of pairs
+    from (`config.init_from`), of this network's names and shapes; held_out: a batch of pairs
     whose bound is logged at each checkpoint, of which the best is then kept too; tensorboard:
     whether to write event files; options: `ids_at` and `profile` of `loop.fit`. Checkpoints,
     metrics and the finished file `weights` are in `workdir`.
