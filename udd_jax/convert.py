@@ -47,18 +47,19 @@ NETWORKS = {  # the published networks, and what each was trained to do
     "image_from_text": "t2i",
     "text_from_image": "i2t",
 }
-# The published network, among the options of ours.
-PUBLISHED = {
-    "attention": "mutual",
-    "time": "shared",
-    "time_table": "untied",
-    "given_vector": False,
-    "mask_padding": False,
-    "mutual_gain": 0.0,
-    "rotary": False,
-    "qk_norm": False,
-    "activation": "gelu",
-}
+# What makes a network of given sizes another function. Our defaults are the published network.
+_FUNCTION = (
+    "attention",
+    "time",
+    "time_table",
+    "given_vector",
+    "mutual_gain",
+    "rotary",
+    "qk_norm",
+    "activation",
+)
+PUBLISHED = {name: getattr(transformer.Transformer, name) for name in _FUNCTION}
+PUBLISHED["mask_padding"] = False
 _ASSETS = pathlib.Path(__file__).parent / "assets"
 
 
