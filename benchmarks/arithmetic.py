@@ -79,15 +79,19 @@ def rows(model, batch: int, repeats: int):
         yield row
 
 
+def network(layers: int, width: int) -> transformer.Transformer:
+    """The published layout, heads of 64."""
+    return transformer.Transformer(
+        LAYOUT, 500, layers=layers, width=width, heads=width // 64, rezero=1.0
+    )
+
+
 def main(arguments=None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name, default in (("layers", 2), ("width", 1024), ("batch", 1), ("repeats", 2)):
         parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args(arguments)
-    heads = options.width // 64
-    model = transformer.Transformer(
-        LAYOUT, 500, layers=options.layers, width=options.width, heads=heads, rezero=1.0
-    )
+    model = network(options.layers, options.width)
     print(f"{options}, logits {LOGITS / 2**20:.1f} MiB a sample", flush=True)
     for row in rows(model, options.batch, options.repeats):
         ratio = f"  {row['ratio']:.3f} x, {row['added']:+.2f} logits" if "ratio" in row else ""

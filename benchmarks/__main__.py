@@ -1,0 +1,173 @@
+"""How fast everything is: a table, and JSON.
+
+    python -m benchmarks [--sizes=small,paper] [--on=cpu,gpu,tpu] [--only=train,...] [--out=FILE]
+
+Groups of `--only`: train (a step and its parts), reverse (a sampling step), pairs (whole
+generations from `--run`), start (compilation, memory), data (the input pipeline), arithmetic (what
+the diffusion adds to the network). README.md beside this says how to read the table, and what was
+found.
+
+ms: by the clock, the median of the rounds; spread: between their quartiles, of the median;
+products: as a ratio to a large matrix product of the same round, by the clock and by the
+processor's time.
+"""
+
+import argparse
+import json
+import os
+import platform as machine
+import subprocess
+import sys
+
+from benchmarks import arithmetic, compiling, data, generating, sizes, timing, training
+from udd_jax import main as command_line
+from udd_jax import plan
+
+GROUPS = ("train", "reverse", "pairs", "start", "data", "arithmetic")
+
+
+def parse(arguments):
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    names = lambda text: text.split(",")  # noqa: E731
+    parser.add_argument("--sizes", type=names, default=["small"], help=", ".join(sizes.SIZES))
+    parser.add_argument("--on", type=names, default=["cpu"], help="cpu, gpu, tpu")
+    parser.add_argument("--only", type=names, default=list(GROUPS), help=", ".join(GROUPS))
+    parser.add_argument("--samplers", type=names, default=["", *generating.PAIRS])
+    parser.add_argument("--run", default="udd_jax/assets/shapes", help="a finished run, for pairs")
+    parser.add_argument("--count", type=int, default=64, help="pairs at once")
+    parser.add_argument("--repeats", type=int, default=7, help="rounds")
+    parser.add_argument("--side", type=int, default=0, help="of the product's matrices")
+    parser.add_argument("--out", default="", help="file for the JSON")
+    options = parser.parse_args(arguments)
+    for name, allowed in (("sizes", sizes.SIZES), ("on", timing.SIDE), ("only", GROUPS)):
+        for value in getattr(options, name):
+            if value not in allowed:
+                parser.error(f"--{name} = {value!r}, expected some of {', '.join(allowed)}")
+    return options
+
+
+def surroundings(device) -> dict:
+    """What everything ran on."""
+    import jax
+
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
+    return {
+        "commit": commit.stdout.strip(),
+        "jax": jax.__version__,
+        "device": device.device_kind,
+        "machine": f"{machine.machine()}, {len(os.sched_getaffinity(0))} cores",
+        "load": os.getloadavg()[0],
+        "memory_setting": os.environ.get("GLIBC_TUNABLES", ""),
+    }
+
+
+# A piece of the name that a device gives itself -> the chip in plan.CHIPS.
+KINDS = {
+    "H100": "H100",
+    "H200": "H200",
+    "A100": "A100 80GB",
+    "TPU v4": "TPU v4",
+    "TPU v5 lite": "TPU v5e",
+    "TPU v5p": "TPU v5p",
+    "TPU v6 lite": "TPU v6e",
+}
+
+
+def peak_of(device) -> float | None:
+    """FLOP/s of the chip by its maker, bfloat16; None where there is no such number."""
+    return next((plan.CHIPS[c][0] for k, c in KINDS.items() if k in device.device_kind), None)
+
+
+def measure(options, platform: str, device):
+    """Yields (group, row) for all that was asked for, on one device."""
+    import jax.numpy as jnp
+
+    asked, repeats, peak = options.only, options.repeats, peak_of(device)
+    side = options.side or timing.SIDE[platform]
+    for size in options.sizes:
+        p = sizes.parts(sizes.SIZES[size]())
+        multiply, flops = timing.product(side, p.model.dtype)
+        if "train" in asked or "reverse" in asked:
+            alone = timing.rounds({"product": multiply}, multiply, repeats)["product"]
+            row = timing.row("matrix product", alone, flops=flops)
+            yield size, row | {"gflops": flops / row["seconds"] / 1e9}
+        if "train" in asked:
+            for row in training.rows(p, multiply, flops, peak, repeats):
+                yield size, row
+        if "reverse" in asked:
+            for row in generating.reverse_rows(p, multiply, flops, peak, repeats):
+                yield size, row
+        if "start" in asked:
+            for row in compiling.rows(size, platform):
+                yield size, row
+    multiply, _ = timing.product(side, jnp.float32)
+    if "pairs" in asked:
+        for row in generating.pair_rows(
+            options.run, options.samplers, options.count, multiply, repeats
+        ):
+            yield options.run, row
+    if "data" in asked:
+        for row in data.rows(repeats):
+            yield "data", row
+    if "arithmetic" in asked:
+        for row in arithmetic.rows(arithmetic.network(layers=2, width=256), 1, repeats):
+            yield "1152 positions, 2887 + 8192 classes, beside 2 layers of width 256", row
+
+
+def line(row: dict) -> str:
+    """A row as text: the columns of all rows, then what only some have."""
+    columns = [f"{row['name']:34s}"]
+    shown = {"name", "rounds"}
+    if "seconds" in row:
+        columns.append(f"{1e3 * row['seconds']:9.1f} ms")
+        shown.add("seconds")
+    if "products" in row:
+        columns.append(f"{row['spread']:6.0%} spread")
+        columns.append(f"{row['products']:8.3f} / {row['processor_products']:7.3f} products")
+        shown |= {"spread", "processor", "products", "processor_products"}
+    for name, value in row.items():
+        if name not in shown and value is not None:
+            percent = name in ("share", "utilisation", "mfu", "spread")
+            columns.append(f"{name} {value:.1%}" if percent else f"{name} {value:.4g}")
+    return "  ".join(columns)
+
+
+def main(arguments=None) -> int:
+    options = parse(arguments)
+    import jax
+
+    if options.on == ["cpu"]:
+        jax.config.update("jax_platforms", "cpu")  # do not look for others
+    report = []
+    for platform in options.on:
+        try:
+            device = jax.devices(platform)[0]
+        except RuntimeError:
+            print(f"{platform}: none here, nothing measured", flush=True)
+            report.append({"on": platform, "found": False})
+            continue
+        found = surroundings(device)
+        print(f"{platform}: {', '.join(f'{k} {v}' for k, v in found.items())}", flush=True)
+        entry = {"on": platform, "found": True, **found, "rows": []}
+        report.append(entry)
+        of = None
+        with jax.default_device(device):
+            for group, row in measure(options, platform, device):
+                if group != of:
+                    print(f"\n{group}", flush=True)
+                    of = group
+                print(line(row), flush=True)
+                entry["rows"].append({"of": group, **row})
+    if options.out:
+        with open(options.out, "w", encoding="utf-8") as file:
+            json.dump(report, file, indent=1)
+    return 0
+
+
+if __name__ == "__main__":
+    command_line.keep_memory()
+    sys.exit(main())

@@ -1,0 +1,66 @@
+"""A reverse step, network and the rest; and whole generations, with decoding, in pairs a second."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks import sizes, timing
+from udd_jax import pipeline, plan, sampling, transformer
+
+PAIRS = ("ancestral:25", "ancestral:100", "maskgit:12", "maskgit:25", "first_hitting", "threshold")
+
+
+def reverse_rows(p: sizes.Parts, multiply, product_flops: float, peak: float | None, repeats: int):
+    """One step of the ancestral sampler, with the config's truncation and without."""
+    x, t, free = sizes.network_inputs(p)
+    params = transformer.init(p.model, jax.random.key(0), fan_in=True)
+    absent = jnp.zeros(t.shape, bool)
+
+    def step(top_r, params):  # the loop's body, once
+        settings = sampling.Settings(steps=1, top_r=top_r)
+        denoise_fn = functools.partial(p.model.apply, {"params": params})
+        return sampling.sample(p.kernel, denoise_fn, jax.random.key(2), x, free, absent, settings)
+
+    def ready(function):
+        compiled = jax.jit(function)
+        return lambda: jax.block_until_ready(compiled(params))
+
+    top_r = p.config.sample.top_r
+    programs = {
+        "network": ready(lambda params: p.model.apply({"params": params}, x, t, free)),
+        "plain": ready(functools.partial(step, 1.0)),
+        "truncated": ready(functools.partial(step, top_r)),
+    }
+    times = timing.rounds(programs, multiply, repeats)
+    flops = float(plan.forward_flops(p.config, p.vocab) * len(x))
+    network = timing.row("  network", times["network"])
+    for name, label in (
+        ("truncated", f"reverse step, top_r {top_r}"),
+        ("plain", "reverse step, not truncated"),
+    ):
+        whole = timing.row(label, times[name], flops=flops)
+        whole["utilisation"] = flops / product_flops / whole["products"]
+        if peak:
+            whole["mfu"] = flops / whole["seconds"] / peak
+        yield whole
+        rest = timing.row("  the rest", times[name] - times["network"])
+        rest["share"] = 1 - network["processor_products"] / whole["processor_products"]
+        yield rest
+        yield network | {"share": 1 - rest["share"]}
+
+
+def pair_rows(run: str, settings: list[str], count: int, multiply, repeats: int):
+    """Pairs from a finished run: "" is its own sampler, others are "NAME" or "NAME:STEPS"."""
+    pipe = pipeline.Pipeline.load(run)
+    programs = {}
+    for text in settings:
+        name, _, steps = text.partition(":")
+        changes = {"sampler": name} if name else {}
+        changes |= {"steps": int(steps)} if steps else {}
+        label = f"{count} pairs, {text or 'as the run does it'}"
+        programs[label] = functools.partial(pipe.pairs, count, batch_size=count, **changes)
+    calls = {label: float(generate().calls.mean()) for label, generate in programs.items()}
+    for label, times in timing.rounds(programs, multiply, repeats).items():
+        row = timing.row(label, times, calls=calls[label])
+        yield row | {"pairs_a_second": count / row["seconds"]}

@@ -1,0 +1,110 @@
+"""A train step and its parts: network forward and backward, loss arithmetic, optimiser, data.
+
+The parts in the middle are differences of programs that were timed in the same rounds: the
+network's backward pass is its gradient by a fixed cotangent less its forward pass; the loss
+arithmetic is the gradient of the objective, with its drawing of tasks, times and noise, less that.
+"""
+
+import functools
+import tempfile
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from benchmarks import data, sizes, timing
+from udd_jax import plan, train
+from udd_jax.data import batches
+
+
+def make_step(p: sizes.Parts):
+    """The compiled step as `train.train` makes it, and the state that it starts from."""
+    _, loss_fn = train.make_objective(p.config, p.vocab, pad_id=0)
+    tx, rate = train.make_optimiser(p.config)
+    step = train.make_step(loss_fn, tx, rate, p.config.train.ema, p.vocab)
+    make = functools.partial(train.create_state, p.model, tx, fan_in=p.config.train.fan_in)
+    return jax.jit(step, donate_argnums=0), make(jax.random.key(0))
+
+
+def programs(p: sizes.Parts, cache) -> dict:
+    """Functions without arguments, by name."""
+    step, state = make_step(p)
+    params, sampler = jax.tree.map(jnp.copy, (state.params, state.times))  # the step takes its own
+    key, batch = jax.random.key(1), p.batch
+    x0, inputs = p.vocab.fuse(batch), sizes.network_inputs(p)
+    apply = functools.partial(p.model.apply, {"params": params})
+    _, loss_fn = train.make_objective(p.config, p.vocab, pad_id=0)
+    (tx, _), held = train.make_optimiser(p.config), [state]
+    weights = [jnp.ones(y.shape) for y in jax.eval_shape(apply, *inputs)]
+
+    def network(params, weights):
+        logits = p.model.apply({"params": params}, *inputs)
+        return sum((y * w).sum() for y, w in zip(logits, weights, strict=True))
+
+    def update(grads, opt_state, params, average):
+        updates, opt_state = tx.update(grads, opt_state, params)
+        params = optax.apply_updates(params, updates)
+        average = jax.tree.map(lambda e, p: 0.99 * e + 0.01 * p, average, params)
+        return opt_state, params, average
+
+    def whole():
+        held[0], _ = step(held[0], batch, key)
+        jax.block_until_ready(held[0])
+
+    def ready(function, *arguments):
+        compiled = jax.jit(function)
+        return lambda: jax.block_until_ready(compiled(*arguments))
+
+    batch_size = p.config.train.batch_size
+    return {
+        "step": whole,
+        "forward": ready(lambda params: p.model.apply({"params": params}, *inputs), params),
+        "network": ready(jax.grad(network), params, weights),
+        "loss": ready(jax.grad(loss_fn, has_aux=True), params, sampler, key, x0),
+        "optimiser": ready(update, params, tx.init(params), params, params),
+        "data": lambda: batches.make(cache, 0, 0, batch_size),
+    }
+
+
+def analysed_flops(p: sizes.Parts) -> float:
+    """FLOPs of forward and backward by JAX's `cost_analysis()` of what was traced, not compiled.
+
+    It counts the body of a loop once, so that the layers are unrolled, and nothing is recomputed.
+    Unlike the plan's count it has everything that is not a matrix product too.
+    """
+    model = p.model.clone(unroll=p.model.layers, remat="none")
+    inputs = sizes.network_inputs(p)
+
+    def network(params):
+        return sum(y.sum() for y in model.apply({"params": params}, *inputs))
+
+    params = jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"]
+    return float(jax.jit(jax.grad(network)).lower(params).cost_analysis()["flops"])
+
+
+def rows(p: sizes.Parts, multiply, product_flops: float, peak: float | None, repeats: int):
+    """The rows of a train step: seconds, each part's share of the step, FLOPs."""
+    with tempfile.TemporaryDirectory() as directory:
+        lengths = [m.length for m in p.vocab.modalities]
+        cache = data.write_cache(directory, *lengths, items=4 * p.config.train.batch_size)
+        times = timing.rounds(programs(p, cache), multiply, repeats)
+    split = {
+        "network forward": times["forward"],
+        "network backward": times["network"] - times["forward"],
+        "loss arithmetic": times["loss"] - times["network"],
+        "optimiser": times["optimiser"],
+        "data": times["data"],
+    }
+    flops = 3.0 * plan.forward_flops(p.config, p.vocab) * p.config.train.batch_size
+    whole = timing.row("train step", times["step"], flops=flops, analysed_flops=analysed_flops(p))
+    whole["utilisation"] = flops / product_flops / whole["products"]  # of the product's own rate
+    if peak:
+        whole["mfu"] = flops / whole["seconds"] / peak
+    yield whole
+    for name, part in split.items():
+        yield timing.row(f"  {name}", part, share=_share(part, times["step"]))
+
+
+def _share(part: timing.Times, whole: timing.Times) -> float:
+    """Of processor time, each as a ratio to its own product: the steadier of the two clocks."""
+    return timing.row("", part)["processor_products"] / timing.row("", whole)["processor_products"]
