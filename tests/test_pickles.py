@@ -34,6 +34,25 @@ def test_a_file_that_is_one_tensor_has_it_under_no_name():
     assert name == "" and array.tolist() == [0, 1, 0, 2]
 
 
+def test_tensors_of_torchscript_have_the_names_of_its_state_dict():
+    """As OpenAI publishes CLIP: half precision, modules in modules, lists and numbers beside."""
+    found = pickles.load(HERE / "script.pt")
+    with np.load(HERE / "script.npz") as saved:
+        assert found.keys() == set(saved.files)
+        for name, array in saved.items():
+            np.testing.assert_array_equal(found[name], array, name, strict=True)
+    assert "visual.conv1.weight" in found and found["visual.proj"].dtype == np.float16
+
+
+def test_a_module_that_holds_itself_is_refused(tmp_path):
+    # GLOBAL, (), NEWOBJ, memo 0, {"a": memo 0}, BUILD
+    loop = b"\x80\x02c__torch__\nA\n)\x81q\x00}X\x01\x00\x00\x00ah\x00sb."
+    with zipfile.ZipFile(tmp_path / "a.pt", "w") as archive:
+        archive.writestr("a/data.pkl", loop)
+    with pytest.raises(ValueError, match=r"a\.pt is no PyTorch checkpoint, or is damaged"):
+        pickles.load(tmp_path / "a.pt")
+
+
 def test_nothing_of_a_checkpoint_is_imported():
     before = set(sys.modules)
     for layout in LAYOUTS:

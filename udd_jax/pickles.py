@@ -9,7 +9,9 @@ Here only tensors are rebuilt. No name is ever looked up or imported:
 - a name of the standard library that is not harmless, or a call of any other function, is how a
   pickle runs a command. It would be inert as well, but such a file is refused.
 
-Both layouts of `torch.save` are read, the zip archive (since 1.6) and the older run of pickles.
+Both layouts of `torch.save` are read, the zip archive (since 1.6) and the older run of pickles, and
+so is an archive of TorchScript, in which OpenAI publishes CLIP: its program is left alone, and its
+modules are walked for their tensors, which get the names that a state_dict gives them.
 Arrays are views of the mapped file: what is not used is never read from the disk.
 """
 
@@ -99,12 +101,22 @@ def _nothing(*_, **__):
     return None
 
 
+def _first(value, *_):
+    return value
+
+
 _KNOWN: dict[str, Callable] = {
     "torch._utils._rebuild_tensor": _rebuild_tensor,
     "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
     "torch._utils._rebuild_parameter": _rebuild_parameter,
     "torch._utils._rebuild_parameter_with_state": _rebuild_parameter,
     "torch._tensor._rebuild_from_type_v2": _rebuild_from_type,
+    # TorchScript's lists of one type, and values with a note of their type.
+    "torch.jit._pickle.build_boollist": _first,
+    "torch.jit._pickle.build_doublelist": _first,
+    "torch.jit._pickle.build_intlist": _first,
+    "torch.jit._pickle.build_tensorlist": _first,
+    "torch.jit._pickle.restore_type_tag": _first,
     "torch.Size": tuple,
     "torch.device": _nothing,
     "collections.OrderedDict": collections.OrderedDict,
@@ -157,6 +169,15 @@ class _Placeholder(metaclass=_Called):
     __setstate__ = __setitem__ = append = extend = add = _forget
 
 
+class _Module(_Placeholder):
+    """A module of TorchScript: keeps its attributes, tensors and other modules among them."""
+
+    attributes = None
+
+    def __setstate__(self, state):
+        self.attributes = state
+
+
 def _find(module: str, name: str):
     """What a global of the pickle stands for: never the thing itself."""
     path = f"{module}.{name}"
@@ -170,7 +191,8 @@ def _find(module: str, name: str):
     if not harmless and (top in sys.stdlib_module_names or top == "__builtin__"):
         raise Refused(f"it names {path}")
     body = {"path": path, "harmless": harmless}
-    return _Called(name.rpartition(".")[2] or "placeholder", (_Placeholder,), body)
+    kind = _Module if top == "__torch__" else _Placeholder
+    return _Called(name.rpartition(".")[2] or "placeholder", (kind,), body)
 
 
 @dataclass(eq=False)
@@ -204,8 +226,9 @@ def load(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """The tensors of a file by name, read-only views of it.
 
     They are those of the entry "state_dict" where there is one, else of the dict that the file is;
-    a file that is a single tensor has it under "". ValueError, one line: no such file, no PyTorch
-    file, damaged or cut short, nothing but other things in it, or it wants to run something.
+    a file that is a single tensor has it under "", one of TorchScript has those of its modules.
+    ValueError, one line: no such file, no PyTorch file, damaged or cut short, nothing but other
+    things in it, or it wants to run something.
     """
     path = os.fspath(path)
     try:
@@ -233,10 +256,22 @@ def load(path: str | os.PathLike) -> dict[str, np.ndarray]:
 def _tensors(top) -> dict[str, _Tensor]:
     if isinstance(top, _Tensor):
         return {"": top}
+    if isinstance(top, _Module):
+        return dict(_walk(top, ""))
     if isinstance(top, dict):
         top = top.get("state_dict", top)
     items = top.items() if isinstance(top, dict) else ()
     return {str(name): value for name, value in items if isinstance(value, _Tensor)}
+
+
+def _walk(module: _Module, prefix: str):
+    """Yields (name, tensor) of a module and of those in it; a state that is no dict has none."""
+    attributes = module.attributes if isinstance(module.attributes, dict) else {}
+    for name, value in attributes.items():
+        if isinstance(value, _Tensor):
+            yield f"{prefix}{name}", value
+        elif isinstance(value, _Module):
+            yield from _walk(value, f"{prefix}{name}.")
 
 
 def _zip(path, content):
@@ -244,7 +279,7 @@ def _zip(path, content):
     with zipfile.ZipFile(path) as archive:
         entries = {entry.filename: entry for entry in archive.infolist()}
         root = next((n.removesuffix("data.pkl") for n in entries if n.endswith("/data.pkl")), None)
-        if root is None or f"{root}constants.pkl" in entries:
+        if root is None:
             raise ValueError("a zip file without a plain data.pkl")
         if f"{root}byteorder" in entries and archive.read(f"{root}byteorder") != b"little":
             raise ValueError("its numbers are big-endian")
