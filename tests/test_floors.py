@@ -45,6 +45,7 @@ FLOORS = [
         "neighbours",
         "retrieval",
         "networks",
+        "pictures",
         "judges",
         "full",
         "evaluate",

@@ -19,16 +19,19 @@ from udd_jax import (
     evaluate,
     findings,
     full,
+    images,
     jobs,
     judges,
     neighbours,
     networks,
+    pictures,
     report,
     retrieval,
     samples,
+    scores,
 )
 from udd_jax.data import reading, shapes, tokens
-from udd_jax.metrics import intervals, java
+from udd_jax.metrics import alignment, frechet, intervals, java
 
 WRONG = {"t2i": (0,), "i2t": (1,), "pair": (3,)}
 NO_JAVA = "there is no java"
@@ -92,9 +95,13 @@ def done(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(java, "missing", lambda: NO_JAVA)
         patch.setattr(networks, "load", lambda folder: nets)
-        patch.setattr(full, "STATES", STATES)
+        patch.setattr(pictures, "STATES", STATES)
         result = evaluate.run(pipe, folder, "full", say=lambda _: None)
     return pipe, folder, result
+
+
+def oracle_scenes(pipe):
+    return scores.scenes(pipe, samples.held_out(pipe, oracle.ITEMS))
 
 
 def value(tree, *path):
@@ -119,7 +126,7 @@ def test_pictures_are_compared_by_the_network_that_is_given(done):
     )
     real = np.stack([e.pixels[0] for e, _ in samples.stream(done[0], 5)])
     ours, theirs = (extractor(STATES, 0)(x)[:, :STATES] for x in (drawn, real))
-    expected = full.frechet.fid(ours, theirs)
+    expected = frechet.fid(ours, theirs)
     assert value(found, "inception", "Frechet distance") == pytest.approx(expected.value, rel=1e-5)
     assert "singular" in found["inception"]["Frechet distance"]["warning"]  # fewer than dimensions
     assert {"KID", "precision", "recall", "Inception score"} <= set(found["inception"])
@@ -150,8 +157,8 @@ def test_round_trips_know_what_was_lost(done):
 def test_captions_are_held_against_those_of_the_item(done):
     found = done[2]["full"]["captions"]
     assert value(found, "BLEU_1") > 0.9 and found["tokenizer"] == "plain"
-    assert "METEOR" in done[2]["unmeasured"]["captions, METEOR"]
-    assert NO_JAVA in done[2]["unmeasured"]["captions, SPICE"]
+    assert "METEOR" in done[2]["unmeasured"]["captions: METEOR"]
+    assert NO_JAVA in done[2]["unmeasured"]["captions: SPICE"]
 
 
 def test_an_empty_caption_is_counted_and_scored_as_nothing(done):
@@ -189,11 +196,42 @@ def test_a_held_out_picture_that_is_a_training_picture_is_an_error(done, tmp_pat
         neighbours.check_disjoint(pipe, cache, items)
 
 
+def test_an_evaluation_of_a_split_that_overlaps_training_ends_in_an_error(done, tmp_path):
+    pixels, texts, _ = shapes.arrays("test", 4)
+    for i, splits in enumerate((("train",), ("train", "test"), ("test",), ("train", "test"))):
+        for split in splits:
+            folder = tmp_path / "data" / split
+            folder.mkdir(parents=True, exist_ok=True)
+            images.write_png(folder / f"{i}.png", pixels[i])
+            (folder / f"{i}.txt").write_text(texts[i])
+    config = oracle.config()
+    config.data = f"folder:{tmp_path / 'data'}"
+    config.data_options = {"trust_splits": True}  # else the source takes the train items away
+    pipe = dataclasses.replace(done[0], config=config, asked=[])
+    tokens.write_cache(
+        samples.source(pipe, "train"),
+        pipe.image.encode,
+        lambda texts: pipe.text.encode(texts, oracle.LENGTH),
+        tmp_path / "run/tokens",
+        settings={},
+        views=reading.Views(32),
+        batch_size=8,
+    )
+    with pytest.raises(ValueError, match="2 measured items are training items too") as caught:
+        evaluate.run(pipe, tmp_path / "run")
+    assert "\n" not in str(caught.value) and pipe.asked == []
+    assert not (tmp_path / "run/evaluation.json").exists()
+
+
 def test_shapes_fall_into_ten_categories(done):
     names = set(full.categories(None, shapes.all_scenes(), ""))
     assert len(names) == 10
     report = done[2]["full"]["agreement"]["by category"]["agreement"]
-    assert "mean of categories" in report
+    assert "mean of categories" in report and names < set(report)
+    kinds = full.categories(None, oracle_scenes(done[0]), "")
+    for name in names - set(kinds):  # held-out scenes have two objects
+        assert "none of the 8 items" in report[name]["unmeasured"]
+    assert all(report[name]["count"] == kinds.count(name) for name in kinds)
     with pytest.raises(ValueError, match=r"evaluate\.category = 'style' is no field"):
         full.categories(samples.held_out(done[0], 2), None, "style")
 
@@ -287,8 +325,36 @@ def test_the_page_shows_what_was_found_and_says_what_was_not(done):
     assert findings.number(frechet) in text
     trips = re.search(r'<section id="round_trips">.*?</section>', text, re.S).group()
     assert trips.count("<img") == 3 * 4
+    section = re.search(r'<section id="unmeasured">.*?</section>', text, re.S).group()
     for name, why in result["unmeasured"].items():
-        assert f"<b>{findings.page.escape(name)}</b>: {findings.page.escape(why)}" in text
+        line = next(line for line in section.split("<li>") if findings.page.escape(why) in line)
+        assert findings.page.escape(name.rpartition(": ")[2]) in line
+    # What shares a reason stands together, and a measure is called by its name.
+    lacking = "pictures: clip: Frechet distance, KID, precision, recall"
+    assert f"{lacking}; agreement: CLIP score, R-precision; reconstruction: LPIPS</b>" in section
+    assert section.count("<li>") == len(set(result["unmeasured"].values()))
+
+
+def test_a_part_is_shown_if_a_leaf_of_it_was_measured():
+    reason, estimate = {"unmeasured": "no 'value': of it"}, {"value": 1.0, "count": 3}
+    assert not findings.measured({"count": 3, "inception": {"KID": reason}, "clip": reason})
+    assert not findings.measured(reason)
+    assert findings.measured({"inception": {"KID": reason, "FID": estimate}, "clip": reason})
+    assert findings.measured(estimate | {"warning": "'unmeasured': is a word"})
+    assert findings.measured({"seconds, cold": 2.5, "batch": 8})
+    paths = [path for path, _ in findings.leaves({"a": {"b": reason, "c": 2}, "d": estimate})]
+    assert paths == [("a", "b"), ("a", "c"), ("d",)]
+
+
+def test_tables_have_no_empty_columns_and_facts_stand_below(done):
+    sections = dict(
+        re.findall(
+            r'<section id="(\w+)">(.*?)</section>', "".join(findings.show(done[1], done[2])), re.S
+        )
+    )
+    assert "95 % interval" not in sections["speed"] and "95 % interval" in sections["captions"]
+    assert f"batch: {oracle.ITEMS}" in sections["speed"]
+    assert "<b>by category, agreement</b>" in sections["agreement"]
 
 
 def test_two_full_results_are_compared_measure_by_measure(done, tmp_path):
@@ -353,7 +419,7 @@ def test_clip_scores_images_from_the_users_files(done, tmp_path):
     report = full.agreements(items, drawn, None, list("aabbccdd"), clip)
     cosine = report["CLIP score"]["cosine"].value
     assert -1 < cosine < 1
-    by_hand = full.alignment.cosine(clip.images(items.images), clip.texts(items.captions))
+    by_hand = alignment.cosine(clip.images(items.images), clip.texts(items.captions))
     assert cosine == pytest.approx(by_hand.mean())
     assert "by category" in report and "CLIP score" in report["by category"]
     assert any(name.startswith("R-precision among") for name in report)

@@ -353,6 +353,19 @@ def test_bootstrap_interval_of_a_mean_is_the_normal_one():
     )
 
 
+def test_a_share_of_all_or_nothing_has_wilsons_interval():
+    # Wilson 1927, 95 %: 20 of 20 are at least n / (n + z^2) = .8389, as scipy has it too
+    from scipy import stats
+
+    for hits in (0, 20):
+        ours = intervals.bootstrap(np.arange(20) < hits)
+        wilson = stats.binomtest(hits, 20).proportion_ci(method="wilson")
+        np.testing.assert_allclose([ours.low, ours.high], wilson, atol=1e-6)
+        assert ours.value == hits / 20 and ours.standard_error > 0
+    scores = intervals.bootstrap(np.ones(20))  # of numbers nothing is known beyond them
+    assert scores.low == scores.high == 1
+
+
 def test_bootstrap_covers_the_truth_about_as_often_as_it_says():
     generator = np.random.default_rng(1)
     estimates = [intervals.bootstrap(generator.random(60) < 0.3) for _ in range(50)]

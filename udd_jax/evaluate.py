@@ -39,6 +39,7 @@ from udd_jax import (
     manifest,
     neighbours,
     networks,
+    pictures,
     samples,
     scores,
     sharding,
@@ -93,7 +94,7 @@ def run(pipe, workdir, suite: str = "main", *, say=logbook.say) -> dict:
         training = neighbours.open_cache(workdir)
         if training is not None:
             neighbours.check_disjoint(pipe, training, items)
-    files = full.ready(pipe, workdir) if suite == "full" else None
+    files = pictures.ready(pipe, workdir) if suite == "full" else None
     drawn = _sampled(pipe, items, workdir / FOLDER, spent)
     if jax.process_index() > 0:
         samples.wait_for_all("evaluation")

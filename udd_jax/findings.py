@@ -1,10 +1,12 @@
 """What the suite "full" found, as parts of the page: tables with 95 % intervals, and pictures.
 
-Nothing here knows what a measure means: a part of `result["full"]` is a tree, its numbers become
-the rows of a table, and what was not measured stands with its reason at the end of the page.
+Nothing here knows what a measure means: a part of `result["full"]` is a tree. Of its leaves
+estimates and plain fractions become the rows of a table, whole numbers and words a line below it,
+and what was not measured stands with its reason at the end of the page.
 """
 
 import pathlib
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -21,7 +23,7 @@ PARTS = {  # of result["full"]: (heading, what it is, in a sentence)
         "mean.",
     ),
     "captions": (
-        "Captions against human ones",
+        "Captions against those of the item",
         "Captions of held-out images against all captions of theirs, and what they are like.",
     ),
     "retrieval": (
@@ -37,7 +39,8 @@ PARTS = {  # of result["full"]: (heading, what it is, in a sentence)
     "memory": (
         "Memory",
         "Is it new? Generated pairs and their nearest training pairs, counted in tokens, beside "
-        "how near held-out pairs are; and how often the model repeats itself.",
+        "how near pairs are that were not trained on; and how often the model repeats itself. In a "
+        "small world a true pair is often a training pair too: what counts is the difference.",
     ),
     "reconstruction": (
         "The image tokenizer by other measures",
@@ -58,17 +61,31 @@ def show(folder, result: dict) -> list[str]:
     """The sections of all parts that hold a number; `folder` is that of the samples."""
     folder, sections = pathlib.Path(folder), []
     for name, part in result.get("full", {}).items():
-        heading, text = PARTS[name]
-        leaves = str(part)
-        if "'unmeasured':" in leaves and "'value':" not in leaves:
+        if not measured(part):
             continue
-        rows = _rows(part)
-        content = page.tag("p", text) + page.table(["", "measured", "95 % interval", "of"], rows)
+        heading, text = PARTS[name]
+        content = page.tag("p", text) + _table(part)
         content += {"round_trips": _trips, "memory": _neighbours}.get(name, _nothing)(folder)
         warnings = "".join(page.tag("li", page.escape(w)) for w in _warnings(part))
         content += page.tag("ul", warnings, "note") if warnings else ""
         sections.append(page.section(name, heading, content))
     return sections
+
+
+def leaves(tree, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], object]]:
+    """Yields (path, leaf): a leaf is a plain value, or the dict of an estimate or of a reason why
+    there is none."""
+    if not isinstance(tree, dict) or "value" in tree or "unmeasured" in tree:
+        yield path, tree
+        return
+    for name, value in tree.items():
+        yield from leaves(value, (*path, name))
+
+
+def measured(part) -> bool:
+    """Whether a part holds more than reasons, and the plain facts beside them."""
+    found = [leaf for _, leaf in leaves(part) if isinstance(leaf, dict)]
+    return not found or any("value" in leaf for leaf in found)
 
 
 def number(value) -> str:
@@ -78,31 +95,43 @@ def number(value) -> str:
     return page.escape(value)
 
 
-def _rows(tree: dict, prefix: str = "") -> list[list[str]]:
-    rows = []
-    if "unmeasured" in tree or "value" in tree:
-        tree = {"": tree}
-    for name, value in tree.items():
-        name = ", ".join(filter(None, (prefix, name.replace("_", " "))))
-        if not isinstance(value, dict):
-            rows.append([page.escape(name), number(value), "", ""])
-        elif "value" in value:
-            ends = [value["low"], value["high"]]
-            interval = "" if None in ends else " to ".join(map(number, ends))
-            rows.append([page.escape(name), number(value["value"]), interval, str(value["count"])])
-        elif "unmeasured" not in value:
-            rows += _rows(value, name)
-    return rows
+def _table(part: dict) -> str:
+    """The numbers by group, without columns that would be empty, over what else is known."""
+    rows, beside, group = [], [], ()
+    for path, leaf in leaves(part):
+        name = path[-1].replace("_", " ") if path else ""
+        if not isinstance(leaf, dict | float):
+            beside.append(f"{_joined(path)}: {leaf}")
+            continue
+        if isinstance(leaf, dict) and "value" not in leaf:
+            continue
+        if path[:-1] != group:
+            group = path[:-1]
+            rows.append([page.tag("b", page.escape(_joined(group))), "", "", ""] if group else [])
+        cells = _cells(leaf) if isinstance(leaf, dict) else [number(leaf), "", ""]
+        rows.append([page.escape(name), *cells])
+    rows = list(filter(None, rows))
+    head = ["", "measured", "95 % interval", "of"]
+    shown = [i for i in range(4) if i < 2 or any(row[i] for row in rows)]
+    table = page.table([head[i] for i in shown], [[row[i] for i in shown] for row in rows])
+    return table + (page.tag("p", page.escape("; ".join(beside)), "note") if beside else "")
 
 
-def _warnings(tree: dict, prefix: str = "") -> list[str]:
-    if tree.get("warning"):
-        return [f"{prefix}: {tree['warning']}"]
-    below = {name: value for name, value in tree.items() if isinstance(value, dict)}
+def _cells(leaf: dict) -> list[str]:
+    ends = [leaf["low"], leaf["high"]]
+    interval = "" if None in ends else " to ".join(map(number, ends))
+    return [number(leaf["value"]), interval, str(leaf["count"])]
+
+
+def _joined(path: tuple[str, ...]) -> str:
+    return ", ".join(path).replace("_", " ")
+
+
+def _warnings(part: dict) -> list[str]:
     return [
-        line
-        for name, value in below.items()
-        for line in _warnings(value, ", ".join(filter(None, (prefix, name.replace("_", " ")))))
+        f"{_joined(path)}: {leaf['warning']}"
+        for path, leaf in leaves(part)
+        if isinstance(leaf, dict) and leaf.get("warning")
     ]
 
 

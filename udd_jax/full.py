@@ -1,7 +1,7 @@
 """The suite "full": what the suite "main" leaves out, because it takes time, weights or Java.
 
     pictures        Frechet distance, KID, Inception score, precision and recall of images from
-                    held-out captions, against the pictures of the same items, by each network
+                    held-out captions, against the pictures of the same items (pictures.py)
     agreement       CLIP score, R-precision, and the report by category
     captions        BLEU, METEOR, ROUGE-L, CIDEr-D, SPICE against all captions of the item; length,
                     variety, copies of training captions
@@ -27,45 +27,39 @@ import jax
 import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
-from udd_jax import judges, manifest, neighbours, networks, retrieval, samples, tasks
+from udd_jax import judges, manifest, neighbours, networks, pictures, retrieval, samples, tasks
 from udd_jax.data import reading, shapes
 from udd_jax.metrics import (
     agreement,
     alignment,
-    cache,
     captions,
-    frechet,
     intervals,
     java,
     memory,
-    quality,
-    reconstruction,
 )
 
-FEATURES, JUDGES = "features", "judges"  # folders of the run
+JUDGES = "judges"  # a folder of the run
 SHOWN = 8  # neighbours and round trips kept for the page
 NOTHING = "<nothing>"  # stands for an empty caption: a word that no reference has
-CLASSES, STATES = 1008, 2048  # of the Inception network
-_ROWS = 32  # pictures that go through a network at once
 
 
 def measure(pipe, workdir, items, drawn, files, scenes, nets, timed) -> dict:
     """All of it, in the order above.
 
-    drawn: the samples of the main suite by task; files: of `ready`; scenes: of the items, where
-    they are known; nets: of `networks.load`; timed: a context for each part, by name.
+    drawn: the samples of the main suite by task; files: of `pictures.ready`; scenes: of the items,
+    where they are known; nets: of `networks.load`; timed: a context for each part, by name.
     """
     folder, options = workdir / samples.FOLDER, pipe.config.evaluate
     kinds = categories(items, scenes, options.category)
     training = neighbours.open_cache(workdir)
     parts = {
-        "pictures": lambda: pictures(pipe, drawn["t2i"], files, workdir, nets),
+        "pictures": lambda: pictures.measure(pipe, drawn["t2i"], files, workdir, nets),
         "agreement": lambda: agreements(items, drawn["t2i"], scenes, kinds, nets["clip"]),
         "captions": lambda: captioning(pipe, items, drawn["i2t"]),
         "retrieval": lambda: retrieved(pipe, items, scenes, kinds, folder),
         "round_trips": lambda: round_trips(pipe, items, drawn, scenes, folder),
         "memory": lambda: remembered(pipe, items, drawn["pair"], training, folder),
-        "reconstruction": lambda: reconstructed(pipe, items, workdir, nets),
+        "reconstruction": lambda: pictures.reconstructed(pipe, items, workdir, nets),
         "judges": lambda: judged(items, drawn["t2i"], workdir / JUDGES, options),
         "speed": lambda: speed(pipe, drawn, options),
     }
@@ -84,14 +78,14 @@ def plain(tree):
 
 
 def unmeasured(tree, name: str = "") -> dict[str, str]:
-    """What a tree says was not measured: name -> why; what shares a reason has one name."""
+    """What a tree says was not measured: name -> why, the name of a leaf as "part: ...: leaf"."""
     if not isinstance(tree, dict):
         return {}
     if "unmeasured" in tree:
         return {name: tree["unmeasured"]}
     found = {}
     for key, value in tree.items():
-        found |= unmeasured(value, f"{name}, {key}" if name else key.replace("_", " "))
+        found |= unmeasured(value, f"{name}: {key}" if name else key.replace("_", " "))
     return found
 
 
@@ -111,89 +105,6 @@ def categories(items, scenes, field: str) -> list[str] | None:
     return [str(extra[field]) for extra in items.extra]
 
 
-# ---- Pictures -----------------------------------------------------------------------------------
-
-
-def pictures(pipe, drawn, files, workdir, nets) -> dict:
-    """Measures of generated pictures by each network: those in `files`, one of which is in memory
-    at a time, or else those drawn."""
-    count = pipe.config.evaluate.pictures or len(drawn)
-
-    def real():
-        return _batched(example.pixels[0] for example, _ in samples.stream(pipe, count))
-
-    def made():
-        kept = (samples.load(file).images for file in files) if files else [drawn.images]
-        return _batched(itertools.chain.from_iterable(kept))
-
-    report = {"count": count, "reference": "pictures of the items whose captions were given"}
-    for name in ("inception", "clip"):
-        net = nets[name]
-        if isinstance(net, intervals.Unmeasured):
-            report[name] = net
-            continue
-        tables = [_features(workdir, batches, name, net) for batches in (made, real)]
-        report[name] = compared(*(table[:, : _width(name)] for table in tables))
-        if name == "inception":
-            rows = tables[0][:, STATES:]
-            splits = min(10, len(rows))
-            report[name]["Inception score"] = quality.inception_score(rows, splits)
-    return report
-
-
-def compared(made, real) -> dict:
-    """Of features [n, D] of generated and of real pictures all that compares the two."""
-    few = intervals.Unmeasured(f"{min(len(made), len(real))} pictures are too few")
-    found = {"Frechet distance": few, "KID": few, "precision": few, "recall": few}
-    if min(len(made), len(real)) >= 2:
-        found |= {"Frechet distance": frechet.fid(made, real), "KID": quality.kid(made, real)}
-    if min(len(made), len(real)) > quality.NEIGHBOURS:
-        found |= quality.precision_recall(made, real)
-    return found
-
-
-def ready(pipe, workdir) -> list | None:
-    """Makes this process's share of the `evaluate.pictures` images that are measured; their files,
-    or None where those of the task t2i do."""
-    options = pipe.config.evaluate
-    if not options.pictures:
-        return None
-    texts = [example.captions[0] for example, _ in samples.stream(pipe, options.pictures)]
-    ids = pipe.text.encode(texts, pipe.text_length)
-    digest = memory.digests([ids])[0][:16]
-    return samples.make(
-        pipe,
-        samples.Items("", None, texts, None, ids, [], digest, [], []),
-        "t2i",
-        workdir / samples.FOLDER / "pictures" / "t2i.npz",
-        count=len(texts),
-        batch_size=min(options.batch_size, len(texts)),
-        seed=options.seed,
-        made_of=manifest.made_of(pipe),
-    )
-
-
-def _width(name: str) -> int | None:
-    return STATES if name == "inception" else None
-
-
-def _features(workdir, batches, name, net):
-    identity = f"{name} {net.hash} {networks.RESIZE}"
-    return cache.features(workdir / FEATURES, batches, net.images, identity)
-
-
-def _batched(pictures):
-    """uint8[_ROWS, S, S, 3] of single pictures, the last one shorter."""
-    rows = []
-    for picture in pictures:
-        rows.append(picture)
-        if len(rows) == _ROWS:
-            yield np.stack(rows)
-            rows = []
-    if rows:
-        yield np.stack(rows)
-
-
 # ---- Agreement ----------------------------------------------------------------------------------
 
 
@@ -202,15 +113,16 @@ def agreements(items, drawn, scenes, kinds, clip) -> dict:
     texts, report, values = items.captions[: len(drawn)], {}, {}
     if scenes:
         values["agreement"], _ = agreement.agreement(drawn.images, texts)
-    if isinstance(clip, intervals.Unmeasured):
-        report["CLIP score"] = clip
-    elif clip.texts is None:
+    lack = clip if isinstance(clip, intervals.Unmeasured) else None
+    if not lack and clip.texts is None:
         why = f"CLIP's text encoder needs {networks.MERGES} beside its weights"
-        report["CLIP score"] = intervals.Unmeasured(why)
+        lack = intervals.Unmeasured(why)
+    if lack:
+        report |= {"CLIP score": lack, "R-precision": lack}
     else:
-        of_images = np.concatenate([clip.images(b) for b in _batched(drawn.images)])
+        of_images = np.concatenate([clip.images(b) for b in pictures.batched(drawn.images)])
         of_texts = np.concatenate(
-            [clip.texts(texts[i : i + _ROWS]) for i in range(0, len(texts), _ROWS)]
+            [clip.texts(texts[i : i + pictures.ROWS]) for i in range(0, len(texts), pictures.ROWS)]
         )
         report["CLIP score"] = alignment.clip_score(of_images, of_texts)
         equal = same(texts)
@@ -228,6 +140,11 @@ def agreements(items, drawn, scenes, kinds, clip) -> dict:
             name: alignment.by_category(scores, kinds[: len(drawn)])
             for name, scores in values.items()
         } or intervals.Unmeasured("nothing gives single pictures a score here")
+    if scenes:  # of the ten categories those that no item has are said
+        every = dict.fromkeys(categories(None, shapes.all_scenes(), ""))
+        none = intervals.Unmeasured(f"none of the {len(kinds)} items is of this category")
+        for scores in report["by category"].values():
+            scores |= {name: none for name in every if name not in scores}
     return report
 
 
@@ -253,7 +170,7 @@ def captioning(pipe, items, drawn) -> dict:
     told = [text if text.split() else NOTHING for text in raw]
     report = {
         "count": len(told),
-        "references": float(np.mean([len(texts) for texts in truth])),
+        "references of an image": float(np.mean([len(texts) for texts in truth])),
         "tokenizer": "plain" if lack else "PTB",
         "empty": sum(text == NOTHING for text in told),
         **captions.report(told, truth),
@@ -390,7 +307,10 @@ def remembered(pipe, items, drawn, training, folder) -> dict:
     if training is None:
         why = "the run has no token cache, so that its training pairs are not known"
         return report | {"nearest training pair": intervals.Unmeasured(why)}
-    truth = np.asarray(pipe.vocab.fuse({"image": items.codes, "text": items.ids}))
+    others, kind = items, "held-out"
+    with contextlib.suppress(ValueError):  # validation pairs have the law of training, if there are
+        others, kind = samples.held_out(pipe, len(drawn), "validation"), "validation"
+    truth = np.asarray(pipe.vocab.fuse({"image": others.codes, "text": others.ids}))
     pairs, apart = neighbours.nearest(pipe, training, drawn.tokens)
     _, apart_truth = neighbours.nearest(pipe, training, truth)
     nearest = np.argsort(apart, kind="stable")[:SHOWN]
@@ -401,32 +321,11 @@ def remembered(pipe, items, drawn, training, folder) -> dict:
     samples.write(folder / "neighbours.npz", some)
     return report | {
         "tokens apart from the nearest training pair": intervals.bootstrap(apart),
-        "the same of held-out pairs": intervals.bootstrap(apart_truth),
+        f"the same of {kind} pairs": intervals.bootstrap(apart_truth),
         "equal to a training pair": intervals.bootstrap(apart == 0),
-        "nearer than 99 % of held-out pairs": memory.memorised(apart, apart_truth),
+        f"{kind} pairs equal to one": intervals.bootstrap(apart_truth == 0),
+        f"nearer than 99 % of {kind} pairs": memory.memorised(apart, apart_truth),
     }
-
-
-# ---- The image tokenizer ------------------------------------------------------------------------
-
-
-def reconstructed(pipe, items, workdir, nets) -> dict:
-    """Held-out images through the image tokenizer and back."""
-    shown = pipe.image.decode(items.codes)
-    report = {"SSIM": intervals.bootstrap(reconstruction.ssim(shown, items.images))}
-    lpips, inception = nets["lpips"], nets["inception"]
-    if isinstance(lpips, intervals.Unmeasured):
-        report["LPIPS"] = lpips
-    else:
-        pairs = zip(_batched(shown), _batched(items.images), strict=True)
-        report["LPIPS"] = intervals.bootstrap(np.concatenate([lpips.distance(*p) for p in pairs]))
-    if isinstance(inception, intervals.Unmeasured):
-        return report | {"Frechet distance": inception}
-    tables = [
-        _features(workdir, lambda those=those: _batched(those), "inception", inception)
-        for those in (shown, items.images)
-    ]
-    return report | compared(*(table[:, :STATES] for table in tables))
 
 
 # ---- Judges, speed ------------------------------------------------------------------------------

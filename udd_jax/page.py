@@ -54,7 +54,8 @@ td { border-bottom: 1px solid var(--line); }
 .alarm { border-left: 4px solid var(--bad); padding: 10px 16px; background: var(--card); }
 .row { display: flex; flex-wrap: wrap; gap: 20px 18px; margin: 14px 0 22px; }
 .halves { display: grid; grid-template-columns: repeat(auto-fit, minmax(430px, 1fr)); gap: 0 40px; }
-.halves .row { gap: 20px 16px; } .halves ul.plain { columns: 1; }
+.halves .row { gap: 20px 16px; } .halves ul.reasons li { margin: 0 0 10px; max-width: 46em; }
+ul.plain { columns: 1; }
 figure { margin: 0; width: 110px; }
 figure.triple { width: 316px; } figure.double { width: 206px; }
 figure .side { display: flex; gap: 6px; }

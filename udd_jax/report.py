@@ -109,10 +109,12 @@ def _opening(result: dict) -> str:
     conditions += "the test split"
     if "reader" in result:
         conditions += ", which show only pairs of objects that no training image has"
-    sampler, steps = (protocol["settings"][name] for name in ("sampler", "steps"))
+    sampler, calls = protocol["settings"]["sampler"], result["speed"]["calls_a_sample"].values()
+    least, most = (f"{number:.3g}" for number in (min(calls), max(calls)))
     how = (
         f"Samples come from the averaged weights with the sampler <i>{page.escape(sampler)}</i>, "
-        f"{steps or 'all'} steps; the manifest at the end says all else."
+        f"in {least if least == most else f'{least} to {most}'} network calls; the manifest at the "
+        "end says all else."
     )
     return page.tag("p", f"{what} {conditions}. {how}", "lead")
 
@@ -404,7 +406,7 @@ def _time(path, result: dict) -> str:
     if path.exists():
         content += page.tag("h3", "Stages of the run") + _seconds(checkpoint.read_json(path))
     content += page.tag("h3", "Parts of the evaluation") + _seconds(speed["seconds"])
-    calls = ", ".join(f"{task} {value:g}" for task, value in speed["calls_a_sample"].items())
+    calls = ", ".join(f"{task} {value:.3g}" for task, value in speed["calls_a_sample"].items())
     hardware = result["manifest"]["hardware"]
     content += page.tag(
         "p",
@@ -421,7 +423,7 @@ def _seconds(seconds: dict) -> str:
     longest = max([*seconds.values(), 1e-9])
     rows = [
         [
-            page.escape(name),
+            page.escape(name.replace("_", " ")),
             f'<span class="bar" style="width:{220 * value / longest:.0f}px"></span>',
             f"{value:.1f} s" if value < 120 else f"{value / 60:.1f} min",
         ]
@@ -433,13 +435,17 @@ def _seconds(seconds: dict) -> str:
 
 
 def _unmeasured(result: dict) -> str:
-    lines = "".join(
-        page.tag("li", f"<b>{page.escape(name)}</b>: {page.escape(why)}")
-        for name, why in result["unmeasured"].items()
-    )
-    return (
-        page.section("unmeasured", "What was not measured", page.tag("ul", lines)) if lines else ""
-    )
+    """Every name under its reason; those of one part of the evaluation stand together."""
+    reasons = {}
+    for name, why in result["unmeasured"].items():
+        part, _, last = name.rpartition(": ")
+        reasons.setdefault(why, {}).setdefault(part, []).append(last)
+    lines = []
+    for why, parts in reasons.items():
+        names = [f"{part}: {', '.join(those)}".removeprefix(": ") for part, those in parts.items()]
+        lines.append(page.tag("b", page.escape("; ".join(names))) + "<br>" + page.escape(why))
+    content = page.tag("ul", "".join(page.tag("li", line) for line in lines), "reasons")
+    return page.section("unmeasured", "What was not measured", content) if lines else ""
 
 
 def _settings(config: dict, result: dict) -> str:

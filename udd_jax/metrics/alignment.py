@@ -63,7 +63,7 @@ def by_category(values, categories: Sequence[str]) -> dict[str, intervals.Estima
     Raises:
       ValueError: counts that differ.
     """
-    values = np.asarray(values, np.float64)
+    values = np.asarray(values)
     if len(values) != len(categories):
         raise ValueError(f"categories: {len(values)} scores and {len(categories)} categories")
     names = list(dict.fromkeys(categories))

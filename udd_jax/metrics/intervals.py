@@ -22,6 +22,7 @@ import numpy as np
 LEVEL = 0.95
 RESAMPLES = 1000
 _DRAWS = 65536  # at once
+_NORMAL = 1.959964  # of the normal law, 95 % lie within so many deviations
 
 
 @dataclass(frozen=True)
@@ -80,14 +81,23 @@ def resamples(rows, function: Callable | None = None, seed: int = 0) -> np.ndarr
 def bootstrap(rows, function: Callable | None = None, seed: int = 0) -> Estimate:
     """A function of item averages with its percentile interval; arguments as in `resamples`.
 
+    Of items that are true or false (bool[n]) and all alike, every resample is the same and says
+    nothing: the share has Wilson's interval then.
+
     Raises:
       ValueError: no items, or one that is not finite.
     """
+    share = function is None and np.ndim(rows) == 1 and np.asarray(rows).dtype == bool
     rows = _table(rows)
     mean = rows.mean(0)
     value = float(mean[0] if function is None else function(mean))
     if len(rows) == 1:
         return Estimate(value, None, None, None, 1, "none", "1 item: no interval")
+    if share and value in (0, 1):
+        reach = _NORMAL**2 / (len(rows) + _NORMAL**2)
+        low, high = (0.0, reach) if value == 0 else (1 - reach, 1.0)
+        error = reach / (2 * _NORMAL)
+        return Estimate(value, low, high, error, len(rows), "Wilson, as all items are alike")
     drawn = resamples(rows, function, seed)
     low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Estimate(

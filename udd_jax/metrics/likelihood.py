@@ -79,8 +79,8 @@ def rivals(scores, equal=None) -> tuple[np.ndarray, np.ndarray]:
 
 
 def recall_at(scores, k: int = 1, equal=None) -> np.ndarray:
-    """float64[N]: 1 where the right candidate is among the k best, else 0."""
-    return (rivals(scores, equal)[0] < k).astype(np.float64)
+    """bool[N]: whether the right candidate is among the k best."""
+    return rivals(scores, equal)[0] < k
 
 
 def recall_among(scores, n: int, equal=None) -> np.ndarray:
