@@ -57,6 +57,7 @@ setup(
         "dev": DEV,
         "text": TEXT,
         "torch": ["torch==2.13.0", *TEXT],
+        "eval": ["pycocoevalcap>=1.2"],
         "tpu": ["jax[tpu]>=0.10.2,<0.11"],
         "cuda": ["jax[cuda12]>=0.10.2,<0.11"],
         "gcs": ["gcsfs>=2026.4"],

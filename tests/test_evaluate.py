@@ -2,6 +2,11 @@
 
 import dataclasses
 import json
+import os
+import shutil
+import subprocess
+import sys
+import time
 
 import jax
 import numpy as np
@@ -9,7 +14,7 @@ import oracle
 import pytest
 from PIL import Image
 
-from udd_jax import evaluate, images, manifest, samples
+from udd_jax import checkpoint, evaluate, images, manifest, samples
 from udd_jax.data import shapes
 
 WRONG = {"t2i": (0,), "i2t": (1, 2), "pair": (3,), "infill": (0, 5), "image": (7,), "text": (1,)}
@@ -151,6 +156,60 @@ def test_a_stopped_evaluation_makes_only_what_is_missing(done):
     result = evaluate.run(pipe, folder, say=lambda _: None)
     assert pipe.asked == ["pair"]
     assert result["headline"] == done[2]["headline"]
+
+
+def test_a_task_that_was_stopped_between_its_parts_goes_on_with_the_next(done, tmp_path):
+    class Stopped(oracle.Oracle):
+        def generate(self, task, count, *, first, **options):
+            if first >= 6 and self.wrong.get("stop"):
+                raise KeyboardInterrupt
+            return super().generate(task, count, first=first, **options)
+
+    fields = {f.name: getattr(done[0], f.name) for f in dataclasses.fields(done[0])}
+    pipe = Stopped(**fields | {"wrong": {"stop": True}, "asked": []})
+    items = samples.held_out(pipe, 8)
+    asked = {"count": 8, "batch_size": 3, "seed": 0, "made_of": {"weights": "a"}}
+    with pytest.raises(KeyboardInterrupt):
+        samples.obtain(pipe, items, "t2i", tmp_path / "t2i.npz", **asked)
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["t2i-00000.npz", "t2i-00001.npz"]
+    again = copy(pipe, wrong={})
+    made = samples.obtain(again, items, "t2i", tmp_path / "t2i.npz", **asked)
+    assert again.asked == ["t2i"] and len(made) == 8  # the third part alone
+    whole = samples.obtain(copy(pipe, wrong={}), items, "t2i", tmp_path / "b/t2i.npz", **asked)
+    assert np.array_equal(made.tokens, whole.tokens) and made.captions == whole.captions
+
+
+@pytest.mark.slow
+def test_an_evaluation_that_was_killed_comes_to_the_same_numbers(tiny_run, tmp_path):
+    env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    env["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path / "cache")
+
+    def start(folder):
+        command = [sys.executable, "-m", "udd_jax.main", "--mode=evaluate"]
+        command += ["--config=configs/t2i.py:smoke", f"--workdir={folder}"]
+        command += ["--config.evaluate.samples=48", "--config.evaluate.batch_size=4"]
+        return subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
+
+    for name in ("killed", "whole"):
+        shutil.copytree(tiny_run, tmp_path / name)
+    job, part = start(tmp_path / "killed"), tmp_path / "killed/samples/i2t-00002.npz"
+    while job.poll() is None and not part.exists():
+        time.sleep(0.0005)
+    job.kill()
+    job.communicate()
+    assert not (tmp_path / "killed/evaluation.json").exists()
+    kept = samples.load(tmp_path / "killed/samples/i2t-00001.npz").tokens
+    results = []
+    for name in ("killed", "whole"):
+        job = start(tmp_path / name)
+        assert job.wait() == 0, job.communicate()[1]
+        job.communicate()
+        results.append(checkpoint.read_json(tmp_path / name / "evaluation.json"))
+    for field in ("scores", "bounds", "tokenizer", "headline", "reader"):
+        assert results[0][field] == results[1][field]
+    made = [samples.load(tmp_path / name / "samples/i2t.npz") for name in ("killed", "whole")]
+    assert np.array_equal(made[0].tokens, made[1].tokens)
+    assert np.array_equal(made[0].tokens[4:8], kept)
 
 
 @pytest.mark.parametrize("change", ["weights", "seed", "steps"])

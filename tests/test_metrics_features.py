@@ -324,6 +324,23 @@ def test_features_are_computed_once_and_named_by_content(tmp_path):
     assert len(calls) == 9 and len(list(tmp_path.iterdir())) == 3
 
 
+def test_memory_for_features_does_not_grow_with_the_pictures(tmp_path):
+    def batches(count):
+        return lambda: (np.full((32, 32, 32, 3), i % 256, np.uint8) for i in range(count // 32))
+
+    def extract(batch):
+        return batch[:, :2, :32].reshape(len(batch), -1)
+
+    cache.features(tmp_path, batches(64), extract, "a")  # whatever is imported late
+    peaks = []
+    for count in (3_200, 9_600):
+        tracemalloc.start()
+        assert cache.features(tmp_path, batches(count), extract, "a").shape == (count, 192)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.1 * peaks[0] < 9_600 * 192 * 4 / 2  # of a table in memory
+
+
 def test_broken_features_leave_nothing_in_the_cache(tmp_path):
     images = np.zeros((4, 2, 2, 3), np.uint8)
     images[2:] = 1

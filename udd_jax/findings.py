@@ -96,9 +96,10 @@ def number(value) -> str:
 
 
 def _table(part: dict) -> str:
-    """The numbers by group, without columns that would be empty, over what else is known."""
+    """The numbers by group, those of none first, without columns that would be empty, over what
+    else is known."""
     rows, beside, group = [], [], ()
-    for path, leaf in leaves(part):
+    for path, leaf in sorted(leaves(part), key=lambda found: len(found[0]) > 1):
         name = path[-1].replace("_", " ") if path else ""
         if not isinstance(leaf, dict | float):
             beside.append(f"{_joined(path)}: {leaf}")

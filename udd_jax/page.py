@@ -54,8 +54,7 @@ td { border-bottom: 1px solid var(--line); }
 .alarm { border-left: 4px solid var(--bad); padding: 10px 16px; background: var(--card); }
 .row { display: flex; flex-wrap: wrap; gap: 20px 18px; margin: 14px 0 22px; }
 .halves { display: grid; grid-template-columns: repeat(auto-fit, minmax(430px, 1fr)); gap: 0 40px; }
-.halves .row { gap: 20px 16px; } .halves ul.reasons li { margin: 0 0 10px; max-width: 46em; }
-ul.plain { columns: 1; }
+.halves .row { gap: 20px 16px; } .halves ul.plain { columns: 1; }
 figure { margin: 0; width: 110px; }
 figure.triple { width: 316px; } figure.double { width: 206px; }
 figure .side { display: flex; gap: 6px; }
@@ -77,6 +76,7 @@ svg .grid { stroke: var(--line); }
 .bar { display: inline-block; height: 9px; border-radius: 2px; background: var(--c0); }
 details { margin: 12px 0; } summary { cursor: pointer; font-size: 15px; }
 ul { padding-left: 20px; } li { margin: 2px 0; }
+ul.reasons li { margin: 0 0 10px; max-width: 48em; } ul.reasons b { font-weight: 600; }
 ul.plain { list-style: none; padding: 0; columns: 2; column-gap: 40px; font-size: 15px; }
 li .bad { display: inline; margin-left: 6px; font-size: 14px; }
 @media (max-width: 640px) { main { padding: 32px 18px 64px; } ul.plain { columns: 1; }

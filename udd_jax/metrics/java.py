@@ -27,7 +27,7 @@ def missing() -> str | None:
     """One line saying what METEOR and the PTB tokenizer lack on this machine, or None."""
     lacks = []
     if importlib.util.find_spec("pycocoevalcap") is None:
-        lacks.append("the package is not installed (pip install pycocoevalcap)")
+        lacks.append("the package is not installed (pip install pycocoevalcap, or udd_jax[eval])")
     if shutil.which("java") is None:
         lacks.append("there is no java on the PATH (install a Java runtime)")
     return "; ".join(lacks) or None
