@@ -120,24 +120,19 @@ def precision_recall(
     arrays.checked("generated", generated, least=neighbours + 1)
     arrays.checked("reference", reference, least=neighbours + 1)
     arrays.same_width("generated", generated, "reference", reference)
-    return {
-        "precision": intervals.bootstrap(_on_manifold(generated, reference, neighbours)),
-        "recall": intervals.bootstrap(_on_manifold(reference, generated, neighbours)),
-    }
-
-
-def _on_manifold(queries, samples, neighbours: int) -> np.ndarray:
-    """bool[n]: which queries lie within the ball of at least one sample."""
-    radius = arrays.nearest(samples, samples, neighbours, same=True)[1][:, -1]
-    centre = np.mean(np.asarray(samples[: arrays.ROWS], np.float64), 0)
-    inside = []
-    for rows in arrays.blocks(queries):
-        found = np.zeros(len(rows), bool)
-        for j, others in enumerate(arrays.blocks(samples)):
-            reach = radius[j * arrays.ROWS : j * arrays.ROWS + len(others)]
-            found |= (arrays.squared_distances(rows, others, centre) <= reach[None]).any(1)
-        inside.append(found)
-    return np.concatenate(inside)
+    reach, other_reach = (
+        arrays.nearest(z, z, neighbours, same=True)[1][:, -1] for z in (generated, reference)
+    )
+    precise, recalled = np.zeros(len(generated), bool), np.zeros(len(reference), bool)
+    centre = np.mean(np.asarray(reference[: arrays.ROWS], np.float64), 0)
+    for i, rows in enumerate(arrays.blocks(generated)):
+        here = slice(i * arrays.ROWS, i * arrays.ROWS + len(rows))
+        for j, others in enumerate(arrays.blocks(reference)):
+            there = slice(j * arrays.ROWS, j * arrays.ROWS + len(others))
+            square = arrays.squared_distances(rows, others, centre)  # for both questions
+            precise[here] |= (square <= other_reach[None, there]).any(1)
+            recalled[there] |= (square <= reach[here, None]).any(0)
+    return {"precision": intervals.bootstrap(precise), "recall": intervals.bootstrap(recalled)}
 
 
 def _kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
