@@ -29,6 +29,7 @@ FLOORS = [
         "tasks",
         "times",
         "diffusion",
+        "fused",
         "transformer",
         "vqgan",
         "codebook",

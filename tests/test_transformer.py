@@ -2,6 +2,7 @@
 `test_published_network.py` has those of the published settings."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -216,6 +217,24 @@ def test_cudnn_is_asked_for_with_everything_in_one_type(monkeypatch):
     monkeypatch.setattr(jax.nn, "dot_product_attention", asked)
     q, bias = jnp.ones((1, 2, 1, 4), jnp.bfloat16), jnp.zeros((1, 1, 1, 2))
     assert transformer.dot_product_attention(q, q, q, bias, "cudnn") is q
+
+
+def test_on_a_gpu_cudnn_attention_is_one_call_forwards_and_one_backwards(monkeypatch):
+    from jax._src.cudnn import fused_attention_stablehlo as cudnn
+
+    # Of a machine without one: its version is all that lowering asks for.
+    monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91000)
+    shape = jax.ShapeDtypeStruct((2, 1152, 16, 64), jnp.bfloat16)
+
+    def total(q, k, v):
+        y = transformer.dot_product_attention(q, k, v, implementation="cudnn")
+        return y.astype(jnp.float32).sum()
+
+    traced = jax.jit(jax.grad(total)).trace(shape, shape, shape)
+    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    calls = re.findall(r"custom_call @(__cudnn\$\w+)", text)
+    assert calls == ["__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward"]
+    assert "1152x1152" not in text  # no scores
 
 
 def test_xla_attention_gives_the_logits_of_the_flat_one():

@@ -40,7 +40,8 @@ NAME = re.compile(r"%([\w.-]+)")
 
 
 def flops(jaxpr, loops: int) -> float:
-    """FLOPs of the matrix products of a jaxpr; a while loop runs `loops` times."""
+    """FLOPs of the matrix products of a jaxpr; a while loop runs `loops` times, and of a choice
+    the dearest branch."""
     total = 0.0
     for equation in jaxpr.eqns:
         name, params = equation.primitive.name, equation.params
@@ -53,7 +54,12 @@ def flops(jaxpr, loops: int) -> float:
                 inner = math.prod(right) // max(right)
             total += 2.0 * math.prod(equation.outvars[0].aval.shape) * inner
         times = {"scan": params.get("length"), "while": loops}.get(name, 1)
-        total += times * sum(flops(j, loops) for j in extend.jaxprs_in_params(params))
+        if name == "pallas_call":
+            times = math.prod(params["grid_mapping"].grid)
+        if name == "shard_map":  # its body is what one device does
+            times = params["mesh"].size
+        inside = [flops(j, loops) for j in extend.jaxprs_in_params(params)]
+        total += times * (max(inside) if name == "cond" else sum(inside))
     return total
 
 

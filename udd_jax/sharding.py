@@ -137,7 +137,7 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
         return x
     if len(axes) != x.ndim:
         raise ValueError(f"{len(axes)} axes {axes} for an array of rank {x.ndim}")
-    return jax.lax.with_sharding_constraint(x, _fit(P(*axes), x.shape, mesh))
+    return jax.lax.with_sharding_constraint(x, fit(P(*axes), x.shape, mesh))
 
 
 def spec(name: str, shape: tuple[int, ...], table=TABLE) -> P:
@@ -160,7 +160,7 @@ def shardings(mesh, tree, table=TABLE):
 
     def one(path, leaf):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        return NamedSharding(mesh, _fit(spec(name, leaf.shape, table), leaf.shape, mesh))
+        return NamedSharding(mesh, fit(spec(name, leaf.shape, table), leaf.shape, mesh))
 
     return jax.tree_util.tree_map_with_path(one, tree)
 
@@ -238,7 +238,7 @@ def to_host(tree):
     return jax.tree.map(one, tree)
 
 
-def _fit(axes: P, shape, mesh) -> P:
+def fit(axes: P, shape, mesh) -> P:
     """Leaves out the axes that do not divide their dimension."""
     return P(
         *(a if a and n % mesh.shape[a] == 0 else None for a, n in zip(axes, shape, strict=True))

@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from udd_jax import sharding
+from udd_jax import fused, sharding
 from udd_jax.vocab import Vocab
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -66,9 +66,12 @@ def dot_product_attention(
     """softmax(q k' / sqrt(d) + bias) v for q [B, n, H, d], k and v [B, n', H, d] -> [B, n, H, d].
 
     bias: float, broadcast to [B, H, n, n'], or None. `implementation` is "flat" (batch and heads
-    as one axis: the fast layout for XLA on CPUs), or "xla" or "cudnn" of
-    `jax.nn.dot_product_attention`. Scores and softmax are in float32 at the least.
+    as one axis: the fast layout for XLA on CPUs), "xla" or "cudnn" of
+    `jax.nn.dot_product_attention`, or "fused" (fused.py: for TPUs). Scores and softmax are in
+    float32 at the least.
     """
+    if implementation == "fused":
+        return fused.attention(q, k, v, bias)
     if implementation == "cudnn" and bias is not None:
         bias = bias.astype(q.dtype)  # it reads all its inputs as one type
     if implementation != "flat":
@@ -350,7 +353,7 @@ class Transformer(nn.Module):
             "time_table": ("untied", "tied", "sinusoidal"),
             "remat": ("none", "full", "dots"),
             "activation": tuple(ACTIVATIONS),
-            "implementation": ("flat", "xla", "cudnn"),
+            "implementation": ("flat", "xla", "cudnn", "fused"),
         }
         for field, allowed in choices.items():
             if getattr(self, field) not in allowed:
