@@ -127,6 +127,15 @@ def test_the_jackknife_of_fid_finds_its_spread():
     assert 0.8 * spread < np.mean([e.standard_error for e in estimates]) < 1.25 * spread
 
 
+def test_no_interval_reaches_where_no_distance_can_be():
+    x = np.random.default_rng(0).standard_normal((20, 1))
+    ours = frechet.fid(x, gaussian([0], [1]))
+    assert ours.value < ours.standard_error  # so that it would reach below
+    assert ours.low == 0 < ours.value < ours.high
+    wide = intervals.spread(0.5, 1.0, 9, 3, "by hand", least=-1, most=1)
+    assert (wide.low, wide.high, wide.standard_error) == (-1, 1, 1)
+
+
 def test_fewer_samples_than_dimensions_is_a_warning(recorded):
     x, y = recorded[0]["X"], recorded[0]["Y"]
     warning = frechet.fid(x[:20], y).warning

@@ -158,6 +158,14 @@ def test_categories_are_reported_apart_and_weigh_the_same_together():
         alignment.by_category(values, ["cat"])
 
 
+def test_the_mean_of_shares_is_a_share_at_its_ends_too():
+    hits = np.array([True, True, False, True, True, True])
+    mean = alignment.by_category(hits, list("aaabbb"))["mean of categories"]
+    assert mean.value == pytest.approx(5 / 6) and mean.high == 1 and 0 < mean.low < mean.value
+    scores = alignment.by_category(hits.astype(float), list("aaabbb"))["mean of categories"]
+    assert scores.high > 1  # of scores nobody knows their ends
+
+
 def test_judges_are_scored_against_the_answer_key():
     key = {"1": "real", "2": "generated", "3": "generated", "4": "real"}
     answers = [

@@ -81,7 +81,8 @@ def by_category(values, categories: Sequence[str]) -> dict[str, intervals.Estima
     else:
         together = float(np.sqrt(np.square(error).sum()) / len(names))
         freedom = max(count - len(names), 1)
-        overall = intervals.spread(mean, together, freedom, count, method)
+        limits = {"least": 0, "most": 1} if values.dtype == bool else {}
+        overall = intervals.spread(mean, together, freedom, count, method, **limits)
     return {**report, "mean of categories": overall}
 
 

@@ -122,7 +122,7 @@ def fid(generated, reference) -> intervals.Estimate:
         rest = sum(others[1:], others[0])
         left_out.append(_distance(rest, _root(rest), reference, root))
     method = f"jackknife over {groups} groups of generated samples"
-    return intervals.jackknife(value, left_out, whole.count, method, warning)
+    return intervals.jackknife(value, left_out, whole.count, method, warning, least=0)
 
 
 def _root(m: Moments) -> np.ndarray:

@@ -14,6 +14,7 @@ show it, and nothing fills the gap with a number.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -135,24 +136,36 @@ def paired(first, second, function: Callable | None = None, seed: int = 0):
 
 
 def jackknife(
-    value: float, left_out, count: int, method: str, warning: str | None = None
+    value: float, left_out, count: int, method: str, warning: str | None = None, **limits
 ) -> Estimate:
-    """The interval of `value` from the measure taken without each of g groups: left_out [g]."""
+    """The interval of `value` from the measure taken without each of g groups: left_out [g].
+
+    Limits are those of `spread`.
+    """
     left_out = np.asarray(left_out, np.float64)
     groups = len(left_out)
     error = np.sqrt((groups - 1) / groups * np.square(left_out - left_out.mean()).sum())
-    return spread(value, error, groups - 1, count, method, warning)
+    return spread(value, error, groups - 1, count, method, warning, **limits)
 
 
 def spread(
-    value: float, error: float, freedom: int, count: int, method: str, warning: str | None = None
+    value: float,
+    error: float,
+    freedom: int,
+    count: int,
+    method: str,
+    warning: str | None = None,
+    *,
+    least: float = -math.inf,
+    most: float = math.inf,
 ) -> Estimate:
-    """Value +- Student's t times a standard error with `freedom` degrees of freedom."""
+    """Value +- Student's t times a standard error with `freedom` degrees of freedom, cut where no
+    value can be: below `least`, above `most`."""
     reach = _student(freedom) * error
     return Estimate(
         float(value),
-        float(value - reach),
-        float(value + reach),
+        float(max(value - reach, least)),
+        float(min(value + reach, most)),
         float(error),
         int(count),
         method,
