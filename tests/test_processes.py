@@ -179,7 +179,7 @@ def test_sigterm_ends_processes_that_wait_for_each_other(tmp_path):
     time.sleep(1)
     for process in started:
         process.send_signal(signal.SIGTERM)
-    assert [process.wait(30) for process in started] == [76, 76]
+    assert [process.wait(600) for process in started] == [76, 76]
 
 
 @long

@@ -71,7 +71,7 @@ class Job:
 
     def kill(self, number=signal.SIGKILL):
         self.process.send_signal(number)
-        return self.process.wait(120)
+        return self.process.wait(600)
 
     def finish(self):
         code = self.process.wait(1200)
