@@ -24,7 +24,7 @@ def _run(kernel, key, x, free, settings):
     return sampling.run(kernel, finite.oracle(kernel), key, x, free, absent, settings)
 
 
-compiled = finite.quick(_run, static_argnames="settings")
+compiled = finite.quick(_run)
 
 
 def run(schedule, x=None, free=None, seed=0, **settings):

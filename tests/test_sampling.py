@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from udd_jax import diffusion, draws, sampling, schedules, vocab
+from udd_jax import diffusion, draws, pieces, sampling, schedules, vocab
 from udd_jax.sampling import Settings
 
 LAYOUT, ITEMS = finite.LAYOUT, finite.ITEMS
@@ -93,8 +93,8 @@ def test_tokens_drawn_in_pieces_are_those_drawn_at_once(n):
     def function(words, log_p):
         return draws.categorical(words, log_p), log_p.max(-1)
 
-    pieces = finite.quick(functools.partial(sampling.in_pieces, function))(words, log_p)
-    for ours, whole in zip(pieces, finite.quick(function)(words, log_p), strict=True):
+    cut = finite.quick(functools.partial(pieces.in_pieces, function))(words, log_p)
+    for ours, whole in zip(cut, finite.quick(function)(words, log_p), strict=True):
         np.testing.assert_array_equal(ours, whole)
 
 
@@ -271,6 +271,50 @@ def test_a_setting_that_means_nothing_is_an_error_that_names_it(field, value):
         Settings(**{field: value})
 
 
+NUMBERS = (
+    ("ancestral", "steps", (4, 10)),
+    ("remdm_cap", "eta", (0.02, 0.3)),
+    ("maskgit", "noise", (0.5, 3.0)),
+    ("purity", "purity", (0.5, 3.0)),
+    ("best_first", "group", (3, 5)),
+    ("threshold", "threshold", (0.3, 0.9)),
+    ("entropy_bounded", "bound", (0.1, 3.0)),
+    ("ancestral", "guidance", (1.5, 3.0)),
+    ("ancestral", "temperature", (0.5, 2.0)),
+    ("ancestral", "top_r", (0.5, 0.8)),
+    ("ancestral", "top_k", (1, 2)),
+)
+
+
+@pytest.mark.parametrize("sampler, field, values", NUMBERS)
+@pytest.mark.slow
+def test_settings_that_differ_in_a_number_share_a_compilation(sampler, field, values):
+    x, free, absent = finite.batch_of(ROWS * 2)
+    traces, drawn = [], []
+
+    def run(options):
+        traces.append(1)
+        return sampling.run(LINEAR, ORACLE, jax.random.key(3), x, free, absent, options)
+
+    shared = finite.quick(run)
+    each = [Settings(**{"sampler": sampler, "steps": 6, field: value}) for value in values]
+    for options in each:
+        drawn.append(shared(options))
+    assert len(traces) == 1
+    for options, ours in zip(each, drawn, strict=True):
+        alone = finite.quick(lambda options=options: run(options))()  # the numbers are constants
+        np.testing.assert_array_equal(ours.tokens, alone.tokens)
+        np.testing.assert_array_equal(ours.calls, alone.calls)
+    assert (drawn[0].tokens != drawn[1].tokens).any() or (drawn[0].calls != drawn[1].calls).any()
+
+
+def test_a_number_that_is_off_is_not_compiled():
+    leaves = jax.tree.leaves(Settings(top_r=0.9))
+    assert sorted(leaves) == sorted([0.9, 2.0, 1.0, 1, 0.9, 0.1, 0.1])
+    assert jax.tree.structure(Settings()) != jax.tree.structure(Settings(temperature=2.0))
+    assert jax.tree.map(lambda x: x, Settings(steps=3)) == Settings(steps=3)
+
+
 UNIFORM = diffusion.make_kernel(LAYOUT, schedules.uniform(10))
 
 
@@ -293,3 +337,42 @@ def test_guidance_needs_a_network_that_was_trained_for_it():
     Settings(guidance=2.0).check(LINEAR)
     with pytest.raises(ValueError, match=r"guidance = 2\.0, .* expected 1 \(off\)"):
         Settings(guidance=2.0).check(LINEAR, guidable=False)
+
+
+# ---- Memory -------------------------------------------------------------------------------------
+
+
+def held(function, *inputs):
+    """Bytes that a program holds at once beside its inputs, by the compiler's own count."""
+    memory = jax.jit(function).lower(*inputs).compile().memory_analysis()
+    return memory.temp_size_in_bytes + memory.output_size_in_bytes
+
+
+def test_a_reverse_step_holds_less_than_its_logits_and_a_half_more():
+    layout = vocab.image_text((16, 16), image_classes=509, text_classes=1021, text_length=64)
+    kernel = diffusion.make_kernel(layout, schedules.linear(20))
+    batch, logits = 2, 4 * 2 * sum(m.length * m.classes for m in layout.modalities)
+    weights = [jnp.ones((m.length, m.classes)) for m in layout.modalities]
+
+    def network(weights):
+        def denoise_fn(xt, t, free):
+            at = jnp.cos(xt.astype(jnp.float32))[..., None]
+            return [at[:, w] * table[None] for w, table in zip(layout.slices, weights, strict=True)]
+
+        return denoise_fn
+
+    x, free = jnp.zeros((batch, layout.length), jnp.int32), jnp.ones((batch, layout.length), bool)
+    present = jnp.zeros((batch, 2), bool)
+
+    def forward(weights, x):
+        return network(weights)(x, None, free)
+
+    def reverse(weights, x, options):
+        key = jax.random.key(0)
+        return sampling.sample(kernel, network(weights), key, x, free, present, options)
+
+    alone = held(forward, weights, x)
+    assert logits <= alone
+    for options in (Settings(steps=1, top_r=0.86), Settings(sampler="maskgit", steps=2)):
+        added = held(functools.partial(reverse, options=options), weights, x) - alone
+        assert added <= 1.5 * logits, f"{added / logits:.2f} times the logits"

@@ -439,7 +439,12 @@ def chain_times(steps: int, calls: int) -> np.ndarray:
 
     int[calls + 1]; steps is T.
     """
-    return steps - np.arange(calls + 1) * steps // calls
+    return chain_time(steps, calls, np.arange(calls + 1))
+
+
+def chain_time(steps: int, calls, number):
+    """The time before call `number`, 0 and on, of such a chain; whole numbers or int arrays."""
+    return steps - number * steps // calls
 
 
 def bound(

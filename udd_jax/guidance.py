@@ -40,7 +40,7 @@ def predictor(kernel, denoise_fn, settings, masks, prior, negative=None):
         logits = denoise_fn(x, tasks.times(vocab, masks, t, kernel.steps), free)
         return tuple(jax.nn.log_softmax(_wide(y), axis=-1) for y in logits)
 
-    if settings.guidance == 1:
+    if not settings.on("guidance"):
         return plain
 
     # log p = s log p(. | all) + (1 - s) log p(. | the other modalities absent, or negative): a sum

@@ -389,7 +389,7 @@ class Pipeline:
                 trace,
             )
 
-        return jax.jit(run, static_argnames=("settings", "trace"))
+        return jax.jit(run, static_argnames="trace")
 
     @functools.cached_property
     def _bound(self):

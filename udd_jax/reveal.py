@@ -239,7 +239,7 @@ def by_count(score: jax.Array, masked: jax.Array, stay: jax.Array) -> jax.Array:
 
 def above(log_best: jax.Array, masked: jax.Array, threshold: float) -> jax.Array:
     """All positions where p is surer than `threshold`, and the surest at least."""
-    return masked & ((log_best > np.log(threshold)) | (rank(log_best, masked) == 0))
+    return masked & ((log_best > jnp.log(threshold)) | (rank(log_best, masked) == 0))
 
 
 def within(entropy: jax.Array, masked: jax.Array, bound: float) -> jax.Array:

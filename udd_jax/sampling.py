@@ -14,6 +14,7 @@ The published samplers differ: they apply a one-step posterior across a stride, 
 truncation from call to call.
 """
 
+import dataclasses
 import functools
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -23,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from udd_jax import diffusion, draws, guidance, reveal, tasks, truncation
+from udd_jax import diffusion, draws, guidance, pieces, reveal, tasks, truncation
 from udd_jax.diffusion import DenoiseFn, Kernel
 
 BY_TIME = ("ancestral", "remdm_cap", "remdm_rescale", "remdm_confidence")
@@ -32,15 +33,21 @@ BY_ORDER = (*BY_COUNT, "best_first", "threshold", "entropy_bounded", "first_hitt
 SAMPLERS = (*BY_TIME, *BY_ORDER)
 CONFIDENCES = ("probability", "margin", "entropy")
 GUIDANCE = ("constant", "linear", "interval")
-PIECES = 4  # parts of the positions in which tokens are drawn, to save memory
+# Settings that are numbers. At these values some are off: what they ask for is then not compiled.
+OFF = {"steps": 0, "guidance": 1, "temperature": 1, "top_r": 1, "top_k": 0, "correct": 0}
+NUMBERS = {*OFF, "noise", "purity", "group", "threshold", "bound", "eta"}
 
 
+@jax.tree_util.register_pytree_node_class
 @dataclass(frozen=True)
 class Settings:
     """How to sample. ValueError, one line, for a value that means nothing.
 
     `steps` are the network calls of the samplers by time and of maskgit, halton, fixed and purity;
     the others go on until nothing is masked. 1 is no guidance, no temperature, no truncation.
+
+    An argument of a jitted function like an array: settings that differ in numbers alone share a
+    compilation, but for the `steps` of the samplers by count, which have a table of that length.
     """
 
     sampler: str = "ancestral"
@@ -85,12 +92,38 @@ class Settings:
         demand(0 <= self.eta <= 1, "eta", "a probability in [0, 1]")
         demand(self.correct >= 0, "correct", "a number of tokens, or 0 for none")
 
+    def on(self, name: str) -> bool:
+        """Whether a number asks for something; known while a function is traced, too."""
+        value = getattr(self, name)
+        return not (isinstance(value, int | float) and value == OFF.get(name))
+
+    def tree_flatten(self):
+        """Numbers that ask for something are the leaves; all else tells compilations apart."""
+        leaves, rest = {}, []
+        for field in dataclasses.fields(self):
+            name, value = field.name, getattr(self, field.name)
+            counted = name == "steps" and self.sampler in BY_COUNT
+            if name in NUMBERS and self.on(name) and not counted:
+                leaves[name] = value
+            else:
+                rest.append((name, value))
+        return tuple(leaves.values()), (tuple(leaves), tuple(rest))
+
+    @classmethod
+    def tree_unflatten(cls, names, leaves):
+        settings = object.__new__(cls)  # nothing to demand of numbers that are not known yet
+        for name, value in (*zip(names[0], leaves, strict=True), *names[1]):
+            object.__setattr__(settings, name, value)
+        return settings
+
     def check(self, kernel: Kernel, guidable: bool = True) -> None:
         """ValueError, one line, where these settings do not fit the run.
 
-        `guidable`: the network was trained with conditions absent, so that it can be guided.
+        `guidable`: the network was trained with conditions absent, so that it can be guided. How
+        large a number is can only be asked outside of a jitted function.
         """
-        if self.sampler in BY_TIME and self.steps > kernel.steps:
+        known = isinstance(self.steps, int)
+        if self.sampler in BY_TIME and known and self.steps > kernel.steps:
             raise ValueError(
                 f"sample.steps = {self.steps} is more than the T = {kernel.steps} of the run, "
                 "expected at most T"
@@ -105,12 +138,12 @@ class Settings:
                 f"sample.sampler = {self.sampler!r} masks tokens again, but this schedule replaces "
                 "them too: expected 'ancestral', with correct > 0 for corrections"
             )
-        if self.correct and (self.sampler != "ancestral" or any(kernel.masks_only)):
+        if self.on("correct") and (self.sampler != "ancestral" or any(kernel.masks_only)):
             raise ValueError(
                 f"sample.correct = {self.correct} draws replaced tokens again, expected 0 but for "
                 "sampler 'ancestral' and a schedule that replaces tokens"
             )
-        if self.guidance != 1 and not guidable:
+        if self.on("guidance") and not guidable:
             raise ValueError(
                 f"sample.guidance = {self.guidance}, but this run was trained without absent "
                 "conditions: expected 1 (off)"
@@ -150,7 +183,7 @@ def run(
     negative: jax.Array | None = None,
     trace: int = 0,
 ) -> Sample:
-    """Draws from the reverse process. To be jitted by the caller (`settings` are static).
+    """Draws from the reverse process. To be jitted by the caller.
 
     key: one key (sample b uses fold_in(key, b)) or one a sample, [B]. x: int32[B, L], tokens at
     the given positions, anything elsewhere; they are in the result bit for bit. free: bool[B, L].
@@ -160,7 +193,7 @@ def run(
     length). ValueError if the settings do not fit the kernel.
     """
     settings.check(kernel)
-    vocab, steps = kernel.vocab, settings.steps or kernel.steps
+    vocab, steps = kernel.vocab, settings.steps if settings.on("steps") else kernel.steps
     by_time = settings.sampler in BY_TIME
     if key.ndim == 0:
         key = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(x.shape[0]))
@@ -172,7 +205,6 @@ def run(
     predict = guidance.predictor(
         kernel, denoise_fn, settings, tasks.Masks(free, absent), prior, negative
     )
-    times = jnp.asarray(diffusion.chain_times(kernel.steps, steps))
     total = free.sum(-1)
 
     def masked(state):
@@ -184,7 +216,7 @@ def run(
     def body(state):
         words = draws.words(_fold(key, 1 + state.step), (vocab.length, 4 if by_time else 2))
         if by_time:
-            s, t = times[state.step + 1], times[state.step]
+            t, s = (diffusion.chain_time(kernel.steps, steps, state.step + k) for k in (0, 1))
             new = _by_time(kernel, settings, predict, words, state, free, s, t)
             done = jnp.full(total.shape, (state.step + 1) / steps)
         else:
@@ -243,10 +275,10 @@ def _by_time(kernel, settings, predict, words, state, free, s, t):
         xt, word, free_m = vocab.local(m, state.x[:, where]), words[:, where], free[:, where]
         log_p, psi_m, fresh = log_ps[m], state.psi[:, where], ()
         if settings.sampler == "ancestral":
-            if settings.correct:
+            if settings.on("correct"):
                 log_p, *fresh = _doubtful(kernel, m, log_p, xt, t, free_m, settings.correct)
             rule = functools.partial(_ancestral, kernel, settings, m, s, t)
-            xs = in_pieces(rule, word, log_p, xt, *fresh)
+            xs = pieces.in_pieces(rule, word, log_p, xt, *fresh)
         else:
             rule = settings.sampler.removeprefix("remdm_")
             look = _look(settings, word[..., 1], log_p)
@@ -273,7 +305,9 @@ def _doubtful(kernel, m, log_p, xt, t, free, count):
 
 
 def _look(settings, words, log_p):
-    return in_pieces(lambda w, p: reveal.look(w, truncation.adjust(p, settings), p), words, log_p)
+    return pieces.in_pieces(
+        lambda w, p: reveal.look(w, truncation.adjust(p, settings), p), words, log_p
+    )
 
 
 def _masked_time(kernel, free, masked):
@@ -356,28 +390,3 @@ def _by_count(kernel, settings, score, masked, free, step, steps):
             stay = jnp.where(step + 1 < steps, stay, 0)
         shown.append(reveal.by_count(score[:, where], masked[:, where], stay))
     return jnp.concatenate(shown, axis=1)
-
-
-def in_pieces(function, *arrays):
-    """`function` of arrays [B, n, ...] in PIECES parts of the n positions, one after the other.
-
-    What it makes of [B, n, K] on the way is held for one part only. It must take every position on
-    its own; its results, [B, n, ...] each, are those of one call.
-    """
-    n = arrays[0].shape[1]
-    if n < 8 * PIECES:
-        return function(*arrays)
-    size = -(-n // PIECES)
-    starts = jnp.minimum(jnp.arange(PIECES) * size, n - size)  # the last part may overlap
-
-    def part(i):
-        return function(*(lax.dynamic_slice_in_dim(a, starts[i], size, axis=1) for a in arrays))
-
-    def put(i, whole):
-        return jax.tree.map(
-            lambda w, p: lax.dynamic_update_slice_in_dim(w, p, starts[i], axis=1), whole, part(i)
-        )
-
-    shapes = jax.eval_shape(part, 0)
-    empty = jax.tree.map(lambda y: jnp.zeros((y.shape[0], n, *y.shape[2:]), y.dtype), shapes)
-    return lax.fori_loop(0, PIECES, put, empty)

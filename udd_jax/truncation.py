@@ -13,11 +13,11 @@ from udd_jax import draws
 
 def adjust(log_p: jax.Array, settings) -> jax.Array:
     """Temperature, then truncation, each renormalised. float[..., K] -> float[..., K]."""
-    if settings.temperature != 1:
+    if settings.on("temperature"):
         log_p = jax.nn.log_softmax(log_p / settings.temperature, axis=-1)
-    if settings.top_k:
-        log_p = truncate(log_p, jnp.zeros_like(log_p), min(settings.top_k, log_p.shape[-1]))
-    if settings.top_r < 1:
+    if settings.on("top_k"):
+        log_p = truncate(log_p, jnp.zeros_like(log_p), jnp.minimum(settings.top_k, log_p.shape[-1]))
+    if settings.on("top_r"):
         log_p = truncate(log_p, log_p, settings.top_r)
     return log_p
 
