@@ -445,3 +445,66 @@ def test_cross_entropy_at_a_mask_is_the_kl_over_its_chance_to_be_revealed():
 def test_schedules_that_do_not_fit_are_an_error(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+# ---- Memory -------------------------------------------------------------------------------------
+
+
+def loss_of(kernel, x0, xt, t, function):
+    """(logits) -> the loss of a batch of free positions, by `loss_terms` or by `whole`."""
+
+    def loss(logits):
+        kl, nll = function(kernel, logits, x0, xt, t, jnp.ones(x0.shape, bool))
+        return (kl * jnp.cos(jnp.arange(kl.shape[1]))[None] + 0.01 * nll).sum()
+
+    return loss
+
+
+def whole(kernel, logits, x0, xt, t, free):
+    """`loss_terms` without pieces, differentiated by jax."""
+    parts = []
+    for m, where in enumerate(kernel.vocab.slices):
+        at = jnp.broadcast_to(t[:, m : m + 1], x0[:, where].shape)
+        local = (kernel.vocab.local(m, x[:, where]) for x in (x0, xt))
+        parts.append(diffusion.token_terms(kernel, m, logits[m], *local, at - 1, at))
+    return [jnp.concatenate(part, axis=1) for part in zip(*parts, strict=True)]
+
+
+def long_batch(grid, image_classes, text_classes, text_length):
+    """Enough positions to be taken in pieces: kernel, x0, xt, t and sizes of the logits."""
+    layout = vocab.image_text(grid, image_classes, text_classes, text_length)
+    kernel = diffusion.make_kernel(layout, schedules.mask_and_replace(20, 0.2))
+    t = jnp.asarray([[7, 12], [1, 20]])
+    split = layout.length - text_length
+    x0 = jnp.zeros((2, layout.length), jnp.int32).at[:, split:].set(layout.offsets[1] + 1)
+    at = diffusion.free_times(layout, t, jnp.ones(x0.shape, bool))
+    xt = diffusion.q_sample(kernel, jax.random.key(0), x0, at)
+    return kernel, x0, xt, t, [(2, m.length, m.classes) for m in layout.modalities]
+
+
+def test_the_gradient_of_the_loss_in_pieces_is_that_of_the_loss():
+    *batch, sizes = long_batch((5, 7), 6, 4, 33)
+    keys = jax.random.split(jax.random.key(1))
+    logits = [jax.random.normal(key, size) for key, size in zip(keys, sizes, strict=True)]
+    ours, expected = (
+        jax.jit(jax.value_and_grad(loss_of(*batch, function)))(logits)
+        for function in (diffusion.loss_terms, whole)
+    )
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-6), ours, expected
+    )
+    assert min(float(jnp.abs(y).max()) for y in ours[1]) > 0.01
+
+
+def test_the_loss_holds_no_array_of_the_size_of_the_logits():
+    """But for the gradient, which is its result."""
+    *batch, sizes = long_batch((16, 16), 509, 1021, 64)
+    size = 4 * sum(int(np.prod(s)) for s in sizes)
+    held = []
+    for function in (diffusion.loss_terms, whole):
+        gradient = jax.jit(jax.grad(loss_of(*batch, function)))
+        logits = [jax.ShapeDtypeStruct(s, jnp.float32) for s in sizes]
+        memory = gradient.lower(logits).compile().memory_analysis()
+        assert memory.output_size_in_bytes >= size
+        held.append(memory.temp_size_in_bytes / size)
+    assert held[0] < 0.6 and held[1] > 1.5, held  # in quarters, and at once

@@ -20,6 +20,7 @@ the modalities, it swaps beta in its conditional modes, and it applies the one-s
 across a stride.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -29,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from udd_jax import draws
+from udd_jax import draws, pieces
 from udd_jax.schedules import Schedule
 from udd_jax.vocab import Vocab
 
@@ -355,6 +356,32 @@ def free_times(vocab: Vocab, t: jax.Array, free: jax.Array) -> jax.Array:
     return jnp.where(free, t[:, vocab.modality_of], 0)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _frugal_terms(terms, logits, *tokens):
+    """`terms(logits, *tokens)` and its gradient, in pieces of the positions.
+
+    Of a modality its logits are kept for the backward pass, which computes everything anew and
+    holds nothing of their size but the gradient.
+    """
+    return pieces.in_pieces(terms, logits, *tokens)
+
+
+def _keep(terms, logits, *tokens):
+    return _frugal_terms(terms, logits, *tokens), (logits, tokens)
+
+
+def _gradient(terms, kept, towards):
+    logits, tokens = kept
+
+    def of_piece(logits, towards, *tokens):
+        return jax.vjp(lambda y: terms(y, *tokens), logits)[1](towards)[0]
+
+    return pieces.in_pieces(of_piece, logits, towards, *tokens), *(None for _ in tokens)
+
+
+_frugal_terms.defvjp(_keep, _gradient)
+
+
 def loss_terms(
     kernel: Kernel,
     logits: Sequence[jax.Array],
@@ -371,17 +398,14 @@ def loss_terms(
     """
     vocab = kernel.vocab
     s = t - 1 if s is None else s
-    # Recomputed in the backward pass: what is kept of a modality is its logits and nothing else.
-    terms = jax.checkpoint(token_terms, static_argnums=(1,))
     parts = []
     for m, where in enumerate(vocab.slices):
         t_m = jnp.maximum(t[:, m : m + 1], 1)  # a given modality (t = 0) carries no loss
         s_m = jnp.clip(s[:, m : m + 1], 0, t_m - 1)
         shape = x0[:, where].shape
         parts.append(
-            terms(
-                kernel,
-                m,
+            _frugal_terms(
+                functools.partial(token_terms, kernel, m),
                 logits[m],
                 vocab.local(m, x0[:, where]),
                 vocab.local(m, xt[:, where]),
