@@ -2,24 +2,29 @@
 
 import dataclasses
 
+import numpy as np
 import oracle
 import pytest
 
 from udd_jax import contest, diffusion, schedules
+from udd_jax.metrics import agreement
 
 
 def test_every_sampler_is_measured_or_left_out_with_its_reason(tmp_path):
     pipe = oracle.make(tmp_path)
     replacing = schedules.make("mask_and_replace", 20)
     kernel = diffusion.make_kernel(pipe.vocab, replacing)
-    wrong = {"pair": range(6)}  # of 24: t2i, i2t and pair side by side
+    wrong = {"pair": range(2)}  # what is made first: of pair, i2t and t2i side by side
     pipe = dataclasses.replace(pipe, asked=[], wrong=wrong, kernel=kernel)
-    result = contest.run(pipe, tmp_path, count=8, say=lambda _: None)
+    result = contest.run(pipe, tmp_path, count=4, say=lambda _: None)
     names = {row["settings"]["sampler"] for row in result["rows"]}
     left = {row["settings"]["sampler"] for row in result["left_out"]}
     assert left == {"remdm_cap", "remdm_rescale", "remdm_confidence"}  # the schedule replaces
     assert "ancestral" in names and "entropy_bounded" in names and not names & left
-    assert result["rows"][0]["agreement"]["count"] == 24
+    assert result["rows"][0]["pair"] == agreement.rate(np.arange(4) > 1)
+    # What was chosen is measured again, on as many samples as the config says.
+    assert result["again"]["full"]["pair"] == agreement.rate(np.arange(8) > 1)
+    assert result["best"]["full"] == result["again"]["full"]
     assert result["best"]["full"]["settings"] == {"sampler": "ancestral", "steps": 20}
     assert max(result["best"]["quarter"]["calls_of"].values()) <= 5
     bounded = [row["settings"] for row in result["rows"] if "bounds" in row]
@@ -28,7 +33,7 @@ def test_every_sampler_is_measured_or_left_out_with_its_reason(tmp_path):
     assert result["best"]["default"]["row"]["settings"] == {"sampler": "first_hitting", "group": 1}
     assert "one token a call" in result["best"]["default"]["why"]
     again = dataclasses.replace(pipe, asked=[])
-    assert contest.run(again, tmp_path, count=8, say=lambda _: None) == result
+    assert contest.run(again, tmp_path, count=4, say=lambda _: None) == result
     assert again.asked == []
 
 
@@ -38,14 +43,19 @@ def test_the_best_quarter_is_the_best_of_those_that_are_cheap_in_every_task():
             "settings": {"sampler": sampler, "steps": steps},
             "calls_of": {"t2i": steps, "pair": pair or steps},
             "agreement": {"rate": rate, "error": 0.003},
+            "t2i": {"rate": rate + 0.05, "error": 0.004},
         }
 
     rows = [row("ancestral", 20, 0.9), row("maskgit", 5, 0.88), row("halton", 4, 0.7)]
     rows += [row("maskgit", 10, 0.99), row("threshold", 2, 0.97, pair=9)]
-    found = contest.best(rows, 20, {"sampler": "ancestral", "steps": 0, "top_r": 1.0})
+    ours = {"sampler": "ancestral", "steps": 0, "top_r": 1.0}
+    found = contest.best(contest.choose(rows, 20, ours))
     assert found["quarter"]["settings"] == {"sampler": "maskgit", "steps": 5}
     assert found["points_lost"] == pytest.approx(2) and not found["within_a_point"]
     assert found["error"] == pytest.approx(0.3 * 2**0.5)
+    assert found["of_tasks"]["t2i"]["points_lost"] == pytest.approx(2)
+    assert found["of_tasks"]["t2i"]["error"] == pytest.approx(0.4 * 2**0.5)
     assert found["default"]["row"] is found["full"] and found["default"]["within_a_point"]
     rows[1]["agreement"]["rate"] = 0.891
-    assert contest.best(rows, 20, {"sampler": "fixed", "steps": 3})["within_a_point"]
+    ours = {"sampler": "fixed", "steps": 3}
+    assert contest.best(contest.choose(rows, 20, ours))["within_a_point"]

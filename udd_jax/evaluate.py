@@ -110,7 +110,9 @@ def run(pipe, workdir, suite: str = "main", *, say=logbook.say) -> dict:
             if s.kept is not None:
                 result["scores"][task]["given_tokens_changed"] = int((~s.kept).sum())
         if scenes:
-            result["reader"] = agreement.reader_error(len(items), options.seed)
+            result["reader"] = agreement.reader_error(
+                len(items), options.seed, samples.split_of(pipe)
+            )
     with timed("tokenizer"):
         shown = pipe.image.decode(items.codes)
         result["tokenizer"] = scores.reconstructions(pipe, items, shown, scenes)

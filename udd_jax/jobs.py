@@ -39,6 +39,7 @@ from udd_jax import (
     train,
     train_vq,
     transformer,
+    tuning,
     vqgan,
 )
 from udd_jax.data import batches, reading, sources, tokens
@@ -60,7 +61,7 @@ CHANGEABLE = (
     "model.unroll",
     "model.remat",
 )
-SUITES = ("main", "full", "samplers", "judges")
+SUITES = ("main", "full", "samplers", "tuning", "judges")
 SPLITS = ("train", "validation", "test")
 
 
@@ -275,6 +276,9 @@ def _evaluate(workdir, suite, config, weights):
                 pipe.config.evaluate.weights = weights
         if suite == "samplers":
             contest.run(pipe, workdir)
+        elif suite == "tuning":
+            tuning.run(pipe, workdir)
+            return
         else:
             evaluate.run(pipe, workdir, suite, say=logbook.say)
     if jax.process_index() == 0:

@@ -68,13 +68,14 @@ def protocol(pipe, suite: str) -> dict:
     config = pipe.config
     options = config.evaluate.to_dict()
     options.pop("weights", None)  # a folder; the weights' hashes are what counts
+    split = options.pop("split", "test")
     return json.loads(
         json.dumps(
             {
                 "suite": suite,
                 "data": config.data,
                 "data_options": config.data_options.to_dict(),
-                "split": "test",
+                "split": split,
                 "image_size": config.image_size,
                 "crop": images.CROP,
                 "filter": images.FILTER,

@@ -295,12 +295,22 @@ def _compared(best: dict) -> str:
     within = "within a point of" if best["within_a_point"] else "not within a point of"
     text = (
         f"The full chain, {_result(best['full'])}. With at most a quarter of its calls the best "
-        f"is {_result(best['quarter'])}: {within} it."
+        f"is {_result(best['quarter'])}: {within} it{_tasks(best)}."
     )
     if "default" in best:
         why = page.escape(best["default"]["why"] or "")
-        text += f" The default is {_result(best['default']['row'])}. {why}"
+        row, parts = best["default"]["row"], _tasks(best["default"])
+        text += f" The default is {_result(row)}{parts}. {why}"
     return text
+
+
+def _tasks(lost: dict) -> str:
+    """How far each task is below the full chain."""
+    parts = [
+        f"{task} {-found['points_lost']:+.1f} ± {found['error']:.1f}"
+        for task, found in lost["of_tasks"].items()
+    ]
+    return f" (points: {', '.join(parts)})" if parts else ""
 
 
 def _result(row: dict) -> str:

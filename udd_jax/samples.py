@@ -62,8 +62,9 @@ class Items:
         return len(self.captions)
 
 
-def held_out(pipe, count: int, split: str = "test") -> Items:
-    """The first `count` items of a split that can be read; fewer where there are not so many.
+def held_out(pipe, count: int, split: str = "") -> Items:
+    """The first `count` items of a split that can be read, of that which is measured on unless
+    another is named; fewer where there are not so many.
 
     With `evaluate.only`, "field=value", those alone whose record says so.
 
@@ -78,8 +79,13 @@ def held_out(pipe, count: int, split: str = "test") -> Items:
     pixels = np.stack(pixels)
     ids = pipe.text.encode([texts[0] for texts in references], pipe.text_length)
     captions, codes = pipe.decode_text(ids), pipe.image.encode(pixels)
-    name, digest = source(pipe, split).name, digest.hexdigest()[:16]
+    name, digest = source(pipe, split or split_of(pipe)).name, digest.hexdigest()[:16]
     return Items(name, pixels, captions, codes, ids, extra, digest, keys, references)
+
+
+def split_of(pipe) -> str:
+    """What is measured on. A config of before there was a choice has no word for it."""
+    return pipe.config.evaluate.get("split", "test")
 
 
 def source(pipe, split: str):
@@ -87,8 +93,9 @@ def source(pipe, split: str):
     return sources.open_source(pipe.config.data, split, **pipe.config.data_options)
 
 
-def stream(pipe, count: int, split: str = "test"):
+def stream(pipe, count: int, split: str = ""):
     """Yields (example, the record's own fields) of the items of `held_out`, one in memory."""
+    split = split or split_of(pipe)
     records, views = source(pipe, split), reading.Views(pipe.config.image_size)
     field, _, value = pipe.config.evaluate.get("only", "").partition("=")
     left = count
