@@ -19,6 +19,13 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 @pytest.fixture(scope="session")
+def compiled(tmp_path_factory):
+    """A folder for the programs of jobs that tests start, so that no two compile the same."""
+    folder = tmp_path_factory.getbasetemp()
+    return (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "compiled"
+
+
+@pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory):
     """The folder of a run that was never trained (tests/tiny.py)."""
     import tiny

@@ -199,12 +199,13 @@ def test_notebook_is_valid_clean_and_compiles():
 
 
 @pytest.mark.slow
-def test_notebook_trains_and_samples_all_tasks(tmp_path):
+def test_notebook_trains_and_samples_all_tasks(tmp_path, compiled):
     env = {
         **{k: v for k, v in os.environ.items() if k != "XLA_FLAGS"},
         "UDD_CONFIG": "configs/t2i.py:smoke",
         "UDD_WORKDIR": str(tmp_path / "run"),
         "UDD_INSTALLED": "1",
+        "JAX_COMPILATION_CACHE_DIR": str(compiled),
         "MPLBACKEND": "agg",
     }
     code = "\n\n".join(cells())

@@ -50,9 +50,10 @@ def test_sampling_from_a_folder_that_is_no_run_is_an_error(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def smoke(tmp_path_factory):
+def smoke(tmp_path_factory, compiled):
     folder = tmp_path_factory.mktemp("runs") / "smoke"
-    return folder, run("--config=configs/t2i.py:smoke", f"--workdir={folder}")
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(compiled)}
+    return folder, run("--config=configs/t2i.py:smoke", f"--workdir={folder}", **cache)
 
 
 def test_the_program_starts_again_once_to_keep_its_memory(monkeypatch):

@@ -65,8 +65,7 @@ def test_unknown_parameter_is_an_error_naming_it():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shape", [(8, 1), (4, 2), (2, 4), (1, 8)])
-def test_the_network_is_the_same_function_on_every_mesh(model, shape):
+def test_the_network_is_the_same_function_on_a_mesh_and_its_gradient_is_split(model):
     rng = np.random.default_rng(0)
     params = jax.tree.map(
         lambda x: rng.normal(0, 0.1, x.shape).astype(np.float32), abstract_params(model)
@@ -82,7 +81,7 @@ def test_the_network_is_the_same_function_on_every_mesh(model, shape):
         return sum(jnp.square(jax.nn.log_softmax(y)).mean() for y in logits)
 
     expected, expected_grad = jax.jit(jax.value_and_grad(loss))(params, batch)
-    mesh = sharding.make_mesh(*shape)
+    mesh = sharding.make_mesh(2, 4)
     with sharding.use(mesh):
         placed = sharding.shard_tree(mesh, params)
         value, grad = jax.jit(
@@ -92,7 +91,7 @@ def test_the_network_is_the_same_function_on_every_mesh(model, shape):
     for a, b in zip(jax.tree.leaves(grad), jax.tree.leaves(expected_grad), strict=True):
         assert np.allclose(a, b, atol=1e-5)
     kernel = grad["blocks"]["mlp"]["in"]["kernel"]
-    assert kernel.addressable_shards[0].data.shape == (2, 16 // shape[0], 64 // shape[1])
+    assert kernel.addressable_shards[0].data.shape == (2, 16 // 2, 64 // 4)
 
 
 def test_a_tree_is_made_in_place_with_the_same_numbers():
