@@ -41,20 +41,30 @@ def smoke(c):
 
 
 def emoji(c):
-    """Real drawings of 64 x 64 with human-written names: from names to pictures and back."""
+    """Real drawings of 64 x 64 with human-written names: from names to pictures and back.
+
+    An image is 16 x 16 codes of 4 x 4 pixels: at 8 x 8 codes of 8 x 8 the best patches reach 21 dB.
+    The encoder sees its own pixels alone, so that equal patches have equal codes, and the decoder
+    all of the image.
+    """
     c.data = "webdataset:data/emoji"
+    c.data_options = {"validation": 0.02}
     c.image_size = 64
     c.text.update({"vocab_size": 2048, "length": 16})
-    c.vq.model.update({"n_embed": 1024, "embed_dim": 64, "z_channels": 64, "patch": 2})
-    c.vq.model.update({"ch_mult": (1, 2, 2), "num_res_blocks": 1})
-    c.vq.model.update({"local_encoder": False, "local_decoder": False})
-    c.vq.update({"pictures": 0, "steps": 4000, "batch_size": 32, "learning_rate": 1e-3})
-    c.vq.update({"loss": "l1", "merge": 0.0})
-    c.diffusion.steps = 100
-    c.model.update({"layers": 6, "width": 256, "heads": 8, "unroll": 6})
-    c.train.update({"steps": 6000, "batch_size": 32, "learning_rate": 2e-3, "warmup": 300})
+    c.vq.model.update({"n_embed": 1024, "embed_dim": 32, "z_channels": 32, "ch": 64, "patch": 4})
+    c.vq.model.update({"ch_mult": (1,), "num_res_blocks": 0, "local_decoder": False})
+    c.vq.update({"pictures": 0, "steps": 5000, "batch_size": 8, "learning_rate": 3e-3})
+    c.vq.update({"warmup": 50, "plain_steps": 300, "merge": 0.0})
+    c.model.update({"layers": 3, "unroll": 3})
+    c.train.update({"steps": 5000, "batch_size": 16, "learning_rate": 3e-3, "warmup": 100})
+    c.train.update({"ema": 0.998, "save_every": 250})
+    c.train.mixture = {"pair": 0.1, "t2i": 0.33, "i2t": 0.5, "infill": 0.03, "text": 0.04}
+    # One code at a time would be 256 network calls; pictures need many classes to choose from.
+    c.sample.update({"sampler": "ancestral", "steps": 50, "temperature": 1.0, "top_r": 0.9})
     # Held-out drawings whose emoji is in training in another style.
     c.evaluate.update({"only": "split_kind=pair", "category": "style"})
+    c.evaluate.update({"samples": 96, "batch_size": 32, "bound_samples": 200, "bound_times": 4})
+    c.evaluate.update({"retrieval": 200, "round_trips": 32})
 
 
 def _published(c):

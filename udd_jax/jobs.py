@@ -86,7 +86,7 @@ def _run_stages(config, workdir, here, until, profile=None, tensorboard=False):
     with stage("text tokenizer"), _in_turn(), on_disk(pipeline.TEXT):
         text_tokenizer = make_text_tokenizer(config, here, data["train"])
     with stage("image tokenizer"):
-        image_tokenizer = make_image_tokenizer(config, workdir, data["train"], tensorboard)
+        image_tokenizer = make_image_tokenizer(config, workdir, data, tensorboard)
     tokenizers = text_tokenizer, image_tokenizer
     with stage("token cache"):
         with on_disk("tokens"):
@@ -222,7 +222,8 @@ def make_text_tokenizer(config, workdir, source) -> text.Tokenizer:
     return tokenizer
 
 
-def make_image_tokenizer(config, workdir, source, tensorboard=False) -> vqgan.ImageTokenizer:
+def make_image_tokenizer(config, workdir, data, tensorboard=False) -> vqgan.ImageTokenizer:
+    """Trained on the split "train" of `data` (`open_data`), scored on "validation"."""
     path = workdir / pipeline.IMAGE
     if path.exists():
         return vqgan.load(path)
@@ -231,7 +232,8 @@ def make_image_tokenizer(config, workdir, source, tensorboard=False) -> vqgan.Im
         if jax.process_index() == 0:
             vqgan.save(path, tokenizer)
         return tokenizer
-    return train_vq.train(config, workdir / "vq", source, tensorboard=tensorboard)
+    options = {"held_out": data["validation"], "tensorboard": tensorboard}
+    return train_vq.train(config, workdir / "vq", data["train"], **options)
 
 
 def export(workdir, out) -> None:
