@@ -129,6 +129,7 @@ def get_config() -> ml_collections.ConfigDict:
             "objective": "discrete",
             "auxiliary": 0.2,  # lambda, the weight of -log p(x_0 | x_t)
             "pad_weight": 1.0,
+            "image_weight": 1.0,  # less where an image has many more tokens than its text
             "mixture": {  # of tasks in a batch
                 "pair": 0.25,
                 "t2i": 0.2,

@@ -49,6 +49,26 @@ def loss_of(task):
     return metrics
 
 
+def test_the_weight_of_image_tokens_is_that_of_their_part_of_the_loss():
+    _, kernel, model, tx, _, _ = setting()
+    state = train.create_state(model, tx, jax.random.key(0))
+    x0 = VOCAB.fuse(batch(0))
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def loss(task, image_weight):
+        loss_fn = make_loss(kernel, model, mixture={task: 1.0}, image_weight=image_weight)
+        return loss_fn(state.params, state.times, jax.random.key(3), x0)[0]
+
+    image, text, pair = (
+        np.array([loss(task, weight) for weight in (0.0, 0.5, 1.0)])
+        for task in ("t2i", "i2t", "pair")
+    )
+    np.testing.assert_allclose(image, [0, image[2] / 2, image[2]], rtol=1e-6)
+    np.testing.assert_array_equal(text, text[0])
+    assert image[2] > 0 and 0 < pair[0] < pair[2]
+    np.testing.assert_allclose(pair[1], (pair[0] + pair[2]) / 2, rtol=1e-6)
+
+
 def batch(seed, size=16):
     """A world of two pairs: the image says which text."""
     kind = np.random.default_rng(seed).integers(0, 2, size)

@@ -171,14 +171,23 @@ def noised_batch(kernel, sampler, key, x0, mixture, continuous=False) -> Noised:
 
 
 def make_loss(
-    kernel, model, *, mixture, auxiliary, pad_id, pad_weight, objective: str = "discrete"
+    kernel,
+    model,
+    *,
+    mixture,
+    auxiliary,
+    pad_id,
+    pad_weight,
+    image_weight: float = 1.0,
+    objective: str = "discrete",
 ):
     """The objective as a function (params, sampler, key, x0) -> (loss, (metrics, new sampler)).
 
     auxiliary: lambda, the weight of -log p(x_0 | x_t); pad_id: the text's local padding id, whose
-    tokens weigh `pad_weight`. objective: "discrete", the bound of the chain of T steps with times
-    by importance, or "continuous", that of infinitely many with low-discrepancy times, for
-    schedules that only mask. ValueError where it does not fit.
+    tokens weigh `pad_weight`; image tokens weigh `image_weight`, all others 1. objective:
+    "discrete", the bound of the chain of T steps with times by importance, or "continuous", that
+    of infinitely many with low-discrepancy times, for schedules that only mask. ValueError where
+    it does not fit.
     """
     if objective not in OBJECTIVES:
         raise ValueError(
@@ -193,6 +202,7 @@ def make_loss(
     vocab = kernel.vocab
     text = vocab.index("text")
     pad = vocab.offsets[text] + pad_id
+    of_image = (vocab.modality_of == vocab.index("image"))[None]
 
     def loss_fn(params, sampler, key, x0):
         noised = noised_batch(kernel, sampler, key, x0, mixture, continuous)
@@ -201,8 +211,8 @@ def make_loss(
         kl, nll = diffusion.loss_terms(kernel, logits, x0, xt, t, free)
         if continuous:
             kl = diffusion.continuous_terms(kernel, nll, xt, noised.rate)
-        weight = jnp.where(x0 == pad, pad_weight, 1.0) / p[:, vocab.modality_of]
-        loss = (weight * (kl + auxiliary * nll)).sum() / x0.size
+        weight = jnp.where(x0 == pad, pad_weight, jnp.where(of_image, image_weight, 1.0))
+        loss = (weight * (kl + auxiliary * nll) / p[:, vocab.modality_of]).sum() / x0.size
 
         count = free.sum(axis=1)
         if not continuous:
@@ -233,6 +243,7 @@ def make_objective(config, vocab: Vocab, pad_id: int):
         auxiliary=c.auxiliary,
         pad_id=pad_id,
         pad_weight=c.pad_weight,
+        image_weight=c.get("image_weight", 1.0),
         objective=c.objective,
     )
     return model, loss_fn
