@@ -21,6 +21,8 @@ def get_config() -> ml_collections.ConfigDict:
     c.image_size = 32
     c.views = 1  # cached random crops and flips of an image; 1 is the plain one
     c.flip = False
+    c.cache = True  # or train on pictures that are read, cut and tokenized anew in every epoch
+    c.workers = 0  # processes that read and decode pictures; 0 is threads of the job's own
 
     c.text = ml_collections.ConfigDict(
         {

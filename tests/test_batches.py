@@ -202,3 +202,24 @@ def test_pictures_read_in_order_by_grain_are_those_read_one_by_one():
     for step, batch in enumerate(reading.in_order(batch_at, range(2, 8), threads=2), 2):
         np.testing.assert_array_equal(batch["image"], batch_at(step)["image"])
     assert step == 7
+
+
+@dataclasses.dataclass(frozen=True)
+class Watched(Ramps):
+    """Remembers which of its items were read."""
+
+    read: list = dataclasses.field(default_factory=list)
+
+    def __getitem__(self, index):
+        self.read.append(index)
+        return super().__getitem__(index)
+
+
+def test_pictures_decoded_ahead_are_those_of_the_step_in_any_order_and_of_ones_share_alone():
+    views, watched = reading.Views(12, count=2), Watched(64)
+    decoded = batches.Decoded(watched, views, 5, 4, steps=5, share=(1, 2), threads=2)
+    for step in (0, 1, 4, 2, 3, 4, 6):  # a run may go on at any step, and past the last one
+        expected = batches.make_images(Ramps(64), views, 5, step, 4, 1, 2)
+        np.testing.assert_array_equal(decoded(step)["image"], expected["image"])
+    others = [batches.indices(5, step, 4, 64)[:2] for step in range(7)]
+    assert len(set(watched.read)) == 12 and not set(watched.read) & set(np.ravel(others))

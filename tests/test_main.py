@@ -109,6 +109,15 @@ def test_the_smoke_job_runs_every_stage(smoke):
 
 
 @pytest.mark.slow
+def test_the_job_trains_straight_from_pictures_that_other_processes_decode(tmp_path):
+    few = ("--config.vq.warmup=2", "--config.vq.steps=10", "--config.vq.plain_steps=4")
+    options = ("--config.cache=false", "--config.workers=1", "--config.train.steps=6")
+    result = run("--config=configs/t2i.py:smoke", f"--workdir={tmp_path}", *few, *options)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "evaluation.json").exists() and not (tmp_path / "tokens").exists()
+
+
+@pytest.mark.slow
 def test_a_second_run_finds_everything_done(smoke):
     folder, _ = smoke
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*.npz")}

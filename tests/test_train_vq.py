@@ -39,7 +39,7 @@ class Tiles:
 
 
 def make_config(**vq):
-    config = ml_collections.ConfigDict({"seed": 0, "image_size": 12})
+    config = ml_collections.ConfigDict({"seed": 0, "image_size": 12, "workers": 0})
     config.mesh = {"data": 1, "model": 1}
     config.vq = {
         "model": {

@@ -63,6 +63,7 @@ CHANGEABLE = (
 )
 SUITES = ("main", "full", "samplers", "tuning", "judges")
 SPLITS = ("train", "validation", "test")
+SKIPPED = 0.01  # largest share of the items that may be unusable
 
 
 def run(config: ml_collections.ConfigDict, workdir, until: str | None = None, **options) -> None:
@@ -88,17 +89,19 @@ def _run_stages(config, workdir, here, until, profile=None, tensorboard=False):
     with stage("image tokenizer"):
         image_tokenizer = make_image_tokenizer(config, workdir, data, tensorboard)
     tokenizers = text_tokenizer, image_tokenizer
-    with stage("token cache"):
-        with on_disk("tokens"):
-            write_shards(config, here, data["train"], *tokenizers)
-        samples.wait_for_all("token cache")
-        with _in_turn(), on_disk("tokens"):
-            cache = tokens.finish(here / "tokens")
+    cache = None
+    if config.cache or until == "token cache":
+        with stage("token cache"):
+            with on_disk("tokens"):
+                write_shards(config, here, data["train"], *tokenizers)
+            samples.wait_for_all("token cache")
+            with _in_turn(), on_disk("tokens"):
+                cache = tokens.finish(here / "tokens")
     if until == "token cache":
         return
     with stage("diffusion"):
         options = {"profile": profile, "tensorboard": tensorboard}
-        params = train_diffusion(config, workdir, cache, *tokenizers, data["validation"], **options)
+        params = train_diffusion(config, workdir, cache, *tokenizers, data, **options)
     if until == "diffusion":
         return
     if here != workdir and jax.process_count() > 1:
@@ -304,6 +307,7 @@ def write_shards(config, workdir, source, text_tokenizer, image_tokenizer) -> No
             views=views(config),
             process_index=jax.process_index(),
             process_count=jax.process_count(),
+            workers=config.workers,
             progress=bar.update,
         )
 
@@ -322,8 +326,46 @@ def held_out_tokens(config, source, text_tokenizer, image_tokenizer) -> dict | N
     }
 
 
+def pairs(config, workdir, source, text_tokenizer, image_tokenizer, share):
+    """`batches.make` without a cache: step -> {"image": int32[B, N], "text": int32[B, M]}.
+
+    What is wrong with the data is listed in `skipped.jsonl`, each fault once. ValueError, when
+    called, if more than SKIPPED of the items cannot be used.
+    """
+    seen, c = {}, config
+    decoded = batches.Decoded(
+        source,
+        views(c),
+        c.seed,
+        c.train.batch_size,
+        steps=c.train.steps,
+        share=share,
+        workers=c.workers,
+    )
+
+    def pairs_at(step):
+        batch = decoded(step)
+        new = [fault for fault in batch["faults"] if fault not in seen]
+        seen.update(dict.fromkeys(new))
+        if new:
+            path = workdir / f"skipped{jax.process_index() or ''}.jsonl"
+            names = ("position", "cause", "detail")
+            rows = [json.dumps(dict(zip(names, fault, strict=True))) + "\n" for fault in seen]
+            checkpoint.write_bytes(path, "".join(rows).encode())
+            unusable = {position for position, cause, _ in seen if cause in reading.SKIPPED}
+            if len(unusable) > SKIPPED * len(source):
+                raise ValueError(
+                    f"{source.name}: {len(unusable)} of {len(source)} items cannot be used, more "
+                    f"than {SKIPPED:.0%}; {path} lists them"
+                )
+        ids = text_tokenizer.encode(batch["captions"], c.text.length)
+        return {"image": image_tokenizer.encode(batch["image"]), "text": ids}
+
+    return pairs_at
+
+
 def train_diffusion(
-    config, workdir, cache, text_tokenizer, image_tokenizer, validation, **options
+    config, workdir, cache, text_tokenizer, image_tokenizer, data, **options
 ) -> dict:
     """The averaged weights, trained as far as `config.train.steps` says; options: of `train`."""
     if (workdir / pipeline.WEIGHTS).exists():
@@ -336,11 +378,15 @@ def train_diffusion(
         start = reuse(config, vocab, pipeline.load_weights(config.init_from))
     seed, size = config.seed, config.train.batch_size
     share = sharding.process_share(sharding.make_mesh(**config.mesh))
-    ahead = batches.Ahead(lambda step: batches.make(cache, seed, step, size, *share))
+    tokenizers, items = (text_tokenizer, image_tokenizer), data["train"] if cache is None else cache
+    if cache is None:
+        ahead = batches.Ahead(pairs(config, workdir, data["train"], *tokenizers, share))
+    else:
+        ahead = batches.Ahead(lambda step: batches.make(cache, seed, step, size, *share))
     options |= {
         "start": start,
-        "held_out": held_out_tokens(config, validation, text_tokenizer, image_tokenizer),
-        "ids_at": lambda step: batches.indices(seed, step, size, len(cache)),
+        "held_out": held_out_tokens(config, data["validation"], *tokenizers),
+        "ids_at": lambda step: batches.indices(seed, step, size, len(items)),
     }
     with contextlib.closing(ahead):
         return train.train(config, workdir, vocab, text_tokenizer.pad_id, ahead, **options)

@@ -243,7 +243,7 @@ def make_objective(config, vocab: Vocab, pad_id: int):
         auxiliary=c.auxiliary,
         pad_id=pad_id,
         pad_weight=c.pad_weight,
-        image_weight=c.get("image_weight", 1.0),
+        image_weight=c.image_weight,
         objective=c.objective,
     )
     return model, loss_fn

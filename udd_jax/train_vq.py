@@ -251,7 +251,7 @@ class Pictures:
     """
 
     def __init__(self, source, config):
-        self.source, self.config = source, config
+        self.source, self.config, self._read = source, config, {}
         self.views = reading.Views(config.image_size)
         self.size, self.kept = min(len(source), config.vq.pictures or len(source)), None
         if self.size * config.image_size**2 * 3 <= MOST_BYTES:
@@ -263,15 +263,20 @@ class Pictures:
 
     def sample(self, most: int):
         """uint8[n, S, S, 3], n = `most` or as many as there are: always the same ones."""
-        return self.at(0, min(most, self.size))
+        count, seed = min(most, self.size), self.config.seed
+        if self.kept is None:
+            return batches.make_images(self.source, self.views, seed, 0, count)["image"]
+        return self.at(0, count)
 
     def at(self, step: int, batch_size: int, share=(0, 1)):
-        seed = self.config.seed
+        c = self.config
         if self.kept is None:
-            return batches.make_images(self.source, self.views, seed, step, batch_size, *share)[
-                "image"
-            ]
-        items = batches.indices(seed, step, batch_size, len(self.kept))
+            if (batch_size, share) not in self._read:
+                options = {"steps": c.vq.steps, "share": share, "workers": c.workers}
+                decoded = batches.Decoded(self.source, self.views, c.seed, batch_size, **options)
+                self._read[batch_size, share] = decoded
+            return self._read[batch_size, share](step)["image"]
+        items = batches.indices(c.seed, step, batch_size, len(self.kept))
         per = batch_size // share[1]
         return self.kept[items[share[0] * per : (share[0] + 1) * per]]
 

@@ -10,6 +10,7 @@ the shares in order are the batch.
 """
 
 import concurrent.futures
+import functools
 
 import numpy as np
 
@@ -97,6 +98,38 @@ def make_images(
         batch.append((example.pixels[0], example.captions[int(caption)]))
     pixels, captions = zip(*batch, strict=True)
     return {"image": np.stack(pixels), "captions": list(captions), "faults": faults}
+
+
+class Decoded:
+    """`make_images(step)` of a source for the steps in order, decoded ahead of time by Grain.
+
+        batch_at = Decoded(source, views, seed, 64, steps=1000)
+        batch_at(7), batch_at(8), ...      # a run that goes on starts where it was
+
+    Any order of steps is right; consecutive ones are fast. `share`: (process_index,
+    process_count); threads, workers: as in `reading.in_order`.
+    """
+
+    def __init__(self, source, views, seed, batch_size, *, steps, share=(0, 1), **options):
+        names = ("process_index", "process_count")
+        self._batch_at = functools.partial(
+            make_images,
+            source,
+            views,
+            seed,
+            batch_size=batch_size,
+            **dict(zip(names, share, strict=True)),
+        )
+        self._steps, self._options, self._next = steps, options, None
+
+    def __call__(self, step: int) -> dict:
+        if step != self._next:
+            coming = range(step, max(self._steps, step + 1))
+            self._batches = reading.in_order(self._batch_at, coming, **self._options)
+        self._next = step + 1
+        if self._next == self._steps:  # there is nothing behind it
+            self._next = None
+        return next(self._batches)
 
 
 class Ahead:
