@@ -66,7 +66,8 @@ def get_config() -> ml_collections.ConfigDict:
             "restart": {"until": 0.8, "threshold": 0.02, "factor": 2.0},  # of dead codes
             "merge": 5.0,  # joins codes that only divide noise; 0 keeps all
             "temperature": (0.9, 1e-6),  # of the Gumbel quantiser, from and to
-            "perceptual": 0.0,
+            "perceptual": 0.0,  # weight of LPIPS, which is off without its files
+            "weights": "",  # the folder that they are in
             "adversarial": {
                 "weight": 0.0,
                 "start": 0,
@@ -74,6 +75,8 @@ def get_config() -> ml_collections.ConfigDict:
                 "layers": 3,
                 "learning_rate": 1e-4,
             },
+            # Another codebook for the trained tokenizer, of so many codes; 0 keeps the first.
+            "rebuild": {"codes": 0, "steps": 400, "learning_rate": 1e-4},
             "log_every": 50,
             "save_every": 400,
             "keep": 1,

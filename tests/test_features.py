@@ -178,6 +178,11 @@ def test_lpips_measures_with_the_users_two_files(lpips, tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (2, 2, 32, 32, 3), np.uint8)
     ours = networks.load(str(tmp_path))["lpips"].distance(*images)
     close(ours, lpips[2](*(images / np.float32(127.5) - 1))[0])
+    function, weights = networks.perceptual(str(tmp_path))  # the same, to train with
+    close(jax.jit(function)(weights, *(images / np.float32(127.5) - 1)), ours)
+    (tmp_path / "vgg.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="lpips weights: no vgg"):
+        networks.perceptual(str(tmp_path))
 
 
 # --- Pixels ----------------------------------------------------------------------------------

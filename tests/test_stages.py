@@ -4,10 +4,10 @@ import json
 
 import numpy as np
 import pytest
-from test_train_vq import Tiles
+from test_train_vq import Tiles, make_config
 
 from configs import t2i
-from udd_jax import jobs
+from udd_jax import jobs, networks, train_vq, vqgan
 from udd_jax.data import batches, records
 
 
@@ -53,3 +53,26 @@ def test_too_many_broken_pictures_end_a_run_without_a_cache(tmp_path):
     with pytest.raises(ValueError, match="spots: 1 of 20 items cannot be used, more than 1%"):
         pairs(0)
     assert (tmp_path / "skipped.jsonl").exists()
+
+
+def test_lpips_is_off_without_a_weight_or_files_and_is_the_users_own(monkeypatch, capsys):
+    monkeypatch.setattr(networks, "perceptual", lambda folder: ("function", folder))
+    config = make_config(weights="here")
+    assert jobs.perceptual(config) is None
+    config.vq.perceptual = 1.0
+    assert jobs.perceptual(config) == ("function", "here")
+    config.vq.weights = ""
+    assert jobs.perceptual(config) is None
+    assert "no perceptual loss, vq.weights names no folder" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_codebook_is_rebuilt_after_training_where_the_config_says_so(tmp_path):
+    config = make_config(rebuild={"codes": 7, "steps": 4, "learning_rate": 1e-6}, merge=0.0)
+    data = {"train": Tiles(), "validation": Tiles(seed=1)}
+    tokenizer = jobs.make_image_tokenizer(config, tmp_path, data)
+    first = vqgan.load(tmp_path / "vq" / "first" / train_vq.FILE)
+    assert (first.codes, tokenizer.codes) == (12, 7)
+    assert jobs.make_image_tokenizer(config, tmp_path, data).hash == tokenizer.hash
+    with np.testing.assert_raises(AssertionError):
+        np.testing.assert_array_equal(vqgan.rows(first.params)[:7], vqgan.rows(tokenizer.params))

@@ -42,6 +42,7 @@ def make_config(**vq):
     config = ml_collections.ConfigDict({"seed": 0, "image_size": 12, "workers": 0})
     config.mesh = {"data": 1, "model": 1}
     config.vq = {
+        "file": "",
         "model": {
             "n_embed": 12,
             "embed_dim": 8,
@@ -192,6 +193,46 @@ def test_gumbel_codebook_starts_as_the_nearest_row():
     params = vqgan.with_rows(empty, rows, 0.3)["quantize"]
     codes = module.apply({"params": params}, z, method="codes")
     np.testing.assert_array_equal(codes, codebook.nearest(z, rows))
+
+
+def one_step(config, out, step=0, perceptual=None):
+    """The metrics of a step of a network whose one weight, 3, multiplies `out(x, ...)`."""
+
+    def apply(variables, x, key, temperature, plain):
+        images, loss = out(x, temperature)
+        y = variables["params"]["w"] * images
+        return vqgan.Output(y, x, jnp.zeros(x.shape[:3], jnp.int32), jnp.asarray(loss))
+
+    model = types.SimpleNamespace(apply=apply, n_embed=2, quantiser="gumbel")
+    params = {"w": jnp.array(3.0)}
+    tx, judge_tx = train_vq.make_optimisers(config)
+    state = train_vq.TrainState(jnp.array(step), params, tx.init(params), None, {}, {})
+    train_step = train_vq.make_step(config, model, None, tx, judge_tx, perceptual)
+    white = np.full((1, 2, 2, 3), 255, np.uint8)
+    return train_step(state, white, jax.random.key(0), 7.0)[1]
+
+
+@pytest.mark.parametrize(("loss", "value", "slope"), [("l1", 2.0, 1.0), ("l2", 4.0, 4.0)])
+def test_the_loss_is_that_of_its_name_and_lpips_adds_to_it(loss, value, slope):
+    config = make_config(loss=loss, perceptual=0.5, commitment=0.0)
+    plain = one_step(config, lambda x, _: (x, 0.0))
+    np.testing.assert_allclose([plain["loss"], plain["gradient_norm"]], [value, slope], rtol=1e-6)
+
+    def perceptual(weights, x, y):
+        return weights * (y - x).mean((1, 2, 3))
+
+    seen = one_step(config, lambda x, _: (x, 0.0), perceptual=perceptual)
+    expected = [value + 0.5 * 7 * 2, slope + 0.5 * 7]
+    np.testing.assert_allclose([seen["loss"], seen["gradient_norm"]], expected, rtol=1e-6)
+
+
+def test_gumbel_noise_cools_from_hot_to_cold_along_half_a_cosine():
+    config = make_config(temperature=(0.9, 0.1), steps=100)
+    found = [
+        float(one_step(config, lambda x, temperature: (x, temperature), step)["quantiser_loss"])
+        for step in (0, 50, 100)
+    ]
+    np.testing.assert_allclose(found, [0.9, 0.5, 0.1], rtol=1e-5)
 
 
 def test_balance_is_the_ratio_of_the_gradients():

@@ -31,6 +31,7 @@ from udd_jax import (
     evaluate,
     lock,
     logbook,
+    networks,
     pipeline,
     report,
     samples,
@@ -235,8 +236,24 @@ def make_image_tokenizer(config, workdir, data, tensorboard=False) -> vqgan.Imag
         if jax.process_index() == 0:
             vqgan.save(path, tokenizer)
         return tokenizer
-    options = {"held_out": data["validation"], "tensorboard": tensorboard}
-    return train_vq.train(config, workdir / "vq", data["train"], **options)
+    options = {"held_out": data["validation"], "perceptual": perceptual(config)}
+    folder, source = workdir / "vq", data["train"]
+    if not config.vq.rebuild.codes:
+        return train_vq.train(config, folder, source, tensorboard=tensorboard, **options)
+    first = folder / "first"
+    if (first / train_vq.FILE).exists():
+        tokenizer = vqgan.load(first / train_vq.FILE)
+    else:
+        tokenizer = train_vq.train(config, first, source, tensorboard=tensorboard, **options)
+    return train_vq.rebuild(config, folder, tokenizer, source, **options)
+
+
+def perceptual(config):
+    """LPIPS as `train_vq.train` takes it, or None where it has no weight or no files."""
+    c = config.vq
+    if c.perceptual and not c.weights:
+        logbook.say("image tokenizer: no perceptual loss, vq.weights names no folder with LPIPS")
+    return networks.perceptual(c.weights) if c.perceptual and c.weights else None
 
 
 def export(workdir, out) -> None:

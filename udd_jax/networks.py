@@ -96,11 +96,24 @@ def _lpips(folder):
         state = {**_state(folder, "vgg16"), **_state(folder, "lpips")}
     except FileNotFoundError as error:
         return intervals.Unmeasured(str(error))
-    module, unit = features.Lpips(), lambda x: jnp.asarray(x, jnp.float32) / 127.5 - 1
-    nothing = jnp.zeros((1, 32, 32, 3))
-    variables, apply = pretrained.load(module, state, nothing, nothing), jax.jit(module.apply)
+    function, variables = _perceptual(state)
+    apply, unit = jax.jit(function), lambda x: jnp.asarray(x, jnp.float32) / 127.5 - 1
     distance = lambda a, b: jax.device_get(apply(variables, unit(a), unit(b)))  # noqa: E731
     return Network(pretrained.state_hash(state)[:16], distance=distance)
+
+
+def perceptual(folder: str) -> tuple[Callable, dict]:
+    """LPIPS to train with: (weights, float[B, S, S, 3] in [-1, 1] twice) -> float[B], and weights.
+
+    Raises:
+        FileNotFoundError: which file is not in the folder.
+    """
+    return _perceptual({**_state(folder, "vgg16"), **_state(folder, "lpips")})
+
+
+def _perceptual(state):
+    module, nothing = features.Lpips(), jnp.zeros((1, 32, 32, 3))
+    return module.apply, pretrained.load(module, state, nothing, nothing)
 
 
 def _state(folder, name) -> dict[str, np.ndarray]:

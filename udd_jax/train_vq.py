@@ -329,6 +329,7 @@ def rebuild(
         raise ValueError("rebuild: a gumbel tokenizer has no nearest rows, expected ema")
     config = config.copy_and_resolve_references()
     config.vq.update({"steps": c.steps, "learning_rate": c.learning_rate, "plain_steps": 0})
+    config.vq.warmup = min(config.vq.warmup, c.steps // 2)
     pictures, key = Pictures(source, config), jax.random.key(config.seed)
     model = tokenizer.module.clone(n_embed=c.codes)
     vectors = pool_vectors(model, tokenizer.params, pictures.sample(POOL_VECTORS), key)
