@@ -1,6 +1,8 @@
 """Claims about the training of the image tokenizer, on a world of five noisy 4 x 4 tiles."""
 
 import dataclasses
+import os
+import pathlib
 import types
 
 import jax
@@ -11,7 +13,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from udd_jax import checkpoint, codebook, train_vq, vqgan
-from udd_jax.data import records, shapes
+from udd_jax.data import records, shapes, sources
 
 TILES = np.random.default_rng(5).integers(0, 2, (5, 4, 4, 3)) * 160 + 48
 
@@ -343,3 +345,25 @@ def test_shapes_are_read_right_from_16_codes(tmp_path):
     rng = np.random.default_rng(0)
     again = tokenizer.encode(np.stack([shapes.render(scene, rng) for scene in scenes]))
     assert (again != codes).mean() < 0.01  # the noise redrawn
+
+
+EMOJI = pathlib.Path(
+    os.environ.get("UDD_EMOJI", pathlib.Path(__file__).parents[1] / "../shared/data/emoji")
+)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.environ.get("UDD_LONG"), reason="takes minutes: UDD_LONG=1")
+@pytest.mark.skipif(not EMOJI.is_dir(), reason="the emoji data are not there")
+def test_drawings_held_out_come_back_at_24_decibels_through_most_of_the_codes(tmp_path):
+    from configs import t2i
+
+    config = t2i.get_config("emoji")
+    data = [
+        sources.open_source(f"webdataset:{EMOJI}", s, **config.data_options)
+        for s in ("train", "test")
+    ]
+    tokenizer = train_vq.train(config, tmp_path, *data)
+    assert tokenizer.grid == (16, 16)
+    score = train_vq.score(tokenizer, train_vq.Pictures(data[1], config).sample(740))
+    assert score["psnr"] >= 24 and score["usage"] >= 0.8

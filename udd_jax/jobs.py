@@ -57,6 +57,7 @@ CHANGEABLE = (
     "train.accumulate",
     "sample",
     "evaluate",
+    "workers",
     "mesh",
     "model.implementation",
     "model.unroll",
