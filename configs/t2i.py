@@ -46,6 +46,10 @@ def emoji(c):
     An image is 16 x 16 codes of 4 x 4 pixels: at 8 x 8 codes of 8 x 8 the best patches reach 21 dB.
     The encoder sees its own pixels alone, so that equal patches have equal codes, and the decoder
     all of the image.
+
+    One core: image tokenizer 13 minutes, 26.5 dB held out, over 99 % of the codes in use; then .85
+    s a step, 45 minutes. At 2100 steps the caption of an image is found among 20 at .18, an
+    image at .40: it wants more.
     """
     c.data = "webdataset:data/emoji"
     c.data_options = {"validation": 0.02}
