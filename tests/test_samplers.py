@@ -116,6 +116,26 @@ def test_the_corrected_chain_is_its_simulation():
     assert (calls == 3).all()
 
 
+@SLOW
+def test_the_corrector_mends_what_an_unsure_network_draws_together():
+    # Five calls of a network whose probabilities are the roots of the true ones, renormalised.
+    kernel = diffusion.make_kernel(finite.LAYOUT, schedules.uniform(finite.STEPS))
+    oracle, present = finite.oracle(kernel), jnp.zeros((COUNT, 2), bool)
+
+    def unsure(xt, t, free):
+        return tuple(y / 2 for y in oracle(xt, t, free))
+
+    def share(correct):
+        settings = sampling.Settings(steps=5, correct=correct)
+        draw = finite.quick(
+            lambda key: sampling.run(kernel, unsure, key, 0 * FREE, FREE, present, settings).tokens
+        )
+        made = np.concatenate([draw(jax.random.key(seed)) for seed in range(3)])
+        return (finite.which(made) >= 0).mean()
+
+    assert share(2) > share(0) + 3 * np.sqrt(2 * 0.25 / (3 * COUNT))
+
+
 @pytest.mark.parametrize("rule, eta", [("cap", 0.05), pytest.param("rescale", 0.5, marks=SLOW)])
 def test_masking_again_is_its_simulation_and_mends_what_was_drawn_together(rule, eta):
     times, rng = diffusion.chain_times(finite.STEPS, 25), np.random.default_rng(0)
