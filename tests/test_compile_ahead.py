@@ -45,7 +45,8 @@ def test_smoke_size_compiles_for_a_slice(program):
     env["PYTHONPATH"] = str(PATH.parent.parent)
     done = subprocess.run(
         [sys.executable, str(PATH), "--config=configs/t2i.py:smoke", "--topology=v5e:2x2",
-         "--config.mesh.model=2", f"--program={program}"],
+         "--config.mesh.model=2", f"--program={program}",
+         "--config.vq.model.n_embed=80"],  # 64 is how wide a layer of the MLP is
         cwd=PATH.parent.parent, env=env, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
