@@ -136,3 +136,4 @@ def coco(c):
     _published(c)
     c.data = "coco:data/coco"
     c.train.steps = 840_000
+    c.evaluate.pictures = 30_000  # as Frechet distances on COCO are usually reported
