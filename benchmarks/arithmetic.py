@@ -38,7 +38,7 @@ def programs(model, batch: int) -> tuple[dict, tuple]:
         return model.apply({"params": params}, xt, t, free)
 
     def reverse(params, xt):  # the loop's body, once
-        denoise_fn = lambda *inputs: model.apply({"params": params}, *inputs)  # noqa: E731
+        denoise_fn = transformer.Denoiser(model, params)
         return sampling.sample(kernel, denoise_fn, jax.random.key(2), xt, free, absent, settings)
 
     def plain(params, xt):

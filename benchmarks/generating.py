@@ -19,7 +19,7 @@ def reverse_rows(p: sizes.Parts, multiply, product_flops: float, peak: float | N
 
     def step(top_r, params):  # the loop's body, once
         settings = sampling.Settings(steps=1, top_r=top_r)
-        denoise_fn = functools.partial(p.model.apply, {"params": params})
+        denoise_fn = transformer.Denoiser(p.model, params)
         return sampling.sample(p.kernel, denoise_fn, jax.random.key(2), x, free, absent, settings)
 
     def ready(function):

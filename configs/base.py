@@ -100,6 +100,7 @@ def get_config() -> ml_collections.ConfigDict:
             "heads": 4,
             "mlp_ratio": 2,
             "attention": "mutual",
+            "block_attention": False,  # True: what is given is computed once a chain, not a step
             "time": "per_modality",
             "time_table": "tied",
             "given_vector": True,

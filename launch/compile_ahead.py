@@ -38,7 +38,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import config_flags
 
-from udd_jax import costs, diffusion, plan, sampling, sharding, train
+from udd_jax import costs, diffusion, plan, sampling, sharding, train, transformer
 
 # bytes/s to the memory of a chip, and of all its links to others, from the maker's data sheets.
 RATES = {
@@ -105,7 +105,7 @@ def sample_program(config, mesh):
     settings = sampling.Settings(**config.sample)
 
     def run(params, keys, x, free, absent):
-        denoise_fn = lambda *inputs: model.apply({"params": params}, *inputs)  # noqa: E731
+        denoise_fn = transformer.Denoiser(model, params)
         return sampling.run(kernel, denoise_fn, keys, x, free, absent, settings).tokens
 
     params = jax.eval_shape(

@@ -47,6 +47,7 @@ def test_guided_log_p_is_the_enumerated_tilt(task):
             finite.oracle(kernel),
             Settings(guidance=s),
             tasks.Masks(jnp.asarray(free), jnp.asarray(absent)),
+            jnp.asarray(xt),
             prior,
             None if negative is None else jnp.asarray(negative, jnp.int32),
         )

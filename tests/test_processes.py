@@ -85,7 +85,7 @@ def sample(weights, data, model):
 
     @jax.jit
     def draw(params, x, free, absent):
-        denoise_fn = lambda *inputs: network.apply({"params": params}, *inputs)  # noqa: E731
+        denoise_fn = transformer.Denoiser(network, params)
         settings = sampling.Settings(steps=5)
         return sampling.sample(kernel, denoise_fn, jax.random.key(0), x, free, absent, settings)
 

@@ -416,6 +416,7 @@ def test_paper_size_has_the_published_number_of_parameters():
         ({"remat": "some"}, "model.remat = 'some'"),
         ({"activation": "tanh"}, "model.activation = 'tanh'"),
         ({"implementation": "triton"}, "model.implementation = 'triton'"),
+        ({"block_attention": True}, "model.block_attention with model.network = 'joint' and model"),
     ],
 )
 def test_an_option_that_does_not_exist_is_one_line(option, message):

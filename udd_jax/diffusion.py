@@ -39,6 +39,13 @@ from udd_jax.vocab import Vocab
 DenoiseFn = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, ...]]
 
 
+def begin(denoise_fn: DenoiseFn, x: jax.Array, t: jax.Array, free: jax.Array) -> DenoiseFn:
+    """`denoise_fn` for a chain that begins with these inputs: what it has to say of a modality of
+    which nothing is free is computed here, once, if it can (`transformer.Denoiser`). A pytree."""
+    starts = getattr(denoise_fn, "begin", None)
+    return starts(x, t, free) if starts else jax.tree_util.Partial(denoise_fn)
+
+
 @flax.struct.dataclass
 class Kernel:
     """Cumulative tables, float[M, T+1], a row a modality; entry 0 is clean."""
@@ -486,11 +493,13 @@ def bound(
     p is that of the ancestral chain of `calls` steps (0 is T), with nothing truncated: the sum of
     its L_t, estimated from `times` of them, one from each of as many strata, and the prior's term.
     keys: one a sample, [B]; x0: int32[B, L]; free: bool[B, L], whole modalities; absent:
-    bool[B, M]. Its mean over keys is exact for any `times`.
+    bool[B, M]. Its mean over keys is exact for any `times`. Every time draws another absent
+    modality, so that a `denoise_fn` may keep what it knows of given ones alone.
     """
     vocab, calls = kernel.vocab, calls or kernel.steps
     clock = jnp.asarray(chain_times(kernel.steps, calls)[::-1].astype(np.int32))
     lead = jnp.stack([free[:, where].any(axis=1) for where in vocab.slices], axis=1)
+    denoise_fn = begin(denoise_fn, x0, jnp.where(lead, kernel.steps, 0), free)
 
     def one_time(total, k):
         def draw(key):

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from udd_jax import tasks
+from udd_jax import diffusion, tasks
 
 FLOOR = -1e4  # log-probabilities below it count as it where they are subtracted
 
@@ -28,16 +28,19 @@ def strength(settings, t: jax.Array, steps: int) -> jax.Array:
     return jnp.full(t.shape, 1 + w)
 
 
-def predictor(kernel, denoise_fn, settings, masks, prior, negative=None):
+def predictor(kernel, denoise_fn, settings, masks, start, prior, negative=None):
     """(x, t int32[B]) -> log p(x_0 | x_t) guided, normalised, one float[B, n, K] a modality.
 
-    masks: free and absent; prior: int32[B, L], what absent modalities hold; negative as in `run`.
+    masks: free and absent; start: int32[B, L], x at the beginning; prior: what absent modalities
+    hold; negative as in `run`.
     """
     vocab = kernel.vocab
     free, absent = masks
+    first = tasks.times(vocab, masks, jnp.full(len(start), kernel.steps), kernel.steps)
+    seen = diffusion.begin(denoise_fn, start, first, free)
 
     def plain(x, t):
-        logits = denoise_fn(x, tasks.times(vocab, masks, t, kernel.steps), free)
+        logits = seen(x, tasks.times(vocab, masks, t, kernel.steps), free)
         return tuple(jax.nn.log_softmax(_wide(y), axis=-1) for y in logits)
 
     if not settings.on("guidance"):
@@ -54,26 +57,28 @@ def predictor(kernel, denoise_fn, settings, masks, prior, negative=None):
     others = [((~absent | given) & (modalities != m)[None]).any(-1) for m in modalities]
     guided = has_free & jnp.stack(others, axis=1)  # [B, M]
 
+    def branches(x, now):
+        """(x, t, free) of each."""
+        yield x, now, free
+        for m in modalities:
+            own, here = (at == m)[None], (modalities == m)[None]
+            others = jnp.where(given, 0, kernel.steps)
+            yield jnp.where(own, x, instead), jnp.where(here, now, others), free & own
+
+    begun = [diffusion.begin(denoise_fn, *branch) for branch in branches(start, first)]
+    begun = jax.tree.map(lambda *b: jnp.stack(b), *begun)
+
     def guide(x, t):
         s = jnp.where(guided, strength(settings, t, kernel.steps)[:, None], 1)  # [B, M]
         now = tasks.times(vocab, masks, t, kernel.steps)
-        branches = [(x, now, free, s)]
-        for m in modalities:
-            here = (modalities == m)[None]
-            branches.append(
-                (
-                    jnp.where((at == m)[None], x, instead),
-                    jnp.where(here, now, jnp.where(given, 0, kernel.steps)),
-                    free & (at == m)[None],
-                    jnp.where(here, 1 - s, 0),
-                )
-            )
+        weights = [s, *(jnp.where((modalities == m)[None], 1 - s, 0) for m in modalities)]
+        inputs = jax.tree.map(lambda *b: jnp.stack(b), *branches(x, now))
 
         def add(total, branch):
-            x, t, free, weight = branch
+            denoise, inputs, weight = branch
 
             def term(total):
-                logs = [jax.nn.log_softmax(_wide(y), -1) for y in denoise_fn(x, t, free)]
+                logs = [jax.nn.log_softmax(_wide(y), -1) for y in denoise(*inputs)]
                 return tuple(
                     sums + weight[:, m, None, None] * jnp.maximum(log_p, FLOOR)
                     for m, (sums, log_p) in enumerate(zip(total, logs, strict=True))
@@ -83,8 +88,7 @@ def predictor(kernel, denoise_fn, settings, masks, prior, negative=None):
 
         shapes = [(x.shape[0], m.length, m.classes) for m in vocab.modalities]
         zeros = tuple(jnp.zeros(shape, kernel.alpha_bar.dtype) for shape in shapes)
-        stacked = jax.tree.map(lambda *b: jnp.stack(b), *branches)
-        total, _ = lax.scan(add, zeros, stacked)
+        total, _ = lax.scan(add, zeros, (begun, inputs, jnp.stack(weights)))
         return tuple(jax.nn.log_softmax(y, axis=-1) for y in total)
 
     return guide

@@ -225,12 +225,14 @@ class Pipeline:
                 f"task {task!r} has no bound: this network knows one time for both modalities, "
                 "so that none can be absent"
             )
+        # Every time of the bound draws an absent modality anew: only a given one stays as it is.
+        still = None if np.asarray(masks.absent).any() else self._still(masks)
         numbers = jnp.zeros(len(x0), int) if common else jnp.arange(len(x0))
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), numbers)
 
         def part(rows, keys):
             here = tasks.Masks(masks.free[: len(keys)], masks.absent[: len(keys)])
-            return self._bound(self.params, keys, x0[rows], here, times, calls)
+            return self._bound(self.params, keys, x0[rows], here, times, calls, still)
 
         nats = self._in_batches(part, keys, min(self.config.evaluate.batch_size, len(x0)))
         return -np.asarray(nats, np.float64) / LN2
@@ -312,6 +314,7 @@ class Pipeline:
             against[:, self.vocab.slices[m]] = np.asarray(negative) + self.vocab.offsets[m]
         left_out = np.asarray(masks.absent)[0]
         masks = self._feasible(task, masks)
+        still = self._still(masks)
         free, absent = np.asarray(masks.free), np.asarray(masks.absent)
         numbers = jnp.arange(first, first + count)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), numbers)
@@ -319,7 +322,7 @@ class Pipeline:
         def part(rows, keys):
             away = None if against is None else against[rows]
             result = self._sample(
-                self.params, keys, x[rows], free[rows], absent[rows], away, settings, trace
+                self.params, keys, x[rows], free[rows], absent[rows], away, settings, trace, still
             )
             return result.tokens, result.calls, jnp.swapaxes(result.states, 0, 1)
 
@@ -371,15 +374,22 @@ class Pipeline:
             parts.append(jax.tree.map(lambda a, keep=keep: a[:keep], result))
         return jax.tree.map(lambda *a: np.concatenate(a), *parts)
 
-    def denoise_fn(self, params):
-        return functools.partial(self.model.apply, {"params": params})
+    def _still(self, masks: tasks.Masks) -> str | None:
+        """The modality of which nothing is generated in any sample, if the network profits."""
+        if not self.model.block_attention:
+            return None
+        free = [np.asarray(masks.free)[:, where].any() for where in self.vocab.slices]
+        names = [
+            m.name for m, any_free in zip(self.vocab.modalities, free, strict=True) if not any_free
+        ]
+        return names[0] if len(names) == 1 else None
 
     @functools.cached_property
     def _sample(self):
-        def run(params, keys, x, free, absent, negative, settings, trace):
+        def run(params, keys, x, free, absent, negative, settings, trace, still):
             return sampling.run(
                 self.kernel,
-                self.denoise_fn(params),
+                transformer.Denoiser(self.model, params, still),
                 keys,
                 x,
                 free,
@@ -389,15 +399,15 @@ class Pipeline:
                 trace,
             )
 
-        return jax.jit(run, static_argnames="trace")
+        return jax.jit(run, static_argnames=("trace", "still"))
 
     @functools.cached_property
     def _bound(self):
-        def run(params, keys, x0, masks, times, calls):
-            denoise_fn = self.denoise_fn(params)
+        def run(params, keys, x0, masks, times, calls, still):
+            denoise_fn = transformer.Denoiser(self.model, params, still)
             return diffusion.bound(self.kernel, denoise_fn, keys, x0, *masks, times, calls)
 
-        return jax.jit(run, static_argnames=("times", "calls"))
+        return jax.jit(run, static_argnames=("times", "calls", "still"))
 
 
 # ---- A run's folder -----------------------------------------------------------------------------

@@ -203,7 +203,7 @@ def run(
     start = prior if by_time else jnp.where(absent_at, prior, vocab.mask_id)
     start = jnp.where(free | absent_at, start, x)
     predict = guidance.predictor(
-        kernel, denoise_fn, settings, tasks.Masks(free, absent), prior, negative
+        kernel, denoise_fn, settings, tasks.Masks(free, absent), start, prior, negative
     )
     total = free.sum(-1)
 

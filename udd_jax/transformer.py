@@ -13,7 +13,9 @@ A block is pre-norm and residual, with AdaLN(h, t) = LN(h) (1 + scale(t)) + shif
 The default fields are the published network. What we add is off unless asked for:
 `time="per_modality"`, the tied and sinusoidal time tables, query-key normalisation, the vector
 added at given positions, the hidden padding of given texts, other activations, bfloat16, the
-plain `attention="self"` ablation.
+plain `attention="self"` ablation, and `block_attention`: a modality of which nothing is free, since
+it is given or absent, looks at itself alone, so that what it becomes does not depend on what is
+generated beside it, and its keys and values can be kept through a chain (`Denoiser`).
 
 Parameter names are API: the sharding table, the converters and the checkpoints key on them. The
 parameters of the blocks are stacked on a leading axis of `layers`.
@@ -21,7 +23,8 @@ parameters of the blocks are stacked on a leading axis of `layers`.
 
 import math
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -91,10 +94,20 @@ def dot_product_attention(
     return out.reshape(batch, heads, n, size).transpose(0, 2, 1, 3)
 
 
-def _dense(features: int, dtype, name: str) -> Callable[[jax.Array], jax.Array]:
+class Dense(nn.Dense):
     """A Dense layer as one matrix product: with two batch axes, CPUs are slower backwards."""
-    layer = nn.Dense(features, kernel_init=_normal(), dtype=dtype, name=name)
-    return lambda x: layer(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], features)
+
+    kernel_init: Callable = _normal()
+
+    def __call__(self, x):
+        return super().__call__(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], self.features)
+
+
+class KeysValues(NamedTuple):
+    """Of positions that are looked at: float[B, n', H, d] each, rotated."""
+
+    k: jax.Array
+    v: jax.Array
 
 
 def rotary_angles(vocab: Vocab, pairs: int) -> np.ndarray:
@@ -127,31 +140,37 @@ def rotate(x: jax.Array, angles: np.ndarray) -> jax.Array:
 
 
 class Attention(nn.Module):
-    """Multi-head attention of queries x [B, n, D] over context [B, n', D] -> [B, n, D]."""
+    """Multi-head attention: `project` a context, and queries x [B, n, D] look at it: [B, n, D]."""
 
+    width: int
     heads: int
     qk_norm: bool = False
     implementation: str = "flat"
     dtype: Any = jnp.float32
 
-    @nn.compact
-    def __call__(self, x, context, bias=None, angles=None):
-        width = x.shape[-1]
-
-        def project(name, y):
-            y = _dense(width, self.dtype, name)(y)
-            return y.reshape(*y.shape[:-1], self.heads, width // self.heads)  # [B, n, H, d]
-
-        q, k, v = project("query", x), project("key", context), project("value", context)
+    def setup(self):
+        self.query, self.key, self.value, self.out = (
+            Dense(self.width, dtype=self.dtype) for _ in range(4)
+        )
         if self.qk_norm:
-            q = nn.RMSNorm(dtype=self.dtype, name="query_norm")(q)
-            k = nn.RMSNorm(dtype=self.dtype, name="key_norm")(k)
-        if angles is not None:
-            q, k = rotate(q, angles), rotate(k, angles)
-        q, k, v = (sharding.constrain(y, "data", None, "model", None) for y in (q, k, v))
+            self.query_norm, self.key_norm = (nn.RMSNorm(dtype=self.dtype) for _ in range(2))
+
+    def project(self, context, angles=None) -> KeysValues:
+        """Keys and values of a context [B, n', D]; angles: its rotary ones, float[n', d/2]."""
+        k, v = self._heads(self.key(context)), self._heads(self.value(context))
+        k = self.key_norm(k) if self.qk_norm else k
+        return KeysValues(k if angles is None else rotate(k, angles), v)
+
+    def __call__(self, x, seen: KeysValues, bias=None, angles=None):
+        q = self._heads(self.query(x))
+        q = self.query_norm(q) if self.qk_norm else q
+        q = q if angles is None else rotate(q, angles)
+        q, k, v = (sharding.constrain(y, "data", None, "model", None) for y in (q, *seen))
         y = dot_product_attention(q, k, v, bias, self.implementation)
-        y = y.reshape(x.shape)  # [B, n, D]
-        return _dense(width, self.dtype, "out")(y)
+        return self.out(y.reshape(x.shape))
+
+    def _heads(self, y):
+        return y.reshape(*y.shape[:-1], self.heads, self.width // self.heads)  # [B, n, H, d]
 
 
 class TimeEmbedding(nn.Module):
@@ -169,8 +188,8 @@ class TimeEmbedding(nn.Module):
         rates = jnp.exp(-math.log(10000) / (half - 1) * jnp.arange(half))
         angles = t[..., None] / self.steps * 4000 * rates.reshape((1,) * t.ndim + (half,))
         y = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
-        y = _dense(self.width, None, "in")(y)
-        return _dense(self.width, None, "out")(nn.silu(y))
+        y = Dense(self.width, name="in")(y)
+        return Dense(self.width, name="out")(nn.silu(y))
 
 
 class AdaLayerNorm(nn.Module):
@@ -188,7 +207,7 @@ class AdaLayerNorm(nn.Module):
         width = h.shape[-1]
         if jnp.issubdtype(time.dtype, jnp.integer):
             time = TimeEmbedding(self.steps, width, name="time")(time)
-        y = _dense(2 * width, self.dtype, "modulation")(nn.silu(time))
+        y = Dense(2 * width, dtype=self.dtype, name="modulation")(nn.silu(time))
         scale, shift = jnp.split(y, 2, axis=-1)  # [B, C, D] each
         h = _layer_norm(False, self.dtype)(h)
         if time.shape[1] == 1:
@@ -211,13 +230,19 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, h):
         width = h.shape[-1]
-        y = _dense(self.ratio * width, self.dtype, "in")(h)
+        y = Dense(self.ratio * width, dtype=self.dtype, name="in")(h)
         y = sharding.constrain(ACTIVATIONS[self.activation](y), "data", None, "model")
-        return _dense(width, self.dtype, "out")(y)
+        return Dense(width, dtype=self.dtype, name="out")(y)
 
 
 class Block(nn.Module):
-    """One block, h [B, L, D] -> h [B, L, D]; see the head of this file."""
+    """One block; see the head of this file.
+
+    h: [B, n, D], the positions of `parts`, which are all modalities but for those of which `kept`
+    has keys and values. time: of all; bias: float[B or 1, H or 1, L or 1, L] or None; alone:
+    bool[B, M] or None, modalities that look at themselves alone. Returns h and, of the modality
+    `keep`, what the others will look at.
+    """
 
     vocab: Vocab
     heads: int
@@ -231,51 +256,85 @@ class Block(nn.Module):
     activation: str = "gelu"
     implementation: str = "flat"
     dtype: Any = jnp.float32
+    keep: str | None = None
 
     @nn.compact
-    def __call__(self, h, time, bias):
-        slices = self.vocab.slices
-        lengths = tuple(m.length for m in self.vocab.modalities)
-        if bias is not None:
-            bias = jnp.broadcast_to(bias, (*bias.shape[:2], h.shape[1], h.shape[1]))
+    def __call__(self, h, time, bias, alone, kept):
+        vocab, width, keep = self.vocab, h.shape[-1], self.keep
+        known = {vocab.index(name): values for name, values in kept.items()}
+        every, (parts, here) = range(len(vocab.modalities)), computed(vocab, kept, keep)
 
-        def ada(name, x, time, lengths):
-            return AdaLayerNorm(self.steps, self.dtype, name=name)(x, time, lengths)
+        def ada(name, x, parts):
+            theirs = time if time.shape[1] == 1 else jnp.stack([time[:, m] for m in parts], axis=1)
+            lengths = tuple(vocab.modalities[m].length for m in parts)
+            return AdaLayerNorm(self.steps, self.dtype, name=name)(x, theirs, lengths)
 
-        def attend(name, x, context, bias, angles=None):
-            attention = Attention(
-                self.heads, self.qk_norm, self.implementation, self.dtype, name=name
+        def attention(name):
+            return Attention(
+                width, self.heads, self.qk_norm, self.implementation, self.dtype, name=name
             )
-            return attention(x, context, bias, angles)
 
-        angles = None
+        def seen(projected, name, modalities):
+            """Keys and values of what was projected, and then of `modalities` that are kept."""
+            found = [projected] if projected is not None else []
+            found += [known[m][name] for m in modalities if m in known]
+            return jax.tree.map(lambda *a: jnp.concatenate(a, axis=1), *found)
+
+        def biases(queries, keys):
+            """For these modalities; the columns as `seen` has them."""
+            if bias is None:
+                return None
+            full = jnp.broadcast_to(bias, (*bias.shape[:2], vocab.length, vocab.length))
+            full = jnp.concatenate([full[:, :, vocab.slices[m]] for m in queries], axis=2)
+            keys = [m for group in (parts, known) for m in keys if m in group]
+            return jnp.concatenate([full[..., vocab.slices[m]] for m in keys], axis=3)
+
+        turned = {"angles": None}
         if self.rotary:
-            angles = rotary_angles(self.vocab, h.shape[-1] // self.heads // 2)
-        x = ada("self_norm", h, time, lengths)
-        h = h + attend("self_attention", x, x, bias, angles)
+            angles = rotary_angles(vocab, width // self.heads // 2)
+            turned["angles"] = np.concatenate([angles[vocab.slices[m]] for m in parts])
+        x = ada("self_norm", h, parts)
+        attend = attention("self_attention")
+        to_keep = {"self": attend.project(x, **turned)}
+        context = seen(to_keep["self"], "self", every)
+        h = h + attend(x, context, biases(parts, every), **turned)
 
-        if self.attention == "mutual":
+        if self.attention == "mutual" and keep is not None:
+            for name in (mutual_name(vocab, m) for m in every if m not in parts):
+                to_keep[name] = attention(name).project(h)
+        elif self.attention == "mutual":
             results = []
-            for m, here in enumerate(slices):
-                name = mutual_name(self.vocab, m)
-                y = h[:, here]
+            for m in parts:
+                name, y = mutual_name(vocab, m), h[:, here[m]]
                 if self.network in ("joint", name) or self.is_initializing():
-                    others = [h[:, w] for o, w in enumerate(slices) if o != m]
-                    time_m = time if time.shape[1] == 1 else time[:, m : m + 1]
-                    queries = ada(f"{name}_norm", y, time_m, lengths[m : m + 1])
-                    part = None
-                    if bias is not None:
-                        part = [bias[:, :, here, w] for o, w in enumerate(slices) if o != m]
-                        part = jnp.concatenate(part, axis=-1)
-                    y = attend(name, queries, jnp.concatenate(others, axis=1), part)
+                    attend, context = attention(name), None
+                    others = [o for o in every if o != m]
+                    near = [h[:, here[o]] for o in others if o in parts]
+                    if near:
+                        context = attend.project(jnp.concatenate(near, axis=1))
+                    queries = ada(f"{name}_norm", y, [m])
+                    y = attend(queries, seen(context, name, others), biases([m], others))
                 # The published code calls this an instance norm; it is a LayerNorm.
-                norm = _layer_norm(False, self.dtype, f"{name}_result", self.mutual_gain)
-                results.append(norm(y))
+                y = _layer_norm(False, self.dtype, f"{name}_result", self.mutual_gain)(y)
+                if alone is not None:
+                    y = jnp.where(alone[:, m, None, None], 0, y)
+                results.append(y)
             h = h + jnp.concatenate(results, axis=1)
 
         x = _layer_norm(True, self.dtype, "mlp_norm")(h)
         h = h + MLP(self.mlp_ratio, self.activation, self.dtype, name="mlp")(x)
-        return sharding.constrain(h, "data", None, None), None
+        return sharding.constrain(h, "data", None, None), to_keep if keep is not None else None
+
+
+def computed(vocab: Vocab, kept: dict, keep: str | None) -> tuple[list[int], dict[int, slice]]:
+    """The modalities whose positions go through the blocks, and where each is among them."""
+    parts, here, start = [], {}, 0
+    for m, modality in enumerate(vocab.modalities):
+        if modality.name not in kept and keep in (None, modality.name):
+            here[m] = slice(start, start + modality.length)
+            start += modality.length
+            parts.append(m)
+    return parts, here
 
 
 def mutual_name(vocab: Vocab, m: int) -> str:
@@ -315,6 +374,10 @@ class Transformer(nn.Module):
     attention bias, float, broadcast to [B, heads, L, L], or None. Returns a tuple of
     float32[B, length_m, K_m].
 
+    With `block_attention`, `keep="text"` asks in place of logits for the keys and values of all
+    layers of a modality of which nothing is free in any sample; `kept` passes them back, {} is
+    none. The modality is then not computed, and its logits are 0 (a uniform p).
+
     `network` is "joint", or one of the two conditional networks that UniD3 also published, whose
     wiring is another function of the same parameters: with "image_from_text" the mutual attention
     and the head of the text are not evaluated, in their place the text adds its own normalised
@@ -328,6 +391,7 @@ class Transformer(nn.Module):
     heads: int = 16
     mlp_ratio: int = 4
     attention: str = "mutual"  # or "self"
+    block_attention: bool = False  # what has nothing free looks at itself alone
     network: str = "joint"  # or "image_from_text", or "text_from_image"
     time: str = "shared"  # or "per_modality"
     time_table: str = "untied"  # a table in every AdaLN; or "tied", or "sinusoidal"
@@ -360,21 +424,38 @@ class Transformer(nn.Module):
                 raise ValueError(
                     f"model.{field} = {getattr(self, field)!r}, expected one of {allowed}"
                 )
+        if self.block_attention and (self.network != "joint" or self.time != "per_modality"):
+            raise ValueError(
+                f"model.block_attention with model.network = {self.network!r} and model.time = "
+                f"{self.time!r}, expected 'joint' and 'per_modality'"
+            )
         if self.width % self.heads:
             raise ValueError(
                 f"model.width = {self.width} is no multiple of model.heads = {self.heads}"
             )
 
     @nn.compact
-    def __call__(self, xt, t, free, bias=None):
+    def __call__(self, xt, t, free, bias=None, kept=None, keep=None):
+        kept, alone = kept or {}, None
+        if (kept or keep) and not self.block_attention:
+            raise ValueError("keys and values are kept with model.block_attention only")
         h = FusedEmbedding(self.vocab, self.width, name="embedding")(xt)
         if self.given_vector:
             vector = self.param("given", _normal(), (self.width,))
             h = h + jnp.where(self._given(t, free)[..., None], vector[None, None], 0)
+        parts, here = computed(self.vocab, kept, keep)
+        if kept or keep:
+            h = jnp.concatenate([h[:, self.vocab.slices[m]] for m in parts], axis=1)
         h = sharding.constrain(h.astype(self.dtype), "data", None, None)
         if self.padding is not None:
             hidden = jnp.where(self._padded(xt, t, free), -1e9, 0.0)[:, None, None]  # of the keys
             bias = hidden if bias is None else bias + hidden
+        if self.block_attention and not kept and keep is None:
+            alone = ~jnp.stack([free[:, w].any(axis=1) for w in self.vocab.slices], axis=1)
+            at = self.vocab.modality_of
+            apart = alone[:, at, None] & (at[:, None] != at)[None]  # [B, queries, keys]
+            apart = jnp.where(apart, -1e9, 0.0)[:, None]
+            bias = apart if bias is None else bias + apart
 
         time = jnp.max(t, axis=1, keepdims=True) if self.time == "shared" else t
         if self.time_table != "untied":
@@ -391,11 +472,11 @@ class Transformer(nn.Module):
             block,
             variable_axes={"params": 0, "intermediates": 0},
             split_rngs={"params": True},
-            in_axes=nn.broadcast,
+            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0),
             length=self.layers,
             unroll=self.unroll,
         )
-        h, _ = blocks(
+        h, to_keep = blocks(
             self.vocab,
             self.heads,
             self.steps,
@@ -408,18 +489,21 @@ class Transformer(nn.Module):
             self.activation,
             self.implementation,
             self.dtype,
+            keep,
             name="blocks",
-        )(h, time, bias)
+        )(h, time, bias, alone, kept)
+        if keep is not None:
+            return {keep: to_keep}
 
         h = _layer_norm(True, self.dtype, "norm")(h)
         rezero = self.param("rezero", nn.initializers.constant(self.rezero), ())
         logits = []
-        for m, (modality, here) in enumerate(
-            zip(self.vocab.modalities, self.vocab.slices, strict=True)
-        ):
+        for m, modality in enumerate(self.vocab.modalities):
             y = jnp.zeros((h.shape[0], modality.length, modality.classes), self.dtype)
-            if self.network in ("joint", mutual_name(self.vocab, m)) or self.is_initializing():
-                y = _dense(modality.classes, self.dtype, f"{modality.name}_head")(h[:, here])
+            own = self.network in ("joint", mutual_name(self.vocab, m)) or self.is_initializing()
+            if m in parts and own:
+                name = f"{modality.name}_head"
+                y = Dense(modality.classes, dtype=self.dtype, name=name)(h[:, here[m]])
             y = y.astype(jnp.promote_types(jnp.float32, y.dtype)) * rezero
             logits.append(sharding.constrain(y, "data", None, "model"))
         return tuple(logits)
@@ -438,6 +522,29 @@ class Transformer(nn.Module):
         m = self.vocab.index("text")
         whole = ~free[:, self.vocab.slices[m]].any(axis=1) & (t[:, m] < self.steps)
         return (xt == self.vocab.offsets[m] + self.padding) & whole[:, None]
+
+
+@dataclass(frozen=True, eq=False)
+class Denoiser:
+    """`denoise_fn` of a network and its parameters.
+
+    `still` names a modality of which nothing is free in any sample of the batch, and that does not
+    change: with block attention its keys and values are then computed once a chain.
+    """
+
+    model: Transformer
+    params: Any
+    still: str | None = None
+
+    def __call__(self, xt, t, free, kept=None):
+        return self.model.apply({"params": self.params}, xt, t, free, kept=kept)
+
+    def begin(self, xt, t, free):
+        """The function for a chain that begins so (`diffusion.begin`)."""
+        kept = None
+        if self.still and self.model.block_attention:
+            kept = self.model.apply({"params": self.params}, xt, t, free, keep=self.still)
+        return jax.tree_util.Partial(self, kept=kept)
 
 
 def init(model: Transformer, key: jax.Array, fan_in: bool = False) -> dict:
