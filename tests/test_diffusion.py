@@ -407,6 +407,26 @@ def test_the_likelihood_is_never_above_the_bound_and_the_bound_is_the_enumerated
     assert (exact <= bound + 1e-9).all() and (bound - exact).max() > 1e-3
 
 
+def test_the_bound_of_a_network_that_is_certain_is_what_noise_leaves_at_time_T():
+    part = 0.6 * np.arange(T + 1) / T
+    table = schedules.Schedule(1 - part, part, np.zeros(T + 1))  # 0.4 of the tokens are left
+    kernel = diffusion.make_kernel(LAYOUT, table)
+    x0 = np.array([[0, 1, 3, 4, 3], [2, 2, 4, 5, 6]], np.int32)
+
+    def certain(xt, t, free):
+        return tuple(
+            jnp.where(diffusion.is_class(LAYOUT.local(m, x0[:, where]), modality.classes), 0, -1e4)
+            for m, (modality, where) in enumerate(
+                zip(LAYOUT.modalities, LAYOUT.slices, strict=True)
+            )
+        )
+
+    keys, free = jax.random.split(jax.random.key(0), 2), np.ones(x0.shape, bool)
+    ours = diffusion.bound(kernel, certain, keys, x0, free, np.zeros((2, 2), bool), times=3)
+    theirs = [0.4 * m.length * np.log(m.classes) for m in LAYOUT.modalities]
+    np.testing.assert_allclose(ours, [theirs] * 2, rtol=1e-5)
+
+
 def test_given_and_absent_positions_carry_no_loss_and_pads_do():
     kernel = diffusion.make_kernel(LAYOUT, schedules.linear(T))
     rng = np.random.default_rng(0)
