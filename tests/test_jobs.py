@@ -51,6 +51,17 @@ def test_another_config_is_refused_by_field_and_leaves_the_record(tmp_path):
     assert record(tmp_path)["config"]["model"] == before["config"]["model"]
 
 
+def test_a_run_goes_on_where_the_config_has_a_new_field_that_is_off(tmp_path):
+    config = tiny.config()
+    jobs.claim(config, tmp_path)
+    config.model.added = False
+    jobs.claim(config, tmp_path)
+    assert record(tmp_path)["config"]["model"]["added"] is False
+    config.model.other = 3
+    with pytest.raises(ValueError, match=r"model\.other: None there, 3 here"):
+        jobs.claim(config, tmp_path)
+
+
 def test_an_image_without_a_checkout_says_its_commit(monkeypatch, tmp_path):
     monkeypatch.setattr(jobs, "__file__", str(tmp_path / "udd_jax" / "jobs.py"))
     assert "commit" not in jobs.provenance()

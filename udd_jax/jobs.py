@@ -161,7 +161,7 @@ def _differences(old: dict, new: dict, prefix: str = ""):
         a, b = old.get(name), new.get(name)
         if isinstance(a, dict) and isinstance(b, dict):
             yield from _differences(a, b, f"{prefix}{name}.")
-        elif a != b:
+        elif a != b and (name in old or b):  # a field that came later and is off is no difference
             yield prefix + name, a, b
 
 
