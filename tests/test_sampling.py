@@ -118,6 +118,11 @@ def test_maskgit_leaves_as_many_masked_as_its_table_says():
     jax.effects_barrier()
     expected = np.floor(200 * np.cos(np.pi / 2 * np.arange(24) / 24)).astype(int)
     assert seen == [200, *np.minimum(expected[1:], 200 - np.arange(1, 24))]
+    # Of few, one at least is revealed a call, and one is left for the last.
+    seen.clear()
+    run(kernel, network, jax.random.key(0), x, free & (np.arange(257) >= 252), present, options)
+    jax.effects_barrier()
+    assert seen == [4, 3, 2, *[1] * 21]
 
 
 def test_what_truncation_makes_certain_is_not_thereby_sure():
