@@ -34,7 +34,11 @@ def test_guided_log_p_is_the_enumerated_tilt(task):
     t, s, tables = 60, 2.5, [schedules.absorbing(finite.STEPS)] * 2
     rng = np.random.default_rng(1)
     x, free, absent = finite.batch_of([{"negative": "t2i"}.get(task, task)] * 8)
-    xt = np.where(free & (rng.random(x.shape) < 0.6), LAYOUT.mask_id, x).astype(np.int32)
+    # Little is visible, and what is given is of no item: else every branch is certain of one.
+    hidden = free & (rng.random(x.shape) < np.linspace(0.8, 1, 8)[:, None])
+    classes = np.array([m.classes for m in LAYOUT.modalities])[LAYOUT.modality_of]
+    some = rng.integers(0, classes, x.shape) + np.array(LAYOUT.offsets)[LAYOUT.modality_of]
+    xt = np.where(hidden, LAYOUT.mask_id, np.where(free, x, some)).astype(np.int32)
     negative = None
     if task == "negative":
         negative = np.concatenate([np.full((8, 12), LAYOUT.mask_id), ITEMS[8:16, 12:]], axis=1)
@@ -64,6 +68,9 @@ def test_guided_log_p_is_the_enumerated_tilt(task):
         scale = s if free[:, where].any() else 1
         expected = tilted(everything[m], by_block(other)[m], scale)
         likely = expected > np.log(1e-12)
+        if free[:, where].any():
+            plain = tilted(everything[m], everything[m], 1)
+            assert np.abs(expected - plain)[likely].max() > 0.1
         assert (ours[m][~likely] < np.log(1e-9)).all()
         np.testing.assert_allclose(ours[m][likely], expected[likely], atol=1e-6)
 
