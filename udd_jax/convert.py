@@ -50,6 +50,7 @@ NETWORKS = {  # the published networks, and what each was trained to do
 # What makes a network of given sizes another function. Our defaults are the published network.
 _FUNCTION = (
     "attention",
+    "block_attention",
     "time",
     "time_table",
     "given_vector",
