@@ -62,6 +62,27 @@ def test_a_run_goes_on_where_the_config_has_a_new_field_that_is_off(tmp_path):
         jobs.claim(config, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("model.activation", "tanh", r"model\.activation = 'tanh'"),
+        ("train.optimiser", "sgd", r"train\.optimiser = 'sgd'"),
+        ("train.objective", "hinge", "hinge"),
+        ("diffusion.schedule", "sine", "schedule 'sine'"),
+        ("sample.steps", 7, r"sample\.steps = 7 is more than the T = 6"),
+    ],
+)
+def test_what_a_late_stage_would_refuse_is_refused_before_the_first(
+    tmp_path, field, value, message
+):
+    config = tiny.config()
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(ValueError, match=message) as error:
+        jobs.run(config, tmp_path / "run")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_image_without_a_checkout_says_its_commit(monkeypatch, tmp_path):
     monkeypatch.setattr(jobs, "__file__", str(tmp_path / "udd_jax" / "jobs.py"))
     assert "commit" not in jobs.provenance()

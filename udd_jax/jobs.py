@@ -28,13 +28,16 @@ from udd_jax import (
     bucket,
     checkpoint,
     contest,
+    diffusion,
     evaluate,
     lock,
     logbook,
     networks,
     pipeline,
+    plan,
     report,
     samples,
+    sampling,
     sharding,
     text,
     train,
@@ -75,9 +78,19 @@ def run(config: ml_collections.ConfigDict, workdir, until: str | None = None, **
     `train.train`.
     """
     workdir = checkpoint.folder(workdir)
+    check(config)
     with lock.hold(workdir, logbook.say), bucket.near(workdir) as here:
         claim(config, workdir)
         _run_stages(config, workdir, here, until, **options)
+
+
+def check(config) -> None:
+    """ValueError, one line, for what a late stage would refuse, before an early one has run."""
+    vocab = plan.vocab_of(config)
+    train.make_objective(config, vocab, pad_id=0)
+    train.make_optimiser(config)
+    kernel = diffusion.make_kernel(vocab, train.make_schedules(config, vocab))
+    sampling.Settings(**config.sample).check(kernel)
 
 
 def _run_stages(config, workdir, here, until, profile=None, tensorboard=False):
