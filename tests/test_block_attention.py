@@ -1,6 +1,7 @@
 """Block attention: what nothing is generated of looks at itself alone, so that what the others see
 of it is the same all through a chain, and keeping it changes nothing."""
 
+import dataclasses
 import functools
 
 import jax
@@ -206,6 +207,9 @@ def test_a_run_keeps_what_a_task_leaves_as_it_is(tmp_path, monkeypatch):
         return [r.tokens for r in given], bits
 
     tokens, bits = results()
+    mesh = pipeline.sharding.make_mesh(4, 1)
+    spread = dataclasses.replace(pipe, mesh=mesh).image_to_text(images)
+    np.testing.assert_array_equal(spread.tokens, tokens[0])
     monkeypatch.setattr(pipeline.Pipeline, "_still", lambda self, masks: None)
     whole, expected = results()
     np.testing.assert_array_equal(tokens, whole)

@@ -37,13 +37,13 @@ def predictor(kernel, denoise_fn, settings, masks, start, prior, negative=None):
     vocab = kernel.vocab
     free, absent = masks
     first = tasks.times(vocab, masks, jnp.full(len(start), kernel.steps), kernel.steps)
-    seen = diffusion.begin(denoise_fn, start, first, free)
-
-    def plain(x, t):
-        logits = seen(x, tasks.times(vocab, masks, t, kernel.steps), free)
-        return tuple(jax.nn.log_softmax(_wide(y), axis=-1) for y in logits)
-
     if not settings.on("guidance"):
+        begun = diffusion.begin(denoise_fn, start, first, free)
+
+        def plain(x, t):
+            logits = begun(x, tasks.times(vocab, masks, t, kernel.steps), free)
+            return tuple(jax.nn.log_softmax(_wide(y), axis=-1) for y in logits)
+
         return plain
 
     # log p = s log p(. | all) + (1 - s) log p(. | the other modalities absent, or negative): a sum
@@ -62,8 +62,8 @@ def predictor(kernel, denoise_fn, settings, masks, start, prior, negative=None):
         yield x, now, free
         for m in modalities:
             own, here = (at == m)[None], (modalities == m)[None]
-            others = jnp.where(given, 0, kernel.steps)
-            yield jnp.where(own, x, instead), jnp.where(here, now, others), free & own
+            t = jnp.where(here, now, jnp.where(given, 0, kernel.steps))
+            yield jnp.where(own, x, instead), t, free & own
 
     begun = [diffusion.begin(denoise_fn, *branch) for branch in branches(start, first)]
     begun = jax.tree.map(lambda *b: jnp.stack(b), *begun)
