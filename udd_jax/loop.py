@@ -28,7 +28,13 @@ from jax.experimental import multihost_utils
 from udd_jax import checkpoint, stopping
 from udd_jax import logbook as logbooks
 
-LAG = 2  # steps in flight
+
+def in_flight() -> int:
+    """Steps that are dispatched before an earlier one has ended.
+
+    On a CPU none: there each of them holds working memory of its own, and wins no time.
+    """
+    return 0 if jax.default_backend() == "cpu" else 2
 
 
 def apply_if_finite(new, old, *values):
@@ -79,6 +85,7 @@ def fit(
     logbook.cut(done)
 
     first, flags, spent, waited = done, [], 0.0, 0.0
+    lag = in_flight()
     with (
         contextlib.closing(checkpoints),
         contextlib.closing(logbook),
@@ -100,7 +107,7 @@ def fit(
             log = done % log_every == 0 or done == steps
             test = evaluate is not None and (done % eval_every == 0 or done == steps)
             save = done % save_every == 0 or done == steps or stop
-            while len(flags) > (0 if log or test or save or row >= patience else LAG):
+            while len(flags) > (0 if log or test or save or row >= patience else lag):
                 bad = bool(flags.pop(0))
                 skipped, row = skipped + bad, (row + 1) * bad
             if row >= patience:
