@@ -378,10 +378,9 @@ class Pipeline:
         """The modality of which nothing is generated in any sample, if the network profits."""
         if not self.model.block_attention:
             return None
-        free = [np.asarray(masks.free)[:, where].any() for where in self.vocab.slices]
-        names = [
-            m.name for m, any_free in zip(self.vocab.modalities, free, strict=True) if not any_free
-        ]
+        free = np.asarray(masks.free).any(axis=0)
+        modalities = zip(self.vocab.modalities, self.vocab.slices, strict=True)
+        names = [m.name for m, where in modalities if not free[where].any()]
         return names[0] if len(names) == 1 else None
 
     @functools.cached_property

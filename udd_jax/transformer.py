@@ -289,15 +289,15 @@ class Block(nn.Module):
             keys = [m for group in (parts, known) for m in keys if m in group]
             return jnp.concatenate([full[..., vocab.slices[m]] for m in keys], axis=3)
 
-        turned = {"angles": None}
+        angles = None
         if self.rotary:
             angles = rotary_angles(vocab, width // self.heads // 2)
-            turned["angles"] = np.concatenate([angles[vocab.slices[m]] for m in parts])
+            angles = np.concatenate([angles[vocab.slices[m]] for m in parts])
         x = ada("self_norm", h, parts)
         attend = attention("self_attention")
-        to_keep = {"self": attend.project(x, **turned)}
+        to_keep = {"self": attend.project(x, angles)}
         context = seen(to_keep["self"], "self", every)
-        h = h + attend(x, context, biases(parts, every), **turned)
+        h = h + attend(x, context, biases(parts, every), angles)
 
         if self.attention == "mutual" and keep is not None:
             for name in (mutual_name(vocab, m) for m in every if m not in parts):
