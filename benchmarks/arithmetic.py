@@ -37,7 +37,7 @@ def programs(model, batch: int) -> tuple[dict, tuple]:
     def forward(params, xt):
         return model.apply({"params": params}, xt, t, free)
 
-    def reverse(params, xt):  # the loop's body, once
+    def reverse_step(params, xt):  # the loop's body, once
         denoise_fn = transformer.Denoiser(model, params)
         return sampling.sample(kernel, denoise_fn, jax.random.key(2), xt, free, absent, settings)
 
@@ -50,7 +50,7 @@ def programs(model, batch: int) -> tuple[dict, tuple]:
 
     functions = {
         "forward pass": forward,
-        "reverse step": reverse,
+        "reverse step": reverse_step,
         "gradient of a plain sum": jax.grad(plain),
         "gradient of the loss": jax.grad(loss),
     }

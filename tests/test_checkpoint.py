@@ -33,7 +33,7 @@ def said():
 
 
 @pytest.fixture
-def checkpoints(tmp_path, said):
+def store(tmp_path, said):
     keeper = checkpoint.Checkpoints(tmp_path / "checkpoints", keep=2, say=said.append)
     yield keeper
     keeper.close()
@@ -126,36 +126,36 @@ def test_typed_keys_are_refused():
 # Checkpoints
 
 
-def test_restore_gives_back_the_latest(checkpoints):
-    assert checkpoints.restore(state(0)) is None
-    checkpoints.save(10, state(10), {"bound": 0.1})
-    checkpoints.save(20, state(20), {"window": [0.1, 1 / 3]}, wait=True)
-    tree, metadata = checkpoints.restore(state(0))
+def test_restore_gives_back_the_latest(store):
+    assert store.restore(state(0)) is None
+    store.save(10, state(10), {"bound": 0.1})
+    store.save(20, state(20), {"window": [0.1, 1 / 3]}, wait=True)
+    tree, metadata = store.restore(state(0))
     assert equal(tree, state(20)) and metadata == {"window": [0.1, 1 / 3]}
-    tree, metadata = checkpoints.restore(state(0), step=10)
+    tree, metadata = store.restore(state(0), step=10)
     assert equal(tree, state(10)) and metadata == {"bound": 0.1}
 
 
-def test_donating_right_after_a_save_does_not_change_it(checkpoints):
+def test_donating_right_after_a_save_does_not_change_it(store):
     tree = {"a": jnp.arange(1 << 18, dtype=jnp.float32)}
     expected = np.array(tree["a"])
     spoil = jax.jit(lambda t: {"a": t["a"] * 0 - 1}, donate_argnums=0)
     spoil({"a": jnp.zeros(1 << 18)})
-    checkpoints.save(1, tree)
+    store.save(1, tree)
     tree = spoil(tree)
     for _ in range(10):
         tree = spoil(tree)
-    restored, _ = checkpoints.restore({"a": expected})
+    restored, _ = store.restore({"a": expected})
     assert np.array_equal(restored["a"], expected)
 
 
-def test_part_of_a_checkpoint_is_read_alone(checkpoints):
-    checkpoints.save(1, state(5), wait=True)
+def test_part_of_a_checkpoint_is_read_alone(store):
+    store.save(1, state(5), wait=True)
     part = {"params": state(0)["params"]}
-    tree, _ = checkpoints.restore(part, partial=True)
+    tree, _ = store.restore(part, partial=True)
     assert equal(tree, {"params": state(5)["params"]})
     with pytest.raises(ValueError, match=r"has 'opt_state/0/count' \(3 unexpected\)"):
-        checkpoints.restore(part)
+        store.restore(part)
 
 
 def test_the_last_and_the_best_are_kept(tmp_path):
@@ -197,61 +197,61 @@ def edit_manifest(path):
 
 
 @pytest.mark.parametrize("damage", [truncate, flip, lose_file, lose_manifest, edit_manifest])
-def test_damaged_latest_falls_back_and_says_so(checkpoints, said, tmp_path, damage):
-    checkpoints.save(1, state(1), {"n": 1})
-    checkpoints.save(2, state(2), {"n": 2}, wait=True)
+def test_damaged_latest_falls_back_and_says_so(store, said, tmp_path, damage):
+    store.save(1, state(1), {"n": 1})
+    store.save(2, state(2), {"n": 2}, wait=True)
     damage(tmp_path / "checkpoints" / "000000002")
-    tree, metadata = checkpoints.restore(state(0))
+    tree, metadata = store.restore(state(0))
     assert equal(tree, state(1)) and metadata == {"n": 1}
     assert len(said) == 1 and "000000002" in said[0] and "the one before it is used" in said[0]
-    checkpoints.save(2, state(3), wait=True)  # takes the place of the damaged one
-    assert equal(checkpoints.restore(state(0))[0], state(3))
+    store.save(2, state(3), wait=True)  # takes the place of the damaged one
+    assert equal(store.restore(state(0))[0], state(3))
 
 
-def test_all_damaged_is_an_error_and_no_silent_restart(checkpoints, tmp_path):
-    checkpoints.save(1, state(1), wait=True)
+def test_all_damaged_is_an_error_and_no_silent_restart(store, tmp_path):
+    store.save(1, state(1), wait=True)
     flip(tmp_path / "checkpoints" / "000000001")
     with pytest.raises(ValueError, match=r"every checkpoint in .* is damaged"):
-        checkpoints.restore(state(0))
+        store.restore(state(0))
     with pytest.raises(ValueError, match=r"000000001: .* has changed; good ones"):
-        checkpoints.restore(state(0), step=1)
+        store.restore(state(0), step=1)
 
 
-def test_leftovers_of_a_killed_save_are_ignored_then_removed(checkpoints, tmp_path):
-    checkpoints.save(1, state(1), wait=True)
+def test_leftovers_of_a_killed_save_are_ignored_then_removed(store, tmp_path):
+    store.save(1, state(1), wait=True)
     folder = tmp_path / "checkpoints"
     shutil.copytree(folder / "000000001", folder / "000000002.orbax-checkpoint-tmp")
-    assert equal(checkpoints.restore(state(0))[0], state(1))
+    assert equal(store.restore(state(0))[0], state(1))
     assert (folder / "000000002.orbax-checkpoint-tmp").exists()
-    checkpoints.save(2, state(2), wait=True)
+    store.save(2, state(2), wait=True)
     assert sorted(p.name for p in folder.iterdir()) == ["000000001", "000000002"]
 
 
-def test_a_run_that_goes_on_from_an_earlier_step_replaces_the_later_ones(checkpoints):
+def test_a_run_that_goes_on_from_an_earlier_step_replaces_the_later_ones(store):
     for step in (1, 2, 3):
-        checkpoints.save(step, state(step), wait=True)
-    tree, _ = checkpoints.restore(state(0), step=2)
-    checkpoints.save(3, tree, wait=True)
-    assert checkpoints.steps() == [2, 3]
-    checkpoints.save(2, state(9), wait=True)
-    assert checkpoints.steps() == [2] and equal(checkpoints.restore(state(0))[0], state(9))
+        store.save(step, state(step), wait=True)
+    tree, _ = store.restore(state(0), step=2)
+    store.save(3, tree, wait=True)
+    assert store.steps() == [2, 3]
+    store.save(2, state(9), wait=True)
+    assert store.steps() == [2] and equal(store.restore(state(0))[0], state(9))
 
 
-def test_failed_save_is_one_line_and_keeps_the_last_good_one(checkpoints, tmp_path):
-    checkpoints.save(1, state(1), wait=True)
+def test_failed_save_is_one_line_and_keeps_the_last_good_one(store, tmp_path):
+    store.save(1, state(1), wait=True)
     big = {"a": np.random.default_rng(0).random(1 << 18)}
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, hard))  # as on a full disk
     try:
         with pytest.raises(OSError, match=r"of step 2 was not written .* step 1 is kept") as caught:
-            checkpoints.save(2, big, wait=True)
+            store.save(2, big, wait=True)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert "\n" not in str(caught.value)
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["000000001"]
-    assert equal(checkpoints.restore(state(0))[0], state(1))
-    checkpoints.save(2, big, wait=True)
-    assert checkpoints.latest_step() == 2
+    assert equal(store.restore(state(0))[0], state(1))
+    store.save(2, big, wait=True)
+    assert store.latest_step() == 2
 
 
 def test_folder_that_cannot_be_made_is_one_line(tmp_path):
@@ -263,7 +263,7 @@ def test_folder_that_cannot_be_made_is_one_line(tmp_path):
     keeper.close()
 
 
-def test_restores_on_another_number_of_devices(checkpoints):
+def test_restores_on_another_number_of_devices(store):
     def on(devices, *axes):
         mesh = jax.make_mesh(
             devices,
@@ -276,20 +276,20 @@ def test_restores_on_another_number_of_devices(checkpoints):
     value = jnp.arange(64.0).reshape(8, 8)
     tree = {"a": jax.device_put(value, on((4, 2), "data", "model")), "b": jnp.float32(7)}
     for step, sharding in enumerate([on((1, 1)), on((2, 2), "model", "data"), on((8, 1), "data")]):
-        checkpoints.save(step, tree, wait=True)
+        store.save(step, tree, wait=True)
         whole = NamedSharding(sharding.mesh, PartitionSpec())
         example = {
             "a": jax.ShapeDtypeStruct((8, 8), jnp.float32, sharding=sharding),
             "b": jax.ShapeDtypeStruct((), jnp.float32, sharding=whole),
         }
-        tree, _ = checkpoints.restore(example)
+        tree, _ = store.restore(example)
         assert tree["a"].sharding == sharding and np.array_equal(tree["a"], value)
         assert tree["b"] == 7
 
 
-def test_metadata_must_be_json(checkpoints):
+def test_metadata_must_be_json(store):
     with pytest.raises(ValueError, match="JSON"):
-        checkpoints.save(1, state(1), {"loss": float("nan")})
+        store.save(1, state(1), {"loss": float("nan")})
     with pytest.raises(ValueError, match="keep = 0"):
         checkpoint.Checkpoints("x", keep=0)
-    assert checkpoints.steps() == []
+    assert store.steps() == []

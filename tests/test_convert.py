@@ -590,7 +590,7 @@ def test_a_failure_while_writing_leaves_nothing(folder, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def command(monkeypatch, capsys):
+def run_command(monkeypatch, capsys):
     """Runs `python -m udd_jax.main --mode=convert ...` in this process: exit code, last words."""
 
     def run(*flags):
@@ -602,11 +602,11 @@ def command(monkeypatch, capsys):
     return run
 
 
-def test_the_command_line_converts_unid3_and_back(folder, run, tmp_path, command):
+def test_the_command_line_converts_unid3_and_back(folder, run, tmp_path, run_command):
     flags = ("--from=unid3", "--heads=2", f"--codes={folder}/used.npy", f"--text={folder}")
     for network_name in ("joint", "text_from_image"):
         out, network_flag = tmp_path / network_name, f"--network={network_name}"
-        code, error = command(
+        code, error = run_command(
             *flags, f"--checkpoint={folder}/cub.ckpt", f"--out={out}", network_flag
         )
         assert code == 0, error
@@ -615,26 +615,26 @@ def test_the_command_line_converts_unid3_and_back(folder, run, tmp_path, command
             stored["made_with"]["network"] == stored["config"]["model"]["network"] == network_name
         )
         back = tmp_path / f"{network_name}.safetensors"
-        assert command("--to=safetensors", f"--workdir={out}", f"--out={back}")[0] == 0
+        assert run_command("--to=safetensors", f"--workdir={out}", f"--out={back}")[0] == 0
     convert.to_safetensors(run, tmp_path / "ours.safetensors")
     whole = [path.read_bytes() for path in sorted(tmp_path.glob("*.safetensors"))]
     assert len(whole) == 3 and whole[0] == whole[1] == whole[2]
 
 
-def test_the_command_line_converts_taming_and_back(tmp_path, command):
+def test_the_command_line_converts_taming_and_back(tmp_path, run_command):
     save(tmp_path / "vqgan.ckpt", vq_state())
     (tmp_path / "vqgan.yaml").write_text(yaml_of())
     source = f"--checkpoint={tmp_path}/vqgan.ckpt", f"--vq_config={tmp_path}/vqgan.yaml"
-    assert command("--from=taming", *source, f"--out={tmp_path}/out")[0] == 0
+    assert run_command("--from=taming", *source, f"--out={tmp_path}/out")[0] == 0
     back = tmp_path / "back.safetensors"
-    assert command("--to=safetensors", f"--workdir={tmp_path}/out", f"--out={back}")[0] == 0
+    assert run_command("--to=safetensors", f"--workdir={tmp_path}/out", f"--out={back}")[0] == 0
     state = convert.read_state(back)
     assert state.keys() == vq_state().keys()
     for name, array in state.items():
         np.testing.assert_array_equal(array, vq_state()[name], strict=True)
 
 
-def test_what_the_command_line_cannot_do_is_one_line_and_exit_code_1(folder, tmp_path, command):
+def test_what_the_command_line_cannot_do_is_one_line_and_exit_code_1(folder, tmp_path, run_command):
     evil = torch_files.call("os.system", f"touch {tmp_path}/trace")
     bad = changed(unid3_state(), **BAD_UNID3["shape"][0])
     lacking = changed(unid3_state(), **BAD_UNID3["missing"][0])
@@ -665,7 +665,7 @@ def test_what_the_command_line_cannot_do_is_one_line_and_exit_code_1(folder, tmp
         ((*unid3, f"--checkpoint={folder}/cub.ckpt"), "--out is missing"),
     ]
     for flags, message in cases:
-        code, error = command(*flags)
+        code, error = run_command(*flags)
         assert code == 1 and message in error, (flags, error)
         assert error.startswith("error: ") and len(error.strip().splitlines()) == 1
         assert not list(tmp_path.iterdir())
@@ -681,11 +681,11 @@ def sample_flags(*flags):
 def test_the_command_line_samples_every_task_that_the_weights_can_do(pipe, tmp_path, monkeypatch):
     pytest.importorskip("ftfy", reason="CLIP's published cleaning needs ftfy")
     monkeypatch.setattr(pipeline.Pipeline, "load", lambda directory: pipe)
-    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
-    images.write_png(tmp_path / "a.png", pixels)
-    pixels[:] = 0
-    pixels[:, 4:] = 255
-    images.write_png(tmp_path / "m.png", pixels)
+    picture = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
+    images.write_png(tmp_path / "a.png", picture)
+    picture[:] = 0
+    picture[:, 4:] = 255
+    images.write_png(tmp_path / "m.png", picture)
     picture = f"--image={tmp_path}/a.png"
     tasks = {
         "pair": (),

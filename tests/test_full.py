@@ -197,12 +197,12 @@ def test_a_held_out_picture_that_is_a_training_picture_is_an_error(done, tmp_pat
 
 
 def test_an_evaluation_of_a_split_that_overlaps_training_ends_in_an_error(done, tmp_path):
-    pixels, texts, _ = shapes.arrays("test", 4)
+    pictures, texts, _ = shapes.arrays("test", 4)
     for i, splits in enumerate((("train",), ("train", "test"), ("test",), ("train", "test"))):
         for split in splits:
             folder = tmp_path / "data" / split
             folder.mkdir(parents=True, exist_ok=True)
-            images.write_png(folder / f"{i}.png", pixels[i])
+            images.write_png(folder / f"{i}.png", pictures[i])
             (folder / f"{i}.txt").write_text(texts[i])
     config = oracle.config()
     config.data = f"folder:{tmp_path / 'data'}"

@@ -372,12 +372,12 @@ def test_a_reverse_step_holds_less_than_its_logits_and_a_half_more():
     def forward(weights, x):
         return network(weights)(x, None, free)
 
-    def reverse(weights, x, options):
+    def reverse_step(weights, x, options):
         key = jax.random.key(0)
         return sampling.sample(kernel, network(weights), key, x, free, present, options)
 
     alone = held(forward, weights, x)
     assert logits <= alone
     for options in (Settings(steps=1, top_r=0.86), Settings(sampler="maskgit", steps=2)):
-        added = held(functools.partial(reverse, options=options), weights, x) - alone
+        added = held(functools.partial(reverse_step, options=options), weights, x) - alone
         assert added <= 1.5 * logits, f"{added / logits:.2f} times the logits"

@@ -18,12 +18,12 @@ COUNT = 40
 CAPTIONS = [(f"picture {n}",) if n % 2 else (f"number {n}", f"{n}, again") for n in range(COUNT)]
 
 
-def pixels(number):
+def picture(number):
     return np.full((12, 12, 3), [number, 255 - number, 7], np.uint8)
 
 
 def encoded(number):
-    return images.encode_png(pixels(number))
+    return images.encode_png(picture(number))
 
 
 def number_in(record):

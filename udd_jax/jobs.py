@@ -116,7 +116,7 @@ def _run_stages(config, workdir, here, until, profile=None, tensorboard=False):
         return
     with stage("diffusion"):
         options = {"profile": profile, "tensorboard": tensorboard}
-        params = train_diffusion(config, workdir, cache, *tokenizers, data, **options)
+        params = make_weights(config, workdir, cache, *tokenizers, data, **options)
     if until == "diffusion":
         return
     if here != workdir and jax.process_count() > 1:
@@ -395,7 +395,7 @@ def pairs(config, workdir, source, text_tokenizer, image_tokenizer, share):
     return pairs_at
 
 
-def train_diffusion(
+def make_weights(
     config, workdir, cache, text_tokenizer, image_tokenizer, data, **options
 ) -> dict:
     """The averaged weights, trained as far as `config.train.steps` says; options: of `train`."""

@@ -111,7 +111,7 @@ def fit(
                 bad = bool(flags.pop(0))
                 skipped, row = skipped + bad, (row + 1) * bad
             if row >= patience:
-                _give_up(state, done - row, row, batch_at, ids_at, checkpoints)
+                _give_up(state, done - row, row, batch_at, ids_at, checkpoints.directory.parent)
             if profile and first + 3 < done == min(first + 8, steps):
                 jax.profiler.stop_trace()
             spent += time.perf_counter() - start
@@ -143,10 +143,10 @@ def _must_stop(received: list[str], done: int) -> str:
     return received[0] if received else ""
 
 
-def _give_up(state, step, row, batch_at, ids_at, checkpoints):
+def _give_up(state, step, row, batch_at, ids_at, workdir):
     """The state has not changed since `step`: that and the batch are enough to see it again."""
     ids = None if ids_at is None else [int(i) for i in ids_at(step)]
-    folder = checkpoints.directory.parent / "replay"
+    folder = workdir / "replay"
     replay = checkpoint.Checkpoints(folder, keep=1)
     replay.save(step, {"state": state, "batch": batch_at(step)}, {"step": step, "ids": ids})
     replay.close()

@@ -133,17 +133,17 @@ def example(source, position: int, views: Views, numbers=None) -> Example:
         faults.append(("no caption", f"{len(record.captions)} given"))
         return Example(position, record.key, None, (), tuple(faults))
     try:
-        pixels = images.read(record.image) if isinstance(record.image, bytes) else record.image
+        picture = images.read(record.image) if isinstance(record.image, bytes) else record.image
     except (OSError, ValueError) as error:
         faults.append(("broken image", str(error)))
         return Example(position, record.key, None, (), tuple(faults))
-    height, width = pixels.shape[:2]
+    height, width = picture.shape[:2]
     if min(height, width) < views.min_side:
         faults.append(("tiny image", f"{width} x {height} pixels"))
         return Example(position, record.key, None, (), tuple(faults))
     mirror = views.flip and not any(_SIDES.search(caption) for caption in captions)
     numbers = range(views.count) if numbers is None else numbers
-    cuts = cut(pixels, views, position, mirror, numbers)
+    cuts = cut(picture, views, position, mirror, numbers)
     return Example(position, record.key, cuts, tuple(captions), tuple(faults))
 
 
