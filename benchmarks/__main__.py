@@ -21,7 +21,7 @@ import sys
 
 from benchmarks import arithmetic, compiling, data, generating, sizes, timing, training
 from udd_jax import main as command_line
-from udd_jax import plan
+from udd_jax.training import plan
 
 GROUPS = ("train", "reverse", "pairs", "start", "data", "arithmetic")
 

@@ -17,7 +17,9 @@ import time
 import jax
 import jax.numpy as jnp
 
-from udd_jax import diffusion, sampling, schedules, transformer, vocab
+from udd_jax.diffusion import schedules, transition, vocab
+from udd_jax.networks import transformer
+from udd_jax.sampling import reverse
 
 LAYOUT = vocab.image_text((32, 32), image_classes=2887, text_classes=8192, text_length=128)
 LOGITS = 4 * sum(m.length * m.classes for m in LAYOUT.modalities)  # bytes of a sample
@@ -25,27 +27,27 @@ LOGITS = 4 * sum(m.length * m.classes for m in LAYOUT.modalities)  # bytes of a 
 
 def programs(model, batch: int) -> tuple[dict, tuple]:
     """Two pairs of functions by name, and the arguments of all."""
-    kernel = diffusion.make_kernel(LAYOUT, schedules.linear(model.steps))
+    kernel = transition.make_kernel(LAYOUT, schedules.linear(model.steps))
     params = jax.jit(lambda: transformer.init(model, jax.random.key(0), fan_in=True))()
     shape = (batch, LAYOUT.length)
     free, absent = jnp.ones(shape, bool), jnp.zeros((batch, 2), bool)
     x0 = jnp.zeros(shape, jnp.int32).at[:, 1024:].set(LAYOUT.offsets[1])
     t = jnp.full((batch, 2), model.steps // 2)
-    xt = diffusion.q_sample(kernel, jax.random.key(1), x0, diffusion.free_times(LAYOUT, t, free))
-    settings = sampling.Settings(steps=1, top_r=0.86)
+    xt = transition.q_sample(kernel, jax.random.key(1), x0, transition.free_times(LAYOUT, t, free))
+    settings = reverse.Settings(steps=1, top_r=0.86)
 
     def forward(params, xt):
         return model.apply({"params": params}, xt, t, free)
 
     def reverse_step(params, xt):  # the loop's body, once
         denoise_fn = transformer.Denoiser(model, params)
-        return sampling.sample(kernel, denoise_fn, jax.random.key(2), xt, free, absent, settings)
+        return reverse.sample(kernel, denoise_fn, jax.random.key(2), xt, free, absent, settings)
 
     def plain(params, xt):
         return sum(y.sum() for y in forward(params, xt))
 
     def loss(params, xt):
-        kl, nll = diffusion.loss_terms(kernel, forward(params, xt), x0, xt, t, free)
+        kl, nll = transition.loss_terms(kernel, forward(params, xt), x0, xt, t, free)
         return (kl + 0.01 * nll).sum()
 
     functions = {

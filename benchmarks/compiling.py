@@ -53,7 +53,7 @@ def counted(p) -> float | None:
     """Bytes of a state of AdamW by hand: weights, their average and two moments in float32."""
     import jax
 
-    from udd_jax import transformer
+    from udd_jax.networks import transformer
 
     if p.config.train.optimiser != "adamw":
         return None

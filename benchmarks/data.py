@@ -14,7 +14,7 @@ import time
 import numpy as np
 from PIL import Image
 
-from udd_jax.data import batches, reading, tokens
+from udd_jax.data import batches, reading, token_cache
 from udd_jax.data.records import Record
 
 COUNT, SIDE, SIZE = 600, 256, 128
@@ -67,11 +67,13 @@ def pillow(files) -> None:
         np.asarray(image.resize((SIZE, SIZE), Image.Resampling.LANCZOS))
 
 
-def write_cache(directory, image_tokens: int, text_tokens: int, items: int) -> tokens.TokenCache:
+def write_cache(
+    directory, image_tokens: int, text_tokens: int, items: int
+) -> token_cache.TokenCache:
     """A token cache of random pairs."""
     rng = np.random.default_rng(0)
     image, text = (rng.integers(0, 31, (256, n)) for n in (image_tokens, text_tokens))
-    return tokens.write_cache(
+    return token_cache.write_cache(
         Blank(items),
         lambda pictures: image[: len(pictures)],
         lambda captions: text[: len(captions)],

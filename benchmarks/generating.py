@@ -7,7 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import sizes, timing
-from udd_jax import diffusion, pipeline, plan, sampling, transformer
+from udd_jax import pipeline
+from udd_jax.diffusion import transition
+from udd_jax.networks import transformer
+from udd_jax.sampling import reverse
+from udd_jax.training import plan
 
 PAIRS = ("ancestral:25", "ancestral:100", "maskgit:12", "maskgit:25", "first_hitting", "threshold")
 
@@ -19,9 +23,9 @@ def reverse_rows(p: sizes.Parts, multiply, product_flops: float, peak: float | N
     absent = jnp.zeros(t.shape, bool)
 
     def step(top_r, params):  # the loop's body, once
-        settings = sampling.Settings(steps=1, top_r=top_r)
+        settings = reverse.Settings(steps=1, top_r=top_r)
         denoise_fn = transformer.Denoiser(p.model, params)
-        return sampling.sample(p.kernel, denoise_fn, jax.random.key(2), x, free, absent, settings)
+        return reverse.sample(p.kernel, denoise_fn, jax.random.key(2), x, free, absent, settings)
 
     def ready(function):
         compiled = jax.jit(function)
@@ -60,7 +64,7 @@ def kept_rows(p: sizes.Parts, multiply, repeats: int):
         free = np.tile(p.vocab.modality_of != m, (len(x), 1))
         inputs = x, np.where(np.arange(t.shape[1]) == m, 0, t).astype(np.int32), free
         denoise_fn = transformer.Denoiser(model, params, modality.name)
-        begun = jax.jit(functools.partial(diffusion.begin, denoise_fn))(*inputs)
+        begun = jax.jit(functools.partial(transition.begin, denoise_fn))(*inputs)
         for name, function in (("given", jax.tree_util.Partial(denoise_fn)), ("kept", begun)):
             run = functools.partial(jax.jit(lambda f, *inputs: f(*inputs)), function)
             programs[name, modality.name] = lambda f=run, i=inputs: jax.block_until_ready(f(*i))

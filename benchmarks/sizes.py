@@ -6,7 +6,9 @@ import jax
 import numpy as np
 
 from configs import t2i
-from udd_jax import diffusion, plan, train, transformer, vocab
+from udd_jax.diffusion import transition, vocab
+from udd_jax.networks import transformer
+from udd_jax.training import plan, train_diffusion
 
 
 def paper():
@@ -56,7 +58,7 @@ class Parts(NamedTuple):
 
     config: Any
     vocab: vocab.Vocab
-    kernel: diffusion.Kernel
+    kernel: transition.Kernel
     model: transformer.Transformer
 
     @property
@@ -71,8 +73,8 @@ class Parts(NamedTuple):
 
 def parts(config) -> Parts:
     layout = plan.vocab_of(config)
-    kernel = diffusion.make_kernel(layout, train.make_schedules(config, layout))
-    return Parts(config, layout, kernel, train.make_model(config, layout))
+    kernel = transition.make_kernel(layout, train_diffusion.make_schedules(config, layout))
+    return Parts(config, layout, kernel, train_diffusion.make_model(config, layout))
 
 
 def network_inputs(p: Parts) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -80,5 +82,5 @@ def network_inputs(p: Parts) -> tuple[jax.Array, jax.Array, jax.Array]:
     x0 = p.vocab.fuse(p.batch)
     free = np.ones(x0.shape, bool)
     t = np.full((len(x0), len(p.vocab.modalities)), p.kernel.steps // 2, np.int32)
-    position_t = diffusion.free_times(p.vocab, t, free)
-    return diffusion.q_sample(p.kernel, jax.random.key(1), x0, position_t), t, free
+    position_t = transition.free_times(p.vocab, t, free)
+    return transition.q_sample(p.kernel, jax.random.key(1), x0, position_t), t, free

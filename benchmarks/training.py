@@ -13,16 +13,18 @@ import jax.numpy as jnp
 import optax
 
 from benchmarks import data, sizes, timing
-from udd_jax import plan, train
 from udd_jax.data import batches
+from udd_jax.training import plan, train_diffusion
 
 
 def make_step(p: sizes.Parts):
     """The compiled step as `train.train` makes it, and the state that it starts from."""
-    _, loss_fn = train.make_objective(p.config, p.vocab, pad_id=0)
-    tx, rate = train.make_optimiser(p.config)
-    step = train.make_step(loss_fn, tx, rate, p.config.train.ema, p.vocab)
-    make = functools.partial(train.create_state, p.model, tx, fan_in=p.config.train.fan_in)
+    _, loss_fn = train_diffusion.make_objective(p.config, p.vocab, pad_id=0)
+    tx, rate = train_diffusion.make_optimiser(p.config)
+    step = train_diffusion.make_step(loss_fn, tx, rate, p.config.train.ema, p.vocab)
+    make = functools.partial(
+        train_diffusion.create_state, p.model, tx, fan_in=p.config.train.fan_in
+    )
     return jax.jit(step, donate_argnums=0), make(jax.random.key(0))
 
 
@@ -33,8 +35,8 @@ def programs(p: sizes.Parts, cache) -> dict:
     key, batch = jax.random.key(1), p.batch
     x0, inputs = p.vocab.fuse(batch), sizes.network_inputs(p)
     apply = functools.partial(p.model.apply, {"params": params})
-    _, loss_fn = train.make_objective(p.config, p.vocab, pad_id=0)
-    (tx, _), held = train.make_optimiser(p.config), [state]
+    _, loss_fn = train_diffusion.make_objective(p.config, p.vocab, pad_id=0)
+    (tx, _), held = train_diffusion.make_optimiser(p.config), [state]
     weights = [jnp.ones(y.shape) for y in jax.eval_shape(apply, *inputs)]
 
     def network(params, weights):

@@ -38,7 +38,11 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import config_flags
 
-from udd_jax import costs, diffusion, plan, sampling, sharding, train, transformer
+from udd_jax.diffusion import transition
+from udd_jax.networks import transformer
+from udd_jax.runtime import costs, sharding
+from udd_jax.sampling import reverse
+from udd_jax.training import plan, train_diffusion
 
 # bytes/s to the memory of a chip, and of all its links to others, from the maker's data sheets.
 RATES = {
@@ -83,15 +87,15 @@ def over_data(mesh, tree):
 def train_program(config, mesh):
     """The jitted step and its abstract arguments."""
     vocab, c = plan.vocab_of(config), config.train
-    model, loss_fn = train.make_objective(config, vocab, pad_id=0)
-    tx, rate = train.make_optimiser(config)
-    state = jax.eval_shape(lambda: train.create_state(model, tx, jax.random.key(0)))
+    model, loss_fn = train_diffusion.make_objective(config, vocab, pad_id=0)
+    tx, rate = train_diffusion.make_optimiser(config)
+    state = jax.eval_shape(lambda: train_diffusion.create_state(model, tx, jax.random.key(0)))
     batch = {
         m.name: jax.ShapeDtypeStruct((c.batch_size, m.length), jnp.int32) for m in vocab.modalities
     }
     key = jax.eval_shape(lambda: jax.random.key(0))
     places = sharding.shardings(mesh, state)
-    step = train.make_step(loss_fn, tx, rate, c.ema, vocab, c.accumulate)
+    step = train_diffusion.make_step(loss_fn, tx, rate, c.ema, vocab, c.accumulate)
     step = jax.jit(step, donate_argnums=0, out_shardings=(places, None))
     state = sharding.place(state, places)
     return step, (state, over_data(mesh, batch), everywhere(mesh, key))
@@ -100,16 +104,20 @@ def train_program(config, mesh):
 def sample_program(config, mesh):
     """The jitted sampler for pairs, a batch of `evaluate.batch_size`, and its arguments."""
     vocab, size = plan.vocab_of(config), config.evaluate.batch_size
-    kernel = diffusion.make_kernel(vocab, train.make_schedules(config, vocab))
-    model = train.make_model(config, vocab)
-    settings = sampling.Settings(**config.sample)
+    kernel = transition.make_kernel(vocab, train_diffusion.make_schedules(config, vocab))
+    model = train_diffusion.make_model(config, vocab)
+    settings = reverse.Settings(**config.sample)
 
     def run(params, keys, x, free, absent):
         denoise_fn = transformer.Denoiser(model, params)
-        return sampling.run(kernel, denoise_fn, keys, x, free, absent, settings).tokens
+        return reverse.run(kernel, denoise_fn, keys, x, free, absent, settings).tokens
 
     params = jax.eval_shape(
-        lambda: train.create_state(model, train.make_optimiser(config)[0], jax.random.key(0)).params
+        lambda: (
+            train_diffusion.create_state(
+                model, train_diffusion.make_optimiser(config)[0], jax.random.key(0)
+            ).params
+        )
     )
     shape = (size, vocab.length)
     inputs = (

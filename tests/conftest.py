@@ -28,6 +28,6 @@ def compiled(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory):
     """The folder of a run that was never trained (tests/tiny.py)."""
-    import tiny
+    from tests.helpers import tiny
 
     return tiny.make(tmp_path_factory.mktemp("tiny"))

@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks import __main__ as benchmarks
 from benchmarks import data, sizes, timing, training
-from udd_jax import plan
+from udd_jax.training import plan
 
 
 def by_hand(p) -> int:

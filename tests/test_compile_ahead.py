@@ -26,7 +26,7 @@ def test_bad_topologies_are_one_line(ahead):
 
 
 def test_gathered_logits_are_noticed(ahead):
-    from udd_jax import vocab
+    from udd_jax.diffusion import vocab
 
     tokens = vocab.image_text((4, 4), image_classes=48, text_classes=96, text_length=6)
     for shape in ("(8, 16, 48)", "(128, 48)", "(48, 128)", "(8, 6, 96)"):

@@ -7,19 +7,21 @@ import subprocess
 import jax
 import numpy as np
 import pytest
-import tiny
 
 from configs import t2i
-from udd_jax import checkpoint, images, jobs, pipeline
+from tests.helpers import tiny
+from udd_jax import pipeline, stages
+from udd_jax.data import pixels
+from udd_jax.runtime import checkpoints
 
 
 def record(folder):
-    return checkpoint.read_json(folder / pipeline.CONFIG)
+    return checkpoints.read_json(folder / pipeline.CONFIG)
 
 
 def test_a_record_says_config_seed_versions_devices_and_commit(tmp_path):
     config = tiny.config()
-    jobs.claim(config, tmp_path)
+    stages.claim(config, tmp_path)
     stored = record(tmp_path)
     assert stored["config"]["seed"] == config.seed and "before" not in stored
     made = stored["made_with"]
@@ -33,33 +35,33 @@ def test_a_record_says_config_seed_versions_devices_and_commit(tmp_path):
 
 def test_a_run_that_goes_on_elsewhere_keeps_what_it_began_with(tmp_path, monkeypatch):
     for version in ("1", "1", "2", "2", "3"):
-        monkeypatch.setattr(jobs, "provenance", lambda version=version: {"jax": version})
-        jobs.claim(tiny.config(), tmp_path)
+        monkeypatch.setattr(stages, "provenance", lambda version=version: {"jax": version})
+        stages.claim(tiny.config(), tmp_path)
     assert record(tmp_path)["made_with"] == {"jax": "3"}
     assert record(tmp_path)["before"] == [{"jax": "1"}, {"jax": "2"}]
 
 
 def test_another_config_is_refused_by_field_and_leaves_the_record(tmp_path):
     config = tiny.config()
-    jobs.claim(config, tmp_path)
+    stages.claim(config, tmp_path)
     before = record(tmp_path)
     config.train.steps += 1
-    jobs.claim(config, tmp_path)
+    stages.claim(config, tmp_path)
     config.model.width = 64
     with pytest.raises(ValueError, match=r"another config \(model.width: 16 there, 64 here\)"):
-        jobs.claim(config, tmp_path)
+        stages.claim(config, tmp_path)
     assert record(tmp_path)["config"]["model"] == before["config"]["model"]
 
 
 def test_a_run_goes_on_where_the_config_has_a_new_field_that_is_off(tmp_path):
     config = tiny.config()
-    jobs.claim(config, tmp_path)
+    stages.claim(config, tmp_path)
     config.model.added = False
-    jobs.claim(config, tmp_path)
+    stages.claim(config, tmp_path)
     assert record(tmp_path)["config"]["model"]["added"] is False
     config.model.other = 3
     with pytest.raises(ValueError, match=r"model\.other: None there, 3 here"):
-        jobs.claim(config, tmp_path)
+        stages.claim(config, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -78,16 +80,16 @@ def test_what_a_late_stage_would_refuse_is_refused_before_the_first(
     config = tiny.config()
     config.update_from_flattened_dict({field: value})
     with pytest.raises(ValueError, match=message) as error:
-        jobs.run(config, tmp_path / "run")
+        stages.run(config, tmp_path / "run")
     assert "\n" not in str(error.value)
     assert not (tmp_path / "run").exists()
 
 
 def test_an_image_without_a_checkout_says_its_commit(monkeypatch, tmp_path):
-    monkeypatch.setattr(jobs, "__file__", str(tmp_path / "udd_jax" / "jobs.py"))
-    assert "commit" not in jobs.provenance()
+    monkeypatch.setattr(stages, "__file__", str(tmp_path / "udd_jax" / "stages.py"))
+    assert "commit" not in stages.provenance()
     monkeypatch.setenv("UDD_COMMIT", "abc")
-    assert jobs.provenance()["commit"] == "abc"
+    assert stages.provenance()["commit"] == "abc"
 
 
 SPOTS = {"red spot": (220, 25, 25), "blue spot": (25, 25, 220), "green spot": (25, 220, 25)}
@@ -96,7 +98,7 @@ SPOTS = {"red spot": (220, 25, 25), "blue spot": (25, 25, 220), "green spot": (2
 def test_a_place_where_no_folder_can_be_is_an_error_that_names_it(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):
-        jobs.run(t2i.get_config("smoke"), tmp_path / "file" / "run")
+        stages.run(t2i.get_config("smoke"), tmp_path / "file" / "run")
 
 
 @pytest.fixture
@@ -110,7 +112,7 @@ def pictures(tmp_path):
         picture = np.full((40, 48, 3), 240, np.uint8)
         top, left = rng.integers(0, 20, 2)
         picture[top : top + 16, left : left + 16] = colour
-        images.write_png(folder / f"{i}.png", picture)
+        pixels.write_png(folder / f"{i}.png", picture)
         lines.append(json.dumps({"file": f"{i}.png", "caption": f"a {name}"}))
     (folder / "captions.jsonl").write_text("\n".join(lines))
     return folder
@@ -128,10 +130,10 @@ def test_ones_own_pictures_go_through_all_stages_and_start_from_another_run(
         c.model.update(model)
         return c
 
-    jobs.run(config(), tmp_path / "first")
+    stages.run(config(), tmp_path / "first")
     for name in ("evaluation.json", "report.html", "samples/samples.jsonl"):
         assert (tmp_path / "first" / name).exists(), name
-    first, _ = checkpoint.load_tree(tmp_path / "first" / pipeline.WEIGHTS)
+    first, _ = checkpoints.load_tree(tmp_path / "first" / pipeline.WEIGHTS)
 
     # The same tokenizers, a wider MLP: all else starts from the first run.
     second = config(mlp_ratio=3)
@@ -141,11 +143,11 @@ def test_ones_own_pictures_go_through_all_stages_and_start_from_another_run(
     )
     second.train.update({"steps": 1, "warmup": 1, "learning_rate": 0.0})
     capsys.readouterr()
-    jobs.run(second, tmp_path / "second", until="diffusion")
+    stages.run(second, tmp_path / "second", until="diffusion")
     said = capsys.readouterr().out
     assert "blocks/mlp/in/kernel" in said and "starts fresh" in said
-    weights, _ = checkpoint.load_tree(tmp_path / "second" / pipeline.WEIGHTS)
-    old, new = checkpoint.flatten(first), checkpoint.flatten(weights)
+    weights, _ = checkpoints.load_tree(tmp_path / "second" / pipeline.WEIGHTS)
+    old, new = checkpoints.flatten(first), checkpoints.flatten(weights)
     same = {
         n for n in new if old[n].shape == new[n].shape and np.allclose(old[n], new[n], atol=1e-5)
     }

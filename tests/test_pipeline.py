@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from udd_jax import jobs, pipeline
+from udd_jax import pipeline, stages
 
 SIZE = 4  # the batch of every call here, so that one compilation serves
 
@@ -70,7 +70,7 @@ def test_with_common_noise_equal_pairs_have_equal_bounds(pipe, pictures):
 
 
 def test_an_exported_run_is_half_as_large_and_generates(tiny_run, tmp_path):
-    jobs.export(tiny_run, tmp_path / "small")
+    stages.export(tiny_run, tmp_path / "small")
     sizes = [(run / pipeline.WEIGHTS).stat().st_size for run in (tiny_run, tmp_path / "small")]
     assert sizes[1] < 0.7 * sizes[0]
     small = pipeline.Pipeline.load(tmp_path / "small")
@@ -81,7 +81,7 @@ def test_an_exported_run_is_half_as_large_and_generates(tiny_run, tmp_path):
     ):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6)
     with pytest.raises(ValueError, match="holds a run already"):
-        jobs.export(tiny_run, tmp_path / "small")
+        stages.export(tiny_run, tmp_path / "small")
 
 
 def test_given_tokens_are_in_the_output_bit_for_bit(pipe, pictures):

@@ -4,11 +4,14 @@ import json
 
 import numpy as np
 import pytest
-from test_train_vq import Tiles, make_config
 
 from configs import t2i
-from udd_jax import jobs, networks, train_vq, vqgan
+from tests.training.test_train_image_tokenizer import Tiles, make_config
+from udd_jax import stages
 from udd_jax.data import batches, records
+from udd_jax.evaluation import feature_networks
+from udd_jax.tokenizers import vqgan
+from udd_jax.training import train_image_tokenizer
 
 
 class Tokenizer:
@@ -35,7 +38,7 @@ def test_pairs_come_straight_from_pictures_and_what_is_broken_is_listed(tmp_path
     config.train.update({"batch_size": 40, "steps": 6})
     config.text.length = 2
     source, size = Spots(200), 200
-    pairs = jobs.pairs(config, tmp_path, source, Tokenizer(), Tokenizer(), (0, 1))
+    pairs = stages.pairs(config, tmp_path, source, Tokenizer(), Tokenizer(), (0, 1))
     for step in range(2, 6):  # goes on, and reads each item once
         batch = pairs(step)
         items = [item + (item == 3) for item in batches.indices(4, step, 40, size)]
@@ -49,20 +52,20 @@ def test_too_many_broken_pictures_end_a_run_without_a_cache(tmp_path):
     config = t2i.get_config()
     config.image_size = 12
     config.train.batch_size = 20
-    pairs = jobs.pairs(config, tmp_path, Spots(20), Tokenizer(), Tokenizer(), (0, 1))
+    pairs = stages.pairs(config, tmp_path, Spots(20), Tokenizer(), Tokenizer(), (0, 1))
     with pytest.raises(ValueError, match="spots: 1 of 20 items cannot be used, more than 1%"):
         pairs(0)
     assert (tmp_path / "skipped.jsonl").exists()
 
 
 def test_lpips_is_off_without_a_weight_or_files_and_is_the_users_own(monkeypatch, capsys):
-    monkeypatch.setattr(networks, "perceptual", lambda folder: ("function", folder))
+    monkeypatch.setattr(feature_networks, "perceptual", lambda folder: ("function", folder))
     config = make_config(weights="here")
-    assert jobs.perceptual(config) is None
+    assert stages.perceptual(config) is None
     config.vq.perceptual = 1.0
-    assert jobs.perceptual(config) == ("function", "here")
+    assert stages.perceptual(config) == ("function", "here")
     config.vq.weights = ""
-    assert jobs.perceptual(config) is None
+    assert stages.perceptual(config) is None
     assert "no perceptual loss, vq.weights names no folder" in capsys.readouterr().out
 
 
@@ -70,9 +73,9 @@ def test_lpips_is_off_without_a_weight_or_files_and_is_the_users_own(monkeypatch
 def test_a_codebook_is_rebuilt_after_training_where_the_config_says_so(tmp_path):
     config = make_config(rebuild={"codes": 7, "steps": 4, "learning_rate": 1e-6}, merge=0.0)
     data = {"train": Tiles(), "validation": Tiles(seed=1)}
-    tokenizer = jobs.make_image_tokenizer(config, tmp_path, data)
-    first = vqgan.load(tmp_path / "vq" / "first" / train_vq.FILE)
+    tokenizer = stages.make_image_tokenizer(config, tmp_path, data)
+    first = vqgan.load(tmp_path / "vq" / "first" / train_image_tokenizer.FILE)
     assert (first.codes, tokenizer.codes) == (12, 7)
-    assert jobs.make_image_tokenizer(config, tmp_path, data).hash == tokenizer.hash
+    assert stages.make_image_tokenizer(config, tmp_path, data).hash == tokenizer.hash
     with np.testing.assert_raises(AssertionError):
         np.testing.assert_array_equal(vqgan.rows(first.params)[:7], vqgan.rows(tokenizer.params))

@@ -19,7 +19,7 @@ import time
 import numpy as np
 import pytest
 
-from udd_jax import checkpoint, logbook
+from udd_jax.runtime import checkpoints, logbook
 
 ROOT = pathlib.Path(__file__).parent.parent
 KILLS = 25
@@ -49,7 +49,7 @@ class Job:
         self.folder, self.born = folder, time.time()
         folder.mkdir(exist_ok=True)
         env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {
-            "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
+            "PYTHONPATH": str(ROOT),
             "JAX_COMPILATION_CACHE_DIR": str(folder.parent / "cache"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
         }
@@ -93,7 +93,7 @@ def stage(folder) -> str:
 
 def arrays(folder) -> dict:
     """All arrays of the latest checkpoint by name, and its metadata."""
-    keeper = checkpoint.Checkpoints(folder)
+    keeper = checkpoints.Checkpoints(folder)
     manifest = json.loads((sorted(keeper.directory.iterdir())[-1] / "manifest.json").read_text())
     example = {name: np.zeros(s, d) for name, (s, d) in manifest["arrays"].items()}
     return keeper.restore(example)[0] | {"metadata": manifest["metadata"]}
@@ -113,7 +113,7 @@ def numbers(folder) -> dict:
         ]
         found[f"{part.name} state"] = arrays(part / "checkpoints")
     if (folder / "evaluation.json").exists():
-        found["evaluation"] = checkpoint.read_json(folder / "evaluation.json")
+        found["evaluation"] = checkpoints.read_json(folder / "evaluation.json")
         del found["evaluation"]["speed"], found["evaluation"]["manifest"]  # they have times
     return found
 
@@ -161,7 +161,7 @@ def in_the_cache(job) -> bool:
 
 def writes_checkpoint(job) -> bool:
     found = touched(job, "**/checkpoints/[0-9]*")
-    return any(not (path / checkpoint.MANIFEST).exists() for path in found)
+    return any(not (path / checkpoints.MANIFEST).exists() for path in found)
 
 
 DELICATE = {
@@ -193,7 +193,7 @@ def kill_in(folder, moment, command=SMOKE, wait=0.0) -> list[str]:
 
 def test_a_small_job_killed_twice_leaves_the_same_numbers(tmp_path):
     Job(tmp_path / "whole", SMALL).finish()
-    saved = f"vq/checkpoints/*/{checkpoint.MANIFEST}"
+    saved = f"vq/checkpoints/*/{checkpoints.MANIFEST}"
     for moment in (
         lambda job: in_the_tokenizer(job) and any(touched(job, saved)),
         lambda job: stage(job.folder) == "diffusion" and writes_checkpoint(job),

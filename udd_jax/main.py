@@ -9,7 +9,7 @@
     python -m udd_jax.main --mode=convert --from=unid3 --checkpoint=cub.ckpt --out=runs/cub
 
 Exit code 0, or 1 after one line that says what is wrong and what to do, or 75 if a training was
-stopped and the same command goes on (stopping.py).
+stopped and the same command goes on (runtime/stopping.py).
 """
 
 import os
@@ -18,7 +18,7 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from udd_jax import stopping
+from udd_jax.runtime import stopping
 
 MODES = ("train", "tokenize", "sample", "evaluate", "replay", "plan", "convert", "export")
 TASKS = ("t2i", "i2t", "pair", "image", "text", "infill")
@@ -93,12 +93,12 @@ def main(argv) -> None:
         raise ValueError(f"{argv[1]!r} is no flag, expected --NAME=VALUE")
     logging.set_verbosity(logging.WARNING)  # of the libraries; ours speak by themselves
     if mode == "plan":
-        from udd_jax import plan
+        from udd_jax.training import plan
 
         print(plan.describe(_config()))
         return
     if comparing:
-        from udd_jax import compare
+        from udd_jax.evaluation import compare
 
         results = [*FLAGS.compare, *argv[1:]]
         if len(results) != 2:
@@ -107,22 +107,22 @@ def main(argv) -> None:
         return
     if mode == "convert":
         from configs import t2i
-        from udd_jax import convert
+        from udd_jax.convert import command
 
-        convert.run(FLAGS, _CONFIG.value, t2i.get_config("cub"))
+        command.run(FLAGS, _CONFIG.value, t2i.get_config("cub"))
         return
     workdir = _workdir()
     if mode in ("train", "tokenize"):
         stopping.end_at_once()
     _set_up_platform(workdir)
     if mode in ("train", "tokenize", "evaluate", "replay"):
-        from udd_jax import sharding
+        from udd_jax.runtime import sharding
 
         sharding.join()
     if mode in ("train", "tokenize"):
-        from udd_jax import jobs
+        from udd_jax import stages
 
-        jobs.run(
+        stages.run(
             _config(),
             workdir,
             until="token cache" if mode == "tokenize" else None,
@@ -130,24 +130,26 @@ def main(argv) -> None:
             tensorboard=FLAGS.tensorboard,
         )
     elif mode == "sample":
-        from udd_jax import bucket, commands
+        from udd_jax import generate
+        from udd_jax.runtime import bucket
 
         with bucket.whole(workdir) as here:
-            commands.sample(here, FLAGS)
+            generate.sample(here, FLAGS)
     elif mode == "replay":
-        from udd_jax import logbook, replay
+        from udd_jax.runtime import logbook
+        from udd_jax.training import replay
 
         logbook.say(replay.describe(replay.run(workdir)))
     elif mode == "export":
-        from udd_jax import jobs
+        from udd_jax import stages
 
         if not FLAGS.out:
             raise ValueError("--out is missing, expected a folder")
-        jobs.export(workdir, FLAGS.out)
+        stages.export(workdir, FLAGS.out)
     elif mode == "evaluate":
-        from udd_jax import jobs
+        from udd_jax import stages
 
-        jobs.evaluate_run(workdir, FLAGS.suite, _CONFIG.value, FLAGS.weights)
+        stages.evaluate_run(workdir, FLAGS.suite, _CONFIG.value, FLAGS.weights)
 
 
 def run() -> None:

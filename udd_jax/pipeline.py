@@ -20,25 +20,15 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from udd_jax import (
-    checkpoint,
-    diffusion,
-    sampling,
-    sharding,
-    tasks,
-    train,
-    transformer,
-    vqgan,
-)
-from udd_jax import (
-    images as pixels,
-)
-from udd_jax import (
-    text as texts_,
-)
-from udd_jax import (
-    vocab as vocabs,
-)
+from udd_jax.data import pixels
+from udd_jax.diffusion import tasks, transition
+from udd_jax.diffusion import vocab as vocabs
+from udd_jax.networks import transformer
+from udd_jax.runtime import checkpoints, sharding
+from udd_jax.sampling import reverse
+from udd_jax.tokenizers import text_tokenizer as texts_
+from udd_jax.tokenizers import vqgan
+from udd_jax.training import train_diffusion
 
 CONFIG, TEXT, IMAGE, WEIGHTS = "config.json", "text.model", "vq/tokenizer", "weights"
 LN2 = math.log(2)
@@ -67,7 +57,7 @@ class Pipeline:
     text: texts_.Tokenizer
     image: vqgan.ImageTokenizer
     vocab: vocabs.Vocab
-    kernel: diffusion.Kernel
+    kernel: transition.Kernel
     model: transformer.Transformer
     params: dict
     mesh: jax.sharding.Mesh | None = None
@@ -84,12 +74,12 @@ class Pipeline:
     def assemble(cls, config, text, image, params) -> "Pipeline":
         """The same from its parts."""
         vocab = make_vocab(config, text, image)
-        kernel = diffusion.make_kernel(vocab, train.make_schedules(config, vocab))
-        model = train.make_model(config, vocab, text.pad_id)
+        kernel = transition.make_kernel(vocab, train_diffusion.make_schedules(config, vocab))
+        model = train_diffusion.make_model(config, vocab, text.pad_id)
         expected = jax.eval_shape(lambda: transformer.init(model, jax.random.key(0)))
-        checkpoint.require_fit(
-            checkpoint.flatten(expected),
-            {n: (a.shape, a.dtype) for n, a in checkpoint.flatten(params).items()},
+        checkpoints.require_fit(
+            checkpoints.flatten(expected),
+            {n: (a.shape, a.dtype) for n, a in checkpoints.flatten(params).items()},
             "weights",
         )
         mesh = sharding.make_mesh(**config.mesh)
@@ -261,15 +251,15 @@ class Pipeline:
         mixture = self.config.train.mixture
         return any(mixture.get(task, 0) > 0 for task in ("image", "text", "independent"))
 
-    def settings(self, **changes) -> sampling.Settings:
+    def settings(self, **changes) -> reverse.Settings:
         """The run's sampler settings with these changes; ValueError for a bad one."""
-        fields = {f.name for f in dataclasses.fields(sampling.Settings)}
+        fields = {f.name for f in dataclasses.fields(reverse.Settings)}
         for name in changes:
             if name not in fields:
                 raise ValueError(
                     f"sample.{name} is not a setting, expected one of {sorted(fields)}"
                 )
-        settings = sampling.Settings(**{**self.config.sample, **changes})
+        settings = reverse.Settings(**{**self.config.sample, **changes})
         settings.check(self.kernel, self.guidable)
         return settings
 
@@ -386,7 +376,7 @@ class Pipeline:
     @functools.cached_property
     def _sample(self):
         def run(params, keys, x, free, absent, negative, settings, trace, still):
-            return sampling.run(
+            return reverse.run(
                 self.kernel,
                 transformer.Denoiser(self.model, params, still),
                 keys,
@@ -404,7 +394,7 @@ class Pipeline:
     def _bound(self):
         def run(params, keys, x0, masks, times, calls, still):
             denoise_fn = transformer.Denoiser(self.model, params, still)
-            return diffusion.bound(self.kernel, denoise_fn, keys, x0, *masks, times, calls)
+            return transition.bound(self.kernel, denoise_fn, keys, x0, *masks, times, calls)
 
         return jax.jit(run, static_argnames=("times", "calls", "still"))
 
@@ -416,7 +406,7 @@ def read_config(directory) -> ml_collections.ConfigDict:
     path = pathlib.Path(directory) / CONFIG
     if not path.exists():
         raise FileNotFoundError(f"{directory} has no {CONFIG}: it is not the folder of a run")
-    return ml_collections.ConfigDict(checkpoint.read_json(path)["config"])
+    return ml_collections.ConfigDict(checkpoints.read_json(path)["config"])
 
 
 def load_tokenizers(directory) -> tuple[texts_.Tokenizer, vqgan.ImageTokenizer]:
@@ -435,4 +425,4 @@ def load_weights(directory) -> dict:
         raise FileNotFoundError(
             f"{directory} has no file {WEIGHTS!r}: its training is not finished; run the main job"
         )
-    return checkpoint.load_tree(path)[0]
+    return checkpoints.load_tree(path)[0]

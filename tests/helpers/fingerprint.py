@@ -1,7 +1,7 @@
 """What a change that should change nothing must leave as it is, bit for bit, on one machine.
 
-    python tests/helpers/fingerprint.py before.json          at the commit before
-    python tests/helpers/fingerprint.py before.json          after: compares, exit code 1 if it differs
+    python -m tests.helpers.fingerprint before.json     at the commit before: writes the file
+    python -m tests.helpers.fingerprint before.json     after: compares, exit code 1 if it differs
 
 It holds the tokens of all six tasks with three samplers from the packaged run, with and without
 guidance; 20 losses of a training on `shapes`; the bound of 32 items. Two processors may round
@@ -16,14 +16,11 @@ import tempfile
 
 import numpy as np
 
-ROOT = pathlib.Path(__file__).parent.parent.parent
-sys.path.insert(0, str(ROOT))
+import udd_jax
+from configs import t2i
+from udd_jax import stages
 
-import udd_jax  # noqa: E402
-from configs import t2i  # noqa: E402
-from udd_jax import jobs  # noqa: E402
-
-RUN = ROOT / "udd_jax" / "assets" / "shapes"
+RUN = pathlib.Path(udd_jax.__file__).parent / "assets" / "shapes"
 SAMPLERS = {"ancestral": 12, "maskgit": 12, "first_hitting": 12}
 COUNT = 4
 
@@ -62,7 +59,7 @@ def losses() -> list[str]:
     c.text.file, c.vq.file = str(RUN / "text.model"), str(RUN / "vq" / "tokenizer")
     c.train.update({"steps": 20, "log_every": 1})
     with tempfile.TemporaryDirectory() as folder:
-        jobs.run(c, folder, until="diffusion")
+        stages.run(c, folder, until="diffusion")
         lines = (pathlib.Path(folder) / "metrics.jsonl").read_text().splitlines()
         rows = [json.loads(line) for line in lines]
         weights = hashlib.sha256((pathlib.Path(folder) / "weights").read_bytes()).hexdigest()[:16]
@@ -95,5 +92,4 @@ def main(path):
 
 
 if __name__ == "__main__":
-    # Tunables that main.py sets; a number does not depend on them.
     sys.exit(main(sys.argv[1]))

@@ -1,7 +1,7 @@
-"""Captioned images, from wherever they lie to the token arrays that training reads.
+"""How do captioned images become batches?  From wherever they lie to the arrays training reads.
 
-    sources -> records -> (decode) -> image and text tokenizers -> tokens -> batches
+    sources -> records -> (decode) -> image and text tokenizers -> token_cache -> batches
 
-A *source* is a plain sequence of `records.Record` with a `name`; nothing here imports a network
-or jax: the tokenizers are passed in as functions.
+A *source* is a plain sequence of `records.Record` with a `name`. Nothing here imports a network or
+JAX: the tokenizers are passed in as functions.
 """

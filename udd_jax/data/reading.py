@@ -17,8 +17,7 @@ import re
 import grain
 import numpy as np
 
-from udd_jax import images
-from udd_jax.data import hashing
+from udd_jax.data import hashing, pixels
 
 # Causes. Those of a record that is skipped, and those of a caption that is dropped; others, in
 # `clean`, are repairs.
@@ -101,14 +100,14 @@ def cut(image: np.ndarray, views: Views, position: int, mirror: bool, numbers) -
     cuts = []
     for view in numbers:
         if view == 0:
-            cuts.append(images.fit(image, views.size))
+            cuts.append(pixels.fit(image, views.size))
             continue
         chance = hashing.uniform(views.seed, position, view, np.arange(4))
         share = views.smallest + (1 - views.smallest) * chance[_SCALE]
         side = max(1, round(min(height, width) * float(np.sqrt(share))))
         top = int(chance[_TOP] * (height - side + 1))
         left = int(chance[_LEFT] * (width - side + 1))
-        crop = images.fit(image[top : top + side, left : left + side], views.size)
+        crop = pixels.fit(image[top : top + side, left : left + side], views.size)
         cuts.append(crop[:, ::-1] if mirror and chance[_MIRROR] < 0.5 else crop)
     return np.stack(cuts)
 
@@ -133,7 +132,7 @@ def example(source, position: int, views: Views, numbers=None) -> Example:
         faults.append(("no caption", f"{len(record.captions)} given"))
         return Example(position, record.key, None, (), tuple(faults))
     try:
-        picture = images.read(record.image) if isinstance(record.image, bytes) else record.image
+        picture = pixels.read(record.image) if isinstance(record.image, bytes) else record.image
     except (OSError, ValueError) as error:
         faults.append(("broken image", str(error)))
         return Example(position, record.key, None, (), tuple(faults))

@@ -1,0 +1,1 @@
+"""Claims about udd_jax; the folders mirror its packages."""

@@ -1,0 +1,128 @@
+"""The ledger of the recording: every array of every file is compared, used as input, or excluded.
+
+A row is a pattern of names and what becomes of them; where it says "compared" the test file that
+does it follows.
+"""
+
+import re
+
+import numpy as np
+import pytest
+
+from tests.helpers import recorded
+
+COMPARED, INPUT = "compared", "input"
+NETWORK, DIFFUSION = "test_published_network.py", "test_published_diffusion.py"
+CHAINS, VQ, TEXT = "test_published_chains.py", "test_published_vq.py", "test_text.py"
+
+DEAD = "a head of the embedding that nothing calls: in the files, in no computation"
+ALIAS = (
+    "compared where a time is alone in the batch (with repeated times the last one wins, in no "
+    "defined order); skipped where the recording holds the buffer as a later call left it"
+)
+PRIOR = "compares with a uniform over all V classes, wrong for a masking process, and is unused"
+CUB = "needs a vocabulary file that is not here"
+
+LEDGER = {
+    "schedule_f32 schedule_f64": [
+        (r"T\d+_(att|ctt|btt_img|btt_txt)", COMPARED, DIFFUSION),
+        (r"T\d+_(at|ct|bt_img|bt_txt)", COMPARED, DIFFUSION),
+        (r"T\d+_log_.*", COMPARED, DIFFUSION),
+    ],
+    "diffusion_f32 diffusion_f64": [
+        (r"x0|xt|x_prev|t|mat_t|logits_img|logits_txt|u_q_sample", INPUT, DIFFUSION),
+        (r"log_onehot_x0|x_q_sample", COMPARED, DIFFUSION),
+        (r"log_(q|p)_.*|log_Q_.*", COMPARED, DIFFUSION),
+    ],
+    "paper_exact_f64": [
+        (r"x0|xt|t", COMPARED, DIFFUSION),
+        (r"valid", INPUT, DIFFUSION),
+        (r"q_xt_given_x0|q_posterior|p_xtm1", COMPARED, DIFFUSION),
+    ],
+    "loss_f32 loss_f64": [
+        (r"x0|xt|t|pt|logits_img|logits_txt|imp_Lt_history", INPUT, DIFFUSION),
+        (r"(joint|txt|img|txt_full|img_full)_(kl|nll|aux)(_pos)?", COMPARED, DIFFUSION),
+        (r"(joint|txt|img|txt_full|img_full)_(kl_loss|total|eval)", COMPARED, DIFFUSION),
+        (r"(joint|txt|img|txt_full|img_full)_dtotal_dlogits_(img|txt)", COMPARED, DIFFUSION),
+        (r"joint_log_model_prob|imp_pt_all", COMPARED, DIFFUSION),
+        (r"(joint|txt|img|txt_full|img_full)_Lt_history", f"excluded in part: {ALIAS}", DIFFUSION),
+        (r"kl_prior", f"excluded: {PRIOR}", None),
+    ],
+    "transformer_f32 transformer_f64": [
+        (r"param/transformer\.embedding\.to_logits\..*", f"excluded: {DEAD}", None),
+        (r"param/.*", INPUT, NETWORK),
+        (r"x|t|w_img|w_txt|e2e_x0|u_e2e", INPUT, NETWORK),
+        (r"h/.*|grad/.*", COMPARED, NETWORK),
+        (r"logits_(img|txt)|logits_img_cond_txt|logits_txt_cond_img", COMPARED, NETWORK),
+        (r"sinusoidal", COMPARED, NETWORK),
+        (r"e2e_total|e2e_gradnorm", COMPARED, CHAINS),
+    ],
+    "sampling_f32 sampling_f64": [
+        (r"t2i_text|i2t_image|inp_.*", INPUT, CHAINS),
+        (r"u_.*_steps|u_single|u_.*_init\d", INPUT, CHAINS),
+        (r".*_states|.*_out", COMPARED, CHAINS),
+    ],
+    "vqgan_f32 vqgan_f64": [
+        (r"param/.*", INPUT, VQ),
+        (r"image|gumbel|full_to_quantize|dec_idx|vq2_codebook|vq2_z", INPUT, VQ),
+        (r"enc|logits|full_idx_.*|quantize_to_full|idx_official", COMPARED, VQ),
+        (r"dec_image|rec_image|vq2_zq|vq2_loss|vq2_idx", COMPARED, VQ),
+    ],
+    "tokenizer": [
+        (r"clip\d+_(flat|offsets|padded128)", COMPARED, TEXT),
+        (r"cub_.*", f"excluded: {CUB}", None),
+    ],
+}
+ROWS = {file: rows for files, rows in LEDGER.items() for file in files.split()}
+
+
+@pytest.mark.parametrize("file", ROWS)
+def test_every_array_is_in_exactly_one_row_and_every_row_has_one(file):
+    names = sorted(recorded.arrays(file))
+    places = {name: [p for p, *_ in ROWS[file] if re.fullmatch(p, name)] for name in names}
+    for name, found in places.items():
+        first = found[:1]  # the parameters that are dead come before the others
+        assert first, f"{file}: {name} is in no row"
+        assert len(found) == 1 or "to_logits" in name, f"{file}: {name} is in {found}"
+    used = {found[0] for found in places.values()}
+    has_parameters = any(name.startswith("param/") for name in names)
+    for pattern, *_ in ROWS[file]:
+        assert pattern in used or ("param" in pattern and not has_parameters), f"{file}: {pattern}"
+
+
+def test_every_file_of_the_recording_is_in_the_ledger():
+    files = {path.stem for path in recorded.FOLDER.glob("*.npz")}
+    assert files | {"tokenizer"} == set(ROWS)
+
+
+def test_what_is_compared_names_a_test_file_that_reads_it():
+    helper = (recorded.HERE / "recorded.py").read_text()
+    for file, rows in ROWS.items():
+        for pattern, verdict, where in rows:
+            assert verdict in (COMPARED, INPUT) or verdict.startswith("excluded"), pattern
+            if where is not None:
+                source = (recorded.HERE / where).read_text() + helper
+                stem = re.sub(r"_f(32|64)$", "", file)
+                assert stem in source, f"{where} does not read {file}"
+
+
+def test_both_precisions_hold_the_same_inputs():
+    """Integers, noise and parameters are float32 values in both; the twin files agree in names."""
+    for file in ROWS:
+        if not file.endswith("_f32"):
+            continue
+        low, high = recorded.arrays(file), recorded.arrays(file.replace("f32", "f64"))
+        assert {n for n in low if not n.startswith("param/")} == set(high)
+        for name, array in high.items():
+            rows = [verdict for p, verdict, _ in ROWS[file] if re.fullmatch(p, name)]
+            if rows[0] == INPUT:
+                np.testing.assert_array_equal(array.astype(low[name].dtype), low[name], name)
+
+
+def test_the_sizes_in_the_config_are_those_of_the_arrays():
+    config, x = recorded.CONFIG, recorded.arrays("transformer_f32")["x"]
+    assert x.shape[1] == config["L"] == recorded.VOCAB.length
+    assert config["mask_id"] == recorded.VOCAB.mask_id
+    assert config["num_classes"] == recorded.VOCAB.size
+    sentences = recorded.json_of("tokenizer_sentences")["sentences"]
+    assert len(sentences) + 1 == len(recorded.arrays("tokenizer")["clip7936_offsets"])

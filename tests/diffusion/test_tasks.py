@@ -1,0 +1,83 @@
+"""A task is a mask: what is free, given and absent, and the times that follow."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from udd_jax.diffusion import tasks, vocab
+
+VOCAB = vocab.image_text((2, 3), 3, 4, 5)
+IMAGE, TEXT = VOCAB.slices
+
+
+@pytest.mark.parametrize(
+    ("task", "image_free", "text_free", "absent"),
+    [
+        ("pair", True, True, (False, False)),
+        ("t2i", True, False, (False, False)),
+        ("i2t", False, True, (False, False)),
+        ("image", True, False, (False, True)),
+        ("text", False, True, (True, False)),
+    ],
+)
+def test_each_task_frees_whole_modalities(task, image_free, text_free, absent):
+    masks = tasks.masks(VOCAB, task, 2)
+    assert (np.asarray(masks.free[:, IMAGE]) == image_free).all()
+    assert (np.asarray(masks.free[:, TEXT]) == text_free).all()
+    assert np.asarray(masks.absent).tolist() == [list(absent)] * 2
+
+
+def test_an_unknown_task_is_named():
+    with pytest.raises(ValueError, match="task 'sing' is not one of pair"):
+        tasks.masks(VOCAB, "sing", 1)
+
+
+def test_given_is_time_0_absent_is_T_and_free_is_the_clock():
+    rows = [tasks.masks(VOCAB, task, 1) for task in ("pair", "t2i", "i2t", "image", "text")]
+    masks = tasks.Masks(*(jnp.concatenate(part) for part in zip(*rows, strict=True)))
+    t = tasks.times(VOCAB, masks, jnp.full((5,), 7), steps=9)
+    assert t.tolist() == [[7, 7], [7, 0], [0, 7], [7, 9], [9, 7]]
+
+
+def test_a_partly_given_modality_has_the_time_of_its_free_positions():
+    free = np.zeros((1, VOCAB.length), bool)
+    free[0, 2] = True
+    masks = tasks.Masks(jnp.asarray(free), jnp.zeros((1, 2), bool))
+    assert tasks.times(VOCAB, masks, jnp.array([4]), steps=9).tolist() == [[4, 0]]
+
+
+def test_random_blocks_are_never_empty_and_free_every_position_sometimes():
+    free = np.asarray(tasks.random_blocks(jax.random.key(0), VOCAB, 2000))
+    assert free.any(axis=1).all()
+    assert (free.mean(axis=0) > 0.2).all()
+    assert (free.mean(axis=0) < 0.8).all()
+    image, text = free[:, IMAGE].any(1), free[:, TEXT].any(1)
+    assert abs((image & text).mean() - 0.5) < 0.05  # both in half of the rows
+    assert abs((image & ~text).mean() - 0.25) < 0.05
+
+
+def test_picture_blocks_are_rectangles_or_their_complements():
+    free = np.asarray(tasks.random_blocks(jax.random.key(1), VOCAB, 300))[:, IMAGE]
+
+    def rectangle(cells):
+        cells = cells.reshape(2, 3)
+        return (np.outer(cells.any(1), cells.any(0)) == cells).all()
+
+    assert all(rectangle(row) or rectangle(~row) for row in free)
+
+
+def test_a_mixture_gives_each_task_its_share():
+    mixture = {"pair": 1.0, "t2i": 2.0, "text": 1.0}
+    drawn = tasks.draw(jax.random.key(2), VOCAB, mixture, 4000)
+    free = np.asarray(drawn.masks.free)
+    t2i = free[:, IMAGE].all(1) & ~free[:, TEXT].any(1)
+    assert abs(t2i.mean() - 0.5) < 0.03
+    assert abs(np.asarray(drawn.masks.absent)[:, 0].mean() - 0.25) < 0.03
+    assert not np.asarray(drawn.independent).any()
+
+
+@pytest.mark.parametrize("mixture", [{}, {"pair": -1.0}, {"pair": 0.0}, {"sing": 1.0}])
+def test_a_bad_mixture_is_one_line(mixture):
+    with pytest.raises(ValueError, match="task mixture"):
+        tasks.draw(jax.random.key(0), VOCAB, mixture, 2)

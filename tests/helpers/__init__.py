@@ -1,0 +1,1 @@
+"""What tests share: oracles, twins, recorded numbers, small runs."""

@@ -1,0 +1,116 @@
+"""A pipeline on `shapes` whose network is an oracle, so that every number can be told beforehand.
+
+Its image tokenizer has the 43 cell templates for codes. What is asked of it is the truth, the
+held-out items or, where nothing is given, scenes of the validation split, but for the rows in
+`wrong`, by task: their image is empty, or their caption lacks its first word.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from configs import base
+from udd_jax import pipeline
+from udd_jax.data.sources import shapes
+from udd_jax.diffusion import schedules, transition, vocab
+from udd_jax.evaluation import samples
+from udd_jax.tokenizers import text_tokenizer
+
+GRID, LENGTH = (2, 2), 16
+ITEMS, TASKS = 8, samples.TASKS
+
+
+class Templates:
+    """An image tokenizer that reads each cell as its nearest template, and draws it clean."""
+
+    grid, codes, image_size, hash = GRID, 43, 32, "templates"
+
+    def encode(self, images):
+        known = shapes.cell_templates().reshape(43, -1)
+        cells = shapes.as_cells(np.asarray(images, np.float32)).reshape(-1, known.shape[1])
+        return ((cells[:, None] - known[None]) ** 2).sum(-1).argmin(1).reshape(-1, 4)
+
+    def decode(self, codes):
+        cells = shapes.cell_templates()[np.asarray(codes).reshape(-1, 2, 2)]
+        shown = cells.swapaxes(2, 3).reshape(-1, 32, 32, 3)
+        return np.clip(np.rint(shown), 0, 255).astype(np.uint8)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Oracle(pipeline.Pipeline):
+    wrong: dict = dataclasses.field(default_factory=dict)
+    bits: dict = dataclasses.field(default_factory=lambda: {"image": 2.0, "text": 0.5})
+    asked: list = dataclasses.field(default_factory=list)  # tasks, as they were generated
+
+    def generate(
+        self,
+        task,
+        count,
+        *,
+        masks,
+        image=None,
+        text=None,
+        seed=0,
+        batch_size=0,
+        trace=0,
+        first=0,
+        **settings,
+    ):
+        self.settings(**settings)
+        self.asked.append(task)
+        free = task in ("pair", "image", "text")
+        split = "validation" if free else samples.split_of(self)
+        pixels, captions, _ = shapes.arrays(split, first + count)
+        pixels, captions = pixels[first:], captions[first:]
+        truth = {"image": self.image.encode(pixels)}
+        truth["text"] = self.text.encode(captions, LENGTH)
+        for row in self.wrong.get(task, ()):
+            row -= first
+            if not 0 <= row < count:
+                continue
+            if task in ("i2t", "text"):
+                truth["text"][row, 0] = self.text.pad_id
+            else:
+                truth["image"][row] = 0
+        given = {"image": image, "text": text}
+        given = {n: truth[n] if given[n] is None else given[n] for n in given}
+        free, absent = np.asarray(masks.free), np.asarray(masks.absent)
+        tokens = np.where(free, self._fuse(truth), self._fuse(given))
+        late = np.arange(1, trace + 1)[:, None] * tokens.shape[1] <= trace * np.arange(20)[None]
+        states = np.where(late[:, None], self.vocab.mask_id, tokens[None])
+        return pipeline.Pairs(
+            images=None if absent[0, 0] else self.image.decode(tokens[:, :4]),
+            captions=None if absent[0, 1] else self.decode_text(tokens[:, 4:] - 43),
+            tokens=tokens,
+            calls=np.full(count, settings.get("steps", self.config.sample.steps)),
+            states=states,
+        )
+
+    def _fuse(self, tokens):
+        return np.concatenate([tokens["image"], tokens["text"] + 43], axis=1).astype(np.int32)
+
+    def score(self, tokens, *, task, times, seed, common=False, calls=0):
+        count = len(tokens["text"])
+        image = 0 if task in ("i2t", "text") else 4 * self.bits["image"]
+        words = 0 if task in ("t2i", "image") else LENGTH * self.bits["text"]
+        return -np.tile([float(image), float(words)], (count, 1))
+
+
+def config():
+    """A small one: 8 samples a task."""
+    c = base.get_config()
+    c.evaluate.update({"samples": ITEMS, "batch_size": ITEMS, "bound_samples": 4, "bound_times": 2})
+    c.diffusion.steps = 20
+    c.sample.steps = 5
+    return c
+
+
+def make(folder, **fields) -> Oracle:
+    """An oracle whose text tokenizer is trained on the spot, in `folder`."""
+    captions = [record.captions[0] for record in shapes.source("train", 400)]
+    words = text_tokenizer.train_sentencepiece(captions, folder / "text.model", 1024)
+    layout = vocab.image_text(GRID, 43, words.vocab_size, LENGTH)
+    c = fields.pop("config", None) or config()
+    kernel = transition.make_kernel(layout, schedules.make(c.diffusion.schedule, c.diffusion.steps))
+    weights = {"layer": {"kernel": np.ones((2, 3), np.float32)}}
+    return Oracle(c, words, Templates(), layout, kernel, None, weights, **fields)

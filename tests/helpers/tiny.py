@@ -1,0 +1,43 @@
+"""A run that was never trained: every file of a finished one, made in a second."""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+
+from configs import t2i
+from udd_jax import pipeline, stages
+from udd_jax.data.sources import shapes
+from udd_jax.networks import transformer
+from udd_jax.runtime import checkpoints
+from udd_jax.tokenizers import text_tokenizer, vqgan
+from udd_jax.training import train_diffusion, train_image_tokenizer
+
+
+def config():
+    c = t2i.get_config("smoke")
+    c.vq.model.update({"n_embed": 16, "ch": 8, "embed_dim": 4, "z_channels": 8})
+    c.model.update({"layers": 1, "width": 16, "heads": 2})
+    c.diffusion.steps = 6
+    c.sample.steps = 3
+    c.mesh.data = 1
+    return c
+
+
+def make(directory, c=None) -> pathlib.Path:
+    """Writes the run and returns its folder."""
+    directory, c = pathlib.Path(directory), c or config()
+    stages.claim(c, directory)
+    records = shapes.source("train", 200)
+    tokenizer = text_tokenizer.train_sentencepiece(
+        (record.captions[0] for record in records), directory / pipeline.TEXT, c.text.vocab_size
+    )
+    module = train_image_tokenizer.make_model(c)
+    x = jnp.zeros((1, c.image_size, c.image_size, 3))
+    params = jax.jit(module.init)(jax.random.key(0), x)["params"]
+    image = vqgan.ImageTokenizer(module, params, chunk=16)
+    vqgan.save(directory / pipeline.IMAGE, image)
+    vocab = pipeline.make_vocab(c, tokenizer, image)
+    weights = transformer.init(train_diffusion.make_model(c, vocab), jax.random.key(1), fan_in=True)
+    checkpoints.save_tree(directory / pipeline.WEIGHTS, weights, {"step": c.train.steps})
+    return directory

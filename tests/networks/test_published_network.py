@@ -1,0 +1,157 @@
+"""The transformer against arrays recorded from the published one, in float32 and float64."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.helpers import recorded
+from udd_jax.convert import published_names
+from udd_jax.networks import transformer
+from udd_jax.runtime import checkpoints
+
+TOLERANCE = {"f32": 1e-5, "f64": 1e-10}
+NOISE = {"f32": 1e-4, "f64": 1e-12}  # gradients that are nothing but rounding
+
+
+def inputs(precision):
+    """x_t, our times and free positions of the recorded pass."""
+    stored = recorded.arrays(f"transformer_{precision}")
+    t = np.repeat(stored["t"][:, None] + 1, 2, axis=1)
+    return (
+        stored,
+        stored["x"].astype(np.int32),
+        t.astype(np.int32),
+        np.ones(stored["x"].shape, bool),
+    )
+
+
+@functools.cache
+def joint_pass(precision):
+    """Logits and every hidden state of the joint network, and the gradients of sum(logits w)."""
+    stored, x, t, free = inputs(precision)
+    model = recorded.model(precision)
+
+    @recorded.jit
+    def run(params, w):
+        def loss(params):
+            logits, states = model.apply(
+                {"params": params}, x, t, free, capture_intermediates=True, mutable="intermediates"
+            )
+            return sum((a * b).sum() for a, b in zip(logits, w, strict=True)), (logits, states)
+
+        grads, (logits, states) = jax.grad(loss, has_aux=True)(params)
+        return logits, states["intermediates"], grads
+
+    with jax.enable_x64(precision == "f64"):
+        w = tuple(jnp.asarray(stored[f"w_{m}"], recorded.dtype(precision)) for m in ("img", "txt"))
+        return jax.tree.map(np.asarray, run(recorded.params(precision), w))
+
+
+@recorded.precision
+def test_joint_logits_equal_the_recorded_ones(precision):
+    logits, _, _ = joint_pass(precision)
+    stored = recorded.arrays(f"transformer_{precision}")
+    for ours, short in zip(logits, ("img", "txt"), strict=True):
+        assert ours.dtype == np.dtype(recorded.dtype(precision))
+        recorded.assert_close(ours, stored[f"logits_{short}"], TOLERANCE[precision], short)
+
+
+@recorded.precision
+def test_every_hidden_state_equals_the_recorded_one(precision):
+    _, states, _ = joint_pass(precision)
+    names = {
+        "ln1": "self_norm",
+        "attn1": "self_attention",
+        "ln1_1": "image_from_text_norm",
+        "image_attn": "image_from_text",
+        "ln1_2": "text_from_image_norm",
+        "text_attn": "text_from_image",
+        "instnorm_img": "image_from_text_result",
+        "instnorm_txt": "text_from_image_result",
+        "ln2": "mlp_norm",
+    }
+    for name, theirs in recorded.under(f"transformer_{precision}", "h/").items():
+        if name == "emb":
+            ours = states["embedding"]["__call__"][0]
+        elif name == "final_norm":
+            ours = states["norm"]["__call__"][0]
+        else:
+            block, _, part = name.removeprefix("block").partition("_")
+            inner = states["blocks"][names[part]] if part else states["blocks"]
+            ours = inner["__call__"][0]
+            ours = (ours if part else ours[0])[int(block)]
+        recorded.assert_close(ours, theirs, TOLERANCE[precision], name)
+
+
+@recorded.precision
+def test_every_gradient_equals_the_recorded_one(precision):
+    _, _, grads = joint_pass(precision)
+    ours = published_names.write(grads, published_names.network_name)
+    theirs = recorded.under(f"transformer_{precision}", "grad/")
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        if name.endswith("key.bias"):  # a shift of all scores of a query: softmax ignores it
+            assert max(np.abs(ours[name]).max(), np.abs(theirs[name]).max()) < NOISE[precision]
+        else:
+            recorded.assert_close(ours[name], theirs[name], TOLERANCE[precision], name)
+    tables = [
+        g for leaf, g in checkpoints.flatten(grads).items() if leaf.endswith("time/table/embedding")
+    ]
+    assert tables and not any(table[:, 0].any() for table in tables)  # our row of t = 0
+
+
+@recorded.precision
+@pytest.mark.parametrize("network", ["image_from_text", "text_from_image"])
+def test_conditional_networks_equal_the_recorded_ones(precision, network):
+    stored, x, t, free = inputs(precision)
+    model = recorded.model(precision, network=network)
+    m = 0 if network == "image_from_text" else 1
+    given = {"image": "logits_txt_cond_img", "text": "logits_img_cond_txt"}
+    with jax.enable_x64(precision == "f64"):
+        logits = recorded.jit(model.apply)({"params": recorded.params(precision)}, x, t, free)
+        theirs = stored[given[recorded.VOCAB.modalities[1 - m].name]]
+        recorded.assert_close(logits[m], theirs, TOLERANCE[precision], network)
+        assert not np.asarray(logits[1 - m]).any()
+
+
+def test_all_three_networks_have_the_same_parameters():
+    shapes = checkpoints.flatten(recorded.example("f32"))
+    for network in ("image_from_text", "text_from_image"):
+        model = recorded.model(network=network)
+        other = jax.eval_shape(functools.partial(transformer.init, model), jax.random.key(0))
+        assert {k: v.shape for k, v in checkpoints.flatten(other).items()} == {
+            k: v.shape for k, v in shapes.items()
+        }
+
+
+def test_published_parameters_come_back_bit_for_bit():
+    state = recorded.under("transformer_f32", "param/")
+    ours = recorded.params("f32")
+    again = published_names.write(ours, published_names.network_name)
+    assert {k for k in state if not published_names.NETWORK_DEAD.match(k)} == again.keys()
+    for name, array in again.items():
+        assert array.dtype == state[name].dtype and array.flags.c_contiguous
+        np.testing.assert_array_equal(array, state[name])
+    tables = [
+        p for leaf, p in checkpoints.flatten(ours).items() if leaf.endswith("time/table/embedding")
+    ]
+    assert len(tables) == 3 and not any(table[:, 0].any() for table in tables)
+
+
+def test_sinusoids_equal_the_recorded_ones():
+    theirs = recorded.arrays("transformer_f64")["sinusoidal"]
+    steps, width = theirs.shape
+    module = transformer.TimeEmbedding(steps, width, sinusoidal=True)
+    eye, zero = np.eye(width), np.zeros(width)
+    weights = {"in": {"kernel": eye, "bias": zero}, "out": {"kernel": eye, "bias": zero}}
+    for precision, tolerance in (("f32", 5e-4), ("f64", 1e-12)):  # angles go up to 4000
+        theirs = recorded.arrays(f"transformer_{precision}")["sinusoidal"]
+        with jax.enable_x64(precision == "f64"):
+            cast = jax.tree.map(lambda p: jnp.asarray(p, recorded.dtype(precision)), weights)  # noqa: B023
+            run = recorded.jit(functools.partial(module.apply, capture_intermediates=True))
+            _, states = run({"params": cast}, jnp.arange(steps))
+            inner = states["intermediates"]["in"]["__call__"][0]
+            recorded.assert_close(inner, theirs, tolerance, precision)

@@ -1,0 +1,124 @@
+"""`--mode=sample`: what it writes, and one line for each kind of bad input."""
+
+import json
+import types
+
+import numpy as np
+import pytest
+
+from udd_jax import generate, pipeline
+from udd_jax.data import pixels
+
+DEFAULTS = {
+    "task": "t2i", "prompt": [], "image": [], "mask": None, "negative_prompt": None,
+    "blank_tokens": 1, "num": None, "batch_size": 4, "out": None, "seed": 0, "sampler": None,
+    "steps": None, "guidance": None, "temperature": None, "top_r": None, "top_k": None,
+}  # fmt: skip
+
+
+def flags(**changes):
+    return types.SimpleNamespace(**{**DEFAULTS, **changes})
+
+
+@pytest.fixture(autouse=True)
+def one_pipeline(tiny_run, monkeypatch):
+    """Loads the run once for all of this file, so that it is compiled once."""
+    if not hasattr(one_pipeline, "pipe"):
+        one_pipeline.pipe = pipeline.Pipeline.load(tiny_run)
+    monkeypatch.setattr(pipeline.Pipeline, "load", lambda directory: one_pipeline.pipe)
+
+
+@pytest.fixture
+def picture(tmp_path):
+    rng = np.random.default_rng(0)
+    path = tmp_path / "a.png"
+    pixels.write_png(path, rng.integers(0, 256, (32, 32, 3), np.uint8))
+    return path
+
+
+def sampled(tmp_path, **changes):
+    out = generate.sample(tmp_path, flags(out=str(tmp_path / "out"), **changes))
+    return out, [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
+
+
+def test_each_prompt_gets_its_images_and_a_sheet(tmp_path):
+    prompts = ["a red circle", "a blue square"]
+    out, lines = sampled(tmp_path, prompt=prompts, num=2)
+    assert [line["caption"] for line in lines] == [prompts[0]] * 2 + [prompts[1]] * 2
+    for line in lines:
+        assert pixels.read(out / line["image"]).shape == (32, 32, 3)
+        assert line["settings"]["sampler"] == "ancestral"
+        assert (line["task"], line["seed"]) == ("t2i", 0)
+    assert (out / "sheet.png").exists()
+
+
+def test_an_image_gets_a_caption(tmp_path, picture):
+    _, lines = sampled(tmp_path, task="i2t", image=[str(picture)], num=4)
+    assert len(lines) == 4
+
+
+@pytest.mark.parametrize("task", ["pair", "image", "text"])
+def test_what_comes_from_nothing_has_what_the_task_says(tmp_path, task):
+    _, lines = sampled(tmp_path, task=task, num=4)
+    assert all(("image" in line) == (task != "text") for line in lines)
+    assert all(("caption" in line) == (task != "image") for line in lines)
+
+
+def test_infilling_pastes_the_given_pixels_back(tmp_path, picture):
+    mask = np.zeros((32, 32), np.uint8)
+    mask[:, :16] = 255
+    pixels.write_png(tmp_path / "m.png", np.repeat(mask[..., None], 3, axis=-1))
+    changes = {"image": [str(picture)], "mask": str(tmp_path / "m.png"), "num": 4}
+    out, lines = sampled(tmp_path, task="infill", prompt=["a ___ circle"], **changes)
+    assert all(line["caption"].endswith(" circle") for line in lines)
+    composite = pixels.read(out / "composite-0000.png")
+    np.testing.assert_array_equal(composite[:, 16:], pixels.read(picture)[:, 16:])
+    drawn = pixels.read(out / "image-0000.png")
+    np.testing.assert_array_equal(composite[:, :16], drawn[:, :16])
+
+
+def test_an_image_of_another_size_is_resized_with_a_word_about_it(tmp_path, capsys):
+    pixels.write_png(tmp_path / "b.png", np.zeros((40, 50, 3), np.uint8))
+    sampled(tmp_path, task="i2t", image=[str(tmp_path / "b.png")], num=4)
+    assert "b.png is 50 x 40: resized and cut to 32" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, "--prompt is missing, --task=t2i needs it"),
+        ({"prompt": [" "]}, "--prompt is empty"),
+        ({"prompt": ["a circle " * 9]}, "prompt"),
+        ({"prompt": ["a circle"], "num": 0}, "--num = 0, expected at least 1"),
+        ({"prompt": ["a circle"], "steps": 99}, "sample.steps = 99 is more than the T = 6"),
+        ({"prompt": ["a circle"], "top_r": 1.5}, "sample.top_r = 1.5"),
+        ({"prompt": ["a circle"], "batch_size": 0}, "--batch_size = 0"),
+        ({"prompt": ["a circle"], "image": ["x.png"]}, "--image means nothing for --task=t2i"),
+        ({"task": "pair", "prompt": ["a circle"]}, "--prompt means nothing for --task=pair"),
+        ({"task": "i2t"}, "--image is missing"),
+        ({"task": "infill"}, "infilling needs one or both"),
+        ({"task": "infill", "prompt": ["a circle"]}, "nothing is missing"),
+        ({"task": "infill", "prompt": ["a ___"], "mask": "m.png"}, "--mask needs the --image"),
+    ],
+)
+def test_bad_flags_are_one_line_and_nothing_is_written(tmp_path, changes, message):
+    with pytest.raises(ValueError) as caught:
+        generate.sample(tmp_path, flags(out=str(tmp_path / "out"), **changes))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_that_is_no_picture_and_a_folder_are_errors(tmp_path):
+    (tmp_path / "no.png").write_bytes(b"hello")
+    for path in (tmp_path / "no.png", tmp_path, tmp_path / "missing.png"):
+        with pytest.raises((ValueError, OSError)) as caught:
+            generate.sample(tmp_path, flags(task="i2t", image=[str(path)]))
+        assert str(path) in str(caught.value)
+
+
+def test_a_mask_of_another_size_is_an_error(tmp_path, picture):
+    pixels.write_png(tmp_path / "m.png", np.full((8, 8, 3), 255, np.uint8))
+    changes = {"image": [str(picture)], "mask": str(tmp_path / "m.png")}
+    with pytest.raises(ValueError, match="8"):
+        generate.sample(tmp_path, flags(task="infill", prompt=["a ___"], **changes))

@@ -1,0 +1,279 @@
+"""The train step: what it learns, what it skips, and that a run in pieces is the same run."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+import pytest
+
+from configs import t2i
+from udd_jax.diffusion import schedules, transition, vocab
+from udd_jax.networks import transformer
+from udd_jax.runtime import sharding
+from udd_jax.training import train_diffusion
+
+VOCAB = vocab.image_text((2, 2), 3, 5, 3)
+
+
+def make_loss(kernel, model, **changes):
+    """`train.make_loss` of pairs, but for what changes."""
+    usual = {"mixture": {"pair": 1.0}, "auxiliary": 0.1, "pad_id": 0, "pad_weight": 1.0}
+    return train_diffusion.make_loss(kernel, model, **usual | changes)
+
+
+@functools.cache
+def setting():
+    config = t2i.get_config("smoke")
+    config.model.update({"layers": 1, "width": 16, "heads": 2})
+    config.diffusion.steps = 10
+    config.train.update({"steps": 60, "warmup": 5, "learning_rate": 1e-2, "optimiser": "adamw"})
+    kernel = transition.make_kernel(VOCAB, train_diffusion.make_schedules(config, VOCAB))
+    model = train_diffusion.make_model(config, VOCAB)
+    tx, rate = train_diffusion.make_optimiser(config)
+    loss_fn = make_loss(kernel, model, mixture=config.train.mixture.to_dict())
+    step = jax.jit(train_diffusion.make_step(loss_fn, tx, rate, 0.9, VOCAB))
+    return config, kernel, model, tx, loss_fn, step
+
+
+@functools.cache
+def loss_of(task):
+    """Compiled (x0, the padding's weight) -> metrics of fresh parameters on one task."""
+    _, kernel, model, tx, _, _ = setting()
+    state = train_diffusion.create_state(model, tx, jax.random.key(0))
+
+    @jax.jit
+    def metrics(x0, pad_weight):
+        loss_fn = make_loss(kernel, model, mixture={task: 1.0}, pad_weight=pad_weight)
+        return loss_fn(state.params, state.times, jax.random.key(3), x0)[1][0]
+
+    return metrics
+
+
+def test_the_weight_of_image_tokens_is_that_of_their_part_of_the_loss():
+    _, kernel, model, tx, _, _ = setting()
+    state = train_diffusion.create_state(model, tx, jax.random.key(0))
+    x0 = VOCAB.fuse(batch(0))
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def loss(task, image_weight):
+        loss_fn = make_loss(kernel, model, mixture={task: 1.0}, image_weight=image_weight)
+        return loss_fn(state.params, state.times, jax.random.key(3), x0)[0]
+
+    image, text, pair = (
+        np.array([loss(task, weight) for weight in (0.0, 0.5, 1.0)])
+        for task in ("t2i", "i2t", "pair")
+    )
+    np.testing.assert_allclose(image, [0, image[2] / 2, image[2]], rtol=1e-6)
+    np.testing.assert_array_equal(text, text[0])
+    assert image[2] > 0 and 0 < pair[0] < pair[2]
+    np.testing.assert_allclose(pair[1], (pair[0] + pair[2]) / 2, rtol=1e-6)
+
+
+def batch(seed, size=16):
+    """A world of two pairs: the image says which text."""
+    kind = np.random.default_rng(seed).integers(0, 2, size)
+    image = np.stack([kind, 2 - kind, kind, kind], axis=1).astype(np.int32)
+    text = np.stack([1 + kind, 3 + kind, 0 * kind], axis=1).astype(np.int32)
+    return {"image": image, "text": text}
+
+
+def test_the_step_learns_a_small_world():
+    _, _, model, tx, _, step = setting()
+    state = train_diffusion.create_state(model, tx, jax.random.key(0))
+    losses = []
+    for i in range(60):
+        state, metrics = step(state, batch(i), jax.random.key(1))
+        losses.append(float(metrics["loss"]))
+    assert np.mean(losses[-10:]) < 0.3 * np.mean(losses[:5])
+    assert int(state.step) == 60
+    assert int(state.times.seen.sum()) == 60 * 16
+
+
+def test_a_state_carried_over_a_restart_gives_the_same_steps():
+    _, _, model, tx, _, step = setting()
+    state = train_diffusion.create_state(model, tx, jax.random.key(0))
+    for i in range(3):
+        state, _ = step(state, batch(i), jax.random.key(1))
+    stored = jax.device_get(state)
+    for i in range(3, 5):
+        state, _ = step(state, batch(i), jax.random.key(1))
+    again = jax.tree.map(jnp.asarray, stored)
+    for i in range(3, 5):
+        again, _ = step(again, batch(i), jax.random.key(1))
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), jax.device_get(again))
+
+
+def test_a_step_that_is_not_finite_changes_nothing_but_the_count():
+    _, _, model, tx, _, step = setting()
+    state = train_diffusion.create_state(model, tx, jax.random.key(0))
+    broken = state.replace(params=state.params | {"rezero": jnp.float32(np.nan)})
+    after, metrics = step(broken, batch(0), jax.random.key(1))
+    assert float(metrics["skipped"]) == 1
+    assert int(after.step) == 1
+    jax.tree.map(np.testing.assert_array_equal, after.opt_state, broken.opt_state)
+    jax.tree.map(np.testing.assert_array_equal, after.times, broken.times)
+
+
+def test_given_and_absent_positions_carry_no_loss():
+    x0 = VOCAB.fuse(batch(0))
+    assert float(loss_of("t2i")(x0, 1.0)["text_nll"]) == 0
+    assert float(loss_of("i2t")(x0, 1.0)["image_nll"]) == 0
+    assert float(loss_of("image")(x0, 1.0)["text_nll"]) == 0
+
+
+def test_an_absent_text_does_not_reach_the_loss_of_the_image():
+    first, second = batch(0), batch(0)
+    second["text"] = (second["text"] + 1) % 5
+    values = [float(loss_of("image")(VOCAB.fuse(b), 1.0)["loss"]) for b in (first, second)]
+    assert values[0] == values[1]
+
+
+def test_the_continuous_objective_estimates_the_bound_of_very_many_steps():
+    """The network starts out even, so that -log p(x_0 | x_t) is known: log K at every mask."""
+    _, _, model, tx, _, _ = setting()
+    state = train_diffusion.create_state(model, tx, jax.random.key(0))
+    even = jax.tree.map(jnp.zeros_like, state.params)
+    kernel = transition.make_kernel(VOCAB, schedules.absorbing(model.steps))
+    losses = {}
+    for objective in train_diffusion.OBJECTIVES:
+        loss_fn = make_loss(kernel, model, auxiliary=0.0, objective=objective)
+        loss_fn = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))
+        x0 = VOCAB.fuse(batch(0, 512))
+        (loss, (metrics, sampler)), gradient = loss_fn(even, state.times, jax.random.key(3), x0)
+        losses[objective] = float(loss)
+        assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradient))
+        assert (int(sampler.seen.sum()) == 512) == (objective == "discrete")
+        np.testing.assert_allclose(metrics["bound"], loss, rtol=1e-5)
+    # Each position is masked once on its way: 4 log 3 + 3 log 5, whatever the number of steps.
+    expected = (4 * np.log(3) + 3 * np.log(5)) / 7
+    np.testing.assert_allclose(list(losses.values()), expected, rtol=0.1)
+
+
+@pytest.mark.parametrize(
+    "objective, message",
+    [
+        ("continous", "objective = 'continous', expected one of discrete, continuous"),
+        ("continuous", "is for schedules that only mask: expected diffusion.schedule 'absorbing'"),
+    ],
+)
+def test_an_objective_that_does_not_fit_is_an_error(objective, message):
+    _, kernel, model, *_ = setting()
+    with pytest.raises(ValueError, match=message):
+        make_loss(kernel, model, auxiliary=0.0, objective=objective)
+
+
+def test_padding_weighs_what_the_config_says():
+    x0 = VOCAB.fuse(batch(0))
+    none, one, two = (float(loss_of("i2t")(x0, weight)["loss"]) for weight in (0.0, 1.0, 2.0))
+    assert 0 < none < one
+    np.testing.assert_allclose(two - one, one - none, rtol=1e-4)
+
+
+def test_modalities_may_have_schedules_of_their_own():
+    config = setting()[0].copy_and_resolve_references()
+    config.diffusion.image_schedule = "cosine"
+    image, text = train_diffusion.make_schedules(config, VOCAB)
+    assert image.masks_only
+    assert not text.masks_only
+
+
+def test_weight_decay_is_for_matrices():
+    _, _, model, _, _, _ = setting()
+    params = transformer.init(model, jax.random.key(0))
+    decays = train_diffusion._decays(params)
+    assert decays["blocks"]["mlp"]["in"] == {"kernel": True, "bias": False}
+    assert not decays["rezero"]
+    assert not decays["norm"]["scale"]
+
+
+@pytest.mark.parametrize("decay", ["cosine", "linear"])
+def test_the_learning_rate_warms_up_and_decays(decay):
+    config = ml_collections.ConfigDict(setting()[0].to_dict())
+    config.train.update({"decay": decay, "final_rate": 0.1})
+    _, rate = train_diffusion.make_optimiser(config)
+    c = config.train
+    assert float(rate(0)) == 0
+    np.testing.assert_allclose(rate(c.warmup), c.learning_rate, rtol=1e-6)
+    np.testing.assert_allclose(rate(c.steps), 0.1 * c.learning_rate, rtol=1e-5)
+
+
+def moved(tx):
+    """Matrices of two blocks and a head: how far a second step moves them."""
+    rng = np.random.default_rng(0)
+    shapes = {"blocks": {"mlp": {"in": {"kernel": (2, 8, 6)}}}, "head": {"kernel": (6, 5)}}
+    draw = functools.partial(jax.tree.map, is_leaf=lambda x: isinstance(x, tuple))
+    params, grads = (
+        draw(lambda shape: jnp.asarray(rng.normal(size=shape), jnp.float32), shapes)
+        for _ in range(2)
+    )
+    state = tx.init(params)
+    for _ in range(2):  # ours warms up: the first is at rate 0
+        updates, state = tx.update(grads, state, params)
+    return updates
+
+
+def test_muon_turns_the_blocks_by_even_steps_of_adamws_size_and_leaves_the_rest_to_adamw():
+    config = t2i.get_config("smoke")
+    config.train.update({"optimiser": "muon", "warmup": 1, "learning_rate": 1e-2})
+    config.train.update({"weight_decay": 0.0, "clip": 1e9})
+    ours = moved(train_diffusion.make_optimiser(config)[0])
+    adamw = moved(optax.nadamw(1e-2, b1=config.train.beta1, b2=config.train.beta2, weight_decay=0))
+    np.testing.assert_allclose(ours["head"]["kernel"], adamw["head"]["kernel"], rtol=1e-4)
+    matrices = np.asarray(ours["blocks"]["mlp"]["in"]["kernel"])
+    for matrix in matrices:
+        sizes = np.linalg.svd(matrix, compute_uv=False)
+        assert sizes.max() < 2 * sizes.min()  # five Newton-Schulz steps come so far
+    assert 0.5 < np.sqrt(np.mean(matrices**2)) / (0.2 * 1e-2) < 1.5
+    config.train.optimiser = "sgd"
+    with pytest.raises(ValueError, match=r"optimiser = 'sgd', expected 'adamw' or 'muon'"):
+        train_diffusion.make_optimiser(config)
+
+
+def test_a_batch_in_parts_gives_the_gradient_and_metrics_of_the_whole():
+    def loss_fn(params, sampler, key, x0):
+        loss = ((params["w"][None] * x0).sum(axis=1) ** 2).mean()
+        return loss, ({"loss": loss}, sampler + x0.shape[0])
+
+    x0 = np.random.default_rng(0).integers(0, 5, (12, 3)).astype(np.int32)
+    params, key = {"w": jnp.array([0.5, -1.0, 0.25])}, jax.random.key(0)
+    whole, metrics, count = train_diffusion.make_gradient(loss_fn)(params, 0, key, x0)
+    parts, more_metrics, more_count = train_diffusion.make_gradient(loss_fn, 4)(params, 0, key, x0)
+    assert np.allclose(parts["w"], whole["w"], rtol=1e-6)
+    assert np.isclose(more_metrics["loss"], metrics["loss"], rtol=1e-6)
+    assert count == more_count == 12
+    with pytest.raises(ValueError, match=r"12 is no multiple of train\.accumulate = 5"):
+        train_diffusion.make_gradient(loss_fn, 5)(params, 0, key, x0)
+
+
+def test_the_parts_of_a_batch_draw_noise_of_their_own():
+    def loss_fn(params, sampler, key, x0):
+        noise = jax.random.normal(key)
+        return params["w"] * noise, ({"noise": noise}, sampler)
+
+    x0, key = np.zeros((4, 3), np.int32), jax.random.key(5)
+    grads, metrics, _ = train_diffusion.make_gradient(loss_fn, 2)({"w": jnp.float32(1)}, 0, key, x0)
+    drawn = [float(jax.random.normal(jax.random.fold_in(key, i))) for i in range(2)]
+    assert np.isclose(metrics["noise"], np.mean(drawn)) and np.isclose(grads["w"], np.mean(drawn))
+
+
+@pytest.mark.slow
+def test_the_held_out_bound_is_one_number_on_every_mesh_and_falls_with_training():
+    _, _, model, tx, loss_fn, step = setting()
+    state = train_diffusion.create_state(model, tx, jax.random.key(0))
+    pairs = batch(100, 24)  # a batch and a half
+    bound = train_diffusion.make_held_out(loss_fn, pairs, 16, VOCAB, None)
+    first = bound(state, 0)["held_out_bound"]
+    assert first == bound(state, 1)["held_out_bound"]
+    mesh = sharding.make_mesh(4, 1)
+    with sharding.use(mesh):
+        placed = sharding.shard_tree(mesh, state)
+        same = train_diffusion.make_held_out(loss_fn, pairs, 16, VOCAB, mesh)(placed, 0)[
+            "held_out_bound"
+        ]
+    assert abs(same - first) < 1e-5
+    for i in range(40):
+        state, _ = step(state, batch(i), jax.random.key(1))
+    assert bound(state, 40)["held_out_bound"] < 0.7 * first

@@ -1,0 +1,118 @@
+"""TensorFlow Datasets that have been prepared as ArrayRecord files, read with no TensorFlow.
+
+    tfds:NAME, tfds:NAME/CONFIG:VERSION, or tfds:/path/to/the/prepared/version
+
+The files are found in `data_dir`, else where TensorFlow Datasets keeps them; nothing is downloaded
+or prepared (`tfds build NAME --file_format=array_record` does that, elsewhere). The description
+beside the files says everything, so the data set's own code, which may need TensorFlow, is not run.
+
+Captions are the features "captions", "caption", "text", ...; without one, or with a `template`, a
+caption is made of other features: "a photo of a {label}", names of classes as words.
+"""
+
+import functools
+import os
+import pathlib
+import re
+
+from udd_jax.data.sources import listing
+
+_HOME = "~/tensorflow_datasets"
+
+
+def read(where: tuple[str, str, int]) -> bytes:
+    """The encoded image of (directory, split, index)."""
+    directory, split, index = where
+    data, image, _ = _opened(directory, split)
+    return data[index][image]
+
+
+@functools.cache
+def _opened(directory: str, split: str):
+    """The data source, the name of its image feature, and its features."""
+    import tensorflow_datasets  # slow to import, and few need it
+
+    builder = tensorflow_datasets.builder_from_directory(directory)
+    features = builder.info.features
+    images = [n for n, f in features.items() if isinstance(f, tensorflow_datasets.features.Image)]
+    if not images:
+        raise ValueError(f"{directory} has the features {sorted(features)}, expected an image")
+    decoders = {images[0]: tensorflow_datasets.decode.SkipDecoding()}
+    return builder.as_data_source(split=split, decoders=decoders), images[0], features
+
+
+def _directory(name: str, data_dir: str | None) -> pathlib.Path:
+    """The folder of the prepared version: the one asked for, or the newest."""
+    name, _, version = name.partition(":")
+    root = pathlib.Path(os.path.expanduser(data_dir or os.environ.get("TFDS_DATA_DIR") or _HOME))
+    root = root / name / version
+    found = [path.parent for path in root.rglob("features.json")] if root.is_dir() else []
+    if not found:
+        raise ValueError(
+            f"{root} holds no prepared data set, expected features.json and ArrayRecord files: "
+            f"prepare {name} with --file_format=array_record, or give data_dir"
+        )
+    return max(found, key=lambda path: [int(n) for n in re.findall(r"\d+", path.name)])
+
+
+def items(name, data_dir=None, caption_field=None, template=None) -> list[listing.Item]:
+    """All examples of all splits; their captions are read now, their images later."""
+    import tensorflow_datasets
+
+    directory = str(_directory(name, data_dir))
+    try:
+        splits = list(tensorflow_datasets.builder_from_directory(directory).info.splits)
+        opened = {split: _opened(directory, split) for split in splits}
+    except NotImplementedError:
+        raise ValueError(
+            f"{directory} holds no ArrayRecord files; prepare it with --file_format=array_record"
+        ) from None
+    found = []
+    for split, (data, image, features) in opened.items():
+        for index in range(len(data)):
+            row = {field: value for field, value in data[index].items() if field != image}
+            row = {field: _plain(value, features[field]) for field, value in row.items()}
+            if template is None and (
+                caption_field or any(f in row for f in listing.CAPTION_FIELDS)
+            ):
+                captions = listing.captions_of(row, caption_field, f"{name}, {split}")
+            else:
+                captions = (_fill(template or "a photo of a {label}", row, name),)
+            known = {caption_field, *listing.CAPTION_FIELDS}
+            extra = {field: value for field, value in row.items() if field not in known}
+            place = (directory, split, index)
+            key, own = f"{split}/{index}", listing.split_named(split)
+            found.append(listing.Item(key, place, captions, extra, own))
+    return found
+
+
+def _plain(value, feature):
+    """A feature's value as text, a list of texts, or what it is; class numbers as names."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "surrogateescape")
+    if isinstance(value, dict):  # a sequence of objects comes as an object of sequences
+        texts = next((value[f] for f in ("text", *listing.CAPTION_FIELDS) if f in value), value)
+        return value if texts is value else _plain(list(texts), feature)
+    if isinstance(value, list | tuple):
+        return [_plain(part, feature) for part in value]
+    if hasattr(feature, "int2str") and feature.num_classes:
+        words = re.sub(r"^\d+\.", "", feature.int2str(int(value)))
+        return words.replace("_", " ")
+    return value
+
+
+def _fill(template: str, row: dict, name: str) -> str:
+    try:
+        return template.format(**row)
+    except (KeyError, IndexError, ValueError):
+        raise ValueError(
+            f"template is {template!r}, expected names among {sorted(row)} in braces for {name}"
+        ) from None
+
+
+def source(
+    path: str, split: str, *, data_dir=None, caption_field=None, template=None, **shares
+) -> listing.Listing:
+    """The examples of one split of prepared data; `shares` as in `listing.choose`."""
+    found = items(path, data_dir, caption_field, template)
+    return listing.choose(f"tfds {path}", found, read, split, **shares)

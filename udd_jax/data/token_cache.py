@@ -1,0 +1,383 @@
+"""The token cache: every image and caption tokenized once, then read in random batches.
+
+    directory/
+      manifest.json               what the tokens are: source, settings, views, counts, checksums
+      shard-00000.arrayrecord     one record an item: its views' codes, then its captions' pieces,
+                                  packed as one little-endian integer type
+      shard-00000.json            what went into that shard; written last, so that it is proof
+      index.npy                   int64[items, 2]: position in the source, number of captions
+      skipped.jsonl               one line a fault: position, key, cause, detail
+
+A shard covers a fixed range of the source and is written under a temporary name, so a run that was
+killed continues with the first shard that has no proof, and ends with the same bytes as one that
+was not. Several processes may write at once, each its own shards: `write_shards` in each, then
+`finish` in one. Records are stored one to a group and not compressed, and read many to a call:
+that, and not the format, is what makes reading fast.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+
+import numpy as np
+from array_record.python import array_record_module
+
+from udd_jax.data import reading
+from udd_jax.runtime import checkpoints
+
+_FORMAT = 1
+_READER = "readahead_buffer_size:0,max_parallelism:1"
+
+
+def write_cache(
+    source, encode_images, encode_texts, directory, *, settings, views, skip_limit=0.01, **options
+) -> "TokenCache":
+    """Tokenizes a source into a cache, or the rest of it: `write_shards`, then `finish`."""
+    options |= {"settings": settings, "views": views, "skip_limit": skip_limit}
+    write_shards(source, encode_images, encode_texts, directory, **options)
+    return finish(directory, skip_limit)
+
+
+def write_shards(
+    source,
+    encode_images,
+    encode_texts,
+    directory,
+    *,
+    settings: dict,
+    views: reading.Views,
+    batch_size: int = 64,
+    shard_size: int = 32768,
+    dtype: str = "uint16",
+    skip_limit: float = 0.01,
+    threads: int = 4,
+    workers: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+    progress=lambda positions: None,
+):
+    """Writes the shards of this process that are not there yet.
+
+    Args:
+        source: a source of records.
+        encode_images: uint8[batch_size, S, S, 3] -> int32[batch_size, N].
+        encode_texts: list of batch_size strings -> int32[batch_size, M].
+        directory: of the cache.
+        settings: what the tokens depend on besides the source and the views, above all the
+            tokenizers' hashes; JSON values.
+        views: how pictures are cut.
+        batch_size: images, or captions, an encode call; the last call is filled up.
+        shard_size: source positions a shard.
+        dtype: of the stored tokens.
+        skip_limit: largest share of records (and of captions) that may be unusable.
+        threads, workers: of the decoding.
+        process_index, process_count: this process writes shards index, index + count, ...
+        progress: called with the number of source positions done since the last call.
+
+    Raises:
+        ValueError: the directory holds a cache of another source or with other settings, a token
+            does not fit `dtype`, or more than `skip_limit` of the data is unusable.
+    """
+    directory = pathlib.Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    made_of = {
+        "format": _FORMAT,
+        "source": source.name,
+        "source_hash": getattr(source, "hash", None),
+        "records": len(source),
+        "settings": settings,
+        "views": dataclasses.asdict(views),
+        "shard_size": shard_size,
+        "dtype": dtype,
+    }
+    made_of = json.loads(json.dumps(made_of))
+    manifest = _manifest(directory)
+    if manifest is not None:
+        _refuse_other(directory, manifest, made_of)
+    elif process_index == 0:
+        checkpoints.write_json(directory / "manifest.json", made_of | {"complete": False})
+    encode_images = _in_batches(encode_images, batch_size, dtype)
+    encode_texts = _in_batches(encode_texts, batch_size, dtype)
+    for shard in range(process_index, _shards(made_of), process_count):
+        start, stop = shard * shard_size, min((shard + 1) * shard_size, len(source))
+        path = directory / f"shard-{shard:05d}.arrayrecord"
+        if path.with_suffix(".json").exists():
+            progress(stop - start)
+            continue
+        examples = reading.examples(source, start, stop, views, threads=threads, workers=workers)
+        proof = _write_shard(path, examples, encode_images, encode_texts, batch_size, progress)
+        checkpoints.write_bytes(path.with_suffix(".json"), json.dumps(proof).encode())
+        _check_faults(proof, skip_limit, len(source), path.with_suffix(".json"))
+
+
+def finish(directory, skip_limit: float = 0.01) -> "TokenCache":
+    """Joins the shards' proofs into index, manifest and list of faults, and opens the cache.
+
+    Raises:
+        ValueError: shards are missing, or too much of the data is unusable.
+    """
+    directory = pathlib.Path(directory)
+    manifest = _manifest(directory)
+    if manifest is None:
+        raise ValueError(f"{directory} holds no token cache, expected one to finish; write it")
+    if manifest["complete"]:
+        return TokenCache(directory)
+    shards = []
+    for shard in range(_shards(manifest)):
+        path = directory / f"shard-{shard:05d}.json"
+        if not path.exists():
+            raise ValueError(f"{directory} has no {path.name}; write the shards before finishing")
+        shards.append(json.loads(path.read_text()))
+    faults = [fault for shard in shards for fault in shard["faults"]]
+    lines = [json.dumps(fault) + "\n" for fault in faults]
+    checkpoints.write_bytes(directory / "skipped.jsonl", "".join(lines).encode())
+    items = [item for shard in shards for item in shard["items"]]
+    whole = {"items": items, "faults": faults}
+    _check_faults(whole, skip_limit, manifest["records"], directory / "skipped.jsonl")
+    index = np.array(items, np.int64).reshape(-1, 2)
+    with checkpoints.open_atomic(directory / "index.npy") as file:
+        np.save(file, index)
+    for field in ("image_length", "text_length"):
+        manifest[field] = max(shard[field] for shard in shards)
+    manifest["items"] = len(index)
+    manifest["captions"] = int(index[:, 1].sum())
+    manifest["faults"] = dict(collections.Counter(fault["cause"] for fault in faults))
+    manifest["shards"] = [
+        {"file": s["file"], "items": len(s["items"]), "bytes": s["bytes"], "sha256": s["sha256"]}
+        for s in shards
+    ]
+    manifest["index_sha256"] = _sha256(directory / "index.npy")
+    checkpoints.write_json(directory / "manifest.json", manifest | {"complete": True})
+    return TokenCache(directory)
+
+
+class TokenCache:
+    """A finished cache, opened for reading.
+
+    Attributes:
+        manifest: dict, what was written.
+        views: views an item; image_length, text_length: N and M.
+        positions: int64[items], where the item stands in its source.
+        captions: int64[items], how many captions it has.
+
+    Raises:
+        ValueError: no cache, an unfinished one, one of other `settings`, or a damaged one: each
+            shard is compared with its checksum (with `verify`) when it is first read.
+    """
+
+    def __init__(self, directory, settings: dict | None = None, verify: bool = True):
+        self.directory = pathlib.Path(directory)
+        self.manifest = _manifest(self.directory)
+        if self.manifest is None or not self.manifest["complete"]:
+            state = "no token cache" if self.manifest is None else "an unfinished token cache"
+            raise ValueError(f"{directory} holds {state}, expected a finished one; write it first")
+        if settings is not None:
+            settings = json.loads(json.dumps(settings))
+            _refuse_other(self.directory, self.manifest, {"settings": settings})
+        self._verify = verify
+        self._compare("index.npy", self.manifest["index_sha256"])
+        index = np.load(self.directory / "index.npy")
+        self.positions, self.captions = index[:, 0], index[:, 1]
+        self.views = self.manifest["views"]["count"]
+        self.image_length = self.manifest["image_length"]
+        self.text_length = self.manifest["text_length"]
+        self._dtype = np.dtype(self.manifest["dtype"]).newbyteorder("<")
+        self._starts = np.cumsum([0] + [shard["items"] for shard in self.manifest["shards"]])
+        self._readers = {}
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def pairs(self, indices, views, captions) -> dict[str, np.ndarray]:
+        """One view and one caption of each item.
+
+        Args:
+            indices, views, captions: int64[B], of the item, of its view, of its caption.
+
+        Returns:
+            {"image": int32[B, N], "text": int32[B, M]}.
+        """
+        image = np.empty((len(indices), self.image_length), np.int32)
+        text = np.empty((len(indices), self.text_length), np.int32)
+        image_starts = np.asarray(views) * self.image_length
+        text_starts = self.views * self.image_length + np.asarray(captions) * self.text_length
+        rows = zip(self._records(indices), image_starts.tolist(), text_starts.tolist(), strict=True)
+        for row, (record, image_start, text_start) in enumerate(rows):
+            image[row] = record[image_start : image_start + self.image_length]
+            text[row] = record[text_start : text_start + self.text_length]
+        return {"image": image, "text": text}
+
+    def read(self, indices) -> dict[str, np.ndarray]:
+        """All views and captions of each item.
+
+        Args:
+            indices: int64[B].
+
+        Returns:
+            {"image": int32[B, views, N], "text": int32[B, C, M], "captions": int64[B]}: C is the
+            largest number of captions in the cache; an item with fewer repeats its own.
+        """
+        indices = np.asarray(indices)
+        most, middle = int(self.captions.max()), self.views * self.image_length
+        image = np.empty((len(indices), self.views, self.image_length), np.int32)
+        text = np.empty((len(indices), most, self.text_length), np.int32)
+        for row, record in enumerate(self._records(indices)):
+            image[row] = record[:middle].reshape(image.shape[1:])
+            own = record[middle:].reshape(-1, self.text_length)
+            text[row] = own[np.arange(most) % len(own)]
+        return {"image": image, "text": text, "captions": self.captions[indices]}
+
+    def _records(self, indices) -> list[np.ndarray]:
+        indices = np.asarray(indices)
+        if len(indices) and not 0 <= indices.min() <= indices.max() < len(self):
+            raise IndexError(f"item {indices.min()}..{indices.max()} of a cache of {len(self)}")
+        shards = np.searchsorted(self._starts, indices, side="right") - 1
+        records = [None] * len(indices)
+        for shard in np.unique(shards).tolist():
+            rows = np.flatnonzero(shards == shard)
+            found = self._reader(shard).read((indices[rows] - self._starts[shard]).tolist())
+            for row, record in zip(rows.tolist(), found, strict=True):
+                records[row] = np.frombuffer(record, self._dtype)
+        return records
+
+    def _reader(self, shard: int):
+        if shard not in self._readers:
+            entry = self.manifest["shards"][shard]
+            self._compare(entry["file"], entry["sha256"])
+            path = str(self.directory / entry["file"])
+            self._readers[shard] = array_record_module.ArrayRecordReader(path, _READER)
+        return self._readers[shard]
+
+    def _compare(self, file: str, expected: str):
+        path = self.directory / file
+        if not path.exists():
+            raise ValueError(f"{path} is missing; delete {self.directory} and tokenize again")
+        if self._verify and _sha256(path) != expected:
+            raise ValueError(
+                f"{path} is damaged (its sha256 is not the manifest's); "
+                f"delete {self.directory} and tokenize again"
+            )
+
+
+def _write_shard(path, examples, encode_images, encode_texts, batch_size, progress) -> dict:
+    partial = path.with_suffix(".partial")
+    partial.unlink(missing_ok=True)
+    with _writing(partial):
+        writer = array_record_module.ArrayRecordWriter(str(partial), "group_size:1,uncompressed")
+    proof = {"file": path.name, "items": [], "faults": [], "image_length": 0, "text_length": 0}
+
+    def write(batch):
+        image = encode_images(np.concatenate([example.pixels for example in batch]))
+        text = encode_texts([caption for example in batch for caption in example.captions])
+        proof["image_length"], proof["text_length"] = image.shape[1], text.shape[1]
+        images = np.split(image, np.cumsum([len(example.pixels) for example in batch])[:-1])
+        texts = np.split(text, np.cumsum([len(example.captions) for example in batch])[:-1])
+        with _writing(partial):
+            for codes, pieces in zip(images, texts, strict=True):
+                writer.write(codes.tobytes() + pieces.tobytes())
+        proof["items"] += [(example.position, len(example.captions)) for example in batch]
+
+    batch, done = [], 0
+    for example in examples:
+        for cause, detail in example.faults:
+            fault = {"position": example.position, "key": example.key}
+            proof["faults"].append(fault | {"cause": cause, "detail": detail})
+        done += 1
+        if example.pixels is not None:
+            batch.append(example)
+        if len(batch) == batch_size:
+            write(batch)
+            progress(done)
+            batch, done = [], 0
+    if batch:
+        write(batch)
+    with _writing(partial):
+        writer.close()
+    progress(done)
+    os.replace(partial, path)
+    return proof | {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+
+
+@contextlib.contextmanager
+def _writing(partial):
+    """ArrayRecord's errors, such as a full disk, in one line; what was written is removed."""
+    try:
+        yield
+    except RuntimeError as error:
+        partial.unlink(missing_ok=True)
+        cause = str(error).splitlines()[0]
+        raise OSError(f"{partial}: {cause}; make room and run again to continue") from None
+
+
+def _in_batches(encode, batch_size: int, dtype: str):
+    """`encode`, called with batches of one size and checked: one compilation, no wrapped token."""
+    limit = np.iinfo(dtype).max
+
+    def encode_all(inputs):
+        rows = []
+        for start in range(0, len(inputs), batch_size):
+            part = inputs[start : start + batch_size]
+            fill = [part[-1]] * (batch_size - len(part))
+            full = [*part, *fill] if isinstance(part, list) else np.stack([*part, *fill])
+            rows.append(np.asarray(encode(full))[: len(part)])
+        rows = np.concatenate(rows)
+        if rows.min() < 0 or rows.max() > limit:
+            raise ValueError(
+                f"tokens are {rows.min()}..{rows.max()}, expected 0..{limit} for dtype {dtype}; "
+                "use a wider dtype"
+            )
+        return rows.astype(np.dtype(dtype).newbyteorder("<"))
+
+    return encode_all
+
+
+def _check_faults(proof: dict, limit: float, records: int, where):
+    causes = collections.Counter(fault["cause"] for fault in proof["faults"])
+    captions = sum(count for _, count in proof["items"]) + sum(causes[c] for c in reading.DROPPED)
+    for kinds, whole, what in (
+        (reading.SKIPPED, records, "records"),
+        (reading.DROPPED, max(captions, records), "captions"),
+    ):
+        counts = {cause: causes[cause] for cause in kinds if causes[cause]}
+        if sum(counts.values()) > limit * whole:
+            listed = ", ".join(f"{cause} {count}" for cause, count in counts.items())
+            raise ValueError(
+                f"{sum(counts.values())} of {whole} {what} are unusable ({listed}), expected at "
+                f"most {limit:.1%}: see {where}, or raise skip_limit"
+            )
+
+
+def _refuse_other(directory, manifest: dict, made_of: dict, prefix: str = ""):
+    for name, now in made_of.items():
+        then = manifest.get(name)
+        if isinstance(now, dict) and isinstance(then, dict):
+            missing = {key: None for key in then if key not in now}
+            _refuse_other(directory, then, now | missing, f"{prefix}{name}.")
+        elif then != now:
+            raise ValueError(
+                f"{directory}: {prefix}{name} is {then!r} in the token cache and {now!r} now; "
+                "delete the folder to tokenize again"
+            )
+
+
+def _shards(manifest: dict) -> int:
+    return -(-manifest["records"] // manifest["shard_size"])
+
+
+def _manifest(directory: pathlib.Path) -> dict | None:
+    path = directory / "manifest.json"
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text())
+    except ValueError:
+        raise ValueError(f"{path} is damaged; delete {directory} and tokenize again") from None
+
+
+def _sha256(path: pathlib.Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,125 @@
+"""A task is a mask.
+
+`free: bool[B, L]` says which positions are generated. A position that is not free is *given* (it
+holds a token, time 0, and stays) or *absent* (its whole modality is drawn from the prior, time
+T); neither carries loss. Text to image, image to text, pairs, one modality alone and infilling
+are rows of the table below, share every line of code, and mix in one batch.
+
+Times are one a modality, `t: int32[B, M]`: 0 where it is given, T where it is absent, and the
+diffusion's time where any of it is free (UniDiffuser's view, arXiv 2303.06555, on
+discrete tokens).
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from udd_jax.diffusion.vocab import Vocab
+
+# name: (modalities that are free, modalities that are absent); the others are given.
+TASKS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "pair": (("image", "text"), ()),
+    "t2i": (("image",), ()),
+    "i2t": (("text",), ()),
+    "image": (("image",), ("text",)),
+    "text": (("text",), ("image",)),
+    "independent": (("image", "text"), ()),  # training only: each modality its own time
+    "infill": (("image", "text"), ()),  # random parts of these
+}
+
+
+class Masks(NamedTuple):
+    """What a batch is asked for: free bool[B, L], absent bool[B, M]."""
+
+    free: jax.Array
+    absent: jax.Array
+
+
+def masks(vocab: Vocab, task: str, batch: int) -> Masks:
+    """The masks of a task of the table; for "infill" those of a pair, to be cut by the caller."""
+    if task not in TASKS:
+        raise ValueError(f"task {task!r} is not one of {', '.join(TASKS)}")
+    free, absent = TASKS[task]
+    names = [m.name for m in vocab.modalities]
+    is_free = np.array([name in free for name in names])[vocab.modality_of]
+    is_absent = np.array([name in absent for name in names])
+    return Masks(
+        jnp.broadcast_to(jnp.asarray(is_free), (batch, vocab.length)),
+        jnp.broadcast_to(jnp.asarray(is_absent), (batch, len(names))),
+    )
+
+
+def times(vocab: Vocab, masks: Masks, t: jax.Array, steps: int) -> jax.Array:
+    """Times as the network is fed them, int32[B, M], from the diffusion's t, int32[B] or [B, M]."""
+    t = jnp.broadcast_to(t.reshape(t.shape[0], -1), masks.absent.shape)
+    any_free = jnp.stack([masks.free[:, where].any(axis=1) for where in vocab.slices], axis=1)
+    return jnp.where(masks.absent, steps, jnp.where(any_free, t, 0)).astype(jnp.int32)
+
+
+def random_blocks(key: jax.Array, vocab: Vocab, batch: int) -> jax.Array:
+    """Free positions for infilling, bool[B, L], at least one in every row.
+
+    Of a picture a rectangle or all but a rectangle (halves are frequent), of a text each place
+    with a rate of its own row; of both in half of the rows, of one alone in the others.
+    """
+    key_which, *keys = jax.random.split(key, 1 + len(vocab.modalities))
+    parts = []
+    for modality, k in zip(vocab.modalities, keys, strict=True):
+        if modality.grid is None:
+            parts.append(_random_places(k, batch, modality.length))
+        else:
+            parts.append(_random_rectangle(k, batch, modality.grid))
+    which = jax.random.randint(key_which, (batch,), 0, 2 * len(parts))  # the upper half: all
+    parts = [part & ((which == m) | (which >= len(parts)))[:, None] for m, part in enumerate(parts)]
+    return jnp.concatenate(parts, axis=1)
+
+
+def _random_places(key, batch, length):
+    key_rate, key_place = jax.random.split(key)
+    rate = jax.random.uniform(key_rate, (batch, 1))
+    score = jax.random.uniform(key_place, (batch, length))
+    return (score < rate) | (score == score.min(axis=1, keepdims=True))
+
+
+def _random_rectangle(key, batch, grid):
+    key_outside, *keys = jax.random.split(key, 3)
+
+    def interval(k, size):  # bool[B, size]: an interval of at least one; half of the time all
+        key_ends, key_all = jax.random.split(k)
+        ends = jax.random.randint(key_ends, (batch, 2), 0, size)
+        place = jnp.arange(size)[None]
+        inside = (place >= ends.min(1, keepdims=True)) & (place <= ends.max(1, keepdims=True))
+        return inside | jax.random.bernoulli(key_all, 0.5, (batch, 1))
+
+    rows, columns = (interval(k, n) for k, n in zip(keys, grid, strict=True))
+    inside = (rows[:, :, None] & columns[:, None, :]).reshape(batch, -1)
+    outside = jax.random.bernoulli(key_outside, 0.5, (batch, 1)) & ~inside.all(1, keepdims=True)
+    return inside ^ outside
+
+
+class Draw(NamedTuple):
+    """A random task for every row: its masks, and whether its modalities have their own times."""
+
+    masks: Masks
+    independent: jax.Array  # bool[B]
+
+
+def draw(key: jax.Array, vocab: Vocab, mixture: dict[str, float], batch: int) -> Draw:
+    """Tasks with the probabilities of `mixture` (name -> weight). ValueError for a bad mixture."""
+    unknown = set(mixture) - set(TASKS)
+    if unknown or not mixture or min(mixture.values()) < 0 or sum(mixture.values()) <= 0:
+        raise ValueError(
+            f"task mixture {dict(mixture)}: expected weights >= 0 for some of {', '.join(TASKS)}"
+        )
+    key_task, key_blocks = jax.random.split(key)
+    weights = jnp.asarray(list(mixture.values()), jnp.float32)
+    task = jax.random.categorical(key_task, jnp.log(weights), shape=(batch,))
+    rows = [masks(vocab, name, 1) for name in mixture]
+    free = jnp.concatenate([row.free for row in rows])[task]
+    absent = jnp.concatenate([row.absent for row in rows])[task]
+    names = np.array(list(mixture))
+    infill = jnp.asarray(names == "infill")[task]
+    free = jnp.where(infill[:, None], random_blocks(key_blocks, vocab, batch), free)
+    return Draw(Masks(free, absent), jnp.asarray(names == "independent")[task])

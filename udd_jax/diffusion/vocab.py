@@ -1,0 +1,136 @@
+"""One token space for all modalities (Hu et al. 2022, section 3.2).
+
+A sequence is the modalities side by side, `x = [image codes in raster order, text ids]`, and all
+of them share one vocabulary, whose last id is the mask:
+
+    0 .. K_img-1              image codes
+    K_img .. K_img+K_txt-1    text ids, shifted by K_img
+    V-1                       [MASK], shared by all modalities
+
+The modality of a position is fixed by the layout, so that a distribution over the classes of one
+position needs only the K_m classes of its own modality and the mask. Those are *local* ids: class
+`k` of the modality is `k`, the mask is `K_m`.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Modality:
+    """`length` positions with `classes` tokens each; `grid` is (rows, columns) of a picture."""
+
+    name: str
+    length: int
+    classes: int
+    grid: tuple[int, int] | None = None
+
+    def __post_init__(self):
+        if self.length < 1 or self.classes < 2:
+            raise ValueError(
+                f"modality {self.name!r}: length {self.length} and classes {self.classes}, "
+                "expected at least 1 and 2"
+            )
+        if self.grid is not None and self.grid[0] * self.grid[1] != self.length:
+            raise ValueError(
+                f"modality {self.name!r}: grid {self.grid} has {self.grid[0] * self.grid[1]} "
+                f"cells, expected its length {self.length}"
+            )
+
+
+@dataclass(frozen=True)
+class Vocab:
+    """The modalities in the order of the sequence; everything else follows from them."""
+
+    modalities: tuple[Modality, ...]
+
+    @cached_property
+    def size(self) -> int:
+        """V: all classes and the mask."""
+        return sum(m.classes for m in self.modalities) + 1
+
+    @cached_property
+    def mask_id(self) -> int:
+        return self.size - 1
+
+    @cached_property
+    def length(self) -> int:
+        """L: positions of a sequence."""
+        return sum(m.length for m in self.modalities)
+
+    @cached_property
+    def offsets(self) -> tuple[int, ...]:
+        """The first id of each modality."""
+        return tuple(int(i) for i in np.cumsum([0, *(m.classes for m in self.modalities[:-1])]))
+
+    @cached_property
+    def starts(self) -> tuple[int, ...]:
+        """The first position of each modality."""
+        return tuple(int(i) for i in np.cumsum([0, *(m.length for m in self.modalities[:-1])]))
+
+    @cached_property
+    def slices(self) -> tuple[slice, ...]:
+        """The positions of each modality."""
+        return tuple(
+            slice(i, i + m.length) for i, m in zip(self.starts, self.modalities, strict=True)
+        )
+
+    @cached_property
+    def modality_of(self) -> np.ndarray:
+        """The modality's index at every position, int32[L]."""
+        lengths = [m.length for m in self.modalities]
+        return np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
+
+    def index(self, name: str) -> int:
+        """The index of the modality called `name`; ValueError where there is none."""
+        names = [m.name for m in self.modalities]
+        if name not in names:
+            raise ValueError(f"modality {name!r} is not one of {', '.join(names)}")
+        return names.index(name)
+
+    def fuse(self, tokens: dict[str, jax.Array]) -> jax.Array:
+        """Local ids by name, int32[B, length] each -> a sequence of global ids, int32[B, L]."""
+        parts = []
+        for m, offset in zip(self.modalities, self.offsets, strict=True):
+            if m.name not in tokens:
+                raise ValueError(f"tokens of modality {m.name!r} are missing")
+            if tokens[m.name].shape[-1] != m.length:
+                raise ValueError(
+                    f"modality {m.name!r} has {tokens[m.name].shape[-1]} positions, "
+                    f"expected {m.length}"
+                )
+            parts.append(jnp.asarray(tokens[m.name], jnp.int32) + offset)
+        return jnp.concatenate(parts, axis=-1)
+
+    def split(self, x: jax.Array) -> dict[str, jax.Array]:
+        """A sequence, int32[..., L] -> local ids by name; a mask becomes the local mask K_m."""
+        return {
+            m.name: self.local(i, x[..., s])
+            for i, (m, s) in enumerate(zip(self.modalities, self.slices, strict=True))
+        }
+
+    def local(self, index: int, x: jax.Array) -> jax.Array:
+        """Global ids at positions of one modality -> its local ids, the mask is K_m."""
+        classes, offset = self.modalities[index].classes, self.offsets[index]
+        return jnp.where(x == self.mask_id, classes, x - offset)
+
+    def globalise(self, index: int, x: jax.Array) -> jax.Array:
+        """The inverse of `local`."""
+        classes, offset = self.modalities[index].classes, self.offsets[index]
+        return jnp.where(x == classes, self.mask_id, x + offset)
+
+
+def image_text(
+    grid: tuple[int, int], image_classes: int, text_classes: int, text_length: int
+) -> Vocab:
+    """The layout of UniD3: a grid of image codes, then a caption."""
+    return Vocab(
+        (
+            Modality("image", grid[0] * grid[1], image_classes, tuple(grid)),
+            Modality("text", text_length, text_classes),
+        )
+    )

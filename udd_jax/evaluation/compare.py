@@ -1,0 +1,122 @@
+"""Two results side by side, if their protocols are the same.
+
+`show(a, b)` says what A and B are, then for every number of both its two values and how far they
+are apart. A protocol is what a number means: results whose protocols differ in any field are
+refused, and every such field is named. What two results of one protocol may differ in are the
+weights, the versions and the machine, so these come first.
+"""
+
+import math
+import pathlib
+
+from udd_jax.evaluation.suites import main as main_suite
+from udd_jax.runtime import checkpoints
+
+SPEED = ("samples_a_second", "total_seconds", "peak_memory_gib")
+
+
+def show(a, b) -> str:
+    """The lines; each of a and b is a run's folder or the path of its evaluation.json.
+
+    The last column is the difference in standard errors, where these are known. A number that one
+    result lacks leaves a gap. Bits a token are compared where the tokens are the same.
+
+    Raises:
+        ValueError: their protocols differ (every field is named), or one is no result.
+    """
+    results = [_read(path) for path in (a, b)]
+    fields = [
+        f"{name} ({one} and {two})"
+        for name, (one, two) in _beside(results, "protocol").items()
+        if one != two
+    ]
+    if fields:
+        raise ValueError(f"not comparable, the protocols differ in {', '.join(fields)}")
+    named = zip("AB", results, (a, b), strict=True)
+    lines = [f"{letter}  {_about(result)}  {path}" for letter, result, path in named]
+    for part in ("versions", "hardware"):
+        for name, (one, two) in _beside(results, part).items():
+            if one != two:
+                lines.append(f"{part}.{name}: {one} and {two}")
+    tables = [_numbers(result) for result in results]
+    names = list(tables[0] | tables[1])
+    width = max(map(len, names), default=0) + 2
+    lines += ["", f"{'':{width}}{'A':>10}{'B':>10}{'B - A':>11}{'/ error':>9}"]
+    return "\n".join([*lines, *(_line(name, tables, width) for name in names)])
+
+
+def _beside(results: list[dict], part: str) -> dict[str, tuple]:
+    """Of a part of the manifest each field's two values."""
+    one, two = (flat(result["manifest"].get(part, {})) for result in results)
+    return {name: (one.get(name, "nothing"), two.get(name, "nothing")) for name in one | two}
+
+
+def _about(result: dict) -> str:
+    about = result["manifest"]
+    weights, commit = about["run"]["weights"], about.get("commit") or "no commit"
+    return f"weights {weights}, {commit}, {about.get('finished', '')},"
+
+
+def _line(name: str, tables: list[dict], width: int) -> str:
+    (one, error), (two, other) = (table.get(name, (None, None)) for table in tables)
+    values = "".join(f"{_number(value):>10}" for value in (one, two))
+    if one is None or two is None:
+        return f"{name:{width}}{values}"
+    error = math.hypot(error or 0, other or 0)
+    apart = f"{(two - one) / error:+9.1f}" if error else ""
+    return f"{name:{width}}{values}{_number(two - one, '+'):>11}{apart}"
+
+
+def _number(value: float | None, sign: str = "") -> str:
+    if value is None:
+        return ""
+    return f"{value:{sign}.4f}" if abs(value) < 1000 else f"{value:{sign}.0f}"
+
+
+def _read(path) -> dict:
+    path = pathlib.Path(path)
+    path = path / main_suite.RESULT if path.is_dir() else path
+    result = checkpoints.read_json(path)
+    if not isinstance(result, dict) or "protocol" not in result.get("manifest", {}):
+        raise ValueError(f"{path} is no result of an evaluation: it has no manifest.protocol")
+    return result
+
+
+def flat(tree, prefix: str = "") -> dict:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    found = {}
+    for name, value in tree.items():
+        found |= flat(value, f"{prefix}.{name}" if prefix else name)
+    return found
+
+
+def _numbers(result: dict) -> dict[str, tuple[float, float | None]]:
+    """Name -> (value, standard error) of all that was measured."""
+    rows = result["headline"]
+    found = {f"{row['task']}: {row['name']}": (row["value"], row["error"]) for row in rows}
+    psnr = result["tokenizer"]["psnr"]
+    found["tokenizer: PSNR"] = psnr["value"], psnr["standard_error"]
+    run = result["manifest"]["run"]
+    tokens = f"{run['image_tokenizer'][:4]} {run['text_tokenizer'][:4]}"
+    for task, bits in result["bounds"].items():
+        name = f"{task}: bits a token (tokens {tokens})"
+        found[name] = bits["value"], bits["standard_error"]
+    found |= _estimates(result.get("full", {}))
+    speed = result["speed"]
+    return found | {f"speed: {n.replace('_', ' ')}": (speed[n], None) for n in SPEED if n in speed}
+
+
+def _estimates(tree: dict, prefix: str = "") -> dict[str, tuple[float, float | None]]:
+    """Those of a tree of the suite "full", and its plain numbers."""
+    if "value" in tree:
+        return {prefix: (tree["value"], tree["standard_error"])}
+    found = {}
+    for name, value in tree.items():
+        name = f"{prefix}: {name}" if prefix else name
+        if isinstance(value, dict):
+            found |= _estimates(value, name)
+        elif isinstance(value, int | float):
+            found[name] = value, None
+    return found

@@ -1,0 +1,138 @@
+"""How well picture and caption go together, by the embeddings of CLIP and by human eyes.
+
+- CLIP score (Hessel et al. 2021, arXiv 2104.08718): the cosine c of the two embeddings, given as it
+  is and as 2.5 max(c, 0).
+- R-precision (Xu et al. 2018, arXiv 1711.10485): how often a picture finds its own caption among n,
+  the other n - 1 drawn from the other pictures; here as the exact expectation over the draws.
+- TeTIm-Eval (Galatolo et al. 2022, arXiv 2212.07839): scores by category of caption, and judges who
+  say of each picture whether it is real or generated. A judge who is right half of the time cannot
+  tell; a generated picture taken for real has fooled them.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from udd_jax.evaluation.metrics import arrays, intervals, likelihood
+
+REAL, GENERATED = "real", "generated"
+
+
+def cosine(images, texts) -> np.ndarray:
+    """Cosine of image i and text i: [n, D] twice -> float64[n].
+
+    Raises:
+      ValueError: shapes that differ, NaN, or an embedding of length zero.
+    """
+    images, texts = _unit("images", images), _unit("texts", texts)
+    if images.shape != texts.shape:
+        raise ValueError(
+            f"CLIP score: embeddings of shapes {images.shape} and {texts.shape}, expected one text "
+            "an image"
+        )
+    return (images * texts).sum(1)
+
+
+def clip_score(images, texts) -> dict[str, intervals.Estimate]:
+    """{"cosine", "clip_score"}: the mean cosine, and the mean of 2.5 max(cosine, 0)."""
+    cosines = cosine(images, texts)
+    return {
+        "cosine": intervals.bootstrap(cosines),
+        "clip_score": intervals.bootstrap(2.5 * np.maximum(cosines, 0)),
+    }
+
+
+def r_precision(images, texts, among: int = 100, equal=None) -> intervals.Estimate:
+    """The share of images [n, D] whose own text [n, D] has the highest cosine among `among`.
+
+    `equal` as in `likelihood.rivals`: pairs of items with the same caption.
+
+    Raises:
+      ValueError: as `cosine`, or too few items.
+    """
+    cosine(images, texts)
+    scores = _unit("images", images) @ _unit("texts", texts).T
+    return intervals.bootstrap(likelihood.recall_among(scores, among, equal))
+
+
+def by_category(values, categories: Sequence[str]) -> dict[str, intervals.Estimate]:
+    """The mean of item scores in each category, in order of first appearance, with its interval.
+
+    Under "mean of categories": their mean, in which every category weighs the same.
+
+    Raises:
+      ValueError: counts that differ.
+    """
+    values = np.asarray(values)
+    if len(values) != len(categories):
+        raise ValueError(f"categories: {len(values)} scores and {len(categories)} categories")
+    names = list(dict.fromkeys(categories))
+    report = {
+        name: intervals.bootstrap(values[[category == name for category in categories]])
+        for name in names
+    }
+    # The categories' sizes are part of the set, so each is resampled on its own.
+    error = [estimate.standard_error for estimate in report.values()]
+    mean = float(np.mean([estimate.value for estimate in report.values()]))
+    count, method = len(values), "errors of the categories, combined"
+    if None in error:
+        warning = "a category has 1 item: no interval"
+        overall = intervals.Estimate(mean, None, None, None, count, "none", warning)
+    else:
+        together = float(np.sqrt(np.square(error).sum()) / len(names))
+        freedom = max(count - len(names), 1)
+        limits = {"least": 0, "most": 1} if values.dtype == bool else {}
+        overall = intervals.spread(mean, together, freedom, count, method, **limits)
+    return {**report, "mean of categories": overall}
+
+
+def judged(answers: Sequence[Mapping[str, str]], key: Mapping[str, str]) -> dict:
+    """What judges saw, from their answers and the answer key.
+
+    Args:
+      answers: one mapping a judge from picture id to "real" or "generated"; left out is unanswered.
+      key: the truth for every picture id.
+
+    Returns:
+      {"accuracy": share of right answers, "fooled": share of generated pictures taken for real,
+      "doubted": share of real pictures taken for generated}, over all answers, intervals by
+      bootstrap over pictures; one without answers is `Unmeasured`.
+
+    Raises:
+      ValueError: an unknown picture or answer, or no answers at all.
+    """
+    right = {picture: [] for picture in key}
+    for i, sheet in enumerate(answers):
+        for picture, answer in sheet.items():
+            if picture not in key or answer not in (REAL, GENERATED):
+                raise ValueError(
+                    f"judge {i}: {picture!r} is called {answer!r}; expected a picture of the "
+                    f"answer key, called {REAL!r} or {GENERATED!r}"
+                )
+            right[picture].append(answer == key[picture])
+    if not any(right.values()):
+        raise ValueError("judges: the sheets hold no answers")
+
+    def share(kinds, wrong):
+        rows = [
+            (len(given) - sum(given) if wrong else sum(given), len(given))
+            for picture, given in right.items()
+            if given and key[picture] in kinds
+        ]
+        if not rows:
+            return intervals.Unmeasured(f"no answers about {' or '.join(kinds)} pictures")
+        return intervals.bootstrap(rows, lambda mean: mean[..., 0] / mean[..., 1])
+
+    return {
+        "accuracy": share((REAL, GENERATED), wrong=False),
+        "fooled": share((GENERATED,), wrong=True),
+        "doubted": share((REAL,), wrong=True),
+    }
+
+
+def _unit(name: str, embeddings) -> np.ndarray:
+    embeddings = np.asarray(arrays.checked(name, embeddings), np.float64)
+    length = np.linalg.norm(embeddings, axis=1, keepdims=True)
+    if not (length > 0).all():
+        raise ValueError(f"{name}: {int((length == 0).sum())} embeddings have length zero")
+    return embeddings / length

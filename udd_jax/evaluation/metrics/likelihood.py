@@ -1,0 +1,131 @@
+"""What a likelihood says: bits a token, and whether the right partner is the likeliest.
+
+Bits. Items i have b_i bits (nats / log 2) over n_i counted tokens; the reported number is the ratio
+r = sum b / sum n. The tokens of one item depend on one another, so the item is the unit, and by the
+delta method
+
+    SE^2 = n/(n - 1) sum_i (b_i - r n_i)^2 / (sum n)^2
+
+Retrieval. `scores[i, j]` says how well candidate j goes with query i, and candidate i is the right
+one; `scores.T` asks the other way round. A candidate that ties with the right one counts as better,
+so that a constant score finds nothing. Recall among n, "the right one and n - 1 others drawn at
+random", needs no draw: with w of the N - 1 others at least as good, it is C(N-1-w, n-1) / C(N-1,
+n-1), exactly.
+"""
+
+import math
+
+import numpy as np
+
+from udd_jax.evaluation.metrics import intervals
+
+
+def bits_per_token(nats, tokens) -> intervals.Estimate:
+    """Bits a token with its standard error.
+
+    Args:
+      nats: [n, ...] of each item; whatever follows the first axis is summed, so per-token nats and
+        totals both do (0 at tokens that do not count).
+      tokens: counted tokens of each item, [n] or one number for all.
+
+    Raises:
+      ValueError: no items, values that are not finite, or an item without tokens.
+    """
+    nats = np.asarray(nats, np.float64)
+    if nats.ndim == 0 or len(nats) == 0:
+        raise ValueError(f"bits per token: nats of shape {nats.shape}, expected one row an item")
+    bits = nats.reshape(len(nats), -1).sum(1) / math.log(2)
+    tokens = np.asarray(tokens, np.float64)
+    if tokens.shape not in ((), bits.shape):
+        raise ValueError(f"bits per token: {len(bits)} items, token counts of {tokens.shape}")
+    tokens = np.broadcast_to(tokens, bits.shape)
+    if not np.isfinite(bits).all() or not (tokens > 0).all():
+        raise ValueError(
+            f"bits per token: {int((~np.isfinite(bits)).sum())} of {len(bits)} items have a "
+            f"likelihood that is not finite, {int((tokens <= 0).sum())} have no tokens"
+        )
+    value = bits.sum() / tokens.sum()
+    if len(bits) == 1:
+        return intervals.Estimate(float(value), None, None, None, 1, "none", "1 item: no interval")
+    residual = np.square(bits - value * tokens).sum()
+    error = math.sqrt(residual * len(bits) / (len(bits) - 1)) / tokens.sum()
+    return intervals.spread(value, error, len(bits) - 1, len(bits), "delta method over items")
+
+
+def rivals(scores, equal=None) -> tuple[np.ndarray, np.ndarray]:
+    """How many wrong candidates are at least as good as the right one, of how many.
+
+    Args:
+      scores: [N, N].
+      equal: bool[N, N] or None; candidate j is as right for query i as i is (the same caption
+        twice): it counts neither way.
+
+    Returns:
+      (int64[N], int64[N]).
+
+    Raises:
+      ValueError: not square, or NaN.
+    """
+    scores = np.asarray(scores, np.float64)
+    if scores.ndim != 2 or scores.shape[0] != scores.shape[1] or len(scores) == 0:
+        raise ValueError(f"retrieval: scores of shape {scores.shape}, expected [N, N]")
+    if np.isnan(scores).any():
+        raise ValueError(f"retrieval: {int(np.isnan(scores).sum())} scores are NaN")
+    wrong = ~np.eye(len(scores), dtype=bool)
+    if equal is not None:
+        wrong &= ~np.asarray(equal, bool)
+    better = (scores >= np.diag(scores)[:, None]) & wrong
+    return better.sum(1), wrong.sum(1)
+
+
+def recall_at(scores, k: int = 1, equal=None) -> np.ndarray:
+    """bool[N]: whether the right candidate is among the k best."""
+    return rivals(scores, equal)[0] < k
+
+
+def recall_among(scores, n: int, equal=None) -> np.ndarray:
+    """float64[N]: the chance that the right candidate beats n - 1 random wrong ones.
+
+    Raises:
+      ValueError: fewer than n - 1 wrong candidates for some query.
+    """
+    better, wrong = rivals(scores, equal)
+    if n < 2 or wrong.min() < n - 1:
+        raise ValueError(
+            f"retrieval among {n}: {int(wrong.min())} wrong candidates for some query, "
+            f"{max(n - 1, 1)} are needed"
+        )
+    return np.array(
+        [
+            math.comb(int(w - b), n - 1) / math.comb(int(w), n - 1)
+            for b, w in zip(better, wrong, strict=True)
+        ]
+    )
+
+
+def retrieval(scores, among=(10, 100), ks=(1, 5, 10), equal=None) -> dict:
+    """Retrieval both ways from scores of images (rows) with texts (columns).
+
+    Returns:
+      {"text_of_image": {"R@1": Estimate, ..., "among 10": Estimate, ...}, "image_of_text": same};
+      a k or n that the number of candidates does not allow is `Unmeasured`.
+    """
+    equal = np.zeros(np.shape(scores), bool) if equal is None else np.asarray(equal, bool)
+    both = {"text_of_image": (scores, equal), "image_of_text": (np.transpose(scores), equal.T)}
+    report = {}
+    for way, (table, same) in both.items():
+        least = int(rivals(table, same)[1].min())
+        few = intervals.Unmeasured(f"{least} wrong candidates only")
+        report[way] = {
+            **{
+                f"R@{k}": intervals.bootstrap(recall_at(table, k, same)) if k <= least else few
+                for k in ks
+            },
+            **{
+                f"among {n}": intervals.bootstrap(recall_among(table, n, same))
+                if n - 1 <= least
+                else few
+                for n in among
+            },
+        }
+    return report

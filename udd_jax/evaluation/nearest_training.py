@@ -1,0 +1,66 @@
+"""The training items nearest to what is measured: the same pictures, the most similar pairs.
+
+Both questions are put to the run's token cache, a block at a time, so that neither memory nor
+decoding grows with the training set. Equal pictures have equal codes: the few training pictures
+whose codes are a held-out item's are decoded and compared by their pixels' hash, and no others.
+"""
+
+import pathlib
+
+import numpy as np
+
+from udd_jax.data import reading, token_cache
+from udd_jax.evaluation import samples
+from udd_jax.evaluation.metrics import memory
+
+CACHE = "tokens"
+BLOCK = 4096
+
+
+def open_cache(workdir) -> token_cache.TokenCache | None:
+    """The token cache of a run; None where there is none, as in a converted one."""
+    folder = pathlib.Path(workdir) / CACHE
+    if not (folder / "manifest.json").exists():
+        return None
+    return token_cache.TokenCache(folder, verify=False)
+
+
+def check_disjoint(pipe, cache, items: samples.Items) -> None:
+    """ValueError if a picture of the items is a training picture."""
+    known = {row.tobytes() for row in items.codes.astype(np.int32)}
+    records, views = samples.source(pipe, "train"), reading.Views(pipe.config.image_size)
+
+    def alike():
+        for numbers, codes, _ in _blocks(cache):
+            for number, row in zip(numbers, codes, strict=True):
+                if row.tobytes() in known:
+                    example = reading.example(records, int(cache.positions[number]), views)
+                    if example.pixels is not None:
+                        yield example.pixels[0]
+
+    memory.check_disjoint(items.images, alike())
+
+
+def nearest(pipe, cache, found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The training pair that each of `found`, int32[n, L], shares most tokens with.
+
+    Every caption of a training item makes a pair with its plain view. Returns (int32[n, L] the
+    pair, int64[n] how many tokens differ).
+    """
+    least, pairs = np.full(len(found), found.shape[1] + 1), np.zeros_like(found)
+    for _, codes, texts in _blocks(cache):
+        for text in np.moveaxis(texts, 1, 0):
+            block = np.asarray(pipe.vocab.fuse({"image": codes, "text": text}))
+            where, differing = memory.nearest_tokens(found, block)
+            better = differing < least
+            least = np.where(better, differing, least)
+            pairs = np.where(better[:, None], block[where], pairs)
+    return pairs, least
+
+
+def _blocks(cache):
+    """Yields (numbers int64[b], codes int32[b, N] of the plain view, texts int32[b, C, M])."""
+    for start in range(0, len(cache), BLOCK):
+        numbers = np.arange(start, min(start + BLOCK, len(cache)))
+        read = cache.read(numbers)
+        yield numbers, np.ascontiguousarray(read["image"][:, 0]), read["text"]

@@ -1,0 +1,1 @@
+"""What does a person see?  One self-contained page with numbers, sheets and plots."""

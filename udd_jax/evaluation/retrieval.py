@@ -1,0 +1,96 @@
+"""Whose caption, whose picture? The model's own likelihood decides, among n.
+
+For image i and caption j of a group of n held-out items
+
+    s[i, j] = the bound on log2 p(text j | image i), in bits, with one noise for all pairs
+
+so that what they are compared by is none of its luck. The caption of an image is the best of its
+row, the image of a caption the best of its column. A short or common caption is likely beside any
+image; the third answer takes from s[i, j] what caption j costs alone, log2 p(text j).
+
+Groups are filled in order with items whose captions differ (on shapes: whose captions are not true
+of one another's image), so that exactly one answer is right; chance is 1 / n.
+"""
+
+import json
+import pathlib
+
+import numpy as np
+
+from udd_jax.evaluation import samples
+from udd_jax.evaluation.metrics import alignment, intervals, likelihood
+
+ALONE = "caption of an image, beyond what it costs alone"
+WAYS = ("caption of an image", "image of a caption", ALONE)
+
+
+def groups(equal: np.ndarray, size: int) -> np.ndarray:
+    """Items in groups no two of which are equal, int64[G, size], from bool[N, N].
+
+    Each item joins the first group that it fits; a group that is not filled is left out.
+    """
+    found = []
+    for item in range(len(equal)):
+        for group in found:
+            if len(group) < size and not equal[item, group].any() and not equal[group, item].any():
+                group.append(item)
+                break
+        else:
+            found.append([item])
+    return np.array([g for g in found if len(g) == size], np.int64).reshape(-1, size)
+
+
+def measure(pipe, items, equal, path, *, among, times, seed, made_of, categories=None) -> dict:
+    """Of each of `WAYS` the share of right answers, first and among the first five.
+
+    The scores are kept in `path` and read again. categories: a name an item, for the same by name.
+    """
+    chosen = groups(equal, among)
+    if not len(chosen):
+        few = f"{len(items)} items make no group of {among} different ones"
+        return dict.fromkeys(WAYS, intervals.Unmeasured(few))
+    about = {"items": items.hash, "among": among, "times": times, "seed": seed, **made_of}
+    given, alone = _kept(pathlib.Path(path), json.dumps(about), chosen) or _scores(
+        pipe, items, chosen, times, seed, json.dumps(about), path
+    )
+    tables = {WAYS[0]: given, WAYS[1]: given.swapaxes(1, 2)}
+    if np.isfinite(alone).all():
+        tables[ALONE] = given - alone
+    report = {}
+    for way, table in tables.items():
+        hits = {k: np.concatenate([likelihood.recall_at(t, k) for t in table]) for k in (1, 5)}
+        report[way] = {f"first {k}": intervals.bootstrap(h) for k, h in hits.items() if k < among}
+        if categories is not None:
+            names = [categories[item] for item in chosen.ravel()]
+            report[way]["by_category"] = alignment.by_category(hits[1], names)
+    if ALONE not in report:
+        report[ALONE] = intervals.Unmeasured("this network knows no caption without an image")
+    return report | {"among": among, "chance": 1 / among}
+
+
+def _scores(pipe, items, chosen, times, seed, about, path):
+    """(float64[G, n, n] of image and caption, float64[G, 1, n] of the caption alone)."""
+    count, size = chosen.shape
+    image, text = np.repeat(chosen, size, axis=1).ravel(), np.tile(chosen, (1, size)).ravel()
+
+    def bits(task, image, text):
+        pairs = {"image": items.codes[image], "text": items.ids[text]}
+        return pipe.score(pairs, task=task, times=times, seed=seed, common=True).sum(1)
+
+    given = bits("i2t", image, text).reshape(count, size, size)
+    if pipe.model is not None and pipe.model.time == "shared":
+        alone = np.full((count, 1, size), np.nan)
+    else:
+        alone = bits("text", chosen.ravel(), chosen.ravel()).reshape(count, 1, size)
+    samples.write(path, {"given": given, "alone": alone, "chosen": chosen, "about": about})
+    return given, alone
+
+
+def _kept(path, about, chosen):
+    try:
+        with np.load(path) as file:
+            if str(file["about"]) == about and np.array_equal(file["chosen"], chosen):
+                return file["given"], file["alone"]
+    except (OSError, ValueError, EOFError):
+        pass
+    return None

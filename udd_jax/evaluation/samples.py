@@ -1,0 +1,378 @@
+"""The samples that an evaluation rests on: made once, kept, and looked at again.
+
+Six tasks, all from one sampler and one compilation. Conditions are held-out items, in order; item b
+of a task draws from its own key. A task is made in parts of one batch, `TASK-00000.npz` and on, by
+several processes in turn, so that a stopped one goes on and n of them take a share each; whole, it
+is kept in `samples/TASK.npz`:
+
+    tokens int32[n, L]; calls int32[n]; images uint8[n, S, S, 3]; captions str[n]
+    kept bool[n]               whether every given token is in the result, bit for bit
+    given_images, given_captions, free_pixels bool[n, S, S]         infilling: what was to be kept
+    about                      JSON: what the samples depend on, and the seconds that they took
+
+`images` and `captions` are the two that are to agree: what was generated, and what it was generated
+from (the image itself, not its reconstruction). A modality that is absent is not there.
+
+A file whose `about` is what would be asked for again is read, not made again. Beside these files
+stand `trace.npz` (how some pairs came about: images uint8[FRAMES, n, S, S, 3] and pieces
+str[FRAMES, n, M]), `reconstructions.npz`, pictures, sheets, and `samples.jsonl`.
+"""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+import time
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from udd_jax.data import pixels, reading, sources
+from udd_jax.diffusion import tasks
+from udd_jax.runtime import checkpoints
+
+TASKS = ("t2i", "i2t", "pair", "infill", "image", "text")
+FOLDER = "samples"
+TRACED, FRAMES = 4, 8  # pairs whose way is kept, and at how many times
+PICTURES, SHOWN = 8, 32  # samples of a task kept as PNG files, and shown on its sheet
+_GREY = 160  # a cell whose code is still masked
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Items:
+    """Held-out items in the order of their source.
+
+    name: of the source; images: uint8[n, S, S, 3]; captions: the first of each, as the text
+    tokenizer gives it back; codes: int32[n, N], ids: int32[n, M]; extra: the records' own;
+    hash: of keys, pictures and captions; keys: the records'; references: all captions of each, as
+    they were written.
+    """
+
+    name: str
+    images: np.ndarray
+    captions: list[str]
+    codes: np.ndarray
+    ids: np.ndarray
+    extra: list[dict]
+    hash: str
+    keys: list[str]
+    references: list[tuple[str, ...]]
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+
+def held_out(pipe, count: int, split: str = "") -> Items:
+    """The first `count` items of a split that can be read, of that which is measured on unless
+    another is named; fewer where there are not so many.
+
+    With `evaluate.only`, "field=value", those alone whose record says so.
+
+    Raises:
+        ValueError: there is none.
+    """
+    digest, found = hashlib.sha256(), []
+    for example, extra in stream(pipe, count, split):
+        found.append((example.key, example.pixels[0], example.captions, extra))
+        digest.update(f"{example.key}\0{example.captions[0]}\0".encode() + found[-1][1].tobytes())
+    keys, pixels, references, extra = map(list, zip(*found, strict=True))
+    pixels = np.stack(pixels)
+    ids = pipe.text.encode([texts[0] for texts in references], pipe.text_length)
+    captions, codes = pipe.decode_text(ids), pipe.image.encode(pixels)
+    name, digest = source(pipe, split or split_of(pipe)).name, digest.hexdigest()[:16]
+    return Items(name, pixels, captions, codes, ids, extra, digest, keys, references)
+
+
+def split_of(pipe) -> str:
+    """What is measured on. A config of before there was a choice has no word for it."""
+    return pipe.config.evaluate.get("split", "test")
+
+
+def source(pipe, split: str):
+    """A split of the run's data."""
+    return sources.open_source(pipe.config.data, split, **pipe.config.data_options)
+
+
+def stream(pipe, count: int, split: str = ""):
+    """Yields (example, the record's own fields) of the items of `held_out`, one in memory."""
+    split = split or split_of(pipe)
+    records, views = source(pipe, split), reading.Views(pipe.config.image_size)
+    field, _, value = pipe.config.evaluate.get("only", "").partition("=")
+    left = count
+    for position in range(len(records)):
+        if left == 0:
+            return
+        if field and str(records[position].extra.get(field)) != value:
+            continue
+        example = reading.example(records, position, views)
+        if example.pixels is not None:
+            left -= 1
+            yield example, records[position].extra
+    if left == count:
+        only = f" with {field} = {value}" if field else ""
+        raise ValueError(f"data {pipe.config.data!r} has no readable item{only} in split {split!r}")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Samples:
+    """The samples of one task; the fields are those of its file."""
+
+    tokens: np.ndarray
+    calls: np.ndarray
+    about: dict
+    images: np.ndarray | None = None
+    captions: list[str] | None = None
+    kept: np.ndarray | None = None
+    given_images: np.ndarray | None = None
+    given_captions: list[str] | None = None
+    free_pixels: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+def obtain(pipe, items: Items, task: str, path, **options) -> Samples:
+    """The samples of a task, from its file if that fits, else made (`make`) and kept whole.
+
+    Options as in `make`. Pairs leave `trace.npz` beside their file.
+    """
+    path = pathlib.Path(path)
+    wanted = _about(pipe, items, task, **options)
+    found = load(path)
+    if found and {**found.about, "seconds": None} == {**wanted, "seconds": None}:
+        return found
+    files = make(pipe, items, task, path, **options)
+    parts = [load(file) for file in files]
+    fields = {}
+    for field in dataclasses.fields(Samples):
+        values = [getattr(part, field.name) for part in parts]
+        if isinstance(values[0], np.ndarray):
+            fields[field.name] = np.concatenate(values)
+        elif isinstance(values[0], list):
+            fields[field.name] = [text for value in values for text in value]
+    wanted["seconds"] = round(sum(part.about["seconds"] for part in parts), 3)
+    made = Samples(**fields | {"about": wanted})
+    _keep(path, made)
+    for file in files:
+        file.unlink()
+    return made
+
+
+def make(
+    pipe, items: Items, task: str, path, *, count, batch_size, seed, made_of, share=None
+) -> list[pathlib.Path]:
+    """The parts of a task beside `path`, those of this process made if they are not there.
+
+    count: samples, of a task with a condition at most as many as there are items; made_of: hashes
+    of weights and tokenizers; share: (index, count), part k is made by process k mod count; by
+    default that of this process.
+    """
+    path = pathlib.Path(path)
+    wanted = _about(
+        pipe, items, task, count=count, batch_size=batch_size, seed=seed, made_of=made_of
+    )
+    index, processes = share or (jax.process_index(), jax.process_count())
+    files = []
+    for k, start in enumerate(range(0, wanted["count"], batch_size)):
+        files.append(path.with_name(f"{path.stem}-{k:05d}.npz"))
+        if k % processes != index:
+            continue
+        found, about = load(files[-1]), wanted | {"part": k}
+        if found and {**found.about, "seconds": None} == {**about, "seconds": None}:
+            continue
+        # The last batch is filled up, so that there is one compilation.
+        rows, started = np.arange(start, start + batch_size), time.perf_counter()
+        rows = np.minimum(rows, wanted["count"] - 1)
+        made, states = _generate(pipe, items, task, rows, seed)
+        made = _cut(made, wanted["count"] - start)
+        about["seconds"] = round(time.perf_counter() - started, 3)
+        if task == "pair" and k == 0:
+            write(path.with_name("trace.npz"), _frames(pipe, states, made.tokens))
+        _keep(files[-1], dataclasses.replace(made, about=about))
+    return files
+
+
+def wait_for_all(name: str) -> None:
+    """Waits until every process has come as far as this."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def _about(pipe, items, task, *, count, batch_size, seed, made_of) -> dict:
+    wanted = {
+        "task": task,
+        "count": count if task in ("pair", "image", "text") else min(count, len(items)),
+        "batch_size": batch_size,
+        "seed": seed,
+        "settings": dataclasses.asdict(pipe.settings()),
+        "items": items.hash,
+        **made_of,
+    }
+    return json.loads(json.dumps(wanted))
+
+
+def _cut(samples: Samples, count: int) -> Samples:
+    fields = {f.name: getattr(samples, f.name) for f in dataclasses.fields(samples)}
+    about = fields.pop("about")
+    return Samples(**{n: v if v is None else v[:count] for n, v in fields.items()}, about=about)
+
+
+def _keep(path, samples: Samples) -> None:
+    arrays = {f.name: getattr(samples, f.name) for f in dataclasses.fields(samples)}
+    write(path, arrays | {"about": json.dumps(samples.about)})
+
+
+def load(path) -> Samples | None:
+    """What a file holds; None where there is none, or where it is no such file."""
+    try:
+        with np.load(path) as file:
+            arrays = dict(file)
+    except (FileNotFoundError, ValueError, OSError, EOFError):
+        return None
+    for name in ("captions", "given_captions"):
+        if name in arrays:
+            arrays[name] = arrays[name].tolist()
+    return Samples(**{**arrays, "about": json.loads(str(arrays["about"]))})
+
+
+def write(path, arrays: dict) -> None:
+    """An .npz file of those arrays that are not None; a string becomes one, as NumPy has it."""
+    with checkpoints.open_atomic(path) as file:
+        np.savez_compressed(file, **{k: v for k, v in arrays.items() if v is not None})
+
+
+def _generate(pipe, items, task, rows, seed):
+    """Returns (Samples without `about`, states of the first): sample rows[b], int[B], of a task."""
+    given, extra, first = {}, {}, int(rows[0])
+    masks = tasks.masks(pipe.vocab, task, len(rows))
+    if task == "t2i":
+        given["text"] = items.ids[rows]
+    if task == "i2t":
+        given["image"] = items.codes[rows]
+    if task == "infill":
+        shown, texts = items.images[rows], [items.captions[row] for row in rows]
+        halves, blanks = _holes(texts, shown.shape[1], seed, first)
+        hidden = [pixels.hide(i, hole) for i, hole in zip(shown, halves, strict=True)]
+        words = [pipe.text.encode_with_blanks(blank, pipe.text_length) for blank in blanks]
+        given["image"] = pipe.image.encode(np.stack(hidden))
+        given["text"] = np.stack([ids for ids, _ in words])
+        cells = [pixels.code_mask(hole, pipe.image.grid).reshape(-1) for hole in halves]
+        free = np.concatenate([np.stack(cells), np.stack([blank for _, blank in words])], axis=1)
+        masks = masks._replace(free=free)
+        extra = {"given_images": shown, "given_captions": blanks, "free_pixels": halves}
+    options = {"masks": masks, "seed": seed, "batch_size": len(rows), "first": first}
+    pairs = pipe.generate(task, len(rows), trace=FRAMES, **options, **given)
+    captions = None if pairs.captions is None else list(pairs.captions)
+    shown = items.images[rows] if task == "i2t" else pairs.images
+    kept = _kept(pipe.vocab, pairs.tokens, given, np.asarray(masks.free)) if given else None
+    samples = Samples(pairs.tokens, pairs.calls, {}, shown, captions, kept, **extra)
+    return samples, pairs.states[:, :TRACED]
+
+
+def _holes(captions, size, seed, first):
+    """A half of each image, left, right, upper or lower, and `___` for half of the words; that of
+    item `first` + i is drawn for it alone."""
+    halves, blanks = np.zeros((len(captions), size, size), bool), []
+    for i, (half, caption) in enumerate(zip(halves, captions, strict=True)):
+        rng = np.random.default_rng((seed, first + i))
+        side = rng.integers(4)
+        rows = half if side < 2 else half.T
+        rows[size // 2 * (side % 2) : size // 2 * (1 + side % 2)] = True
+        words = caption.split()
+        for word in rng.permutation(len(words))[: (len(words) + 1) // 2]:
+            words[word] = "___"
+        blanks.append(" ".join(words))
+    return halves, blanks
+
+
+def _kept(vocab, tokens, given, free):
+    """Whether every position that is not free holds the token that was given: bool[n]."""
+    kept = np.ones(len(tokens), bool)
+    for m, (modality, where) in enumerate(zip(vocab.modalities, vocab.slices, strict=True)):
+        if modality.name in given:
+            same = tokens[:, where] == given[modality.name] + vocab.offsets[m]
+            kept &= (same | free[:, where]).all(axis=1)
+    return kept
+
+
+def _frames(pipe, states, tokens):
+    """How pairs came about: images uint8[FRAMES, n, S, S, 3], pieces str[FRAMES, n, M].
+
+    A masked code is a grey cell, a masked token `_`. A decoder looks at neighbouring codes too, so
+    that under the grey the finished picture is decoded.
+    """
+    frames, count = states.shape[:2]
+    final = np.broadcast_to(tokens[None, :count], states.shape)
+    masked = states == pipe.vocab.mask_id
+    split = pipe.vocab.split(np.where(masked, final, states).reshape(frames * count, -1))
+    picture = pipe.vocab.slices[pipe.vocab.index("image")]
+    words = pipe.vocab.slices[pipe.vocab.index("text")]
+    shown = pipe.image.decode(np.asarray(split["image"]))
+    (rows, columns), size = pipe.image.grid, shown.shape[1]
+    cells = masked[..., picture].reshape(-1, rows, columns)
+    hidden = cells.repeat(size // rows, axis=1).repeat(size // columns, axis=2)
+    shown = np.where(hidden[..., None], np.uint8(_GREY), shown)
+    pieces = [
+        ["_" if hide else pipe.text.piece(i) for i, hide in zip(ids, row, strict=True)]
+        for ids, row in zip(
+            np.asarray(split["text"]),
+            masked[..., words].reshape(frames * count, -1),
+            strict=True,
+        )
+    ]
+    return {
+        "images": shown.reshape(frames, count, *shown.shape[1:]),
+        "pieces": np.array(pieces).reshape(frames, count, -1),
+    }
+
+
+def show(drawn: dict[str, Samples], verdicts: dict[str, list[str | None]], folder) -> None:
+    """Pictures, sheets and `samples.jsonl`, a line a sample.
+
+    verdicts: for a task, of each sample why it is wrong, None where it is right; a task that was
+    not judged is not in it.
+    """
+    folder, lines, first = pathlib.Path(folder), [], []
+    for task, s in drawn.items():
+        reasons = verdicts.get(task)
+        for i in range(len(s)):
+            line = {"task": task, "index": i, "caption": s.captions[i] if s.captions else None}
+            line |= _condition(task, s, i)
+            if reasons:
+                line |= {"right": reasons[i] is None, "reason": reasons[i]}
+            line |= {"seed": s.about["seed"], "settings": s.about["settings"]}
+            lines.append(json.dumps(line) + "\n")
+        if s.images is None:
+            continue
+        captions = s.captions or [""] * len(s)
+        marks = [reason is None for reason in reasons] if reasons else [None] * len(s)
+        for i in range(min(PICTURES, len(s))):
+            pixels.write_png(folder / f"{task}-{i:03d}.png", s.images[i])
+        rows = list(zip(s.images[:SHOWN], captions, marks, strict=False))
+        _sheet(folder / f"{task}-sheet.png", rows)
+        first += rows[:PICTURES]
+    _sheet(folder / "sheet.png", first)
+    checkpoints.write_text(folder / "samples.jsonl", "".join(lines))
+
+
+def _condition(task, s, i) -> dict:
+    if task == "infill":
+        return {"condition": {"item": i, "given": s.given_captions[i], "half": _side(s, i)}}
+    given = {"t2i": "caption", "i2t": "image"}.get(task)
+    return {"condition": {"item": i, "given": given}} if given else {}
+
+
+def _side(s, i) -> str:
+    """Which half of an image is free."""
+    free = s.free_pixels[i]
+    if free[0].all():
+        return "upper"
+    if free[-1].all():
+        return "lower"
+    return "left" if free[0, 0] else "right"
+
+
+def _sheet(path, rows):
+    shown, captions, marks = zip(*rows, strict=True)
+    pixels.write_png(path, pixels.sheet(shown, captions, marks=marks))

@@ -1,0 +1,386 @@
+"""The suite "full": what the suite "main" leaves out, because it takes time, weights or Java.
+
+    pictures        Frechet distance, KID, Inception score, precision and recall of images from
+                    held-out captions, against the pictures of the same items (image_sets.py)
+    agreement       CLIP score, R-precision, and the report by category
+    captions        BLEU, METEOR, ROUGE-L, CIDEr-D, SPICE against all captions of the item; length,
+                    variety, copies of training captions
+    retrieval       whose caption, whose picture (retrieval.py)
+    round_trips     image -> text -> image and text -> image -> text, back where they came from
+    memory          pairs and their nearest training pairs; duplicates
+    reconstruction  of the image tokenizer: SSIM, and by the networks LPIPS and Frechet distance
+    judges          what judges said of the sheets of judges.py
+    speed           samples a second, cold and warm; network calls; peak memory
+
+`measure` returns a tree of these whose leaves are numbers, dicts of an `intervals.Estimate`, or
+{"unmeasured": why}. What takes long is kept beside the samples and read again: samples of round
+trips, scores of pairs, features (by content).
+"""
+
+import contextlib
+import dataclasses
+import itertools
+import subprocess
+import time
+
+import jax
+import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
+
+from udd_jax.data import reading
+from udd_jax.data.sources import shapes
+from udd_jax.diffusion import tasks
+from udd_jax.evaluation import (
+    feature_networks,
+    image_sets,
+    manifest,
+    nearest_training,
+    retrieval,
+    samples,
+)
+from udd_jax.evaluation.metrics import agreement, alignment, captions, intervals, java, memory
+from udd_jax.evaluation.suites import judges
+
+JUDGES = "judges"  # a folder of the run
+SHOWN = 8  # neighbours and round trips kept for the page
+NOTHING = "<nothing>"  # stands for an empty caption: a word that no reference has
+
+
+def measure(pipe, workdir, items, drawn, files, scenes, nets, timed) -> dict:
+    """All of it, in the order above.
+
+    drawn: the samples of the main suite by task; files: of `pictures.ready`; scenes: of the items,
+    where they are known; nets: of `networks.load`; timed: a context for each part, by name.
+    """
+    folder, options = workdir / samples.FOLDER, pipe.config.evaluate
+    kinds = categories(items, scenes, options.category)
+    training = nearest_training.open_cache(workdir)
+    parts = {
+        "pictures": lambda: image_sets.measure(pipe, drawn["t2i"], files, workdir, nets),
+        "agreement": lambda: agreements(items, drawn["t2i"], scenes, kinds, nets["clip"]),
+        "captions": lambda: captioning(pipe, items, drawn["i2t"]),
+        "retrieval": lambda: retrieved(pipe, items, scenes, kinds, folder),
+        "round_trips": lambda: round_trips(pipe, items, drawn, scenes, folder),
+        "memory": lambda: remembered(pipe, items, drawn["pair"], training, folder),
+        "reconstruction": lambda: image_sets.reconstructed(pipe, items, workdir, nets),
+        "judges": lambda: judged(items, drawn["t2i"], workdir / JUDGES, options),
+        "speed": lambda: speed(pipe, drawn, options),
+    }
+    found = {}
+    for name, part in parts.items():
+        with timed(name):
+            found[name] = plain(part())
+    return found
+
+
+def plain(tree):
+    """Estimates and `Unmeasured`s of a tree as dicts."""
+    if isinstance(tree, dict):
+        return {name: plain(value) for name, value in tree.items()}
+    return dataclasses.asdict(tree) if dataclasses.is_dataclass(tree) else tree
+
+
+def unmeasured(tree, name: str = "") -> dict[str, str]:
+    """What a tree says was not measured: name -> why, the name of a leaf as "part: ...: leaf"."""
+    if not isinstance(tree, dict):
+        return {}
+    if "unmeasured" in tree:
+        return {name: tree["unmeasured"]}
+    found = {}
+    for key, value in tree.items():
+        found |= unmeasured(value, f"{name}: {key}" if name else key.replace("_", " "))
+    return found
+
+
+def categories(items, scenes, field: str) -> list[str] | None:
+    """The category of each item: on shapes where its objects lie, ten in all; else a field of its
+    record, where `evaluate.category` names one."""
+    if scenes:
+        return [" and ".join(shapes.PLACES[cell] for cell in scene.place) for scene in scenes]
+    if not field:
+        return None
+    for extra in items.extra:
+        if field not in extra:
+            raise ValueError(
+                f"evaluate.category = {field!r} is no field of the data, expected one of "
+                f"{', '.join(extra) or 'none'}"
+            )
+    return [str(extra[field]) for extra in items.extra]
+
+
+# ---- Agreement ----------------------------------------------------------------------------------
+
+
+def agreements(items, drawn, scenes, kinds, clip) -> dict:
+    """CLIP's opinion of images and the captions that they were made from, and by category."""
+    texts, report, values = items.captions[: len(drawn)], {}, {}
+    if scenes:
+        values["agreement"], _ = agreement.agreement(drawn.images, texts)
+    lack = clip if isinstance(clip, intervals.Unmeasured) else None
+    if not lack and clip.texts is None:
+        why = f"CLIP's text encoder needs {feature_networks.MERGES} beside its weights"
+        lack = intervals.Unmeasured(why)
+    if lack:
+        report |= {"CLIP score": lack, "R-precision": lack}
+    else:
+        of_images = np.concatenate([clip.images(b) for b in image_sets.batched(drawn.images)])
+        of_texts = np.concatenate(
+            [
+                clip.texts(texts[i : i + image_sets.ROWS])
+                for i in range(0, len(texts), image_sets.ROWS)
+            ]
+        )
+        report["CLIP score"] = alignment.clip_score(of_images, of_texts)
+        equal = same(texts)
+        among = min(100, len(texts) - int(equal.sum(1).max()) + 1)
+        if among > 1:
+            report[f"R-precision among {among}"] = alignment.r_precision(
+                of_images, of_texts, among, equal
+            )
+        values["CLIP score"] = 2.5 * np.maximum(alignment.cosine(of_images, of_texts), 0)
+    if kinds is None:
+        why = "the data name no categories: evaluate.category may name a field of their records"
+        report["by category"] = intervals.Unmeasured(why)
+    else:
+        report["by category"] = {
+            name: alignment.by_category(scores, kinds[: len(drawn)])
+            for name, scores in values.items()
+        } or intervals.Unmeasured("nothing gives single pictures a score here")
+    if scenes:  # of the ten categories those that no item has are said
+        every = dict.fromkeys(categories(None, shapes.all_scenes(), ""))
+        none = intervals.Unmeasured(f"none of the {len(kinds)} items is of this category")
+        for scores in report["by category"].values():
+            scores |= {name: none for name in every if name not in scores}
+    return report
+
+
+def same(texts) -> np.ndarray:
+    """bool[n, n]: which texts are equal."""
+    number = np.unique(list(texts), return_inverse=True)[1]
+    return number[:, None] == number[None]
+
+
+# ---- Captions -----------------------------------------------------------------------------------
+
+
+def captioning(pipe, items, drawn) -> dict:
+    """Captions of held-out images against all captions of theirs."""
+    lack = java.missing()
+    tokenize = (lambda texts: list(map(captions.tokenize, texts))) if lack else java.tokenize
+    references = items.references[: len(drawn)]
+    counts = np.cumsum([0, *map(len, references)])
+    flat = tokenize([text for texts in references for text in texts])
+    split = [flat[a:b] for a, b in itertools.pairwise(counts)]
+    truth = [[text for text in texts if text.split()] or [NOTHING] for texts in split]
+    raw = tokenize(list(drawn.captions))
+    told = [text if text.split() else NOTHING for text in raw]
+    report = {
+        "count": len(told),
+        "references of an image": float(np.mean([len(texts) for texts in truth])),
+        "tokenizer": "plain" if lack else "PTB",
+        "empty": sum(text == NOTHING for text in told),
+        **captions.report(told, truth),
+        "METEOR": _meteor(told, truth, lack),
+        "SPICE": java.spice(told, truth),
+        "length": intervals.bootstrap([float(len(text.split())) for text in raw]),
+        "length of the references": intervals.bootstrap(
+            [np.mean([len(text.split()) for text in texts]) for texts in truth]
+        ),
+    }
+    for n in (1, 2):
+        if any(len(text.split()) >= n for text in told):
+            report[f"distinct-{n}"] = captions.distinct(told, n)
+    known = (captions.tokenize(text) for text in reading.captions(samples.source(pipe, "train")))
+    plain_told = [captions.tokenize(text) or NOTHING for text in drawn.captions]
+    return report | {"copied from training": captions.copied(plain_told, known)}
+
+
+def _meteor(told, truth, lack):
+    if lack:
+        return intervals.Unmeasured(f"METEOR needs pycocoevalcap and Java: {lack}")
+    try:
+        return java.meteor(told, truth)[0]
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        return intervals.Unmeasured(f"METEOR's Java program failed: {error}")
+
+
+# ---- Both ---------------------------------------------------------------------------------------
+
+
+def retrieved(pipe, items, scenes, kinds, folder) -> dict:
+    """Retrieval both ways by likelihood, among different items."""
+    options = pipe.config.evaluate
+    count = min(options.retrieval, len(items))
+    if scenes:  # a caption that is true of another image is no wrong answer
+        meanings = [shapes.parse_caption(text) for text in items.captions[:count]]
+        equal = np.array(
+            [[m is None or shapes.agrees(scene, m) for m in meanings] for scene in scenes[:count]]
+        )
+    else:
+        equal = same(items.captions[:count])
+    return retrieval.measure(
+        pipe,
+        items,
+        equal,
+        folder / "retrieval.npz",
+        among=options.among,
+        times=options.bound_times,
+        seed=options.seed,
+        made_of=manifest.made_of(pipe),
+        categories=None if scenes else kinds,
+    )
+
+
+def round_trips(pipe, items, drawn, scenes, folder) -> dict:
+    """There and back: what came first against what came last, and against another item's."""
+    options = pipe.config.evaluate
+    count = min(options.round_trips, len(drawn["i2t"]), len(drawn["t2i"]))
+    middle = {m: drawn[t].tokens[:count] for t, m in (("i2t", "text"), ("t2i", "image"))}
+    part = {
+        m.name: (where, offset)
+        for m, where, offset in zip(
+            pipe.vocab.modalities, pipe.vocab.slices, pipe.vocab.offsets, strict=True
+        )
+    }
+    ids, codes = (middle[m][:, part[m][0]].astype(np.int32) - part[m][1] for m in ("text", "image"))
+    there = dataclasses.replace(
+        items,
+        images=drawn["t2i"].images[:count],
+        captions=drawn["i2t"].captions[:count],
+        codes=codes,
+        ids=ids,
+        hash=memory.digests([np.concatenate([ids, codes], axis=1)])[0][:16],
+    )
+    back = {
+        task: samples.obtain(
+            pipe,
+            there,
+            task,
+            folder / "back" / f"{task}.npz",
+            count=count,
+            batch_size=min(options.batch_size, count),
+            seed=options.seed + 1,
+            made_of=manifest.made_of(pipe),
+        )
+        for task in ("t2i", "i2t")
+    }
+    kept = back["t2i"].tokens[:, part["image"][0]] - part["image"][1]
+    first, last = items.codes[:count], kept
+    tokenized = [
+        [captions.tokenize(text) or NOTHING for text in texts]
+        for texts in (items.captions[:count], back["i2t"].captions)
+    ]
+    other = tokenized[0][1:] + tokenized[0][:1]
+    report = {
+        "image to text to image": {
+            "codes kept": intervals.bootstrap((first == last).mean(1)),
+            "codes kept by chance": intervals.bootstrap((np.roll(first, 1, 0) == last).mean(1)),
+        },
+        "text to image to text": {
+            "the same caption": intervals.bootstrap(
+                [a == b for a, b in zip(*tokenized, strict=True)]
+            ),
+            "ROUGE-L": intervals.bootstrap(captions.rouge_l(tokenized[1], _one(tokenized[0]))),
+            "ROUGE-L by chance": intervals.bootstrap(captions.rouge_l(tokenized[1], _one(other))),
+        },
+    }
+    if scenes:
+        judge = agreement.agreement
+        shown, told = items.images[:count], items.captions[:count]
+        both = judge(shown, there.captions)[0] & judge(back["t2i"].images, there.captions)[0]
+        report["image to text to image"]["both images fit the text"] = intervals.bootstrap(both)
+        both = judge(there.images, told)[0] & judge(there.images, back["i2t"].captions)[0]
+        report["text to image to text"]["both texts fit the image"] = intervals.bootstrap(both)
+    few = slice(min(SHOWN, count))
+    some = {"images": items.images[few], "back_images": back["t2i"].images[few]}
+    some |= {"middle_images": there.images[few], "middle_texts": there.captions[few]}
+    some |= {"texts": items.captions[few], "back_texts": back["i2t"].captions[few]}
+    samples.write(folder / "round_trips.npz", some)
+    return {"count": count, **report}
+
+
+def _one(texts):
+    return [[text] for text in texts]
+
+
+# ---- Memory -------------------------------------------------------------------------------------
+
+
+def remembered(pipe, items, drawn, training, folder) -> dict:
+    """How near generated pairs are to training, beside how near held-out ones are; duplicates."""
+    repeats, equals = memory.duplicates(drawn.tokens)
+    report = {"duplicates": repeats, "largest group of equals": max(map(len, equals), default=1)}
+    if training is None:
+        why = "the run has no token cache, so that its training pairs are not known"
+        return report | {"nearest training pair": intervals.Unmeasured(why)}
+    others, kind = items, "held-out"
+    with contextlib.suppress(ValueError):  # validation pairs have the law of training, if there are
+        others, kind = samples.held_out(pipe, len(drawn), "validation"), "validation"
+    truth = np.asarray(pipe.vocab.fuse({"image": others.codes, "text": others.ids}))
+    pairs, apart = nearest_training.nearest(pipe, training, drawn.tokens)
+    _, apart_truth = nearest_training.nearest(pipe, training, truth)
+    nearest = np.argsort(apart, kind="stable")[:SHOWN]
+    split = {k: np.asarray(v) for k, v in pipe.vocab.split(pairs[nearest]).items()}
+    some = {"images": drawn.images[nearest], "captions": [drawn.captions[i] for i in nearest]}
+    some |= {"near_images": pipe.image.decode(split["image"]), "apart": apart[nearest]}
+    some |= {"near_captions": pipe.decode_text(split["text"])}
+    samples.write(folder / "neighbours.npz", some)
+    return report | {
+        "tokens apart from the nearest training pair": intervals.bootstrap(apart),
+        f"the same of {kind} pairs": intervals.bootstrap(apart_truth),
+        "equal to a training pair": intervals.bootstrap(apart == 0),
+        f"{kind} pairs equal to one": intervals.bootstrap(apart_truth == 0),
+        f"nearer than 99 % of {kind} pairs": memory.memorised(apart, apart_truth),
+    }
+
+
+# ---- Judges, speed ------------------------------------------------------------------------------
+
+
+def judged(items, drawn, folder, options):
+    """Sheets for judges, unless they are there, and what came back."""
+    if not (folder / judges.KEY).exists():
+        count = min(options.judged, len(drawn))
+        texts = items.captions[:count]
+        judges.write(folder, items.images[:count], drawn.images[:count], texts, options.seed)
+    return judges.score(folder)
+
+
+def speed(pipe, drawn, options) -> dict:
+    """One batch of pairs: the first call of a process that has compiled nothing, and the next."""
+    count, fresh = options.batch_size, dataclasses.replace(pipe)
+    seconds = []
+    with _no_compilation_cache():
+        for _ in range(2):
+            started = time.perf_counter()
+            fresh.generate(
+                "pair",
+                count,
+                masks=tasks.masks(pipe.vocab, "pair", count),
+                batch_size=count,
+                seed=options.seed,
+            )
+            seconds.append(time.perf_counter() - started)
+    return {
+        "batch": count,
+        "seconds, cold": seconds[0],
+        "seconds, warm": seconds[1],
+        "samples a second, cold": count / seconds[0],
+        "samples a second, warm": count / seconds[1],
+        "network calls a sample": float(np.mean(drawn["pair"].calls)),
+        "peak memory, GiB": manifest.peak_gib(),
+        "devices": jax.device_count(),
+    }
+
+
+@contextlib.contextmanager
+def _no_compilation_cache():
+    """Programs compiled here are not read from the disk."""
+    folder = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", None)
+    compilation_cache.reset_cache()
+    try:
+        yield
+    finally:
+        jax.config.update("jax_compilation_cache_dir", folder)
+        compilation_cache.reset_cache()

@@ -1,0 +1,81 @@
+"""Sheets for human judges: is this picture real or generated? And what came of it.
+
+`write` mixes pictures of held-out items with those generated from their captions, numbers them, and
+leaves in a folder
+
+    sheet.html      the numbered pictures with their captions, one page that needs nothing else
+    answers.csv     number, answer: a judge fills in "real" or "generated" and sends it back
+    key.json        the truth: not for judges
+
+Every file `answers-NAME.csv` put there is a judge's; `score` holds them against the key, as
+TeTIm-Eval does (Galatolo et al. 2022, arXiv 2212.07839).
+"""
+
+import csv
+import pathlib
+
+import numpy as np
+
+from udd_jax.evaluation.metrics import alignment, intervals
+from udd_jax.evaluation.report import page
+from udd_jax.runtime import checkpoints
+
+SHEET, ANSWERS, KEY = "sheet.html", "answers.csv", "key.json"
+
+
+def write(folder, real: np.ndarray, generated: np.ndarray, captions, seed: int = 0) -> None:
+    """The sheet of these pictures, uint8[n, S, S, 3] twice, item i of both about caption i."""
+    folder = pathlib.Path(folder)
+    pictures = [(alignment.REAL, image, text) for image, text in zip(real, captions, strict=True)]
+    pictures += [
+        (alignment.GENERATED, image, text) for image, text in zip(generated, captions, strict=True)
+    ]
+    order = np.random.default_rng(seed).permutation(len(pictures))
+    numbers = [f"{i:03d}" for i in range(1, len(pictures) + 1)]
+    figures, key = [], {}
+    for number, at in zip(numbers, order, strict=True):
+        kind, image, text = pictures[at]
+        key[number] = kind
+        words = f"<b>{number}</b> {page.escape(text)}"
+        figures.append(page.figure([page.picture(image)], words))
+    text = (
+        f"Each picture is either real or was generated from its caption. Write {alignment.REAL} or "
+        f"{alignment.GENERATED} behind its number in a copy of {ANSWERS}, and leave out those that "
+        "you do not want to judge."
+    )
+    body = [page.tag("h1", "Real or generated?"), page.tag("p", text)]
+    body.append(page.tag("div", "".join(figures), "row"))
+    checkpoints.write_text(folder / SHEET, page.document("Real or generated?", body))
+    lines = "picture,answer\n" + "".join(f"{number},\n" for number in numbers)
+    checkpoints.write_text(folder / ANSWERS, lines)
+    checkpoints.write_json(folder / KEY, key)
+
+
+def score(folder) -> dict | intervals.Unmeasured:
+    """`alignment.judged` of all sheets that came back, and how many judges there were.
+
+    Raises:
+        ValueError: a file is no sheet, or speaks of other pictures or answers.
+    """
+    folder = pathlib.Path(folder)
+    files = sorted(folder.glob("answers-*.csv"))
+    if not files:
+        return intervals.Unmeasured(
+            f"no judge has answered: give {SHEET} and {ANSWERS} of the folder judges to some, put "
+            "what comes back there as answers-NAME.csv, and run --suite=judges"
+        )
+    found = alignment.judged(
+        [_answers(path) for path in files], checkpoints.read_json(folder / KEY)
+    )
+    return {"judges": len(files), **found}
+
+
+def _answers(path) -> dict[str, str]:
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        rows = csv.DictReader(file)
+        if rows.fieldnames is None or not {"picture", "answer"} <= set(rows.fieldnames):
+            raise ValueError(
+                f"{path} has the columns {rows.fieldnames}, expected picture and answer"
+            )
+        answers = {r["picture"].strip(): (r["answer"] or "").strip().lower() for r in rows}
+    return {picture: answer for picture, answer in answers.items() if answer}

@@ -1,0 +1,301 @@
+"""The protocol: what is generated, what is measured, and what is written down with it.
+
+`run` makes the samples of six tasks from held-out conditions (samples.py), measures them
+(scores.py), and writes `evaluation.json`:
+
+    suite           "main" or "full"
+    headline        rows of task, name, value, error, aim, floor, better ("higher", "lower"), met
+    scores.TASK     agreement, consistency, reasons, variation; given_tokens_changed
+    reader          on shapes: how often the reader fails on the truth
+    tokenizer       of images: PSNR, codes in use, reconstructions read right
+    bounds.TASK     bits a token on held-out items, and of each modality
+    entropy         of captions given scenes, bits a token; whether the bound undercuts it
+    full            what the suite "full" measures beside (full.py)
+    errors          what must not happen, in words; [] where all is well
+    unmeasured      name -> why
+    speed           seconds of each part, samples a second, network calls, memory
+    manifest        protocol: what two results must share to be compared; run: hashes of weights and
+                    tokenizers; item ids, samples, versions, hardware, commit, seconds (manifest.py)
+
+Several processes share out the samples; the first measures and writes. A held-out picture that is a
+training picture too is an error. `judge` enters what human judges have said since; compare.py puts
+two results side by side.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import pathlib
+import time
+
+import jax
+import numpy as np
+
+from udd_jax.evaluation import (
+    feature_networks,
+    image_sets,
+    manifest,
+    nearest_training,
+    samples,
+    scores,
+)
+from udd_jax.evaluation.metrics import agreement, java
+from udd_jax.evaluation.suites import full as full_suite
+from udd_jax.evaluation.suites import judges
+from udd_jax.runtime import checkpoints, logbook, sharding
+
+RESULT, FOLDER = "evaluation.json", samples.FOLDER
+VARIATION = 0.10  # the most total variation that counts as no collapse
+UNMEASURED = dict.fromkeys(
+    (
+        "Frechet distance, KID, Inception score, precision and recall, CLIP score, LPIPS",
+        "BLEU, METEOR, ROUGE-L, CIDEr-D, SPICE",
+        "retrieval, round trips, nearest training pairs, speed cold and warm, human judges",
+    ),
+    "this is the suite main; --mode=evaluate --suite=full measures them",
+)
+
+# Rows of the headline: task, name, where the rate stands, aim, floor.
+AIMS = (
+    ("t2i", "image agrees with the caption", ("scores", "t2i", "agreement"), 0.95, None),
+    ("i2t", "caption agrees with the image", ("scores", "i2t", "agreement"), 0.95, None),
+    ("pair", "image and caption agree", ("scores", "pair", "agreement"), 0.90, 0.80),
+    ("infill", "consistent with what was given", ("scores", "infill", "consistency"), 0.90, None),
+    ("image", "image can be read", ("scores", "image", "readable"), None, None),
+    ("text", "caption can be parsed", ("scores", "text", "parsable"), None, None),
+    ("tokenizer", "reconstruction is read right", ("tokenizer", "read_right"), 0.99, None),
+)
+
+
+def run(pipe, workdir, suite: str = "main", *, say=logbook.say) -> dict:
+    """A suite: makes `workdir/samples/`, measures, writes `workdir/evaluation.json`.
+
+    A result of the same protocol, weights and tokenizers is returned as it is, and so are samples
+    that were made before a kill; what "full" has measured does for "main". Every error in the
+    result is said aloud. Of several processes all but the first return {}.
+
+    Raises:
+        ValueError: an item is a training item too.
+    """
+    workdir, options, nets = pathlib.Path(workdir), pipe.config.evaluate, {}
+    if suite == "full":
+        nets = feature_networks.load(options.weights)
+    found = finished(pipe, workdir, suite, nets)
+    if found:
+        return found
+    spent = {}
+    timed = functools.partial(_timed, spent)
+    if jax.process_count() > 1:  # each works for itself, on its own devices
+        pipe = dataclasses.replace(pipe, mesh=sharding.local_mesh())
+    with timed("conditions"):
+        items = samples.held_out(pipe, max(options.samples, options.bound_samples))
+        training = nearest_training.open_cache(workdir)
+        if training is not None:
+            nearest_training.check_disjoint(pipe, training, items)
+    files = image_sets.ready(pipe, workdir) if suite == "full" else None
+    drawn = _sampled(pipe, items, workdir / FOLDER, spent)
+    if jax.process_index() > 0:
+        samples.wait_for_all("evaluation")
+        return {}
+    result = {"suite": suite, "headline": []}
+    with timed("scores"):
+        scenes, verdicts = scores.scenes(pipe, items), {}
+        result["scores"] = {task: {"count": len(s)} for task, s in drawn.items()}
+        for task, s in drawn.items():
+            if scenes:
+                rates, verdicts[task] = scores.judge(task, s)
+                result["scores"][task] |= rates
+            if s.kept is not None:
+                result["scores"][task]["given_tokens_changed"] = int((~s.kept).sum())
+        if scenes:
+            result["reader"] = agreement.reader_error(
+                len(items), options.seed, samples.split_of(pipe)
+            )
+    with timed("tokenizer"):
+        shown = pipe.image.decode(items.codes)
+        result["tokenizer"] = scores.reconstructions(pipe, items, shown, scenes)
+        some = {"images": items.images[: samples.SHOWN], "decoded": shown[: samples.SHOWN]}
+        samples.write(workdir / FOLDER / "reconstructions.npz", some)
+    with timed("bounds"):
+        count = min(options.bound_samples, len(items))
+        result["bounds"] = scores.bounds(
+            pipe, items, count=count, times=options.bound_times, seed=options.seed
+        )
+        if scenes:
+            captions = result["bounds"]["i2t"]
+            result["entropy"] = scores.entropy(scenes[:count], pipe.text_length, captions)
+    with timed("sheets"):
+        samples.show(drawn, verdicts, workdir / FOLDER)
+    result["unmeasured"] = dict(UNMEASURED)
+    if suite == "full":
+        result["full"] = full_suite.measure(pipe, workdir, items, drawn, files, scenes, nets, timed)
+        result["unmeasured"] = full_suite.unmeasured(result["full"])
+    result["headline"] = headline(result)
+    result["errors"] = errors(result)
+    if not scenes:
+        why = f"what is right can be read on shapes only, and the data are {items.name}"
+        result["unmeasured"] |= dict.fromkeys(("agreement", "variation", "reconstructions"), why)
+    if training is None:
+        why = "there is no token cache of the training data in the run's folder"
+        result["unmeasured"]["overlap with training"] = why
+    result["speed"] = speed(drawn, spent)
+    result["manifest"] = manifest.make(
+        pipe,
+        items,
+        suite,
+        _measured_by(nets),
+        counts={task: len(s) for task, s in drawn.items()},
+        seconds=result["speed"]["total_seconds"],
+    )
+    checkpoints.write_json(workdir / RESULT, result)
+    for error in result["errors"]:
+        say(f"evaluation: {error}")
+    samples.wait_for_all("evaluation")
+    return result
+
+
+def finished(pipe, workdir, suite: str = "main", nets: dict | None = None) -> dict | None:
+    """The result in `workdir` if it is the one that `run` would come to again, or more."""
+    path = pathlib.Path(workdir) / RESULT
+    if not path.exists():
+        return None
+    result = checkpoints.read_json(path)
+    old = result.get("manifest", {}).get("protocol", {})
+    asked = manifest.protocol(pipe, suite) | _measured_by(nets or {})
+    suites = old.get("suite"), asked.pop("suite")
+    same = {name: old.get(name) for name in asked} == asked
+    same = same and (suites[0] == suites[1] or suites == ("full", "main"))
+    return result if same and result["manifest"].get("run") == manifest.made_of(pipe) else None
+
+
+def _measured_by(nets: dict) -> dict:
+    """What the suite "full" adds to the protocol."""
+    if not nets:
+        return {}
+    return {
+        "features": {name: getattr(net, "hash", None) for name, net in nets.items()},
+        "resize": feature_networks.RESIZE,
+        "caption_tokenizer": "plain" if java.missing() else "PTB",
+    }
+
+
+def judge(workdir) -> dict:
+    """The suite "judges": enters into the result of the suite "full" what judges have said."""
+    path = pathlib.Path(workdir) / RESULT
+    result = checkpoints.read_json(path)
+    if "full" not in result:
+        raise ValueError(f"{path} is of the suite main: --suite=full makes the sheets for judges")
+    result["full"]["judges"] = full_suite.plain(
+        judges.score(pathlib.Path(workdir) / full_suite.JUDGES)
+    )
+    result["unmeasured"] = {n: why for n, why in result["unmeasured"].items() if n != "judges"}
+    result["unmeasured"] |= full_suite.unmeasured({"judges": result["full"]["judges"]})
+    checkpoints.write_json(path, result)
+    return result["full"]["judges"]
+
+
+def _sampled(pipe, items, folder, spent) -> dict[str, samples.Samples]:
+    """The samples of every task by name. One batch size, so that they share a compilation.
+
+    Each of several processes makes its share, and the first alone puts them together.
+    """
+    options, drawn = pipe.config.evaluate, {}
+    asked = {
+        "count": options.samples,
+        "batch_size": min(options.batch_size, options.samples, len(items)),
+        "seed": options.seed,
+        "made_of": manifest.made_of(pipe),
+    }
+    if jax.process_count() > 1:
+        for task in samples.TASKS:
+            samples.make(pipe, items, task, folder / f"{task}.npz", **asked)
+        samples.wait_for_all("samples")
+        if jax.process_index() > 0:
+            return {}
+    total = len(samples.TASKS) * options.samples
+    with logbook.progress(total, "samples", unit="sample") as bar:
+        for task in samples.TASKS:
+            with _timed(spent, task):
+                path = folder / f"{task}.npz"
+                drawn[task] = samples.obtain(pipe, items, task, path, **asked)
+            bar.update(options.samples)
+    return drawn
+
+
+# ---- What comes first ---------------------------------------------------------------------------
+
+
+def headline(result: dict) -> list[dict]:
+    """The rates with their aims and floors, then each task's total variation from the true law."""
+    rows = []
+    for task, name, path, aim, floor in AIMS:
+        value = result
+        for key in path:
+            value = value.get(key, {})
+        if value:
+            rows.append(_row(task, name, value["rate"], value["error"], aim, floor, "higher"))
+    for task, rates in result["scores"].items():
+        for name, value in rates.get("variation", {}).items():
+            aim = VARIATION if task in agreement.TASKS else None
+            name = f"total variation of {name}"
+            rows.append(_row(task, name, value["tv"], value["noise"], aim, None, "lower"))
+    return rows
+
+
+def _row(task, name, value, error, aim, floor, better) -> dict:
+    met = None
+    if aim is not None:
+        met = value >= aim if better == "higher" else value <= aim
+    return {
+        "task": task,
+        "name": name,
+        "value": value,
+        "error": error,
+        "aim": aim,
+        "floor": floor,
+        "better": better,
+        "met": met,
+    }
+
+
+def errors(result: dict) -> list[str]:
+    """What no correct program does, whatever it has learned."""
+    found = []
+    for task, rates in result["scores"].items():
+        changed = rates.get("given_tokens_changed")
+        if changed:
+            found.append(f"{task}: given tokens were changed in {changed} samples")
+    if result.get("entropy", {}).get("undercut"):
+        found.append(
+            f"the bound on captions given images, {result['bounds']['i2t']['value']:.4f} bits a "
+            f"token, undercuts their entropy, {result['entropy']['value']:.4f}, by more than 3 "
+            "standard errors"
+        )
+    return found
+
+
+# ---- Seconds ----------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _timed(spent: dict, name: str):
+    started = time.perf_counter()
+    yield
+    spent[name] = round(time.perf_counter() - started, 3)
+
+
+def speed(drawn: dict, spent: dict) -> dict:
+    """Seconds of each part as spent now; of samples also when they were made, which may have been
+    before a restart. The first task's include compilation, so samples a second are of the others.
+    """
+    first, *warm = drawn.values()
+    seconds = sum(s.about["seconds"] for s in warm)
+    return {
+        "seconds": spent,
+        "total_seconds": round(sum(spent.values()), 3),
+        "sampling_seconds": {task: s.about["seconds"] for task, s in drawn.items()},
+        "with_compilation": first.about["task"],
+        "samples_a_second": round(sum(map(len, warm)) / max(seconds, 1e-3), 2),
+        "calls_a_sample": {task: float(np.mean(s.calls)) for task, s in drawn.items()},
+        "peak_memory_gib": manifest.peak_gib(),
+    }

@@ -1,0 +1,202 @@
+"""The suite "samplers": every order of reveal on one run, quality against calls and seconds.
+
+For shapes, where agreement can be read. `run` measures every entry of `grid` on a few samples, then
+those that the question is about on many new ones, and writes `samplers.json`:
+
+    rows        an entry each: settings, calls, seconds, agreement of all and of each task, bounds
+    left_out    entries that do not fit the run's schedule, with the reason
+    again       the full chain, the best at a quarter of its calls and the run's own sampler, on
+                more samples of another seed: being chosen must not flatter
+    best        these three, and what they lose
+    manifest    as in evaluation.json
+"""
+
+import dataclasses
+import math
+import pathlib
+import time
+
+import numpy as np
+
+from udd_jax.diffusion import tasks
+from udd_jax.evaluation import manifest, samples, scores
+from udd_jax.evaluation.metrics import agreement
+from udd_jax.runtime import checkpoints, logbook
+from udd_jax.sampling import reverse
+
+RESULT = "samplers.json"
+FULL = {"sampler": "ancestral"}  # the chain that the other samplers are compared with
+WHY = {  # of a default sampler
+    "first_hitting": "It draws one token a call, given all that are drawn, at the times of the "
+    "chain in continuous time: its law is that of the full chain with ever more steps, nothing is "
+    "lost to tokens drawn together, it has no number of steps to choose, and it calls the network "
+    "once a token and not T times."
+}
+
+
+def run(pipe, workdir, *, count: int = 64, say=logbook.say) -> dict:
+    """Measures the grid and writes `workdir/samplers.json`, after each entry, so that a stopped
+    suite goes on.
+
+    `count` samples of each of t2i, i2t and pair, in one call, for every entry, and
+    `evaluate.samples` of each in `again`. A row: settings, calls (and `calls_of` each task),
+    seconds, the agreement of all and of each task. Rows of the ancestral chain have `bounds` too,
+    bits a token of a chain of so many steps with nothing truncated; the others are no chains whose
+    likelihood could be bounded.
+
+    Raises:
+        ValueError: the run's data are not shapes.
+    """
+    path, options = pathlib.Path(workdir) / RESULT, pipe.config.evaluate
+    items = samples.held_out(pipe, max(count, options.samples))
+    if scores.scenes(pipe, items) is None:
+        raise ValueError(f"suite 'samplers' needs data that can be read: shapes, not {items.name}")
+    # Settings that differ in numbers share a compilation; for those that do not, one block of the
+    # network is compiled and not several.
+    if pipe.model is not None:
+        pipe = dataclasses.replace(pipe, model=pipe.model.clone(unroll=1))
+    about = manifest.make(pipe, items, "samplers")
+    result = {"suite": "samplers", "rows": [], "left_out": [], "again": {}, "manifest": about}
+    if path.exists():
+        old = checkpoints.read_json(path)
+        if all(old["manifest"][name] == about[name] for name in ("protocol", "run")):
+            result = old
+    done = [row["settings"] for row in result["rows"] + result["left_out"]]
+    for changes in grid(pipe):
+        if changes in done:
+            continue
+        try:
+            pipe.settings(**changes)
+        except ValueError as error:
+            result["left_out"].append({"settings": changes, "reason": str(error)})
+        else:
+            row = _measure(pipe, items, changes, count, options.seed)
+            if changes["sampler"] == "ancestral":
+                row["bounds"] = scores.bounds(
+                    pipe,
+                    items,
+                    count=count,
+                    times=options.bound_times,
+                    seed=options.seed,
+                    calls=changes["steps"],
+                    names=agreement.TASKS,
+                )
+            result["rows"].append(row)
+            say(_line(row))
+        checkpoints.write_json(path, result)
+    steps, chosen = pipe.config.diffusion.steps, dataclasses.asdict(pipe.settings())
+    for name, row in choose(result["rows"], steps, chosen).items():
+        if result["again"].get(name, {}).get("settings") != row["settings"]:
+            same = [r for r in result["again"].values() if r["settings"] == row["settings"]]
+            again = same or [
+                _measure(pipe, items, row["settings"], options.samples, options.seed + 1)
+            ]
+            result["again"][name] = again[0]
+            say(f"{name}: {_line(again[0])}")
+            checkpoints.write_json(path, result)
+    result["best"] = best(result["again"])
+    checkpoints.write_json(path, result)
+    return result
+
+
+def _line(row: dict) -> str:
+    name = ", ".join(str(value) for value in row["settings"].values())
+    return f"{name}: {row['calls']:.1f} calls, agreement {row['agreement']['rate']:.3f}"
+
+
+def grid(pipe) -> list[dict]:
+    """Settings to compare: every sampler, at several numbers of calls."""
+    steps = pipe.config.diffusion.steps
+    longest = max(m.length for m in pipe.vocab.modalities)
+    counts = sorted({max(1, steps // part) for part in (20, 10, 4, 1)})
+    few = sorted({max(1, longest // part) for part in (4, 2, 1)})
+    by_time = [{"sampler": s, "steps": n} for s in reverse.BY_TIME for n in counts]
+    by_count = [{"sampler": s, "steps": n} for s in reverse.BY_COUNT for n in few]
+    others = [
+        {"sampler": sampler, field: value}
+        for sampler, field, values in (
+            ("best_first", "group", (1, 2, 4)),
+            ("first_hitting", "group", (1, 2, 4)),
+            ("threshold", "threshold", (0.5, 0.8, 0.95)),
+            ("entropy_bounded", "bound", (1.0, 0.3, 0.1)),
+        )
+        for value in values
+    ]
+    return by_time + by_count + others
+
+
+def _measure(pipe, items, changes: dict, count: int, seed: int) -> dict:
+    """One row: `count` samples of three tasks in one call, after a first one that compiles."""
+    names = agreement.TASKS
+    parts = [tasks.masks(pipe.vocab, task, count) for task in names]
+    masks = tasks.Masks(*(np.concatenate(field) for field in zip(*parts, strict=True)))
+    given = {"image": items.codes[:count], "text": items.ids[:count]}
+    size = min(pipe.config.evaluate.batch_size, 3 * count)
+    options = {"seed": seed, "batch_size": size, **changes}
+    first = {name: np.resize(ids, (size, ids.shape[1])) for name, ids in given.items()}
+    pipe.generate("pair", size, masks=tasks.masks(pipe.vocab, "pair", size), **options | first)
+    started = time.perf_counter()
+    tripled = {name: np.tile(ids, (len(names), 1)) for name, ids in given.items()}
+    pairs = pipe.generate("pair", len(names) * count, masks=masks, **options | tripled)
+    seconds = time.perf_counter() - started
+    row = {"settings": changes, "seconds": round(seconds, 3)}
+    row |= {"samples_a_second": 3 * count / seconds, "calls": float(np.mean(pairs.calls))}
+    row["calls_of"] = {}
+    agreed = []
+    for k, task in enumerate(names):
+        here = slice(k * count, (k + 1) * count)
+        row["calls_of"][task] = float(np.mean(pairs.calls[here]))
+        shown = items.images[:count] if task == "i2t" else pairs.images[here]
+        good, rates = agreement.agreement(shown, pairs.captions[here])
+        row[task] = rates["agreement"]
+        agreed.append(good)
+    return row | {"agreement": agreement.rate(np.concatenate(agreed))}
+
+
+def choose(rows: list[dict], steps: int, chosen: dict) -> dict[str, dict]:
+    """The rows that the question is about, by name: `full`, `quarter` and, where it is among them,
+    `default`.
+
+    The full chain is the ancestral one with all its `steps`; a quarter is at most steps / 4 calls
+    for every task, and the best is that which agrees most often. `chosen`: the run's own settings.
+    {} without a full chain.
+    """
+    full = next((r for r in rows if r["settings"] == FULL | {"steps": steps}), None)
+    quarter = [r for r in rows if max(r["calls_of"].values()) <= steps / 4]
+    if full is None or not quarter:
+        return {}
+    found = {"full": full, "quarter": max(quarter, key=lambda r: r["agreement"]["rate"])}
+    chosen = chosen | {"steps": chosen["steps"] or steps}
+    own = [row for row in rows if row["settings"].items() <= chosen.items()]
+    return found | ({"default": own[-1]} if own else {})
+
+
+def best(found: dict[str, dict]) -> dict:
+    """What came of the rows of `choose`: beside them how many points of agreement the best at a
+    quarter of the calls loses against the full chain, and so does the default, with the reason why
+    it is one.
+
+    Points are of the agreement of all tasks, and in `of_tasks` of each, 100 is all of it, with the
+    standard error of a difference; `within_a_point` is whether at most one is lost.
+    """
+    if not found:
+        return {}
+    full, quarter = found["full"], found["quarter"]
+    result = {"full": full, "quarter": quarter, **_lost(full, quarter)}
+    if "default" in found:
+        row = found["default"]
+        why = WHY.get(row["settings"]["sampler"])
+        result["default"] = {"row": row, **_lost(full, row), "why": why}
+    return result
+
+
+def _lost(full: dict, row: dict) -> dict:
+    """How many points of agreement a row is below the full chain."""
+    parts = {task: _points(full[task], row[task]) for task in agreement.TASKS if task in row}
+    return _points(full["agreement"], row["agreement"]) | {"of_tasks": parts}
+
+
+def _points(one: dict, two: dict) -> dict:
+    points = 100 * (one["rate"] - two["rate"])
+    error = 100 * math.hypot(one["error"], two["error"])
+    return {"points_lost": points, "error": error, "within_a_point": points <= 1}

@@ -1,0 +1,266 @@
+"""Other people's weights in the networks of `features`, fed as other people feed them.
+
+A user brings the published PyTorch files (`WEIGHTS` says which), any reader turns one into a flat
+{name: array}, and `load` puts it into a module. What a number is measured on is half of the
+measurement, so preprocessing is published too, and has a name (`pixels_for_inception`). A protocol
+records `state_hash` and that name.
+"""
+
+import hashlib
+import math
+import os
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from udd_jax.networks import features
+
+# network: (the file's name without its ending, where it is published)
+WEIGHTS = {
+    "inception": (
+        "pt_inception-2015-12-05-6726825d",
+        "release fid_weights of mseitzer/pytorch-fid",
+    ),
+    "clip": ("ViT-B-32", "openai/CLIP, or openai/clip-vit-base-patch32 renamed"),
+    "vgg16": ("vgg16-397923af", "torchvision, VGG16 IMAGENET1K_V1"),
+    "lpips": ("vgg", "richzhang/PerceptualSimilarity, lpips/weights/v0.1"),
+}
+ENDINGS = (".safetensors", ".pth", ".pt")
+INCEPTION_SIZE = 299
+
+
+def load(module, state: Mapping[str, np.ndarray], *inputs) -> dict:
+    """The module's variables, filled from published names; names it has no use for are left.
+
+    Args:
+      module: a network of `features`.
+      state: {published name: array in PyTorch's layout}, any float type.
+      inputs: examples of the module's inputs (their shapes matter only).
+
+    Raises:
+      ValueError: names that are missing, or an array of another shape.
+    """
+    wanted = jax.eval_shape(module.init, jax.random.key(0), *inputs)
+    flat, tree = jax.tree_util.tree_flatten_with_path(wanted)
+    names = [_published([key.key for key in path[1:]]) for path, _ in flat]
+    absent = [name for name in names if name not in state]
+    if absent:
+        raise ValueError(
+            f"{type(module).__name__}: the weights lack {len(absent)} of {len(names)} arrays, the "
+            f"first is {absent[0]}; this is another network's file"
+        )
+    leaves = []
+    for name, (path, leaf) in zip(names, flat, strict=True):
+        value = np.asarray(state[name], np.float32)
+        if path[-1].key == "kernel":  # OIHW -> HWIO, OI -> IO
+            value = value.transpose((2, 3, 1, 0) if value.ndim == 4 else None)
+        if value.shape != leaf.shape:
+            raise ValueError(
+                f"{type(module).__name__}: {name} gives {value.shape}, expected {leaf.shape}"
+            )
+        leaves.append(jnp.asarray(value))
+    return jax.tree_util.tree_unflatten(tree, leaves)
+
+
+def inception(state: Mapping[str, np.ndarray], resize: str = "clean") -> Callable:
+    """uint8[B, H, W, 3] -> (features float32[B, 2048], probabilities float32[B, 1008]), NumPy."""
+    module = features.InceptionV3()
+    variables = load(module, state, jnp.zeros((1, INCEPTION_SIZE, INCEPTION_SIZE, 3)))
+
+    @jax.jit
+    def apply(variables, pixels):
+        pooled, logits = module.apply(variables, pixels)
+        return pooled, jax.nn.softmax(logits)
+
+    def extract(images):
+        return jax.device_get(apply(variables, pixels_for_inception(images, resize)))
+
+    return extract
+
+
+def clip(state: Mapping[str, np.ndarray]) -> tuple[Callable, Callable]:
+    """Both encoders of a CLIP with a vision transformer; sizes are read off the arrays.
+
+    Args:
+      state: OpenAI's names, or those of the Hugging Face port.
+
+    Returns:
+      (uint8[B, H, W, 3] -> float32[B, D], int32[B, context] -> float32[B, D]), NumPy.
+
+    Raises:
+      ValueError: another network's weights.
+    """
+    state = clip_names(state)
+    needed = ("visual.conv1.weight", "visual.proj", "token_embedding.weight", "text_projection")
+    needed += ("visual.positional_embedding", "positional_embedding")
+    absent = [name for name in needed if name not in state]
+    if absent:
+        raise ValueError(f"CLIP: the weights lack {absent[0]}; expected a ViT such as ViT-B-32.pt")
+    width, _, patch, _ = state["visual.conv1.weight"].shape
+    vocabulary, text_width = state["token_embedding.weight"].shape
+    embedding = state["visual.proj"].shape[1]
+    size = patch * math.isqrt(len(state["visual.positional_embedding"]) - 1)
+    context = len(state["positional_embedding"])
+    layers = [
+        sum(name.startswith(prefix) and name.endswith("in_proj_weight") for name in state)
+        for prefix in ("visual.transformer.", "transformer.")
+    ]
+    # Every published CLIP has heads of 64.
+    image = features.ClipImage(patch, width, layers[0], max(width // 64, 1), embedding)
+    text = features.ClipText(vocabulary, text_width, layers[1], max(text_width // 64, 1), embedding)
+    image_variables = load(image, state, jnp.zeros((1, size, size, 3)))
+    text_variables = load(text, state, jnp.zeros((1, context), jnp.int32))
+    apply_image, apply_text = jax.jit(image.apply), jax.jit(text.apply)
+    return (
+        lambda images: jax.device_get(apply_image(image_variables, pixels_for_clip(images, size))),
+        lambda ids: jax.device_get(apply_text(text_variables, jnp.asarray(ids, jnp.int32))),
+    )
+
+
+def clip_names(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A CLIP state in OpenAI's names; the Hugging Face port's are translated, others left alone."""
+    if not any(name.startswith("vision_model.") for name in state):
+        return dict(state)
+    out = {}
+    for name, value in state.items():
+        if name in ("visual_projection.weight", "text_projection.weight"):
+            value = np.asarray(value).T
+        for theirs, ours in _HUGGING_FACE:
+            name = name.replace(theirs, ours)
+        out[name] = value
+    for query in [name for name in out if ".attn.q_proj." in name]:
+        parts = [np.asarray(out.pop(query.replace(".q_proj.", f".{p}_proj."))) for p in "qkv"]
+        out[query.replace("q_proj.", "in_proj_")] = np.concatenate(parts)
+    return out
+
+
+def clip_ids(pieces: Sequence[Sequence[int]], context: int = 77, start: int = 49406) -> np.ndarray:
+    """int32[B, context] from CLIP's byte-pair ids: start, the text cut to fit, start + 1, zeros."""
+    ids = np.zeros((len(pieces), context), np.int32)
+    for row, text in zip(ids, pieces, strict=True):
+        text = [start, *text[: context - 2], start + 1]
+        row[: len(text)] = text
+    return ids
+
+
+def pixels_for_inception(images, resize: str = "clean") -> np.ndarray:
+    """uint8[B, H, W, 3] -> float32[B, 299, 299, 3] as a named protocol has it.
+
+    - "clean" (clean-fid, Parmar et al. 2022, arXiv 2104.11222): Pillow's bicubic, which
+      antialiases, on each channel in float32, cut to 0..255 without rounding; (x - 128) / 128.
+    - "legacy_pytorch" (pytorch-fid): bilinear without antialiasing; 2 x / 255 - 1.
+
+    Raises:
+      ValueError: another name, or arrays that are no such images.
+    """
+    images = _checked_images(images)
+    if resize == "clean":
+        return (np.stack([resize_clean(image, INCEPTION_SIZE) for image in images]) - 128) / 128
+    if resize == "legacy_pytorch":
+        shape = (len(images), INCEPTION_SIZE, INCEPTION_SIZE, 3)
+        pixels = jnp.asarray(images, jnp.float32) / 255
+        return np.asarray(2 * jax.image.resize(pixels, shape, "linear", antialias=False) - 1)
+    raise ValueError(f"resize is {resize!r}, expected 'clean' or 'legacy_pytorch'")
+
+
+def resize_clean(image: np.ndarray, size: int) -> np.ndarray:
+    """uint8[H, W, 3] -> float32[size, size, 3] in 0..255, as clean-fid resizes."""
+    channels = [
+        Image.fromarray(np.ascontiguousarray(image[..., c], np.float32)).resize(
+            (size, size), Image.Resampling.BICUBIC
+        )
+        for c in range(3)
+    ]
+    return np.stack([np.asarray(channel) for channel in channels], -1).clip(0, 255)
+
+
+def pixels_for_clip(images, size: int = 224) -> np.ndarray:
+    """uint8[B, H, W, 3] -> float32[B, size, size, 3]: short side by Pillow's bicubic, centre crop,
+    CLIP's mean and deviation."""
+    images = _checked_images(images)
+    height, width = images.shape[1:3]
+    short = min(height, width)
+    height, width = int(size * height / short), int(size * width / short)
+    top, left = round((height - size) / 2), round((width - size) / 2)
+    small = np.stack(
+        [
+            np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+            for image in images
+        ]
+    )[:, top : top + size, left : left + size]
+    mean = np.array([0.48145466, 0.4578275, 0.40821073], np.float32).reshape(1, 1, 1, 3)
+    deviation = np.array([0.26862954, 0.26130258, 0.27577711], np.float32).reshape(1, 1, 1, 3)
+    return (small.astype(np.float32) / 255 - mean) / deviation
+
+
+def find_weights(directory: str | os.PathLike, network: str) -> pathlib.Path:
+    """The user's file for "inception", "clip", "vgg16" or "lpips" (LPIPS needs both the last).
+
+    Raises:
+      ValueError: it is not there; the line says which file, where it is published, where to put it.
+    """
+    stem, source = WEIGHTS[network]
+    for ending in ENDINGS:
+        path = pathlib.Path(directory) / (stem + ending)
+        if path.is_file():
+            return path
+    raise ValueError(
+        f"{network} weights: no {stem}{'|'.join(ENDINGS)} in {directory}; fetch it ({source}) and "
+        "put it there"
+    )
+
+
+def state_hash(state: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 over names, shapes, types and bytes: what a protocol records of a network."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        value = np.ascontiguousarray(state[name])
+        digest.update(f"{name} {value.shape} {value.dtype.str} ".encode())
+        digest.update(value.tobytes())
+    return digest.hexdigest()
+
+
+_LEAVES = {
+    "kernel": "weight",
+    "scale": "weight",
+    "embedding": "weight",
+    "mean": "running_mean",
+    "var": "running_var",
+}
+_HUGGING_FACE = (
+    ("vision_model.embeddings.patch_embedding", "visual.conv1"),
+    ("vision_model.embeddings.class_embedding", "visual.class_embedding"),
+    ("vision_model.embeddings.position_embedding.weight", "visual.positional_embedding"),
+    ("vision_model.pre_layrnorm", "visual.ln_pre"),  # their spelling
+    ("vision_model.post_layernorm", "visual.ln_post"),
+    ("vision_model.encoder.layers", "visual.transformer.resblocks"),
+    ("text_model.embeddings.token_embedding", "token_embedding"),
+    ("text_model.embeddings.position_embedding.weight", "positional_embedding"),
+    ("text_model.final_layer_norm", "ln_final"),
+    ("text_model.encoder.layers", "transformer.resblocks"),
+    ("self_attn", "attn"),
+    ("layer_norm1", "ln_1"),
+    ("layer_norm2", "ln_2"),
+    ("mlp.fc1", "mlp.c_fc"),
+    ("mlp.fc2", "mlp.c_proj"),
+    ("visual_projection.weight", "visual.proj"),
+    ("text_projection.weight", "text_projection"),
+)
+
+
+def _published(path: list[str]) -> str:
+    return ".".join([*path[:-1], _LEAVES.get(path[-1], path[-1])])
+
+
+def _checked_images(images) -> np.ndarray:
+    images = np.asarray(images)
+    if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8:
+        raise ValueError(
+            f"images of shape {images.shape} and type {images.dtype}, expected uint8 "
+            "[batch, height, width, 3]"
+        )
+    return images

@@ -1,0 +1,76 @@
+"""A work folder in a bucket: what wants files on a disk works in a folder here that is kept alike.
+
+Checkpoints, metrics and weights are read and written at `gs://bucket/path` itself (checkpoints.py,
+logbook.py). The text tokenizer, the token cache, samples and the page want real files:
+
+    with bucket.near(workdir) as here, bucket.on_disk(workdir, here, "tokens"):
+        ...                                 # here/tokens is what workdir/tokens is, and goes back
+
+For a work folder on a disk `here` is the folder itself, and nothing is copied. A process that is
+killed loses what it has not sent back: a stage of this kind is then done again from its start.
+"""
+
+import contextlib
+import pathlib
+import tempfile
+
+from udd_jax.runtime import checkpoints
+
+# What stays in the bucket when a whole run is asked for.
+STAYS = ("checkpoints", "cache", "tensorboard", "profile", "replay")
+
+
+@contextlib.contextmanager
+def near(workdir):
+    """The folder (`checkpoint.folder`) itself if it is on a disk, else an empty one for a while."""
+    if isinstance(workdir, pathlib.Path):
+        yield workdir
+        return
+    with tempfile.TemporaryDirectory(prefix="udd_jax-") as here:
+        yield pathlib.Path(here)
+
+
+@contextlib.contextmanager
+def on_disk(workdir, here: pathlib.Path, *names: str):
+    """Fetches files and folders of the run into `here`; sends back what the block has changed.
+
+    Without names it is the whole run but STAYS. A name that does not exist is left out. A file that
+    is here already is not fetched again unless it is JSON, which other processes may have changed.
+    """
+    if workdir == here:
+        yield
+        return
+    for name, path in _files(workdir, names):
+        if path.suffix == ".json" or not (here / name).exists():
+            checkpoints.write_bytes(here / name, path.read_bytes())
+    before = {name: _stamp(path) for name, path in _files(here, names)}
+    yield
+    for name, path in _files(here, names):
+        if before.get(name) != _stamp(path) and path.suffix not in (".tmp", ".partial"):
+            checkpoints.write_bytes(workdir / name, path.read_bytes())
+
+
+@contextlib.contextmanager
+def whole(workdir):
+    """A folder on a disk with the whole run; see `on_disk`."""
+    workdir = checkpoints.folder(workdir)
+    with near(workdir) as here, on_disk(workdir, here):
+        yield here
+
+
+def _files(root, names):
+    """(name, path) of every file below root at these names."""
+    if not names:
+        names = [p.name for p in root.iterdir() if p.name not in STAYS] if root.exists() else []
+    for name in names:
+        path = root / name
+        if path.is_dir():
+            inside = [f"{name}/{child.name}" for child in path.iterdir() if child.name not in STAYS]
+            yield from _files(root, inside) if inside else ()
+        elif path.exists():
+            yield name, path
+
+
+def _stamp(path) -> tuple[int, int]:
+    about = path.stat()
+    return about.st_mtime_ns, about.st_size

@@ -1,0 +1,245 @@
+"""Where arrays lie on many devices: a mesh of two named axes and one table.
+
+The mesh has the axes `data` and `model`. A batch is split over `data`. Weights are split over both:
+over `model` as tensor parallelism wants it (attention heads, hidden units, the vocabulary), and
+over `data` to save memory, in which case the compiler gathers them when they are used (fully
+sharded data parallelism). The compiler inserts the communication; the result is the one of a single
+device up to rounding.
+
+`TABLE` says where a parameter lies, by its name. Optimiser moments and averaged weights carry the
+name of their parameter at the end of their own ("opt_state/0/mu/blocks/mlp/in/kernel"), so that the
+same rows cover them. A name that no row matches is an error. A dimension that the devices do not
+divide stays whole.
+
+There need be no mesh: on one device `make_mesh` returns None, and everything here does nothing.
+"""
+
+import contextlib
+import os
+import re
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from udd_jax.runtime import stopping
+
+DATA, MODEL = "data", "model"
+
+# Parameter name (a regular expression that must reach the end of it) -> axes of its last
+# dimensions; the leading axis of the stacked blocks, and whatever is before, stays whole.
+TABLE = (
+    # The vocabulary is split over one axis only: over two, XLA rematerialises the whole table.
+    ("embedding/token", P(MODEL, None)),
+    (r"embedding/\w+_(row|column|position)", P(None, None)),
+    # Over `data` too, its gradient would gather the logits of the whole batch on every device.
+    (r"\w+_head/kernel", P(None, MODEL)),
+    (r"\w+_head/bias", P(MODEL)),
+    # Heads and hidden units over `model`: the outputs of the first product, the inputs of the last.
+    ("(query|key|value|mlp/in)/kernel", P(DATA, MODEL)),
+    ("(query|key|value|mlp/in)/bias", P(MODEL)),
+    (r"(self_attention|\w+_from_\w+|mlp)/out/kernel", P(MODEL, DATA)),
+    (r"(self_attention|\w+_from_\w+|mlp)/out/bias", P(None)),
+    # Time: [B, D] activations, small enough to be summed over `model`.
+    ("time/table/embedding", P(None, MODEL)),
+    ("time/in/kernel", P(DATA, MODEL)),
+    ("time/out/kernel", P(MODEL, DATA)),
+    ("time/(in|out)/bias", P(None)),
+    ("modulation/kernel", P(MODEL, DATA)),
+    ("modulation/bias", P(None)),
+    # Vectors and scalars.
+    (r"(query_norm|key_norm|mlp_norm|norm|\w+_result)/(scale|bias)", P(None)),
+    ("given", P(None)),
+    ("rezero", P()),
+    (r"times/\w+", P()),
+    ("count|step|ns_coeffs", P()),
+)
+
+# For networks that are small: the batch is split, the weights are not.
+REPLICATED = ((".*", P()),)
+
+
+def join(environment=os.environ) -> None:
+    """Makes this process one of many, if the environment says so; call it before anything else.
+
+    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID say it in full; UDD_DISTRIBUTED=1
+    leaves it to JAX, which knows TPU pods, SLURM and Open MPI. From then on SIGTERM is answered as
+    stopping.py says. ValueError if one is missing.
+    """
+    names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+    if any(name in environment for name in names):
+        for name in names:
+            if name not in environment:
+                raise ValueError(f"{name} is not set, expected all of {', '.join(names)}")
+        for name in names[1:]:
+            if not environment[name].isdecimal():
+                raise ValueError(f"{name} = {environment[name]!r}, expected a number")
+        address, count, index = (environment[name] for name in names)
+        jax.distributed.initialize(address, int(count), int(index))
+    elif environment.get("UDD_DISTRIBUTED") == "1":
+        jax.distributed.initialize()
+    else:
+        return
+    stopping.take_back(jax.process_index(), jax.process_count())
+
+
+def make_mesh(data: int = -1, model: int = 1) -> jax.sharding.Mesh | None:
+    """A mesh of `data` x `model` devices, or None for one device; -1 is as many as there are.
+
+    A single process may use fewer devices than it has. ValueError if there are not enough.
+    """
+    count = jax.device_count()
+    if model < 1 or (data < 1 and data != -1):
+        raise ValueError(
+            f"mesh.data = {data}, mesh.model = {model}, expected at least 1 (data: -1)"
+        )
+    if data == -1:
+        data = max(1, count // model)
+    wanted = data * model
+    if wanted > count or (wanted != count and jax.process_count() > 1):
+        raise ValueError(
+            f"mesh.data = {data} times mesh.model = {model} is {wanted}, "
+            f"but there are {count} devices: choose a product that fits, or mesh.data = -1"
+        )
+    if count == 1 or wanted == 1:
+        return None
+    return jax.make_mesh(
+        (data, model),
+        (DATA, MODEL),
+        axis_types=(AxisType.Auto, AxisType.Auto),
+        devices=None if wanted == count else jax.devices()[:wanted],
+    )
+
+
+def local_mesh() -> jax.sharding.Mesh | None:
+    """A mesh of this process's own devices, for work that the processes share out among them."""
+    devices = jax.local_devices()
+    if len(devices) == 1:
+        return None
+    kinds = (AxisType.Auto, AxisType.Auto)
+    return jax.make_mesh((len(devices), 1), (DATA, MODEL), axis_types=kinds, devices=devices)
+
+
+def use(mesh):
+    """A context in which `constrain` refers to `mesh`; a context of nothing for None."""
+    return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
+
+
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+    """Says that the dimensions of x lie on these mesh axes, inside a jitted function.
+
+    Without a mesh x is returned as it is. An axis that the dimension is no multiple of is left out.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    if len(axes) != x.ndim:
+        raise ValueError(f"{len(axes)} axes {axes} for an array of rank {x.ndim}")
+    return jax.lax.with_sharding_constraint(x, fit(P(*axes), x.shape, mesh))
+
+
+def spec(name: str, shape: tuple[int, ...], table=TABLE) -> P:
+    """The PartitionSpec of the array called `name`; ValueError if no row of the table knows it."""
+    for pattern, axes in table:
+        if re.search(f"(^|/)({pattern})$", name):
+            if len(axes) > len(shape):
+                raise ValueError(
+                    f"{name!r} has shape {shape}, but the row {pattern!r} of the sharding table "
+                    f"speaks of {len(axes)} dimensions"
+                )
+            return P(*(None,) * (len(shape) - len(axes)), *axes)
+    raise ValueError(f"no row of the sharding table matches {name!r} {shape}: add one")
+
+
+def shardings(mesh, tree, table=TABLE):
+    """The NamedShardings of a tree of arrays or ShapeDtypeStructs; None without a mesh."""
+    if mesh is None:
+        return None
+
+    def one(path, leaf):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        return NamedSharding(mesh, fit(spec(name, leaf.shape, table), leaf.shape, mesh))
+
+    return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def place(tree, places):
+    """ShapeDtypeStructs of a tree's shapes with these shardings (None: without)."""
+    struct = lambda x, at=None: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at)  # noqa: E731
+    return jax.tree.map(struct, tree, *([] if places is None else [places]))
+
+
+def create(mesh, make, table=TABLE):
+    """The tree that `make()` computes, each part on the devices where it lies and nowhere else."""
+    if mesh is None:
+        return make()
+    return jax.jit(make, out_shardings=shardings(mesh, jax.eval_shape(make), table))()
+
+
+def shard_tree(mesh, tree, table=TABLE):
+    """Places a tree that every process holds whole; unchanged without a mesh."""
+    if mesh is None:
+        return tree
+
+    def place(leaf, sharding):
+        host = np.asarray(leaf)
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+    return jax.tree.map(place, tree, shardings(mesh, tree, table))
+
+
+def process_share(mesh) -> tuple[int, int]:
+    """(index, count): which of `count` equal slices of a global batch this process has to read.
+
+    Processes that share a row of the mesh, because `model` reaches across them, read the same one.
+    """
+    if mesh is None or jax.process_count() == 1:
+        return 0, 1
+    rows = [{d.process_index for d in row} for row in mesh.devices]
+    mine = [i for i, row in enumerate(rows) if jax.process_index() in row]
+    if len(rows) % len(mine) or mine[0] % len(mine) or mine[-1] - mine[0] != len(mine) - 1:
+        raise ValueError(
+            f"mesh {dict(mesh.shape)}: the rows of a process are no equal slice: {rows}"
+        )
+    return mine[0] // len(mine), len(rows) // len(mine)
+
+
+def shard_batch(mesh, batch):
+    """Global arrays, first axis over `data`, from each process's slice; unchanged without a mesh.
+
+    Leaves: [B / count, ...] with `count` of `process_share`. ValueError if B is no multiple of the
+    mesh's data axis.
+    """
+    if mesh is None:
+        return batch
+    sharding, (_, count) = NamedSharding(mesh, P(DATA)), process_share(mesh)
+
+    def place(leaf):
+        shape = (leaf.shape[0] * count, *leaf.shape[1:])
+        if shape[0] % mesh.shape[DATA]:
+            raise ValueError(
+                f"batch size {shape[0]} is no multiple of mesh.data = {mesh.shape[DATA]}"
+            )
+        return jax.make_array_from_process_local_data(sharding, np.asarray(leaf), shape)
+
+    return jax.tree.map(place, batch)
+
+
+def to_host(tree):
+    """The tree as NumPy arrays, whole in every process; all processes call it together."""
+
+    def one(leaf):
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            leaf = multihost_utils.process_allgather(leaf, tiled=True)
+        return np.asarray(leaf)
+
+    return jax.tree.map(one, tree)
+
+
+def fit(axes: P, shape, mesh) -> P:
+    """Leaves out the axes that do not divide their dimension."""
+    return P(
+        *(a if a and n % mesh.shape[a] == 0 else None for a, n in zip(axes, shape, strict=True))
+    )

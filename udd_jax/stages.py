@@ -1,0 +1,433 @@
+"""The main job: its stages in order, each skipped when done, each able to go on after a kill.
+
+    data -> text tokenizer -> image tokenizer -> token cache -> diffusion -> samples and evaluation
+         -> report
+
+What a stage leaves in the work folder says that it is done. The folder belongs to one config:
+another one is refused, naming the fields, unless they are among CHANGEABLE.
+
+Of many processes, which share the folder, on a disk or in a bucket, the first one alone makes what
+one can make, and the others wait for it; they share the token cache and train together.
+"""
+
+import contextlib
+import functools
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import subprocess
+import time
+
+import jax
+import ml_collections
+import numpy as np
+
+from udd_jax import pipeline
+from udd_jax.data import batches, reading, sources, token_cache
+from udd_jax.diffusion import transition
+from udd_jax.evaluation import feature_networks, samples
+from udd_jax.evaluation.report import report
+from udd_jax.evaluation.suites import main as main_suite
+from udd_jax.evaluation.suites import samplers as samplers_suite
+from udd_jax.evaluation.suites import tuning
+from udd_jax.networks import transformer
+from udd_jax.runtime import bucket, checkpoints, lock, logbook, sharding
+from udd_jax.sampling import reverse
+from udd_jax.tokenizers import text_tokenizer, vqgan
+from udd_jax.training import plan, train_diffusion, train_image_tokenizer
+
+# Fields that may differ from those a work folder was made with.
+CHANGEABLE = (
+    "name",
+    "task",
+    "train.steps",
+    "train.log_every",
+    "train.save_every",
+    "train.keep",
+    "train.held_out",
+    "train.accumulate",
+    "sample",
+    "evaluate",
+    "workers",
+    "mesh",
+    "model.implementation",
+    "model.unroll",
+    "model.remat",
+)
+SUITES = ("main", "full", "samplers", "tuning", "judges")
+SPLITS = ("train", "validation", "test")
+SKIPPED = 0.01  # largest share of the items that may be unusable
+
+
+def run(config: ml_collections.ConfigDict, workdir, until: str | None = None, **options) -> None:
+    """Runs every stage that is not done yet, or those up to the one called `until`.
+
+    workdir: a folder, or `gs://bucket/path`; options: `profile` and `tensorboard`, as of
+    `train.train`.
+    """
+    workdir = checkpoints.folder(workdir)
+    check(config)
+    with lock.hold(workdir, logbook.say), bucket.near(workdir) as here:
+        claim(config, workdir)
+        _run_stages(config, workdir, here, until, **options)
+
+
+def check(config) -> None:
+    """ValueError, one line, for what a late stage would refuse, before an early one has run."""
+    vocab = plan.vocab_of(config)
+    train_diffusion.make_objective(config, vocab, pad_id=0)
+    train_diffusion.make_optimiser(config)
+    kernel = transition.make_kernel(vocab, train_diffusion.make_schedules(config, vocab))
+    reverse.Settings(**config.sample).check(kernel)
+
+
+def _run_stages(config, workdir, here, until, profile=None, tensorboard=False):
+    """`here` is the folder on a disk that stands for `workdir`, mostly the same one."""
+    stage = functools.partial(_stage, workdir)
+    on_disk = functools.partial(bucket.on_disk, workdir, here)
+    with stage("data"):
+        data = open_data(config)
+    with stage("text tokenizer"), _in_turn(), on_disk(pipeline.TEXT):
+        text_tokenizer = make_text_tokenizer(config, here, data["train"])
+    with stage("image tokenizer"):
+        image_tokenizer = make_image_tokenizer(config, workdir, data, tensorboard)
+    tokenizers = text_tokenizer, image_tokenizer
+    cache = None
+    if config.cache or until == "token cache":
+        with stage("token cache"):
+            with on_disk("tokens"):
+                write_shards(config, here, data["train"], *tokenizers)
+            samples.wait_for_all("token cache")
+            with _in_turn(), on_disk("tokens"):
+                cache = token_cache.finish(here / "tokens")
+    if until == "token cache":
+        return
+    with stage("diffusion"):
+        options = {"profile": profile, "tensorboard": tensorboard}
+        params = make_weights(config, workdir, cache, *tokenizers, data, **options)
+    if until == "diffusion":
+        return
+    if here != workdir and jax.process_count() > 1:
+        logbook.say(f"evaluate in one process: --mode=evaluate --workdir={workdir}")
+        return
+    pipe = pipeline.Pipeline.assemble(config, *tokenizers, params)
+    with stage("evaluation"), on_disk(main_suite.FOLDER, main_suite.RESULT):
+        main_suite.run(pipe, here, say=logbook.say)
+    with stage("report"), on_disk():
+        if jax.process_index() == 0:
+            logbook.say(f"report: {report.write(here)}")
+
+
+@contextlib.contextmanager
+def _in_turn():
+    """The first process goes ahead; the others follow when it is done, and find what it made."""
+    if jax.process_index() > 0:
+        samples.wait_for_all("turn")
+    yield
+    if jax.process_index() == 0:
+        samples.wait_for_all("turn")
+
+
+# ---- The work folder ----------------------------------------------------------------------------
+
+
+def claim(config: ml_collections.ConfigDict, workdir) -> None:
+    """Writes `config.json`, or compares with the one that is there; ValueError if they differ.
+
+    What made the run is written beside the config, and what else did before it went on.
+    """
+    path = workdir / pipeline.CONFIG
+    new = json.loads(config.to_json())  # as it is stored: lists, not tuples
+    record = {"config": new, "made_with": provenance()}
+    if path.exists():
+        stored = checkpoints.read_json(path)
+        old, made, before = stored["config"], stored["made_with"], stored.get("before", [])
+        differ = [
+            f"{name}: {a!r} there, {b!r} here"
+            for name, a, b in _differences(old, new)
+            if not any(name == c or name.startswith(c + ".") for c in CHANGEABLE)
+        ]
+        if differ:
+            raise ValueError(
+                f"{workdir} belongs to another config ({'; '.join(differ)}): "
+                "choose another --workdir or set these fields back"
+            )
+        record["before"] = [*before, made] if made != record["made_with"] else before
+    if jax.process_index() == 0:
+        checkpoints.write_json(path, record)
+
+
+def _differences(old: dict, new: dict, prefix: str = ""):
+    for name in sorted({*old, *new}):
+        a, b = old.get(name), new.get(name)
+        if isinstance(a, dict) and isinstance(b, dict):
+            yield from _differences(a, b, f"{prefix}{name}.")
+        elif a != b and (name in old or b):  # a field that came later and is off is no difference
+            yield prefix + name, a, b
+
+
+def provenance() -> dict:
+    """What this process is: versions, devices, and the commit of the checkout it is in.
+
+    An image that has no checkout says its commit in UDD_COMMIT.
+    """
+    packages = ("udd_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    versions = {"python": platform.python_version()}
+    for name in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    here, commit = pathlib.Path(__file__).parent.parent, os.environ.get("UDD_COMMIT")
+    if (here / ".git").exists():
+        command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40"]
+        command.append("--exclude=*")  # no tags
+        with contextlib.suppress(OSError, subprocess.CalledProcessError):
+            output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            commit = output.strip()
+    if commit:
+        versions["commit"] = commit
+    versions["devices"] = [str(d) for d in jax.devices()]
+    return versions
+
+
+@contextlib.contextmanager
+def _stage(workdir, name: str):
+    """Adds the seconds of a stage to `stages.json`: the sum over all runs of this folder."""
+    path = workdir / "stages.json"
+    seconds = checkpoints.read_json(path) if path.exists() else {}
+    start = time.perf_counter()
+    yield
+    seconds[name] = round(seconds.get(name, 0) + time.perf_counter() - start, 2)
+    if jax.process_index() == 0:
+        checkpoints.write_json(path, seconds)
+
+
+# ---- The stages ---------------------------------------------------------------------------------
+
+
+def open_data(config) -> dict:
+    """The three splits of the config's source."""
+    options = config.data_options.to_dict()
+    return {split: sources.open_source(config.data, split, **options) for split in SPLITS}
+
+
+def views(config) -> reading.Views:
+    return reading.Views(config.image_size, config.views, flip=config.flip, seed=config.seed)
+
+
+def make_text_tokenizer(config, workdir, source) -> text_tokenizer.Tokenizer:
+    path = workdir / pipeline.TEXT
+    if path.exists():
+        return text_tokenizer.load(path)
+    if config.text.file:
+        tokenizer = text_tokenizer.load(config.text.file)
+        tokenizer.save(path)
+        return tokenizer
+    captions = reading.captions(source)
+    tokenizer = text_tokenizer.train_sentencepiece(captions, path, config.text.vocab_size)
+    logbook.say(f"text tokenizer: {tokenizer.vocab_size} pieces")
+    return tokenizer
+
+
+def make_image_tokenizer(config, workdir, data, tensorboard=False) -> vqgan.ImageTokenizer:
+    """Trained on the split "train" of `data` (`open_data`), scored on "validation"."""
+    path = workdir / pipeline.IMAGE
+    if path.exists():
+        return vqgan.load(path)
+    if config.vq.file:
+        tokenizer = vqgan.load(config.vq.file)
+        if jax.process_index() == 0:
+            vqgan.save(path, tokenizer)
+        return tokenizer
+    options = {"held_out": data["validation"], "perceptual": perceptual(config)}
+    folder, source = workdir / "vq", data["train"]
+    if not config.vq.rebuild.codes:
+        return train_image_tokenizer.train(
+            config, folder, source, tensorboard=tensorboard, **options
+        )
+    first = folder / "first"
+    if (first / train_image_tokenizer.FILE).exists():
+        tokenizer = vqgan.load(first / train_image_tokenizer.FILE)
+    else:
+        tokenizer = train_image_tokenizer.train(
+            config, first, source, tensorboard=tensorboard, **options
+        )
+    return train_image_tokenizer.rebuild(config, folder, tokenizer, source, **options)
+
+
+def perceptual(config):
+    """LPIPS as `train_vq.train` takes it, or None where it has no weight or no files."""
+    c = config.vq
+    if c.perceptual and not c.weights:
+        logbook.say("image tokenizer: no perceptual loss, vq.weights names no folder with LPIPS")
+    return feature_networks.perceptual(c.weights) if c.perceptual and c.weights else None
+
+
+def export(workdir, out) -> None:
+    """Copies what generation needs of a finished run to the folder `out`, weights in float16.
+
+    ValueError if `out` holds a run already.
+    """
+    workdir, out = checkpoints.folder(workdir), pathlib.Path(out)
+    if (out / pipeline.CONFIG).exists():
+        raise ValueError(f"{out} holds a run already: choose another --out")
+    weights, metadata = checkpoints.load_tree(workdir / pipeline.WEIGHTS)
+    checkpoints.save_tree(out / pipeline.WEIGHTS, weights, metadata, half=True)
+    names = [pipeline.TEXT, pipeline.IMAGE, main_suite.RESULT, pipeline.CONFIG]
+    for name in names:
+        if (workdir / name).exists():
+            checkpoints.write_bytes(out / name, (workdir / name).read_bytes())
+    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    logbook.say(f"exported {out}: {size / 1e6:.1f} MB")
+
+
+def evaluate_run(workdir, suite: str = "main", config=None, weights: str | None = None) -> None:
+    """Evaluates a finished run, or what is missing of it, and writes the report.
+
+    config: one whose fields `evaluate` and `sample` take the place of the run's own; weights: a
+    folder that takes the place of `evaluate.weights`.
+    """
+    if suite not in SUITES:
+        raise ValueError(f"suite {suite!r} does not exist, expected one of {', '.join(SUITES)}")
+    with bucket.whole(workdir) as here:
+        _evaluate(here, suite, config, weights)
+
+
+def _evaluate(workdir, suite, config, weights):
+    if suite == "judges":
+        main_suite.judge(workdir)
+    else:
+        pipe = pipeline.Pipeline.load(workdir)
+        with pipe.config.unlocked():
+            if config is not None:
+                pipe.config.evaluate, pipe.config.sample = config.evaluate, config.sample
+            if weights is not None:
+                pipe.config.evaluate.weights = weights
+        if suite == "samplers":
+            samplers_suite.run(pipe, workdir)
+        elif suite == "tuning":
+            tuning.run(pipe, workdir)
+            return
+        else:
+            main_suite.run(pipe, workdir, suite, say=logbook.say)
+    if jax.process_index() == 0:
+        logbook.say(f"report: {report.write(workdir)}")
+
+
+def write_shards(config, workdir, source, text_tokenizer, image_tokenizer) -> None:
+    """This process's share of the token cache."""
+    settings = {
+        "text": text_tokenizer.hash,
+        "image": image_tokenizer.hash,
+        "length": config.text.length,
+    }
+    with logbook.progress(len(source), "token cache", unit="image") as bar:
+        token_cache.write_shards(
+            source,
+            image_tokenizer.encode,
+            functools.partial(text_tokenizer.encode, length=config.text.length),
+            workdir / "tokens",
+            settings=settings,
+            views=views(config),
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            workers=config.workers,
+            progress=bar.update,
+        )
+
+
+def held_out_tokens(config, source, text_tokenizer, image_tokenizer) -> dict | None:
+    """The first `config.train.held_out` pairs of a source as a batch; None for 0."""
+    count = min(config.train.held_out, len(source))
+    if not count:
+        return None
+    read = reading.examples(source, 0, count, reading.Views(config.image_size))
+    read = [example for example in read if example.pixels is not None]
+    captions = [example.captions[0] for example in read]
+    return {
+        "image": image_tokenizer.encode(np.concatenate([example.pixels for example in read])),
+        "text": text_tokenizer.encode(captions, config.text.length),
+    }
+
+
+def pairs(config, workdir, source, text_tokenizer, image_tokenizer, share):
+    """`batches.make` without a cache: step -> {"image": int32[B, N], "text": int32[B, M]}.
+
+    What is wrong with the data is listed in `skipped.jsonl`, each fault once. ValueError, when
+    called, if more than SKIPPED of the items cannot be used.
+    """
+    seen, c = {}, config
+    decoded = batches.Decoded(
+        source,
+        views(c),
+        c.seed,
+        c.train.batch_size,
+        steps=c.train.steps,
+        share=share,
+        workers=c.workers,
+    )
+
+    def pairs_at(step):
+        batch = decoded(step)
+        new = [fault for fault in batch["faults"] if fault not in seen]
+        seen.update(dict.fromkeys(new))
+        if new:
+            path = workdir / f"skipped{jax.process_index() or ''}.jsonl"
+            names = ("position", "cause", "detail")
+            rows = [json.dumps(dict(zip(names, fault, strict=True))) + "\n" for fault in seen]
+            checkpoints.write_bytes(path, "".join(rows).encode())
+            unusable = {position for position, cause, _ in seen if cause in reading.SKIPPED}
+            if len(unusable) > SKIPPED * len(source):
+                raise ValueError(
+                    f"{source.name}: {len(unusable)} of {len(source)} items cannot be used, more "
+                    f"than {SKIPPED:.0%}; {path} lists them"
+                )
+        ids = text_tokenizer.encode(batch["captions"], c.text.length)
+        return {"image": image_tokenizer.encode(batch["image"]), "text": ids}
+
+    return pairs_at
+
+
+def make_weights(config, workdir, cache, text_tokenizer, image_tokenizer, data, **options) -> dict:
+    """The averaged weights, trained as far as `config.train.steps` says; options: of `train`."""
+    if (workdir / pipeline.WEIGHTS).exists():
+        params, metadata = checkpoints.load_tree(workdir / pipeline.WEIGHTS)
+        if metadata["step"] >= config.train.steps:
+            return params
+    vocab = pipeline.make_vocab(config, text_tokenizer, image_tokenizer)
+    start = None
+    if config.init_from:
+        start = reuse(config, vocab, pipeline.load_weights(config.init_from))
+    seed, size = config.seed, config.train.batch_size
+    share = sharding.process_share(sharding.make_mesh(**config.mesh))
+    tokenizers, items = (text_tokenizer, image_tokenizer), data["train"] if cache is None else cache
+    if cache is None:
+        ahead = batches.Ahead(pairs(config, workdir, data["train"], *tokenizers, share))
+    else:
+        ahead = batches.Ahead(lambda step: batches.make(cache, seed, step, size, *share))
+    options |= {
+        "start": start,
+        "held_out": held_out_tokens(config, data["validation"], *tokenizers),
+        "ids_at": lambda step: batches.indices(seed, step, size, len(items)),
+    }
+    with contextlib.closing(ahead):
+        return train_diffusion.train(
+            config, workdir, vocab, text_tokenizer.pad_id, ahead, **options
+        )
+
+
+def reuse(config, vocab, weights: dict) -> dict:
+    """Fresh parameters with those of another run in place of all of the same name and shape."""
+    model = train_diffusion.make_model(config, vocab)
+    fresh = jax.device_get(
+        transformer.init(model, jax.random.key(config.seed), config.train.fan_in)
+    )
+    names, other = checkpoints.flatten(fresh), checkpoints.flatten(weights)
+    fits = {n for n, p in names.items() if n in other and other[n].shape == p.shape}
+    for name in sorted(set(names) - fits):
+        found = f"shape {other[name].shape}" if name in other else "nothing"
+        logbook.say(f"init_from: {name} {names[name].shape} starts fresh, there is {found}")
+    logbook.say(f"init_from: {len(fits)} of {len(names)} arrays reused")
+    leaves = [np.asarray(other[n]) if n in fits else p for n, p in names.items()]
+    return jax.tree.unflatten(jax.tree.structure(fresh), leaves)

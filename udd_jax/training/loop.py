@@ -1,0 +1,186 @@
+"""What both trainers share: restore, step, log, save, stop.
+
+    for step in range(done, steps):
+        state, metrics = step_fn(state, batch_at(step), step)
+
+A run may be killed at any moment and is started again with the same command. Everything random
+follows from the step (`fold_in(key, step)`, `batch_at(step)`), and a checkpoint holds, beside the
+state, what the loop itself remembers. So a run in pieces writes the numbers of a run in one piece,
+bit by bit (on the same mesh).
+
+A step whose loss or gradient is not finite leaves the state as it is: `step_fn` sees to that with
+`apply_if_finite` and says so in `metrics["skipped"]`. Several in a row end the run and leave a
+folder to replay them from.
+
+The loop does not wait for the step that it has just started: metrics stay on the device until a
+line is written, and only the flag of the step two before is looked at.
+"""
+
+import contextlib
+import math
+import time
+
+import jax
+import jax.numpy as jnp
+import psutil
+from jax.experimental import multihost_utils
+
+from udd_jax.runtime import checkpoints, stopping
+from udd_jax.runtime import logbook as logbooks
+
+
+def in_flight() -> int:
+    """Steps that are dispatched before an earlier one has ended.
+
+    On a CPU none: there each of them holds working memory of its own, and wins no time.
+    """
+    return 0 if jax.default_backend() == "cpu" else 2
+
+
+def apply_if_finite(new, old, *values):
+    """`(new, 0.0)` if all `values` (a loss, a gradient's norm) are finite, else `(old, 1.0)`.
+
+    For use inside a jitted step; new and old are trees of the same shapes and dtypes.
+    """
+    ok = jnp.stack([jnp.isfinite(value).all() for value in values]).all()
+    return jax.tree.map(lambda n, o: jnp.where(ok, n, o), new, old), jnp.where(ok, 0.0, 1.0)
+
+
+def fit(
+    step_fn,
+    state,
+    *,
+    steps: int,
+    batch_at,
+    checkpoints: checkpoints.Checkpoints,
+    logbook: logbooks.Logbook,
+    description: str,
+    log_every: int = 20,
+    save_every: int = 500,
+    eval_every: int = 0,
+    evaluate=None,
+    ids_at=None,
+    patience: int = 5,
+    profile: str | None = None,
+):
+    """Runs steps 0 .. `steps` - 1, or those after the latest checkpoint, and returns the state.
+
+    step_fn(state, batch, step) -> (state, metrics), a dict of scalars with a "loss" and, if it can
+    skip, "skipped". It may donate the state, which must not be used again by the caller.
+    evaluate(state, done) -> scores, logged and kept as metadata of the checkpoints, so that the
+    best of them can be kept. ids_at(step) names the samples of a batch in an error. profile: a
+    folder for a trace of a few steps.
+
+    SIGTERM and SIGINT write a checkpoint and raise SystemExit(75), or what UDD_EXIT_CODE says
+    (stopping.py); a second one acts at once. ValueError: `patience` steps in a row were not finite.
+    OSError: a checkpoint could not be written.
+    """
+    done, skipped, row, window, scores = 0, 0, 0, [], {}
+    restored = checkpoints.restore(state)
+    if restored is not None:
+        jax.tree.map(lambda x: x.delete() if isinstance(x, jax.Array) else None, state)
+        state, scores = restored
+        done, skipped, row, window = scores.pop("loop")
+        logbooks.say(f"{description}: goes on after step {done} of {steps}")
+    logbook.cut(done)
+
+    first, flags, spent, waited = done, [], 0.0, 0.0
+    lag = in_flight()
+    with (
+        contextlib.closing(checkpoints),
+        contextlib.closing(logbook),
+        stopping.noting() as received,
+        logbooks.progress(steps, description, start=done) as bar,
+    ):
+        while done < steps:
+            start = time.perf_counter()
+            if profile and done == first + 3:
+                jax.profiler.start_trace(profile)
+            batch = batch_at(done)
+            waited += time.perf_counter() - start
+            state, metrics = step_fn(state, batch, done)
+            done += 1
+            window.append(metrics)
+            flags.append(metrics.get("skipped", 0))
+
+            stop = _must_stop(received, done)
+            log = done % log_every == 0 or done == steps
+            test = evaluate is not None and (done % eval_every == 0 or done == steps)
+            save = done % save_every == 0 or done == steps or stop
+            while len(flags) > (0 if log or test or save or row >= patience else lag):
+                bad = bool(flags.pop(0))
+                skipped, row = skipped + bad, (row + 1) * bad
+            if row >= patience:
+                _give_up(state, done - row, row, batch_at, ids_at, checkpoints.directory.parent)
+            if profile and first + 3 < done == min(first + 8, steps):
+                jax.profiler.stop_trace()
+            spent += time.perf_counter() - start
+
+            if log:
+                means = _means(_to_host(window))
+                times = {"step_seconds": spent / len(window), "data_seconds": waited / len(window)}
+                logbook.write(done, **means, skipped=skipped, **times, memory_gib=_memory())
+                bar.set_postfix(loss=f"{means['loss']:.4g}", refresh=False)
+                window, spent, waited = [], 0.0, 0.0
+            if test:
+                scores = evaluate(state, done)
+                logbook.write(done, **scores)
+            if save:
+                window = _to_host(window)
+                loop = [done, skipped, row, window]
+                checkpoints.save(done, state, _finite(scores) | {"loop": loop}, wait=bool(stop))
+            checkpoints.check()
+            bar.update()
+            if stop:
+                logbooks.say(f"{description}: {stop}, saved after step {done} of {steps}")
+                raise SystemExit(stopping.exit_code())
+    return state
+
+
+def _must_stop(received: list[str], done: int) -> str:
+    if jax.process_count() > 1:
+        return "SIGTERM" if multihost_utils.reached_preemption_sync_point(done) else ""
+    return received[0] if received else ""
+
+
+def _give_up(state, step, row, batch_at, ids_at, workdir):
+    """The state has not changed since `step`: that and the batch are enough to see it again."""
+    ids = None if ids_at is None else [int(i) for i in ids_at(step)]
+    folder = workdir / "replay"
+    replay = checkpoints.Checkpoints(folder, keep=1)
+    replay.save(step, {"state": state, "batch": batch_at(step)}, {"step": step, "ids": ids})
+    replay.close()
+    raise ValueError(
+        f"the loss or the gradient was not finite in {row} steps in a row, from step {step} on"
+        + (f" (samples {ids[:8]}{' and more' if len(ids) > 8 else ''})" if ids else "")
+        + f": state and batch are in {folder}; lower the learning rate or look at the data"
+    )
+
+
+def _to_host(window: list[dict]) -> list[dict]:
+    return [_finite(metrics) for metrics in jax.device_get(window)]
+
+
+def _finite(scalars: dict) -> dict:
+    """Floats, and None for NaN and infinity, which JSON does not have."""
+    scalars = {k: math.nan if v is None else float(v) for k, v in scalars.items()}
+    return {name: value if math.isfinite(value) else None for name, value in scalars.items()}
+
+
+def _means(window: list[dict]) -> dict:
+    """The mean of each metric over the steps where it is finite, and the highest loss."""
+    means = {}
+    for name in window[-1]:
+        values = [m[name] for m in window if m.get(name) is not None]
+        means[name] = math.fsum(values) / len(values) if values else math.nan
+        if name == "loss":
+            means["loss_max"] = max(values, default=math.nan)
+    means.pop("skipped", None)
+    return means
+
+
+def _memory() -> float:
+    """GiB: the peak of the fullest device of this process, or its own memory on a CPU."""
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    peak = max(s.get("peak_bytes_in_use", 0) for s in stats)
+    return (peak or psutil.Process().memory_info().rss) / 2**30

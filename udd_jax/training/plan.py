@@ -1,0 +1,96 @@
+"""What a config costs, before anything starts: parameters, FLOPs, memory, tokens, hours.
+
+Counted, not measured. A matrix product [a, b] x [b, c] is 2abc FLOPs, a backward pass twice the
+forward. Parameters come from the network itself, without allocating it.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from udd_jax.diffusion.vocab import Vocab, image_text
+from udd_jax.networks import transformer
+from udd_jax.training import train_diffusion, train_image_tokenizer
+
+# Dense bfloat16 FLOP/s and GiB of memory of a chip, from the makers' data sheets.
+CHIPS = {
+    "TPU v4": (275e12, 32),
+    "TPU v5e": (197e12, 16),
+    "TPU v5p": (459e12, 95),
+    "TPU v6e": (918e12, 32),
+    "A100 80GB": (312e12, 80),
+    "H100": (989e12, 80),
+    "H200": (989e12, 141),
+}
+UTILISATION = 0.4  # of the peak, assumed
+
+
+def vocab_of(config) -> Vocab:
+    """The layout that a config leads to, before its tokenizers exist (the text's as asked for)."""
+    tokenizer = train_image_tokenizer.make_model(config)
+    codes = tokenizer.n_embed
+    return image_text(tokenizer.grid, codes, config.text.vocab_size, config.text.length)
+
+
+def forward_flops(config, vocab: Vocab) -> int:
+    """FLOPs of the network's forward pass for one sample: its matrix products."""
+    d, c = config.model.width, config.model
+    lengths = [m.length for m in vocab.modalities]
+    total = vocab.length
+    dense = 4 * d * d + 2 * c.mlp_ratio * d * d  # weights a token meets in a block
+    attention = total * total  # query-key pairs
+    if c.attention == "mutual":
+        for here in lengths:
+            attention += here * (total - here)
+        # Each token is a query once and context (modalities - 1) times.
+        dense += 2 * d * d + 2 * d * d * (len(lengths) - 1)
+    block = 2 * total * dense + 4 * attention * d
+    heads = sum(2 * m.length * m.classes * d for m in vocab.modalities)
+    return c.layers * block + heads
+
+
+def time_rows(config, vocab: Vocab) -> int:
+    """Parameters in the rows for t = 0, which the published tables do not have."""
+    tables = 1
+    if config.model.time_table == "untied":
+        mutual = len(vocab.modalities) if config.model.attention == "mutual" else 0
+        tables = config.model.layers * (1 + mutual)
+    elif config.model.time_table == "sinusoidal":
+        tables = 0
+    return tables * config.model.width
+
+
+def describe(config) -> str:
+    """The plan as text."""
+    vocab = vocab_of(config)
+    model = train_diffusion.make_model(config, vocab)
+    shapes = jax.eval_shape(lambda: transformer.init(model, jax.random.key(0)))
+    count, rows = transformer.count_parameters(shapes), time_rows(config, vocab)
+    batch, steps = config.train.batch_size, config.train.steps
+    flops = 3 * forward_flops(config, vocab) * batch
+    width = jnp.dtype(config.model.dtype).itemsize
+    kept = {"none": 34, "dots": 14, "full": 2}[config.model.remat]
+    activations = batch * vocab.length * config.model.width * width
+    activations *= (
+        kept * config.model.layers if config.model.remat != "full" else config.model.layers
+    )
+    logits = batch * sum(m.length * m.classes for m in vocab.modalities) * 4
+    state = 5 * 4 * count  # weights, two moments, average, gradient in float32
+    gib = 2**30
+    lines = [
+        f"config      {config.name}: {config.data}, image {config.image_size}, batch {batch}",
+        f"sequence    {' + '.join(f'{m.length} {m.name}' for m in vocab.modalities)} tokens,"
+        f" {vocab.size} classes",
+        f"parameters  {count - rows:,} and {rows:,} in the time tables' rows for t = 0",
+        f"a step      {flops:.3e} FLOPs, {batch * vocab.length:,} tokens",
+        f"training    {steps:,} steps, {steps * batch:,} pairs, {flops * steps:.3e} FLOPs",
+        f"memory      {state / gib:.2f} GiB state, about {activations / gib:.2f} GiB activations"
+        f" ({config.model.remat} recomputed), {2 * logits / gib:.2f} GiB logits and gradient",
+    ]
+    for chip, (peak, memory) in CHIPS.items():
+        hours = flops * steps / (peak * UTILISATION) / 3600
+        need = (state + activations + 2 * logits) / gib
+        fits = (
+            "fits one" if need < 0.9 * memory else f"needs {int(need / (0.9 * memory)) + 1} or more"
+        )
+        lines.append(f"  {chip:10s} {hours:10.1f} chip hours at {UTILISATION:.0%}, {fits}")
+    return "\n".join(lines)

@@ -1,0 +1,87 @@
+"""The step at which a training gave up, once more: what of it is not finite?
+
+`loop.fit` leaves the state before the step and its batch in `WORKDIR/replay`. The same loss with
+the same noise is computed again, on the mesh of the run, and nothing is changed.
+
+    python -m udd_jax.main --mode=replay --workdir=runs/t2i
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import PartitionSpec as P
+
+from udd_jax import pipeline
+from udd_jax.runtime import bucket, checkpoints, sharding
+from udd_jax.training import train_diffusion
+
+ROWS = ((".*", P(sharding.DATA, None)),)
+
+
+class Step(NamedTuple):
+    """What the step makes of its state and batch."""
+
+    step: int
+    ids: list | None  # of the samples, where the data has them
+    state: train_diffusion.TrainState
+    metrics: dict  # name -> float
+    gradient: Any
+
+
+def run(workdir) -> Step:
+    """Takes the step again. ValueError: no training has given up in this folder."""
+    workdir = checkpoints.folder(workdir)
+    names = pipeline.CONFIG, pipeline.TEXT, pipeline.IMAGE
+    with bucket.near(workdir) as here, bucket.on_disk(workdir, here, *names):
+        config = pipeline.read_config(here)
+        text, image = pipeline.load_tokenizers(here)
+    vocab = pipeline.make_vocab(config, text, image)
+    mesh = sharding.make_mesh(**config.mesh)
+    model, loss_fn = train_diffusion.make_objective(config, vocab, text.pad_id)
+    tx, _ = train_diffusion.make_optimiser(config)
+    state = jax.eval_shape(lambda: train_diffusion.create_state(model, tx, jax.random.key(0)))
+    size = config.train.batch_size
+    batch = {m.name: jax.ShapeDtypeStruct((size, m.length), jnp.int32) for m in vocab.modalities}
+    example = {
+        "state": sharding.place(state, sharding.shardings(mesh, state)),
+        "batch": sharding.place(batch, sharding.shardings(mesh, batch, ROWS)),
+    }
+    found = checkpoints.Checkpoints(workdir / "replay").restore(example)
+    if found is None:
+        raise ValueError(f"{workdir}/replay does not exist: no training has given up here")
+    kept, about = found
+    key = jax.random.fold_in(train_diffusion.step_key(config), about["step"])
+    gradient = jax.jit(train_diffusion.make_gradient(loss_fn, config.train.accumulate))
+    with sharding.use(mesh):
+        state, x0 = kept["state"], jax.jit(vocab.fuse)(kept["batch"])
+        grads, metrics, _ = gradient(state.params, state.times, key, x0)
+        norm = jax.jit(optax.tree.norm)(grads)
+    metrics = {"loss": metrics["loss"], "gradient_norm": norm} | metrics
+    metrics = {name: float(value) for name, value in metrics.items()}
+    return Step(about["step"], about["ids"], state, metrics, grads)
+
+
+def describe(step: Step) -> str:
+    """The report as text: the numbers of the step, and every array that is not finite."""
+    lines = [f"step {step.step}" + (f" of the samples {step.ids}" if step.ids else "")]
+    lines.append(", ".join(f"{name} {value:.4g}" for name, value in step.metrics.items()))
+    for what, tree in (("state", step.state), ("gradient", step.gradient)):
+        bad = not_finite(tree)
+        lines += [f"not finite in the {what}: {n} of {of} in {name}" for name, n, of in bad]
+        if not bad:
+            lines.append(f"the {what} is finite")
+    return "\n".join(lines)
+
+
+def not_finite(tree) -> list[tuple[str, int, int]]:
+    """(name, how many numbers are not finite, of how many) for the arrays that have such."""
+    arrays = {
+        name: leaf
+        for name, leaf in checkpoints.flatten(tree).items()
+        if jnp.issubdtype(leaf.dtype, jnp.inexact)
+    }
+    counts = jax.jit(lambda arrays: jax.tree.map(lambda a: (~jnp.isfinite(a)).sum(), arrays))
+    found = jax.device_get(counts(arrays))
+    return [(name, int(n), arrays[name].size) for name, n in found.items() if n]

@@ -1,0 +1,399 @@
+"""Training of the image tokenizer: the state, one step, and the straight line that runs it.
+
+    loss = |x - y|^p + w_p perceptual(x, y) + quantiser's own + w_g lambda adversarial(y)
+
+y is the image decoded from the codes of x; lambda = |grad of the first two| / |grad of the
+adversarial term|, both at the decoder's last layer, so that neither drowns the other (taming).
+It goes in three parts:
+
+1. `plain_steps` steps as an autoencoder without a codebook;
+2. then k-means on the encoder's vectors gives the codebook, and training goes on through it: rows
+   follow their vectors, rows that nothing chooses are restarted for a while;
+3. at the end the tokenizer keeps the codes that the pictures use, and with `merge` joins those that
+   only divide noise: their distance is below `merge` times the root mean square distance of a
+   vector from its code. One clean patch then has one code, and a model of the codes has less to
+   learn.
+
+A step is a pure function of (state, images, key), and the pictures of a step of (seed, step).
+"""
+
+import functools
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from udd_jax.data import batches, reading
+from udd_jax.runtime import checkpoints, logbook, sharding
+from udd_jax.tokenizers import codebook, reconstruction, vqgan
+from udd_jax.training import loop
+
+FILE = "tokenizer"
+POOL_IMAGES, POOL_VECTORS = 1024, 20_000  # for k-means and for counting codes
+MOST_BYTES = 1 << 30  # of pictures that are kept decoded
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything that a checkpoint keeps of the tokenizer's training; `judge` is {} without one."""
+
+    step: jax.Array  # int32[]
+    params: Any
+    opt_state: Any
+    averages: codebook.Averages
+    judge: Any
+    judge_opt_state: Any
+
+
+def make_model(config) -> vqgan.VQGAN:
+    """`config.vq.model` -> the network, for images of `config.image_size`."""
+    options = {k: tuple(v) if isinstance(v, list) else v for k, v in config.vq.model.items()}
+    return vqgan.VQGAN(resolution=config.image_size, **options)
+
+
+def make_judge(config) -> vqgan.Discriminator | None:
+    """The discriminator, where `config.vq.adversarial` gives it a weight."""
+    c = config.vq.adversarial
+    return vqgan.Discriminator(c.channels, c.layers) if c.weight else None
+
+
+def make_optimisers(config):
+    """Adam behind a clip of the global norm, warm-up and cosine to 0; the judge's rate is fixed."""
+    c = config.vq
+    rate = optax.warmup_cosine_decay_schedule(0.0, c.learning_rate, c.warmup, c.steps)
+    adam = functools.partial(optax.adam, b1=c.beta1, b2=c.beta2)
+    tx = optax.chain(optax.clip_by_global_norm(c.clip), adam(rate))
+    return tx, adam(c.adversarial.learning_rate)
+
+
+def create_state(config, model, params) -> TrainState:
+    """The state before the first step, from the network's parameters."""
+    tx, judge_tx = make_optimisers(config)
+    judge = make_judge(config)
+    key = jax.random.fold_in(jax.random.key(config.seed), 2)
+    judged = jax.jit(judge.init)(key, _blank(model))["params"] if judge else {}
+    per_batch = config.vq.batch_size * model.grid[0] * model.grid[1]
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=tx.init(params),
+        averages=codebook.averages(vqgan.rows(params), per_batch),
+        judge=judged,
+        judge_opt_state=judge_tx.init(judged),
+    )
+
+
+def make_step(config, model, judge, tx, judge_tx, perceptual=None, frozen=()):
+    """The train step: (state, uint8[B, S, S, 3], key, weights) -> (state, metrics).
+
+    perceptual: (weights, float[B, S, S, 3] twice) -> float[B]; the step hands its weights on.
+    frozen: the parts of the network ("encoder", "quantize", ...) that stay as they are.
+    """
+    c = config.vq
+    power = {"l1": 1, "l2": 2}[c.loss]
+
+    def nearness(x, y, weights):
+        loss = jnp.mean(jnp.abs(x - y) ** power)
+        if perceptual is not None:
+            loss += c.perceptual * perceptual(weights, x, y).mean()
+        return loss
+
+    def doubt(judge_params, y):
+        return -judge.apply({"params": judge_params}, y).mean()
+
+    def train_step(state: TrainState, images, key, weights=None):
+        x, step = vqgan.to_unit(images), state.step
+        key_gumbel, key_restart = jax.random.split(jax.random.fold_in(key, step))
+        hot, cold = c.temperature
+        temperature = cold + (hot - cold) * 0.5 * (1 + jnp.cos(jnp.pi * step / c.steps))
+        plain = step < c.plain_steps
+
+        def forward(params):
+            params = params | {name: jax.lax.stop_gradient(params[name]) for name in frozen}
+            return model.apply({"params": params}, x, key_gumbel, temperature, plain)
+
+        def loss_fn(params):
+            out = forward(params)
+            loss = nearness(x, out.images, weights) + c.commitment * out.loss
+            if judge is not None:
+
+                def last_terms(kernel):
+                    y = forward(with_last(params, kernel)).images
+                    return nearness(x, y, weights), doubt(state.judge, y)
+
+                share = jnp.where(step < c.adversarial.start, 0.0, c.adversarial.weight)
+                share *= balance(last_terms, params["decoder"]["conv_out"]["kernel"])
+                loss += share * doubt(state.judge, out.images)
+            return loss, out
+
+        (loss, out), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = {
+            "loss": loss,
+            "psnr": 10 * jnp.log10(4 / jnp.mean((jnp.clip(out.images, -1, 1) - x) ** 2)),
+            "quantiser_loss": out.loss,
+            "perplexity": codebook.perplexity(out.codes, model.n_embed),
+        }
+        averages = state.averages
+        if model.quantiser != "gumbel" and "quantize" not in frozen:
+            averages, rows = codebook.ema_update(averages, out.z, out.codes, c.decay)
+            rows = rows if model.quantiser == "ema" else vqgan.rows(params)
+            moved = codebook.restart(
+                key_restart, averages, rows, out.z, out.codes, c.restart.threshold, c.restart.factor
+            )
+            now = ~plain & (step < c.restart.until * c.steps)
+            averages, rows, restarted = jax.tree.map(
+                lambda new, old: jnp.where(now, new, old), moved, (averages, rows, 0)
+            )
+            params = params | {"quantize": {"embedding": rows}}
+            metrics["restarted"] = restarted
+
+        judge_params, judge_opt_state = state.judge, state.judge_opt_state
+        if judge is not None:
+            judge_loss, judge_grads = jax.value_and_grad(hinge)(state.judge, judge, x, out.images)
+            on = step >= c.adversarial.start
+            judge_grads = jax.tree.map(lambda g: jnp.where(on, g, 0), judge_grads)
+            updates, judge_opt_state = judge_tx.update(judge_grads, judge_opt_state)
+            judge_params = optax.apply_updates(judge_params, updates)
+            metrics["judge_loss"] = judge_loss
+        new = TrainState(step, params, opt_state, averages, judge_params, judge_opt_state)
+        norm = optax.tree.norm(grads)
+        new, metrics["skipped"] = loop.apply_if_finite(new, state, loss, norm)
+        return new.replace(step=step + 1), metrics | {"gradient_norm": norm}
+
+    return train_step
+
+
+def with_last(params, kernel):
+    """Parameters with another kernel in the decoder's last layer."""
+    last = params["decoder"]["conv_out"] | {"kernel": kernel}
+    return params | {"decoder": params["decoder"] | {"conv_out": last}}
+
+
+def balance(terms, kernel):
+    """|grad a| / |grad b| of `terms(kernel) -> (a, b)`, without a gradient itself; at most 1e4."""
+    _, pull = jax.vjp(terms, kernel)
+    a, b = (jnp.linalg.norm(pull(pair)[0]) for pair in ((1.0, 0.0), (0.0, 1.0)))
+    return jax.lax.stop_gradient(jnp.minimum(a / (b + 1e-4), 1e4))
+
+
+def hinge(judge_params, judge, real, fake):
+    """The discriminator's loss: (max(0, 1 - D(x)) + max(0, 1 + D(y))) / 2."""
+    real, fake = (judge.apply({"params": judge_params}, x) for x in (real, fake))
+    return (jax.nn.relu(1 - real).mean() + jax.nn.relu(1 + fake).mean()) / 2
+
+
+def start_codebook(model, state: TrainState, images, batch_size: int, key) -> TrainState:
+    """The state with a codebook from k-means on the encoder's vectors of uint8[n, S, S, 3]."""
+    key_pool, key_means = jax.random.split(key)
+    params = jax.device_get(state.params)
+    vectors = pool_vectors(model, params, images, key_pool)
+    rows, distance = codebook.kmeans(key_means, vectors, model.n_embed)
+    average = codebook.averages(rows, batch_size * model.grid[0] * model.grid[1])
+    variance = distance / model.embed_dim
+    return state.replace(params=vqgan.with_rows(params, rows, variance), averages=average)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _vectors(model, params, images):
+    return model.apply({"params": params}, vqgan.to_unit(images), method="encode")
+
+
+def pool_vectors(model, params, images, key) -> np.ndarray:
+    """Pre-quantisation vectors float32[n, E] at random positions, as many of each image, about
+    POOL_VECTORS in all."""
+    each = min(model.grid[0] * model.grid[1], max(1, POOL_VECTORS // len(images)))
+    chosen = []
+    for i in range(0, len(images), 64):
+        part = images[i : i + 64]
+        z = _vectors(model, params, np.pad(part, [(0, 64 - len(part)), (0, 0), (0, 0), (0, 0)]))
+        z = np.asarray(z)[: len(part)].reshape(len(part), -1, model.embed_dim)
+        places = jax.random.uniform(jax.random.fold_in(key, i), z.shape[:2]).argsort(1)[:, :each]
+        chosen.append(np.take_along_axis(z, np.asarray(places)[..., None], 1))
+    return np.concatenate(chosen).reshape(-1, model.embed_dim)
+
+
+def finish(model, params, images, merge: float, key) -> vqgan.ImageTokenizer:
+    """The tokenizer with the codes that uint8[n, S, S, 3] use; with merge = 0, with all codes."""
+    whole = vqgan.ImageTokenizer(model, params)
+    if not merge:
+        return whole
+    rows = np.asarray(vqgan.rows(params))
+    vectors = pool_vectors(model, params, images, key)
+    spread = ((vectors - rows[np.asarray(codebook.nearest(vectors, rows))]) ** 2).sum(-1).mean()
+    counts = np.bincount(whole.encode(images).ravel(), minlength=model.n_embed)
+    used = codebook.used_codes(counts, rows, merge * spread**0.5)
+    return vqgan.ImageTokenizer(model, params, used)
+
+
+def score(tokenizer: vqgan.ImageTokenizer, images) -> dict:
+    """What is reported of a tokenizer, on uint8[n, S, S, 3]."""
+    codes = tokenizer.encode(images)
+    decoded = tokenizer.decode(codes)
+    counts = np.bincount(codes.ravel(), minlength=tokenizer.codes)
+    return {
+        "psnr": float(reconstruction.psnr(decoded, images).mean()),
+        "ssim": float(reconstruction.ssim(decoded, images).mean()),
+        "codes": tokenizer.codes,
+        "usage": float((counts > 0).mean()),
+        "perplexity": float(codebook.perplexity(codes, tokenizer.codes)),
+    }
+
+
+class Pictures:
+    """The plain views of a source: `at(step, B)` uint8[B, S, S, 3], a pure function of the step.
+
+    A source that is small enough is decoded once and kept. Pictures that cannot be used are left
+    out; the token cache is where they are counted.
+    """
+
+    def __init__(self, source, config):
+        self.source, self.config, self._read = source, config, {}
+        self.views = reading.Views(config.image_size)
+        self.size, self.kept = min(len(source), config.vq.pictures or len(source)), None
+        if self.size * config.image_size**2 * 3 <= MOST_BYTES:
+            read = reading.examples(source, 0, self.size, self.views)
+            kept = [e.pixels[0] for e in read if e.pixels is not None]
+            if not kept:
+                raise ValueError(f"none of the {self.size} items of {source.name} can be used")
+            self.size, self.kept = len(kept), np.stack(kept)
+
+    def sample(self, most: int):
+        """uint8[n, S, S, 3], n = `most` or as many as there are: always the same ones."""
+        count, seed = min(most, self.size), self.config.seed
+        if self.kept is None:
+            return batches.make_images(self.source, self.views, seed, 0, count)["image"]
+        return self.at(0, count)
+
+    def at(self, step: int, batch_size: int, share=(0, 1)):
+        c = self.config
+        if self.kept is None:
+            if (batch_size, share) not in self._read:
+                options = {"steps": c.vq.steps, "share": share, "workers": c.workers}
+                decoded = batches.Decoded(self.source, self.views, c.seed, batch_size, **options)
+                self._read[batch_size, share] = decoded
+            return self._read[batch_size, share](step)["image"]
+        items = batches.indices(c.seed, step, batch_size, len(self.kept))
+        per = batch_size // share[1]
+        return self.kept[items[share[0] * per : (share[0] + 1) * per]]
+
+
+def train(
+    config, directory, source, held_out=None, perceptual=None, tensorboard=False
+) -> vqgan.ImageTokenizer:
+    """Trains an image tokenizer in `directory`, or goes on with it.
+
+    Args:
+        config: the whole config; `vq`, `image_size`, `seed` and `mesh` are read.
+        directory: gets `checkpoints/`, `metrics.jsonl` and the file `tokenizer`, whose metadata has
+            the scores.
+        source: pictures to train on.
+        held_out: pictures for the scores, by default those of `source`.
+        perceptual: (function, weights) as in `make_step`, for `vq.perceptual` > 0.
+        tensorboard: whether to write event files.
+    """
+    c, model, pictures = config.vq, make_model(config), Pictures(source, config)
+    key_params, key_codebook = jax.random.split(jax.random.key(config.seed))
+    state = create_state(
+        config, model, jax.jit(model.init)(key_params, _blank(model), key_params)["params"]
+    )
+
+    def before(state, step):
+        if step != c.plain_steps:
+            return state
+        images = pictures.sample(POOL_IMAGES)
+        return start_codebook(model, state, images, c.batch_size, key_codebook)
+
+    options = {"before": before, "tensorboard": tensorboard}
+    state = _fit(config, directory, model, state, pictures, perceptual, **options)
+    params, images = jax.device_get(state.params), pictures.sample(POOL_IMAGES)
+    tokenizer = finish(model, params, images, c.merge, key_codebook)
+    return _publish(config, directory, tokenizer, held_out or source)
+
+
+def rebuild(
+    config, directory, tokenizer, source, held_out=None, perceptual=None
+) -> vqgan.ImageTokenizer:
+    """Another codebook for a trained tokenizer of which few codes are used.
+
+    ReFiT (VQ-DDM, arXiv 2112.01799): the encoder's vectors on `source` are pooled, k-means++ finds
+    `vq.rebuild.codes` centres, these become the codebook, and the decoder is fine-tuned with
+    the encoder and the codebook frozen. Arguments as in `train`; `directory` is a new one.
+    ValueError for a Gumbel tokenizer, whose vectors are logits' and not rows' neighbours.
+    """
+    c = config.vq.rebuild
+    if tokenizer.module.quantiser == "gumbel":
+        raise ValueError("rebuild: a gumbel tokenizer has no nearest rows, expected ema")
+    config = config.copy_and_resolve_references()
+    config.vq.update({"steps": c.steps, "learning_rate": c.learning_rate, "plain_steps": 0})
+    config.vq.warmup = min(config.vq.warmup, c.steps // 2)
+    pictures, key = Pictures(source, config), jax.random.key(config.seed)
+    model = tokenizer.module.clone(n_embed=c.codes)
+    vectors = pool_vectors(model, tokenizer.params, pictures.sample(POOL_VECTORS), key)
+    rows, distance = codebook.kmeans(key, vectors, c.codes)
+    params = vqgan.with_rows(tokenizer.params, rows, distance / model.embed_dim)
+    state = create_state(config, model, params)
+    frozen = ("encoder", "quant_conv", "quantize")
+    state = _fit(config, directory, model, state, pictures, perceptual, frozen=frozen)
+    tokenizer = vqgan.ImageTokenizer(model, jax.device_get(state.params))
+    return _publish(config, directory, tokenizer, held_out or source)
+
+
+def _fit(
+    config, directory, model, state, pictures, perceptual, before=None, frozen=(), tensorboard=False
+):
+    """Runs `config.vq.steps` steps from `state`; `before(state, step)` may replace it."""
+    c, directory = config.vq, checkpoints.folder(directory)
+    mesh = sharding.make_mesh(**config.mesh)
+    share = sharding.process_share(mesh)
+    function, weights = perceptual or (None, None)
+    step_fn = make_step(
+        config, model, make_judge(config), *make_optimisers(config), function, frozen
+    )
+    step_fn = jax.jit(step_fn, donate_argnums=0)
+    key = jax.random.fold_in(jax.random.key(config.seed), 1)
+
+    def one(state, images, step):
+        changed = before(state, step) if before else state
+        if changed is not state:
+            state = sharding.shard_tree(mesh, changed, sharding.REPLICATED)
+        return step_fn(state, images, key, weights)
+
+    def batch_at(step):
+        return sharding.shard_batch(mesh, pictures.at(step, c.batch_size, share))
+
+    with sharding.use(mesh):
+        return loop.fit(
+            one,
+            sharding.shard_tree(mesh, state, sharding.REPLICATED),
+            steps=c.steps,
+            batch_at=batch_at,
+            checkpoints=checkpoints.Checkpoints(
+                directory / "checkpoints", keep=c.keep, say=logbook.say
+            ),
+            logbook=logbook.Logbook(directory, tensorboard),
+            description="image tokenizer",
+            log_every=c.log_every,
+            save_every=c.save_every,
+        )
+
+
+def _publish(config, directory, tokenizer, source):
+    """Scores the tokenizer on a source and writes both; returns it."""
+    scores = score(tokenizer, Pictures(source, config).sample(POOL_IMAGES))
+    if jax.process_index() == 0:
+        about = {"step": config.vq.steps, **scores}
+        vqgan.save(checkpoints.folder(directory) / FILE, tokenizer, about)
+    logbook.say(
+        f"image tokenizer: PSNR {scores['psnr']:.2f} dB, {scores['codes']} codes, "
+        f"{scores['usage']:.0%} of them used, perplexity {scores['perplexity']:.1f}"
+    )
+    return tokenizer
+
+
+def _blank(model):
+    return jnp.zeros((1, model.resolution, model.resolution, 3))
