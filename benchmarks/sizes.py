@@ -6,9 +6,10 @@ import jax
 import numpy as np
 
 from configs import t2i
+from udd_jax import build
 from udd_jax.diffusion import transition, vocab
 from udd_jax.networks import transformer
-from udd_jax.training import plan, train_diffusion
+from udd_jax.training import plan
 
 
 def paper():
@@ -73,8 +74,8 @@ class Parts(NamedTuple):
 
 def parts(config) -> Parts:
     layout = plan.vocab_of(config)
-    kernel = transition.make_kernel(layout, train_diffusion.make_schedules(config, layout))
-    return Parts(config, layout, kernel, train_diffusion.make_model(config, layout))
+    kernel = transition.make_kernel(layout, build.make_schedules(config, layout))
+    return Parts(config, layout, kernel, build.make_model(config, layout))
 
 
 def network_inputs(p: Parts) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -38,6 +38,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import config_flags
 
+from udd_jax import build
 from udd_jax.diffusion import transition
 from udd_jax.networks import transformer
 from udd_jax.runtime import costs, sharding
@@ -104,8 +105,8 @@ def train_program(config, mesh):
 def sample_program(config, mesh):
     """The jitted sampler for pairs, a batch of `evaluate.batch_size`, and its arguments."""
     vocab, size = plan.vocab_of(config), config.evaluate.batch_size
-    kernel = transition.make_kernel(vocab, train_diffusion.make_schedules(config, vocab))
-    model = train_diffusion.make_model(config, vocab)
+    kernel = transition.make_kernel(vocab, build.make_schedules(config, vocab))
+    model = build.make_model(config, vocab)
     settings = reverse.Settings(**config.sample)
 
     def run(params, keys, x, free, absent):

@@ -3,6 +3,7 @@
 import pytest
 
 from configs import i2t, pair, t2i
+from udd_jax import build
 from udd_jax.training import plan, train_diffusion
 
 ARGUMENTS = ["", "smoke", "emoji", "cub", "coco"]
@@ -12,9 +13,9 @@ ARGUMENTS = ["", "smoke", "emoji", "cub", "coco"]
 def test_every_config_makes_a_network_and_an_optimiser(arg):
     config = t2i.get_config(arg)
     vocab = plan.vocab_of(config)
-    assert train_diffusion.make_model(config, vocab).vocab == vocab
+    assert build.make_model(config, vocab).vocab == vocab
     train_diffusion.make_optimiser(config)
-    assert len(train_diffusion.make_schedules(config, vocab)) == 2
+    assert len(build.make_schedules(config, vocab)) == 2
 
 
 def test_an_unknown_argument_names_the_known_ones():

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from udd_jax import pipeline, stages
+from udd_jax import build, pipeline, stages
 
 SIZE = 4  # the batch of every call here, so that one compilation serves
 
@@ -71,12 +71,12 @@ def test_with_common_noise_equal_pairs_have_equal_bounds(pipe, pictures):
 
 def test_an_exported_run_is_half_as_large_and_generates(tiny_run, tmp_path):
     stages.export(tiny_run, tmp_path / "small")
-    sizes = [(run / pipeline.WEIGHTS).stat().st_size for run in (tiny_run, tmp_path / "small")]
+    sizes = [(run / build.WEIGHTS).stat().st_size for run in (tiny_run, tmp_path / "small")]
     assert sizes[1] < 0.7 * sizes[0]
     small = pipeline.Pipeline.load(tmp_path / "small")
     for a, b in zip(
         jax.tree.leaves(small.params),
-        jax.tree.leaves(pipeline.load_weights(tiny_run)),
+        jax.tree.leaves(build.load_weights(tiny_run)),
         strict=True,
     ):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6)

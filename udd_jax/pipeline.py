@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
+from udd_jax import build
 from udd_jax.data import pixels
 from udd_jax.diffusion import tasks, transition
 from udd_jax.diffusion import vocab as vocabs
@@ -28,9 +29,7 @@ from udd_jax.runtime import checkpoints, sharding
 from udd_jax.sampling import reverse
 from udd_jax.tokenizers import text_tokenizer as texts_
 from udd_jax.tokenizers import vqgan
-from udd_jax.training import train_diffusion
 
-CONFIG, TEXT, IMAGE, WEIGHTS = "config.json", "text.model", "vq/tokenizer", "weights"
 LN2 = math.log(2)
 
 
@@ -66,16 +65,16 @@ class Pipeline:
     def load(cls, directory) -> "Pipeline":
         """Reads a run's folder. FileNotFoundError or ValueError, one line, where it is no run."""
         directory = pathlib.Path(directory)
-        config = read_config(directory)
-        text, image = load_tokenizers(directory)
-        return cls.assemble(config, text, image, load_weights(directory))
+        config = build.read_config(directory)
+        text, image = build.load_tokenizers(directory)
+        return cls.assemble(config, text, image, build.load_weights(directory))
 
     @classmethod
     def assemble(cls, config, text, image, params) -> "Pipeline":
         """The same from its parts."""
-        vocab = make_vocab(config, text, image)
-        kernel = transition.make_kernel(vocab, train_diffusion.make_schedules(config, vocab))
-        model = train_diffusion.make_model(config, vocab, text.pad_id)
+        vocab = build.make_vocab(config, text, image)
+        kernel = transition.make_kernel(vocab, build.make_schedules(config, vocab))
+        model = build.make_model(config, vocab, text.pad_id)
         expected = jax.eval_shape(lambda: transformer.init(model, jax.random.key(0)))
         checkpoints.require_fit(
             checkpoints.flatten(expected),
@@ -397,32 +396,3 @@ class Pipeline:
             return transition.bound(self.kernel, denoise_fn, keys, x0, *masks, times, calls)
 
         return jax.jit(run, static_argnames=("times", "calls", "still"))
-
-
-# ---- A run's folder -----------------------------------------------------------------------------
-
-
-def read_config(directory) -> ml_collections.ConfigDict:
-    path = pathlib.Path(directory) / CONFIG
-    if not path.exists():
-        raise FileNotFoundError(f"{directory} has no {CONFIG}: it is not the folder of a run")
-    return ml_collections.ConfigDict(checkpoints.read_json(path)["config"])
-
-
-def load_tokenizers(directory) -> tuple[texts_.Tokenizer, vqgan.ImageTokenizer]:
-    directory = pathlib.Path(directory)
-    return texts_.load(directory / TEXT), vqgan.load(directory / IMAGE)
-
-
-def make_vocab(config, text, image) -> vocabs.Vocab:
-    return vocabs.image_text(image.grid, image.codes, text.vocab_size, config.text.length)
-
-
-def load_weights(directory) -> dict:
-    """The averaged weights of a finished run."""
-    path = pathlib.Path(directory) / WEIGHTS
-    if not path.exists():
-        raise FileNotFoundError(
-            f"{directory} has no file {WEIGHTS!r}: its training is not finished; run the main job"
-        )
-    return checkpoints.load_tree(path)[0]

@@ -24,7 +24,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from udd_jax import pipeline
+from udd_jax import build, pipeline
 from udd_jax.data import batches, reading, sources, token_cache
 from udd_jax.diffusion import transition
 from udd_jax.evaluation import feature_networks, samples
@@ -79,7 +79,7 @@ def check(config) -> None:
     vocab = plan.vocab_of(config)
     train_diffusion.make_objective(config, vocab, pad_id=0)
     train_diffusion.make_optimiser(config)
-    kernel = transition.make_kernel(vocab, train_diffusion.make_schedules(config, vocab))
+    kernel = transition.make_kernel(vocab, build.make_schedules(config, vocab))
     reverse.Settings(**config.sample).check(kernel)
 
 
@@ -89,7 +89,7 @@ def _run_stages(config, workdir, here, until, profile=None, tensorboard=False):
     on_disk = functools.partial(bucket.on_disk, workdir, here)
     with stage("data"):
         data = open_data(config)
-    with stage("text tokenizer"), _in_turn(), on_disk(pipeline.TEXT):
+    with stage("text tokenizer"), _in_turn(), on_disk(build.TEXT):
         text_tokenizer = make_text_tokenizer(config, here, data["train"])
     with stage("image tokenizer"):
         image_tokenizer = make_image_tokenizer(config, workdir, data, tensorboard)
@@ -138,7 +138,7 @@ def claim(config: ml_collections.ConfigDict, workdir) -> None:
 
     What made the run is written beside the config, and what else did before it went on.
     """
-    path = workdir / pipeline.CONFIG
+    path = workdir / build.CONFIG
     new = json.loads(config.to_json())  # as it is stored: lists, not tuples
     record = {"config": new, "made_with": provenance()}
     if path.exists():
@@ -217,7 +217,7 @@ def views(config) -> reading.Views:
 
 
 def make_text_tokenizer(config, workdir, source) -> text_tokenizer.Tokenizer:
-    path = workdir / pipeline.TEXT
+    path = workdir / build.TEXT
     if path.exists():
         return text_tokenizer.load(path)
     if config.text.file:
@@ -232,7 +232,7 @@ def make_text_tokenizer(config, workdir, source) -> text_tokenizer.Tokenizer:
 
 def make_image_tokenizer(config, workdir, data, tensorboard=False) -> vqgan.ImageTokenizer:
     """Trained on the split "train" of `data` (`open_data`), scored on "validation"."""
-    path = workdir / pipeline.IMAGE
+    path = workdir / build.IMAGE
     if path.exists():
         return vqgan.load(path)
     if config.vq.file:
@@ -270,11 +270,11 @@ def export(workdir, out) -> None:
     ValueError if `out` holds a run already.
     """
     workdir, out = checkpoints.folder(workdir), pathlib.Path(out)
-    if (out / pipeline.CONFIG).exists():
+    if (out / build.CONFIG).exists():
         raise ValueError(f"{out} holds a run already: choose another --out")
-    weights, metadata = checkpoints.load_tree(workdir / pipeline.WEIGHTS)
-    checkpoints.save_tree(out / pipeline.WEIGHTS, weights, metadata, half=True)
-    names = [pipeline.TEXT, pipeline.IMAGE, main_suite.RESULT, pipeline.CONFIG]
+    weights, metadata = checkpoints.load_tree(workdir / build.WEIGHTS)
+    checkpoints.save_tree(out / build.WEIGHTS, weights, metadata, half=True)
+    names = [build.TEXT, build.IMAGE, main_suite.RESULT, build.CONFIG]
     for name in names:
         if (workdir / name).exists():
             checkpoints.write_bytes(out / name, (workdir / name).read_bytes())
@@ -391,14 +391,14 @@ def pairs(config, workdir, source, text_tokenizer, image_tokenizer, share):
 
 def make_weights(config, workdir, cache, text_tokenizer, image_tokenizer, data, **options) -> dict:
     """The averaged weights, trained as far as `config.train.steps` says; options: of `train`."""
-    if (workdir / pipeline.WEIGHTS).exists():
-        params, metadata = checkpoints.load_tree(workdir / pipeline.WEIGHTS)
+    if (workdir / build.WEIGHTS).exists():
+        params, metadata = checkpoints.load_tree(workdir / build.WEIGHTS)
         if metadata["step"] >= config.train.steps:
             return params
-    vocab = pipeline.make_vocab(config, text_tokenizer, image_tokenizer)
+    vocab = build.make_vocab(config, text_tokenizer, image_tokenizer)
     start = None
     if config.init_from:
-        start = reuse(config, vocab, pipeline.load_weights(config.init_from))
+        start = reuse(config, vocab, build.load_weights(config.init_from))
     seed, size = config.seed, config.train.batch_size
     share = sharding.process_share(sharding.make_mesh(**config.mesh))
     tokenizers, items = (text_tokenizer, image_tokenizer), data["train"] if cache is None else cache
@@ -419,7 +419,7 @@ def make_weights(config, workdir, cache, text_tokenizer, image_tokenizer, data, 
 
 def reuse(config, vocab, weights: dict) -> dict:
     """Fresh parameters with those of another run in place of all of the same name and shape."""
-    model = train_diffusion.make_model(config, vocab)
+    model = build.make_model(config, vocab)
     fresh = jax.device_get(
         transformer.init(model, jax.random.key(config.seed), config.train.fan_in)
     )

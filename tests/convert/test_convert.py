@@ -19,7 +19,7 @@ from absl.testing import flagsaver
 
 from configs import t2i
 from tests.helpers import torch_writer
-from udd_jax import generate, main, pipeline
+from udd_jax import build, generate, main, pipeline
 from udd_jax.convert import command, published_names
 from udd_jax.data import pixels
 from udd_jax.diffusion import schedules, vocab
@@ -143,7 +143,7 @@ def test_a_unid3_checkpoint_becomes_a_run_with_its_weights(run):
 def test_safetensors_of_the_same_names_become_the_same_run(folder, run, tmp_path):
     checkpoints.save_tree(folder / "cub.safetensors", unid3_state())
     other = convert_unid3(folder, tmp_path / "cub", "cub.safetensors")
-    for file in (pipeline.WEIGHTS, pipeline.IMAGE):
+    for file in (build.WEIGHTS, build.IMAGE):
         trees = [
             checkpoints.flatten(checkpoints.load_tree(where / file)[0]) for where in (run, other)
         ]
@@ -195,7 +195,7 @@ def test_a_user_s_config_that_agrees_is_kept_where_the_weights_say_nothing(folde
     config.update({"image_size": 8, "text": {"length": 5}, "diffusion": {"steps": T}})
     config.train.learning_rate = 0.125
     out = convert_unid3(folder, tmp_path / "cub", config=config, match=True, heads=None)
-    stored = pipeline.read_config(out)
+    stored = build.read_config(out)
     assert stored.train.learning_rate == 0.125 and stored.model.heads == 2
 
 
@@ -229,7 +229,7 @@ def test_half_precision_weights_are_read_as_float32(folder, tmp_path):
     state = {n: a for n, a in state.items() if not n.startswith("model.log_")}
     save(folder / "half.ckpt", state)
     out = convert_unid3(folder, tmp_path / "half", "half.ckpt")
-    for leaf in jax.tree.leaves(pipeline.load_weights(out)):
+    for leaf in jax.tree.leaves(build.load_weights(out)):
         assert leaf.dtype == np.float32
         np.testing.assert_array_equal(leaf, leaf.astype(np.float16))
 
@@ -282,7 +282,7 @@ def test_a_conditional_network_does_its_own_task_only(folder, tmp_path, network_
     out = convert_unid3(folder, tmp_path / "run", network=network_name)
     pipe = pipeline.Pipeline.load(out)
     assert pipe.model.network == network_name
-    assert pipeline.read_config(out).train.mixture.to_dict() == {can: 1.0}
+    assert build.read_config(out).train.mixture.to_dict() == {can: 1.0}
     given = {"image": np.zeros((1, 4), int), "text": np.zeros((1, 5), int)}
     for task in {"pair", "image", "text", "t2i", "i2t", "infill"} - {can}:
         with pytest.raises(ValueError, match=f"task '{task}' is not for .*{network_name}: .*{can}"):
@@ -347,7 +347,7 @@ def test_a_taming_checkpoint_becomes_an_image_tokenizer(tmp_path, f, quantiser):
     save(tmp_path / "vqgan.ckpt", {**state, **losses})
     (tmp_path / "vqgan.yaml").write_text(yaml_of(**changes))
     command.from_taming(tmp_path / "vqgan.ckpt", tmp_path / "out", tmp_path / "vqgan.yaml")
-    tokenizer = vqgan.load(tmp_path / "out" / pipeline.IMAGE)
+    tokenizer = vqgan.load(tmp_path / "out" / build.IMAGE)
     assert tokenizer.module == vqgan.VQGAN(**{**VQ, **changes}) and tokenizer.module.cell == f
     assert tokenizer.codes == 9 and tokenizer.grid == (2, 2)
     back = tmp_path / "back.safetensors"
@@ -357,7 +357,7 @@ def test_a_taming_checkpoint_becomes_an_image_tokenizer(tmp_path, f, quantiser):
     for name, array in again.items():
         np.testing.assert_array_equal(array, state[name], strict=True)
     command.from_taming(back, tmp_path / "again", tmp_path / "vqgan.yaml")
-    assert vqgan.load(tmp_path / "again" / pipeline.IMAGE).hash == tokenizer.hash
+    assert vqgan.load(tmp_path / "again" / build.IMAGE).hash == tokenizer.hash
 
 
 def test_a_kept_subset_of_codes_is_a_map_over_them(tmp_path):
@@ -367,7 +367,7 @@ def test_a_kept_subset_of_codes_is_a_map_over_them(tmp_path):
     out = tmp_path / "out"
     codes = tmp_path / "used.npy"
     command.from_taming(tmp_path / "vqgan.ckpt", out, tmp_path / "vqgan.yaml", codes=codes)
-    tokenizer = vqgan.load(out / pipeline.IMAGE)
+    tokenizer = vqgan.load(out / build.IMAGE)
     np.testing.assert_array_equal(tokenizer.full_to_used, FULL_TO_USED)
     assert tokenizer.codes == 7
 
@@ -568,9 +568,9 @@ def test_names_that_are_taken_or_missing_are_one_line(folder, run, tmp_path):
 @pytest.mark.parametrize("option", [{"given_vector": True}, {"mutual_gain": 0.1}, {"rotary": True}])
 def test_a_network_with_options_of_ours_has_no_published_names(run, tmp_path, option):
     shutil.copytree(run, tmp_path / "run")
-    stored = checkpoints.read_json(run / pipeline.CONFIG)
+    stored = checkpoints.read_json(run / build.CONFIG)
     stored["config"]["model"] |= option
-    checkpoints.write_json(tmp_path / "run" / pipeline.CONFIG, stored)
+    checkpoints.write_json(tmp_path / "run" / build.CONFIG, stored)
     message = f"model.{next(iter(option))} = .* has no published counterpart"
     refuse(message, tmp_path, command.to_safetensors, tmp_path / "run", tmp_path / "a")
 
@@ -609,7 +609,7 @@ def test_the_command_line_converts_unid3_and_back(folder, run, tmp_path, run_com
             *flags, f"--checkpoint={folder}/cub.ckpt", f"--out={out}", network_flag
         )
         assert code == 0, error
-        stored = checkpoints.read_json(out / pipeline.CONFIG)
+        stored = checkpoints.read_json(out / build.CONFIG)
         assert (
             stored["made_with"]["network"] == stored["config"]["model"]["network"] == network_name
         )
@@ -747,7 +747,7 @@ def test_a_pytorch_build_s_own_file_becomes_the_same_tokenizer(tmp_path):
     fields = {**size, **shape, "embed_dim": 3, "quantiser": "straight_through"}
     (tmp_path / "vqgan.yaml").write_text(yaml_of(**fields))
     command.from_taming(tmp_path / "vqgan.ckpt", tmp_path / "out", tmp_path / "vqgan.yaml")
-    tokenizer = vqgan.load(tmp_path / "out" / pipeline.IMAGE)
+    tokenizer = vqgan.load(tmp_path / "out" / build.IMAGE)
     images = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
     with torch.no_grad():
         scaled = torch.from_numpy(np.moveaxis(images, -1, 1).copy()).float() / 127.5 - 1

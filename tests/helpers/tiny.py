@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 
 from configs import t2i
-from udd_jax import pipeline, stages
+from udd_jax import build, stages
 from udd_jax.data.sources import shapes
 from udd_jax.networks import transformer
 from udd_jax.runtime import checkpoints
 from udd_jax.tokenizers import text_tokenizer, vqgan
-from udd_jax.training import train_diffusion, train_image_tokenizer
+from udd_jax.training import train_image_tokenizer
 
 
 def config():
@@ -30,14 +30,14 @@ def make(directory, c=None) -> pathlib.Path:
     stages.claim(c, directory)
     records = shapes.source("train", 200)
     tokenizer = text_tokenizer.train_sentencepiece(
-        (record.captions[0] for record in records), directory / pipeline.TEXT, c.text.vocab_size
+        (record.captions[0] for record in records), directory / build.TEXT, c.text.vocab_size
     )
     module = train_image_tokenizer.make_model(c)
     x = jnp.zeros((1, c.image_size, c.image_size, 3))
     params = jax.jit(module.init)(jax.random.key(0), x)["params"]
     image = vqgan.ImageTokenizer(module, params, chunk=16)
-    vqgan.save(directory / pipeline.IMAGE, image)
-    vocab = pipeline.make_vocab(c, tokenizer, image)
-    weights = transformer.init(train_diffusion.make_model(c, vocab), jax.random.key(1), fan_in=True)
-    checkpoints.save_tree(directory / pipeline.WEIGHTS, weights, {"step": c.train.steps})
+    vqgan.save(directory / build.IMAGE, image)
+    vocab = build.make_vocab(c, tokenizer, image)
+    weights = transformer.init(build.make_model(c, vocab), jax.random.key(1), fan_in=True)
+    checkpoints.save_tree(directory / build.WEIGHTS, weights, {"step": c.train.steps})
     return directory

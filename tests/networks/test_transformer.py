@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from configs import t2i
-from udd_jax import pipeline
+from udd_jax import build, pipeline
 from udd_jax.diffusion import schedules, time_sampling, transition, vocab
 from udd_jax.networks import transformer
 from udd_jax.runtime import checkpoints
@@ -319,7 +319,7 @@ def padding_gradient(mask_padding):
     config = t2i.get_config("smoke")
     config.diffusion.steps = T
     config.model.update({"layers": 1, "width": 8, "mask_padding": mask_padding})
-    model = train_diffusion.make_model(config, VOCAB, PAD)
+    model = build.make_model(config, VOCAB, PAD)
     kernel = transition.make_kernel(VOCAB, [schedules.linear(T)] * 2)
     options = {"auxiliary": 1.0, "pad_id": PAD, "pad_weight": 1.0}
     loss_fn = train_diffusion.make_loss(kernel, model, mixture={"t2i": 1.0}, **options)
@@ -342,8 +342,8 @@ def test_training_hides_the_padding_of_given_texts_if_the_config_says_so(hides):
 
 
 def test_a_run_samples_and_trains_with_the_padding_of_its_own_vocabulary(tiny_run, monkeypatch):
-    config = pipeline.read_config(tiny_run)
-    parts = *pipeline.load_tokenizers(tiny_run), pipeline.load_weights(tiny_run)
+    config = build.read_config(tiny_run)
+    parts = *build.load_tokenizers(tiny_run), build.load_weights(tiny_run)
     monkeypatch.setattr(parts[0], "pad_id", 3)
     assert pipeline.Pipeline.assemble(config, *parts).model.padding is None
     config.model.mask_padding = True

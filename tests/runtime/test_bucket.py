@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from etils.epath import backend
 
-from udd_jax import pipeline, stages
+from udd_jax import build, stages
 from udd_jax.runtime import bucket, checkpoints, logbook
 
 
@@ -108,9 +108,9 @@ def test_trees_metrics_and_configs_are_written_in_the_bucket_itself(workdir):
 
 
 def test_the_main_job_works_in_a_bucket_up_to_the_token_cache(workdir, tiny_run):
-    for name in (pipeline.CONFIG, pipeline.TEXT, pipeline.IMAGE):
+    for name in (build.CONFIG, build.TEXT, build.IMAGE):
         checkpoints.write_bytes(workdir / name, (tiny_run / name).read_bytes())
-    config = pipeline.read_config(tiny_run)
+    config = build.read_config(tiny_run)
     stages.run(config, "gs://bucket/run", until="token cache")
     first = contents()
     assert json.loads(first["tokens/manifest.json"])["items"] == config.data_options.size

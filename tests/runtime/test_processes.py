@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 from configs import t2i
+from udd_jax import build
 from udd_jax.diffusion import transition, vocab
 from udd_jax.evaluation.suites import main as main_suite
 from udd_jax.networks import transformer
@@ -75,8 +76,8 @@ def losses(folder):
 def sample(weights, data, model):
     """Tokens of eight pairs, drawn on a mesh."""
     c, mesh = config(data, model), sharding.make_mesh(data, model)
-    kernel = transition.make_kernel(VOCAB, train_diffusion.make_schedules(c, VOCAB))
-    network = train_diffusion.make_model(c, VOCAB)
+    kernel = transition.make_kernel(VOCAB, build.make_schedules(c, VOCAB))
+    network = build.make_model(c, VOCAB)
 
     @jax.jit
     def draw(params, x, free, absent):

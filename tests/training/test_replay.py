@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 
-from udd_jax import main, pipeline
+from udd_jax import build, main
 from udd_jax.runtime import checkpoints, logbook
 from udd_jax.training import replay, train_diffusion
 
@@ -16,9 +16,9 @@ pytestmark = pytest.mark.slow
 def trained(tiny_run, tmp_path_factory):
     """A work folder, and a function that trains in it with other fields of `train`."""
     folder = tmp_path_factory.mktemp("replay")
-    config = pipeline.read_config(tiny_run)
-    text, image = pipeline.load_tokenizers(tiny_run)
-    vocab = pipeline.make_vocab(config, text, image)
+    config = build.read_config(tiny_run)
+    text, image = build.load_tokenizers(tiny_run)
+    vocab = build.make_vocab(config, text, image)
 
     def batch_at(step):
         rng = np.random.default_rng(step)
@@ -31,7 +31,7 @@ def trained(tiny_run, tmp_path_factory):
         shutil.copytree(tiny_run, folder / name)
         config.train.update({"batch_size": 8, "log_every": 1, "save_every": 1, **fields})
         checkpoints.write_json(
-            folder / name / pipeline.CONFIG, {"config": config.to_dict(), "made_with": {}}
+            folder / name / build.CONFIG, {"config": config.to_dict(), "made_with": {}}
         )
         train_diffusion.train(config, folder / name, vocab, text.pad_id, batch_at, patience=3)
 

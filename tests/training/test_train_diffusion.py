@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from configs import t2i
+from udd_jax import build
 from udd_jax.diffusion import schedules, transition, vocab
 from udd_jax.networks import transformer
 from udd_jax.runtime import sharding
@@ -30,8 +31,8 @@ def setting():
     config.model.update({"layers": 1, "width": 16, "heads": 2})
     config.diffusion.steps = 10
     config.train.update({"steps": 60, "warmup": 5, "learning_rate": 1e-2, "optimiser": "adamw"})
-    kernel = transition.make_kernel(VOCAB, train_diffusion.make_schedules(config, VOCAB))
-    model = train_diffusion.make_model(config, VOCAB)
+    kernel = transition.make_kernel(VOCAB, build.make_schedules(config, VOCAB))
+    model = build.make_model(config, VOCAB)
     tx, rate = train_diffusion.make_optimiser(config)
     loss_fn = make_loss(kernel, model, mixture=config.train.mixture.to_dict())
     step = jax.jit(train_diffusion.make_step(loss_fn, tx, rate, 0.9, VOCAB))
@@ -175,7 +176,7 @@ def test_padding_weighs_what_the_config_says():
 def test_modalities_may_have_schedules_of_their_own():
     config = setting()[0].copy_and_resolve_references()
     config.diffusion.image_schedule = "cosine"
-    image, text = train_diffusion.make_schedules(config, VOCAB)
+    image, text = build.make_schedules(config, VOCAB)
     assert image.masks_only
     assert not text.masks_only
 

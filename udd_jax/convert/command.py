@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from udd_jax import pipeline
+from udd_jax import build
 from udd_jax.convert import published_names, torch_files
 from udd_jax.diffusion import vocab
 from udd_jax.networks import transformer
@@ -310,10 +310,10 @@ def from_unid3(
     origin = {"from": "unid3", "checkpoint": pathlib.Path(path).name, "network": network}
     with _whole(out) as folder:
         stored = json.loads(config.to_json())
-        checkpoints.write_json(folder / pipeline.CONFIG, {"config": stored, "made_with": origin})
-        tokenizer.save(folder / pipeline.TEXT)
-        vqgan.save(folder / pipeline.IMAGE, image, origin)
-        checkpoints.save_tree(folder / pipeline.WEIGHTS, weights, {"step": 0} | origin)
+        checkpoints.write_json(folder / build.CONFIG, {"config": stored, "made_with": origin})
+        tokenizer.save(folder / build.TEXT)
+        vqgan.save(folder / build.IMAGE, image, origin)
+        checkpoints.save_tree(folder / build.WEIGHTS, weights, {"step": 0} | origin)
 
 
 def from_taming(path, out, vq_config, *, codes=None) -> None:
@@ -329,7 +329,7 @@ def from_taming(path, out, vq_config, *, codes=None) -> None:
     image = read_tokenizer(read_state(path), fields, full_to_used, path)
     with _whole(out) as folder:
         origin = {"from": "taming", "checkpoint": pathlib.Path(path).name}
-        vqgan.save(folder / pipeline.IMAGE, image, origin)
+        vqgan.save(folder / build.IMAGE, image, origin)
 
 
 def to_safetensors(workdir, out) -> None:
@@ -342,16 +342,16 @@ def to_safetensors(workdir, out) -> None:
         raise ValueError("--workdir is missing, expected the folder of a run")
     _must_be_new(out)
     workdir = pathlib.Path(workdir)
-    image = vqgan.load(workdir / pipeline.IMAGE)
+    image = vqgan.load(workdir / build.IMAGE)
     settings = {"patch": 1, "local_encoder": False, "local_decoder": False}
     _must_be_published("vq.model", {k: getattr(image.module, k) for k in settings}, settings)
     vq_state = published_names.write(image.params, published_names.vq_name)
-    if not (workdir / pipeline.CONFIG).exists():
+    if not (workdir / build.CONFIG).exists():
         checkpoints.save_tree(out, vq_state)
         return
-    model = pipeline.read_config(workdir).model
+    model = build.read_config(workdir).model
     _must_be_published("model", model, PUBLISHED)
-    network = published_names.write(pipeline.load_weights(workdir), published_names.network_name)
+    network = published_names.write(build.load_weights(workdir), published_names.network_name)
     state = {
         published_names.PREFIX + published_names.NETWORK + name: array
         for name, array in network.items()

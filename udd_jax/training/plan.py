@@ -7,9 +7,10 @@ forward. Parameters come from the network itself, without allocating it.
 import jax
 import jax.numpy as jnp
 
+from udd_jax import build
 from udd_jax.diffusion.vocab import Vocab, image_text
 from udd_jax.networks import transformer
-from udd_jax.training import train_diffusion, train_image_tokenizer
+from udd_jax.training import train_image_tokenizer
 
 # Dense bfloat16 FLOP/s and GiB of memory of a chip, from the makers' data sheets.
 CHIPS = {
@@ -62,7 +63,7 @@ def time_rows(config, vocab: Vocab) -> int:
 def describe(config) -> str:
     """The plan as text."""
     vocab = vocab_of(config)
-    model = train_diffusion.make_model(config, vocab)
+    model = build.make_model(config, vocab)
     shapes = jax.eval_shape(lambda: transformer.init(model, jax.random.key(0)))
     count, rows = transformer.count_parameters(shapes), time_rows(config, vocab)
     batch, steps = config.train.batch_size, config.train.steps

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec as P
 
-from udd_jax import pipeline
+from udd_jax import build
 from udd_jax.runtime import bucket, checkpoints, sharding
 from udd_jax.training import train_diffusion
 
@@ -33,11 +33,11 @@ class Step(NamedTuple):
 def run(workdir) -> Step:
     """Takes the step again. ValueError: no training has given up in this folder."""
     workdir = checkpoints.folder(workdir)
-    names = pipeline.CONFIG, pipeline.TEXT, pipeline.IMAGE
+    names = build.CONFIG, build.TEXT, build.IMAGE
     with bucket.near(workdir) as here, bucket.on_disk(workdir, here, *names):
-        config = pipeline.read_config(here)
-        text, image = pipeline.load_tokenizers(here)
-    vocab = pipeline.make_vocab(config, text, image)
+        config = build.read_config(here)
+        text, image = build.load_tokenizers(here)
+    vocab = build.make_vocab(config, text, image)
     mesh = sharding.make_mesh(**config.mesh)
     model, loss_fn = train_diffusion.make_objective(config, vocab, text.pad_id)
     tx, _ = train_diffusion.make_optimiser(config)

@@ -18,7 +18,8 @@ import numpy as np
 import optax
 from jax.sharding import PartitionSpec as P
 
-from udd_jax.diffusion import schedules, tasks, time_sampling, transition
+from udd_jax import build
+from udd_jax.diffusion import tasks, time_sampling, transition
 from udd_jax.diffusion.vocab import Vocab
 from udd_jax.networks import transformer
 from udd_jax.runtime import checkpoints, logbook, sharding
@@ -36,26 +37,6 @@ class TrainState:
     opt_state: Any
     ema_params: Any
     times: time_sampling.TimeSampler
-
-
-def make_schedules(config, vocab: Vocab):
-    """`config.diffusion` -> one noise schedule a modality."""
-    return [
-        schedules.make(
-            config.diffusion.get(f"{m.name}_schedule") or config.diffusion.schedule,
-            config.diffusion.steps,
-            **config.diffusion.schedule_options,
-        )
-        for m in vocab.modalities
-    ]
-
-
-def make_model(config, vocab: Vocab, pad_id: int = 0) -> transformer.Transformer:
-    """`config.model` -> the network; `pad_id`, the text's padding, matters to `mask_padding`."""
-    options = dict(config.model)
-    options["dtype"] = jnp.dtype(options.get("dtype", "float32"))
-    options["padding"] = pad_id if options.pop("mask_padding", False) else None
-    return transformer.Transformer(vocab, config.diffusion.steps, **options)
 
 
 def make_optimiser(config) -> tuple[optax.GradientTransformation, optax.Schedule]:
@@ -229,8 +210,8 @@ def make_loss(
 
 def make_objective(config, vocab: Vocab, pad_id: int):
     """The network of a config, and its loss as a function; see `make_model` and `make_loss`."""
-    kernel = transition.make_kernel(vocab, make_schedules(config, vocab))
-    model, c = make_model(config, vocab, pad_id), config.train
+    kernel = transition.make_kernel(vocab, build.make_schedules(config, vocab))
+    model, c = build.make_model(config, vocab, pad_id), config.train
     loss_fn = make_loss(
         kernel,
         model,
