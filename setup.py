@@ -52,6 +52,7 @@ setup(
         "psutil>=6",
         "pyarrow>=17",
         "pyyaml>=6",
+        "importlib_resources>=6",  # which tensorflow-datasets forgets to ask for
     ],
     extras_require={
         "dev": DEV,

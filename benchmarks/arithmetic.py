@@ -17,7 +17,7 @@ import time
 import jax
 import jax.numpy as jnp
 
-from udd_jax.diffusion import schedules, transition, vocab
+from udd_jax.diffusion import objective, schedules, transition, vocab
 from udd_jax.networks import transformer
 from udd_jax.sampling import reverse
 
@@ -47,7 +47,7 @@ def programs(model, batch: int) -> tuple[dict, tuple]:
         return sum(y.sum() for y in forward(params, xt))
 
     def loss(params, xt):
-        kl, nll = transition.loss_terms(kernel, forward(params, xt), x0, xt, t, free)
+        kl, nll = objective.loss_terms(kernel, forward(params, xt), x0, xt, t, free)
         return (kl + 0.01 * nll).sum()
 
     functions = {

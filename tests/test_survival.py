@@ -34,8 +34,9 @@ SMOKE = (
 )
 SMALL = (
     "-c",
-    "import sys, tiny; from udd_jax import jobs; c = tiny.config()\n"
-    "c.vq.update({'save_every': 10, 'log_every': 5}); jobs.run(c, sys.argv[1], until='diffusion')",
+    "import sys; from tests.helpers import tiny; from udd_jax import stages; c = tiny.config()\n"
+    "c.vq.update({'save_every': 10, 'log_every': 5})\n"
+    "stages.run(c, sys.argv[1], until='diffusion')",
 )
 
 pytestmark = pytest.mark.slow

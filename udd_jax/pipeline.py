@@ -22,7 +22,7 @@ import numpy as np
 
 from udd_jax import build
 from udd_jax.data import pixels
-from udd_jax.diffusion import tasks, transition
+from udd_jax.diffusion import objective, tasks, transition
 from udd_jax.diffusion import vocab as vocabs
 from udd_jax.networks import transformer
 from udd_jax.runtime import checkpoints, sharding
@@ -393,6 +393,6 @@ class Pipeline:
     def _bound(self):
         def run(params, keys, x0, masks, times, calls, still):
             denoise_fn = transformer.Denoiser(self.model, params, still)
-            return transition.bound(self.kernel, denoise_fn, keys, x0, *masks, times, calls)
+            return objective.bound(self.kernel, denoise_fn, keys, x0, *masks, times, calls)
 
         return jax.jit(run, static_argnames=("times", "calls", "still"))

@@ -12,8 +12,10 @@ import pytest
 from tests.helpers import recorded
 
 COMPARED, INPUT = "compared", "input"
-NETWORK, DIFFUSION = "test_published_network.py", "test_published_diffusion.py"
-CHAINS, VQ, TEXT = "test_published_chains.py", "test_published_vq.py", "test_text.py"
+NETWORK = "networks/test_published_network.py"
+DIFFUSION = "diffusion/test_published_diffusion.py"
+CHAINS = "sampling/test_published_chains.py"
+VQ, TEXT = "tokenizers/test_published_vq.py", "tokenizers/test_text_tokenizer.py"
 
 DEAD = "a head of the embedding that nothing calls: in the files, in no computation"
 ALIAS = (
@@ -96,7 +98,7 @@ def test_every_file_of_the_recording_is_in_the_ledger():
 
 
 def test_what_is_compared_names_a_test_file_that_reads_it():
-    helper = (recorded.HERE / "recorded.py").read_text()
+    helper = (recorded.HERE / "helpers" / "recorded.py").read_text()
     for file, rows in ROWS.items():
         for pattern, verdict, where in rows:
             assert verdict in (COMPARED, INPUT) or verdict.startswith("excluded"), pattern

@@ -13,7 +13,7 @@ import pytest
 
 from tests.helpers import published_twin as twin
 from tests.helpers import recorded
-from udd_jax.diffusion import schedules, time_sampling, transition
+from udd_jax.diffusion import objective, schedules, time_sampling, transition
 from udd_jax.sampling import truncation
 
 VOCAB, T = recorded.VOCAB, recorded.CONFIG["T"]
@@ -321,7 +321,7 @@ def loss_function(precision):
         first = t[:, :1] == 1
 
         def total(logits):
-            kl, nll = transition.loss_terms(kernel, logits, x0, xt, t, everywhere)
+            kl, nll = objective.loss_terms(kernel, logits, x0, xt, t, everywhere)
             kl = jnp.where(free, kl, 0)
             # At the first step the published code takes the decoder's term for the auxiliary one.
             aux = jnp.where(free | (counted & ~first), nll, 0)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.helpers import dense
-from udd_jax.diffusion import schedules, transition, vocab
+from udd_jax.diffusion import objective, schedules, transition, vocab
 
 LAYOUT = vocab.image_text((1, 2), image_classes=3, text_classes=4, text_length=3)
 T = 7
@@ -31,7 +31,7 @@ def everything(kernel, m, logits, x0, xt, s, t):
     log_p0 = jax.nn.log_softmax(logits, axis=-1)
 
     def terms(logits):
-        kl, nll = transition.token_terms(kernel, m, logits, x0, xt, s, t)
+        kl, nll = objective.token_terms(kernel, m, logits, x0, xt, s, t)
         return (kl + nll).sum(), (kl, nll)
 
     gradient, (kl, nll) = jax.grad(terms, has_aux=True)(logits)
@@ -191,7 +191,7 @@ def test_the_loss_of_a_layout_of_any_shape_is_the_enumerated_one(
     def run(kernel, logits, x0, t, free, s):
         position_t = transition.free_times(layout, t, free)
         xt = transition.q_sample(kernel, jax.random.key(steps), x0, position_t)
-        return xt, transition.loss_terms(kernel, logits, x0, xt, t, free, s)[0]
+        return xt, objective.loss_terms(kernel, logits, x0, xt, t, free, s)[0]
 
     with jax.enable_x64(True):
         kernel = transition.make_kernel(layout, tables, jnp.float64)
@@ -279,13 +279,13 @@ def test_the_prior_is_the_law_at_time_T():
     assert (x[:, 2:] == LAYOUT.mask_id).mean() > 0.9999
     for name in ("uniform", "absorbing"):  # q(x_T | x_0) is p(x_T)
         kernel = transition.make_kernel(LAYOUT, schedules.make(name, T))
-        np.testing.assert_allclose(transition.prior_kl(kernel, 0), 0, atol=1e-6)
+        np.testing.assert_allclose(objective.prior_kl(kernel, 0), 0, atol=1e-6)
 
 
 def test_prior_term_of_the_published_schedule_is_7e_5_nats():
     layout = vocab.image_text((32, 32), image_classes=2887, text_classes=8192, text_length=128)
     kernel = transition.make_kernel(layout, schedules.linear(500))
-    terms = [float(transition.prior_kl(kernel, m)) for m in (0, 1)]
+    terms = [float(objective.prior_kl(kernel, m)) for m in (0, 1)]
     table = schedules.linear(500)
     for term, classes in zip(terms, (2887, 8192), strict=True):
         a, u = table.alpha_bar[-1], table.uniform_bar[-1] / classes
@@ -318,7 +318,7 @@ def tiny_terms(tables, logits, times):
         x0 = np.repeat(STATES[CLEAN], len(STATES), 0)
         xt = np.tile(STATES, (len(CLEAN), 1))
         free = np.ones(x0.shape, bool)
-        terms = jax.jit(transition.loss_terms)
+        terms = jax.jit(objective.loss_terms)
         reverse = jax.jit(
             jax.vmap(transition.p_log_probs, (None, None, 0, 0, None, None)), static_argnums=1
         )
@@ -334,7 +334,7 @@ def tiny_terms(tables, logits, times):
                 parts.append(np.exp(reverse(kernel, m, log_p0, local, np.int32(s), np.int32(t))))
             steps.append((parts, np.asarray(kl).sum(1).reshape(len(CLEAN), len(STATES))))
         prior = sum(
-            m.length * float(transition.prior_kl(kernel, i)) for i, m in enumerate(TINY.modalities)
+            m.length * float(objective.prior_kl(kernel, i)) for i, m in enumerate(TINY.modalities)
         )
     return steps, prior
 
@@ -422,7 +422,7 @@ def test_the_bound_of_a_network_that_is_certain_is_what_noise_leaves_at_time_T()
         )
 
     keys, free = jax.random.split(jax.random.key(0), 2), np.ones(x0.shape, bool)
-    ours = transition.bound(kernel, certain, keys, x0, free, np.zeros((2, 2), bool), times=3)
+    ours = objective.bound(kernel, certain, keys, x0, free, np.zeros((2, 2), bool), times=3)
     theirs = [0.4 * m.length * np.log(m.classes) for m in LAYOUT.modalities]
     np.testing.assert_allclose(ours, [theirs] * 2, rtol=1e-5)
 
@@ -439,7 +439,7 @@ def test_given_and_absent_positions_carry_no_loss_and_pads_do():
         [[True] * 5, [True, True, False, False, False], [False, True, False, True, False]]
     )
     t = np.array([[4, 4], [4, T], [2, 2]], np.int32)
-    kl, nll = transition.loss_terms(kernel, logits, x0, xt, t, free)
+    kl, nll = objective.loss_terms(kernel, logits, x0, xt, t, free)
     assert ((np.asarray(kl) > 0) == free).all() and ((np.asarray(nll) > 0) == free).all()
 
 
@@ -486,7 +486,7 @@ def whole(kernel, logits, x0, xt, t, free):
     for m, where in enumerate(kernel.vocab.slices):
         at = jnp.broadcast_to(t[:, m : m + 1], x0[:, where].shape)
         local = (kernel.vocab.local(m, x[:, where]) for x in (x0, xt))
-        parts.append(transition.token_terms(kernel, m, logits[m], *local, at - 1, at))
+        parts.append(objective.token_terms(kernel, m, logits[m], *local, at - 1, at))
     return [jnp.concatenate(part, axis=1) for part in zip(*parts, strict=True)]
 
 
@@ -508,7 +508,7 @@ def test_the_gradient_of_the_loss_in_pieces_is_that_of_the_loss():
     logits = [jax.random.normal(key, size) for key, size in zip(keys, sizes, strict=True)]
     ours, expected = (
         jax.jit(jax.value_and_grad(loss_of(*batch, function)))(logits)
-        for function in (transition.loss_terms, whole)
+        for function in (objective.loss_terms, whole)
     )
     jax.tree.map(
         functools.partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-6), ours, expected
@@ -521,7 +521,7 @@ def test_the_loss_holds_no_array_of_the_size_of_the_logits():
     *batch, sizes = long_batch((16, 16), 509, 1021, 64)
     size = 4 * sum(int(np.prod(s)) for s in sizes)
     held = []
-    for function in (transition.loss_terms, whole):
+    for function in (objective.loss_terms, whole):
         gradient = jax.jit(jax.grad(loss_of(*batch, function)))
         logits = [jax.ShapeDtypeStruct(s, jnp.float32) for s in sizes]
         memory = gradient.lower(logits).compile().memory_analysis()

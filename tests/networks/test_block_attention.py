@@ -10,7 +10,7 @@ import pytest
 
 from tests.helpers import tiny
 from udd_jax import pipeline
-from udd_jax.diffusion import schedules, tasks, transition, vocab
+from udd_jax.diffusion import denoiser, objective, schedules, tasks, transition, vocab
 from udd_jax.networks import transformer
 from udd_jax.sampling import reverse
 
@@ -120,7 +120,7 @@ def test_kept_keys_and_values_give_the_logits_of_the_whole_network(layout, still
     if still == "text":
         x[0, layout.slices[1]][-2:] = PAD + layout.offsets[1]
     denoise_fn = transformer.Denoiser(model, params, still)
-    begun = jit(lambda *i: transition.begin(denoise_fn, *i))(x, t, free)
+    begun = jit(lambda *i: denoiser.prepare(denoise_fn, *i))(x, t, free)
     for seed in (1, 2):  # later in the chain
         later = batch(layout, (still,), seed)[0]
         later = np.where(layout.modality_of == layout.index(still), x, later)
@@ -166,7 +166,7 @@ def test_the_bound_with_kept_keys_and_values_is_the_bound():
 
     def bound(still):
         denoise_fn = transformer.Denoiser(model, params, still)
-        run = jit(lambda k, x: transition.bound(kernel, denoise_fn, k, x, *masks, times=5))
+        run = jit(lambda k, x: objective.bound(kernel, denoise_fn, k, x, *masks, times=5))
         return np.asarray(run(keys, x0))
 
     np.testing.assert_allclose(bound("image"), bound(None), rtol=1e-5)
@@ -177,7 +177,7 @@ def test_a_call_with_kept_keys_and_values_computes_the_generated_part_alone():
     model, params = network(**FULL)
     x, t, free, _ = batch(PAIR, ("image",))
     denoise_fn = transformer.Denoiser(model, params, "image")
-    begun = jax.eval_shape(lambda *i: transition.begin(denoise_fn, *i), x, t, free)
+    begun = jax.eval_shape(lambda *i: denoiser.prepare(denoise_fn, *i), x, t, free)
 
     def flops(function, *inputs):
         return jax.jit(function).lower(*inputs).cost_analysis()["flops"]
@@ -189,7 +189,7 @@ def test_a_call_with_kept_keys_and_values_computes_the_generated_part_alone():
 def test_nothing_is_kept_of_a_network_without_block_attention():
     model, params = network(block_attention=False)
     x, t, free, _ = batch(PAIR, ("text",))
-    begun = transformer.Denoiser(model, params, "text").begin(x, t, free)
+    begun = transformer.Denoiser(model, params, "text").prepare(x, t, free)
     assert jax.tree.leaves(begun) == []
     with pytest.raises(ValueError, match=r"with model\.block_attention only"):
         model.apply({"params": params}, x, t, free, keep="text")

@@ -26,7 +26,7 @@ def test_second_run_is_refused_while_the_first_lives(tmp_path):
 
 
 def test_lock_of_a_killed_process_is_recognised(tmp_path):
-    code = "import sys, time; from udd_jax import lock\n" \
+    code = "import sys, time; from udd_jax.runtime import lock\n" \
            "with lock.hold(sys.argv[1]): print('held', flush=True); time.sleep(600)"  # fmt: skip
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True

@@ -15,7 +15,7 @@ import pytest
 
 from tests.helpers import recorded
 from udd_jax.convert import published_names
-from udd_jax.diffusion import schedules, transition
+from udd_jax.diffusion import objective, schedules, transition
 from udd_jax.sampling import truncation
 
 VOCAB, CONFIG = recorded.VOCAB, recorded.CONFIG
@@ -194,7 +194,7 @@ def test_the_whole_loss_and_its_gradients_equal_the_recorded_ones(precision):
 
         def mean(weights):
             logits = model.apply({"params": weights}, xt, clock, free)
-            kl, nll = transition.loss_terms(kernel, logits, x0, xt, clock, free)
+            kl, nll = objective.loss_terms(kernel, logits, x0, xt, clock, free)
             total = (kl + weight * nll).sum(axis=1) * T  # p(t) = 1/T
             return total.mean() / VOCAB.length, total
 

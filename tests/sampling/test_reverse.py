@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from tests.helpers import dense, finite
-from udd_jax.diffusion import chunks, random_words, schedules, transition, vocab
+from udd_jax.diffusion import chunks, objective, random_words, schedules, transition, vocab
 from udd_jax.sampling import reverse
 from udd_jax.sampling.reverse import Settings
 
@@ -226,7 +226,7 @@ def test_sampling_and_its_loss_are_clean_of_nans_and_of_keys_used_twice():
             prior = transition.prior_sample(LINEAR, key_prior, len(x0))
 
             def loss(logits):
-                terms = transition.loss_terms(LINEAR, logits, x0, xt, t, free)
+                terms = objective.loss_terms(LINEAR, logits, x0, xt, t, free)
                 return sum(term.sum() for term in terms)
 
             return jax.grad(loss)(logits), prior

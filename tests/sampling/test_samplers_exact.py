@@ -12,7 +12,7 @@ import pytest
 from scipy import stats
 
 from tests.helpers import finite
-from udd_jax.diffusion import schedules, time_sampling, transition
+from udd_jax.diffusion import objective, schedules, time_sampling, transition
 from udd_jax.sampling import reverse
 
 COUNT, ABSORBING = 512, schedules.absorbing(finite.STEPS)
@@ -108,7 +108,7 @@ def test_the_corrector_finds_the_wrong_token_and_the_others_tell_the_right_one()
 
 
 def test_the_corrected_chain_is_its_simulation():
-    table, times = schedules.uniform(finite.STEPS), transition.chain_times(finite.STEPS, 3)
+    table, times = schedules.uniform(finite.STEPS), schedules.chain_times(finite.STEPS, 3)
     x, free, rng = np.zeros((400, 16), int), np.ones((400, 16), bool), np.random.default_rng(0)
     others = finite.which(finite.chain([table, table], times, x, free, rng, correct=1))
     items, calls, _ = run(table, steps=3, correct=1)
@@ -139,7 +139,7 @@ def test_the_corrector_mends_what_an_unsure_network_draws_together():
 
 @pytest.mark.parametrize("rule, eta", [("cap", 0.05), pytest.param("rescale", 0.5, marks=SLOW)])
 def test_masking_again_is_its_simulation_and_mends_what_was_drawn_together(rule, eta):
-    times, rng = transition.chain_times(finite.STEPS, 25), np.random.default_rng(0)
+    times, rng = schedules.chain_times(finite.STEPS, 25), np.random.default_rng(0)
     others = finite.which(finite.remask(rule, eta, ABSORBING.gamma_bar, times, 400, rng))
     items, calls, _ = run(ABSORBING, sampler=f"remdm_{rule}", eta=eta, steps=25)
     agree((items >= 0).sum(), COUNT, (others >= 0).sum(), 400)
@@ -281,7 +281,7 @@ def bound_of(curve, gamma):
 def test_the_bound_with_the_oracle_is_the_enumerated_one_and_falls_to_the_likelihood(calls):
     item, count, strata = 5, 192, 25
     curve = cross_entropies(item)
-    through = transition.chain_times(finite.STEPS, calls or finite.STEPS)[::-1]
+    through = schedules.chain_times(finite.STEPS, calls or finite.STEPS)[::-1]
     exact = bound_of(curve, ABSORBING.gamma_bar[through])
     bounds = [bound_of(curve, schedules.absorbing(t).gamma_bar) for t in (10, 100, 10_000)]
     assert bounds[0] > bounds[1] > bounds[2] > np.log(24)
@@ -289,7 +289,7 @@ def test_the_bound_with_the_oracle_is_the_enumerated_one_and_falls_to_the_likeli
 
     kernel = transition.make_kernel(finite.LAYOUT, ABSORBING)
     estimate = finite.quick(
-        lambda keys: transition.bound(
+        lambda keys: objective.bound(
             kernel,
             finite.oracle(kernel),
             keys,
@@ -315,8 +315,8 @@ def test_the_continuous_bound_of_the_oracle_is_the_likelihood(name):
         t, gamma, rate = transition.instant(kernel, jnp.stack([time, time], 1))
         xt = transition.mask_sample(kernel, key, x0, gamma[:, finite.LAYOUT.modality_of])
         logits = finite.oracle(kernel)(xt, t, free)
-        _, nll = transition.loss_terms(kernel, logits, x0, xt, t, free)
-        return kernel.steps * transition.continuous_terms(kernel, nll, xt, rate).sum(1)
+        _, nll = objective.loss_terms(kernel, logits, x0, xt, t, free)
+        return kernel.steps * objective.continuous_terms(kernel, nll, xt, rate).sum(1)
 
     means = []
     for seed in range(64):

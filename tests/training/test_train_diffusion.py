@@ -140,7 +140,7 @@ def test_the_continuous_objective_estimates_the_bound_of_very_many_steps():
     kernel = transition.make_kernel(VOCAB, schedules.absorbing(model.steps))
     losses = {}
     for objective in train_diffusion.OBJECTIVES:
-        loss_fn = make_loss(kernel, model, auxiliary=0.0, objective=objective)
+        loss_fn = make_loss(kernel, model, auxiliary=0.0, time=objective)
         loss_fn = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))
         x0 = VOCAB.fuse(batch(0, 512))
         (loss, (metrics, sampler)), gradient = loss_fn(even, state.times, jax.random.key(3), x0)
@@ -163,7 +163,7 @@ def test_the_continuous_objective_estimates_the_bound_of_very_many_steps():
 def test_an_objective_that_does_not_fit_is_an_error(objective, message):
     _, kernel, model, *_ = setting()
     with pytest.raises(ValueError, match=message):
-        make_loss(kernel, model, auxiliary=0.0, objective=objective)
+        make_loss(kernel, model, auxiliary=0.0, time=objective)
 
 
 def test_padding_weighs_what_the_config_says():

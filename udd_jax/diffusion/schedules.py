@@ -8,7 +8,7 @@ A schedule is three float64 tables over t = 0..T with `alpha_bar + gamma_bar + u
 
 Time 0 is clean: alpha_bar[0] = 1. `uniform_bar` is a table of its own and not a difference, since
 for the published constants it is 1e-6, which a difference of float32 numbers would lose. Tables
-are made here in float64 NumPy; `diffusion.make_kernel` casts them.
+are made here in float64 NumPy; `transition.make_kernel` casts them.
 
 Published (VQ-Diffusion, UniD3): `linear`. VQ-Diffusion's paper: `mask_and_replace`. D3PM, MaskGIT,
 MDLM: `absorbing`. Multinomial diffusion: `uniform`. Muse: `cosine`. GIDD (arXiv 2503.04482):
@@ -143,3 +143,19 @@ def make(name: str, steps: int, **options) -> Schedule:
     if name not in MAKERS:
         raise ValueError(f"schedule {name!r} is not one of {', '.join(MAKERS)}")
     return MAKERS[name](steps, **options)
+
+
+# ---- The times of a chain -----------------------------------------------------------------------
+
+
+def chain_times(steps: int, calls: int) -> np.ndarray:
+    """The times T > ... > 0 of a chain of `calls` steps, as even as whole numbers can be.
+
+    int[calls + 1]; steps is T.
+    """
+    return chain_time(steps, calls, np.arange(calls + 1))
+
+
+def chain_time(steps: int, calls, number):
+    """The time before call `number`, 0 and on, of such a chain; whole numbers or int arrays."""
+    return steps - number * steps // calls

@@ -540,8 +540,8 @@ class Denoiser:
     def __call__(self, xt, t, free, kept=None):
         return self.model.apply({"params": self.params}, xt, t, free, kept=kept)
 
-    def begin(self, xt, t, free):
-        """The function for a chain that begins so (`diffusion.begin`)."""
+    def prepare(self, xt, t, free):
+        """The function for a chain that begins so (`denoiser.prepare`)."""
         kept = None
         if self.still and self.model.block_attention:
             kept = self.model.apply({"params": self.params}, xt, t, free, keep=self.still)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from udd_jax.diffusion import tasks, transition
+from udd_jax.diffusion import denoiser, tasks
 
 FLOOR = -1e4  # log-probabilities below it count as it where they are subtracted
 
@@ -38,7 +38,7 @@ def predictor(kernel, denoise_fn, settings, masks, start, prior, negative=None):
     free, absent = masks
     first = tasks.times(vocab, masks, jnp.full(len(start), kernel.steps), kernel.steps)
     if not settings.on("guidance"):
-        begun = transition.begin(denoise_fn, start, first, free)
+        begun = denoiser.prepare(denoise_fn, start, first, free)
 
         def plain(x, t):
             logits = begun(x, tasks.times(vocab, masks, t, kernel.steps), free)
@@ -65,7 +65,7 @@ def predictor(kernel, denoise_fn, settings, masks, start, prior, negative=None):
             t = jnp.where(here, now, jnp.where(given, 0, kernel.steps))
             yield jnp.where(own, x, instead), t, free & own
 
-    begun = [transition.begin(denoise_fn, *branch) for branch in branches(start, first)]
+    begun = [denoiser.prepare(denoise_fn, *branch) for branch in branches(start, first)]
     begun = jax.tree.map(lambda *b: jnp.stack(b), *begun)
 
     def guide(x, t):

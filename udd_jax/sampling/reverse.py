@@ -24,8 +24,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from udd_jax.diffusion import chunks, random_words, tasks, transition
-from udd_jax.diffusion.transition import DenoiseFn, Kernel
+from udd_jax.diffusion import chunks, random_words, schedules, tasks, transition
+from udd_jax.diffusion.denoiser import DenoiseFn
+from udd_jax.diffusion.transition import Kernel
 from udd_jax.sampling import guidance, samplers, truncation
 
 BY_TIME = ("ancestral", "remdm_cap", "remdm_rescale", "remdm_confidence")
@@ -217,7 +218,7 @@ def run(
     def body(state):
         words = random_words.words(_fold(key, 1 + state.step), (vocab.length, 4 if by_time else 2))
         if by_time:
-            t, s = (transition.chain_time(kernel.steps, steps, state.step + k) for k in (0, 1))
+            t, s = (schedules.chain_time(kernel.steps, steps, state.step + k) for k in (0, 1))
             new = _by_time(kernel, settings, predict, words, state, free, s, t)
             done = jnp.full(total.shape, (state.step + 1) / steps)
         else:

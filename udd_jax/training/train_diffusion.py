@@ -19,7 +19,7 @@ import optax
 from jax.sharding import PartitionSpec as P
 
 from udd_jax import build
-from udd_jax.diffusion import tasks, time_sampling, transition
+from udd_jax.diffusion import objective, tasks, time_sampling, transition
 from udd_jax.diffusion.vocab import Vocab
 from udd_jax.networks import transformer
 from udd_jax.runtime import checkpoints, logbook, sharding
@@ -153,21 +153,19 @@ def make_loss(
     pad_id,
     pad_weight,
     image_weight: float = 1.0,
-    objective: str = "discrete",
+    time: str = "discrete",
 ):
     """The objective as a function (params, sampler, key, x0) -> (loss, (metrics, new sampler)).
 
     auxiliary: lambda, the weight of -log p(x_0 | x_t); pad_id: the text's local padding id, whose
-    tokens weigh `pad_weight`; image tokens weigh `image_weight`, all others 1. objective:
+    tokens weigh `pad_weight`; image tokens weigh `image_weight`, all others 1. time:
     "discrete", the bound of the chain of T steps with times by importance, or "continuous", that
     of infinitely many with low-discrepancy times, for schedules that only mask. ValueError where
     it does not fit.
     """
-    if objective not in OBJECTIVES:
-        raise ValueError(
-            f"train.objective = {objective!r}, expected one of {', '.join(OBJECTIVES)}"
-        )
-    continuous = objective == "continuous"
+    if time not in OBJECTIVES:
+        raise ValueError(f"train.objective = {time!r}, expected one of {', '.join(OBJECTIVES)}")
+    continuous = time == "continuous"
     if continuous and not all(kernel.masks_only):
         raise ValueError(
             "train.objective = 'continuous' is for schedules that only mask: expected "
@@ -182,9 +180,9 @@ def make_loss(
         noised = noised_batch(kernel, sampler, key, x0, mixture, continuous)
         xt, t, (free, absent), p = noised.xt, noised.t, noised.masks, noised.p
         logits = model.apply({"params": params}, xt, t, free)
-        kl, nll = transition.loss_terms(kernel, logits, x0, xt, t, free)
+        kl, nll = objective.loss_terms(kernel, logits, x0, xt, t, free)
         if continuous:
-            kl = transition.continuous_terms(kernel, nll, xt, noised.rate)
+            kl = objective.continuous_terms(kernel, nll, xt, noised.rate)
         weight = jnp.where(x0 == pad, pad_weight, jnp.where(of_image, image_weight, 1.0))
         loss = (weight * (kl + auxiliary * nll) / p[:, vocab.modality_of]).sum() / x0.size
 
@@ -220,7 +218,7 @@ def make_objective(config, vocab: Vocab, pad_id: int):
         pad_id=pad_id,
         pad_weight=c.pad_weight,
         image_weight=c.image_weight,
-        objective=c.objective,
+        time=c.objective,
     )
     return model, loss_fn
 
