@@ -14,13 +14,13 @@ import optax
 
 from benchmarks import data, sizes, timing
 from udd_jax.data import batches
-from udd_jax.training import plan, train_diffusion
+from udd_jax.training import optimiser, plan, train_diffusion
 
 
 def make_step(p: sizes.Parts):
     """The compiled step as `train.train` makes it, and the state that it starts from."""
     _, loss_fn = train_diffusion.make_objective(p.config, p.vocab, pad_id=0)
-    tx, rate = train_diffusion.make_optimiser(p.config)
+    tx, rate = optimiser.make_optimiser(p.config)
     step = train_diffusion.make_step(loss_fn, tx, rate, p.config.train.ema, p.vocab)
     make = functools.partial(
         train_diffusion.create_state, p.model, tx, fan_in=p.config.train.fan_in
@@ -36,7 +36,7 @@ def programs(p: sizes.Parts, cache) -> dict:
     x0, inputs = p.vocab.fuse(batch), sizes.network_inputs(p)
     apply = functools.partial(p.model.apply, {"params": params})
     _, loss_fn = train_diffusion.make_objective(p.config, p.vocab, pad_id=0)
-    (tx, _), held = train_diffusion.make_optimiser(p.config), [state]
+    (tx, _), held = optimiser.make_optimiser(p.config), [state]
     weights = [jnp.ones(y.shape) for y in jax.eval_shape(apply, *inputs)]
 
     def network(params, weights):

@@ -43,7 +43,7 @@ from udd_jax.diffusion import transition
 from udd_jax.networks import transformer
 from udd_jax.runtime import costs, sharding
 from udd_jax.sampling import reverse
-from udd_jax.training import plan, train_diffusion
+from udd_jax.training import optimiser, plan, train_diffusion
 
 # bytes/s to the memory of a chip, and of all its links to others, from the maker's data sheets.
 RATES = {
@@ -89,7 +89,7 @@ def train_program(config, mesh):
     """The jitted step and its abstract arguments."""
     vocab, c = plan.vocab_of(config), config.train
     model, loss_fn = train_diffusion.make_objective(config, vocab, pad_id=0)
-    tx, rate = train_diffusion.make_optimiser(config)
+    tx, rate = optimiser.make_optimiser(config)
     state = jax.eval_shape(lambda: train_diffusion.create_state(model, tx, jax.random.key(0)))
     batch = {
         m.name: jax.ShapeDtypeStruct((c.batch_size, m.length), jnp.int32) for m in vocab.modalities
@@ -116,7 +116,7 @@ def sample_program(config, mesh):
     params = jax.eval_shape(
         lambda: (
             train_diffusion.create_state(
-                model, train_diffusion.make_optimiser(config)[0], jax.random.key(0)
+                model, optimiser.make_optimiser(config)[0], jax.random.key(0)
             ).params
         )
     )

@@ -4,7 +4,7 @@ import pytest
 
 from configs import i2t, pair, t2i
 from udd_jax import build
-from udd_jax.training import plan, train_diffusion
+from udd_jax.training import optimiser, plan
 
 ARGUMENTS = ["", "smoke", "emoji", "cub", "coco"]
 
@@ -14,7 +14,7 @@ def test_every_config_makes_a_network_and_an_optimiser(arg):
     config = t2i.get_config(arg)
     vocab = plan.vocab_of(config)
     assert build.make_model(config, vocab).vocab == vocab
-    train_diffusion.make_optimiser(config)
+    optimiser.make_optimiser(config)
     assert len(build.make_schedules(config, vocab)) == 2
 
 

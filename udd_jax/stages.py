@@ -36,7 +36,7 @@ from udd_jax.networks import transformer
 from udd_jax.runtime import bucket, checkpoints, lock, logbook, sharding
 from udd_jax.sampling import reverse
 from udd_jax.tokenizers import text_tokenizer, vqgan
-from udd_jax.training import plan, train_diffusion, train_image_tokenizer
+from udd_jax.training import optimiser, plan, train_diffusion, train_image_tokenizer
 
 # Fields that may differ from those a work folder was made with.
 CHANGEABLE = (
@@ -78,7 +78,7 @@ def check(config) -> None:
     """ValueError, one line, for what a late stage would refuse, before an early one has run."""
     vocab = plan.vocab_of(config)
     train_diffusion.make_objective(config, vocab, pad_id=0)
-    train_diffusion.make_optimiser(config)
+    optimiser.make_optimiser(config)
     kernel = transition.make_kernel(vocab, build.make_schedules(config, vocab))
     reverse.Settings(**config.sample).check(kernel)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import tpu
 
-from udd_jax.networks import fused_attention, transformer
+from udd_jax.networks import fused_attention, layers
 from udd_jax.runtime import costs, sharding
 
 SHAPES = (8, 256, 2, 32), (8, 128, 2, 32), (8, 128, 2, 32)
@@ -33,7 +33,7 @@ def test_the_kernel_is_the_plain_attention_forwards_and_backwards(with_bias):
 
     with tpu.force_tpu_interpret_mode():
         interpreted = everything(fused_attention._on_mesh)
-    expected = everything(transformer.dot_product_attention)
+    expected = everything(layers.dot_product_attention)
     elsewhere = everything(fused_attention.attention)
     for one, two, three in zip(interpreted, elsewhere, expected, strict=True):
         np.testing.assert_allclose(one, three, atol=2e-5)

@@ -9,7 +9,7 @@ import pytest
 
 from tests.helpers import recorded
 from udd_jax.convert import published_names
-from udd_jax.networks import transformer
+from udd_jax.networks import layers, transformer
 from udd_jax.runtime import checkpoints
 
 TOLERANCE = {"f32": 1e-5, "f64": 1e-10}
@@ -144,7 +144,7 @@ def test_published_parameters_come_back_bit_for_bit():
 def test_sinusoids_equal_the_recorded_ones():
     theirs = recorded.arrays("transformer_f64")["sinusoidal"]
     steps, width = theirs.shape
-    module = transformer.TimeEmbedding(steps, width, sinusoidal=True)
+    module = layers.TimeEmbedding(steps, width, sinusoidal=True)
     eye, zero = np.eye(width), np.zeros(width)
     weights = {"in": {"kernel": eye, "bias": zero}, "out": {"kernel": eye, "bias": zero}}
     for precision, tolerance in (("f32", 5e-4), ("f64", 1e-12)):  # angles go up to 4000

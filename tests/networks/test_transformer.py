@@ -12,9 +12,9 @@ import pytest
 from configs import t2i
 from udd_jax import build, pipeline
 from udd_jax.diffusion import schedules, time_sampling, transition, vocab
-from udd_jax.networks import transformer
+from udd_jax.networks import layers, transformer
 from udd_jax.runtime import checkpoints
-from udd_jax.training import train_diffusion
+from udd_jax.training import loss, train_diffusion
 
 VOCAB = vocab.image_text(grid=(2, 3), image_classes=5, text_classes=4, text_length=4)
 N, L, T = 6, 10, 7
@@ -167,11 +167,11 @@ def test_a_bias_hides_the_padding_of_a_given_text():
 
 
 def test_rotated_products_depend_on_the_distance_along_each_axis_alone():
-    angles = transformer.rotary_angles(VOCAB, pairs=6)
+    angles = layers.rotary_angles(VOCAB, pairs=6)
     x, y = np.random.default_rng(0).normal(size=(2, 1, 1, 1, 12)).astype(np.float32)
     everywhere = (1, L, 1, 12)
-    q = transformer.rotate(jnp.broadcast_to(x, everywhere), angles)[0, :, 0]
-    k = transformer.rotate(jnp.broadcast_to(y, everywhere), angles)[0, :, 0]
+    q = layers.rotate(jnp.broadcast_to(x, everywhere), angles)[0, :, 0]
+    k = layers.rotate(jnp.broadcast_to(y, everywhere), angles)[0, :, 0]
     products = np.asarray(q @ k.T)
     np.testing.assert_allclose(np.linalg.norm(q, axis=-1), np.linalg.norm(x), rtol=1e-5)
     text = products[N:, N:]
@@ -198,10 +198,10 @@ def test_every_implementation_of_attention_is_the_same_function(with_bias):
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     expected = np.einsum("bhqk,bkhd->bqhd", weights / weights.sum(-1, keepdims=True), v)
     for implementation in ("flat", "xla"):
-        attend = functools.partial(transformer.dot_product_attention, implementation=implementation)
+        attend = functools.partial(layers.dot_product_attention, implementation=implementation)
         np.testing.assert_allclose(jit(attend)(q, k, v, bias), expected, atol=1e-5)
     half = [jnp.asarray(y, jnp.bfloat16) for y in (q, k, v)]
-    assert transformer.dot_product_attention(*half, bias).dtype == jnp.bfloat16
+    assert layers.dot_product_attention(*half, bias).dtype == jnp.bfloat16
 
 
 def test_cudnn_is_asked_for_with_everything_in_one_type(monkeypatch):
@@ -211,7 +211,7 @@ def test_cudnn_is_asked_for_with_everything_in_one_type(monkeypatch):
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", asked)
     q, bias = jnp.ones((1, 2, 1, 4), jnp.bfloat16), jnp.zeros((1, 1, 1, 2))
-    assert transformer.dot_product_attention(q, q, q, bias, "cudnn") is q
+    assert layers.dot_product_attention(q, q, q, bias, "cudnn") is q
 
 
 def test_on_a_gpu_cudnn_attention_is_one_call_forwards_and_one_backwards(monkeypatch):
@@ -222,7 +222,7 @@ def test_on_a_gpu_cudnn_attention_is_one_call_forwards_and_one_backwards(monkeyp
     shape = jax.ShapeDtypeStruct((2, 1152, 16, 64), jnp.bfloat16)
 
     def total(q, k, v):
-        y = transformer.dot_product_attention(q, k, v, implementation="cudnn")
+        y = layers.dot_product_attention(q, k, v, implementation="cudnn")
         return y.astype(jnp.float32).sum()
 
     traced = jax.jit(jax.grad(total)).trace(shape, shape, shape)
@@ -322,7 +322,7 @@ def padding_gradient(mask_padding):
     model = build.make_model(config, VOCAB, PAD)
     kernel = transition.make_kernel(VOCAB, [schedules.linear(T)] * 2)
     options = {"auxiliary": 1.0, "pad_id": PAD, "pad_weight": 1.0}
-    loss_fn = train_diffusion.make_loss(kernel, model, mixture={"t2i": 1.0}, **options)
+    loss_fn = loss.make_loss(kernel, model, mixture={"t2i": 1.0}, **options)
     shapes = jax.eval_shape(functools.partial(transformer.init, model), jax.random.key(0))
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda p: rng.normal(0, 0.4, p.shape).astype(np.float32), shapes)

@@ -14,7 +14,7 @@ from udd_jax import build
 from udd_jax.diffusion import schedules, transition, vocab
 from udd_jax.networks import transformer
 from udd_jax.runtime import sharding
-from udd_jax.training import train_diffusion
+from udd_jax.training import loss, optimiser, train_diffusion
 
 VOCAB = vocab.image_text((2, 2), 3, 5, 3)
 
@@ -22,7 +22,7 @@ VOCAB = vocab.image_text((2, 2), 3, 5, 3)
 def make_loss(kernel, model, **changes):
     """`train.make_loss` of pairs, but for what changes."""
     usual = {"mixture": {"pair": 1.0}, "auxiliary": 0.1, "pad_id": 0, "pad_weight": 1.0}
-    return train_diffusion.make_loss(kernel, model, **usual | changes)
+    return loss.make_loss(kernel, model, **usual | changes)
 
 
 @functools.cache
@@ -33,7 +33,7 @@ def setting():
     config.train.update({"steps": 60, "warmup": 5, "learning_rate": 1e-2, "optimiser": "adamw"})
     kernel = transition.make_kernel(VOCAB, build.make_schedules(config, VOCAB))
     model = build.make_model(config, VOCAB)
-    tx, rate = train_diffusion.make_optimiser(config)
+    tx, rate = optimiser.make_optimiser(config)
     loss_fn = make_loss(kernel, model, mixture=config.train.mixture.to_dict())
     step = jax.jit(train_diffusion.make_step(loss_fn, tx, rate, 0.9, VOCAB))
     return config, kernel, model, tx, loss_fn, step
@@ -139,7 +139,7 @@ def test_the_continuous_objective_estimates_the_bound_of_very_many_steps():
     even = jax.tree.map(jnp.zeros_like, state.params)
     kernel = transition.make_kernel(VOCAB, schedules.absorbing(model.steps))
     losses = {}
-    for objective in train_diffusion.OBJECTIVES:
+    for objective in ("discrete", "continuous"):
         loss_fn = make_loss(kernel, model, auxiliary=0.0, time=objective)
         loss_fn = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))
         x0 = VOCAB.fuse(batch(0, 512))
@@ -184,7 +184,7 @@ def test_modalities_may_have_schedules_of_their_own():
 def test_weight_decay_is_for_matrices():
     _, _, model, _, _, _ = setting()
     params = transformer.init(model, jax.random.key(0))
-    decays = train_diffusion._decays(params)
+    decays = optimiser._decays(params)
     assert decays["blocks"]["mlp"]["in"] == {"kernel": True, "bias": False}
     assert not decays["rezero"]
     assert not decays["norm"]["scale"]
@@ -194,7 +194,7 @@ def test_weight_decay_is_for_matrices():
 def test_the_learning_rate_warms_up_and_decays(decay):
     config = ml_collections.ConfigDict(setting()[0].to_dict())
     config.train.update({"decay": decay, "final_rate": 0.1})
-    _, rate = train_diffusion.make_optimiser(config)
+    _, rate = optimiser.make_optimiser(config)
     c = config.train
     assert float(rate(0)) == 0
     np.testing.assert_allclose(rate(c.warmup), c.learning_rate, rtol=1e-6)
@@ -220,7 +220,7 @@ def test_muon_turns_the_blocks_by_even_steps_of_adamws_size_and_leaves_the_rest_
     config = t2i.get_config("smoke")
     config.train.update({"optimiser": "muon", "warmup": 1, "learning_rate": 1e-2})
     config.train.update({"weight_decay": 0.0, "clip": 1e9})
-    ours = moved(train_diffusion.make_optimiser(config)[0])
+    ours = moved(optimiser.make_optimiser(config)[0])
     adamw = moved(optax.nadamw(1e-2, b1=config.train.beta1, b2=config.train.beta2, weight_decay=0))
     np.testing.assert_allclose(ours["head"]["kernel"], adamw["head"]["kernel"], rtol=1e-4)
     matrices = np.asarray(ours["blocks"]["mlp"]["in"]["kernel"])
@@ -230,7 +230,7 @@ def test_muon_turns_the_blocks_by_even_steps_of_adamws_size_and_leaves_the_rest_
     assert 0.5 < np.sqrt(np.mean(matrices**2)) / (0.2 * 1e-2) < 1.5
     config.train.optimiser = "sgd"
     with pytest.raises(ValueError, match=r"optimiser = 'sgd', expected 'adamw' or 'muon'"):
-        train_diffusion.make_optimiser(config)
+        optimiser.make_optimiser(config)
 
 
 def test_a_batch_in_parts_gives_the_gradient_and_metrics_of_the_whole():

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from udd_jax import build
 from udd_jax.runtime import bucket, checkpoints, sharding
-from udd_jax.training import train_diffusion
+from udd_jax.training import optimiser, train_diffusion
 
 ROWS = ((".*", P(sharding.DATA, None)),)
 
@@ -40,7 +40,7 @@ def run(workdir) -> Step:
     vocab = build.make_vocab(config, text, image)
     mesh = sharding.make_mesh(**config.mesh)
     model, loss_fn = train_diffusion.make_objective(config, vocab, text.pad_id)
-    tx, _ = train_diffusion.make_optimiser(config)
+    tx, _ = optimiser.make_optimiser(config)
     state = jax.eval_shape(lambda: train_diffusion.create_state(model, tx, jax.random.key(0)))
     size = config.train.batch_size
     batch = {m.name: jax.ShapeDtypeStruct((size, m.length), jnp.int32) for m in vocab.modalities}

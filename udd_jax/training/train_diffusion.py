@@ -1,15 +1,15 @@
 """Training of the diffusion: the state, one step, and the straight line that runs it.
 
     x0 = fuse(batch); a task, times and noise are drawn; x_t ~ q(x_t | x_0); the network predicts
-    p(x_0 | x_t); loss = sum over modalities of (L_t + lambda L_aux) / p(t), divided by B L;
-    AdamW; an average of the weights.
+    p(x_0 | x_t); loss = sum over modalities of (L_t + lambda L_aux) / p(t), divided by B L
+    (loss.py, terms.py); AdamW or Muon (optimiser.py); an average of the weights.
 
 A step is a pure function of (state, batch, seed): its key is `fold_in(key(seed), step)`, so a run
 that was stopped goes on with the same numbers, on any mesh.
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.struct
 import jax
@@ -19,13 +19,11 @@ import optax
 from jax.sharding import PartitionSpec as P
 
 from udd_jax import build
-from udd_jax.diffusion import objective, tasks, time_sampling, transition
+from udd_jax.diffusion import time_sampling, transition
 from udd_jax.diffusion.vocab import Vocab
 from udd_jax.networks import transformer
 from udd_jax.runtime import checkpoints, logbook, sharding
-from udd_jax.training import loop
-
-OBJECTIVES = ("discrete", "continuous")
+from udd_jax.training import loop, loss, optimiser
 
 
 @flax.struct.dataclass
@@ -37,62 +35,6 @@ class TrainState:
     opt_state: Any
     ema_params: Any
     times: time_sampling.TimeSampler
-
-
-def make_optimiser(config) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """AdamW or Muon with warm-up and decay, behind a clip of the global norm.
-
-    Muon (Jordan 2024) takes the matrices of the blocks, orthogonalised steps of AdamW's size
-    (Liu et al. 2025, arXiv 2502.16982), and leaves everything else to AdamW, both with
-    Nesterov's momentum. ValueError for another name.
-    """
-    c = config.train
-    if c.decay == "cosine":
-        rate = optax.warmup_cosine_decay_schedule(
-            0.0, c.learning_rate, c.warmup, c.steps, c.learning_rate * c.final_rate
-        )
-    else:
-        rate = optax.join_schedules(
-            [
-                optax.linear_schedule(0.0, c.learning_rate, c.warmup),
-                optax.linear_schedule(
-                    c.learning_rate, c.learning_rate * c.final_rate, c.steps - c.warmup
-                ),
-            ],
-            [c.warmup],
-        )
-    if c.optimiser == "adamw":
-        step = optax.adamw(rate, b1=c.beta1, b2=c.beta2, weight_decay=c.weight_decay, mask=_decays)
-    elif c.optimiser == "muon":
-        step = optax.contrib.muon(
-            rate,
-            weight_decay=c.weight_decay,
-            weight_decay_mask=_decays,
-            adam_b1=c.beta1,
-            adam_b2=c.beta2,
-            adam_weight_decay=c.weight_decay,
-            muon_weight_dimension_numbers=_matrices,
-            consistent_rms=0.2,
-            ns_steps=3,  # of Newton and Schulz: five cost a tenth of a step and learn no faster
-        )
-    else:
-        raise ValueError(f"train.optimiser = {c.optimiser!r}, expected 'adamw' or 'muon'")
-    return optax.chain(optax.clip_by_global_norm(c.clip), step), rate
-
-
-def _matrices(params):
-    """The matrices of the blocks, each of a layer on its own; None for everything else."""
-    numbers = optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)
-    return jax.tree.map_with_path(
-        lambda path, p: numbers if path[-1].key == "kernel" and p.ndim == 3 else None, params
-    )
-
-
-def _decays(params):
-    """Weight decay is for matrices: no biases, norms or the rezero scalar."""
-    return jax.tree.map_with_path(
-        lambda path, p: path[-1].key in ("kernel", "embedding", "token"), params
-    )
 
 
 def create_state(model, tx, key: jax.Array, start: dict | None = None, fan_in=False) -> TrainState:
@@ -107,110 +49,11 @@ def create_state(model, tx, key: jax.Array, start: dict | None = None, fan_in=Fa
     )
 
 
-class Noised(NamedTuple):
-    """A batch as the network sees it, and what its loss needs to know."""
-
-    xt: jax.Array  # int32[B, L]
-    t: jax.Array  # int32[B, M], as the network is fed them
-    masks: tasks.Masks
-    p: jax.Array  # float32[B, M], the chance of t
-    histories: jax.Array  # int32[B]
-    independent: jax.Array  # bool[B]
-    rate: jax.Array | None  # float32[B, M], of a continuous time
-
-
-def noised_batch(kernel, sampler, key, x0, mixture, continuous=False) -> Noised:
-    """Draws tasks, times and noise for x0 int32[B, L]."""
-    vocab, steps = kernel.vocab, kernel.steps
-    batch = x0.shape[0]
-    key_task, key_time, key_noise, key_prior = jax.random.split(key, 4)
-    drawn = tasks.draw(key_task, vocab, mixture, batch)
-    free = drawn.masks.free
-    loss_in = jnp.stack([free[:, where].any(axis=1) for where in vocab.slices], axis=1)
-    histories = time_sampling.history(loss_in)
-    if continuous:
-        time = steps * time_sampling.spread(key_time, drawn.independent, loss_in.shape[1])
-        t, gamma, rate = transition.instant(kernel, time)
-        p = jnp.full(t.shape, 1 / steps)
-        gamma = jnp.where(free, gamma[:, vocab.modality_of], 0)
-        xt = transition.mask_sample(kernel, key_noise, x0, gamma)
-    else:
-        t, p = time_sampling.draw(sampler, key_time, histories, drawn.independent, loss_in.shape[1])
-        position_t = transition.free_times(vocab, t, free)
-        xt, rate = transition.q_sample(kernel, key_noise, x0, position_t), None
-    absent = drawn.masks.absent[:, vocab.modality_of]
-    xt = jnp.where(absent, transition.prior_sample(kernel, key_prior, batch), xt)
-    t = tasks.times(vocab, drawn.masks, t, steps)
-    return Noised(xt, t, drawn.masks, p, histories, drawn.independent, rate)
-
-
-def make_loss(
-    kernel,
-    model,
-    *,
-    mixture,
-    auxiliary,
-    pad_id,
-    pad_weight,
-    image_weight: float = 1.0,
-    time: str = "discrete",
-):
-    """The objective as a function (params, sampler, key, x0) -> (loss, (metrics, new sampler)).
-
-    auxiliary: lambda, the weight of -log p(x_0 | x_t); pad_id: the text's local padding id, whose
-    tokens weigh `pad_weight`; image tokens weigh `image_weight`, all others 1. time:
-    "discrete", the bound of the chain of T steps with times by importance, or "continuous", that
-    of infinitely many with low-discrepancy times, for schedules that only mask. ValueError where
-    it does not fit.
-    """
-    if time not in OBJECTIVES:
-        raise ValueError(f"train.objective = {time!r}, expected one of {', '.join(OBJECTIVES)}")
-    continuous = time == "continuous"
-    if continuous and not all(kernel.masks_only):
-        raise ValueError(
-            "train.objective = 'continuous' is for schedules that only mask: expected "
-            "diffusion.schedule 'absorbing' or 'cosine'"
-        )
-    vocab = kernel.vocab
-    text = vocab.index("text")
-    pad = vocab.offsets[text] + pad_id
-    of_image = (vocab.modality_of == vocab.index("image"))[None]
-
-    def loss_fn(params, sampler, key, x0):
-        noised = noised_batch(kernel, sampler, key, x0, mixture, continuous)
-        xt, t, (free, absent), p = noised.xt, noised.t, noised.masks, noised.p
-        logits = model.apply({"params": params}, xt, t, free)
-        kl, nll = objective.loss_terms(kernel, logits, x0, xt, t, free)
-        if continuous:
-            kl = objective.continuous_terms(kernel, nll, xt, noised.rate)
-        weight = jnp.where(x0 == pad, pad_weight, jnp.where(of_image, image_weight, 1.0))
-        loss = (weight * (kl + auxiliary * nll) / p[:, vocab.modality_of]).sum() / x0.size
-
-        count = free.sum(axis=1)
-        if not continuous:
-            clock = jnp.where(absent, 0, t).max(axis=1)  # the time that was drawn
-            size = jax.lax.stop_gradient(kl.sum(axis=1) / count)
-            sampler = time_sampling.update(
-                sampler, noised.histories, clock, size, ~noised.independent
-            )
-        metrics = {"loss": loss, "bound": (kl / p[:, vocab.modality_of]).sum() / count.sum()}
-        for m, where in enumerate(vocab.slices):
-            name = vocab.modalities[m].name
-            guess = jnp.argmax(logits[m], axis=-1) == vocab.local(m, x0[:, where])
-            hidden = free[:, where] & (xt[:, where] == vocab.mask_id)
-            some = jnp.maximum(hidden.sum(), 1)
-            metrics[f"{name}_nll"] = (nll[:, where] * hidden).sum() / some
-            metrics[f"{name}_accuracy"] = (guess & hidden).sum() / some
-        return loss, (metrics, sampler)
-
-    return loss_fn
-
-
-def make_objective(config, vocab: Vocab, pad_id: int):
-    """The network of a config, and its loss as a function; see `make_model` and `make_loss`."""
+def make_objective(config, vocab: Vocab, pad_id: int, terms=None):
+    """The network of a config and its loss as a function: `build.make_model`, `loss.make_loss`."""
     kernel = transition.make_kernel(vocab, build.make_schedules(config, vocab))
     model, c = build.make_model(config, vocab, pad_id), config.train
-    loss_fn = make_loss(
+    loss_fn = loss.make_loss(
         kernel,
         model,
         mixture=c.mixture.to_dict(),
@@ -219,6 +62,7 @@ def make_objective(config, vocab: Vocab, pad_id: int):
         pad_weight=c.pad_weight,
         image_weight=c.image_weight,
         time=c.objective,
+        terms=terms,
     )
     return model, loss_fn
 
@@ -320,21 +164,27 @@ def train(
     *,
     start=None,
     held_out=None,
+    terms=None,
     tensorboard=False,
     **options,
 ) -> dict:
     """Trains the diffusion in `workdir`, or goes on with it, and returns the averaged weights.
 
-    batch_at(step) -> {name: int32[B, length]}, this process's share; start: parameters to begin
-    from (`config.init_from`), of this network's names and shapes; held_out: a batch of pairs
-    whose bound is logged at each checkpoint, of which the best is then kept too; tensorboard:
-    whether to write event files; options: `ids_at` and `profile` of `loop.fit`. Checkpoints,
-    metrics and the finished file `weights` are in `workdir`.
+    Checkpoints, metrics and the finished file `weights` are in `workdir`.
+
+    Args:
+        batch_at: step -> {name: int32[B, length]}, this process's share.
+        start: parameters to begin from (`config.init_from`), of this network's names and shapes.
+        held_out: a batch of pairs whose bound is logged at each checkpoint; the best checkpoint is
+            then kept too.
+        terms: name -> (weight, term), loss terms of the caller's own (`terms`).
+        tensorboard: whether to write event files.
+        options: `ids_at` and `profile` of `loop.fit`.
     """
     workdir = checkpoints.folder(workdir)
     mesh = sharding.make_mesh(**config.mesh)
-    model, loss_fn = make_objective(config, vocab, pad_id)
-    tx, rate = make_optimiser(config)
+    model, loss_fn = make_objective(config, vocab, pad_id, terms)
+    tx, rate = optimiser.make_optimiser(config)
     c, key = config.train, jax.random.key(config.seed)
     make = functools.partial(create_state, model, tx, jax.random.fold_in(key, 0), start, c.fan_in)
     state = sharding.create(mesh, make) if start is None else sharding.shard_tree(mesh, make())

@@ -1,0 +1,242 @@
+"""The layers of the transformer: attention, normalisation, embeddings, each a small module.
+
+Parameter names are API: the sharding table, the converters and the checkpoints key on them. The
+defaults are those of the published network.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from udd_jax.diffusion.vocab import Vocab
+from udd_jax.networks import fused_attention
+from udd_jax.runtime import sharding
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": lambda x: nn.gelu(x, approximate=False),  # the published one, exact erf
+    "gelu_tanh": nn.gelu,
+    "silu": nn.silu,
+    "relu": nn.relu,
+}
+
+
+def normal(std: float = 0.02):
+    return nn.initializers.normal(std)
+
+
+def layer_norm(affine: bool, dtype, name: str | None = None, gain: float = 0.0) -> nn.LayerNorm:
+    # The fast variance E[x^2] - E[x]^2 costs three digits; the published code does not use it.
+    return nn.LayerNorm(
+        epsilon=1e-5,
+        use_bias=affine,
+        use_scale=affine or gain > 0,
+        scale_init=nn.initializers.constant(1.0 if affine else gain),
+        use_fast_variance=False,
+        dtype=dtype,
+        name=name,
+    )
+
+
+def dot_product_attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    bias: jax.Array | None = None,
+    implementation: str = "flat",
+) -> jax.Array:
+    """softmax(q k' / sqrt(d) + bias) v for q [B, n, H, d], k and v [B, n', H, d] -> [B, n, H, d].
+
+    bias: float, broadcast to [B, H, n, n'], or None. `implementation` is "flat" (batch and heads
+    as one axis: the fast layout for XLA on CPUs), "xla" or "cudnn" of
+    `jax.nn.dot_product_attention`, or "fused" (fused_attention.py: for TPUs). Scores and softmax
+    are in float32 at the least.
+    """
+    if implementation == "fused":
+        return fused_attention.attention(q, k, v, bias)
+    if implementation == "cudnn" and bias is not None:
+        bias = bias.astype(q.dtype)  # it reads all its inputs as one type
+    if implementation != "flat":
+        return jax.nn.dot_product_attention(q, k, v, bias=bias, implementation=implementation)
+    batch, n, heads, size = q.shape
+
+    def flat(x):  # [B, n, H, d] -> [B H, n, d]
+        return x.transpose(0, 2, 1, 3).reshape(batch * heads, x.shape[1], size)
+
+    scores = jnp.matmul(flat(q) * (1 / math.sqrt(size)), flat(k).transpose(0, 2, 1))
+    scores = scores.astype(jnp.promote_types(jnp.float32, scores.dtype))
+    if bias is not None:
+        full = jnp.broadcast_to(bias, (batch, heads, n, k.shape[1]))
+        scores = scores + full.reshape(scores.shape)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    out = jnp.matmul(weights, flat(v))
+    return out.reshape(batch, heads, n, size).transpose(0, 2, 1, 3)
+
+
+class Dense(nn.Dense):
+    """A Dense layer as one matrix product: with two batch axes, CPUs are slower backwards."""
+
+    kernel_init: Callable = normal()
+
+    def __call__(self, x):
+        return super().__call__(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], self.features)
+
+
+class KeysValues(NamedTuple):
+    """Of positions that are looked at: float[B, n', H, d] each, rotated."""
+
+    k: jax.Array
+    v: jax.Array
+
+
+def rotary_angles(vocab: Vocab, pairs: int) -> np.ndarray:
+    """float32[L, pairs], how far each pair of channels is turned at each position.
+
+    The pairs are divided among the axes of the layout (rows and columns of a grid, places of a
+    text); a position is turned by its coordinate, times 1 down to 1/100, on the axes that it has.
+    """
+    axes = [(m, a) for m in vocab.modalities for a in range(1 if m.grid is None else 2)]
+    angles = []
+    for share, (owner, axis) in zip(np.array_split(np.arange(pairs), len(axes)), axes, strict=True):
+        rates = 100.0 ** (-np.arange(len(share)) / len(share))
+        coordinates = []
+        for m in vocab.modalities:
+            place = np.arange(m.length)
+            if m is not owner:
+                place = np.zeros(m.length)
+            elif m.grid is not None:
+                place = np.unravel_index(place, m.grid)[axis]
+            coordinates.append(place)
+        angles.append(np.concatenate(coordinates)[:, None] * rates[None])
+    return np.concatenate(angles, axis=1).astype(np.float32)
+
+
+def rotate(x: jax.Array, angles: np.ndarray) -> jax.Array:
+    """Rotary positions (Su et al. 2021): x [B, n, H, d], pairs (i, i + d/2) turned by angles[n]."""
+    cos, sin = (f(angles)[None, :, None].astype(x.dtype) for f in (np.cos, np.sin))
+    a, b = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1)
+
+
+class Attention(nn.Module):
+    """Multi-head attention: `project` a context, and queries x [B, n, D] look at it: [B, n, D]."""
+
+    width: int
+    heads: int
+    qk_norm: bool = False
+    implementation: str = "flat"
+    dtype: Any = jnp.float32
+
+    def setup(self):
+        self.query, self.key, self.value, self.out = (
+            Dense(self.width, dtype=self.dtype) for _ in range(4)
+        )
+        if self.qk_norm:
+            self.query_norm, self.key_norm = (nn.RMSNorm(dtype=self.dtype) for _ in range(2))
+
+    def project(self, context, angles=None) -> KeysValues:
+        """Keys and values of a context [B, n', D]; angles: its rotary ones, float[n', d/2]."""
+        k, v = self._heads(self.key(context)), self._heads(self.value(context))
+        k = self.key_norm(k) if self.qk_norm else k
+        return KeysValues(k if angles is None else rotate(k, angles), v)
+
+    def __call__(self, x, seen: KeysValues, bias=None, angles=None):
+        q = self._heads(self.query(x))
+        q = self.query_norm(q) if self.qk_norm else q
+        q = q if angles is None else rotate(q, angles)
+        q, k, v = (sharding.constrain(y, "data", None, "model", None) for y in (q, *seen))
+        y = dot_product_attention(q, k, v, bias, self.implementation)
+        return self.out(y.reshape(x.shape))
+
+    def _heads(self, y):
+        return y.reshape(*y.shape[:-1], self.heads, self.width // self.heads)  # [B, n, H, d]
+
+
+class TimeEmbedding(nn.Module):
+    """t int32[...] -> float[..., D]: a learned row for each of 0..T, or sinusoids and an MLP."""
+
+    steps: int
+    width: int
+    sinusoidal: bool = False
+
+    @nn.compact
+    def __call__(self, t):
+        if not self.sinusoidal:
+            return nn.Embed(self.steps + 1, self.width, embedding_init=normal(), name="table")(t)
+        half = self.width // 2
+        rates = jnp.exp(-math.log(10000) / (half - 1) * jnp.arange(half))
+        angles = t[..., None] / self.steps * 4000 * rates.reshape((1,) * t.ndim + (half,))
+        y = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+        y = Dense(self.width, name="in")(y)
+        return Dense(self.width, name="out")(nn.silu(y))
+
+
+class AdaLayerNorm(nn.Module):
+    """LN(h) (1 + scale(t)) + shift(t), with (scale, shift) = Linear(SiLU(embedding of t)).
+
+    h: [B, n, D]; time: float[B, C, D], the shared embedding, or int32[B, C], times for this
+    layer's own table; C is 1, or the number of modalities with `lengths` positions each.
+    """
+
+    steps: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, h, time, lengths: tuple[int, ...]):
+        width = h.shape[-1]
+        if jnp.issubdtype(time.dtype, jnp.integer):
+            time = TimeEmbedding(self.steps, width, name="time")(time)
+        y = Dense(2 * width, dtype=self.dtype, name="modulation")(nn.silu(time))
+        scale, shift = jnp.split(y, 2, axis=-1)  # [B, C, D] each
+        h = layer_norm(False, self.dtype)(h)
+        if time.shape[1] == 1:
+            return h * (1 + scale) + shift
+        parts, start = [], 0
+        for c, length in enumerate(lengths):
+            part = h[:, start : start + length]
+            parts.append(part * (1 + scale[:, c : c + 1]) + shift[:, c : c + 1])
+            start += length
+        return jnp.concatenate(parts, axis=1)
+
+
+class MLP(nn.Module):
+    """Linear, activation, Linear; the hidden width is `ratio` times the width."""
+
+    ratio: int = 4
+    activation: str = "gelu"
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, h):
+        width = h.shape[-1]
+        y = Dense(self.ratio * width, dtype=self.dtype, name="in")(h)
+        y = sharding.constrain(ACTIVATIONS[self.activation](y), "data", None, "model")
+        return Dense(width, dtype=self.dtype, name="out")(y)
+
+
+class FusedEmbedding(nn.Module):
+    """One table for all V ids, and learned positions: row and column, or place in the text."""
+
+    vocab: Vocab
+    width: int
+
+    @nn.compact
+    def __call__(self, xt):
+        def table(name, rows):
+            return self.param(name, normal(), (rows, self.width))
+
+        h = jnp.take(table("token", self.vocab.size), xt, axis=0)  # [B, L, D]
+        positions = []
+        for modality in self.vocab.modalities:
+            if modality.grid is None:
+                positions.append(table(f"{modality.name}_position", modality.length))
+            else:
+                rows, columns = modality.grid
+                row = table(f"{modality.name}_row", rows)[:, None]
+                column = table(f"{modality.name}_column", columns)[None]
+                positions.append((row + column).reshape(modality.length, self.width))
+        return h + jnp.concatenate(positions)[None]

@@ -1,0 +1,146 @@
+"""The loss of a batch: tasks, times and noise are drawn, and the network's answer is weighed.
+
+    loss = sum over free positions of weight (L_t + lambda L_aux + ...) / p(t), divided by B L
+
+`diffusion.objective` has L_t, `terms` what is added to it.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from udd_jax.diffusion import objective, tasks, time_sampling, transition
+from udd_jax.training import terms as loss_terms
+
+OBJECTIVES = ("discrete", "continuous")
+TERM_KEYS = 1000  # numbers of keys that no split of a step's key has
+
+
+class Noised(NamedTuple):
+    """A batch as the network sees it, and what its loss needs to know."""
+
+    xt: jax.Array  # int32[B, L]
+    t: jax.Array  # int32[B, M], as the network is fed them
+    masks: tasks.Masks
+    p: jax.Array  # float32[B, M], the chance of t
+    histories: jax.Array  # int32[B]
+    independent: jax.Array  # bool[B]
+    rate: jax.Array | None  # float32[B, M], of a continuous time
+
+
+def noised_batch(kernel, sampler, key, x0, mixture, continuous=False) -> Noised:
+    """Draws tasks, times and noise for x0 int32[B, L]."""
+    vocab, steps = kernel.vocab, kernel.steps
+    batch = x0.shape[0]
+    key_task, key_time, key_noise, key_prior = jax.random.split(key, 4)
+    drawn = tasks.draw(key_task, vocab, mixture, batch)
+    free = drawn.masks.free
+    loss_in = jnp.stack([free[:, where].any(axis=1) for where in vocab.slices], axis=1)
+    histories = time_sampling.history(loss_in)
+    if continuous:
+        time = steps * time_sampling.spread(key_time, drawn.independent, loss_in.shape[1])
+        t, gamma, rate = transition.instant(kernel, time)
+        p = jnp.full(t.shape, 1 / steps)
+        gamma = jnp.where(free, gamma[:, vocab.modality_of], 0)
+        xt = transition.mask_sample(kernel, key_noise, x0, gamma)
+    else:
+        t, p = time_sampling.draw(sampler, key_time, histories, drawn.independent, loss_in.shape[1])
+        position_t = transition.free_times(vocab, t, free)
+        xt, rate = transition.q_sample(kernel, key_noise, x0, position_t), None
+    absent = drawn.masks.absent[:, vocab.modality_of]
+    xt = jnp.where(absent, transition.prior_sample(kernel, key_prior, batch), xt)
+    t = tasks.times(vocab, drawn.masks, t, steps)
+    return Noised(xt, t, drawn.masks, p, histories, drawn.independent, rate)
+
+
+def make_loss(
+    kernel,
+    model,
+    *,
+    mixture,
+    auxiliary,
+    pad_id,
+    pad_weight,
+    image_weight: float = 1.0,
+    time: str = "discrete",
+    terms: dict[str, tuple[float, loss_terms.Term]] | None = None,
+):
+    """The loss as a function (params, sampler, key, x0) -> (loss, (metrics, new sampler)).
+
+    Args:
+        kernel, model: the noise and the network.
+        mixture: weights of tasks in a batch.
+        auxiliary: lambda, the weight of -log p(x_0 | x_t).
+        pad_id, pad_weight: the text's local padding id, and what its tokens weigh.
+        image_weight: what image tokens weigh; all other tokens weigh 1.
+        time: "discrete", the bound of the chain of T steps with times by importance, or
+            "continuous", the bound of infinitely many with low-discrepancy times, for schedules
+            that only mask.
+        terms: name -> (weight, term), added to the objective (`terms`).
+
+    Raises:
+        ValueError: `time` does not fit, or, when traced, a term returns another shape.
+    """
+    if time not in OBJECTIVES:
+        raise ValueError(f"train.objective = {time!r}, expected one of {', '.join(OBJECTIVES)}")
+    continuous = time == "continuous"
+    if continuous and not all(kernel.masks_only):
+        raise ValueError(
+            "train.objective = 'continuous' is for schedules that only mask: expected "
+            "diffusion.schedule 'absorbing' or 'cosine'"
+        )
+    terms = {"auxiliary": (auxiliary, loss_terms.auxiliary), **(terms or {})}
+    vocab = kernel.vocab
+    text = vocab.index("text")
+    pad = vocab.offsets[text] + pad_id
+    of_image = (vocab.modality_of == vocab.index("image"))[None]
+
+    def loss_fn(params, sampler, key, x0):
+        def denoise_fn(xt, t, free):
+            return model.apply({"params": params}, xt, t, free)
+
+        noised = noised_batch(kernel, sampler, key, x0, mixture, continuous)
+        xt, t, (free, absent), p = noised.xt, noised.t, noised.masks, noised.p
+        logits = denoise_fn(xt, t, free)
+        kl, nll = objective.loss_terms(kernel, logits, x0, xt, t, free)
+        if continuous:
+            kl = objective.continuous_terms(kernel, nll, xt, noised.rate)
+        outcome = loss_terms.Outcome(x0, xt, t, noised.masks, logits, kl, nll)
+        positions, samples, metrics = kl, 0.0, {}
+        for number, (name, (weight, term)) in enumerate(terms.items()):
+            if weight == 0:
+                continue
+            key_term = jax.random.fold_in(key, TERM_KEYS + number)
+            value, logged = term(denoise_fn, outcome, key_term)
+            metrics |= logged
+            if value.shape == x0.shape:
+                positions = positions + weight * value
+            elif value.shape == x0.shape[:1]:
+                samples = samples + weight * value.mean()
+            else:
+                raise ValueError(
+                    f"loss term {name!r} has shape {value.shape}, expected [B] = {x0.shape[:1]} "
+                    f"or [B, L] = {x0.shape}"
+                )
+        weight = jnp.where(x0 == pad, pad_weight, jnp.where(of_image, image_weight, 1.0))
+        loss = (weight * positions / p[:, vocab.modality_of]).sum() / x0.size + samples
+
+        count = free.sum(axis=1)
+        if not continuous:
+            clock = jnp.where(absent, 0, t).max(axis=1)  # the time that was drawn
+            size = jax.lax.stop_gradient(kl.sum(axis=1) / count)
+            sampler = time_sampling.update(
+                sampler, noised.histories, clock, size, ~noised.independent
+            )
+        metrics |= {"loss": loss, "bound": (kl / p[:, vocab.modality_of]).sum() / count.sum()}
+        for m, where in enumerate(vocab.slices):
+            name = vocab.modalities[m].name
+            guess = jnp.argmax(logits[m], axis=-1) == vocab.local(m, x0[:, where])
+            hidden = free[:, where] & (xt[:, where] == vocab.mask_id)
+            some = jnp.maximum(hidden.sum(), 1)
+            metrics[f"{name}_nll"] = (nll[:, where] * hidden).sum() / some
+            metrics[f"{name}_accuracy"] = (guess & hidden).sum() / some
+        return loss, (metrics, sampler)
+
+    return loss_fn
