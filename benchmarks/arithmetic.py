@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from udd_jax.diffusion import objective, schedules, transition, vocab
 from udd_jax.networks import transformer
 from udd_jax.sampling import reverse
+from udd_jax.sampling.settings import Settings
 
 LAYOUT = vocab.image_text((32, 32), image_classes=2887, text_classes=8192, text_length=128)
 LOGITS = 4 * sum(m.length * m.classes for m in LAYOUT.modalities)  # bytes of a sample
@@ -34,7 +35,7 @@ def programs(model, batch: int) -> tuple[dict, tuple]:
     x0 = jnp.zeros(shape, jnp.int32).at[:, 1024:].set(LAYOUT.offsets[1])
     t = jnp.full((batch, 2), model.steps // 2)
     xt = transition.q_sample(kernel, jax.random.key(1), x0, transition.free_times(LAYOUT, t, free))
-    settings = reverse.Settings(steps=1, top_r=0.86)
+    settings = Settings(steps=1, top_r=0.86)
 
     def forward(params, xt):
         return model.apply({"params": params}, xt, t, free)

@@ -11,6 +11,7 @@ from udd_jax import pipeline
 from udd_jax.diffusion import denoiser
 from udd_jax.networks import transformer
 from udd_jax.sampling import reverse
+from udd_jax.sampling.settings import Settings
 from udd_jax.training import plan
 
 PAIRS = ("ancestral:25", "ancestral:100", "maskgit:12", "maskgit:25", "first_hitting", "threshold")
@@ -23,7 +24,7 @@ def reverse_rows(p: sizes.Parts, multiply, product_flops: float, peak: float | N
     absent = jnp.zeros(t.shape, bool)
 
     def step(top_r, params):  # the loop's body, once
-        settings = reverse.Settings(steps=1, top_r=top_r)
+        settings = Settings(steps=1, top_r=top_r)
         denoise_fn = transformer.Denoiser(p.model, params)
         return reverse.sample(p.kernel, denoise_fn, jax.random.key(2), x, free, absent, settings)
 

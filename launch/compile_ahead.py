@@ -43,6 +43,7 @@ from udd_jax.diffusion import transition
 from udd_jax.networks import transformer
 from udd_jax.runtime import costs, sharding
 from udd_jax.sampling import reverse
+from udd_jax.sampling.settings import Settings
 from udd_jax.training import optimiser, plan, train_diffusion
 
 # bytes/s to the memory of a chip, and of all its links to others, from the maker's data sheets.
@@ -107,7 +108,7 @@ def sample_program(config, mesh):
     vocab, size = plan.vocab_of(config), config.evaluate.batch_size
     kernel = transition.make_kernel(vocab, build.make_schedules(config, vocab))
     model = build.make_model(config, vocab)
-    settings = reverse.Settings(**config.sample)
+    settings = Settings(**config.sample)
 
     def run(params, keys, x, free, absent):
         denoise_fn = transformer.Denoiser(model, params)

@@ -12,11 +12,11 @@ from configs import t2i
 from tests.helpers import tiny
 from udd_jax import build, stages
 from udd_jax.data import pixels
-from udd_jax.runtime import checkpoints
+from udd_jax.runtime import files, trees
 
 
 def record(folder):
-    return checkpoints.read_json(folder / build.CONFIG)
+    return files.read_json(folder / build.CONFIG)
 
 
 def test_a_record_says_config_seed_versions_devices_and_commit(tmp_path):
@@ -133,7 +133,7 @@ def test_ones_own_pictures_go_through_all_stages_and_start_from_another_run(
     stages.run(config(), tmp_path / "first")
     for name in ("evaluation.json", "report.html", "samples/samples.jsonl"):
         assert (tmp_path / "first" / name).exists(), name
-    first, _ = checkpoints.load_tree(tmp_path / "first" / build.WEIGHTS)
+    first, _ = trees.load_tree(tmp_path / "first" / build.WEIGHTS)
 
     # The same tokenizers, a wider MLP: all else starts from the first run.
     second = config(mlp_ratio=3)
@@ -146,8 +146,8 @@ def test_ones_own_pictures_go_through_all_stages_and_start_from_another_run(
     stages.run(second, tmp_path / "second", until="diffusion")
     said = capsys.readouterr().out
     assert "blocks/mlp/in/kernel" in said and "starts fresh" in said
-    weights, _ = checkpoints.load_tree(tmp_path / "second" / build.WEIGHTS)
-    old, new = checkpoints.flatten(first), checkpoints.flatten(weights)
+    weights, _ = trees.load_tree(tmp_path / "second" / build.WEIGHTS)
+    old, new = trees.flatten(first), trees.flatten(weights)
     same = {
         n for n in new if old[n].shape == new[n].shape and np.allclose(old[n], new[n], atol=1e-5)
     }

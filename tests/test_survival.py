@@ -19,7 +19,7 @@ import time
 import numpy as np
 import pytest
 
-from udd_jax.runtime import checkpoints, logbook
+from udd_jax.runtime import checkpoints, files, logbook
 
 ROOT = pathlib.Path(__file__).parent.parent
 KILLS = 25
@@ -114,7 +114,7 @@ def numbers(folder) -> dict:
         ]
         found[f"{part.name} state"] = arrays(part / "checkpoints")
     if (folder / "evaluation.json").exists():
-        found["evaluation"] = checkpoints.read_json(folder / "evaluation.json")
+        found["evaluation"] = files.read_json(folder / "evaluation.json")
         del found["evaluation"]["speed"], found["evaluation"]["manifest"]  # they have times
     return found
 

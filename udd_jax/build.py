@@ -12,7 +12,7 @@ import ml_collections
 from udd_jax.diffusion import schedules, vocab
 from udd_jax.diffusion.vocab import Vocab
 from udd_jax.networks import transformer
-from udd_jax.runtime import checkpoints
+from udd_jax.runtime import files, trees
 from udd_jax.tokenizers import text_tokenizer, vqgan
 
 CONFIG, TEXT, IMAGE, WEIGHTS = "config.json", "text.model", "vq/tokenizer", "weights"
@@ -51,7 +51,7 @@ def read_config(directory) -> ml_collections.ConfigDict:
     path = pathlib.Path(directory) / CONFIG
     if not path.exists():
         raise FileNotFoundError(f"{directory} has no {CONFIG}: it is not the folder of a run")
-    return ml_collections.ConfigDict(checkpoints.read_json(path)["config"])
+    return ml_collections.ConfigDict(files.read_json(path)["config"])
 
 
 def load_tokenizers(directory) -> tuple[text_tokenizer.Tokenizer, vqgan.ImageTokenizer]:
@@ -67,4 +67,4 @@ def load_weights(directory) -> dict:
         raise FileNotFoundError(
             f"{directory} has no file {WEIGHTS!r}: its training is not finished; run the main job"
         )
-    return checkpoints.load_tree(path)[0]
+    return trees.load_tree(path)[0]

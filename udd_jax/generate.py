@@ -12,7 +12,7 @@ import numpy as np
 
 from udd_jax import pipeline
 from udd_jax.data import pixels
-from udd_jax.runtime import checkpoints, logbook
+from udd_jax.runtime import files, logbook
 
 SETTINGS = ("sampler", "steps", "guidance", "temperature", "top_r", "top_k")
 
@@ -131,7 +131,7 @@ def _write(out, flags, settings, result) -> None:
             logbook.say(f"{i:4d}  {result.captions[i]}")
         lines.append(line | {"settings": dataclasses.asdict(settings)})
     text = "".join(json.dumps(line) + "\n" for line in lines)
-    checkpoints.write_text(out / "samples.jsonl", text)
+    files.write_text(out / "samples.jsonl", text)
     if result.images is not None:
         sheet = pixels.sheet(result.images, result.captions, columns=min(8, count))
         pixels.write_png(out / "sheet.png", sheet)

@@ -25,8 +25,9 @@ from udd_jax.data import pixels
 from udd_jax.diffusion import objective, tasks, transition
 from udd_jax.diffusion import vocab as vocabs
 from udd_jax.networks import transformer
-from udd_jax.runtime import checkpoints, sharding
+from udd_jax.runtime import sharding, trees
 from udd_jax.sampling import reverse
+from udd_jax.sampling.settings import Settings
 from udd_jax.tokenizers import text_tokenizer as texts_
 from udd_jax.tokenizers import vqgan
 
@@ -76,9 +77,9 @@ class Pipeline:
         kernel = transition.make_kernel(vocab, build.make_schedules(config, vocab))
         model = build.make_model(config, vocab, text.pad_id)
         expected = jax.eval_shape(lambda: transformer.init(model, jax.random.key(0)))
-        checkpoints.require_fit(
-            checkpoints.flatten(expected),
-            {n: (a.shape, a.dtype) for n, a in checkpoints.flatten(params).items()},
+        trees.require_fit(
+            trees.flatten(expected),
+            {n: (a.shape, a.dtype) for n, a in trees.flatten(params).items()},
             "weights",
         )
         mesh = sharding.make_mesh(**config.mesh)
@@ -250,15 +251,15 @@ class Pipeline:
         mixture = self.config.train.mixture
         return any(mixture.get(task, 0) > 0 for task in ("image", "text", "independent"))
 
-    def settings(self, **changes) -> reverse.Settings:
+    def settings(self, **changes) -> Settings:
         """The run's sampler settings with these changes; ValueError for a bad one."""
-        fields = {f.name for f in dataclasses.fields(reverse.Settings)}
+        fields = {f.name for f in dataclasses.fields(Settings)}
         for name in changes:
             if name not in fields:
                 raise ValueError(
                     f"sample.{name} is not a setting, expected one of {sorted(fields)}"
                 )
-        settings = reverse.Settings(**{**self.config.sample, **changes})
+        settings = Settings(**{**self.config.sample, **changes})
         settings.check(self.kernel, self.guidable)
         return settings
 
@@ -275,13 +276,16 @@ class Pipeline:
         batch_size=64,
         trace=0,
         first=0,
+        guide=None,
+        scorers=(),
         **settings,
     ) -> Pairs:
         """Runs the sampler: the base of all the above, from tokens to `Pairs`.
 
         image: int32[count, N], text: int32[count, M], local ids of what is given; masks: of
         the task unless passed; negative: like text (or image, for "i2t"); first: the number of the
-        first sample, so that a call in parts draws what one call would.
+        first sample, so that a call in parts draws what one call would. guide, scorers: functions
+        of your own that steer (`sampling.guidance`); each other one is compiled anew.
         """
         if count < 1:
             raise ValueError(f"num = {count}, expected at least 1")
@@ -311,7 +315,17 @@ class Pipeline:
         def part(rows, keys):
             away = None if against is None else against[rows]
             result = self._sample(
-                self.params, keys, x[rows], free[rows], absent[rows], away, settings, trace, still
+                self.params,
+                keys,
+                x[rows],
+                free[rows],
+                absent[rows],
+                away,
+                settings,
+                trace,
+                still,
+                guide,
+                tuple(scorers),
             )
             return result.tokens, result.calls, jnp.swapaxes(result.states, 0, 1)
 
@@ -374,7 +388,7 @@ class Pipeline:
 
     @functools.cached_property
     def _sample(self):
-        def run(params, keys, x, free, absent, negative, settings, trace, still):
+        def run(params, keys, x, free, absent, negative, settings, trace, still, guide, scorers):
             return reverse.run(
                 self.kernel,
                 transformer.Denoiser(self.model, params, still),
@@ -385,9 +399,11 @@ class Pipeline:
                 settings,
                 negative,
                 trace,
+                guide,
+                scorers,
             )
 
-        return jax.jit(run, static_argnames=("trace", "still"))
+        return jax.jit(run, static_argnames=("trace", "still", "guide", "scorers"))
 
     @functools.cached_property
     def _bound(self):

@@ -33,8 +33,8 @@ from udd_jax.evaluation.suites import main as main_suite
 from udd_jax.evaluation.suites import samplers as samplers_suite
 from udd_jax.evaluation.suites import tuning
 from udd_jax.networks import transformer
-from udd_jax.runtime import bucket, checkpoints, lock, logbook, sharding
-from udd_jax.sampling import reverse
+from udd_jax.runtime import bucket, files, lock, logbook, sharding, trees
+from udd_jax.sampling.settings import Settings
 from udd_jax.tokenizers import text_tokenizer, vqgan
 from udd_jax.training import optimiser, plan, train_diffusion, train_image_tokenizer
 
@@ -67,7 +67,7 @@ def run(config: ml_collections.ConfigDict, workdir, until: str | None = None, **
     workdir: a folder, or `gs://bucket/path`; options: `profile` and `tensorboard`, as of
     `train.train`.
     """
-    workdir = checkpoints.folder(workdir)
+    workdir = files.folder(workdir)
     check(config)
     with lock.hold(workdir, logbook.say), bucket.near(workdir) as here:
         claim(config, workdir)
@@ -80,7 +80,7 @@ def check(config) -> None:
     train_diffusion.make_objective(config, vocab, pad_id=0)
     optimiser.make_optimiser(config)
     kernel = transition.make_kernel(vocab, build.make_schedules(config, vocab))
-    reverse.Settings(**config.sample).check(kernel)
+    Settings(**config.sample).check(kernel)
 
 
 def _run_stages(config, workdir, here, until, profile=None, tensorboard=False):
@@ -142,7 +142,7 @@ def claim(config: ml_collections.ConfigDict, workdir) -> None:
     new = json.loads(config.to_json())  # as it is stored: lists, not tuples
     record = {"config": new, "made_with": provenance()}
     if path.exists():
-        stored = checkpoints.read_json(path)
+        stored = files.read_json(path)
         old, made, before = stored["config"], stored["made_with"], stored.get("before", [])
         differ = [
             f"{name}: {a!r} there, {b!r} here"
@@ -156,7 +156,7 @@ def claim(config: ml_collections.ConfigDict, workdir) -> None:
             )
         record["before"] = [*before, made] if made != record["made_with"] else before
     if jax.process_index() == 0:
-        checkpoints.write_json(path, record)
+        files.write_json(path, record)
 
 
 def _differences(old: dict, new: dict, prefix: str = ""):
@@ -195,12 +195,12 @@ def provenance() -> dict:
 def _stage(workdir, name: str):
     """Adds the seconds of a stage to `stages.json`: the sum over all runs of this folder."""
     path = workdir / "stages.json"
-    seconds = checkpoints.read_json(path) if path.exists() else {}
+    seconds = files.read_json(path) if path.exists() else {}
     start = time.perf_counter()
     yield
     seconds[name] = round(seconds.get(name, 0) + time.perf_counter() - start, 2)
     if jax.process_index() == 0:
-        checkpoints.write_json(path, seconds)
+        files.write_json(path, seconds)
 
 
 # ---- The stages ---------------------------------------------------------------------------------
@@ -269,15 +269,15 @@ def export(workdir, out) -> None:
 
     ValueError if `out` holds a run already.
     """
-    workdir, out = checkpoints.folder(workdir), pathlib.Path(out)
+    workdir, out = files.folder(workdir), pathlib.Path(out)
     if (out / build.CONFIG).exists():
         raise ValueError(f"{out} holds a run already: choose another --out")
-    weights, metadata = checkpoints.load_tree(workdir / build.WEIGHTS)
-    checkpoints.save_tree(out / build.WEIGHTS, weights, metadata, half=True)
+    weights, metadata = trees.load_tree(workdir / build.WEIGHTS)
+    trees.save_tree(out / build.WEIGHTS, weights, metadata, half=True)
     names = [build.TEXT, build.IMAGE, main_suite.RESULT, build.CONFIG]
     for name in names:
         if (workdir / name).exists():
-            checkpoints.write_bytes(out / name, (workdir / name).read_bytes())
+            files.write_bytes(out / name, (workdir / name).read_bytes())
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     logbook.say(f"exported {out}: {size / 1e6:.1f} MB")
 
@@ -376,7 +376,7 @@ def pairs(config, workdir, source, text_tokenizer, image_tokenizer, share):
             path = workdir / f"skipped{jax.process_index() or ''}.jsonl"
             names = ("position", "cause", "detail")
             rows = [json.dumps(dict(zip(names, fault, strict=True))) + "\n" for fault in seen]
-            checkpoints.write_bytes(path, "".join(rows).encode())
+            files.write_bytes(path, "".join(rows).encode())
             unusable = {position for position, cause, _ in seen if cause in reading.SKIPPED}
             if len(unusable) > SKIPPED * len(source):
                 raise ValueError(
@@ -392,7 +392,7 @@ def pairs(config, workdir, source, text_tokenizer, image_tokenizer, share):
 def make_weights(config, workdir, cache, text_tokenizer, image_tokenizer, data, **options) -> dict:
     """The averaged weights, trained as far as `config.train.steps` says; options: of `train`."""
     if (workdir / build.WEIGHTS).exists():
-        params, metadata = checkpoints.load_tree(workdir / build.WEIGHTS)
+        params, metadata = trees.load_tree(workdir / build.WEIGHTS)
         if metadata["step"] >= config.train.steps:
             return params
     vocab = build.make_vocab(config, text_tokenizer, image_tokenizer)
@@ -423,7 +423,7 @@ def reuse(config, vocab, weights: dict) -> dict:
     fresh = jax.device_get(
         transformer.init(model, jax.random.key(config.seed), config.train.fan_in)
     )
-    names, other = checkpoints.flatten(fresh), checkpoints.flatten(weights)
+    names, other = trees.flatten(fresh), trees.flatten(weights)
     fits = {n for n, p in names.items() if n in other and other[n].shape == p.shape}
     for name in sorted(set(names) - fits):
         found = f"shape {other[name].shape}" if name in other else "nothing"

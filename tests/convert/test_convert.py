@@ -24,7 +24,7 @@ from udd_jax.convert import command, published_names
 from udd_jax.data import pixels
 from udd_jax.diffusion import schedules, vocab
 from udd_jax.networks import transformer
-from udd_jax.runtime import checkpoints
+from udd_jax.runtime import checkpoints, files, trees
 from udd_jax.tokenizers import text_tokenizer, vqgan
 
 HERE = pathlib.Path(__file__).parents[1]
@@ -48,7 +48,7 @@ def network():
     model = transformer.Transformer(VOCAB, T, **SIZES)
     shapes = jax.eval_shape(functools.partial(transformer.init, model), jax.random.key(0))
     params = fill(shapes, 1)
-    for name, leaf in checkpoints.flatten(params).items():
+    for name, leaf in trees.flatten(params).items():
         if name.endswith("table/embedding"):
             leaf[:, 0] = 0
     return params
@@ -141,15 +141,13 @@ def test_a_unid3_checkpoint_becomes_a_run_with_its_weights(run):
 
 
 def test_safetensors_of_the_same_names_become_the_same_run(folder, run, tmp_path):
-    checkpoints.save_tree(folder / "cub.safetensors", unid3_state())
+    trees.save_tree(folder / "cub.safetensors", unid3_state())
     other = convert_unid3(folder, tmp_path / "cub", "cub.safetensors")
     for file in (build.WEIGHTS, build.IMAGE):
-        trees = [
-            checkpoints.flatten(checkpoints.load_tree(where / file)[0]) for where in (run, other)
-        ]
-        assert trees[0].keys() == trees[1].keys()
-        for name, array in trees[0].items():
-            np.testing.assert_array_equal(array, trees[1][name])
+        both = [trees.flatten(trees.load_tree(where / file)[0]) for where in (run, other)]
+        assert both[0].keys() == both[1].keys()
+        for name, array in both[0].items():
+            np.testing.assert_array_equal(array, both[1][name])
 
 
 def test_a_round_trip_to_published_names_is_bit_exact(run, folder, tmp_path):
@@ -512,7 +510,7 @@ def test_checkpoints_of_the_wrong_kind_are_one_line(folder, tmp_path):
     ):
         (folder / f"{name}.ckpt").write_bytes(content)
         refuse("cut short", tmp_path, convert_unid3, folder, tmp_path / "o", f"{name}.ckpt")
-    checkpoints.save_tree(folder / "a.safetensors", unid3_state())
+    trees.save_tree(folder / "a.safetensors", unid3_state())
     whole = (folder / "a.safetensors").read_bytes()
     for size in (0, 4, 100, len(whole) - 1):
         (folder / "cut.safetensors").write_bytes(whole[:size])
@@ -568,9 +566,9 @@ def test_names_that_are_taken_or_missing_are_one_line(folder, run, tmp_path):
 @pytest.mark.parametrize("option", [{"given_vector": True}, {"mutual_gain": 0.1}, {"rotary": True}])
 def test_a_network_with_options_of_ours_has_no_published_names(run, tmp_path, option):
     shutil.copytree(run, tmp_path / "run")
-    stored = checkpoints.read_json(run / build.CONFIG)
+    stored = files.read_json(run / build.CONFIG)
     stored["config"]["model"] |= option
-    checkpoints.write_json(tmp_path / "run" / build.CONFIG, stored)
+    files.write_json(tmp_path / "run" / build.CONFIG, stored)
     message = f"model.{next(iter(option))} = .* has no published counterpart"
     refuse(message, tmp_path, command.to_safetensors, tmp_path / "run", tmp_path / "a")
 
@@ -609,7 +607,7 @@ def test_the_command_line_converts_unid3_and_back(folder, run, tmp_path, run_com
             *flags, f"--checkpoint={folder}/cub.ckpt", f"--out={out}", network_flag
         )
         assert code == 0, error
-        stored = checkpoints.read_json(out / build.CONFIG)
+        stored = files.read_json(out / build.CONFIG)
         assert (
             stored["made_with"]["network"] == stored["config"]["model"]["network"] == network_name
         )

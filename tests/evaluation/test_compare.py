@@ -3,7 +3,7 @@
 import pytest
 
 from udd_jax.evaluation import compare
-from udd_jax.runtime import checkpoints
+from udd_jax.runtime import files
 
 
 def result(**changes) -> dict:
@@ -37,7 +37,7 @@ def result(**changes) -> dict:
 
 def shown(tmp_path, first, second) -> list[str]:
     for name, made in (("a", first), ("b", second)):
-        checkpoints.write_json(tmp_path / name / "evaluation.json", made)
+        files.write_json(tmp_path / name / "evaluation.json", made)
     return compare.show(tmp_path / "a", tmp_path / "b/evaluation.json").splitlines()
 
 
@@ -87,6 +87,6 @@ def test_results_of_different_protocols_are_refused_by_name(tmp_path):
 
 
 def test_what_is_no_result_is_refused(tmp_path):
-    checkpoints.write_json(tmp_path / "evaluation.json", {"scores": {}})
+    files.write_json(tmp_path / "evaluation.json", {"scores": {}})
     with pytest.raises(ValueError, match=r"no manifest\.protocol"):
         compare.show(tmp_path, tmp_path)

@@ -11,7 +11,7 @@ from tests.helpers import oracle
 from udd_jax.evaluation.report import page, report
 from udd_jax.evaluation.suites import main as main_suite
 from udd_jax.evaluation.suites import samplers as samplers_suite
-from udd_jax.runtime import checkpoints, logbook
+from udd_jax.runtime import files, logbook
 
 WRONG = {"t2i": (0,), "i2t": (1, 2), "pair": (3,), "infill": (0, 5), "image": (7,), "text": (1,)}
 
@@ -23,8 +23,8 @@ def run(tmp_path_factory):
     pipe = oracle.make(folder, wrong=WRONG)
     main_suite.run(pipe, folder, say=lambda _: None)
     config = pipe.config.to_dict() | {"name": "<b>bold</b>"}
-    checkpoints.write_json(folder / "config.json", {"config": config})
-    checkpoints.write_json(folder / "stages.json", {"data": 0.5, "diffusion": 600})
+    files.write_json(folder / "config.json", {"config": config})
+    files.write_json(folder / "stages.json", {"data": 0.5, "diffusion": 600})
     tasks = ("t2i", "i2t", "pair")
     rows = [
         {"settings": {"sampler": s, "steps": n}, "calls": n, "calls_of": dict.fromkeys(tasks, n),
@@ -35,7 +35,7 @@ def run(tmp_path_factory):
     for row in rows[:2]:
         row["bounds"] = {task: {"value": 0.7} for task in tasks}
     best = samplers_suite.best(samplers_suite.choose(rows, 20, {"sampler": "maskgit", "steps": 5}))
-    checkpoints.write_json(folder / "samplers.json", {"rows": rows, "left_out": [], "best": best})
+    files.write_json(folder / "samplers.json", {"rows": rows, "left_out": [], "best": best})
     with_curves(folder, loss=3.0, image_nll=1.0, text_nll=2.0)
     with_curves(folder / "vq", psnr=20.0, perplexity=9.0)
     return folder, report.write(folder).read_text()
@@ -87,7 +87,7 @@ def test_links_lead_to_what_is_there(run):
 
 
 def test_every_rate_stands_on_the_page_with_its_error(run):
-    result = checkpoints.read_json(run[0] / "evaluation.json")
+    result = files.read_json(run[0] / "evaluation.json")
     for row in result["headline"]:
         if row["better"] == "higher":
             assert page.percent(row["value"], row["error"]) in run[1]
@@ -140,14 +140,14 @@ def test_names_from_outside_are_escaped(run):
 
 
 def test_the_runs_own_task_comes_first(run, tmp_path):
-    config = checkpoints.read_json(run[0] / "config.json")
+    config = files.read_json(run[0] / "config.json")
     before = json.dumps(config)
     try:
         config["config"]["task"] = "pair"
-        checkpoints.write_json(run[0] / "config.json", config)
+        files.write_json(run[0] / "config.json", config)
         text = report.write(run[0]).read_text()
     finally:
-        checkpoints.write_json(run[0] / "config.json", json.loads(before))
+        files.write_json(run[0] / "config.json", json.loads(before))
     assert text.index('id="pair"') < text.index('id="t2i"')
     assert run[1].index('id="t2i"') < run[1].index('id="pair"')
 
@@ -162,7 +162,7 @@ def test_a_run_without_metrics_samples_or_stages_still_has_its_page(run, tmp_pat
 
 
 def test_a_folder_without_a_result_is_refused(tmp_path):
-    checkpoints.write_json(tmp_path / "config.json", {"config": {}})
+    files.write_json(tmp_path / "config.json", {"config": {}})
     with pytest.raises(FileNotFoundError, match=r"evaluation\.json does not exist"):
         report.write(tmp_path)
 

@@ -30,7 +30,7 @@ from udd_jax.evaluation.report import measure_sections, report
 from udd_jax.evaluation.suites import full as full_suite
 from udd_jax.evaluation.suites import judges
 from udd_jax.evaluation.suites import main as main_suite
-from udd_jax.runtime import checkpoints
+from udd_jax.runtime import files, trees
 
 WRONG = {"t2i": (0,), "i2t": (1,), "pair": (3,)}
 NO_JAVA = "there is no java"
@@ -113,9 +113,7 @@ def test_the_full_suite_has_all_that_main_has_and_does_for_it(done):
     pipe, folder, result = done
     assert result["suite"] == "full" and result["scores"]["t2i"]["agreement"]["rate"] == 7 / 8
     again = dataclasses.replace(pipe, asked=[])
-    assert main_suite.run(again, folder, "main") == checkpoints.read_json(
-        folder / "evaluation.json"
-    )
+    assert main_suite.run(again, folder, "main") == files.read_json(folder / "evaluation.json")
     assert again.asked == []
 
 
@@ -264,7 +262,7 @@ def test_judges_are_scored_by_the_sheets_that_come_back(tmp_path):
     pictures = np.zeros((2, 8, 8, 3), np.uint8)
     judges.write(tmp_path, pictures, pictures + 9, ["a", "<b>"])
     assert isinstance(judges.score(tmp_path), intervals.Unmeasured)
-    key = checkpoints.read_json(tmp_path / "key.json")
+    key = files.read_json(tmp_path / "key.json")
     sheet = (tmp_path / "sheet.html").read_text()
     assert len(key) == 4 and "&lt;b&gt;" in sheet and sheet.count("<figure") == 4
     with open(tmp_path / "answers.csv", newline="") as file:
@@ -281,14 +279,14 @@ def test_judges_are_scored_by_the_sheets_that_come_back(tmp_path):
 
 def test_what_judges_say_later_enters_the_result(done, tmp_path):
     (tmp_path / "judges").mkdir()
-    checkpoints.write_json(tmp_path / "evaluation.json", done[2])
-    key = checkpoints.read_json(done[1] / "judges" / "key.json")
-    checkpoints.write_json(tmp_path / "judges" / "key.json", key)
+    files.write_json(tmp_path / "evaluation.json", done[2])
+    key = files.read_json(done[1] / "judges" / "key.json")
+    files.write_json(tmp_path / "judges" / "key.json", key)
     lines = "".join(f"{number},{kind}\n" for number, kind in key.items())
     (tmp_path / "judges" / "answers-eve.csv").write_text("picture,answer\n" + lines)
     assert "judges" in done[2]["unmeasured"]
     assert main_suite.judge(tmp_path)["accuracy"]["value"] == 1
-    assert "judges" not in checkpoints.read_json(tmp_path / "evaluation.json")["unmeasured"]
+    assert "judges" not in files.read_json(tmp_path / "evaluation.json")["unmeasured"]
 
 
 def test_missing_weights_say_which_file_and_where_to_put_it(tmp_path):
@@ -318,7 +316,7 @@ def test_only_items_that_say_so_are_measured(done):
 
 def test_the_page_shows_what_was_found_and_says_what_was_not(done):
     pipe, folder, result = done
-    checkpoints.write_json(folder / "config.json", {"config": pipe.config.to_dict()})
+    files.write_json(folder / "config.json", {"config": pipe.config.to_dict()})
     text = report.write(folder).read_text()
     for name in set(measure_sections.PARTS) - {"judges"}:
         assert f'<section id="{name}">' in text
@@ -369,9 +367,9 @@ def test_tables_have_no_empty_columns_and_facts_stand_below(done):
 def test_two_full_results_are_compared_measure_by_measure(done, tmp_path):
     text = compare.show(done[1], done[1])
     assert "pictures: inception: Frechet distance" in text and "retrieval: image of a cap" in text
-    other = checkpoints.read_json(done[1] / "evaluation.json")
+    other = files.read_json(done[1] / "evaluation.json")
     other["manifest"]["protocol"]["features"]["inception"] = "b2"
-    checkpoints.write_json(tmp_path / "evaluation.json", other)
+    files.write_json(tmp_path / "evaluation.json", other)
     with pytest.raises(ValueError, match=r"differ in features\.inception \(a1 and b2\)"):
         compare.show(done[1], tmp_path)
 
@@ -414,7 +412,7 @@ def clip_state() -> dict[str, np.ndarray]:
 
 
 def test_clip_scores_images_from_the_users_files(done, tmp_path):
-    checkpoints.save_tree(tmp_path / "ViT-B-32.safetensors", clip_state())
+    trees.save_tree(tmp_path / "ViT-B-32.safetensors", clip_state())
     found = feature_networks.load(str(tmp_path))
     items = samples.held_out(done[0], 8)
     drawn = samples.Samples(np.zeros((8, 20)), np.ones(8), {}, images=items.images)

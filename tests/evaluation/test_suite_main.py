@@ -18,7 +18,7 @@ from udd_jax.data import pixels
 from udd_jax.data.sources import shapes
 from udd_jax.evaluation import manifest, samples
 from udd_jax.evaluation.suites import main as main_suite
-from udd_jax.runtime import checkpoints
+from udd_jax.runtime import files
 
 WRONG = {"t2i": (0,), "i2t": (1, 2), "pair": (3,), "infill": (0, 5), "image": (7,), "text": (1,)}
 
@@ -207,7 +207,7 @@ def test_an_evaluation_that_was_killed_comes_to_the_same_numbers(tiny_run, tmp_p
         job = start(tmp_path / name)
         assert job.wait() == 0, job.communicate()[1]
         job.communicate()
-        results.append(checkpoints.read_json(tmp_path / name / "evaluation.json"))
+        results.append(files.read_json(tmp_path / name / "evaluation.json"))
     for field in ("scores", "bounds", "tokenizer", "headline", "reader"):
         assert results[0][field] == results[1][field]
     made = [samples.load(tmp_path / name / "samples/i2t.npz") for name in ("killed", "whole")]

@@ -6,7 +6,7 @@ import pytest
 
 from tests.helpers import oracle
 from udd_jax.evaluation.suites import tuning
-from udd_jax.runtime import checkpoints
+from udd_jax.runtime import files
 
 
 def row(temperature, rate, variation):
@@ -42,7 +42,7 @@ def test_settings_are_chosen_on_the_validation_split_and_all_are_measured(tmp_pa
     by_temperature = {r["temperature"]: r["t2i"]["rate"] for r in result["rows"]}
     assert by_temperature == {1.0: 1.0, 1.15: pytest.approx(7 / 8), 1.3: pytest.approx(5 / 8)}
     assert result["best"]["temperature"] == 1.0
-    assert checkpoints.read_json(tmp_path / tuning.RESULT) == result
+    assert files.read_json(tmp_path / tuning.RESULT) == result
     assert len(said) == len(tuning.grid()) + 1
     asked = len(pipe.asked)
     tuning.run(pipe, tmp_path, count=8, say=said.append)

@@ -9,7 +9,7 @@ from configs import t2i
 from udd_jax import build, stages
 from udd_jax.data.sources import shapes
 from udd_jax.networks import transformer
-from udd_jax.runtime import checkpoints
+from udd_jax.runtime import trees
 from udd_jax.tokenizers import text_tokenizer, vqgan
 from udd_jax.training import train_image_tokenizer
 
@@ -39,5 +39,5 @@ def make(directory, c=None) -> pathlib.Path:
     vqgan.save(directory / build.IMAGE, image)
     vocab = build.make_vocab(c, tokenizer, image)
     weights = transformer.init(build.make_model(c, vocab), jax.random.key(1), fan_in=True)
-    checkpoints.save_tree(directory / build.WEIGHTS, weights, {"step": c.train.steps})
+    trees.save_tree(directory / build.WEIGHTS, weights, {"step": c.train.steps})
     return directory

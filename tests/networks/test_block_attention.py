@@ -13,6 +13,7 @@ from udd_jax import pipeline
 from udd_jax.diffusion import denoiser, objective, schedules, tasks, transition, vocab
 from udd_jax.networks import transformer
 from udd_jax.sampling import reverse
+from udd_jax.sampling.settings import Settings
 
 T = 7
 PAIR = vocab.image_text(grid=(2, 3), image_classes=5, text_classes=4, text_length=4)
@@ -151,7 +152,7 @@ def test_a_chain_with_kept_keys_and_values_draws_the_same(still, sampler, guidan
     if guidance > 1:
         other = batch(PAIR, (still,), seed=1, rows=32)[0]
         negative = np.where(PAIR.modality_of == PAIR.index(still), other, PAIR.mask_id)
-    settings = reverse.Settings(sampler=sampler, guidance=guidance, top_r=0.95)
+    settings = Settings(sampler=sampler, guidance=guidance, top_r=0.95)
     inputs = (network(**FULL)[1], x, free, absent, negative)
     ours, theirs = (np.asarray(draw(*inputs, name, settings)) for name in (still, None))
     np.testing.assert_array_equal(ours, theirs)
@@ -192,7 +193,7 @@ def test_nothing_is_kept_of_a_network_without_block_attention():
     begun = transformer.Denoiser(model, params, "text").prepare(x, t, free)
     assert jax.tree.leaves(begun) == []
     with pytest.raises(ValueError, match=r"with model\.block_attention only"):
-        model.apply({"params": params}, x, t, free, keep="text")
+        model.apply({"params": params}, x, t, free, "text", method="cache")
 
 
 def test_a_run_keeps_what_a_task_leaves_as_it_is(tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ from tests.helpers import feature_twins, torch_writer
 from tests.helpers.feature_twins import CLIP
 from udd_jax.evaluation import feature_networks
 from udd_jax.networks import features, pretrained
-from udd_jax.runtime import checkpoints
+from udd_jax.runtime import trees
 
 
 def close(ours, theirs, tolerance=1e-4):
@@ -174,7 +174,7 @@ def test_lpips_measures_with_the_users_two_files(lpips, tmp_path):
     linear = {name: value for name, value in lpips[0].items() if name.startswith("lin")}
     trunk = {name: value for name, value in lpips[0].items() if name not in linear}
     torch_writer.save(tmp_path / "vgg16-397923af.pth", trunk)
-    checkpoints.save_tree(tmp_path / "vgg.safetensors", linear)
+    trees.save_tree(tmp_path / "vgg.safetensors", linear)
     images = np.random.default_rng(0).integers(0, 256, (2, 2, 32, 32, 3), np.uint8)
     ours = feature_networks.load(str(tmp_path))["lpips"].distance(*images)
     close(ours, lpips[2](*(images / np.float32(127.5) - 1))[0])

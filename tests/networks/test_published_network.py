@@ -10,7 +10,7 @@ import pytest
 from tests.helpers import recorded
 from udd_jax.convert import published_names
 from udd_jax.networks import layers, transformer
-from udd_jax.runtime import checkpoints
+from udd_jax.runtime import trees
 
 TOLERANCE = {"f32": 1e-5, "f64": 1e-10}
 NOISE = {"f32": 1e-4, "f64": 1e-12}  # gradients that are nothing but rounding
@@ -98,7 +98,7 @@ def test_every_gradient_equals_the_recorded_one(precision):
         else:
             recorded.assert_close(ours[name], theirs[name], TOLERANCE[precision], name)
     tables = [
-        g for leaf, g in checkpoints.flatten(grads).items() if leaf.endswith("time/table/embedding")
+        g for leaf, g in trees.flatten(grads).items() if leaf.endswith("time/table/embedding")
     ]
     assert tables and not any(table[:, 0].any() for table in tables)  # our row of t = 0
 
@@ -118,11 +118,11 @@ def test_conditional_networks_equal_the_recorded_ones(precision, network):
 
 
 def test_all_three_networks_have_the_same_parameters():
-    shapes = checkpoints.flatten(recorded.example("f32"))
+    shapes = trees.flatten(recorded.example("f32"))
     for network in ("image_from_text", "text_from_image"):
         model = recorded.model(network=network)
         other = jax.eval_shape(functools.partial(transformer.init, model), jax.random.key(0))
-        assert {k: v.shape for k, v in checkpoints.flatten(other).items()} == {
+        assert {k: v.shape for k, v in trees.flatten(other).items()} == {
             k: v.shape for k, v in shapes.items()
         }
 
@@ -135,9 +135,7 @@ def test_published_parameters_come_back_bit_for_bit():
     for name, array in again.items():
         assert array.dtype == state[name].dtype and array.flags.c_contiguous
         np.testing.assert_array_equal(array, state[name])
-    tables = [
-        p for leaf, p in checkpoints.flatten(ours).items() if leaf.endswith("time/table/embedding")
-    ]
+    tables = [p for leaf, p in trees.flatten(ours).items() if leaf.endswith("time/table/embedding")]
     assert len(tables) == 3 and not any(table[:, 0].any() for table in tables)
 
 

@@ -13,7 +13,7 @@ from configs import t2i
 from udd_jax import build, pipeline
 from udd_jax.diffusion import schedules, time_sampling, transition, vocab
 from udd_jax.networks import layers, transformer
-from udd_jax.runtime import checkpoints
+from udd_jax.runtime import trees
 from udd_jax.training import loss, train_diffusion
 
 VOCAB = vocab.image_text(grid=(2, 3), image_classes=5, text_classes=4, text_length=4)
@@ -59,7 +59,7 @@ def clock(image, text, batch=4):
 
 
 def names(params):
-    return set(checkpoints.flatten(params))
+    return set(trees.flatten(params))
 
 
 def changed(params, layer, function):
@@ -350,9 +350,7 @@ def test_a_run_samples_and_trains_with_the_padding_of_its_own_vocabulary(tiny_ru
     pipe = pipeline.Pipeline.assemble(config, *parts)
     assert pipe.model.padding == 3
     asked = []
-    monkeypatch.setattr(
-        train_diffusion, "make_model", lambda *arguments: asked.append(arguments) or 1 / 0
-    )
+    monkeypatch.setattr(build, "make_model", lambda *arguments: asked.append(arguments) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         train_diffusion.train(config, tiny_run, pipe.vocab, 3, None)
     assert asked == [(config, pipe.vocab, 3)]

@@ -18,7 +18,7 @@ import pytest
 from etils.epath import backend
 
 from udd_jax import build, stages
-from udd_jax.runtime import bucket, checkpoints, logbook
+from udd_jax.runtime import bucket, checkpoints, files, logbook, trees
 
 
 class Fake(fsspec.implementations.memory.MemoryFileSystem):
@@ -35,7 +35,7 @@ class Fake(fsspec.implementations.memory.MemoryFileSystem):
 def workdir(monkeypatch):
     Fake.store.clear()
     monkeypatch.setattr(type(backend.fsspec_backend), "_get_filesystem", lambda self, name: Fake())
-    return checkpoints.folder("gs://bucket/run")
+    return files.folder("gs://bucket/run")
 
 
 def contents():
@@ -43,7 +43,7 @@ def contents():
 
 
 def test_a_folder_on_a_disk_is_used_as_it_is(tmp_path):
-    folder = checkpoints.folder(str(tmp_path))
+    folder = files.folder(str(tmp_path))
     assert isinstance(folder, pathlib.Path)
     with bucket.near(folder) as here, bucket.on_disk(folder, here, "tokens"):
         assert here == tmp_path
@@ -53,9 +53,9 @@ def test_a_folder_on_a_disk_is_used_as_it_is(tmp_path):
 
 
 def test_what_a_block_makes_goes_to_the_bucket_and_nothing_else(workdir):
-    checkpoints.write_bytes(workdir / "tokens/shard-0", b"zero")
-    checkpoints.write_json(workdir / "tokens/manifest.json", {"complete": False})
-    checkpoints.write_bytes(workdir / "checkpoints/1/data", b"large")
+    files.write_bytes(workdir / "tokens/shard-0", b"zero")
+    files.write_json(workdir / "tokens/manifest.json", {"complete": False})
+    files.write_bytes(workdir / "checkpoints/1/data", b"large")
     before = contents()
     with bucket.near(workdir) as here:
         with bucket.on_disk(workdir, here, "tokens", "absent"):
@@ -66,19 +66,19 @@ def test_what_a_block_makes_goes_to_the_bucket_and_nothing_else(workdir):
             (here / "elsewhere").write_bytes(b"")
         assert contents() == before | {"tokens/shard-1": b"one"}
         # Another process has finished the cache and written a shard meanwhile.
-        checkpoints.write_json(workdir / "tokens/manifest.json", {"complete": True})
-        checkpoints.write_bytes(workdir / "tokens/shard-2", b"two")
+        files.write_json(workdir / "tokens/manifest.json", {"complete": True})
+        files.write_bytes(workdir / "tokens/shard-2", b"two")
         with bucket.on_disk(workdir, here, "tokens"):
-            assert checkpoints.read_json(here / "tokens/manifest.json") == {"complete": True}
+            assert files.read_json(here / "tokens/manifest.json") == {"complete": True}
             assert (here / "tokens/shard-2").read_bytes() == b"two"
     assert not here.exists()
 
 
 def test_a_whole_run_is_fetched_without_its_checkpoints(workdir):
-    checkpoints.write_bytes(workdir / "weights", b"w")
-    checkpoints.write_bytes(workdir / "vq/tokenizer", b"t")
-    checkpoints.write_bytes(workdir / "vq/checkpoints/1/data", b"large")
-    checkpoints.write_bytes(workdir / "cache/program", b"large")
+    files.write_bytes(workdir / "weights", b"w")
+    files.write_bytes(workdir / "vq/tokenizer", b"t")
+    files.write_bytes(workdir / "vq/checkpoints/1/data", b"large")
+    files.write_bytes(workdir / "cache/program", b"large")
     with bucket.whole("gs://bucket/run") as here:
         found = {str(p.relative_to(here)) for p in here.rglob("*") if p.is_file()}
         (here / "evaluation.json").write_text("{}")
@@ -95,8 +95,8 @@ def test_an_error_in_the_block_sends_nothing(workdir):
 
 def test_trees_metrics_and_configs_are_written_in_the_bucket_itself(workdir):
     tree = {"w": np.arange(3.0)}
-    checkpoints.save_tree(workdir / "weights", tree, {"step": 3})
-    assert np.array_equal(checkpoints.load_tree(workdir / "weights", tree)[0]["w"], tree["w"])
+    trees.save_tree(workdir / "weights", tree, {"step": 3})
+    assert np.array_equal(trees.load_tree(workdir / "weights", tree)[0]["w"], tree["w"])
     book = logbook.Logbook(workdir)
     for step in (1, 2, 3):
         book.write(step, loss=step / 2)
@@ -109,7 +109,7 @@ def test_trees_metrics_and_configs_are_written_in_the_bucket_itself(workdir):
 
 def test_the_main_job_works_in_a_bucket_up_to_the_token_cache(workdir, tiny_run):
     for name in (build.CONFIG, build.TEXT, build.IMAGE):
-        checkpoints.write_bytes(workdir / name, (tiny_run / name).read_bytes())
+        files.write_bytes(workdir / name, (tiny_run / name).read_bytes())
     config = build.read_config(tiny_run)
     stages.run(config, "gs://bucket/run", until="token cache")
     first = contents()

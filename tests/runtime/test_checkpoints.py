@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from udd_jax.runtime import checkpoints
+from udd_jax.runtime import checkpoints, files, trees
 
 
 def state(value: float):
@@ -44,23 +44,23 @@ def store(tmp_path, said):
 
 def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "deep" / "a.json"
-    checkpoints.write_json(path, {"a": 1})
-    with pytest.raises(KeyboardInterrupt), checkpoints.open_atomic(path) as file:
+    files.write_json(path, {"a": 1})
+    with pytest.raises(KeyboardInterrupt), files.open_atomic(path) as file:
         file.write(b"half")
         raise KeyboardInterrupt
-    assert checkpoints.read_json(path) == {"a": 1}
+    assert files.read_json(path) == {"a": 1}
     assert [p.name for p in path.parent.iterdir()] == ["a.json"]
 
 
 def test_bad_json_is_one_line(tmp_path):
     with pytest.raises(FileNotFoundError, match="does not exist"):
-        checkpoints.read_json(tmp_path / "a.json")
-    checkpoints.write_text(tmp_path / "a.json", "{")
+        files.read_json(tmp_path / "a.json")
+    files.write_text(tmp_path / "a.json", "{")
     with pytest.raises(ValueError, match="is damaged, expected JSON") as caught:
-        checkpoints.read_json(tmp_path / "a.json")
+        files.read_json(tmp_path / "a.json")
     assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match="JSON"):
-        checkpoints.write_json(tmp_path / "a.json", {"loss": float("nan")})
+        files.write_json(tmp_path / "a.json", {"loss": float("nan")})
 
 
 # Trees
@@ -68,37 +68,37 @@ def test_bad_json_is_one_line(tmp_path):
 
 def test_tree_file_round_trips(tmp_path):
     path, tree = tmp_path / "a.safetensors", state(3)
-    checkpoints.save_tree(path, tree, {"codes": 7})
-    loaded, metadata = checkpoints.load_tree(path, example=tree)
+    trees.save_tree(path, tree, {"codes": 7})
+    loaded, metadata = trees.load_tree(path, example=tree)
     assert equal(tree, loaded) and metadata == {"codes": 7}
     assert loaded["params"]["bias"].dtype == ml_dtypes.bfloat16
-    nested, _ = checkpoints.load_tree(path)
+    nested, _ = trees.load_tree(path)
     assert np.array_equal(nested["opt_state"]["0"]["count"], 3)
 
 
 def test_tree_file_is_a_safetensors_file(tmp_path):
     safetensors = pytest.importorskip("safetensors.numpy")
-    checkpoints.save_tree(tmp_path / "a.safetensors", {"a": {"b": np.arange(6.0).reshape(2, 3)}})
+    trees.save_tree(tmp_path / "a.safetensors", {"a": {"b": np.arange(6.0).reshape(2, 3)}})
     loaded = safetensors.load_file(tmp_path / "a.safetensors")
     assert list(loaded) == ["a/b"] and np.array_equal(loaded["a/b"], [[0, 1, 2], [3, 4, 5]])
 
 
 def test_half_precision_halves_float32_only(tmp_path):
     tree = {"a": jnp.linspace(0, 1, 1000), "b": np.arange(5), "c": np.float16([1, 2])}
-    checkpoints.save_tree(tmp_path / "a", tree, half=True)
-    loaded, _ = checkpoints.load_tree(tmp_path / "a", example=tree)
+    trees.save_tree(tmp_path / "a", tree, half=True)
+    loaded, _ = trees.load_tree(tmp_path / "a", example=tree)
     assert np.array_equal(loaded["a"], np.asarray(tree["a"]).astype(np.float16).astype(np.float32))
     assert loaded["a"].dtype == np.float32 and (tmp_path / "a").stat().st_size < 2700
     with pytest.raises(ValueError, match="'a' has values above 65504"):
-        checkpoints.save_tree(tmp_path / "b", {"a": jnp.float32([1e5])}, half=True)
+        trees.save_tree(tmp_path / "b", {"a": jnp.float32([1e5])}, half=True)
     assert not (tmp_path / "b").exists()
 
 
 def test_damaged_tree_file_is_refused(tmp_path):
     path = tmp_path / "a"
     with pytest.raises(FileNotFoundError, match="does not exist"):
-        checkpoints.load_tree(path)
-    checkpoints.save_tree(path, state(3), {"note": "abc"})
+        trees.load_tree(path)
+    trees.save_tree(path, state(3), {"note": "abc"})
     content = path.read_bytes()
     flipped = bytearray(content)
     flipped[-3] ^= 1
@@ -106,21 +106,21 @@ def test_damaged_tree_file_is_refused(tmp_path):
     for damaged in (content[:-1], content[:40], b"", bytes(flipped), renamed):
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match="is damaged") as caught:
-            checkpoints.load_tree(path)
+            trees.load_tree(path)
         assert "\n" not in str(caught.value)
 
 
 def test_misfit_is_named(tmp_path):
-    checkpoints.save_tree(tmp_path / "a", {"x": np.zeros(3), "y": np.zeros(2)})
+    trees.save_tree(tmp_path / "a", {"x": np.zeros(3), "y": np.zeros(2)})
     with pytest.raises(ValueError, match=r"has no 'z' \(1 missing\) and has 'y' \(1 unexpected\)"):
-        checkpoints.load_tree(tmp_path / "a", {"x": np.zeros(3), "z": np.zeros(1)})
+        trees.load_tree(tmp_path / "a", {"x": np.zeros(3), "z": np.zeros(1)})
     with pytest.raises(ValueError, match=r"'x' is float64\[3\], expected float32\[3\]"):
-        checkpoints.load_tree(tmp_path / "a", {"x": np.zeros(3, np.float32), "y": np.zeros(2)})
+        trees.load_tree(tmp_path / "a", {"x": np.zeros(3, np.float32), "y": np.zeros(2)})
 
 
 def test_typed_keys_are_refused():
     with pytest.raises(ValueError, match="'key' is a typed PRNG key"):
-        checkpoints.flatten({"key": jax.random.key(0)})
+        trees.flatten({"key": jax.random.key(0)})
 
 
 # Checkpoints

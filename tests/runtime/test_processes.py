@@ -23,8 +23,9 @@ from udd_jax import build
 from udd_jax.diffusion import transition, vocab
 from udd_jax.evaluation.suites import main as main_suite
 from udd_jax.networks import transformer
-from udd_jax.runtime import checkpoints, logbook, sharding
+from udd_jax.runtime import files, logbook, sharding
 from udd_jax.sampling import reverse
+from udd_jax.sampling.settings import Settings
 from udd_jax.training import train_diffusion
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -82,7 +83,7 @@ def sample(weights, data, model):
     @jax.jit
     def draw(params, x, free, absent):
         denoise_fn = transformer.Denoiser(network, params)
-        settings = reverse.Settings(steps=5)
+        settings = Settings(steps=5)
         return reverse.sample(kernel, denoise_fn, jax.random.key(0), x, free, absent, settings)
 
     inputs = (
@@ -223,7 +224,7 @@ def test_the_whole_job_runs_in_two_processes(tmp_path):
     again.unlink()
     command = [sys.executable, "-m", "udd_jax.main", "--mode=evaluate"]
     assert start([[*command, f"--workdir={tmp_path / 'one'}"]], tmp_path, more)[0].wait(600) == 0
-    results = [checkpoints.read_json(path) for path in (together, again)]
+    results = [files.read_json(path) for path in (together, again)]
     assert all(result.pop("speed") and result.pop("manifest") for result in results)
     assert results[0] == results[1]
 

@@ -10,7 +10,7 @@ import pytest
 from tests.helpers import finite
 from udd_jax.diffusion import schedules, tasks, transition
 from udd_jax.sampling import guidance
-from udd_jax.sampling.reverse import Settings
+from udd_jax.sampling.settings import Settings
 
 LAYOUT, ITEMS = finite.LAYOUT, finite.ITEMS
 

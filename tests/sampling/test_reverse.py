@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from tests.helpers import dense, finite
 from udd_jax.diffusion import chunks, objective, random_words, schedules, transition, vocab
 from udd_jax.sampling import reverse
-from udd_jax.sampling.reverse import Settings
+from udd_jax.sampling.settings import Settings
 
 LAYOUT, ITEMS = finite.LAYOUT, finite.ITEMS
 LINEAR = transition.make_kernel(LAYOUT, schedules.linear(finite.STEPS))

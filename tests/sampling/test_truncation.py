@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from udd_jax.sampling import truncation
-from udd_jax.sampling.reverse import Settings
+from udd_jax.sampling.settings import Settings
 
 truncate = jax.jit(truncation.truncate)
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from udd_jax.runtime import checkpoints, logbook, stopping
+from udd_jax.runtime import checkpoints, files, logbook, stopping
 from udd_jax.training import loop
 
 
@@ -165,7 +165,7 @@ def test_best_checkpoint_is_kept_by_its_score(tmp_path):
 
 
 def test_failed_save_stops_the_run_and_says_so(whole, tmp_path, monkeypatch):
-    write = checkpoints.write_json
+    write = files.write_json
 
     def full(path, value):
         if value["step"] == 12:

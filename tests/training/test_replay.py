@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from udd_jax import build, main
-from udd_jax.runtime import checkpoints, logbook
+from udd_jax.runtime import checkpoints, files, logbook
 from udd_jax.training import replay, train_diffusion
 
 pytestmark = pytest.mark.slow
@@ -30,7 +30,7 @@ def trained(tiny_run, tmp_path_factory):
     def run(name, **fields):
         shutil.copytree(tiny_run, folder / name)
         config.train.update({"batch_size": 8, "log_every": 1, "save_every": 1, **fields})
-        checkpoints.write_json(
+        files.write_json(
             folder / name / build.CONFIG, {"config": config.to_dict(), "made_with": {}}
         )
         train_diffusion.train(config, folder / name, vocab, text.pad_id, batch_at, patience=3)

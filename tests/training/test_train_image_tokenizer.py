@@ -14,7 +14,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from udd_jax.data import records, sources
 from udd_jax.data.sources import shapes
-from udd_jax.runtime import checkpoints
+from udd_jax.runtime import trees
 from udd_jax.tokenizers import codebook, vqgan
 from udd_jax.training import train_image_tokenizer
 
@@ -132,7 +132,7 @@ def test_scores_are_logged_and_kept_with_the_tokenizer(run):
     rows = lines(folder)
     assert rows[-1]["step"] == 60 and rows[-1]["loss"] < 0.2 * rows[0]["loss"]
     assert {"psnr", "perplexity", "restarted", "quantiser_loss"} <= rows[-1].keys()
-    about = checkpoints.load_tree(folder / "tokenizer")[1]["about"]
+    about = trees.load_tree(folder / "tokenizer")[1]["about"]
     assert about["step"] == 60 and about["codes"] == 5 and about["usage"] == 1.0
     assert about["psnr"] > 15 and 4 < about["perplexity"] <= 5
     assert vqgan.load(folder / "tokenizer").hash == tokenizer.hash

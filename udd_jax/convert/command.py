@@ -33,7 +33,7 @@ from udd_jax import build
 from udd_jax.convert import published_names, torch_files
 from udd_jax.diffusion import vocab
 from udd_jax.networks import transformer
-from udd_jax.runtime import checkpoints, logbook
+from udd_jax.runtime import files, logbook, trees
 from udd_jax.tokenizers import text_tokenizer, vqgan
 
 MERGES = "bpe_simple_vocab_16e6.txt.gz"
@@ -82,7 +82,7 @@ def _read_safetensors(path) -> dict[str, np.ndarray]:
         header.pop("__metadata__", None)
         state = {}
         for name, entry in header.items():
-            dtype = np.dtype(checkpoints.DTYPES[entry["dtype"]])
+            dtype = np.dtype(trees.DTYPES[entry["dtype"]])
             first, last = entry["data_offsets"]
             count = (last - first) // dtype.itemsize
             array = np.frombuffer(content, dtype, count, start + first)
@@ -310,10 +310,10 @@ def from_unid3(
     origin = {"from": "unid3", "checkpoint": pathlib.Path(path).name, "network": network}
     with _whole(out) as folder:
         stored = json.loads(config.to_json())
-        checkpoints.write_json(folder / build.CONFIG, {"config": stored, "made_with": origin})
+        files.write_json(folder / build.CONFIG, {"config": stored, "made_with": origin})
         tokenizer.save(folder / build.TEXT)
         vqgan.save(folder / build.IMAGE, image, origin)
-        checkpoints.save_tree(folder / build.WEIGHTS, weights, {"step": 0} | origin)
+        trees.save_tree(folder / build.WEIGHTS, weights, {"step": 0} | origin)
 
 
 def from_taming(path, out, vq_config, *, codes=None) -> None:
@@ -347,7 +347,7 @@ def to_safetensors(workdir, out) -> None:
     _must_be_published("vq.model", {k: getattr(image.module, k) for k in settings}, settings)
     vq_state = published_names.write(image.params, published_names.vq_name)
     if not (workdir / build.CONFIG).exists():
-        checkpoints.save_tree(out, vq_state)
+        trees.save_tree(out, vq_state)
         return
     model = build.read_config(workdir).model
     _must_be_published("model", model, PUBLISHED)
@@ -362,7 +362,7 @@ def to_safetensors(workdir, out) -> None:
             f"{published_names.PREFIX}{published_names.TOKENIZER}{half}.{name}": array
             for name, array in chosen.items()
         }
-    checkpoints.save_tree(out, state)
+    trees.save_tree(out, state)
 
 
 def _must_be_published(what, ours, wanted) -> None:

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from udd_jax.diffusion import schedules
-from udd_jax.runtime import checkpoints
+from udd_jax.runtime import trees
 
 _TIME = "time/table/embedding"
 
@@ -121,7 +121,7 @@ def read(
     ValueError, one line, for a tensor that is missing, has another shape, or is neither wanted nor
     one of the `dead`.
     """
-    wanted = checkpoints.flatten(example)
+    wanted = trees.flatten(example)
     names = {leaf: _names(name(leaf), struct) for leaf, struct in wanted.items()}
     known = {n for group in names.values() for n in group}
     missing = sorted(known - state.keys())
@@ -150,7 +150,7 @@ def read(
 def write(tree, name: Callable[[str], str]) -> dict[str, np.ndarray]:
     """The inverse of `read`: our tree -> published names and layouts, contiguous."""
     state = {}
-    for leaf, array in checkpoints.flatten(tree).items():
+    for leaf, array in trees.flatten(tree).items():
         array = np.asarray(array)
         names = _names(name(leaf), array)
         for published, part in zip(names, array if "{}" in name(leaf) else [array], strict=True):

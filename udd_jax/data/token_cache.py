@@ -27,7 +27,7 @@ import numpy as np
 from array_record.python import array_record_module
 
 from udd_jax.data import reading
-from udd_jax.runtime import checkpoints
+from udd_jax.runtime import files
 
 _FORMAT = 1
 _READER = "readahead_buffer_size:0,max_parallelism:1"
@@ -99,7 +99,7 @@ def write_shards(
     if manifest is not None:
         _refuse_other(directory, manifest, made_of)
     elif process_index == 0:
-        checkpoints.write_json(directory / "manifest.json", made_of | {"complete": False})
+        files.write_json(directory / "manifest.json", made_of | {"complete": False})
     encode_images = _in_batches(encode_images, batch_size, dtype)
     encode_texts = _in_batches(encode_texts, batch_size, dtype)
     for shard in range(process_index, _shards(made_of), process_count):
@@ -110,7 +110,7 @@ def write_shards(
             continue
         examples = reading.examples(source, start, stop, views, threads=threads, workers=workers)
         proof = _write_shard(path, examples, encode_images, encode_texts, batch_size, progress)
-        checkpoints.write_bytes(path.with_suffix(".json"), json.dumps(proof).encode())
+        files.write_bytes(path.with_suffix(".json"), json.dumps(proof).encode())
         _check_faults(proof, skip_limit, len(source), path.with_suffix(".json"))
 
 
@@ -134,12 +134,12 @@ def finish(directory, skip_limit: float = 0.01) -> "TokenCache":
         shards.append(json.loads(path.read_text()))
     faults = [fault for shard in shards for fault in shard["faults"]]
     lines = [json.dumps(fault) + "\n" for fault in faults]
-    checkpoints.write_bytes(directory / "skipped.jsonl", "".join(lines).encode())
+    files.write_bytes(directory / "skipped.jsonl", "".join(lines).encode())
     items = [item for shard in shards for item in shard["items"]]
     whole = {"items": items, "faults": faults}
     _check_faults(whole, skip_limit, manifest["records"], directory / "skipped.jsonl")
     index = np.array(items, np.int64).reshape(-1, 2)
-    with checkpoints.open_atomic(directory / "index.npy") as file:
+    with files.open_atomic(directory / "index.npy") as file:
         np.save(file, index)
     for field in ("image_length", "text_length"):
         manifest[field] = max(shard[field] for shard in shards)
@@ -151,7 +151,7 @@ def finish(directory, skip_limit: float = 0.01) -> "TokenCache":
         for s in shards
     ]
     manifest["index_sha256"] = _sha256(directory / "index.npy")
-    checkpoints.write_json(directory / "manifest.json", manifest | {"complete": True})
+    files.write_json(directory / "manifest.json", manifest | {"complete": True})
     return TokenCache(directory)
 
 

@@ -10,7 +10,7 @@ import math
 import pathlib
 
 from udd_jax.evaluation.suites import main as main_suite
-from udd_jax.runtime import checkpoints
+from udd_jax.runtime import files
 
 SPEED = ("samples_a_second", "total_seconds", "peak_memory_gib")
 
@@ -76,7 +76,7 @@ def _number(value: float | None, sign: str = "") -> str:
 def _read(path) -> dict:
     path = pathlib.Path(path)
     path = path / main_suite.RESULT if path.is_dir() else path
-    result = checkpoints.read_json(path)
+    result = files.read_json(path)
     if not isinstance(result, dict) or "protocol" not in result.get("manifest", {}):
         raise ValueError(f"{path} is no result of an evaluation: it has no manifest.protocol")
     return result

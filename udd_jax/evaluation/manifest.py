@@ -24,7 +24,7 @@ import jax
 import numpy as np
 
 from udd_jax.data import pixels
-from udd_jax.runtime import checkpoints
+from udd_jax.runtime import trees
 
 PACKAGES = ("udd_jax", "jax", "jaxlib", "flax", "optax", "numpy", "scipy", "pillow")
 PACKAGES += ("sentencepiece", "pycocoevalcap")
@@ -99,7 +99,7 @@ def made_of(pipe) -> dict:
 def _hash(params) -> str:
     """16 hex digits of names, shapes and values."""
     digest = hashlib.sha256()
-    for name, leaf in sorted(checkpoints.flatten(params).items()):
+    for name, leaf in sorted(trees.flatten(params).items()):
         leaf = np.asarray(leaf)
         digest.update(f"{name} {leaf.dtype} {leaf.shape}".encode() + leaf.tobytes())
     return digest.hexdigest()[:16]

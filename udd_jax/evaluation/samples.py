@@ -30,7 +30,7 @@ from jax.experimental import multihost_utils
 
 from udd_jax.data import pixels, reading, sources
 from udd_jax.diffusion import tasks
-from udd_jax.runtime import checkpoints
+from udd_jax.runtime import files
 
 TASKS = ("t2i", "i2t", "pair", "infill", "image", "text")
 FOLDER = "samples"
@@ -238,7 +238,7 @@ def load(path) -> Samples | None:
 
 def write(path, arrays: dict) -> None:
     """An .npz file of those arrays that are not None; a string becomes one, as NumPy has it."""
-    with checkpoints.open_atomic(path) as file:
+    with files.open_atomic(path) as file:
         np.savez_compressed(file, **{k: v for k, v in arrays.items() if v is not None})
 
 
@@ -353,7 +353,7 @@ def show(drawn: dict[str, Samples], verdicts: dict[str, list[str | None]], folde
         _sheet(folder / f"{task}-sheet.png", rows)
         first += rows[:PICTURES]
     _sheet(folder / "sheet.png", first)
-    checkpoints.write_text(folder / "samples.jsonl", "".join(lines))
+    files.write_text(folder / "samples.jsonl", "".join(lines))
 
 
 def _condition(task, s, i) -> dict:

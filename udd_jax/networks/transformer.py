@@ -21,7 +21,7 @@ Parameter names are API: the sharding table, the converters and the checkpoints 
 parameters of the blocks are stacked on a leading axis of `layers`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import flax.linen as nn
@@ -30,48 +30,54 @@ import jax.numpy as jnp
 import numpy as np
 
 from udd_jax.diffusion.vocab import Vocab
-from udd_jax.networks import layers
+from udd_jax.networks import layers, stacks
 from udd_jax.runtime import sharding
+
+
+@dataclass(frozen=True)
+class BlockSettings:
+    """What all blocks of a network share; the fields are those of `Transformer`."""
+
+    vocab: Vocab
+    heads: int
+    steps: int
+    attention: str
+    network: str
+    mutual_gain: float
+    rotary: bool
+    qk_norm: bool
+    mlp_ratio: int
+    activation: str
+    implementation: str
+    dtype: Any
 
 
 class Block(nn.Module):
     """One block; see the head of this file.
 
-    h: [B, n, D], the positions of `parts`, which are all modalities but for those of which `kept`
-    has keys and values. time: of all; bias: float[B or 1, H or 1, L or 1, L] or None; alone:
-    bool[B, M] or None, modalities that look at themselves alone. Returns h and, of the modality
-    `keep`, what the others will look at.
+    h: [B, n, D], the positions of the modalities that are computed (`computed`). time: the times
+    of all modalities; bias: float[B or 1, H or 1, L or 1, L] or None; alone: bool[B, M] or None,
+    the modalities that look at themselves only; kept: keys and values by modality. Returns h and
+    the keys and values of the modality `keep`, or None.
     """
 
-    vocab: Vocab
-    heads: int
-    steps: int
-    attention: str = "mutual"
-    network: str = "joint"
-    mutual_gain: float = 0.0
-    rotary: bool = False
-    qk_norm: bool = False
-    mlp_ratio: int = 4
-    activation: str = "gelu"
-    implementation: str = "flat"
-    dtype: Any = jnp.float32
+    settings: BlockSettings
     keep: str | None = None
 
     @nn.compact
     def __call__(self, h, time, bias, alone, kept):
-        vocab, width, keep = self.vocab, h.shape[-1], self.keep
+        c, keep = self.settings, self.keep
+        vocab, width = c.vocab, h.shape[-1]
         known = {vocab.index(name): values for name, values in kept.items()}
         every, (parts, here) = range(len(vocab.modalities)), computed(vocab, kept, keep)
 
         def ada(name, x, parts):
             theirs = time if time.shape[1] == 1 else jnp.stack([time[:, m] for m in parts], axis=1)
             lengths = tuple(vocab.modalities[m].length for m in parts)
-            return layers.AdaLayerNorm(self.steps, self.dtype, name=name)(x, theirs, lengths)
+            return layers.AdaLayerNorm(c.steps, c.dtype, name=name)(x, theirs, lengths)
 
         def attention(name):
-            return layers.Attention(
-                width, self.heads, self.qk_norm, self.implementation, self.dtype, name=name
-            )
+            return layers.Attention(width, c.heads, c.qk_norm, c.implementation, c.dtype, name=name)
 
         def seen(projected, name, modalities):
             """Keys and values of what was projected, and then of `modalities` that are kept."""
@@ -89,8 +95,8 @@ class Block(nn.Module):
             return jnp.concatenate([full[..., vocab.slices[m]] for m in keys], axis=3)
 
         angles = None
-        if self.rotary:
-            angles = layers.rotary_angles(vocab, width // self.heads // 2)
+        if c.rotary:
+            angles = layers.rotary_angles(vocab, width // c.heads // 2)
             angles = np.concatenate([angles[vocab.slices[m]] for m in parts])
         x = ada("self_norm", h, parts)
         attend = attention("self_attention")
@@ -98,14 +104,14 @@ class Block(nn.Module):
         context = seen(to_keep["self"], "self", every)
         h = h + attend(x, context, biases(parts, every), angles)
 
-        if self.attention == "mutual" and keep is not None:
+        if c.attention == "mutual" and keep is not None:
             for name in (mutual_name(vocab, m) for m in every if m not in parts):
                 to_keep[name] = attention(name).project(h)
-        elif self.attention == "mutual":
+        elif c.attention == "mutual":
             results = []
             for m in parts:
                 name, y = mutual_name(vocab, m), h[:, here[m]]
-                if self.network in ("joint", name) or self.is_initializing():
+                if c.network in ("joint", name) or self.is_initializing():
                     attend, context = attention(name), None
                     others = [o for o in every if o != m]
                     near = [h[:, here[o]] for o in others if o in parts]
@@ -114,14 +120,14 @@ class Block(nn.Module):
                     queries = ada(f"{name}_norm", y, [m])
                     y = attend(queries, seen(context, name, others), biases([m], others))
                 # The published code calls this an instance norm; it is a LayerNorm.
-                y = layers.layer_norm(False, self.dtype, f"{name}_result", self.mutual_gain)(y)
+                y = layers.layer_norm(False, c.dtype, f"{name}_result", c.mutual_gain)(y)
                 if alone is not None:
                     y = jnp.where(alone[:, m, None, None], 0, y)
                 results.append(y)
             h = h + jnp.concatenate(results, axis=1)
 
-        x = layers.layer_norm(True, self.dtype, "mlp_norm")(h)
-        h = h + layers.MLP(self.mlp_ratio, self.activation, self.dtype, name="mlp")(x)
+        x = layers.layer_norm(True, c.dtype, "mlp_norm")(h)
+        h = h + layers.MLP(c.mlp_ratio, c.activation, c.dtype, name="mlp")(x)
         return sharding.constrain(h, "data", None, None), to_keep if keep is not None else None
 
 
@@ -149,9 +155,9 @@ class Transformer(nn.Module):
     attention bias, float, broadcast to [B, heads, L, L], or None. Returns a tuple of
     float32[B, length_m, K_m].
 
-    With `block_attention`, `keep="text"` asks in place of logits for the keys and values of all
-    layers of a modality of which nothing is free in any sample; `kept` passes them back, {} is
-    none. The modality is then not computed, and its logits are 0 (a uniform p).
+    With `block_attention`, `cache` returns the keys and values of all layers of a modality of which
+    nothing is free in any sample, and `with_cache` takes them in place of that modality, whose
+    logits are then 0 (a uniform p).
 
     `network` is "joint", or one of the two conditional networks that UniD3 also published, whose
     wiring is another function of the same parameters: with "image_from_text" the mutual attention
@@ -181,6 +187,7 @@ class Transformer(nn.Module):
     unroll: int = 1  # blocks compiled one after the other in a turn of the loop: faster on CPUs
     remat: str = "none"  # or "full", or "dots": keep the results of matrix products
     dtype: Any = jnp.float32
+    stack: Any = "plain"  # of STACKS, or a function of your own (stacks.py)
 
     def __post_init__(self):
         super().__post_init__()
@@ -193,6 +200,7 @@ class Transformer(nn.Module):
             "remat": ("none", "full", "dots"),
             "activation": tuple(layers.ACTIVATIONS),
             "implementation": ("flat", "xla", "cudnn", "fused"),
+            "stack": (*stacks.STACKS, *([] if isinstance(self.stack, str) else [self.stack])),
         }
         for field, allowed in choices.items():
             if getattr(self, field) not in allowed:
@@ -209,8 +217,20 @@ class Transformer(nn.Module):
                 f"model.width = {self.width} is no multiple of model.heads = {self.heads}"
             )
 
+    def __call__(self, xt, t, free, bias=None):
+        """Logits over x_0, float32[B, length_m, K_m] a modality."""
+        return self._run(xt, t, free, bias)
+
+    def cache(self, xt, t, free, modality: str):
+        """{modality: its keys and values}, a leading axis of layers."""
+        return self._run(xt, t, free, keep=modality)
+
+    def with_cache(self, xt, t, free, cache: dict):
+        """Logits as of `__call__`; the modalities of `cache` are not computed."""
+        return self._run(xt, t, free, kept=cache)
+
     @nn.compact
-    def __call__(self, xt, t, free, bias=None, kept=None, keep=None):
+    def _run(self, xt, t, free, bias=None, kept=None, keep=None):
         kept, alone = kept or {}, None
         if (kept or keep) and not self.block_attention:
             raise ValueError("keys and values are kept with model.block_attention only")
@@ -237,36 +257,11 @@ class Transformer(nn.Module):
             sinusoidal = self.time_table == "sinusoidal"
             time = layers.TimeEmbedding(self.steps, self.width, sinusoidal, name="time")(time)
 
-        block = Block
-        if self.remat != "none":
-            policy = None
-            if self.remat == "dots":
-                policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-            block = nn.remat(Block, prevent_cse=False, policy=policy)
-        blocks = nn.scan(
-            block,
-            variable_axes={"params": 0, "intermediates": 0},
-            split_rngs={"params": True},
-            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0),
-            length=self.layers,
-            unroll=self.unroll,
-        )
-        h, to_keep = blocks(
-            self.vocab,
-            self.heads,
-            self.steps,
-            self.attention,
-            self.network,
-            self.mutual_gain,
-            self.rotary,
-            self.qk_norm,
-            self.mlp_ratio,
-            self.activation,
-            self.implementation,
-            self.dtype,
-            keep,
-            name="blocks",
-        )(h, time, bias, alone, kept)
+        shared = {f.name: getattr(self, f.name) for f in fields(BlockSettings)}
+        stack = stacks.STACKS.get(self.stack, self.stack)
+        size = {"layers": self.layers, "unroll": self.unroll, "remat": self.remat}
+        blocks = stack(Block, BlockSettings(**shared), keep, **size)
+        h, to_keep = blocks(h, time, bias, alone, kept)
         if keep is not None:
             return {keep: to_keep}
 
@@ -304,22 +299,26 @@ class Denoiser:
     """`denoise_fn` of a network and its parameters.
 
     `still` names a modality of which nothing is free in any sample of the batch, and that does not
-    change: with block attention its keys and values are then computed once a chain.
+    change: with block attention its keys and values are computed once a chain.
     """
 
     model: Transformer
     params: Any
     still: str | None = None
 
-    def __call__(self, xt, t, free, kept=None):
-        return self.model.apply({"params": self.params}, xt, t, free, kept=kept)
+    def __call__(self, xt, t, free, cache=None):
+        variables = {"params": self.params}
+        if cache is None:
+            return self.model.apply(variables, xt, t, free)
+        return self.model.apply(variables, xt, t, free, cache, method="with_cache")
 
     def prepare(self, xt, t, free):
-        """The function for a chain that begins so (`denoiser.prepare`)."""
-        kept = None
+        """The function for a chain that begins with these inputs (`denoiser.prepare`)."""
+        cache = None
         if self.still and self.model.block_attention:
-            kept = self.model.apply({"params": self.params}, xt, t, free, keep=self.still)
-        return jax.tree_util.Partial(self, kept=kept)
+            variables = {"params": self.params}
+            cache = self.model.apply(variables, xt, t, free, self.still, method="cache")
+        return jax.tree_util.Partial(self, cache=cache)
 
 
 def init(model: Transformer, key: jax.Array, fan_in: bool = False) -> dict:

@@ -14,7 +14,7 @@ import contextlib
 import pathlib
 import tempfile
 
-from udd_jax.runtime import checkpoints
+from udd_jax.runtime import files
 
 # What stays in the bucket when a whole run is asked for.
 STAYS = ("checkpoints", "cache", "tensorboard", "profile", "replay")
@@ -42,18 +42,18 @@ def on_disk(workdir, here: pathlib.Path, *names: str):
         return
     for name, path in _files(workdir, names):
         if path.suffix == ".json" or not (here / name).exists():
-            checkpoints.write_bytes(here / name, path.read_bytes())
+            files.write_bytes(here / name, path.read_bytes())
     before = {name: _stamp(path) for name, path in _files(here, names)}
     yield
     for name, path in _files(here, names):
         if before.get(name) != _stamp(path) and path.suffix not in (".tmp", ".partial"):
-            checkpoints.write_bytes(workdir / name, path.read_bytes())
+            files.write_bytes(workdir / name, path.read_bytes())
 
 
 @contextlib.contextmanager
 def whole(workdir):
     """A folder on a disk with the whole run; see `on_disk`."""
-    workdir = checkpoints.folder(workdir)
+    workdir = files.folder(workdir)
     with near(workdir) as here, on_disk(workdir, here):
         yield here
 

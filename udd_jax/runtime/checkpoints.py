@@ -1,22 +1,12 @@
-"""What survives a killed process: atomic files, portable trees, checkpoints with checksums.
+"""Checkpoints of a training: whole, with checksums, written in the background.
 
-Three sizes of the same promise, that a reader finds the whole thing or nothing:
+A training state is an Orbax directory `<step>/`, written from all processes. When Orbax is done,
+process 0 hashes every file into `<step>/manifest.json`: a directory without a manifest is
+unfinished, one that disagrees with it is damaged, and the one before it is used.
 
-- a file is written under a temporary name, flushed to the disk and renamed (`open_atomic`);
-- a small final artefact, such as a tokenizer or exported weights, is one file in the safetensors
-  layout (`save_tree`), readable from PyTorch as well, with a checksum of its contents;
-- a training state is an Orbax directory `<step>/` (`Checkpoints`), written in the background from
-  all processes. When Orbax is done, process 0 hashes every file into `<step>/manifest.json`: a
-  directory without a manifest is unfinished, one that disagrees with it is damaged, and the one
-  before it is used.
-
-A tree is stored flat, under the names of its leaves ("params/blocks/mlp/kernel"), so that a state
-which does not fit is refused by name, and so that a part of it can be read alone. Arrays are stored
-whole, whatever their sharding: they are read back onto the shardings of the example given, on any
-mesh. A typed PRNG key is no leaf; store its seed.
-
-This is the only file that knows Orbax, which is imported when first needed. A directory may be
-`gs://bucket/path`, where a written object appears whole by itself.
+Arrays are stored whole, whatever their sharding, under the names of their leaves (`trees`), and
+are read back onto the shardings of the example given, on any mesh. This is the only file that knows
+Orbax, which is imported when first needed. A directory may be `gs://bucket/path`.
 """
 
 import concurrent.futures
@@ -24,221 +14,16 @@ import contextlib
 import hashlib
 import json
 import os
-import pathlib
 import threading
 
 import jax
-import ml_dtypes
 import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
+from udd_jax.runtime import files, trees
+
 MANIFEST = "manifest.json"
-
-# The names of the safetensors layout.
-DTYPES = {
-    "BOOL": np.bool_,
-    "U8": np.uint8,
-    "I8": np.int8,
-    "U16": np.uint16,
-    "I16": np.int16,
-    "U32": np.uint32,
-    "I32": np.int32,
-    "U64": np.uint64,
-    "I64": np.int64,
-    "BF16": ml_dtypes.bfloat16,
-    "F16": np.float16,
-    "F32": np.float32,
-    "F64": np.float64,
-}
-CODES = {np.dtype(dtype): code for code, dtype in DTYPES.items()}
-
-
-# Files
-
-
-def folder(path):
-    """A `pathlib.Path`, or for `gs://bucket/path` the path of etils that acts like one."""
-    return epath.Path(path) if "://" in str(path) else pathlib.Path(path)
-
-
-@contextlib.contextmanager
-def open_atomic(path):
-    """A binary file to write to, which takes the name `path` when the block ends without an error.
-
-    Missing parent folders are made. On an error nothing is left behind and an older `path` stays.
-    """
-    path = epath.Path(path)
-    if "://" in str(path):
-        with path.open("wb") as file:
-            yield file
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
-
-
-def write_bytes(path, data: bytes):
-    with open_atomic(path) as file:
-        file.write(data)
-
-
-def write_text(path, text: str):
-    write_bytes(path, text.encode())
-
-
-def write_json(path, value):
-    """Writes `value` as indented JSON, which has no NaN or infinity: ValueError."""
-    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
-
-
-def read_json(path):
-    """The value in a JSON file; FileNotFoundError or ValueError in one line."""
-    path = epath.Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist")
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged, expected JSON ({error}): make it again") from None
-
-
-# Trees
-
-
-def flatten(tree) -> dict:
-    """The leaves of a tree by name, "a/b/0" for `tree["a"].b[0]`; numbers become NumPy arrays."""
-    leaves = {}
-    for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        name = jax.tree_util.keystr(keys, simple=True, separator="/")
-        if not hasattr(leaf, "dtype"):
-            leaf = np.asarray(leaf)
-        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            raise ValueError(f"{name!r} is a typed PRNG key, expected an array: store its seed")
-        if name in leaves:
-            raise ValueError(f"two leaves are named {name!r}: rename one")
-        leaves[name] = leaf
-    return leaves
-
-
-def require_fit(example: dict, stored: dict, where, partial: bool = False):
-    """ValueError unless `stored` (name -> (shape, dtype)) has what `example` wants, by name."""
-    missing = sorted(example.keys() - stored.keys())
-    extra = sorted(stored.keys() - example.keys())
-    if missing or (extra and not partial):
-        which = [f"has no {missing[0]!r} ({len(missing)} missing)"] if missing else []
-        which += [f"has {extra[0]!r} ({len(extra)} unexpected)"] if extra and not partial else []
-        raise ValueError(f"{where} {' and '.join(which)}: was it written with another config?")
-    for name, leaf in example.items():
-        shape, dtype = stored[name]
-        if (tuple(shape), np.dtype(dtype)) != (tuple(leaf.shape), np.dtype(leaf.dtype)):
-            raise ValueError(
-                f"{where}: {name!r} is {np.dtype(dtype)}{list(shape)}, "
-                f"expected {leaf.dtype}{list(leaf.shape)}: was it written with another config?"
-            )
-
-
-def save_tree(path, tree, metadata: dict | None = None, half: bool = False):
-    """Writes a tree of arrays and a dict of JSON values to one file in the safetensors layout.
-
-    `half` stores float32 leaves as float16, which `load_tree` turns back into float32; a value that
-    float16 cannot hold is a ValueError. Arrays must be readable from this process.
-    """
-    arrays = {name: np.asarray(leaf) for name, leaf in flatten(tree).items()}
-    halved = [n for n, a in arrays.items() if half and a.dtype == np.float32]
-    for name in halved:
-        with np.errstate(over="ignore"):
-            small = arrays[name].astype(np.float16)
-        if (np.isfinite(arrays[name]) & ~np.isfinite(small)).any():
-            raise ValueError(f"{name!r} has values above 65504, too large for float16: half=False")
-        arrays[name] = small
-    header, data, start = {}, [], 0
-    for name, array in arrays.items():
-        if array.dtype not in CODES:
-            raise ValueError(f"{name!r} has dtype {array.dtype}, expected one of {list(DTYPES)}")
-        data.append(np.ascontiguousarray(array).tobytes())
-        header[name] = {
-            "dtype": CODES[array.dtype],
-            "shape": list(array.shape),
-            "data_offsets": [start, start + len(data[-1])],
-        }
-        start += len(data[-1])
-    header["__metadata__"] = {
-        "metadata": json.dumps(metadata or {}, allow_nan=False),
-        "halved": json.dumps(halved),
-    }
-    header["__metadata__"]["sha256"] = _digest(header, data)
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with open_atomic(path) as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for piece in data:
-            file.write(piece)
-
-
-def load_tree(path, example=None):
-    """`(tree, metadata)` of a file by `save_tree`, the leaves NumPy arrays (read-only).
-
-    With `example` (arrays or ShapeDtypeStructs) the tree has its structure, and another name, shape
-    or dtype is a ValueError; without it the tree is nested dicts. FileNotFoundError, ValueError.
-    """
-    path = epath.Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist")
-    content = path.read_bytes()
-    try:
-        start = 8 + int.from_bytes(content[:8], "little")
-        header = json.loads(content[8:start])
-        own = header["__metadata__"]
-        if own.pop("sha256") != _digest(header, [memoryview(content)[start:]]):
-            raise ValueError("its checksum disagrees")
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error}): restore it or make it again") from None
-    halved = set(json.loads(own["halved"]))
-    leaves = {}
-    for name, entry in header.items():
-        if name != "__metadata__":
-            first, last = entry["data_offsets"]
-            piece = memoryview(content)[start + first : start + last]
-            leaf = np.frombuffer(piece, DTYPES[entry["dtype"]]).reshape(entry["shape"])
-            leaves[name] = leaf.astype(np.float32) if name in halved else leaf
-    if example is None:
-        tree = _nest(leaves)
-    else:
-        wanted = flatten(example)
-        require_fit(wanted, {n: (a.shape, a.dtype) for n, a in leaves.items()}, path)
-        tree = jax.tree.unflatten(jax.tree.structure(example), [leaves[n] for n in wanted])
-    return tree, json.loads(own["metadata"])
-
-
-def _digest(header: dict, data) -> str:
-    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
-    for piece in data:
-        digest.update(piece)
-    return digest.hexdigest()
-
-
-def _nest(leaves: dict):
-    tree = {}
-    for name, leaf in leaves.items():
-        *parents, last = name.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = leaf
-    return tree
-
-
-# Checkpoints
 
 
 class Checkpoints:
@@ -284,8 +69,8 @@ class Checkpoints:
             return None
         import orbax.checkpoint as ocp
 
-        path, manifest, wanted = self._path(step), self._manifest(step), flatten(example)
-        require_fit(wanted, manifest["arrays"], f"checkpoint {path}", partial)
+        path, manifest, wanted = self._path(step), self._manifest(step), trees.flatten(example)
+        trees.require_fit(wanted, manifest["arrays"], f"checkpoint {path}", partial)
         abstract = {name: _abstract(leaf) for name, leaf in wanted.items()}
         args = ocp.args.PyTreeRestore(
             item=abstract,
@@ -322,7 +107,7 @@ class Checkpoints:
         checkpoint is still there.
         """
         self.wait()
-        leaves = flatten(tree)
+        leaves = trees.flatten(tree)
         manifest = {
             "step": int(step),
             "metadata": json.loads(json.dumps(metadata or {}, allow_nan=False)),
@@ -333,7 +118,7 @@ class Checkpoints:
         try:
             self._sweep(step)
             if jax.process_index() == 0:  # where Orbax would wait five minutes for a folder
-                write_bytes(self.directory / "probe", b"writable?")
+                files.write_bytes(self.directory / "probe", b"writable?")
                 (self.directory / "probe").unlink()
             if self._orbax is None:
                 self._orbax = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler())
@@ -376,8 +161,8 @@ class Checkpoints:
             if jax.process_index() == 0:
                 path = self._path(step)
                 manifest["files"] = _hashes(path)
-                manifest["sha256"] = _digest(manifest, [])
-                write_json(path / MANIFEST, manifest)
+                manifest["sha256"] = trees._digest(manifest, [])
+                files.write_json(path / MANIFEST, manifest)
                 self._prune()
         except Exception as error:
             self._fail(step, error)
@@ -425,8 +210,8 @@ class Checkpoints:
     def _manifest(self, step) -> dict:
         """The manifest of a checkpoint, empty if it is missing or damaged."""
         try:
-            manifest = read_json(self._path(step) / MANIFEST)
-            return manifest if manifest.pop("sha256") == _digest(manifest, []) else {}
+            manifest = files.read_json(self._path(step) / MANIFEST)
+            return manifest if manifest.pop("sha256") == trees._digest(manifest, []) else {}
         except (OSError, ValueError, KeyError, AttributeError):
             return {}
 

@@ -1,11 +1,21 @@
-"""Guidance: what the network says of x_0, pushed along what the condition adds.
+"""Guidance: one sum over the network's answers to several inputs, plus scorers, renormalised.
 
-    log p = log p_u + s(t) (log p_c - log p_u), renormalised, s = 1 + w
+    log p = sum over branches b of w_b(t) log p(x_0 | branch b)  +  sum of scorers
 
-A sum of terms in log space: a branch that sees everything, and one a modality that sees that
-modality alone, the others absent (or replaced by a negative prompt). A single condition has one
-term, a pair has two, one for each of its modalities. `settings` is a `sampling.Settings`.
+A *branch* is an input of the network with a weight a sample and modality; the weights of a
+modality add up to 1. A *guide* makes the branches of a step. Classifier-free guidance is one:
+
+    log p = log p_u + s(t) (log p_c - log p_u),  s = 1 + w
+
+with a branch that sees everything, weight s, and one a modality that sees that modality only, the
+others absent (or replaced by a negative prompt), weight 1 - s. A single condition has one such
+term; a pair has two, one for each of its modalities.
+
+A *scorer* is any function of (x, t, log_p) that returns what is added to log p.
 """
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +23,34 @@ import numpy as np
 from jax import lax
 
 from udd_jax.diffusion import denoiser, tasks
+from udd_jax.diffusion.transition import Kernel
 
 FLOOR = -1e4  # log-probabilities below it count as it where they are subtracted
+
+
+class Scene(NamedTuple):
+    """What stays the same during a chain."""
+
+    kernel: Kernel
+    settings: Any  # a `Settings`
+    masks: tasks.Masks  # free bool[B, L], absent bool[B, M]
+    prior: jax.Array  # int32[B, L], what absent modalities hold
+    negative: jax.Array | None  # int32[B, L], see `reverse.run`
+
+
+class Branch(NamedTuple):
+    """One input of the network, and how much its log p counts."""
+
+    x: jax.Array  # int32[B, L]
+    t: jax.Array  # int32[B, M]
+    free: jax.Array  # bool[B, L]
+    weight: jax.Array  # float[B, M]; a branch whose weights are all 0 is not evaluated
+
+
+# (scene, x int32[B, L], t int32[B]) -> branches, as many at every step.
+Guide = Callable[[Scene, jax.Array, jax.Array], list[Branch]]
+# (x int32[B, L], t int32[B], log_p: float[B, n, K] a modality) -> the same shapes, or None.
+Scorer = Callable[[jax.Array, jax.Array, tuple[jax.Array, ...]], tuple[jax.Array | None, ...]]
 
 
 def strength(settings, t: jax.Array, steps: int) -> jax.Array:
@@ -28,54 +64,78 @@ def strength(settings, t: jax.Array, steps: int) -> jax.Array:
     return jnp.full(t.shape, 1 + w)
 
 
-def predictor(kernel, denoise_fn, settings, masks, start, prior, negative=None):
+def classifier_free(scene: Scene, x: jax.Array, t: jax.Array) -> list[Branch]:
+    """Classifier-free guidance (arXiv 2207.12598) of each modality by all the others."""
+    kernel, settings, (free, absent), prior, negative = scene
+    vocab, modalities = kernel.vocab, np.arange(len(kernel.vocab.modalities))
+    at = vocab.modality_of
+    known, instead = jnp.zeros_like(absent), prior
+    if negative is not None:
+        known = jnp.stack([(negative[:, w] != vocab.mask_id).any(-1) for w in vocab.slices], 1)
+        instead = jnp.where(known[:, at], negative, prior)
+    has_free = jnp.stack([free[:, w].any(-1) for w in vocab.slices], axis=1)
+    others = [((~absent | known) & (modalities != m)[None]).any(-1) for m in modalities]
+    guided = has_free & jnp.stack(others, axis=1)  # [B, M]
+    s = jnp.where(guided, strength(settings, t, kernel.steps)[:, None], 1)
+    now = tasks.times(vocab, scene.masks, t, kernel.steps)
+    branches = [Branch(x, now, free, s)]
+    for m in modalities:
+        own, here = (at == m)[None], (modalities == m)[None]
+        then = jnp.where(here, now, jnp.where(known, 0, kernel.steps))
+        weight = jnp.where(here, 1 - s, 0)
+        branches.append(Branch(jnp.where(own, x, instead), then, free & own, weight))
+    return branches
+
+
+def predictor(denoise_fn, scene: Scene, start, guide: Guide | None = None, scorers=()):
     """(x, t int32[B]) -> log p(x_0 | x_t) guided, normalised, one float[B, n, K] a modality.
 
-    masks: free and absent; start: int32[B, L], x at the beginning; prior: what absent modalities
-    hold; negative as in `run`.
+    start: int32[B, L], x at the beginning. Without a guide it is `classifier_free` where the
+    settings ask for guidance, and otherwise the network alone.
     """
-    vocab = kernel.vocab
-    free, absent = masks
-    first = tasks.times(vocab, masks, jnp.full(len(start), kernel.steps), kernel.steps)
-    if not settings.on("guidance"):
-        begun = denoiser.prepare(denoise_fn, start, first, free)
+    if guide is None and scene.settings.on("guidance"):
+        guide = classifier_free
+    if guide is None:
+        answer = _alone(denoise_fn, scene, start)
+    else:
+        answer = _sum_of_branches(denoise_fn, scene, start, guide)
 
-        def plain(x, t):
-            logits = begun(x, tasks.times(vocab, masks, t, kernel.steps), free)
-            return tuple(jax.nn.log_softmax(_wide(y), axis=-1) for y in logits)
+    def predict(x, t):
+        log_p = answer(x, t)
+        for scorer in scorers:
+            added = scorer(x, t, log_p)
+            log_p = tuple(
+                y if more is None else jax.nn.log_softmax(y + more, axis=-1)
+                for y, more in zip(log_p, added, strict=True)
+            )
+        return log_p
 
-        return plain
+    return predict
 
-    # log p = s log p(. | all) + (1 - s) log p(. | the other modalities absent, or negative): a sum
-    # of one branch that sees all and one a modality, of which those that nobody needs are skipped.
-    modalities, at = np.arange(len(vocab.modalities)), vocab.modality_of
-    given, instead = jnp.zeros_like(absent), prior
-    if negative is not None:
-        given = jnp.stack([(negative[:, w] != vocab.mask_id).any(-1) for w in vocab.slices], 1)
-        instead = jnp.where(given[:, at], negative, prior)
-    has_free = jnp.stack([free[:, w].any(-1) for w in vocab.slices], axis=1)
-    others = [((~absent | given) & (modalities != m)[None]).any(-1) for m in modalities]
-    guided = has_free & jnp.stack(others, axis=1)  # [B, M]
 
-    def branches(x, now):
-        """(x, t, free) of each."""
-        yield x, now, free
-        for m in modalities:
-            own, here = (at == m)[None], (modalities == m)[None]
-            t = jnp.where(here, now, jnp.where(given, 0, kernel.steps))
-            yield jnp.where(own, x, instead), t, free & own
+def _alone(denoise_fn, scene, start):
+    kernel, vocab, free = scene.kernel, scene.kernel.vocab, scene.masks.free
+    first = tasks.times(vocab, scene.masks, jnp.full(len(start), kernel.steps), kernel.steps)
+    prepared = denoiser.prepare(denoise_fn, start, first, free)
 
-    begun = [denoiser.prepare(denoise_fn, *branch) for branch in branches(start, first)]
-    begun = jax.tree.map(lambda *b: jnp.stack(b), *begun)
+    def answer(x, t):
+        logits = prepared(x, tasks.times(vocab, scene.masks, t, kernel.steps), free)
+        return tuple(jax.nn.log_softmax(_wide(y), axis=-1) for y in logits)
 
-    def guide(x, t):
-        s = jnp.where(guided, strength(settings, t, kernel.steps)[:, None], 1)  # [B, M]
-        now = tasks.times(vocab, masks, t, kernel.steps)
-        weights = [s, *(jnp.where((modalities == m)[None], 1 - s, 0) for m in modalities)]
-        inputs = jax.tree.map(lambda *b: jnp.stack(b), *branches(x, now))
+    return answer
 
-        def add(total, branch):
-            denoise, inputs, weight = branch
+
+def _sum_of_branches(denoise_fn, scene, start, guide):
+    kernel, vocab = scene.kernel, scene.kernel.vocab
+    first = guide(scene, start, jnp.full(len(start), kernel.steps))
+    prepared = [denoiser.prepare(denoise_fn, *branch[:3]) for branch in first]
+    prepared = jax.tree.map(lambda *b: jnp.stack(b), *prepared)
+
+    def answer(x, t):
+        branches = jax.tree.map(lambda *b: jnp.stack(b), *guide(scene, x, t))
+
+        def add(total, prepared_branch):
+            denoise, (*inputs, weight) = prepared_branch
 
             def term(total):
                 logs = [jax.nn.log_softmax(_wide(y), -1) for y in denoise(*inputs)]
@@ -88,10 +148,10 @@ def predictor(kernel, denoise_fn, settings, masks, start, prior, negative=None):
 
         shapes = [(x.shape[0], m.length, m.classes) for m in vocab.modalities]
         zeros = tuple(jnp.zeros(shape, kernel.alpha_bar.dtype) for shape in shapes)
-        total, _ = lax.scan(add, zeros, (begun, inputs, jnp.stack(weights)))
+        total, _ = lax.scan(add, zeros, (prepared, branches))
         return tuple(jax.nn.log_softmax(y, axis=-1) for y in total)
 
-    return guide
+    return answer
 
 
 def _wide(y: jax.Array) -> jax.Array:

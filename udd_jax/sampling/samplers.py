@@ -1,271 +1,195 @@
-"""Which tokens a reverse step draws, and where: the rules of the samplers.
+"""Which tokens a reverse step draws, and where: every sampler is a function in one table.
 
-Every rule is a small function that sampling's loop calls with p = p(x_0 | x_t) after guidance,
-temperature and truncation. There are two kinds:
+A sampler gets p = p(x_0 | x_t) after guidance and scorers. There are three kinds:
 
-    by time    `ancestral` and `remdm` draw every position of x_s on its own, given s < t;
-    by order   the others fill masked positions with tokens drawn from p, a few at a time: a rule
-               is the choice of `reveal: bool[B, L]`, from a score and a count or a bound.
+    "time"     draws every position of x_s on its own, given s < t; one modality at a time
+    "count"    fills masked positions with tokens drawn from p: its rule returns a score, and the
+               highest are revealed, as many as a table of counts says
+    "order"    likewise, and its rule says itself which are revealed
+
+`SAMPLERS` has them all. One of your own is an entry more, such as
+
+    def leftmost(reveal):                                    # a place a call, from the left
+        return reveal.reveal_first(-jnp.arange(reveal.masked.shape[1])[None])
+
+    SAMPLERS["leftmost"] = Sampler("order", leftmost)
 
 Arrays of one modality use local ids, the mask is K_m. `words: uint32[B, n, W]` are the random words
-of each position (`draws`). Mask or not is drawn first and then the token.
+of each position (`random_words`). Mask or not is drawn first and then the token.
 """
 
-from typing import NamedTuple
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from udd_jax.diffusion import random_words, transition
+from udd_jax.diffusion import chunks, random_words
 from udd_jax.diffusion.transition import Kernel
+from udd_jax.sampling import rules, truncation
 
-# ---- What a rule looks at -----------------------------------------------------------------------
-
-
-class Look(NamedTuple):
-    """The drawn tokens and how sure p is of each position, [B, L] (or [B, n]) each."""
-
-    token: jax.Array  # int32, local ids, drawn from p
-    log_prob: jax.Array  # its log p
-    best: jax.Array  # int32, the most likely class
-    log_best: jax.Array  # its log p
-    margin: jax.Array  # p of the best less p of the second
-    entropy: jax.Array  # in nats, of p before temperature and truncation
+# ---- The table ----------------------------------------------------------------------------------
 
 
-def look(words: jax.Array, log_p: jax.Array, log_plain: jax.Array | None = None) -> Look:
-    """words: uint32[B, n], log_p: float[B, n, K] of one modality. What a rule does not use is never
-    computed.
+class Move(NamedTuple):
+    """What a sampler of kind "time" sees: one modality, on its way from t to s."""
 
-    log_plain: p before temperature and truncation, if it is another one. The entropy is of it:
-    where truncation leaves one class of two, the token is certain and the network is not.
-    """
-    token = random_words.categorical(words, log_p)
-    best = jnp.argmax(log_p, axis=-1).astype(jnp.int32)
-    log_best = jnp.max(log_p, axis=-1)
-    own = transition.is_class(best, log_p.shape[-1])
-    second = jnp.max(jnp.where(own, -jnp.inf, log_p), axis=-1)
-    log_q = log_p if log_plain is None else log_plain
-    q = jnp.exp(log_q)
-    return Look(
-        token,
-        jnp.take_along_axis(log_p, token[..., None], axis=-1)[..., 0],
-        best,
-        log_best,
-        jnp.exp(log_best) - jnp.exp(second),
-        -jnp.where(q > 0, q * jnp.where(q > 0, log_q, 0), 0).sum(-1),
+    kernel: Kernel
+    settings: Any  # a `Settings`
+    m: int
+    words: jax.Array  # uint32[B, n, 4]
+    log_p: jax.Array  # float[B, n, K], before temperature and truncation
+    xt: jax.Array  # int32[B, n]
+    s: jax.Array  # int32[]
+    t: jax.Array  # int32[]
+    free: jax.Array  # bool[B, n]
+    psi: jax.Array  # float[B, n], the probability of each token when it was drawn
+
+
+class Reveal(NamedTuple):
+    """What a sampler of kind "count" or "order" sees: all positions, global ids."""
+
+    kernel: Kernel
+    settings: Any
+    words: jax.Array  # uint32[B, L]
+    look: rules.Look  # the drawn tokens, and how sure p is of each position
+    masked: jax.Array  # bool[B, L], free and still masked
+    free: jax.Array  # bool[B, L]
+    step: jax.Array  # int32[], network calls so far
+    steps: int  # and how many there will be, of kind "count"
+    clock: jax.Array  # float[B], the time that the sampler's own clock shows
+
+    def reveal_first(self, score: jax.Array, count: int = 1) -> jax.Array:
+        """bool[B, L], the `count` masked positions of the highest score, float[B or 1, L]."""
+        return self.masked & (
+            rules.rank(jnp.broadcast_to(score, self.masked.shape), self.masked) < count
+        )
+
+
+def _ancestral(move: Move):
+    settings, log_p, fresh = move.settings, move.log_p, ()
+    if settings.on("correct"):
+        log_p, *fresh = _doubtful(move)
+
+    def draw(words, log_p, xt, fresh=None):
+        log_p = truncation.adjust(log_p, settings)
+        return rules.ancestral(move.kernel, move.m, words, log_p, xt, move.s, move.t, fresh)
+
+    return chunks.in_pieces(draw, move.words, log_p, move.xt, *fresh), move.psi
+
+
+def _doubtful(move: Move):
+    """p, but at the least likely visible tokens p without them; which those are, bool[B, n]."""
+    kernel, m, log_p, xt, free = move.kernel, move.m, move.log_p, move.xt, move.free
+    alone = rules.left_out(kernel, m, log_p, xt, move.t)
+    shown = free & (xt < log_p.shape[-1])
+    own = jnp.minimum(xt, log_p.shape[-1] - 1)[..., None]
+    doubt = -jnp.take_along_axis(alone, own, axis=-1)[..., 0]
+    fresh = shown & (rules.rank(doubt, shown) < move.settings.correct)
+    return jnp.where(fresh[..., None], alone, log_p), fresh
+
+
+def _remdm(rule: str):
+    def draw(move: Move):
+        found = adjusted_look(move.words[..., 1], move.log_p, None, move.settings)
+        words, eta = move.words[..., 0], move.settings.eta
+        where = (move.xt, move.s, move.t, move.free, move.psi)
+        return rules.remdm(move.kernel, move.m, words, found, *where, rule, eta)
+
+    return draw
+
+
+def adjusted_look(words, log_p, masked, settings) -> rules.Look:
+    """Tokens drawn after temperature and truncation: how most samplers look at a modality."""
+    return chunks.in_pieces(
+        lambda w, p: rules.look(w, truncation.adjust(p, settings), p), words, log_p
     )
 
 
-# ---- Rules by time ------------------------------------------------------------------------------
+def _likeliest_look(words, log_p, masked, settings) -> rules.Look:
+    found = adjusted_look(words, log_p, masked, settings)
+    return found._replace(token=found.best)
 
 
-def ancestral(
-    kernel: Kernel,
-    m: int,
-    words: jax.Array,
-    log_p: jax.Array,
-    xt: jax.Array,
-    s: jax.Array,
-    t: jax.Array,
-    fresh: jax.Array | None = None,
-) -> jax.Array:
-    """Draws x_s ~ p(x_s | x_t) of `diffusion.p_log_probs`, exact for any s < t.
+def _sharp_look(words, log_p, masked, settings) -> rules.Look:
+    log_p, purity = rules.sharpen(truncation.adjust(log_p, settings), masked, settings.purity)
+    return rules.look(words, log_p)._replace(purity=purity)
 
-    log_p: float[B, n, K], normalised; xt: int32[B, n]; s, t: int32 scalars -> int32[B, n].
-    `fresh`, bool[B, n], marks visible positions that are drawn as if they had been masked and are
-    revealed now (`left_out`). With j = x_t and w as in `p_log_probs`, a move is a draw from a
-    mixture of p and a uniform token, so that nothing but the draw itself runs over the classes:
 
-        j = mask:   revealed with 1 - gbar_s / gbar_t;  p : uniform = abar_s : K bbar_s
-        j a class:  moves with b (abar_s rest / bbar_t + (K - 1) bbar_s W), rest = 1 - p(j);
-                    p without j : uniform without j = abar_s rest / bbar_t : (K - 1) bbar_s W
+def _confidence(reveal: Reveal, probability: jax.Array) -> jax.Array:
+    looks = {"probability": probability, "margin": reveal.look.margin}
+    return looks.get(reveal.settings.confidence, -reveal.look.entropy)
+
+
+def _maskgit(reveal: Reveal):
+    heat = reveal.settings.noise * (1 - (reveal.step + 1) / reveal.steps)
+    confidence = _confidence(reveal, reveal.look.log_prob)
+    return confidence + heat * random_words.gumbel(reveal.words)
+
+
+def _halton(reveal: Reveal):
+    places = [rules.halton(m.length, m.grid) for m in reveal.kernel.vocab.modalities]
+    order = -np.concatenate(places).astype(np.float32)
+    return jnp.broadcast_to(order[None], reveal.masked.shape)
+
+
+def _fixed(reveal: Reveal):
+    return random_words.gumbel(reveal.words)
+
+
+def _purity(reveal: Reveal):
+    return reveal.look.purity + random_words.gumbel(reveal.words)
+
+
+def _best_first(reveal: Reveal):
+    score = _confidence(reveal, reveal.look.log_best)
+    return reveal.reveal_first(score, reveal.settings.group)
+
+
+def _threshold(reveal: Reveal):
+    return rules.above(reveal.look.log_best, reveal.masked, reveal.settings.threshold)
+
+
+def _entropy_bounded(reveal: Reveal):
+    return rules.within(reveal.look.entropy, reveal.masked, reveal.settings.bound)
+
+
+def _first_hitting(reveal: Reveal):
+    group = reveal.settings.group
+    return rules.first_hitting(reveal.kernel, reveal.words, reveal.clock, reveal.masked, group)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampler:
+    """A row of the table.
+
+    kind: "time", "count" or "order". rule: of kind "time", Move -> (x_s, psi) of a modality; of
+    kind "count", Reveal -> score float[B, L]; of kind "order", Reveal -> bool[B, L], the positions
+    to reveal, or (that, the new clock). look: (words, log_p, masked, settings) -> Look of a
+    modality, local ids. counts: how many stay masked after each step, `cosine_counts` or
+    `linear_counts`.
     """
-    classes = log_p.shape[-1]
-    at_s, at_t = transition.marginal(kernel, m, s), transition.marginal(kernel, m, t)
-    masked = xt == classes
-    if fresh is not None:
-        masked = masked | fresh
-    gamma_t = jnp.where(at_t.gamma > 0, at_t.gamma, 1)
-    reveal = transition.newly_masked(at_s, at_t) / gamma_t
-    if kernel.masks_only[m]:
-        moves = random_words.bernoulli(words[..., 0], jnp.where(masked, reveal, 0))
-        return jnp.where(moves, random_words.categorical(words[..., 1], log_p), xt)
 
-    own = ~masked[..., None] & transition.is_class(xt, classes)
-    others = jnp.where(own, -jnp.inf, log_p)
-    rest = jnp.exp(others).sum(-1)
-    others = others - jnp.log(jnp.where(rest > 0, rest, 1))[..., None]
-    p_j = jnp.where(own, jnp.exp(log_p), 0).sum(-1)
-    beta_t = jnp.where(at_t.beta > 0, at_t.beta, 1)
-    total = rest / beta_t + p_j / (at_t.alpha + beta_t)  # W
-    beta = jnp.where(at_t.beta > 0, transition.step(at_s, at_t).beta, 0)
-    from_p = jnp.where(masked, at_s.alpha, at_s.alpha * rest / beta_t)
-    from_uniform = jnp.where(masked, classes * at_s.beta, (classes - 1) * at_s.beta * total)
-    move = jnp.where(masked, reveal, beta * (from_p + from_uniform))
-    if fresh is not None:
-        move = jnp.where(fresh, 1, move)
-
-    moves = random_words.bernoulli(words[..., 0], move)
-    weight = from_p + from_uniform
-    mixed = random_words.bernoulli(words[..., 2], from_uniform / jnp.where(weight > 0, weight, 1))
-    some = random_words.below(words[..., 3], jnp.where(masked, classes, classes - 1))
-    some = some + (~masked & (some >= xt))  # one of the K - 1 that are not j
-    token = jnp.where(mixed, some, random_words.categorical(words[..., 1], others))
-    return jnp.where(moves, token, xt)
+    kind: str
+    rule: Callable
+    look: Callable = adjusted_look
+    counts: Callable = rules.linear_counts
+    one_a_call: bool = False  # of kind "count": one more at least at every call
 
 
-def left_out(kernel: Kernel, m: int, log_p: jax.Array, xt: jax.Array, t: jax.Array) -> jax.Array:
-    """log p(x_0 | x_t without this position), for the visible tokens; p itself at masks.
-
-    p(i) holds the evidence q(x_t = j | i) of the position's own token. Divided by it, the
-    prediction of the others is left: w(i) = p(i) / (abar_t [i=j] + bbar_t), normalised.
-    """
-    at_t = transition.marginal(kernel, m, t)
-    own = transition.is_class(xt, log_p.shape[-1])
-    evidence = jnp.log(at_t.beta) - jnp.log(at_t.alpha + at_t.beta)
-    return jax.nn.log_softmax(jnp.where(own, log_p + evidence, log_p), axis=-1)
-
-
-def remdm(
-    kernel: Kernel,
-    m: int,
-    words: jax.Array,
-    look: Look,
-    xt: jax.Array,
-    s: jax.Array,
-    t: jax.Array,
-    free: jax.Array,
-    psi: jax.Array,
-    rule: str,
-    eta: float,
-) -> tuple[jax.Array, jax.Array]:
-    """One step of ReMDM (arXiv 2503.00307): revealed tokens are masked again with `sigma`.
-
-    With A = 1 - gbar the unmasked share and sigma <= sigma_max = min(1, (1 - A_s) / A_t), a masked
-    position stays masked with (1 - A_s - sigma A_t) / (1 - A_t). `rule` is "cap",
-    sigma = min(eta, sigma_max), "rescale", eta sigma_max (both keep the marginals), or
-    "confidence", sigma_max softmax(-psi) over the revealed free positions, psi float[B, n] the
-    probability of a token when it was drawn; masked ones then take the mean. words: uint32[B, n].
-    Returns (x_s, psi).
-    """
-    classes = kernel.vocab.modalities[m].classes
-    at_s, at_t = transition.marginal(kernel, m, s), transition.marginal(kernel, m, t)
-    masked = xt == classes
-    shown = free & ~masked
-    limit = jnp.minimum(1, at_s.gamma / jnp.where(at_t.unmasked > 0, at_t.unmasked, 1))
-    limit = jnp.where(at_t.unmasked > 0, limit, 1)
-    if rule == "confidence":
-        share = jax.nn.softmax(jnp.where(shown, -psi, -1e9), axis=-1)
-        count = jnp.maximum(shown.sum(-1, keepdims=True), 1)
-        sigma = limit * jnp.where(shown, share, 1 / count)
-    else:
-        sigma = jnp.full(xt.shape, jnp.minimum(eta, limit) if rule == "cap" else eta * limit)
-    reveal = (transition.newly_masked(at_s, at_t) + sigma * at_t.unmasked) / at_t.gamma
-    moves = random_words.bernoulli(words, jnp.where(masked, reveal, sigma))
-    xs = jnp.where(moves, jnp.where(masked, look.token, classes), xt)
-    return xs, jnp.where(moves, jnp.where(masked, jnp.exp(look.log_prob), 0), psi)
-
-
-def sharpen(log_p: jax.Array, masked: jax.Array, strength: float) -> tuple[jax.Array, jax.Array]:
-    """Purity (Improved VQ-Diffusion): softmax((1 + r purity) log p) and log purity.
-
-    purity = max_k p(k), over its maximum among the masked positions. log_p: float[B, n, K],
-    masked: bool[B, n] -> the same shapes.
-    """
-    log_best = jnp.max(log_p, axis=-1)
-    top = jnp.max(jnp.where(masked, log_best, -jnp.inf), axis=-1, keepdims=True)
-    purity = jnp.minimum(log_best - jnp.where(jnp.isfinite(top), top, 0), 0)
-    sharp = jnp.where(log_p > -jnp.inf, (1 + strength * jnp.exp(purity))[..., None] * log_p, log_p)
-    return jax.nn.log_softmax(sharp, axis=-1), purity
-
-
-def halton(length: int, grid: tuple[int, int] | None) -> np.ndarray:
-    """The place of each position in the Halton order, int[length] (arXiv 2503.17076).
-
-    The cells of a grid in the order in which the points of the sequence (bases 2 and 3, columns
-    and rows) first fall into them; without a grid the one-dimensional sequence of base 2.
-    """
-    rows, columns = grid or (1, length)
-    order, number = {}, 0
-    while len(order) < length:
-        number += 1
-        cell = int(_radical_inverse(number, 3) * rows) * columns
-        cell += int(_radical_inverse(number, 2) * columns)
-        order.setdefault(cell, len(order))
-    return np.array([order[cell] for cell in range(length)])
-
-
-def _radical_inverse(number: int, base: int) -> float:
-    """The digits of `number` mirrored at the point."""
-    value, scale = 0.0, 1.0
-    while number:
-        number, digit = divmod(number, base)
-        scale /= base
-        value += digit * scale
-    return value
-
-
-# ---- Rules by order -----------------------------------------------------------------------------
-
-
-def cosine_counts(steps: int, length: int) -> np.ndarray:
-    """How many of n0 positions stay masked after step k: int[steps, length + 1], row k, column n0.
-
-    floor(n0 cos(pi/2 (k+1)/steps)), in float64: float32 rounds some of them down.
-    """
-    share = np.cos(np.pi / 2 * np.arange(1, steps + 1) / steps)
-    share[-1] = 0
-    return np.floor(share[:, None] * np.arange(length + 1) + 1e-9).astype(np.int32)
-
-
-def linear_counts(steps: int, length: int) -> np.ndarray:
-    """The same with an equal number a step."""
-    return np.arange(length + 1) * np.arange(steps - 1, -1, -1)[:, None] // steps
-
-
-def rank(score: jax.Array, masked: jax.Array) -> jax.Array:
-    """The place of each masked position by score, from 0, the highest; int32[B, n]."""
-    order = jnp.argsort(jnp.where(masked, -score, jnp.inf), axis=-1, stable=True)
-    return jnp.argsort(order, axis=-1)
-
-
-def by_count(score: jax.Array, masked: jax.Array, stay: jax.Array) -> jax.Array:
-    """All but the `stay`, int32[B], masked positions of the lowest score -> bool[B, n]."""
-    count = masked.sum(-1) - stay
-    return masked & (rank(score, masked) < count[:, None])
-
-
-def above(log_best: jax.Array, masked: jax.Array, threshold: float) -> jax.Array:
-    """All positions where p is surer than `threshold`, and the surest at least."""
-    return masked & ((log_best > jnp.log(threshold)) | (rank(log_best, masked) == 0))
-
-
-def within(entropy: jax.Array, masked: jax.Array, bound: float) -> jax.Array:
-    """The longest prefix U by entropy with sum_U H - max_U H <= bound, one at least."""
-    before = jnp.argsort(jnp.where(masked, entropy, jnp.inf), axis=-1, stable=True)
-    ordered = jnp.take_along_axis(jnp.where(masked, entropy, 0), before, axis=-1)
-    earlier = jnp.cumsum(ordered, axis=-1) - ordered  # sum less maximum: the last is the largest
-    count = (earlier <= bound).sum(-1, keepdims=True)
-    return masked & (rank(-entropy, masked) < jnp.maximum(count, 1))
-
-
-def first_hitting(
-    kernel: Kernel, words: jax.Array, clock: jax.Array, masked: jax.Array, group: int
-) -> tuple[jax.Array, jax.Array]:
-    """The next `group` reveals of continuous-time ancestral sampling (arXiv 2409.02908).
-
-    clock: float[B], the time (1..T); masked: bool[B, L]. Returns (reveal, the time of the last).
-    At time tau each masked position has its own time of reveal, where gbar falls to
-    u gbar(tau); the largest of n such times is where gbar has fallen to u^(1/n) gbar(tau).
-    """
-    grid = jnp.arange(kernel.steps + 1.0)
-    u = random_words.uniform(words)
-    times = []
-    for gamma, where in zip(kernel.gamma_bar, kernel.vocab.slices, strict=True):
-        level = jnp.interp(clock, grid, gamma)[:, None] * u[:, where]
-        times.append(jnp.interp(level, gamma, grid))
-    times = jnp.concatenate(times, axis=1)
-    reveal = masked & (rank(times, masked) < group)
-    return reveal, jnp.min(jnp.where(reveal, times, clock[:, None]), axis=1)
+SAMPLERS = {
+    "ancestral": Sampler("time", _ancestral),
+    "remdm_cap": Sampler("time", _remdm("cap")),
+    "remdm_rescale": Sampler("time", _remdm("rescale")),
+    "remdm_confidence": Sampler("time", _remdm("confidence")),
+    "maskgit": Sampler("count", _maskgit, counts=rules.cosine_counts, one_a_call=True),
+    "halton": Sampler("count", _halton, counts=rules.cosine_counts, one_a_call=True),
+    "fixed": Sampler("count", _fixed),
+    "purity": Sampler("count", _purity, look=_sharp_look),
+    "best_first": Sampler("order", _best_first, look=_likeliest_look),
+    "threshold": Sampler("order", _threshold),
+    "entropy_bounded": Sampler("order", _entropy_bounded),
+    "first_hitting": Sampler("order", _first_hitting),
+}

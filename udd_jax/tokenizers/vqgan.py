@@ -31,7 +31,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from udd_jax.runtime import checkpoints
+from udd_jax.runtime import trees
 from udd_jax.tokenizers import codebook
 
 QUANTISERS = ("ema", "straight_through", "gumbel")
@@ -521,13 +521,13 @@ def save(path, tokenizer, metadata=None):
     if tokenizer.full_to_used is not None:
         tree["full_to_used"] = tokenizer.full_to_used
     settings = {"module": _settings(tokenizer.module), "chunk": tokenizer.chunk}
-    checkpoints.save_tree(path, tree, settings | {"about": metadata or {}})
+    trees.save_tree(path, tree, settings | {"about": metadata or {}})
 
 
 def load(path):
     """The tokenizer that `save` wrote. FileNotFoundError where there is none, ValueError where it
     is damaged."""
-    tree, metadata = checkpoints.load_tree(path)
+    tree, metadata = trees.load_tree(path)
     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in metadata["module"].items()}
     params, used = tree["params"], tree.get("full_to_used")
     return ImageTokenizer(VQGAN(**fields), params, used, metadata["chunk"])

@@ -14,7 +14,7 @@ import optax
 from jax.sharding import PartitionSpec as P
 
 from udd_jax import build
-from udd_jax.runtime import bucket, checkpoints, sharding
+from udd_jax.runtime import bucket, checkpoints, files, sharding, trees
 from udd_jax.training import optimiser, train_diffusion
 
 ROWS = ((".*", P(sharding.DATA, None)),)
@@ -32,7 +32,7 @@ class Step(NamedTuple):
 
 def run(workdir) -> Step:
     """Takes the step again. ValueError: no training has given up in this folder."""
-    workdir = checkpoints.folder(workdir)
+    workdir = files.folder(workdir)
     names = build.CONFIG, build.TEXT, build.IMAGE
     with bucket.near(workdir) as here, bucket.on_disk(workdir, here, *names):
         config = build.read_config(here)
@@ -79,7 +79,7 @@ def not_finite(tree) -> list[tuple[str, int, int]]:
     """(name, how many numbers are not finite, of how many) for the arrays that have such."""
     arrays = {
         name: leaf
-        for name, leaf in checkpoints.flatten(tree).items()
+        for name, leaf in trees.flatten(tree).items()
         if jnp.issubdtype(leaf.dtype, jnp.inexact)
     }
     counts = jax.jit(lambda arrays: jax.tree.map(lambda a: (~jnp.isfinite(a)).sum(), arrays))

@@ -22,7 +22,7 @@ from udd_jax import build
 from udd_jax.diffusion import time_sampling, transition
 from udd_jax.diffusion.vocab import Vocab
 from udd_jax.networks import transformer
-from udd_jax.runtime import checkpoints, logbook, sharding
+from udd_jax.runtime import checkpoints, files, logbook, sharding, trees
 from udd_jax.training import loop, loss, optimiser
 
 
@@ -181,7 +181,7 @@ def train(
         tensorboard: whether to write event files.
         options: `ids_at` and `profile` of `loop.fit`.
     """
-    workdir = checkpoints.folder(workdir)
+    workdir = files.folder(workdir)
     mesh = sharding.make_mesh(**config.mesh)
     model, loss_fn = make_objective(config, vocab, pad_id, terms)
     tx, rate = optimiser.make_optimiser(config)
@@ -216,5 +216,5 @@ def train(
         )
     params = sharding.to_host(state.ema_params)
     if jax.process_index() == 0:
-        checkpoints.save_tree(workdir / "weights", params, {"step": int(state.step)})
+        trees.save_tree(workdir / "weights", params, {"step": int(state.step)})
     return params

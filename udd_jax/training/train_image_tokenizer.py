@@ -27,7 +27,7 @@ import numpy as np
 import optax
 
 from udd_jax.data import batches, reading
-from udd_jax.runtime import checkpoints, logbook, sharding
+from udd_jax.runtime import checkpoints, files, logbook, sharding
 from udd_jax.tokenizers import codebook, reconstruction, vqgan
 from udd_jax.training import loop
 
@@ -347,7 +347,7 @@ def _fit(
     config, directory, model, state, pictures, perceptual, before=None, frozen=(), tensorboard=False
 ):
     """Runs `config.vq.steps` steps from `state`; `before(state, step)` may replace it."""
-    c, directory = config.vq, checkpoints.folder(directory)
+    c, directory = config.vq, files.folder(directory)
     mesh = sharding.make_mesh(**config.mesh)
     share = sharding.process_share(mesh)
     function, weights = perceptual or (None, None)
@@ -387,7 +387,7 @@ def _publish(config, directory, tokenizer, source):
     scores = score(tokenizer, Pictures(source, config).sample(POOL_IMAGES))
     if jax.process_index() == 0:
         about = {"step": config.vq.steps, **scores}
-        vqgan.save(checkpoints.folder(directory) / FILE, tokenizer, about)
+        vqgan.save(files.folder(directory) / FILE, tokenizer, about)
     logbook.say(
         f"image tokenizer: PSNR {scores['psnr']:.2f} dB, {scores['codes']} codes, "
         f"{scores['usage']:.0%} of them used, perplexity {scores['perplexity']:.1f}"

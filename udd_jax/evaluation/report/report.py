@@ -16,7 +16,7 @@ from udd_jax.evaluation import compare, samples
 from udd_jax.evaluation.report import measure_sections, page, sample_sections
 from udd_jax.evaluation.suites import main as main_suite
 from udd_jax.evaluation.suites import samplers as samplers_suite
-from udd_jax.runtime import checkpoints, logbook
+from udd_jax.runtime import files, logbook
 
 FILE = "report.html"
 PLOTS = (  # title, which columns of metrics.jsonl, whether the ordinate is logarithmic
@@ -41,8 +41,8 @@ def write(workdir) -> pathlib.Path:
         FileNotFoundError: the folder has no config.json or no evaluation.json.
     """
     workdir = pathlib.Path(workdir)
-    config = checkpoints.read_json(workdir / "config.json")["config"]
-    result = checkpoints.read_json(workdir / main_suite.RESULT)
+    config = files.read_json(workdir / "config.json")["config"]
+    result = files.read_json(workdir / main_suite.RESULT)
     first = config.get("task", "t2i")
     order = sorted(samples.TASKS, key=lambda task: task != first)
     kept = {task: samples.load(workdir / main_suite.FOLDER / f"{task}.npz") for task in order}
@@ -69,7 +69,7 @@ def write(workdir) -> pathlib.Path:
         _errors(result),
     ]
     path = workdir / FILE
-    checkpoints.write_text(path, page.document(title, opening + sections))
+    files.write_text(path, page.document(title, opening + sections))
     return path
 
 
@@ -237,7 +237,7 @@ def _samplers(path) -> str:
     """Agreement against network calls and seconds, of every sampler; the bound of the chain."""
     if not path.exists():
         return ""
-    found, calls, seconds, bounds, rows = checkpoints.read_json(path), {}, {}, {}, []
+    found, calls, seconds, bounds, rows = files.read_json(path), {}, {}, {}, []
     for row in sorted(found["rows"], key=lambda row: row["calls"]):
         sampler, rate = row["settings"]["sampler"], 100 * row["agreement"]["rate"]
         _add(calls, sampler, row["calls"], rate)
@@ -408,7 +408,7 @@ def _time(path, result: dict) -> str:
     speed = result["speed"]
     content = ""
     if path.exists():
-        content += page.tag("h3", "Stages of the run") + _seconds(checkpoints.read_json(path))
+        content += page.tag("h3", "Stages of the run") + _seconds(files.read_json(path))
     content += page.tag("h3", "Parts of the evaluation") + _seconds(speed["seconds"])
     calls = ", ".join(f"{task} {value:.3g}" for task, value in speed["calls_a_sample"].items())
     hardware = result["manifest"]["hardware"]

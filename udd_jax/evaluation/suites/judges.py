@@ -18,7 +18,7 @@ import numpy as np
 
 from udd_jax.evaluation.metrics import alignment, intervals
 from udd_jax.evaluation.report import page
-from udd_jax.runtime import checkpoints
+from udd_jax.runtime import files
 
 SHEET, ANSWERS, KEY = "sheet.html", "answers.csv", "key.json"
 
@@ -45,10 +45,10 @@ def write(folder, real: np.ndarray, generated: np.ndarray, captions, seed: int =
     )
     body = [page.tag("h1", "Real or generated?"), page.tag("p", text)]
     body.append(page.tag("div", "".join(figures), "row"))
-    checkpoints.write_text(folder / SHEET, page.document("Real or generated?", body))
+    files.write_text(folder / SHEET, page.document("Real or generated?", body))
     lines = "picture,answer\n" + "".join(f"{number},\n" for number in numbers)
-    checkpoints.write_text(folder / ANSWERS, lines)
-    checkpoints.write_json(folder / KEY, key)
+    files.write_text(folder / ANSWERS, lines)
+    files.write_json(folder / KEY, key)
 
 
 def score(folder) -> dict | intervals.Unmeasured:
@@ -58,16 +58,14 @@ def score(folder) -> dict | intervals.Unmeasured:
         ValueError: a file is no sheet, or speaks of other pictures or answers.
     """
     folder = pathlib.Path(folder)
-    files = sorted(folder.glob("answers-*.csv"))
-    if not files:
+    answers = sorted(folder.glob("answers-*.csv"))
+    if not answers:
         return intervals.Unmeasured(
             f"no judge has answered: give {SHEET} and {ANSWERS} of the folder judges to some, put "
             "what comes back there as answers-NAME.csv, and run --suite=judges"
         )
-    found = alignment.judged(
-        [_answers(path) for path in files], checkpoints.read_json(folder / KEY)
-    )
-    return {"judges": len(files), **found}
+    found = alignment.judged([_answers(path) for path in answers], files.read_json(folder / KEY))
+    return {"judges": len(answers), **found}
 
 
 def _answers(path) -> dict[str, str]:

@@ -42,7 +42,7 @@ from udd_jax.evaluation import (
 from udd_jax.evaluation.metrics import agreement, java
 from udd_jax.evaluation.suites import full as full_suite
 from udd_jax.evaluation.suites import judges
-from udd_jax.runtime import checkpoints, logbook, sharding
+from udd_jax.runtime import files, logbook, sharding
 
 RESULT, FOLDER = "evaluation.json", samples.FOLDER
 VARIATION = 0.10  # the most total variation that counts as no collapse
@@ -92,7 +92,7 @@ def run(pipe, workdir, suite: str = "main", *, say=logbook.say) -> dict:
         training = nearest_training.open_cache(workdir)
         if training is not None:
             nearest_training.check_disjoint(pipe, training, items)
-    files = image_sets.ready(pipe, workdir) if suite == "full" else None
+    prepared = image_sets.ready(pipe, workdir) if suite == "full" else None
     drawn = _sampled(pipe, items, workdir / FOLDER, spent)
     if jax.process_index() > 0:
         samples.wait_for_all("evaluation")
@@ -128,7 +128,9 @@ def run(pipe, workdir, suite: str = "main", *, say=logbook.say) -> dict:
         samples.show(drawn, verdicts, workdir / FOLDER)
     result["unmeasured"] = dict(UNMEASURED)
     if suite == "full":
-        result["full"] = full_suite.measure(pipe, workdir, items, drawn, files, scenes, nets, timed)
+        result["full"] = full_suite.measure(
+            pipe, workdir, items, drawn, prepared, scenes, nets, timed
+        )
         result["unmeasured"] = full_suite.unmeasured(result["full"])
     result["headline"] = headline(result)
     result["errors"] = errors(result)
@@ -147,7 +149,7 @@ def run(pipe, workdir, suite: str = "main", *, say=logbook.say) -> dict:
         counts={task: len(s) for task, s in drawn.items()},
         seconds=result["speed"]["total_seconds"],
     )
-    checkpoints.write_json(workdir / RESULT, result)
+    files.write_json(workdir / RESULT, result)
     for error in result["errors"]:
         say(f"evaluation: {error}")
     samples.wait_for_all("evaluation")
@@ -159,7 +161,7 @@ def finished(pipe, workdir, suite: str = "main", nets: dict | None = None) -> di
     path = pathlib.Path(workdir) / RESULT
     if not path.exists():
         return None
-    result = checkpoints.read_json(path)
+    result = files.read_json(path)
     old = result.get("manifest", {}).get("protocol", {})
     asked = manifest.protocol(pipe, suite) | _measured_by(nets or {})
     suites = old.get("suite"), asked.pop("suite")
@@ -182,7 +184,7 @@ def _measured_by(nets: dict) -> dict:
 def judge(workdir) -> dict:
     """The suite "judges": enters into the result of the suite "full" what judges have said."""
     path = pathlib.Path(workdir) / RESULT
-    result = checkpoints.read_json(path)
+    result = files.read_json(path)
     if "full" not in result:
         raise ValueError(f"{path} is of the suite main: --suite=full makes the sheets for judges")
     result["full"]["judges"] = full_suite.plain(
@@ -190,7 +192,7 @@ def judge(workdir) -> dict:
     )
     result["unmeasured"] = {n: why for n, why in result["unmeasured"].items() if n != "judges"}
     result["unmeasured"] |= full_suite.unmeasured({"judges": result["full"]["judges"]})
-    checkpoints.write_json(path, result)
+    files.write_json(path, result)
     return result["full"]["judges"]
 
 

@@ -21,8 +21,8 @@ import numpy as np
 from udd_jax.diffusion import tasks
 from udd_jax.evaluation import manifest, samples, scores
 from udd_jax.evaluation.metrics import agreement
-from udd_jax.runtime import checkpoints, logbook
-from udd_jax.sampling import reverse
+from udd_jax.runtime import files, logbook
+from udd_jax.sampling.samplers import SAMPLERS
 
 RESULT = "samplers.json"
 FULL = {"sampler": "ancestral"}  # the chain that the other samplers are compared with
@@ -58,7 +58,7 @@ def run(pipe, workdir, *, count: int = 64, say=logbook.say) -> dict:
     about = manifest.make(pipe, items, "samplers")
     result = {"suite": "samplers", "rows": [], "left_out": [], "again": {}, "manifest": about}
     if path.exists():
-        old = checkpoints.read_json(path)
+        old = files.read_json(path)
         if all(old["manifest"][name] == about[name] for name in ("protocol", "run")):
             result = old
     done = [row["settings"] for row in result["rows"] + result["left_out"]]
@@ -83,7 +83,7 @@ def run(pipe, workdir, *, count: int = 64, say=logbook.say) -> dict:
                 )
             result["rows"].append(row)
             say(_line(row))
-        checkpoints.write_json(path, result)
+        files.write_json(path, result)
     steps, chosen = pipe.config.diffusion.steps, dataclasses.asdict(pipe.settings())
     for name, row in choose(result["rows"], steps, chosen).items():
         if result["again"].get(name, {}).get("settings") != row["settings"]:
@@ -93,9 +93,9 @@ def run(pipe, workdir, *, count: int = 64, say=logbook.say) -> dict:
             ]
             result["again"][name] = again[0]
             say(f"{name}: {_line(again[0])}")
-            checkpoints.write_json(path, result)
+            files.write_json(path, result)
     result["best"] = best(result["again"])
-    checkpoints.write_json(path, result)
+    files.write_json(path, result)
     return result
 
 
@@ -110,8 +110,9 @@ def grid(pipe) -> list[dict]:
     longest = max(m.length for m in pipe.vocab.modalities)
     counts = sorted({max(1, steps // part) for part in (20, 10, 4, 1)})
     few = sorted({max(1, longest // part) for part in (4, 2, 1)})
-    by_time = [{"sampler": s, "steps": n} for s in reverse.BY_TIME for n in counts]
-    by_count = [{"sampler": s, "steps": n} for s in reverse.BY_COUNT for n in few]
+    table = SAMPLERS.items()
+    by_time = [{"sampler": s, "steps": n} for s, row in table if row.kind == "time" for n in counts]
+    by_count = [{"sampler": s, "steps": n} for s, row in table if row.kind == "count" for n in few]
     others = [
         {"sampler": sampler, field: value}
         for sampler, field, values in (

@@ -19,7 +19,7 @@ import numpy as np
 
 from udd_jax.evaluation import manifest, samples, scores
 from udd_jax.evaluation.suites import main as main_suite
-from udd_jax.runtime import checkpoints, logbook
+from udd_jax.runtime import files, logbook
 
 RESULT, FOLDER = "tuning.json", "tuning"
 SPLIT = "validation"
@@ -62,7 +62,7 @@ def run(pipe, workdir, *, count: int = 256, say=logbook.say) -> dict:
             row[task] = rates[measure] | ({"variation": max(apart)} if apart else {})
         result["rows"].append(row)
         result["best"] = best(result["rows"])
-        checkpoints.write_json(path, result)
+        files.write_json(path, result)
         say(line(row))
     say(f"best: {line(result['best'])}")
     return result

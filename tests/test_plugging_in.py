@@ -1,0 +1,69 @@
+"""What is one's own goes in from outside the package, without touching a file of it."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from udd_jax import pipeline
+from udd_jax.sampling import guidance
+from udd_jax.sampling.samplers import SAMPLERS, Sampler
+
+
+@pytest.fixture(scope="module")
+def pipe(tiny_run):
+    return pipeline.Pipeline.load(tiny_run)
+
+
+def test_a_sampler(pipe, monkeypatch):
+    """One place a call from the left: after k of L calls the first places are filled."""
+
+    def leftmost(reveal):
+        return reveal.reveal_first(-jnp.arange(reveal.masked.shape[1])[None])
+
+    monkeypatch.setitem(SAMPLERS, "leftmost", Sampler("order", leftmost))
+    result = pipe.pairs(2, sampler="leftmost", trace=pipe.vocab.length)
+    assert (result.calls == pipe.vocab.length).all()
+    for k, state in enumerate(result.states):
+        filled = state != pipe.vocab.mask_id
+        assert filled[:, : k + 1].all() and not filled[:, k + 1 :].any()
+
+
+def test_a_guide(pipe):
+    """The network's answer at weight 1 is the plain one; with no text at all it is that of images
+    alone, whatever the prompt."""
+
+    def plain(scene, x, t):
+        now = pipeline.tasks.times(scene.kernel.vocab, scene.masks, t, scene.kernel.steps)
+        return [guidance.Branch(x, now, scene.masks.free, jnp.ones((len(x), 2)))]
+
+    given = pipe.text.encode(["a red circle", "a small blue square"], pipe.text_length)
+    asked = {"text": given, "seed": 1, "sampler": "ancestral"}
+    bare, guided = (pipe.generate("t2i", 2, guide=g, **asked).tokens for g in (None, plain))
+    np.testing.assert_array_equal(bare, guided)
+
+    def blind(scene, x, t):
+        text = scene.kernel.vocab.modality_of == 1
+        here = jnp.stack([t, jnp.full_like(t, scene.kernel.steps)], axis=1)
+        x = jnp.where(text[None], scene.prior, x)
+        return [guidance.Branch(x, here, scene.masks.free, jnp.ones((len(x), 2)))]
+
+    same = [
+        pipe.generate("t2i", 2, guide=blind, **asked | {"text": ids}).tokens[:, :16]
+        for ids in (given, given[::-1])
+    ]
+    np.testing.assert_array_equal(*same)
+
+
+def test_a_scorer(pipe):
+    """One that asks for code 3 and nothing else; and one that has nothing to say changes no bit."""
+
+    def threes(x, t, log_p):
+        return jnp.full_like(log_p[0], -1e4).at[..., 3].set(0), None
+
+    def silent(x, t, log_p):
+        return None, None
+
+    result = pipe.images(2, scorers=[threes], sampler="first_hitting")
+    assert (result.tokens[:, pipe.vocab.slices[0]] == 3).all()
+    bare, quiet = (pipe.pairs(2, scorers=s, seed=4).tokens for s in ((), (silent,)))
+    np.testing.assert_array_equal(bare, quiet)

@@ -1,0 +1,66 @@
+"""Files that are whole or not there: written under another name, flushed to the disk, renamed.
+
+A path may be `gs://bucket/path`, where a written object appears whole by itself. No JAX here.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+
+from etils import epath
+
+
+def folder(path):
+    """A `pathlib.Path`, or for `gs://bucket/path` the path of etils that acts like one."""
+    return epath.Path(path) if "://" in str(path) else pathlib.Path(path)
+
+
+@contextlib.contextmanager
+def open_atomic(path):
+    """A binary file to write to, which takes the name `path` when the block ends without an error.
+
+    Missing parent folders are made. On an error nothing is left behind and an older `path` stays.
+    """
+    path = epath.Path(path)
+    if "://" in str(path):
+        with path.open("wb") as file:
+            yield file
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def write_bytes(path, data: bytes):
+    with open_atomic(path) as file:
+        file.write(data)
+
+
+def write_text(path, text: str):
+    write_bytes(path, text.encode())
+
+
+def write_json(path, value):
+    """Writes `value` as indented JSON, which has no NaN or infinity: ValueError."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path):
+    """The value in a JSON file; FileNotFoundError or ValueError in one line."""
+    path = epath.Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist")
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged, expected JSON ({error}): make it again") from None

@@ -1,0 +1,134 @@
+"""How to sample: the settings, what each may be, and how they enter a jitted function.
+
+`Settings` is an argument of a jitted function like an array: settings that differ in numbers only
+share a compilation. What is off (`OFF`) is not compiled at all.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+
+import jax
+
+from udd_jax.diffusion.transition import Kernel
+from udd_jax.sampling.samplers import SAMPLERS
+
+CONFIDENCES = ("probability", "margin", "entropy")
+GUIDANCE = ("constant", "linear", "interval")
+# Settings that are numbers. At these values some are off: what they ask for is then not compiled.
+OFF = {"steps": 0, "guidance": 1, "temperature": 1, "top_r": 1, "top_k": 0, "correct": 0}
+NUMBERS = {*OFF, "noise", "purity", "group", "threshold", "bound", "eta"}
+
+
+@jax.tree_util.register_pytree_node_class
+@dataclass(frozen=True)
+class Settings:
+    """How to sample. ValueError, one line, for a value that means nothing.
+
+    `sampler` is a key of `samplers.SAMPLERS`. `steps` are the network calls of the samplers of kind
+    "time" and "count"; those of kind "order" go on until nothing is masked. The `steps` of a
+    sampler by count are part of what is compiled, since it has a table of that length.
+    """
+
+    sampler: str = "ancestral"
+    steps: int = 0  # 0 is T
+    guidance: float = 1.0  # s = 1 + w
+    guidance_schedule: str = "constant"  # "linear": w (1 - t/T); "interval": w inside, 0 outside
+    guidance_interval: tuple[float, float] = (0.0, 1.0)  # of t/T
+    temperature: float = 1.0
+    top_r: float = 1.0  # keep the smallest prefix of classes whose mass reaches it
+    top_k: int = 0  # keep so many classes; 0 is all
+    confidence: str = "probability"  # maskgit and best_first; or "margin", "entropy"
+    noise: float = 2.0  # maskgit: the Gumbel temperature tau of its first step
+    purity: float = 1.0  # purity: r in softmax((1 + r purity) log p)
+    group: int = 1  # best_first and first_hitting: positions a call
+    threshold: float = 0.9  # threshold: reveal where max p is above it
+    bound: float = 0.1  # entropy_bounded: nats
+    eta: float = 0.1  # remdm_cap and remdm_rescale
+    correct: int = 0  # ancestral: tokens a step and modality that are drawn again
+
+    def __post_init__(self):
+        def demand(holds, field, expected):
+            if not holds:
+                raise ValueError(f"sample.{field} = {getattr(self, field)!r}, expected {expected}")
+
+        demand(self.sampler in SAMPLERS, "sampler", f"one of {', '.join(SAMPLERS)}")
+        demand(self.confidence in CONFIDENCES, "confidence", f"one of {', '.join(CONFIDENCES)}")
+        demand(
+            self.guidance_schedule in GUIDANCE, "guidance_schedule", f"one of {', '.join(GUIDANCE)}"
+        )
+        demand(self.steps >= 0, "steps", "a number of network calls, or 0 for all of T")
+        demand(self.guidance >= 0, "guidance", "at least 0; 1 is off")
+        low, high = self.guidance_interval
+        demand(0 <= low <= high <= 1, "guidance_interval", "0 <= low <= high <= 1, shares of T")
+        demand(self.temperature > 0, "temperature", "above 0; for the likeliest set top_k = 1")
+        demand(0 < self.top_r <= 1, "top_r", "a mass in (0, 1]; 1 is off")
+        demand(self.top_k >= 0, "top_k", "a number of classes, or 0 for all")
+        demand(self.noise >= 0, "noise", "at least 0")
+        demand(self.purity >= 0, "purity", "at least 0")
+        demand(self.group >= 1, "group", "at least 1 position a call")
+        demand(0 < self.threshold <= 1, "threshold", "a probability in (0, 1]")
+        demand(self.bound >= 0, "bound", "at least 0 nats")
+        demand(0 <= self.eta <= 1, "eta", "a probability in [0, 1]")
+        demand(self.correct >= 0, "correct", "a number of tokens, or 0 for none")
+
+    @property
+    def kind(self) -> str:
+        """ "time", "count" or "order": see `samplers`."""
+        return SAMPLERS[self.sampler].kind
+
+    def on(self, name: str) -> bool:
+        """Whether a number asks for something; known while a function is traced, too."""
+        value = getattr(self, name)
+        return not (isinstance(value, int | float) and value == OFF.get(name))
+
+    def tree_flatten(self):
+        """Numbers that ask for something are the leaves; all else tells compilations apart."""
+        leaves, rest = {}, []
+        for field in dataclasses.fields(self):
+            name, value = field.name, getattr(self, field.name)
+            counted = name == "steps" and self.kind == "count"
+            if name in NUMBERS and self.on(name) and not counted:
+                leaves[name] = value
+            else:
+                rest.append((name, value))
+        return tuple(leaves.values()), (tuple(leaves), tuple(rest))
+
+    @classmethod
+    def tree_unflatten(cls, names, leaves):
+        settings = object.__new__(cls)  # nothing to demand of numbers that are not known yet
+        for name, value in (*zip(names[0], leaves, strict=True), *names[1]):
+            object.__setattr__(settings, name, value)
+        return settings
+
+    def check(self, kernel: Kernel, guidable: bool = True) -> None:
+        """ValueError, one line, where these settings do not fit the run.
+
+        `guidable`: the network was trained with conditions absent, so that it can be guided. How
+        large a number is can only be asked outside of a jitted function.
+        """
+        known = isinstance(self.steps, int)
+        if self.kind == "time" and known and self.steps > kernel.steps:
+            raise ValueError(
+                f"sample.steps = {self.steps} is more than the T = {kernel.steps} of the run, "
+                "expected at most T"
+            )
+        if self.kind != "time" and not kernel.masks:
+            raise ValueError(
+                f"sample.sampler = {self.sampler!r} fills masks, but this schedule hardly masks: "
+                "expected 'ancestral'"
+            )
+        if self.sampler.startswith("remdm") and kernel.replaces:
+            raise ValueError(
+                f"sample.sampler = {self.sampler!r} masks tokens again, but this schedule replaces "
+                "them too: expected 'ancestral', with correct > 0 for corrections"
+            )
+        if self.on("correct") and (self.sampler != "ancestral" or any(kernel.masks_only)):
+            raise ValueError(
+                f"sample.correct = {self.correct} draws replaced tokens again, expected 0 but for "
+                "sampler 'ancestral' and a schedule that replaces tokens"
+            )
+        if self.on("guidance") and not guidable:
+            raise ValueError(
+                f"sample.guidance = {self.guidance}, but this run was trained without absent "
+                "conditions: expected 1 (off)"
+            )
