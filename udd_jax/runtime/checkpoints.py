@@ -1,19 +1,19 @@
-"""What survives a killed process: atomic files, portable trees, checkpoints with checksums.
+"""Files that survive a killed process: atomic files, portable trees, checkpoints with checksums.
 
-Three sizes of the same promise, that a reader finds the whole thing or nothing:
+A reader finds the whole of a thing or nothing. This promise comes in three sizes:
 
 - a file is written under a temporary name, flushed to the disk and renamed (`open_atomic`);
 - a small final artefact, such as a tokenizer or exported weights, is one file in the safetensors
   layout (`save_tree`), readable from PyTorch as well, with a checksum of its contents;
 - a training state is an Orbax directory `<step>/` (`Checkpoints`), written in the background from
-  all processes. When Orbax is done, process 0 hashes every file into `<step>/manifest.json`: a
-  directory without a manifest is unfinished, one that disagrees with it is damaged, and the one
-  before it is used.
+  all processes. When Orbax is done, process 0 hashes every file into `<step>/manifest.json`. A
+  directory without a manifest is unfinished. A directory that disagrees with its manifest is
+  damaged, and the checkpoint before it is used.
 
-A tree is stored flat, under the names of its leaves ("params/blocks/mlp/kernel"), so that a state
-which does not fit is refused by name, and so that a part of it can be read alone. Arrays are stored
-whole, whatever their sharding: they are read back onto the shardings of the example given, on any
-mesh. A typed PRNG key is no leaf; store its seed.
+A tree is stored flat, under the names of its leaves ("params/blocks/mlp/kernel"). So a state that
+does not fit is refused by name, and a part of it can be read alone. Arrays are stored whole,
+whatever their sharding, and are read back onto the shardings of a given example, on any mesh. A
+typed PRNG key is not a leaf; store its seed.
 
 This is the only file that knows Orbax, which is imported when first needed. A directory may be
 `gs://bucket/path`, where a written object appears whole by itself.
@@ -58,15 +58,15 @@ CODES = {np.dtype(dtype): code for code, dtype in DTYPES.items()}
 
 
 def folder(path):
-    """A `pathlib.Path`, or for `gs://bucket/path` the path of etils that acts like one."""
+    """A `pathlib.Path`; for `gs://bucket/path`, the path of etils, which acts like one."""
     return epath.Path(path) if "://" in str(path) else pathlib.Path(path)
 
 
 @contextlib.contextmanager
 def open_atomic(path):
-    """A binary file to write to, which takes the name `path` when the block ends without an error.
+    """A binary file to write to. It gets the name `path` when the block ends without an error.
 
-    Missing parent folders are made. On an error nothing is left behind and an older `path` stays.
+    Makes missing parent folders. After an error nothing is left behind, and an older `path` stays.
     """
     path = epath.Path(path)
     if "://" in str(path):
@@ -97,7 +97,7 @@ def write_text(path, text: str):
 
 
 def write_json(path, value):
-    """Writes `value` as indented JSON, which has no NaN or infinity: ValueError."""
+    """Writes `value` as indented JSON. ValueError for NaN and infinity, which JSON lacks."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
@@ -131,7 +131,7 @@ def flatten(tree) -> dict:
 
 
 def require_fit(example: dict, stored: dict, where, partial: bool = False):
-    """ValueError unless `stored` (name -> (shape, dtype)) has what `example` wants, by name."""
+    """ValueError unless `stored` (name -> (shape, dtype)) has every leaf of `example`, by name."""
     missing = sorted(example.keys() - stored.keys())
     extra = sorted(stored.keys() - example.keys())
     if missing or (extra and not partial):
@@ -150,8 +150,8 @@ def require_fit(example: dict, stored: dict, where, partial: bool = False):
 def save_tree(path, tree, metadata: dict | None = None, half: bool = False):
     """Writes a tree of arrays and a dict of JSON values to one file in the safetensors layout.
 
-    `half` stores float32 leaves as float16, which `load_tree` turns back into float32; a value that
-    float16 cannot hold is a ValueError. Arrays must be readable from this process.
+    `half` stores float32 leaves as float16, and `load_tree` turns them back into float32.
+    ValueError for a value that float16 cannot hold. Arrays must be readable from this process.
     """
     arrays = {name: np.asarray(leaf) for name, leaf in flatten(tree).items()}
     halved = [n for n, a in arrays.items() if half and a.dtype == np.float32]
@@ -186,10 +186,11 @@ def save_tree(path, tree, metadata: dict | None = None, half: bool = False):
 
 
 def load_tree(path, example=None):
-    """`(tree, metadata)` of a file by `save_tree`, the leaves NumPy arrays (read-only).
+    """`(tree, metadata)` of a file by `save_tree`; the leaves are NumPy arrays (read-only).
 
-    With `example` (arrays or ShapeDtypeStructs) the tree has its structure, and another name, shape
-    or dtype is a ValueError; without it the tree is nested dicts. FileNotFoundError, ValueError.
+    With `example` (arrays or ShapeDtypeStructs) the tree has the structure of the example, and
+    another name, shape or dtype is a ValueError. Without it the tree is nested dicts.
+    FileNotFoundError if the file is missing, ValueError if it is damaged.
     """
     path = epath.Path(path)
     if not path.exists():
@@ -244,8 +245,9 @@ def _nest(leaves: dict):
 class Checkpoints:
     """The checkpoints of one run in `directory`: the last `keep`, and the best if `best` names one.
 
-    `best` is an entry of the metadata, such as the held-out bound, of which the lowest is kept too.
-    `say` gets the one-line messages about damaged checkpoints. Opening a directory changes nothing.
+    `best` names an entry of the metadata, such as the held-out bound: the checkpoint with the
+    lowest value of it is kept too. `say` gets one-line messages about damaged checkpoints. Opening
+    a directory does not change it.
     """
 
     def __init__(self, directory, keep: int = 3, best: str | None = None, say=print):
@@ -259,14 +261,14 @@ class Checkpoints:
     # Reading
 
     def steps(self) -> list[int]:
-        """The steps of the finished checkpoints, ascending; damaged ones are among them."""
+        """The steps of the finished checkpoints, ascending, damaged ones included."""
         return [step for step in self._found() if (self._path(step) / MANIFEST).exists()]
 
     def latest_step(self) -> int | None:
         return max(self.steps(), default=None)
 
     def best_step(self) -> int | None:
-        """The finished checkpoint with the lowest `best`, the earliest of equals."""
+        """The finished checkpoint with the lowest `best`; the earliest one of equals."""
         scores = {step: self._manifest(step).get("metadata", {}) for step in self.steps()}
         scores = {step: m[self.best] for step, m in scores.items() if m.get(self.best) is not None}
         return min(scores, key=scores.get, default=None)
@@ -274,9 +276,9 @@ class Checkpoints:
     def restore(self, example, step: int | None = None, partial: bool = False):
         """`(tree, metadata)` of the latest good checkpoint, or of `step`; None where there is none.
 
-        `example` is a tree of arrays or ShapeDtypeStructs; leaves that have a sharding arrive on
-        it, NumPy leaves as NumPy arrays. With `partial` the checkpoint may have more than that.
-        ValueError: the checkpoint does not fit the example, all are damaged, or `step` is.
+        `example` is a tree of arrays or ShapeDtypeStructs. Leaves with a sharding arrive on it;
+        NumPy leaves arrive as NumPy arrays. With `partial` the checkpoint may have further leaves.
+        ValueError: the checkpoint does not fit the example, or `step` or all are damaged.
         """
         self.wait()
         step = self._choose(step)
@@ -298,7 +300,7 @@ class Checkpoints:
         return tree, manifest["metadata"]
 
     def damage(self, step: int) -> str | None:
-        """What is wrong with a checkpoint, in a few words; None if it is good. Reads all of it."""
+        """The fault of a checkpoint in a few words; None if it is good. Reads all of it."""
         path = self._path(step)
         if not (path / MANIFEST).exists():
             return f"it has no {MANIFEST}"
@@ -316,10 +318,10 @@ class Checkpoints:
     # Writing
 
     def save(self, step: int, tree, metadata: dict | None = None, wait: bool = False):
-        """Starts writing `tree`, which may be donated at once; `wait` returns when it is done.
+        """Starts writing `tree`, which may be donated at once; with `wait` it waits until the end.
 
-        Waits for the save before it. OSError: this save or the one before it failed; the last good
-        checkpoint is still there.
+        Waits for the previous save first. OSError: this save or the previous one failed; the last
+        good checkpoint is still there.
         """
         self.wait()
         leaves = flatten(tree)
@@ -332,7 +334,7 @@ class Checkpoints:
 
         try:
             self._sweep(step)
-            if jax.process_index() == 0:  # where Orbax would wait five minutes for a folder
+            if jax.process_index() == 0:  # Orbax would wait five minutes for a folder
                 write_bytes(self.directory / "probe", b"writable?")
                 (self.directory / "probe").unlink()
             if self._orbax is None:
@@ -341,14 +343,14 @@ class Checkpoints:
         except Exception as error:
             self._fail(step, error)
         else:
-            # Not a daemon: the interpreter waits for it at exit.
+            # Not a daemon: the interpreter waits for this thread at exit.
             self._thread = threading.Thread(target=self._complete, args=(step, manifest))
             self._thread.start()
         if wait or self._failure:
             self.wait()
 
     def check(self):
-        """OSError if a save in the background has failed; does not wait for one that runs."""
+        """OSError if a save in the background has failed; does not wait for a running one."""
         if self._failure is not None:
             failure, self._failure = self._failure, None
             raise failure
@@ -370,7 +372,7 @@ class Checkpoints:
                 self._orbax = None
 
     def _complete(self, step, manifest):
-        """In the background: Orbax's part, then process 0 makes the checkpoint count."""
+        """In the background: Orbax finishes, then process 0 writes the manifest."""
         try:
             self._orbax.wait_until_finished()
             if jax.process_index() == 0:
@@ -384,7 +386,7 @@ class Checkpoints:
 
     def _fail(self, step, error):
         with contextlib.suppress(OSError):
-            self._sweep()  # give the space of the half-written back
+            self._sweep()  # give back the space of the half-written checkpoint
         cause = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
         last = self.latest_step()
         self._failure = OSError(
@@ -394,10 +396,10 @@ class Checkpoints:
         )
 
     def _sweep(self, step=None):
-        """Process 0 removes what killed or failed saves left behind.
+        """Process 0 removes the remains of killed or failed saves.
 
-        With `step`, the one about to be written, also what is not before it: a damaged checkpoint,
-        or the future of a run that went on from an earlier one.
+        With `step`, the one about to be written, it also removes everything that is not before this
+        step: a damaged checkpoint, or the later steps of a run that went back to an earlier one.
         """
         if jax.process_index() == 0 and self.directory.exists():
             stay = {self._path(s).name for s in self.steps() if step is None or s < step}
@@ -431,7 +433,7 @@ class Checkpoints:
             return {}
 
     def _choose(self, step: int | None) -> int | None:
-        """The step to restore, or None: decided by process 0 and told to the others."""
+        """The step to restore, or None. Process 0 decides and tells the others."""
         chosen = -1
         if jax.process_index() == 0:
             chosen = self._latest_good() if step is None else step
@@ -465,7 +467,7 @@ def _abstract(leaf):
 
 
 def _hashes(path) -> dict:
-    """File name -> [bytes, sha256] of all files below `path` but the manifest, in four threads."""
+    """File name -> [bytes, sha256] of all files below `path` except the manifest; four threads."""
     names = sorted(_walk(path))
 
     def entry(name):
@@ -489,6 +491,6 @@ def _walk(path, prefix=""):
 
 
 def _remove(path):
-    """The manifest goes first, so that a half-removed checkpoint does not count."""
+    """Removes the manifest first, so that a half-removed checkpoint does not count."""
     (path / MANIFEST).unlink(missing_ok=True)
     path.rmtree(missing_ok=True)
