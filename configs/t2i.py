@@ -48,7 +48,7 @@ def emoji(c):
     all of the image.
 
     Image tokenizer: 13 minutes of one core, 26.5 dB held out, over 99 % of the codes in use. Then
-    .39 s a step of two cores, 59 minutes. The README has what it comes to, and what more steps do.
+    .39 s a step of two cores, 59 minutes. benchmarks/RESULTS.md has the results, and more steps.
     """
     c.data = "webdataset:data/emoji"
     c.data_options = {"validation": 0.02}

@@ -1,4 +1,4 @@
-"""How do captioned images become batches?  From wherever they lie to the arrays training reads.
+"""How do captioned images become batches?  From files of any kind to the arrays of training.
 
     sources -> records -> (decode) -> image and text tokenizers -> token_cache -> batches
 

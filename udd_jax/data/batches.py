@@ -1,12 +1,12 @@
-"""Which pairs a training step sees: a pure function of (seed, step).
+"""The pairs of a training step: a pure function of (seed, step).
 
     global example g = step * B + b        epoch e = g // n
-    item  = permute(g mod n, n; seed, e)   every item once an epoch, a new order each
+    item  = permute(g mod n, n; seed, e)   every item once an epoch, each epoch in a new order
     view, caption = draw(seed, e, item)    one of the item's cached views, one of its captions
 
-There is no iterator and so no state to save: a run that resumes, or goes on with another number of
-processes, continues with the same data. A process reads its own contiguous share of a batch;
-the shares in order are the batch.
+There is no iterator, and therefore no state to save. A run that resumes, also with another number
+of processes, continues with the same data. A process reads its own contiguous share of a batch; the
+shares in order are the batch.
 """
 
 import concurrent.futures
@@ -16,7 +16,7 @@ import numpy as np
 
 from udd_jax.data import hashing, reading
 
-_ORDER, _VIEW, _CAPTION = range(3)  # what a draw is for
+_ORDER, _VIEW, _CAPTION = range(3)  # the purpose of a draw
 
 
 def _examples(step: int, batch_size: int, size: int):
@@ -33,7 +33,7 @@ def indices(seed: int, step: int, batch_size: int, size: int) -> np.ndarray:
 
 
 def _share(seed, step, batch_size, size, process_index, process_count):
-    """Epochs and items, int64[B / count] each, of a process's rows of the batch."""
+    """Epochs and items, int64[B / count] each, for the rows of one process."""
     if batch_size % process_count:
         raise ValueError(
             f"batch_size is {batch_size}, expected a multiple of the {process_count} processes"
@@ -48,7 +48,7 @@ def make(cache, seed: int, step: int, batch_size: int, process_index=0, process_
     """This process's share of the batch of `step`, read from a token cache.
 
     Args:
-        cache: a `tokens.TokenCache`.
+        cache: a `token_cache.TokenCache`.
         seed, step, batch_size: of the global batch.
         process_index, process_count: the share, rows [index * B / count, (index + 1) * B / count).
 
@@ -56,7 +56,7 @@ def make(cache, seed: int, step: int, batch_size: int, process_index=0, process_
         {"image": int32[B / count, N], "text": int32[B / count, M]}.
 
     Raises:
-        ValueError: batch_size is no multiple of process_count.
+        ValueError: batch_size is not a multiple of process_count.
     """
     epoch, items = _share(seed, step, batch_size, len(cache), process_index, process_count)
     views = hashing.draw(_VIEW, seed, epoch, items) % np.uint64(cache.views)
@@ -68,7 +68,7 @@ def make(cache, seed: int, step: int, batch_size: int, process_index=0, process_
 def make_images(
     source, views, seed: int, step: int, batch_size: int, process_index=0, process_count=1
 ) -> dict:
-    """The same straight from a source: decoded pictures, with fresh crops every epoch.
+    """The same directly from a source: decoded pictures, with fresh crops in every epoch.
 
     Args:
         source: of records.
@@ -77,11 +77,11 @@ def make_images(
 
     Returns:
         {"image": uint8[B / count, S, S, 3], "captions": list of B / count texts, "faults": list of
-        (position, cause, detail)}: an item that cannot be used is in `faults`, and the next one
-        of the source that can be takes its place.
+        (position, cause, detail)}. An item that cannot be used is in `faults`, and the next usable
+        item of the source takes its place.
 
     Raises:
-        ValueError: batch_size is no multiple of process_count, or no item can be used.
+        ValueError: batch_size is not a multiple of process_count, or no item can be used.
     """
     batch, faults = [], []
     share = _share(seed, step, batch_size, len(source), process_index, process_count)
@@ -104,9 +104,9 @@ class Decoded:
     """`make_images(step)` of a source for the steps in order, decoded ahead of time by Grain.
 
         batch_at = Decoded(source, views, seed, 64, steps=1000)
-        batch_at(7), batch_at(8), ...      # a run that goes on starts where it was
+        batch_at(7), batch_at(8), ...      # a resumed run starts at its step
 
-    Any order of steps is right; consecutive ones are fast. `share`: (process_index,
+    Any order of steps is correct; consecutive steps are fast. `share`: (process_index,
     process_count); threads, workers: as in `reading.in_order`.
     """
 
@@ -127,7 +127,7 @@ class Decoded:
             coming = range(step, max(self._steps, step + 1))
             self._batches = reading.in_order(self._batch_at, coming, **self._options)
         self._next = step + 1
-        if self._next == self._steps:  # there is nothing behind it
+        if self._next == self._steps:  # there are no further batches
             self._next = None
         return next(self._batches)
 
@@ -136,10 +136,10 @@ class Ahead:
     """Calls `batch_at(step)` for the coming steps in background threads.
 
         batch_at = Ahead(lambda step: make(cache, seed, step, 64))
-        batch_at(0), batch_at(1), ...      # the same values, mostly waiting already
+        batch_at(0), batch_at(1), ...      # the same values, mostly computed already
 
-    Any order of steps is right; consecutive ones are fast. An error in a thread is raised by
-    the call whose step it belongs to.
+    Any order of steps is correct; consecutive steps are fast. The call for a step raises the error
+    that its thread met.
     """
 
     def __init__(self, batch_at, depth: int = 2, threads: int = 1):
@@ -156,5 +156,5 @@ class Ahead:
         return self._waiting.pop(step).result()
 
     def close(self):
-        """Ends the threads; batches not yet asked for are dropped."""
+        """Ends the threads; drops the batches that nobody has asked for."""
         self._threads.shutdown(cancel_futures=True)

@@ -1,14 +1,14 @@
-"""Randomness without state: numbers that are a function of what they are for.
+"""Randomness without state: each number is a function of its purpose.
 
 A generator has to be saved, restored and split among processes. A hash of (seed, epoch, item) does
-not: whoever asks gets the same number, in any order, on any machine, with any version of NumPy.
+not: every caller gets the same number, in any order, on any machine, with any version of NumPy.
 
     draw(*parts)          64 bits, the finaliser of SplitMix64 (Steele, Lea, Flood 2014) folded over
                           the parts
     permute(i, n, key)    the i-th item of a shuffle of 0..n-1, in O(1) memory: a Feistel network
-                          on two digits to the base ceil(sqrt(n)); what falls outside [0, n) is sent
-                          through it again until it lands inside, which stays a bijection
-    content_hash(image)   what makes two images the same image
+                          on two digits to the base ceil(sqrt(n)); a result outside [0, n) passes
+                          through it again until it is inside, which keeps it a bijection
+    content_hash(image)   equal for two images that are the same image
 """
 
 import hashlib
@@ -41,11 +41,11 @@ def uniform(*parts) -> np.ndarray:
 
 
 def permute(index, size: int, key) -> np.ndarray:
-    """Item `index` of the shuffle of range(size) that `key` names.
+    """Item `index` of a shuffle of range(size); each `key` is another shuffle.
 
     Args:
         index: int64[B], each in [0, size).
-        size: how many items are shuffled.
+        size: the number of items.
         key: integer or integers [B].
 
     Returns:
@@ -66,7 +66,7 @@ def permute(index, size: int, key) -> np.ndarray:
 
 
 def content_hash(image: bytes | np.ndarray) -> bytes:
-    """16 bytes that two images share when their pixels (uint8[H, W, 3]) or files agree."""
+    """16 bytes, equal for two images if their pixels (uint8[H, W, 3]) or files agree."""
     if isinstance(image, np.ndarray):
         image = repr(image.shape).encode() + np.ascontiguousarray(image).tobytes()
     return hashlib.blake2b(image, digest_size=16).digest()

@@ -1,15 +1,15 @@
-"""Pixels in and out, with NumPy and Pillow and nothing else.
+"""Reading, cutting and writing pixels, with NumPy and Pillow only.
 
-An image is uint8[H, W, 3], a mask bool[H, W] with True (white) where something is to be generated.
-Infilling needs three things of a mask. The codes to generate are those whose cell has any white
-pixel (`code_mask`). What is under the white pixels must not reach the model, not even through the
-image tokenizer's receptive field, so it is painted over before encoding (`hide`). And the given
-pixels are shown as they were, not as the tokenizer would return them (`composite`).
+An image is uint8[H, W, 3]. A mask is bool[H, W], True (white) where pixels are generated. Infilling
+uses a mask in three ways. A code is generated if its cell has any white pixel (`code_mask`). The
+content under the white pixels must not reach the model, not even through the receptive field of the
+image tokenizer, so it is painted over before encoding (`hide`). The given pixels are shown as they
+were, not as the tokenizer would return them (`composite`).
 
-    codes = tokenizer.encode(images.hide(image, mask)[None])
-    free = images.code_mask(mask, tokenizer.grid)
+    codes = tokenizer.encode(pixels.hide(image, mask)[None])
+    free = pixels.code_mask(mask, tokenizer.grid)
     ...
-    shown = images.composite(tokenizer.decode(new_codes)[0], image, mask)
+    shown = pixels.composite(tokenizer.decode(new_codes)[0], image, mask)
 """
 
 import base64
@@ -26,7 +26,7 @@ import numpy as np
 from PIL import Image, ImageCms, ImageDraw, ImageFont, ImageOps
 
 CROP, FILTER = "centre square", "lanczos"  # of `fit`
-_MOST_PIXELS = 80_000_000  # a file that claims more is taken for a decompression bomb
+_MOST_PIXELS = 80_000_000  # a file that claims more counts as a decompression bomb
 
 # The contact sheet, in pixels and RGB.
 _PAPER, _INK = (255, 255, 255), (64, 64, 64)
@@ -39,10 +39,11 @@ _PICTURE = 128  # side to which `sheet` enlarges small pictures
 def read(source: str | os.PathLike | bytes) -> np.ndarray:
     """Decode an image file, or its bytes, to uint8[H, W, 3].
 
-    Any format and mode that Pillow opens: palettes, grey, CMYK and YCCK, 16 bit and float (scaled
-    to 8 bit), transparency over white, turned upright as its EXIF says, the first frame of an
-    animation. Raises a one-line ValueError for anything else: no such file, a folder, a file that
-    is no image, cut short or damaged, more than 80 million pixels.
+    Reads any format and mode that Pillow opens: palettes, grey, CMYK and YCCK, 16 bit and float
+    (scaled to 8 bit). Transparency is put over white, the EXIF orientation is applied, and the
+    first frame of an animation is taken. Raises a one-line ValueError for anything else: no such
+    file, a folder, a file that is not an image, a truncated or damaged file, more than 80 million
+    pixels.
     """
     if isinstance(source, bytes):
         name, file = f"the {len(source)} bytes given", io.BytesIO(source)
@@ -50,12 +51,12 @@ def read(source: str | os.PathLike | bytes) -> np.ndarray:
         name, file = str(source), source
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="PIL")  # oddities that it can read past
+            warnings.filterwarnings("ignore", module="PIL")  # oddities that Pillow can ignore
             with Image.open(file) as image:
                 if math.prod(image.size) > _MOST_PIXELS:
                     raise Image.DecompressionBombError
                 image.load()
-                with contextlib.suppress(Exception):  # a damaged EXIF block is no damaged image
+                with contextlib.suppress(Exception):  # a damaged EXIF block alone is fine
                     ImageOps.exif_transpose(image, in_place=True)
                 return _rgb(image)
     except Image.DecompressionBombError:
@@ -68,16 +69,16 @@ def read(source: str | os.PathLike | bytes) -> np.ndarray:
         raise ValueError(f"image: no permission to read {name}") from None
     except Image.UnidentifiedImageError:
         raise ValueError(f"image: {name} is no image that Pillow can open") from None
-    except Exception as error:  # Pillow's decoders raise whatever a damaged file leads them to
+    except Exception as error:  # the decoders of Pillow raise errors of any type
         cause = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"image: {name} is damaged: {cause}") from None
 
 
 def fit(image: np.ndarray, size: int, filter: str = FILTER) -> np.ndarray:
-    """Centre square of uint8[H, W, 3], resized to uint8[size, size, 3].
+    """The centre square of uint8[H, W, 3], resized to uint8[size, size, 3].
 
-    The short side becomes `size`; `filter` is one of Pillow's by name: nearest, box, bilinear,
-    hamming, bicubic, lanczos. Raises ValueError for a name that it does not know.
+    The short side becomes `size`. `filter` names a filter of Pillow: nearest, box, bilinear,
+    hamming, bicubic, lanczos. Raises ValueError for any other name.
     """
     resampling = Image.Resampling.__members__.get(filter.upper())
     if resampling is None:
@@ -99,7 +100,7 @@ def encode_png(image: np.ndarray) -> bytes:
 
 
 def write_png(path: str | os.PathLike, image: np.ndarray) -> None:
-    """Write uint8[H, W, 3]: to a temporary name in the same folder, then renamed."""
+    """Writes uint8[H, W, 3] to a temporary name in the same folder, then renames the file."""
     content = encode_png(image)
     path = pathlib.Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -111,15 +112,14 @@ def write_png(path: str | os.PathLike, image: np.ndarray) -> None:
 
 
 def data_uri(image: np.ndarray) -> str:
-    """uint8[H, W, 3] as a `data:` address, to stand in a page by itself."""
+    """uint8[H, W, 3] as a `data:` address, for a page without other files."""
     return "data:image/png;base64," + base64.b64encode(encode_png(image)).decode()
 
 
 def read_mask(path: str | os.PathLike, size: int | tuple[int, int]) -> np.ndarray:
-    """A black and white image file to bool[H, W]: True where it is nearer to white.
+    """A black and white image file as bool[H, W]: True where it is nearer to white.
 
-    `size` is the side, or (height, width), of the image that it belongs to; a mask of another size
-    is a ValueError.
+    `size` is the side, or (height, width), of its image. ValueError for a mask of another size.
     """
     height, width = (size, size) if isinstance(size, int) else size
     image = read(path)
@@ -132,7 +132,7 @@ def read_mask(path: str | os.PathLike, size: int | tuple[int, int]) -> np.ndarra
 
 
 def fit_mask(mask: np.ndarray, size: int) -> np.ndarray:
-    """bool[H, W] to bool[size, size], as `fit` does; True if any pixel that falls there is."""
+    """bool[H, W] to bool[size, size], cut like `fit`; True if any of its pixels is True."""
     box = _centre_square(*mask.shape)
     grey = Image.fromarray(mask.astype(np.float32))
     return np.array(grey.resize((size, size), Image.Resampling.BOX, box=box)) > 0
@@ -152,7 +152,7 @@ def code_mask(mask: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
 def hide(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """uint8[H, W, 3] with the white pixels of bool[H, W] painted over.
 
-    Their colour is the median of the given pixels, so that it says nothing about what was there;
+    The new colour is the median of the given pixels, so that it does not depend on the hidden ones;
     mid-grey if no pixel is given.
     """
     _check(image, mask)
@@ -176,8 +176,8 @@ def sheet(
     """Pictures in rows with their captions below: a contact sheet, uint8[H, W, 3].
 
     Every uint8[h, w, 3] is enlarged `scale` times, without smoothing; by default to about 128
-    pixels. Captions are wrapped to the picture's width and cut after five lines. `marks` says which
-    are right (green frame, tick), wrong (red frame, cross) or neither (None).
+    pixels. Captions are wrapped to the width of the picture and cut after five lines. `marks` says
+    which pictures are right (green frame, tick), wrong (red frame, cross) or neither (None).
     """
     images = list(images)
     captions = [""] * len(images) if captions is None else [str(text) for text in captions]
@@ -233,7 +233,7 @@ def _mark(draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], right: bool
     colour = _RIGHT if right else _WRONG
     frame = (left - _FRAME, top - _FRAME, end + _FRAME - 1, bottom + _FRAME - 1)
     draw.rectangle(frame, outline=colour, width=_FRAME)
-    x, y = end, top  # the badge sits on the corner, for those who do not tell red from green
+    x, y = end, top  # a badge on the corner, for readers who cannot tell red from green
     draw.ellipse((x - _BADGE, y - _BADGE, x + _BADGE, y + _BADGE), colour, _PAPER)
     if right:
         draw.line([(x - 4, y), (x - 1, y + 3), (x + 4, y - 3)], _PAPER, 2)
@@ -243,7 +243,7 @@ def _mark(draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], right: bool
 
 
 def _font(texts: Sequence[str]) -> ImageFont.FreeTypeFont:
-    """Pillow's own font; for other letters than English ones the one that comes with matplotlib."""
+    """The font of Pillow; for texts that are not ASCII, the font that comes with matplotlib."""
     matplotlib = importlib.util.find_spec("matplotlib")
     if matplotlib is None or all(text.isascii() for text in texts):
         return ImageFont.load_default(_FONT)
@@ -252,7 +252,7 @@ def _font(texts: Sequence[str]) -> ImageFont.FreeTypeFont:
 
 
 def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
-    """Lines no wider than `width`; a longer word is broken, a longer text ends in an ellipsis."""
+    """Lines of at most `width`; a longer word is broken, a longer text ends in an ellipsis."""
     lines, line = [], ""
     for word in text[:_MOST_CHARACTERS].split():
         if font.getlength(f"{line} {word}".strip()) <= width:
@@ -292,9 +292,9 @@ def _rgb(image: Image.Image) -> np.ndarray:
 def _eight_bit(values: np.ndarray, mode: str) -> np.ndarray:
     """Grey numbers to uint8.
 
-    White is 65535 in a 16-bit image. Where the mode does not tell, it is the least customary white
-    (1 for floats, 255, 65535) that is no less than every value; values that fit none are stretched
-    from the least to the greatest.
+    White is 65535 in a 16-bit image. If the mode does not say what white is, it is the smallest
+    usual value (1 for floats, 255, 65535) that no pixel exceeds. Values that fit none of them are
+    stretched from the smallest to the largest.
     """
     values = np.nan_to_num(values.astype(np.float64), posinf=0, neginf=0)
     low, high = values.min(), values.max()

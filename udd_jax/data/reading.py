@@ -1,14 +1,14 @@
-"""From a record to pixels and clean captions, in order, with every fault counted.
+"""From a record to pixels and clean captions, in order. Every fault is counted.
 
     record --images.read--> pixels --views--> uint8[views, S, S, 3]
            --clean--------> captions without control characters, none of them empty or huge
 
-View 0 is the picture fitted to S x S as it is; the others are square crops of random size and
-place, mirrored half of the time unless a caption names a side. What is drawn is a hash of
+View 0 is the picture fitted to S x S as it is. The others are square crops of random size and
+place, mirrored half of the time unless a caption names a side. The random numbers are a hash of
 (seed, position, view): the same for any number of processes, in any order.
 
-Nothing is dropped silently. A record that cannot be used is an `Example` without views; whatever
-was wrong with it, or repaired in it, stands in `faults` as (cause, detail).
+Nothing is dropped silently. A record that cannot be used becomes an `Example` without views. Its
+faults and repairs are in `faults` as (cause, detail).
 """
 
 import dataclasses
@@ -19,15 +19,15 @@ import numpy as np
 
 from udd_jax.data import hashing, pixels
 
-# Causes. Those of a record that is skipped, and those of a caption that is dropped; others, in
-# `clean`, are repairs.
+# Causes for skipping a record, and causes for dropping a caption. Other causes, in `clean`, are
+# repairs.
 SKIPPED = ("unreadable record", "broken image", "tiny image", "no caption")
 DROPPED = ("caption is no text", "caption too long", "caption empty")
-_CHUNK = 16  # examples an element of Grain's, whose cost is per element
+_CHUNK = 16  # examples in one element of Grain, whose cost is per element
 _SURROGATES = re.compile("[\ud800-\udfff]")
-_CONTROLS = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f]")  # those that are no white space
+_CONTROLS = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f]")  # those that are not white space
 _SIDES = re.compile(r"\b(left|right)(most|wards?|hand|-hand)?\b", re.IGNORECASE)
-_MIRROR, _SCALE, _TOP, _LEFT = range(4)  # what a draw is for
+_MIRROR, _SCALE, _TOP, _LEFT = range(4)  # the purpose of a draw
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,9 +35,9 @@ class Views:
     """How pictures are cut: the settings that the token cache records.
 
     Attributes:
-        size: S, the side of what comes out, in pixels.
-        count: views an image; the first is the plain one.
-        smallest: least share of the picture's largest square that a random crop keeps, (0, 1].
+        size: S, the side of the result, in pixels.
+        count: views of an image; the first one is the plain view.
+        smallest: least share of the largest square in the picture that a crop keeps, (0, 1].
         flip: whether random views may be mirrored.
         seed: of the crops.
         min_side: pictures with a shorter side than this are skipped.
@@ -62,7 +62,7 @@ class Views:
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """A record made ready: pixels uint8[views, S, S, 3], or None when it has to be skipped."""
+    """A prepared record: pixels uint8[views, S, S, 3], or None if it has to be skipped."""
 
     position: int
     key: str
@@ -72,11 +72,11 @@ class Example:
 
 
 def clean(caption, max_characters: int = 10_000) -> tuple[str | None, str | None]:
-    """A caption fit for a tokenizer, and what was wrong with it.
+    """A caption fit for a tokenizer, and its fault.
 
     Returns:
-        (text, None) when there was nothing to do, (text, cause) when it was repaired: control
-        characters become spaces, lone surrogates U+FFFD; (None, cause) when it cannot be used.
+        (text, None) if the caption is fine; (text, cause) if it was repaired: control characters
+        become spaces, lone surrogates U+FFFD; (None, cause) if it cannot be used.
     """
     if not isinstance(caption, str):
         return None, DROPPED[0]
@@ -94,7 +94,7 @@ def clean(caption, max_characters: int = 10_000) -> tuple[str | None, str | None
 def cut(image: np.ndarray, views: Views, position: int, mirror: bool, numbers) -> np.ndarray:
     """Some views of one picture: uint8[H, W, 3] -> uint8[len(numbers), S, S, 3].
 
-    `numbers` are of any views, also beyond `views.count`; number 0 is the plain one.
+    `numbers` name the views, also beyond `views.count`; number 0 is the plain view.
     """
     height, width = image.shape[:2]
     cuts = []
@@ -113,9 +113,9 @@ def cut(image: np.ndarray, views: Views, position: int, mirror: bool, numbers) -
 
 
 def example(source, position: int, views: Views, numbers=None) -> Example:
-    """Reads and decodes item `position` of `source`; never raises for what is in the data.
+    """Reads and decodes item `position` of `source`; never raises because of bad data.
 
-    `numbers` are the views wanted, by default the first `views.count`.
+    `numbers` are the wanted views, by default the first `views.count`.
     """
     try:
         record = source[position]
@@ -151,7 +151,7 @@ def examples(source, start: int, stop: int, views: Views, *, threads=4, workers=
 
     Args:
         source: a source (with `workers`, one that can be pickled).
-        start, stop: positions, a share of the global counter; nothing outside is read.
+        start, stop: positions in the source; items outside are not read.
         views: how pictures are cut.
         threads, workers: as in `in_order`.
 
@@ -169,14 +169,15 @@ def examples(source, start: int, stop: int, views: Views, *, threads=4, workers=
 def in_order(function, numbers: range, *, threads=4, workers=0):
     """Yields function(n) for each n, in order, computed ahead of time by Grain.
 
-    So a trainer reads pictures: `in_order(batch_at, range(step, steps))`, where `batch_at` is a
-    pure function of the step, as `batches.make_images` is.
+    A trainer reads pictures with it: `in_order(batch_at, range(step, steps))`, where `batch_at` is
+    a pure function of the step, such as `batches.make_images`.
 
     Args:
-        function: of an integer; with `workers`, one that can be pickled.
-        numbers: what it is called with.
-        threads: of each process; Pillow decodes outside Python's lock.
-        workers: processes; the caller then needs parsed absl flags and a `__main__` guard.
+        function: takes an integer; with `workers`, it must be picklable.
+        numbers: the arguments of its calls.
+        threads: number in each process; Pillow decodes outside Python's lock.
+        workers: number of processes; the caller then needs parsed absl flags and a `__main__`
+            guard.
     """
     dataset = grain.MapDataset.range(numbers.start, numbers.stop, numbers.step).map(function)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
@@ -187,9 +188,10 @@ def in_order(function, numbers: range, *, threads=4, workers=0):
 
 
 def captions(source):
-    """Every usable caption of a source, cleaned, in order; pictures are read only where they must.
+    """Every usable caption of a source, cleaned, in order.
 
-    A source may have a method `captions(index)`; else its records are asked.
+    If the source has a method `captions(index)`, no picture is read; otherwise its records are
+    read.
     """
     listed = getattr(source, "captions", lambda index: source[index].captions)
     for index in range(len(source)):

@@ -1,18 +1,18 @@
-"""The token cache: every image and caption tokenized once, then read in random batches.
+"""The token cache: every image and caption is tokenized once, then read in random batches.
 
     directory/
-      manifest.json               what the tokens are: source, settings, views, counts, checksums
+      manifest.json               about the tokens: source, settings, views, counts, checksums
       shard-00000.arrayrecord     one record an item: its views' codes, then its captions' pieces,
                                   packed as one little-endian integer type
-      shard-00000.json            what went into that shard; written last, so that it is proof
+      shard-00000.json            the contents of that shard; written last, so that it is proof
       index.npy                   int64[items, 2]: position in the source, number of captions
-      skipped.jsonl               one line a fault: position, key, cause, detail
+      skipped.jsonl               one line for each fault: position, key, cause, detail
 
-A shard covers a fixed range of the source and is written under a temporary name, so a run that was
-killed continues with the first shard that has no proof, and ends with the same bytes as one that
-was not. Several processes may write at once, each its own shards: `write_shards` in each, then
-`finish` in one. Records are stored one to a group and not compressed, and read many to a call:
-that, and not the format, is what makes reading fast.
+A shard covers a fixed range of the source and is written under a temporary name. A run that was
+killed continues with the first shard without proof, and ends with the same bytes as an
+uninterrupted run. Several processes may write at once, each its own shards: `write_shards` in each,
+then `finish` in one. A group holds one record, records are not compressed, and one call reads many
+of them: this makes reading fast, not the format.
 """
 
 import collections
@@ -36,7 +36,7 @@ _READER = "readahead_buffer_size:0,max_parallelism:1"
 def write_cache(
     source, encode_images, encode_texts, directory, *, settings, views, skip_limit=0.01, **options
 ) -> "TokenCache":
-    """Tokenizes a source into a cache, or the rest of it: `write_shards`, then `finish`."""
+    """Tokenizes a source, or the rest of it, into a cache: `write_shards`, then `finish`."""
     options |= {"settings": settings, "views": views, "skip_limit": skip_limit}
     write_shards(source, encode_images, encode_texts, directory, **options)
     return finish(directory, skip_limit)
@@ -60,23 +60,23 @@ def write_shards(
     process_count: int = 1,
     progress=lambda positions: None,
 ):
-    """Writes the shards of this process that are not there yet.
+    """Writes the missing shards of this process.
 
     Args:
         source: a source of records.
         encode_images: uint8[batch_size, S, S, 3] -> int32[batch_size, N].
         encode_texts: list of batch_size strings -> int32[batch_size, M].
         directory: of the cache.
-        settings: what the tokens depend on besides the source and the views, above all the
-            tokenizers' hashes; JSON values.
+        settings: everything else that the tokens depend on, in addition to the source and the
+            views, above all the hashes of the tokenizers; JSON values.
         views: how pictures are cut.
-        batch_size: images, or captions, an encode call; the last call is filled up.
-        shard_size: source positions a shard.
+        batch_size: images, or captions, in an encode call; the last call is filled up.
+        shard_size: source positions in a shard.
         dtype: of the stored tokens.
-        skip_limit: largest share of records (and of captions) that may be unusable.
+        skip_limit: the largest share of records (and of captions) that may be unusable.
         threads, workers: of the decoding.
         process_index, process_count: this process writes shards index, index + count, ...
-        progress: called with the number of source positions done since the last call.
+        progress: called with the number of source positions finished since the last call.
 
     Raises:
         ValueError: the directory holds a cache of another source or with other settings, a token
@@ -115,7 +115,7 @@ def write_shards(
 
 
 def finish(directory, skip_limit: float = 0.01) -> "TokenCache":
-    """Joins the shards' proofs into index, manifest and list of faults, and opens the cache.
+    """Joins the proofs of the shards into index, manifest and list of faults; opens the cache.
 
     Raises:
         ValueError: shards are missing, or too much of the data is unusable.
@@ -159,14 +159,14 @@ class TokenCache:
     """A finished cache, opened for reading.
 
     Attributes:
-        manifest: dict, what was written.
-        views: views an item; image_length, text_length: N and M.
-        positions: int64[items], where the item stands in its source.
-        captions: int64[items], how many captions it has.
+        manifest: dict, the content of manifest.json.
+        views: number of views of an item; image_length, text_length: N and M.
+        positions: int64[items], the position of each item in its source.
+        captions: int64[items], the number of captions of each item.
 
     Raises:
-        ValueError: no cache, an unfinished one, one of other `settings`, or a damaged one: each
-            shard is compared with its checksum (with `verify`) when it is first read.
+        ValueError: no cache, an unfinished one, other `settings`, or a damaged cache. With
+            `verify`, each shard is compared with its checksum when it is first read.
     """
 
     def __init__(self, directory, settings: dict | None = None, verify: bool = True):
@@ -196,7 +196,7 @@ class TokenCache:
         """One view and one caption of each item.
 
         Args:
-            indices, views, captions: int64[B], of the item, of its view, of its caption.
+            indices, views, captions: int64[B], numbers of the items, their views, their captions.
 
         Returns:
             {"image": int32[B, N], "text": int32[B, M]}.
@@ -219,7 +219,7 @@ class TokenCache:
 
         Returns:
             {"image": int32[B, views, N], "text": int32[B, C, M], "captions": int64[B]}: C is the
-            largest number of captions in the cache; an item with fewer repeats its own.
+            largest number of captions in the cache; an item with fewer captions repeats them.
         """
         indices = np.asarray(indices)
         most, middle = int(self.captions.max()), self.views * self.image_length
@@ -304,7 +304,7 @@ def _write_shard(path, examples, encode_images, encode_texts, batch_size, progre
 
 @contextlib.contextmanager
 def _writing(partial):
-    """ArrayRecord's errors, such as a full disk, in one line; what was written is removed."""
+    """Turns errors of ArrayRecord, such as a full disk, into one line; removes the partial file."""
     try:
         yield
     except RuntimeError as error:
@@ -314,7 +314,7 @@ def _writing(partial):
 
 
 def _in_batches(encode, batch_size: int, dtype: str):
-    """`encode`, called with batches of one size and checked: one compilation, no wrapped token."""
+    """`encode` in batches of one size, so that it compiles once; checks that tokens fit `dtype`."""
     limit = np.iinfo(dtype).max
 
     def encode_all(inputs):

@@ -1,23 +1,24 @@
-"""Positions in pieces: what is made of [B, n, K] on the way is held for one of them only."""
+"""Work on a few positions at a time, so that a large [B, n, K] exists for one chunk only."""
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-PIECES = 4  # parts of the positions
+PIECES = 4  # chunks of the positions
 
 
 def in_pieces(function, *arrays):
-    """`function` of arrays [B, n, ...] in PIECES parts of the n positions, one after the other.
+    """Applies `function` to arrays [B, n, ...] in PIECES chunks of the n positions, one by one.
 
-    What it makes of [B, n, K] on the way is held for one part only. It must take every position on
-    its own; its results, [B, n, ...] each, are those of one call. Few positions are taken at once.
+    Its intermediate arrays [B, n, K] exist for one chunk only. `function` must treat each position
+    on its own. The results, [B, n, ...] each, equal those of one call. Fewer than 8 PIECES
+    positions are one call.
     """
     n = arrays[0].shape[1]
     if n < 8 * PIECES:
         return function(*arrays)
     size = -(-n // PIECES)
-    starts = jnp.minimum(jnp.arange(PIECES) * size, n - size)  # the last part may overlap
+    starts = jnp.minimum(jnp.arange(PIECES) * size, n - size)  # the last chunk may overlap
 
     def part(i):
         def cut(a):

@@ -1,4 +1,4 @@
-"""The objective: what a network is trained on, and the bound that it is measured by.
+"""The objective that trains a network, and the bound that measures it.
 
     L = E_t [ sum over modalities m of (L_t^m + lambda L_aux^m) / p(t) ]
 
@@ -6,9 +6,9 @@
            at s = 0 it is -log p(x_0 | x_t), the decoder's term
     L_aux  -log p(x_0 | x_t)
 
-Both are sums over the positions that are free, in closed form: the work is one logsumexp and one
-sum over the classes a position. `loss_terms` gives the two, `training.loss` puts them together,
-and `bound` adds up a whole chain.
+Both are sums over the free positions, in closed form: each position costs one logsumexp and one
+sum over the classes. `loss_terms` returns both, the trainer adds them up, and `bound` adds up a
+whole chain.
 """
 
 import functools
@@ -34,14 +34,14 @@ def token_terms(
 ) -> tuple[jax.Array, jax.Array]:
     """KL( q(x_s | x_t, x_0) || p(x_s | x_t) ) and -log p(x_0 | x_t), in nats a position.
 
-    logits: float[..., K_m]; x0, xt, s, t: int32[...], s < t, local ids. Two float[...]. At s = 0
-    the first is the decoder's -log p(x_0 | x_t), for visible tokens too; for mask-only schedules,
-    whose visible tokens are the truth, it is (1 - gbar_s / gbar_t) times that at a mask and 0
-    elsewhere, for any s.
+    logits: float[..., K_m]; x0, xt, s, t: int32[...], s < t, local ids. Returns two float[...]. At
+    s = 0 the first one is the decoder's -log p(x_0 | x_t), at visible tokens too. For mask-only
+    schedules the visible tokens are the truth: there the first one is (1 - gbar_s / gbar_t) times
+    the second at a mask and 0 elsewhere, for any s.
 
-    q(x_s | ...) takes three values, at x_0, at x_t and at the rest, so that all that runs over
-    the classes is logsumexp(logits) and F = sum_k log(1 + abar_s p(k) / (bbar_s S)) with
-    S = 1 at a mask and bbar_t W (see `p_log_probs`) at a visible token.
+    q(x_s | ...) takes three values: at x_0, at x_t and at all other classes. So only two sums run
+    over the classes: logsumexp(logits) and F = sum_k log(1 + abar_s p(k) / (bbar_s S)), with S = 1
+    at a mask and S = bbar_t W (see `p_log_probs`) at a visible token.
     """
     classes = logits.shape[-1]
     logits = logits.astype(kernel.alpha_bar.dtype)
@@ -55,8 +55,8 @@ def token_terms(
     if kernel.masks_only[m]:
         return jnp.where(masked, hidden_plain, 0), decode
 
-    # At s = 0 and, for some schedules, at t = T nothing is replaced. A beta of 0 is made 1 there
-    # and its terms are not used.
+    # At s = 0 and, for some schedules, at t = T no token is replaced: beta is 0. It is made 1
+    # there, and its terms are not used.
     beta_s = jnp.where(at_s.beta > 0, at_s.beta, 1)
     beta_t = jnp.where(at_t.beta > 0, at_t.beta, 1)
     move = transition.step(at_s, at_t)
@@ -102,7 +102,7 @@ def token_terms(
 
 
 def prior_kl(kernel: Kernel, m: int) -> jax.Array:
-    """KL( q(x_T | x_0) || p(x_T) ) of one position, nats. It has no parameters."""
+    """KL( q(x_T | x_0) || p(x_T) ) of one position, in nats. It does not depend on parameters."""
     at_T = transition.marginal(kernel, m, jnp.int32(kernel.steps))
     uniform = at_T.unmasked / kernel.vocab.modalities[m].classes
     here = at_T.alpha + at_T.beta
@@ -175,10 +175,11 @@ def loss_terms(
 
 
 def continuous_terms(kernel: Kernel, nll: jax.Array, xt: jax.Array, rate: jax.Array) -> jax.Array:
-    """What a position adds to the bound of the chain with infinitely many steps, float[B, L].
+    """The contribution of each position to the bound with infinitely many steps, float[B, L].
 
     The KL of a step from t - dt to t is rate dt times the cross-entropy at a mask (MDLM, MD4:
-    arXiv 2406.07524, 2406.04329). nll: float[B, L] of `loss_terms`; rate: float[B, M] of `instant`.
+    arXiv 2406.07524, 2406.04329). nll: float[B, L] from `loss_terms`; rate: float[B, M] from
+    `transition.instant`.
     """
     weight = rate[:, kernel.vocab.modality_of]
     return jnp.where(xt == kernel.vocab.mask_id, weight * nll, 0)
@@ -196,11 +197,12 @@ def bound(
 ) -> jax.Array:
     """An upper bound on -log p of the free modalities given the others, nats, float[B, M].
 
-    p is that of the ancestral chain of `calls` steps (0 is T), with nothing truncated: the sum of
-    its L_t, estimated from `times` of them, one from each of as many strata, and the prior's term.
-    keys: one a sample, [B]; x0: int32[B, L]; free: bool[B, L], whole modalities; absent:
-    bool[B, M]. Its mean over keys is exact for any `times`. An absent modality is drawn anew at
-    every time, so `denoise_fn.prepare` may precompute what it knows of given modalities only.
+    p is the law of the ancestral chain of `calls` steps (0 means T) without truncation. The bound
+    is the sum of the L_t of this chain plus the term of the prior. The sum is estimated from
+    `times` of its terms, one from each of as many strata; the mean over keys is exact for any
+    `times`. keys: one a sample, [B]; x0: int32[B, L]; free: bool[B, L], whole modalities; absent:
+    bool[B, M]. An absent modality is drawn anew at every time, so `denoise_fn.prepare` may
+    precompute given modalities only.
     """
     vocab, calls = kernel.vocab, calls or kernel.steps
     clock = jnp.asarray(schedules.chain_times(kernel.steps, calls)[::-1].astype(np.int32))

@@ -1,10 +1,10 @@
 """Random draws from 32-bit words: exact in the tail, one or a few words a draw.
 
-A sampling step asks for one block of random words, a few a position, and everything it draws is a
-function of them. Against a call of `jax.random` for each thing this compiles in a fraction of the
-time, and a token costs one word and not K Gumbel variables. Probabilities are resolved to 2^-32
-(tokens to 2^-31 of their sum), where `jax.random.categorical` in its default mode misses more than
-half of the events that are as rare as 1e-7.
+A sampling step asks for one block of random words, a few a position, and all its draws are
+functions of them. This compiles in a fraction of the time that one call of `jax.random` for each
+draw takes, and a token costs one word instead of K Gumbel variables. The resolution of
+probabilities is 2^-32 (of tokens: 2^-31 of their sum). `jax.random.categorical` in its default mode
+misses more than half of the events that are as rare as 1e-7.
 """
 
 import jax
@@ -13,25 +13,25 @@ from jax import lax
 
 
 def words(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Random words uint32[..., *shape] for a key [] or an array of keys [B]: a block a key."""
+    """Random words uint32[..., *shape], one block for each key; key: [] or [B]."""
     if key.ndim:
         return jax.vmap(lambda one: jax.random.bits(one, shape, jnp.uint32))(key)
     return jax.random.bits(key, shape, jnp.uint32)
 
 
 def uniform(word: jax.Array) -> jax.Array:
-    """uint32[...] -> float32[...] in (0, 1), to 2^-32 where it is small."""
+    """uint32[...] -> float32[...] in (0, 1); the resolution of small numbers is 2^-32."""
     u = (word.astype(jnp.float32) + 0.5) * jnp.float32(2.0**-32)
     return jnp.minimum(u, jnp.float32(1 - 2.0**-24))
 
 
 def bernoulli(word: jax.Array, p: jax.Array) -> jax.Array:
-    """True with probability p: always at 1, never at 0."""
+    """True with probability p: always at p = 1, never at p = 0."""
     return uniform(word) < p
 
 
 def below(word: jax.Array, high: int | jax.Array) -> jax.Array:
-    """A whole number in 0..high-1, int32[...]."""
+    """A uniform whole number in 0..high-1, int32[...]."""
     high = jnp.broadcast_to(jnp.asarray(high, jnp.uint32), word.shape)
     return high_word(word, high).astype(jnp.int32)
 
@@ -39,7 +39,8 @@ def below(word: jax.Array, high: int | jax.Array) -> jax.Array:
 def high_word(a: jax.Array, b: jax.Array) -> jax.Array:
     """The upper 32 bits of the product of uint32[...] and uint32[...].
 
-    In halves of 16 bits: `lax.mulhi` is not lowered on a mesh of several devices (jax 0.10.2).
+    Computed in halves of 16 bits: `lax.mulhi` cannot be lowered on a mesh of several devices
+    (jax 0.10.2).
     """
     a1, a0, b1, b0 = a >> 16, a & 0xFFFF, b >> 16, b & 0xFFFF
     middle = a1 * b0 + (a0 * b0 >> 16)  # at most 2^32 - 2^16 - 1
@@ -54,8 +55,8 @@ def gumbel(word: jax.Array) -> jax.Array:
 def categorical(word: jax.Array, log_p: jax.Array) -> jax.Array:
     """A class with probability exp(log_p), normalised: uint32[...], float[..., K] -> int32[...].
 
-    The class at which the cumulative mass passes a random number, both in whole multiples of
-    2^-31, so that the sums are exact; found by bisection, without a cumulative array.
+    It is the class at which the cumulative mass passes a random number. Both are whole multiples of
+    2^-31, so the sums are exact. The search is a bisection without a cumulative array.
     """
     classes = log_p.shape[-1]
     mass = jnp.round(jnp.exp(log_p) * 2.0**31).astype(jnp.uint32)
@@ -69,8 +70,10 @@ def categorical(word: jax.Array, log_p: jax.Array) -> jax.Array:
 
 
 def bisect(holds, high: jax.Array, rounds: int) -> jax.Array:
-    """The smallest whole number in 0..high at which `holds`, which never turns false again, is
-    true; `high` where there is none. int32[...]; 2^rounds must be above the numbers there are."""
+    """The smallest whole number in 0..high at which `holds` is true; `high` if there is none.
+
+    `holds` must stay true once it is true. high: int32[...]; 2^rounds must exceed high + 1.
+    """
 
     def halve(_, ends):
         low, high = ends

@@ -3,12 +3,12 @@
 A schedule is three float64 tables over t = 0..T with `alpha_bar + gamma_bar + uniform_bar = 1`:
 
     alpha_bar[t]     the token is untouched so far
-    gamma_bar[t]     it is masked
-    uniform_bar[t]   it was replaced by a uniform draw from its own modality (K beta_bar)
+    gamma_bar[t]     the token is masked
+    uniform_bar[t]   the token was replaced by a uniform draw from its own modality (K beta_bar)
 
-Time 0 is clean: alpha_bar[0] = 1. `uniform_bar` is a table of its own and not a difference, since
-for the published constants it is 1e-6, which a difference of float32 numbers would lose. Tables
-are made here in float64 NumPy; `transition.make_kernel` casts them.
+Time 0 is clean: alpha_bar[0] = 1. `uniform_bar` is a table and not a difference: with the published
+constants it is 1e-6, and a difference of float32 numbers would lose it. Tables are made here in
+float64 NumPy; `transition.make_kernel` casts them.
 
 Published (VQ-Diffusion, UniD3): `linear`. VQ-Diffusion's paper: `mask_and_replace`. D3PM, MaskGIT,
 MDLM: `absorbing`. Multinomial diffusion: `uniform`. Muse: `cosine`. GIDD (arXiv 2503.04482):
@@ -24,7 +24,7 @@ TOLERANCE = 1e-12
 
 @dataclass(frozen=True, eq=False)
 class Schedule:
-    """Cumulative tables, float64[T+1] each. ValueError if they are no valid forward process."""
+    """Cumulative tables, float64[T+1] each. ValueError if they are not a valid forward process."""
 
     alpha_bar: np.ndarray
     gamma_bar: np.ndarray
@@ -71,7 +71,7 @@ class Schedule:
 
     @property
     def unmasked(self) -> np.ndarray:
-        """1 - gamma_bar, without the cancellation."""
+        """1 - gamma_bar, without cancellation."""
         return self.alpha_bar + self.uniform_bar
 
     @property
@@ -81,19 +81,19 @@ class Schedule:
 
     @property
     def masks(self) -> bool:
-        """Most of the noise is the mask at t = T: what the reveal orders need."""
+        """Most of the noise at t = T is the mask. Samplers by order need this."""
         return bool(self.gamma_bar[-1] > 0.5)
 
 
 def linear(steps: int) -> Schedule:
-    """The published one: alpha_bar .99999 to .000009, the rest masked but for 1e-6."""
+    """The published schedule: alpha_bar .99999 to .000009, the rest masked except for 1e-6."""
     alpha = np.concatenate([[1.0], np.linspace(0.99999, 0.000009, steps)])
     gamma = np.concatenate([[0.0], np.linspace(0.000009, 0.99999, steps)])
     return Schedule(alpha, gamma, np.concatenate([[0.0], np.full(steps, 1e-6)]))
 
 
 def mask_and_replace(steps: int, replace: float = 0.1) -> Schedule:
-    """alpha_bar = 1 - t/T; of the noise the share `replace` is uniform, the rest the mask."""
+    """alpha_bar = 1 - t/T; the share `replace` of the noise is uniform, the rest is the mask."""
     if not 0 <= replace <= 1:
         raise ValueError(f"schedule: replace = {replace}, expected a share in [0, 1]")
     t = np.arange(steps + 1) / steps
@@ -149,13 +149,13 @@ def make(name: str, steps: int, **options) -> Schedule:
 
 
 def chain_times(steps: int, calls: int) -> np.ndarray:
-    """The times T > ... > 0 of a chain of `calls` steps, as even as whole numbers can be.
+    """The times T > ... > 0 of a chain of `calls` steps, spaced as evenly as whole numbers allow.
 
-    int[calls + 1]; steps is T.
+    steps is T. Returns int[calls + 1].
     """
     return chain_time(steps, calls, np.arange(calls + 1))
 
 
 def chain_time(steps: int, calls, number):
-    """The time before call `number`, 0 and on, of such a chain; whole numbers or int arrays."""
+    """The time before call `number` (from 0) of such a chain; whole numbers or int arrays."""
     return steps - number * steps // calls

@@ -1,12 +1,12 @@
 """A task is a mask.
 
 `free: bool[B, L]` says which positions are generated. A position that is not free is *given* (it
-holds a token, time 0, and stays) or *absent* (its whole modality is drawn from the prior, time
-T); neither carries loss. Text to image, image to text, pairs, one modality alone and infilling
-are rows of the table below, share every line of code, and mix in one batch.
+holds a token, has time 0, and stays) or *absent* (its whole modality is drawn from the prior and
+has time T). Neither carries loss. Text to image, image to text, pairs, one modality alone and
+infilling are rows of the table below. They share every line of code and mix in one batch.
 
-Times are one a modality, `t: int32[B, M]`: 0 where it is given, T where it is absent, and the
-diffusion's time where any of it is free (UniDiffuser's view, arXiv 2303.06555, on
+Each modality has one time, `t: int32[B, M]`: 0 if it is given, T if it is absent, and the time of
+the diffusion if any of its positions is free (the view of UniDiffuser, arXiv 2303.06555, on
 discrete tokens).
 """
 
@@ -31,14 +31,14 @@ TASKS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 
 
 class Masks(NamedTuple):
-    """What a batch is asked for: free bool[B, L], absent bool[B, M]."""
+    """The task of each row of a batch: free bool[B, L], absent bool[B, M]."""
 
     free: jax.Array
     absent: jax.Array
 
 
 def masks(vocab: Vocab, task: str, batch: int) -> Masks:
-    """The masks of a task of the table; for "infill" those of a pair, to be cut by the caller."""
+    """The masks of a task of the table; "infill" has those of a pair, and the caller cuts them."""
     if task not in TASKS:
         raise ValueError(f"task {task!r} is not one of {', '.join(TASKS)}")
     free, absent = TASKS[task]
@@ -52,7 +52,7 @@ def masks(vocab: Vocab, task: str, batch: int) -> Masks:
 
 
 def times(vocab: Vocab, masks: Masks, t: jax.Array, steps: int) -> jax.Array:
-    """Times as the network is fed them, int32[B, M], from the diffusion's t, int32[B] or [B, M]."""
+    """The times that the network gets, int32[B, M]; t: those drawn, int32[B] or [B, M]."""
     t = jnp.broadcast_to(t.reshape(t.shape[0], -1), masks.absent.shape)
     any_free = jnp.stack([masks.free[:, where].any(axis=1) for where in vocab.slices], axis=1)
     return jnp.where(masks.absent, steps, jnp.where(any_free, t, 0)).astype(jnp.int32)
@@ -61,8 +61,9 @@ def times(vocab: Vocab, masks: Masks, t: jax.Array, steps: int) -> jax.Array:
 def random_blocks(key: jax.Array, vocab: Vocab, batch: int) -> jax.Array:
     """Free positions for infilling, bool[B, L], at least one in every row.
 
-    Of a picture a rectangle or all but a rectangle (halves are frequent), of a text each place
-    with a rate of its own row; of both in half of the rows, of one alone in the others.
+    A picture has a free rectangle, or is free except for a rectangle (halves are frequent). In a
+    text, each place is free with a rate that its row draws. Half of the rows free parts of both,
+    the others of one alone.
     """
     key_which, *keys = jax.random.split(key, 1 + len(vocab.modalities))
     parts = []
@@ -86,7 +87,7 @@ def _random_places(key, batch, length):
 def _random_rectangle(key, batch, grid):
     key_outside, *keys = jax.random.split(key, 3)
 
-    def interval(k, size):  # bool[B, size]: an interval of at least one; half of the time all
+    def interval(k, size):  # bool[B, size]: an interval, not empty; half of the time all
         key_ends, key_all = jax.random.split(k)
         ends = jax.random.randint(key_ends, (batch, 2), 0, size)
         place = jnp.arange(size)[None]
@@ -100,7 +101,7 @@ def _random_rectangle(key, batch, grid):
 
 
 class Draw(NamedTuple):
-    """A random task for every row: its masks, and whether its modalities have their own times."""
+    """A random task for each row: its masks, and whether each modality has its own time."""
 
     masks: Masks
     independent: jax.Array  # bool[B]

@@ -1,13 +1,13 @@
-"""Which time a training sample gets: importance sampling on the size of the loss.
+"""The time of a training sample: importance sampling on the size of the loss.
 
 `p(t)` is proportional to the running `sqrt(E[L_t^2])` once every t has been seen more than 10
-times, and uniform before (Nichol & Dhariwal 2021, as in VQ-Diffusion and UniD3); p(1), whose term
-is the decoder's, takes the value of p(2). The loss is weighted by 1/p(t), so its mean does not
-depend on p.
+times, and uniform before (Nichol & Dhariwal 2021, as in VQ-Diffusion and UniD3). p(1) takes the
+value of p(2), because the term at t = 1 is the decoder's. The loss is weighted by 1/p(t), so its
+mean does not depend on p.
 
-There is one history for each set of modalities that carry loss: image only, text only, both
-(the last is the published rule). Rows with independent times are uniform and enter none. The
-histories are part of the train state, so they survive a restart, and are updated from the whole
+There is one history for each set of modalities that carry loss: image only, text only, both (the
+last one is the published rule). Rows with independent times are uniform and enter no history. The
+histories are part of the train state, so they survive a restart. They are updated from the whole
 batch, so they are the same on every mesh.
 """
 
@@ -45,7 +45,7 @@ def probabilities(sampler: TimeSampler) -> jax.Array:
 
 
 def history(loss_in: jax.Array) -> jax.Array:
-    """bool[B, M], which modalities carry loss (at least one) -> the history's index, int32[B]."""
+    """The index of the history, int32[B], from the modalities with loss (one at least), [B, M]."""
     bits = 2 ** jnp.arange(loss_in.shape[1], dtype=jnp.int32)
     return (loss_in * bits[None]).sum(axis=1) - 1
 
@@ -56,7 +56,7 @@ def draw(
     """Times and their probabilities, int32[B, M] and float32[B, M], for `count` = M modalities.
 
     histories: int32[B]; independent: bool[B]. The draws of a batch are spread evenly over the
-    distribution function (systematic sampling): each has the law p(t), together they vary less.
+    distribution function (systematic sampling): each has the law p(t), and the batch varies less.
     """
     batch, steps = histories.shape[0], sampler.square.shape[1] - 1
     key_shift, key_order, key_free = jax.random.split(key, 3)
@@ -76,8 +76,8 @@ def draw(
 def spread(key: jax.Array, independent: jax.Array, count: int) -> jax.Array:
     """Times in (0, 1], float32[B, M], low-discrepancy: one in each of B equal parts.
 
-    t_i = 1 - ((u + i/B) mod 1), in random order; rows that are `independent`, bool[B], have such a
-    time a modality, the others one for all `count` = M (arXiv 2107.00630).
+    t_i = 1 - ((u + i/B) mod 1), in random order (arXiv 2107.00630). Rows that are `independent`,
+    bool[B], have one such time for each modality; the others have one for all `count` = M of them.
     """
     batch = independent.shape[0]
 
@@ -95,8 +95,8 @@ def update(
 ) -> TimeSampler:
     """One step of the running averages.
 
-    histories, t: int32[B]; loss: float[B], L_t a free position; used: bool[B]. Times that repeat
-    in the batch enter as their mean, in one step.
+    histories, t: int32[B]; loss: float[B], the mean L_t of a free position; used: bool[B]. Times
+    that repeat in the batch enter as their mean, in one step.
     """
     used = used.astype(jnp.float32)
     count = jnp.zeros_like(sampler.square).at[histories, t].add(used)

@@ -7,17 +7,17 @@ One matrix noises all modalities (Hu et al. 2022, eq. 4; column = from, row = to
           |     g 1'             g 1'           1 |
 
 A token stays, becomes another token OF ITS OWN MODALITY (b each), or is masked (g); a mask stays.
-The product of such matrices has the same form, so every probability below is a few scalars a
-position: nothing here builds a V x V matrix or a one-hot array. `objective` has the loss.
+The product of such matrices has the same form, so every probability below is a few scalars for
+each position. Nothing here builds a V x V matrix or a one-hot array. `objective` has the loss.
 
 Conventions. Time runs 1..T, 0 is clean; `s < t` is any earlier time, one step or many. Functions
-on distributions work on one modality `m` (its index) with LOCAL ids: class k is k, the mask is
-K_m, and a distribution is [..., K_m + 1] with the mask last. `log_p0` is the network's
-log p(x_0 | x_t) over the K_m classes. Tables are made in float64 and used in float32.
+on distributions work on one modality with index `m` and LOCAL ids: class k is k, the mask is K_m,
+and a distribution is [..., K_m + 1] with the mask last. `log_p0` is the log p(x_0 | x_t) of the
+network over the K_m classes. Tables are made in float64 and used in float32.
 
-The published code differs in three places, and the tests pin each of them: it leaks mass between
-the modalities, it swaps beta in its conditional modes, and it applies the one-step posterior
-across a stride.
+The published code differs in three places, and a test pins each of them: it leaks mass between the
+modalities, it swaps beta in its conditional modes, and it applies the one-step posterior across a
+stride.
 """
 
 from collections.abc import Sequence
@@ -36,16 +36,16 @@ from udd_jax.diffusion.vocab import Vocab
 
 @flax.struct.dataclass
 class Kernel:
-    """Cumulative tables, float[M, T+1], a row a modality; entry 0 is clean."""
+    """Cumulative tables, float[M, T+1], one row for each modality; entry 0 is clean."""
 
     alpha_bar: jax.Array  # untouched
     gamma_bar: jax.Array  # masked
     unmasked: jax.Array  # 1 - gamma_bar
     beta_bar: jax.Array  # replaced by one given token: uniform_bar / K_m
     vocab: Vocab = flax.struct.field(pytree_node=False)
-    masks: bool = flax.struct.field(pytree_node=False)  # the mask is most of the noise
+    masks: bool = flax.struct.field(pytree_node=False)  # most of the noise is the mask
     replaces: bool = flax.struct.field(pytree_node=False)  # more than one token in 100,000
-    masks_only: tuple[bool, ...] = flax.struct.field(pytree_node=False)  # none is ever replaced
+    masks_only: tuple[bool, ...] = flax.struct.field(pytree_node=False)  # no token is ever replaced
 
     @property
     def steps(self) -> int:
@@ -63,9 +63,9 @@ class Marginal(NamedTuple):
 
 
 class Step(NamedTuple):
-    """The scalars of the matrix that leads from s to t."""
+    """The scalars of the matrix from s to t."""
 
-    alpha: jax.Array  # stays (besides beta)
+    alpha: jax.Array  # stays (in addition to beta)
     beta: jax.Array  # is replaced by one given token
     gamma: jax.Array  # is masked
 
@@ -73,7 +73,7 @@ class Step(NamedTuple):
 def make_kernel(
     vocab: Vocab, schedules: Schedule | Sequence[Schedule], dtype=jnp.float32
 ) -> Kernel:
-    """One schedule for all modalities, or one a modality with the same T; else ValueError."""
+    """One schedule for all modalities, or one for each with the same T; otherwise ValueError."""
     if isinstance(schedules, Schedule):
         schedules = [schedules] * len(vocab.modalities)
     if len(schedules) != len(vocab.modalities):
@@ -108,18 +108,20 @@ def marginal(kernel: Kernel, m: int | np.ndarray, t: jax.Array) -> Marginal:
 
 
 def newly_masked(at_s: Marginal, at_t: Marginal) -> jax.Array:
-    """gbar_t - gbar_s, as a difference of the smaller of gbar and 1 - gbar: the more exact one.
+    """gbar_t - gbar_s, from the smaller of gbar and 1 - gbar, whose difference is more exact.
 
-    At the end of `cosine` with T = 600 that of gbar is off by a hundredth. At s = 0 it is gbar_t,
-    so that the last step reveals everything.
+    At the end of `cosine` with T = 600 the difference of gbar is off by a hundredth. At s = 0 the
+    result is gbar_t, so that the last step reveals everything.
     """
     early, late = at_t.gamma - at_s.gamma, at_s.unmasked - at_t.unmasked
     return jnp.where(at_t.gamma <= at_s.unmasked, early, late)
 
 
 def step(at_s: Marginal, at_t: Marginal) -> Step:
-    """The matrix from s to t. Differences are taken where they are exact in float32:
-    `1 - a - g` from the tables would be off by a factor of 40 for the published schedule."""
+    """The matrix from s to t, from differences that are exact in float32.
+
+    With the published schedule, `1 - a - g` from the tables would be off by a factor of 40.
+    """
     change = (at_s.alpha - at_t.alpha) / at_s.alpha  # 1 - a
     beta = (at_t.beta - at_s.beta + change * at_s.beta) / at_s.unmasked
     return Step(
@@ -130,7 +132,7 @@ def step(at_s: Marginal, at_t: Marginal) -> Step:
 
 
 def is_class(x: jax.Array, classes: int) -> jax.Array:
-    """[k = x] for local ids x, int32[...] -> bool[..., K]; nowhere at a mask."""
+    """[k = x] for local ids x, int32[...] -> bool[..., K]; all False at a mask."""
     return x[..., None] == lax.broadcasted_iota(jnp.int32, (*x.shape, classes), x.ndim)
 
 
@@ -152,7 +154,7 @@ def _uniform_tokens(kernel: Kernel, words: jax.Array) -> jax.Array:
 
 
 def q_sample(kernel: Kernel, key: jax.Array, x0: jax.Array, t: jax.Array) -> jax.Array:
-    """Draws x_t ~ q(x_t | x_0). x0, t: int32[B, L], a time a position -> int32[B, L].
+    """Draws x_t ~ q(x_t | x_0). x0, t: int32[B, L], one time a position -> int32[B, L].
 
     `key` is one key, or one a sample, [B].
     """
@@ -210,7 +212,7 @@ def p_log_probs(
         j = mask:   g (abar_s p(k) + bbar_s) / gbar_t,  and gbar_s / gbar_t for the mask
         j a class:  (a [k=j] + b) (abar_s w(k) + bbar_s W),  and 0 for the mask
 
-    The second line is computed times bbar_t / bbar_t, so that nothing is divided by a bbar of
+    The second line is multiplied by bbar_t / bbar_t, so that the code never divides by a bbar of
     1e-10. Where bbar_t = 0 a visible token is the truth and stays.
     """
     classes = kernel.vocab.modalities[m].classes
@@ -220,7 +222,7 @@ def p_log_probs(
     masked = xt == classes
     here = is_class(xt, classes)
 
-    # bbar_t W, with r = bbar_t / (abar_t + bbar_t). A sum, since 1 - p(j) would be rounding alone.
+    # bbar_t W, with r = bbar_t / (abar_t + bbar_t). A sum, since 1 - p(j) would be all rounding.
     r = at_t.beta / jnp.where(at_t.unmasked > 0, at_t.alpha + at_t.beta, 1)
     total = (jnp.exp(log_p0) * jnp.where(here, r[..., None], 1)).sum(-1)
     total = jnp.where(masked, 1, total)
@@ -243,9 +245,9 @@ def p_log_probs(
 def q_posterior(
     kernel: Kernel, m: int, x0: jax.Array, xt: jax.Array, s: jax.Array, t: jax.Array
 ) -> jax.Array:
-    """log q(x_s | x_t, x_0), the reverse step of a network that is certain of x_0.
+    """log q(x_s | x_t, x_0): the reverse step of a network that is certain of x_0.
 
-    x0, xt, s, t: int32[...] -> float[..., K_m + 1]. Where q(x_t | x_0) = 0 it has no meaning.
+    x0, xt, s, t: int32[...] -> float[..., K_m + 1]. It is meaningless where q(x_t | x_0) = 0.
     """
     here = is_class(x0, kernel.vocab.modalities[m].classes)
     certain = jnp.where(here, 0.0, -jnp.inf).astype(kernel.alpha_bar.dtype)
@@ -253,7 +255,7 @@ def q_posterior(
 
 
 def free_times(vocab: Vocab, t: jax.Array, free: jax.Array) -> jax.Array:
-    """The time of each position: its modality's where it is free, 0 where it is given.
+    """The time of each position: that of its modality where it is free, 0 where it is given.
 
     t: int32[B, M], free: bool[B, L] -> int32[B, L].
     """
@@ -264,15 +266,15 @@ def free_times(vocab: Vocab, t: jax.Array, free: jax.Array) -> jax.Array:
 
 
 class Instant(NamedTuple):
-    """A time in (0, T] of modalities that are only ever masked, one array [...] each."""
+    """A time in (0, T], for mask-only schedules; one array [...] each."""
 
-    t: jax.Array  # int32, the whole number above, as the network is fed it
-    gamma: jax.Array  # masked by then
+    t: jax.Array  # int32, rounded up: the time that the network gets
+    gamma: jax.Array  # the share that is masked by then
     rate: jax.Array  # d log gamma / dt
 
 
 def instant(kernel: Kernel, time: jax.Array) -> Instant:
-    """gamma_bar between its entries: along a straight line. time: float[B, M] in 0..T."""
+    """gamma_bar between its entries, along a straight line. time: float[B, M] in 0..T."""
     modality = np.arange(time.shape[1])[None]
     t = jnp.ceil(time).astype(jnp.int32)
     s = jnp.maximum(t - 1, 0)

@@ -1,15 +1,15 @@
 """One token space for all modalities (Hu et al. 2022, section 3.2).
 
-A sequence is the modalities side by side, `x = [image codes in raster order, text ids]`, and all
-of them share one vocabulary, whose last id is the mask:
+A sequence has the modalities one after the other, `x = [image codes in raster order, text ids]`.
+All of them share one vocabulary. Its last id is the mask:
 
     0 .. K_img-1              image codes
     K_img .. K_img+K_txt-1    text ids, shifted by K_img
     V-1                       [MASK], shared by all modalities
 
-The modality of a position is fixed by the layout, so that a distribution over the classes of one
-position needs only the K_m classes of its own modality and the mask. Those are *local* ids: class
-`k` of the modality is `k`, the mask is `K_m`.
+The layout fixes the modality of a position. A distribution over one position therefore needs only
+the K_m classes of its own modality and the mask. Those are *local* ids: class `k` of the modality
+is `k`, the mask is `K_m`.
 """
 
 from dataclasses import dataclass
@@ -44,7 +44,7 @@ class Modality:
 
 @dataclass(frozen=True)
 class Vocab:
-    """The modalities in the order of the sequence; everything else follows from them."""
+    """The modalities in the order of the sequence. Everything else follows from them."""
 
     modalities: tuple[Modality, ...]
 
@@ -81,12 +81,12 @@ class Vocab:
 
     @cached_property
     def modality_of(self) -> np.ndarray:
-        """The modality's index at every position, int32[L]."""
+        """The index of the modality at each position, int32[L]."""
         lengths = [m.length for m in self.modalities]
         return np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
 
     def index(self, name: str) -> int:
-        """The index of the modality called `name`; ValueError where there is none."""
+        """The index of the modality called `name`; ValueError if there is none."""
         names = [m.name for m in self.modalities]
         if name not in names:
             raise ValueError(f"modality {name!r} is not one of {', '.join(names)}")
@@ -114,7 +114,7 @@ class Vocab:
         }
 
     def local(self, index: int, x: jax.Array) -> jax.Array:
-        """Global ids at positions of one modality -> its local ids, the mask is K_m."""
+        """Global ids at positions of one modality -> its local ids; the mask is K_m."""
         classes, offset = self.modalities[index].classes, self.offsets[index]
         return jnp.where(x == self.mask_id, classes, x - offset)
 

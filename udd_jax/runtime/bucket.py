@@ -1,13 +1,14 @@
-"""A work folder in a bucket: what wants files on a disk works in a folder here that is kept alike.
+"""A work folder in a bucket: stages that need files on a disk work in a local copy.
 
-Checkpoints, metrics and weights are read and written at `gs://bucket/path` itself (checkpoints.py,
-logbook.py). The text tokenizer, the token cache, samples and the page want real files:
+Checkpoints, metrics and weights are read and written at `gs://bucket/path` directly
+(checkpoints.py, logbook.py). The text tokenizer, the token cache, samples and the page need real
+files:
 
     with bucket.near(workdir) as here, bucket.on_disk(workdir, here, "tokens"):
-        ...                                 # here/tokens is what workdir/tokens is, and goes back
+        ...                                 # here/tokens mirrors workdir/tokens and is sent back
 
-For a work folder on a disk `here` is the folder itself, and nothing is copied. A process that is
-killed loses what it has not sent back: a stage of this kind is then done again from its start.
+If the work folder is on a disk, `here` is the folder itself, and nothing is copied. A process that
+is killed loses what it has not sent back: such a stage then starts again from its beginning.
 """
 
 import contextlib
@@ -16,13 +17,13 @@ import tempfile
 
 from udd_jax.runtime import files
 
-# What stays in the bucket when a whole run is asked for.
+# Folders that stay in the bucket when a whole run is fetched.
 STAYS = ("checkpoints", "cache", "tensorboard", "profile", "replay")
 
 
 @contextlib.contextmanager
 def near(workdir):
-    """The folder (`checkpoint.folder`) itself if it is on a disk, else an empty one for a while."""
+    """The folder (`checkpoints.folder`) itself if it is on a disk, else an empty temporary one."""
     if isinstance(workdir, pathlib.Path):
         yield workdir
         return
@@ -34,8 +35,9 @@ def near(workdir):
 def on_disk(workdir, here: pathlib.Path, *names: str):
     """Fetches files and folders of the run into `here`; sends back what the block has changed.
 
-    Without names it is the whole run but STAYS. A name that does not exist is left out. A file that
-    is here already is not fetched again unless it is JSON, which other processes may have changed.
+    Without names it fetches the whole run except STAYS. A name that does not exist is left out. A
+    file that is already here is not fetched again, unless it is JSON, which other processes may
+    have changed.
     """
     if workdir == here:
         yield
@@ -52,7 +54,7 @@ def on_disk(workdir, here: pathlib.Path, *names: str):
 
 @contextlib.contextmanager
 def whole(workdir):
-    """A folder on a disk with the whole run; see `on_disk`."""
+    """A folder on a disk that holds the whole run; see `on_disk`."""
     workdir = files.folder(workdir)
     with near(workdir) as here, on_disk(workdir, here):
         yield here

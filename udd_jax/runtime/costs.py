@@ -1,14 +1,15 @@
-"""What a program costs, counted in what is traced and in what the compiler made of it.
+"""The cost of a program: FLOPs from its jaxpr, bytes from the text of the compiled program.
 
-FLOPs are the matrix products of a jaxpr, a loop times its length. Bytes and collectives are read
-off the text of the compiled program, a loop times the trips that its text tells. An instruction
-reads its operands from the device's memory and writes its result there, once, except that
+FLOPs are those of the matrix products of a jaxpr; a loop counts as often as its length. Bytes and
+collectives come from the text of the compiled program; a loop counts as often as its text says. An
+instruction reads its operands from the memory of the device and writes its result there, once,
+with two exceptions:
 
-- a slice, in a fusion or alone, is read without what is around it, and an update in place is
-  written without it;
-- what lies in the memory of the core itself costs nothing (a TPU's text marks it with `S(1)`).
+- for a slice, in a fusion or alone, only the slice is read; for an update in place, only the update
+  is written;
+- arrays in the memory of the core itself cost nothing (the text of a TPU marks them with `S(1)`).
 
-This is for lower bounds and for comparing programs: what the hardware moves is not less.
+The numbers are lower bounds, good for comparing programs: the hardware does not move less.
 """
 
 import collections
@@ -40,8 +41,10 @@ NAME = re.compile(r"%([\w.-]+)")
 
 
 def flops(jaxpr, loops: int) -> float:
-    """FLOPs of the matrix products of a jaxpr; a while loop runs `loops` times, and of a choice
-    the dearest branch."""
+    """FLOPs of the matrix products of a jaxpr.
+
+    A while loop runs `loops` times. A conditional counts as its most expensive branch.
+    """
     total = 0.0
     for equation in jaxpr.eqns:
         name, params = equation.primitive.name, equation.params
@@ -56,7 +59,7 @@ def flops(jaxpr, loops: int) -> float:
         times = {"scan": params.get("length"), "while": loops}.get(name, 1)
         if name == "pallas_call":
             times = math.prod(params["grid_mapping"].grid)
-        if name == "shard_map":  # its body is what one device does
+        if name == "shard_map":  # its body is the work of one device
             times = params["mesh"].size
         inside = [flops(j, loops) for j in extend.jaxprs_in_params(params)]
         total += times * (max(inside) if name == "cond" else sum(inside))
@@ -64,7 +67,7 @@ def flops(jaxpr, loops: int) -> float:
 
 
 class Traffic(NamedTuple):
-    """What a compiled program moves on one device."""
+    """The bytes that a compiled program moves on one device."""
 
     moved: float  # bytes to and from its memory
     collectives: dict  # kind -> [how many, bytes]
@@ -72,10 +75,10 @@ class Traffic(NamedTuple):
 
 
 def traffic(hlo: str, loops: int = 1) -> Traffic:
-    """Counts in the text of a compiled program; `loops`: trips of a loop that does not say them."""
+    """Counts in the text of a compiled program; `loops`: trips of a loop with an unknown count."""
     computations, entry = parse(hlo)
     moved, kinds, largest = 0.0, collections.defaultdict(lambda: [0, 0.0]), {}
-    channels = set()  # a collective that runs beside others stands in the text several times
+    channels = set()  # a collective that overlaps with others appears in the text several times
 
     def visit(name, times, fused):
         nonlocal moved
@@ -120,7 +123,7 @@ def parse(hlo: str) -> tuple[dict, str]:
 
 
 def trips(rest: str, computations: dict, loops: int) -> int:
-    """How often a while loop runs: as its text says or its condition bounds it, else `loops`."""
+    """How often a while loop runs, from its text or from its condition; else `loops`."""
     if known := re.search(r'known_trip_count":\{"n":"(\d+)"', rest):
         return int(known[1])
     condition, body = (
@@ -132,7 +135,7 @@ def trips(rest: str, computations: dict, loops: int) -> int:
 
 
 def _constants(instructions, computations):
-    """The integer constants in instructions and in what they call."""
+    """The integer constants in instructions and in the computations that they call."""
     for match in instructions:
         if match["op"] == "constant" and re.match(r"[su]32\[\]", match["type"]):
             yield int(re.match(r"-?\d+", match["rest"])[0])
@@ -141,7 +144,7 @@ def _constants(instructions, computations):
 
 
 def _stride(condition, body) -> int:
-    """What the body adds to the counter that the condition compares; 1 where neither says it."""
+    """The step of the counter that the condition compares; 1 if the text does not show it."""
     elements = {m["name"]: re.search(r"index=(\d+)", m["rest"]) for m in condition}
     compared = [m for m in condition if m["op"] == "compare"]
     roots = [m for m in body if m["root"] and m["op"] == "tuple"]
@@ -166,7 +169,7 @@ def shapes_in(text: str) -> list[tuple[str, tuple[int, ...]]]:
 
 
 def bytes_of(text: str, outside: bool = False) -> list[float]:
-    """Bytes of each array in the text of a type; with `outside` 0 in the core's own memory."""
+    """Bytes of each array in the text of a type; with `outside`, 0 for the core's own memory."""
 
     def size(dtype):
         return SIZES.get(dtype) or (1 if dtype.startswith("f8") else int(dtype[1:]) / 8)
@@ -190,7 +193,7 @@ def _operands(match) -> list[str]:
 
 
 def _collective_bytes(match, types) -> float:
-    """Of the whole that is brought together, exchanged or summed, whichever side has it."""
+    """Bytes of the whole array that is gathered, exchanged or summed, on whichever side it is."""
     if match["op"].endswith("-start"):  # its type has both sides
         return max(bytes_of(match["type"]), default=0)
     given = sum(sum(bytes_of(types.get(name, ""))) for name in _operands(match))
@@ -198,14 +201,14 @@ def _collective_bytes(match, types) -> float:
 
 
 def _moved(match, types, computations) -> float:
-    """Bytes between the device's memory and its core that an instruction stands for."""
+    """Bytes that an instruction moves between the memory of the device and its core."""
     op, rest = match["op"], match["rest"]
     if op in FREE or op.endswith("-done") or any(f'"{name}"' in rest for name in BUFFERS):
         return 0.0
     result = sum(bytes_of(match["type"], outside=True))
     sizes = [sum(bytes_of(types.get(name, ""), outside=True)) for name in _operands(match)]
     if op in SLICES:
-        # An asynchronous one has (source, piece, ...) for its type.
+        # The type of an asynchronous slice is (source, piece, ...).
         piece = match["type"]
         if op.endswith("-start"):
             piece = [m[0] for m in ARRAY.finditer(match["type"])][1]
@@ -227,7 +230,7 @@ def _updated(match) -> str | None:
 
 
 def _fusion_bytes(body, sizes, result) -> float:
-    """Operands that are only sliced count as their slices, an update in place as its update."""
+    """An operand that is only sliced counts as its slices; an update in place as the update."""
     users, by_name = collections.defaultdict(list), {match["name"]: match for match in body}
     for match in body:
         for operand in NAME.findall(match["rest"]):

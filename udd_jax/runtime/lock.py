@@ -1,9 +1,9 @@
-"""One run a work folder: a lock that a dead process cannot keep.
+"""One run for each work folder: a lock that a dead process cannot keep.
 
-The lock is the kernel's (`flock`) on the file `lock` in the folder, so that it ends with the
-process, however that ends. The file says who holds it; found there without the lock, it is what a
-killed run left behind. In a run of many processes the first one holds it. On an object store
-(`gs://`), which knows no locks, nothing is held: there the scheduler must not start a run twice.
+The kernel holds the lock (`flock`) on the file `lock` in the folder, so the lock ends with the
+process, however the process ends. The file says who holds the lock. If it says so and the lock is
+free, a killed run left it behind. In a run of many processes the first one holds the lock. An
+object store (`gs://`) has no locks: there the scheduler must not start a run twice.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ FILE = "lock"
 
 @contextlib.contextmanager
 def hold(directory, say=print):
-    """Holds the work folder while the block runs; makes it if need be.
+    """Holds the work folder while the block runs; makes the folder if it is missing.
 
     ValueError: another run holds it. `say` gets a line about a run that was killed.
     """

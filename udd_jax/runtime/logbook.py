@@ -1,11 +1,11 @@
-"""What a run tells: lines for people, bars while they wait, numbers for the report.
+"""The output of a run: lines for people, progress bars, numbers for the report.
 
-`metrics.jsonl` has one JSON object a line, `{"step": 20, "loss": 2.31, ...}`, flushed at once; the
-numbers of a step may be spread over several lines. After a restart the lines beyond the restored
-step are cut, so that the file is the one of a run that was never stopped, but for the entries in
-`TIMES`. TensorBoard reads the same numbers from event files, on request.
+`metrics.jsonl` has one JSON object a line, `{"step": 20, "loss": 2.31, ...}`, flushed at once. The
+numbers of a step may take several lines. A restart cuts the lines beyond the restored step. The
+file then equals that of a run that was never stopped, except for the entries in `TIMES`.
+TensorBoard reads the same numbers from event files, on request.
 
-In a run of many processes only the first one talks and writes.
+In a run of many processes only the first one prints and writes.
 """
 
 import json
@@ -17,12 +17,12 @@ import jax
 import tqdm
 from etils import epath
 
-# What two runs of the same configuration may disagree on.
+# Entries that may differ between two runs of the same configuration.
 TIMES = ("seconds", "step_seconds", "data_seconds", "memory_gib")
 
 
 def say(text: str):
-    """Prints one line, above a progress bar if there is one."""
+    """Prints one line, above the progress bar if there is one."""
     if _is_first():
         tqdm.tqdm.write(text, file=sys.stdout)
         sys.stdout.flush()
@@ -46,7 +46,7 @@ class Logbook:
             self._make_events = lambda step: tensorboardX.SummaryWriter(folder, purge_step=step)
 
     def write(self, step: int, **scalars):
-        """Appends a line: numbers as they are, NaN and infinity as null."""
+        """Appends a line. NaN and infinity become null."""
         if not _is_first():
             return
         line = {"step": int(step)}
@@ -73,7 +73,7 @@ class Logbook:
         self._file.flush()
 
     def cut(self, step: int):
-        """Drops the lines after `step`, and a last line that a killed run left half-written."""
+        """Drops the lines after `step`, and a half-written last line of a killed run."""
         self.close()
         if _is_first() and self.path.exists():
             kept = [line for line in self.lines() if line["step"] <= step]
@@ -94,7 +94,7 @@ class Logbook:
         return lines
 
     def columns(self) -> dict[str, tuple[list[int], list[float]]]:
-        """Name -> (steps, values), for curves; nulls are left out."""
+        """Name -> (steps, values), for curves, without nulls."""
         columns = {}
         for line in self.lines():
             for name, value in line.items():
@@ -112,10 +112,10 @@ class Logbook:
 
 
 def progress(total: int, description: str, start: int = 0, unit: str = "step") -> "Bar":
-    """A bar with rate, time left and what `set_postfix(loss=...)` adds; use it in a `with` block.
+    """A bar with the rate, the time left and `set_postfix(loss=...)`; use it in a `with` block.
 
-    On a terminal it is tqdm's bar. Elsewhere it prints a line every half minute and at the end, so
-    that a log file stays readable.
+    On a terminal it is the bar of tqdm. Elsewhere it prints a line every half minute and at the
+    end, so that a log file stays readable.
     """
     return Bar(total=total, desc=description, initial=start, unit=unit, disable=not _is_first())
 
@@ -129,7 +129,7 @@ def each(items, description: str, unit: str = "item"):
 
 
 class Bar(tqdm.tqdm):
-    """tqdm, printing whole lines where nobody watches."""
+    """tqdm, which prints whole lines if the output is not a terminal."""
 
     monitor_interval = 0
     every = 30.0
@@ -155,7 +155,7 @@ class Bar(tqdm.tqdm):
     def close(self):
         if not self.disable and not self._watched:
             self._print_line()
-            self.disable = True  # tqdm's own last words would be a bar
+            self.disable = True  # tqdm itself would print a bar at the end
             self._decr_instances(self)
         super().close()
 

@@ -1,17 +1,17 @@
-"""Where arrays lie on many devices: a mesh of two named axes and one table.
+"""The place of each array on many devices: a mesh of two named axes and one table.
 
 The mesh has the axes `data` and `model`. A batch is split over `data`. Weights are split over both:
-over `model` as tensor parallelism wants it (attention heads, hidden units, the vocabulary), and
-over `data` to save memory, in which case the compiler gathers them when they are used (fully
-sharded data parallelism). The compiler inserts the communication; the result is the one of a single
-device up to rounding.
+over `model` for tensor parallelism (attention heads, hidden units, the vocabulary), and over `data`
+to save memory. In the second case the compiler gathers them when they are used (fully sharded data
+parallelism). The compiler inserts the communication. The result equals that of a single device up
+to rounding.
 
-`TABLE` says where a parameter lies, by its name. Optimiser moments and averaged weights carry the
-name of their parameter at the end of their own ("opt_state/0/mu/blocks/mlp/in/kernel"), so that the
-same rows cover them. A name that no row matches is an error. A dimension that the devices do not
-divide stays whole.
+`TABLE` maps the name of a parameter to its place. The names of optimiser moments and averaged
+weights end in the name of their parameter ("opt_state/0/mu/blocks/mlp/in/kernel"), so the same rows
+cover them. A name that no row matches is an error. A dimension that the devices do not divide stays
+whole.
 
-There need be no mesh: on one device `make_mesh` returns None, and everything here does nothing.
+A mesh is optional: on one device `make_mesh` returns None, and everything here does nothing.
 """
 
 import contextlib
@@ -28,13 +28,13 @@ from udd_jax.runtime import stopping
 
 DATA, MODEL = "data", "model"
 
-# Parameter name (a regular expression that must reach the end of it) -> axes of its last
-# dimensions; the leading axis of the stacked blocks, and whatever is before, stays whole.
+# Parameter name (a regular expression that must match up to its end) -> axes of the last
+# dimensions. The leading axis of the stacked blocks, and any axis before it, stays whole.
 TABLE = (
-    # The vocabulary is split over one axis only: over two, XLA rematerialises the whole table.
+    # The vocabulary is split over one axis only. Over two, XLA rematerialises the whole table.
     ("embedding/token", P(MODEL, None)),
     (r"embedding/\w+_(row|column|position)", P(None, None)),
-    # Over `data` too, its gradient would gather the logits of the whole batch on every device.
+    # If split over `data` too, the gradient would gather all logits of the batch on every device.
     (r"\w+_head/kernel", P(None, MODEL)),
     (r"\w+_head/bias", P(MODEL)),
     # Heads and hidden units over `model`: the outputs of the first product, the inputs of the last.
@@ -42,7 +42,7 @@ TABLE = (
     ("(query|key|value|mlp/in)/bias", P(MODEL)),
     (r"(self_attention|\w+_from_\w+|mlp)/out/kernel", P(MODEL, DATA)),
     (r"(self_attention|\w+_from_\w+|mlp)/out/bias", P(None)),
-    # Time: [B, D] activations, small enough to be summed over `model`.
+    # Time: activations are [B, D], small enough to be summed over `model`.
     ("time/table/embedding", P(None, MODEL)),
     ("time/in/kernel", P(DATA, MODEL)),
     ("time/out/kernel", P(MODEL, DATA)),
@@ -57,16 +57,16 @@ TABLE = (
     ("count|step|ns_coeffs", P()),
 )
 
-# For networks that are small: the batch is split, the weights are not.
+# For small networks: the batch is split, the weights are not.
 REPLICATED = ((".*", P()),)
 
 
 def join(environment=os.environ) -> None:
-    """Makes this process one of many, if the environment says so; call it before anything else.
+    """Joins a group of processes if the environment says so; call it before anything else.
 
-    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID say it in full; UDD_DISTRIBUTED=1
-    leaves it to JAX, which knows TPU pods, SLURM and Open MPI. From then on SIGTERM is answered as
-    stopping.py says. ValueError if one is missing.
+    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID describe the group in full.
+    UDD_DISTRIBUTED=1 leaves it to JAX, which knows TPU pods, SLURM and Open MPI. From then on
+    stopping.py answers SIGTERM. ValueError if one of the three is missing.
     """
     names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
     if any(name in environment for name in names):
@@ -86,9 +86,9 @@ def join(environment=os.environ) -> None:
 
 
 def make_mesh(data: int = -1, model: int = 1) -> jax.sharding.Mesh | None:
-    """A mesh of `data` x `model` devices, or None for one device; -1 is as many as there are.
+    """A mesh of `data` x `model` devices, or None for one device; -1 means all that there are.
 
-    A single process may use fewer devices than it has. ValueError if there are not enough.
+    A single process may use fewer devices than it has. ValueError if there are too few.
     """
     count = jax.device_count()
     if model < 1 or (data < 1 and data != -1):
@@ -114,7 +114,7 @@ def make_mesh(data: int = -1, model: int = 1) -> jax.sharding.Mesh | None:
 
 
 def local_mesh() -> jax.sharding.Mesh | None:
-    """A mesh of this process's own devices, for work that the processes share out among them."""
+    """A mesh of the devices of this process, for work that is divided among processes."""
     devices = jax.local_devices()
     if len(devices) == 1:
         return None
@@ -123,14 +123,14 @@ def local_mesh() -> jax.sharding.Mesh | None:
 
 
 def use(mesh):
-    """A context in which `constrain` refers to `mesh`; a context of nothing for None."""
+    """A context in which `constrain` refers to `mesh`; an empty context for None."""
     return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """Says that the dimensions of x lie on these mesh axes, inside a jitted function.
+    """Places the dimensions of x on these mesh axes, inside a jitted function.
 
-    Without a mesh x is returned as it is. An axis that the dimension is no multiple of is left out.
+    Without a mesh it returns x unchanged. An axis that does not divide its dimension is left out.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
@@ -141,7 +141,7 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
 
 
 def spec(name: str, shape: tuple[int, ...], table=TABLE) -> P:
-    """The PartitionSpec of the array called `name`; ValueError if no row of the table knows it."""
+    """The PartitionSpec of the array called `name`; ValueError if no row of the table matches."""
     for pattern, axes in table:
         if re.search(f"(^|/)({pattern})$", name):
             if len(axes) > len(shape):
@@ -154,7 +154,7 @@ def spec(name: str, shape: tuple[int, ...], table=TABLE) -> P:
 
 
 def shardings(mesh, tree, table=TABLE):
-    """The NamedShardings of a tree of arrays or ShapeDtypeStructs; None without a mesh."""
+    """The NamedShardings for a tree of arrays or ShapeDtypeStructs; None without a mesh."""
     if mesh is None:
         return None
 
@@ -166,20 +166,20 @@ def shardings(mesh, tree, table=TABLE):
 
 
 def place(tree, places):
-    """ShapeDtypeStructs of a tree's shapes with these shardings (None: without)."""
+    """ShapeDtypeStructs with the shapes of a tree and these shardings (None: without)."""
     struct = lambda x, at=None: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at)  # noqa: E731
     return jax.tree.map(struct, tree, *([] if places is None else [places]))
 
 
 def create(mesh, make, table=TABLE):
-    """The tree that `make()` computes, each part on the devices where it lies and nowhere else."""
+    """The tree that `make()` computes; each part is made on its own devices only."""
     if mesh is None:
         return make()
     return jax.jit(make, out_shardings=shardings(mesh, jax.eval_shape(make), table))()
 
 
 def shard_tree(mesh, tree, table=TABLE):
-    """Places a tree that every process holds whole; unchanged without a mesh."""
+    """Places a tree that every process holds in full; unchanged without a mesh."""
     if mesh is None:
         return tree
 
@@ -191,9 +191,9 @@ def shard_tree(mesh, tree, table=TABLE):
 
 
 def process_share(mesh) -> tuple[int, int]:
-    """(index, count): which of `count` equal slices of a global batch this process has to read.
+    """(index, count): this process reads slice `index` of `count` equal slices of a global batch.
 
-    Processes that share a row of the mesh, because `model` reaches across them, read the same one.
+    Processes that share a row of the mesh, because `model` spans them, read the same slice.
     """
     if mesh is None or jax.process_count() == 1:
         return 0, 1
@@ -209,8 +209,8 @@ def process_share(mesh) -> tuple[int, int]:
 def shard_batch(mesh, batch):
     """Global arrays, first axis over `data`, from each process's slice; unchanged without a mesh.
 
-    Leaves: [B / count, ...] with `count` of `process_share`. ValueError if B is no multiple of the
-    mesh's data axis.
+    Leaves: [B / count, ...] with `count` from `process_share`. ValueError if B is not a multiple of
+    the data axis of the mesh.
     """
     if mesh is None:
         return batch
@@ -228,7 +228,7 @@ def shard_batch(mesh, batch):
 
 
 def to_host(tree):
-    """The tree as NumPy arrays, whole in every process; all processes call it together."""
+    """The tree as NumPy arrays, in full in every process; all processes call it together."""
 
     def one(leaf):
         if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:

@@ -1,12 +1,13 @@
-"""What a run does when it is told to stop: SIGTERM from a scheduler, SIGINT from a person.
+"""How a run stops: on SIGTERM from a scheduler, on SIGINT from a person.
 
-In a training the loop hears of it (`noting`), saves and ends. Elsewhere there is nothing to save:
-the process ends at once, and what it was at is done again. Either way the exit code says that the
-same command goes on: 75 (EX_TEMPFAIL), or what the environment's UDD_EXIT_CODE says.
+In a training the loop learns of the signal (`noting`), saves and ends. Elsewhere there is nothing
+to save: the process ends at once, and the next run does its unfinished work again. Either way the
+exit code says that the same command goes on: 75 (EX_TEMPFAIL), or the value of UDD_EXIT_CODE in
+the environment.
 
-Many processes have to stop after the same step. JAX agrees on it, and takes SIGTERM for that from
-`jax.distributed.initialize` on, so that nothing else would hear of it; `Together` takes it back and
-tells JAX while there is a training.
+Many processes have to stop after the same step. JAX coordinates this step: from
+`jax.distributed.initialize` on it handles SIGTERM, and nothing else would learn of it. `Together`
+takes the signal back, and tells JAX during a training.
 """
 
 import contextlib
@@ -27,13 +28,13 @@ def exit_code() -> int:
 
 
 def end_at_once() -> None:
-    """From now on SIGTERM ends the process with `exit_code()`; ValueError as there."""
+    """From now on SIGTERM ends the process with `exit_code()`, which may raise ValueError."""
     code = exit_code()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(code))
 
 
 def take_back(index: int, count: int) -> None:
-    """Answers SIGTERM again after `jax.distributed.initialize`, as process `index` of `count`."""
+    """Handles SIGTERM again after `jax.distributed.initialize`, as process `index` of `count`."""
     if count > 1:
         Together(first=index == 0)
     else:
@@ -41,9 +42,9 @@ def take_back(index: int, count: int) -> None:
 
 
 class Together:
-    """Answers SIGTERM in one of many processes, even while it waits for the others.
+    """Handles SIGTERM in one of many processes, even while it waits for the others.
 
-    Python runs a handler between two of its own instructions only, so a thread watches.
+    Python runs a signal handler only between two of its own instructions, so a thread watches.
     """
 
     def __init__(self, first: bool):
@@ -59,7 +60,7 @@ class Together:
         threading.Thread(target=self.watch, daemon=True).start()
 
     def __call__(self, number, frame):
-        """Nothing: the watcher has heard of it already."""
+        """Does nothing: the watching thread already knows."""
 
     def watch(self):
         while True:
@@ -70,8 +71,8 @@ class Together:
                     self.end()
 
     def end(self):
-        # Without the first process JAX aborts the others: it lets them go ahead. And a process that
-        # ends in order would wait for minutes until all do.
+        # JAX aborts the other processes when the first one ends, so it lets them end before it. A
+        # process that shuts down in order would wait for minutes until all do.
         time.sleep(5 if self.first else 0)
         os._exit(self.code)
 
@@ -80,7 +81,7 @@ class Together:
 def noting():
     """A list that gets the name of the first SIGTERM or SIGINT; the next one acts as before.
 
-    Of many processes it stays empty: JAX knows.
+    With many processes it stays empty, because JAX handles the signal.
     """
     received, previous = [], {}
 

@@ -1,14 +1,14 @@
-"""How a codebook of K rows e_k in R^E is learned, apart from any network.
+"""How a codebook of K rows e_k in R^E is learned, without any network.
 
     nearest         code(z) = argmin_k |z - e_k|^2
     ema_update      e_k = mean of the vectors that chose k, as a moving average (arXiv 1711.00937)
-    restart         a row that nothing chooses moves to where the error is large
-    kmeans          a codebook for vectors at hand: k-means++ and then Lloyd's steps
-    used_codes      from K codes to the ones that a data set uses
+    restart         a row that no vector chooses moves to a vector with a large error
+    kmeans          a codebook for given vectors: k-means++ and then Lloyd's steps
+    used_codes      from K codes to those that a data set uses
 
-All of it is a function of arrays. The moving average keeps n_k (vectors a batch, about) and s_k
-(their sum); e_k = s_k / n_k with the n_k smoothed as Laplace would, so that a row with hardly any
-vectors stays finite.
+All functions take and return arrays. The moving average keeps n_k (about the vectors of row k in a
+batch) and s_k (their sum); e_k = s_k / n_k. The counts n_k get Laplace smoothing, so that a row
+with hardly any vectors stays finite.
 """
 
 import functools
@@ -26,7 +26,7 @@ def _square_distance(vectors, codebook):
 
 
 def nearest(z, codebook):
-    """float[..., E], float[K, E] -> int32[...]: the nearest row, the lowest of equals."""
+    """float[..., E], float[K, E] -> int32[...]: the nearest row; the lowest index of equals."""
     codes = jnp.argmin(_square_distance(z.reshape(-1, z.shape[-1]), codebook), axis=-1)
     return codes.astype(jnp.int32).reshape(z.shape[:-1])
 
@@ -46,7 +46,7 @@ class Averages:
 
 
 def averages(codebook, vectors_per_batch):
-    """Averages at which the codebook rests: every row equally used."""
+    """Averages that leave the codebook unchanged, with all rows equally used."""
     count = vectors_per_batch / len(codebook)
     return Averages(jnp.full(len(codebook), count, codebook.dtype), codebook * count)
 
@@ -71,10 +71,10 @@ def ema_update(state, z, codes, decay=0.99, epsilon=1e-5):
 def restart(key, state, codebook, z, codes, threshold=0.02, factor=0.0):
     """Move dead rows to vectors of the batch -> (Averages, codebook, restarted int32[]).
 
-    A row is dead when its count is below `threshold` times the mean count. The vectors that take
-    over are drawn without replacement in proportion to their squared error, as in k-means++, and
-    only among those whose error is over `factor` times the root mean square: a row is not wasted on
-    splitting the noise around another. They start with the mean count.
+    A row is dead if its count is below `threshold` times the mean count. Its new vector is drawn
+    without replacement in proportion to the squared error, as in k-means++. Only vectors whose
+    error exceeds `factor` times the root mean square take part, so that a row is not wasted on
+    splitting the noise around another row. A moved row starts with the mean count.
     """
     z, codes = z.reshape(-1, z.shape[-1]), codes.reshape(-1)
     mean = state.counts.mean()
@@ -96,8 +96,8 @@ def restart(key, state, codebook, z, codes, threshold=0.02, factor=0.0):
 def kmeans(key, vectors, size, steps=20):
     """float[n, E] -> centres float[size, E] and the mean squared distance to the nearest, float[].
 
-    k-means++: each centre is a vector drawn in proportion to its squared distance from the centres
-    before it. Then Lloyd's steps; a centre without vectors stays where it is.
+    k-means++: each centre is a vector drawn in proportion to its squared distance from the previous
+    centres. Then Lloyd's steps; a centre without vectors stays where it is.
     """
 
     def from_centre(centre):
@@ -119,7 +119,7 @@ def kmeans(key, vectors, size, steps=20):
         sums = jax.ops.segment_sum(vectors, codes, size)
         return jnp.where(counts[:, None] > 0, sums / jnp.maximum(counts, 1)[:, None], centres)
 
-    def assign(centres):  # in pieces of 1024 vectors, so that the distances stay small
+    def assign(centres):  # in chunks of 1024 vectors, so that the array of distances stays small
         return jax.lax.map(lambda z: nearest(z, centres), vectors, batch_size=1024)
 
     centres = jax.lax.fori_loop(0, steps, lloyd, centres)
@@ -132,10 +132,11 @@ def used_codes(counts, codebook, closer_than=0.0):
     Args:
         counts: int[K], how often the data set uses each code.
         codebook: float[K, E].
-        closer_than: codes nearer to a more used one than this are taken for it: they divide noise.
+        closer_than: a code that is nearer than this to a more used code is replaced by that code,
+            because the two only divide noise.
 
-    Every used code keeps its own index, in rising order; each other code has the index of the used
-    one nearest to it. Raises ValueError when nothing is used.
+    The used codes are numbered in rising order. Every other code gets the number of the nearest
+    used one. Raises ValueError if no code is used.
     """
     counts, codebook = np.asarray(counts), np.asarray(codebook, np.float64)
     if not counts.any():

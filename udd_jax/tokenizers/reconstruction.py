@@ -1,11 +1,11 @@
-"""How near a picture is to the one it should be: PSNR and SSIM, picture by picture.
+"""How close a reconstruction is to its original: PSNR and SSIM, picture by picture.
 
     PSNR = 10 log10(255^2 / mean squared error)
     SSIM = mean of (2 m_x m_y + c_1)(2 s_xy + c_2) / ((m_x^2 + m_y^2 + c_1)(s_x^2 + s_y^2 + c_2))
 
 with local means, variances and covariance under a Gaussian window of 11 x 11 pixels and deviation
-1.5, c_1 = (.01 255)^2, c_2 = (.03 255)^2, per colour channel, over the windows that lie wholly
-inside (Wang et al. 2004).
+1.5, c_1 = (.01 255)^2, c_2 = (.03 255)^2, for each colour channel, over the windows that lie
+entirely inside the picture (Wang et al. 2004).
 """
 
 import numpy as np
@@ -42,7 +42,7 @@ def ssim(images, targets) -> np.ndarray:
 
 
 def _smooth(x: np.ndarray) -> np.ndarray:
-    """The Gaussian window's local average along height and width: [B, H - 10, W - 10, C]."""
+    """The local average under the Gaussian window, along height and width: [B, H-10, W-10, C]."""
     offset = np.arange(WINDOW) - WINDOW // 2
     weights = np.exp(-(offset**2) / (2 * 1.5**2))
     weights = weights / weights.sum()

@@ -1,24 +1,24 @@
 """Captions to token ids and back: one interface over three kinds of vocabulary file.
 
-    tokenizer = text.load("runs/t2i/text.model")
+    tokenizer = text_tokenizer.load("runs/t2i/text.model")
     ids = tokenizer.encode(["a small red circle"], length=16)        # int32[1, 16]
     tokenizer.decode(ids)                                            # ["a small red circle"]
 
 A `Tokenizer` is a vocabulary file held in memory. `load` looks at the content, not at the name:
 
-- a SentencePiece model: what `train_sentencepiece` writes, and the default for new training;
-- CLIP's byte-pair merges (`bpe_simple_vocab_16e6.txt.gz`), cut to the first merges as UniD3 does:
-  the 256 bytes, the 256 bytes that end a word, the merges in order, two special tokens. 7936 + 256
-  = 8192 classes unless said otherwise; 16384 + 256 is the other published size;
+- a SentencePiece model: `train_sentencepiece` writes one, and it is the default for training;
+- CLIP's byte-pair merges (`bpe_simple_vocab_16e6.txt.gz`), cut to the first merges as in UniD3:
+  the 256 bytes, the 256 bytes that end a word, the merges in order, two special tokens. The default
+  is 7936 + 256 = 8192 classes; the other published size is 16384 + 256;
 - a Hugging Face `tokenizer.json`, read with the `tokenizers` package.
 
-Conventions: a text is a row of `length` ids, padded at the end with `pad_id`; there is no start or
-end token; padding is dropped wherever it stands when ids become text, so that any row of ids in
-range decodes to some text. In CLIP's vocabulary the padding, id 0, is also the token "!" inside a
-word, which is why an "!" that another character follows does not come back (published behaviour).
+Conventions: a text is a row of `length` ids, padded at the end with `pad_id`. There is no start or
+end token. Decoding drops padding wherever it stands, so that any row of ids in range decodes to
+some text. In CLIP's vocabulary the padding, id 0, is also the token "!" inside a word. Therefore an
+"!" before another character does not come back (published behaviour).
 
-A vocabulary in which no piece has an upper-case letter is one of lower-case captions: texts are
-then lower-cased before they are encoded, so that "A red circle" means what it seems to.
+A vocabulary without upper-case letters comes from lower-case captions. Texts are then lower-cased
+before they are encoded, so that "A red circle" is understood.
 """
 
 import collections
@@ -43,9 +43,9 @@ BLANK = re.compile(r"_{3,}")  # three underscores or more in a prompt stand for 
 
 _BYTES = 256
 _RESERVED = 2 + _BYTES  # padding, unknown, and the byte pieces of a SentencePiece model
-_SMALLEST = 320  # below it a SentencePiece model has no room for an alphabet
+_SMALLEST = 320  # a smaller SentencePiece model has no room for an alphabet
 _LONGEST = 2000  # characters of a caption that training looks at
-_LONGEST_WORD = 500  # characters; merging is quadratic in a word, and no word is longer
+_LONGEST_WORD = 500  # characters; merging takes quadratic time, so longer words are split
 _CLIP_CLASSES = 8192
 _CLIP_SPECIAL = ("<|startoftext|>", "<|endoftext|>")
 _CLIP_PUBLISHED_MERGES = 48894  # CLIP's own cut; only the published file has more lines
@@ -64,8 +64,8 @@ class Tokenizer:
     """A vocabulary file in memory; made by `load` or `train_sentencepiece`, and picklable.
 
     vocab_size: int     number of classes K; ids are 0..K-1
-    pad_id: int         what fills a row after its text
-    hash: str           sha256 of the kind and of the file's content
+    pad_id: int         the id that fills a row after its text
+    hash: str           sha256 of the kind and of the content of the file
     kind: str           "sentencepiece", "clip" or "huggingface"
     """
 
@@ -93,15 +93,15 @@ class Tokenizer:
         return self._backing.pieces(text)
 
     def piece(self, index: int) -> str:
-        """How one id looks in a picture of a token row: "small", "ing", "<0x41>"; padding is ""."""
+        """The label of an id in a picture of a token row: "small", "ing", "<0x41>"; padding: ""."""
         index = self._checked(np.asarray([index]))[0]
         return "" if index == self.pad_id else self._backing.piece(int(index))
 
     def encode(self, texts: Sequence[str], length: int, strict: bool = False) -> np.ndarray:
         """Texts to int32[B, length], padded with `pad_id`.
 
-        A text of more than `length` pieces is cut; with `strict`, as for a user's prompt, a text
-        that is too long or has no pieces is a ValueError that names it.
+        A text of more than `length` pieces is cut. With `strict`, as for the prompt of a user, a
+        text that is too long or has no pieces is a ValueError that names the text.
         """
         if isinstance(texts, str):
             raise ValueError(f"texts: expected a list of strings, not the string {_short(texts)}")
@@ -119,10 +119,10 @@ class Tokenizer:
     ) -> tuple[np.ndarray, np.ndarray]:
         """A prompt such as "a ___ circle" to (ids int32[length], free bool[length]).
 
-        Each `___` becomes `blank_tokens` free positions, which hold `pad_id` until something is
-        generated there. Everything else is given (free False) and stays: the words, and the
-        padding after them too, so that the text does not grow beyond its blanks. A prompt without
-        blanks is all given. Raises ValueError if the prompt is empty or does not fit.
+        Each `___` becomes `blank_tokens` free positions, which hold `pad_id` until tokens are
+        generated there. Everything else is given (free False) and stays: the words, and also the
+        padding after them, so that the text does not grow beyond its blanks. A prompt without
+        blanks is entirely given. Raises ValueError if the prompt is empty or does not fit.
         """
         if blank_tokens < 1:
             raise ValueError(f"blank_tokens: {blank_tokens} is not at least 1")
@@ -141,16 +141,16 @@ class Tokenizer:
         )
 
     def decode(self, ids: np.ndarray) -> list[str]:
-        """int[B, M] to B texts. Padding is dropped; bytes that are no UTF-8 become U+FFFD.
+        """int[B, M] to B texts. Padding is dropped; bytes that are not UTF-8 become U+FFFD.
 
-        CLIP's pieces carry the space after a word, as published: "a bird ". Raises ValueError only
-        for ids outside 0..vocab_size-1.
+        The pieces of CLIP hold the space after a word, as published: "a bird ". Raises ValueError
+        only for ids outside 0..vocab_size-1.
         """
         rows = self._checked(np.asarray(ids))
         return [self._backing.text([i for i in row if i != self.pad_id]) for row in rows.tolist()]
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write the vocabulary file (of CLIP's merges only those used), so that `load` reads it."""
+        """Write the vocabulary file (only the merges in use, for CLIP), so that `load` reads it."""
         content = self._content
         if self.kind == "clip":
             content = gzip.compress(content, mtime=0)
@@ -175,9 +175,9 @@ class Tokenizer:
 def load(path: str | os.PathLike, classes: int | None = None) -> Tokenizer:
     """Read a vocabulary file of any of the three kinds.
 
-    `classes` is the size to which CLIP's merges are cut (8192 if not given; a cut file that
-    `Tokenizer.save` wrote keeps its size). Raises a one-line ValueError for a file that is
-    missing, damaged or of no known kind.
+    `classes` is the size to which CLIP's merges are cut. The default is 8192; a file that
+    `Tokenizer.save` wrote keeps its size. Raises a one-line ValueError for a file that is missing,
+    damaged or of unknown kind.
     """
     path = pathlib.Path(path)
     try:
@@ -208,13 +208,13 @@ def train_sentencepiece(
 ) -> Tokenizer:
     """Train a byte-pair SentencePiece model on the captions, write it to `path`, and return it.
 
-    Id 0 is the padding, 1 the unknown (never used, for ids 2..257 are the bytes that spell any
-    character that the model lacks); no start or end token. Pairs are merged, within words, until
-    `vocab_size` is reached or every word of the captions is one piece, whichever comes first: on a
-    small corpus `Tokenizer.vocab_size` is less than asked for. The result depends on the captions
-    and their counts, not on their order, and on nothing random. At most half of the pieces are
-    single characters; rarer ones are spelled in bytes. Raises ValueError if there is nothing to
-    train on or `vocab_size` is below 320.
+    Id 0 is the padding and id 1 the unknown piece. The unknown piece is never used, because the
+    bytes, ids 2..257, spell any character that the model lacks. There is no start or end token.
+    Pairs are merged, within words, until `vocab_size` is reached or every word of the captions is
+    one piece. On a small corpus `Tokenizer.vocab_size` is therefore smaller than `vocab_size`. The
+    result depends on the captions and their counts, but not on their order or on chance. At most
+    half of the pieces are single characters; rarer characters are spelled in bytes. Raises
+    ValueError if no caption has any text or `vocab_size` is below 320.
     """
     if vocab_size < _SMALLEST:
         raise ValueError(
@@ -314,9 +314,9 @@ class _HuggingFace:
 
 
 class _ClipPairs:
-    """Byte-pair encoding: a word starts as its characters and the best-ranked pair merges first.
+    """Byte-pair encoding: a word starts as its characters, and the best-ranked pair merges first.
 
-    Tokens are strings over the 256 printable stand-ins for bytes, the last one of a word carrying
+    Tokens are strings over the 256 printable stand-ins for bytes. The last token of a word ends in
     the mark `</w>`.
     """
 
@@ -363,7 +363,7 @@ class _ClipPairs:
 
 
 def _join(parts: list[str], pair: tuple[str, str]) -> list[str]:
-    """The parts with every occurrence of the pair, from the left, made one."""
+    """The parts with every occurrence of the pair joined, from the left."""
     joined, i = [], 0
     while i < len(parts):
         width = 2 if tuple(parts[i : i + 2]) == pair else 1
@@ -393,9 +393,9 @@ def _published_cleaning(text: str) -> str:
 
 
 def _words(text: str) -> Iterable[str]:
-    """Split as CLIP's pattern does: contractions, runs of letters, single digits, runs of others.
+    """Splits like CLIP's pattern: contractions, runs of letters, single digits, runs of others.
 
-    The pattern's classes are Unicode categories, which `re` does not know; hence a loop.
+    The classes of the pattern are Unicode categories, which `re` does not know; hence a loop.
     """
     start = 0
     while start < len(text):
@@ -421,7 +421,7 @@ def _character_kind(character: str) -> str:
 
 
 def _byte_stand_ins() -> dict[int, str]:
-    """Byte to printable character, in CLIP's order: Latin-1's visible ones first, as themselves."""
+    """Byte to printable character, in CLIP's order: first the visible Latin-1, unchanged."""
     visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = [b for b in range(256) if b not in visible]
     return {b: chr(b) for b in visible} | {b: chr(256 + i) for i, b in enumerate(hidden)}
@@ -440,7 +440,7 @@ def _line(error: Exception) -> str:
 
 
 def _write(path: str | os.PathLike, content: bytes) -> None:
-    """Write to a temporary name in the same folder, then rename: all of the file or none."""
+    """Writes to a temporary name in the same folder and renames it: the whole file or none."""
     path = pathlib.Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

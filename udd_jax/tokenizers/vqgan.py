@@ -4,17 +4,17 @@
     code = argmin_k |z - e_k|^2                          one of K codebook rows e_k, a grid cell
     image ~ decoder(post_quant_conv(e_code))
 
-The network is that of the taming VQGAN (arXiv 2012.09841), exactly: its field names are the keys of
-the published `ddconfig`, and its parameter names are the published ones with dots and lists
-written as `down_0_block_1`, so that a converter only renames. Images inside are float32 in [-1, 1],
-NHWC; at the edge (`ImageTokenizer`) they are uint8. f = patch * 2^(levels - 1) pixels make a cell.
+The network is exactly that of the taming VQGAN (arXiv 2012.09841). Its field names are the keys of
+the published `ddconfig`. Its parameter names are the published ones, with dots and lists written as
+`down_0_block_1`, so that a converter only renames. Images inside are float32 in [-1, 1], NHWC; at
+the edge (`ImageTokenizer`) they are uint8. The side of a cell is f = patch * 2^(levels - 1) pixels.
 
-Two things are ours and off by default. `patch` moves p x p pixels into channels before the first
-convolution and back after the last one: small images become cheap on a CPU. `local_encoder` (and
-`local_decoder`) makes a code a function of its own f x f pixels and of nothing else: 1 x 1
-convolutions, unpadded downsampling, statistics over the channels of one position, no attention.
-With image-wide statistics the code of a patch changes with what is drawn elsewhere, and whoever
-models the codes has to learn that noise.
+Two options are ours and off by default. `patch` moves p x p pixels into channels before the first
+convolution and back after the last one, which makes small images cheap on a CPU. `local_encoder`
+(and `local_decoder`) makes a code depend on its own f x f pixels only: 1 x 1 convolutions, unpadded
+downsampling, statistics over the channels of one position, no attention. With image-wide
+statistics, the code of a patch changes with the rest of the image, and a model of the codes has to
+learn this noise.
 
 How a codebook is learned (moving averages, restarts, k-means) is in `codebook.py`.
 """
@@ -51,7 +51,7 @@ def depth_to_space(x, patch):
     return x.reshape(b, h * patch, w * patch, c // patch**2)
 
 
-# U(-a, a) with variance 1 / fan in; it compiles in a fraction of the time of the usual cut normal.
+# U(-a, a) with variance 1 / fan in. The usual truncated normal takes far longer to compile.
 _SPREAD = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
 _Conv = functools.partial(nn.Conv, kernel_init=_SPREAD)
 
@@ -102,7 +102,7 @@ class AttnBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Zeros right and below, then a 3 x 3 conv of stride 2; locally 2 x 2 without padding."""
+    """Pads right and below, then a 3 x 3 conv of stride 2; if local, 2 x 2 without padding."""
 
     local: bool = False
 
@@ -194,13 +194,13 @@ def _middle(h, local):
 class Quantizer(nn.Module):
     """From vectors to codes and back; `kind` says how gradients pass.
 
-    "ema", "straight_through": the nearest codebook row; the gradient of the row is handed to the
-        vector as it is. The loss pulls vectors to rows (times `beta`), and with
-        "straight_through" rows to vectors too; with "ema" rows follow by moving averages instead
-        (`codebook.ema_update`) and get no gradient. The published code has `beta` on the
-        wrong one of the two terms ("legacy"); here it is on the commitment, as in the paper.
-    "gumbel": a 1 x 1 projection to K logits and a soft sample of the rows at a temperature; the
-        loss is the divergence of the logits from uniform, in nats.
+    "ema", "straight_through": the nearest codebook row; the vector gets the gradient of the row
+        unchanged. The loss pulls vectors to rows (times `beta`). With "straight_through" it also
+        pulls rows to vectors. With "ema" rows get no gradient and follow by moving averages
+        instead (`codebook.ema_update`). The published code has `beta` on the wrong one of the two
+        terms ("legacy"); here it is on the commitment, as in the paper.
+    "gumbel": a 1 x 1 projection to K logits, and a soft sample of the rows at a temperature; the
+        loss is the divergence of the logits from the uniform distribution, in nats.
     """
 
     kind: str
@@ -221,7 +221,7 @@ class Quantizer(nn.Module):
     def codes(self, z, noise=0.0):
         """float[..., E] -> int32[...]: the nearest row, or the largest of logits + noise.
 
-        With Gumbel noise, float[..., K], such a code is a draw from the softmax of the logits.
+        With Gumbel noise, float[..., K], this code is a draw from the softmax of the logits.
         """
         if self.kind == "gumbel":
             return jnp.argmax(self.proj(z) + noise, axis=-1).astype(jnp.int32)
@@ -249,16 +249,16 @@ class Quantizer(nn.Module):
 
 
 def rows(params):
-    """The codebook float[K, E] among a VQGAN's parameters."""
+    """The codebook, float[K, E], among the parameters of a VQGAN."""
     quantizer = params["quantize"]
     return quantizer["embed" if "embed" in quantizer else "embedding"]
 
 
 def with_rows(params, codebook_rows, variance):
-    """Parameters with another codebook, float[K, E].
+    """The parameters with another codebook, float[K, E].
 
-    A Gumbel quantiser gets the logits of the rows as Gaussians of this variance a dimension: its
-    largest logit is the nearest row.
+    The logits of a Gumbel quantiser become those of Gaussians around the rows, with this variance
+    in each dimension, so that the largest logit belongs to the nearest row.
     """
     if "embed" not in params["quantize"]:
         return params | {"quantize": {"embedding": codebook_rows}}
@@ -269,7 +269,7 @@ def with_rows(params, codebook_rows, variance):
 
 @flax.struct.dataclass
 class Output:
-    """What one pass gives: images float[B,S,S,3], z float[B,h,w,E], codes int32[B,h,w], loss."""
+    """The result of one pass: images float[B,S,S,3], z float[B,h,w,E], codes int32[B,h,w], loss."""
 
     images: jax.Array
     z: jax.Array
@@ -280,8 +280,8 @@ class Output:
 class VQGAN(nn.Module):
     """Encoder, codebook and decoder. The defaults are the published f = 8 network for 256 x 256.
 
-    `n_embed` is K, `embed_dim` the width of a codebook row, `attn_resolutions` the sizes of
-    feature maps that get attention. Raises ValueError where the sizes do not fit together.
+    `n_embed` is K, `embed_dim` the width of a codebook row, `attn_resolutions` the sizes of the
+    feature maps with attention. Raises ValueError if the sizes do not fit together.
     """
 
     resolution: int = 256
@@ -300,7 +300,7 @@ class VQGAN(nn.Module):
 
     @property
     def cell(self):
-        """Pixels of a code's cell, one way: f."""
+        """The side of the cell of a code in pixels: f."""
         return self.patch * 2 ** (len(self.ch_mult) - 1)
 
     @property
@@ -331,8 +331,10 @@ class VQGAN(nn.Module):
         return self.quant_conv(self.encoder(images))
 
     def encode_codes(self, images, noise=0.0):
-        """float[B, S, S, 3] in [-1, 1] -> int32[B, h, w]. The published encoder adds Gumbel noise,
-        float[B, h, w, K]: its codes are draws."""
+        """float[B, S, S, 3] in [-1, 1] -> int32[B, h, w].
+
+        The published encoder adds Gumbel noise, float[B, h, w, K], so that its codes are draws.
+        """
         return self.quantize.codes(self.encode(images), noise)
 
     def decode(self, rows):
@@ -346,7 +348,7 @@ class VQGAN(nn.Module):
     def __call__(self, images, key=None, temperature=1.0, plain=False):
         """One training pass -> Output. `plain` skips the codebook: an autoencoder for warming up.
 
-        `key` and `temperature` are the Gumbel quantiser's; the others ignore them.
+        `key` and `temperature` are for the Gumbel quantiser; the others ignore them.
         """
         z = self.encode(images)
         rows, loss, codes = self.quantize(z, key, temperature)
@@ -357,8 +359,8 @@ class VQGAN(nn.Module):
 class Discriminator(nn.Module):
     """PatchGAN: float[B, S, S, 3] -> logits float[B, s, s, 1], one for each overlapping patch.
 
-    4 x 4 convs of stride 2, leaky relu 0.2; GroupNorm in the place of the published BatchNorm, so
-    that an image's logits do not depend on the rest of its batch and nothing mutates.
+    4 x 4 convs of stride 2, leaky relu 0.2. GroupNorm replaces the published BatchNorm, so that the
+    logits of an image do not depend on the rest of its batch, and no statistics are stored.
     """
 
     ch: int = 64
@@ -410,10 +412,10 @@ def _decode(module, params, codes):
 class ImageTokenizer:
     """A trained VQGAN as a pair of functions on arrays.
 
-    `full_to_used` int32[n_embed], where given, maps the network's codes to the smaller set that
-    is in use (`codebook.used_codes`; the published 8192 -> 2887 is such a map): several may share
-    an index, and it decodes to the first of them. Work is done `chunk` images at a time, the last
-    chunk padded, so that there is one compilation.
+    `full_to_used`, int32[n_embed] or None, maps the codes of the network to the smaller set in use
+    (`codebook.used_codes`; the published 8192 -> 2887 is such a map). Several codes may share an
+    index, which decodes to the first of them. Images are processed `chunk` at a time, and the last
+    chunk is padded, so that there is one compilation.
     """
 
     module: VQGAN
@@ -423,14 +425,14 @@ class ImageTokenizer:
 
     @functools.cached_property
     def used_to_full(self):
-        """int32[codes]: the code of the network behind each code of the tokenizer."""
+        """int32[codes]: the code of the network for each code of the tokenizer."""
         if self.full_to_used is None:
             return np.arange(self.module.n_embed, dtype=np.int32)
         return np.unique(self.full_to_used, return_index=True)[1].astype(np.int32)
 
     @property
     def codes(self):
-        """K: how many codes there are."""
+        """K: the number of codes."""
         return len(self.used_to_full)
 
     @property
@@ -443,7 +445,7 @@ class ImageTokenizer:
 
     @functools.cached_property
     def hash(self):
-        """16 hex digits of the settings and weights: equal hash, equal codes."""
+        """16 hex digits from the settings and weights: equal hash, equal codes."""
         digest = hashlib.sha256(json.dumps(_settings(self.module), sort_keys=True).encode())
         for path, leaf in jax.tree_util.tree_leaves_with_path(self.params):
             digest.update(jax.tree_util.keystr(path).encode() + np.asarray(leaf).tobytes())
@@ -453,9 +455,9 @@ class ImageTokenizer:
     def encode(self, images, key=None):
         """uint8[B, S, S, 3] -> int32[B, N], row by row. Deterministic without a key.
 
-        With one, the codes of a Gumbel quantiser are draws from the softmax of its logits, as the
-        published encoder's always are; image b draws from its own key. Raises ValueError for
-        another size or dtype, and for a key where nothing is drawn.
+        With a key, the codes of a Gumbel quantiser are draws from the softmax of its logits, as
+        always in the published encoder; image b draws from its own key. Raises ValueError for
+        another size or dtype, and for a key if the quantiser draws nothing.
         """
         images = np.asarray(images)
         size = self.image_size
@@ -516,7 +518,7 @@ def _settings(module):
 
 
 def save(path, tokenizer, metadata=None):
-    """Writes one file, in the safetensors layout, with a dict of what is to be known (scores)."""
+    """Writes one file in the safetensors layout, with a dict of further facts such as scores."""
     tree = {"params": tokenizer.params}
     if tokenizer.full_to_used is not None:
         tree["full_to_used"] = tokenizer.full_to_used
@@ -525,8 +527,10 @@ def save(path, tokenizer, metadata=None):
 
 
 def load(path):
-    """The tokenizer that `save` wrote. FileNotFoundError where there is none, ValueError where it
-    is damaged."""
+    """The tokenizer that `save` wrote.
+
+    FileNotFoundError if there is no file, ValueError if it is damaged.
+    """
     tree, metadata = trees.load_tree(path)
     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in metadata["module"].items()}
     params, used = tree["params"], tree.get("full_to_used")
