@@ -12,7 +12,7 @@ from configs import t2i
 from tests.helpers import tiny
 from udd_jax import build, stages
 from udd_jax.data import pixels
-from udd_jax.runtime import files, trees
+from udd_jax.runtime import files, provenance, trees
 
 
 def record(folder):
@@ -35,7 +35,7 @@ def test_a_record_says_config_seed_versions_devices_and_commit(tmp_path):
 
 def test_a_run_that_goes_on_elsewhere_keeps_what_it_began_with(tmp_path, monkeypatch):
     for version in ("1", "1", "2", "2", "3"):
-        monkeypatch.setattr(stages, "provenance", lambda version=version: {"jax": version})
+        monkeypatch.setattr(provenance, "provenance", lambda version=version: {"jax": version})
         stages.claim(tiny.config(), tmp_path)
     assert record(tmp_path)["made_with"] == {"jax": "3"}
     assert record(tmp_path)["before"] == [{"jax": "1"}, {"jax": "2"}]
@@ -86,10 +86,10 @@ def test_what_a_late_stage_would_refuse_is_refused_before_the_first(
 
 
 def test_an_image_without_a_checkout_says_its_commit(monkeypatch, tmp_path):
-    monkeypatch.setattr(stages, "__file__", str(tmp_path / "udd_jax" / "stages.py"))
-    assert "commit" not in stages.provenance()
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "udd_jax" / "runtime" / "a.py"))
+    assert "commit" not in provenance.provenance()
     monkeypatch.setenv("UDD_COMMIT", "abc")
-    assert stages.provenance()["commit"] == "abc"
+    assert provenance.provenance()["commit"] == provenance.commit(12) == "abc"
 
 
 SPOTS = {"red spot": (220, 25, 25), "blue spot": (25, 25, 220), "green spot": (25, 220, 25)}

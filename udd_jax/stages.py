@@ -12,12 +12,8 @@ one can make, and the others wait for it; they share the token cache and train t
 
 import contextlib
 import functools
-import importlib.metadata
 import json
-import os
 import pathlib
-import platform
-import subprocess
 import time
 
 import jax
@@ -33,7 +29,7 @@ from udd_jax.evaluation.suites import main as main_suite
 from udd_jax.evaluation.suites import samplers as samplers_suite
 from udd_jax.evaluation.suites import tuning
 from udd_jax.networks import transformer
-from udd_jax.runtime import bucket, files, lock, logbook, sharding, trees
+from udd_jax.runtime import bucket, files, lock, logbook, provenance, sharding, trees
 from udd_jax.sampling.settings import Settings
 from udd_jax.tokenizers import text_tokenizer, vqgan
 from udd_jax.training import optimiser, plan, train_diffusion, train_image_tokenizer
@@ -140,7 +136,7 @@ def claim(config: ml_collections.ConfigDict, workdir) -> None:
     """
     path = workdir / build.CONFIG
     new = json.loads(config.to_json())  # as it is stored: lists, not tuples
-    record = {"config": new, "made_with": provenance()}
+    record = {"config": new, "made_with": provenance.provenance()}
     if path.exists():
         stored = files.read_json(path)
         old, made, before = stored["config"], stored["made_with"], stored.get("before", [])
@@ -166,29 +162,6 @@ def _differences(old: dict, new: dict, prefix: str = ""):
             yield from _differences(a, b, f"{prefix}{name}.")
         elif a != b and (name in old or b):  # a field that came later and is off is no difference
             yield prefix + name, a, b
-
-
-def provenance() -> dict:
-    """What this process is: versions, devices, and the commit of the checkout it is in.
-
-    An image that has no checkout says its commit in UDD_COMMIT.
-    """
-    packages = ("udd_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-    versions = {"python": platform.python_version()}
-    for name in packages:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
-    here, commit = pathlib.Path(__file__).parent.parent, os.environ.get("UDD_COMMIT")
-    if (here / ".git").exists():
-        command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40"]
-        command.append("--exclude=*")  # no tags
-        with contextlib.suppress(OSError, subprocess.CalledProcessError):
-            output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-            commit = output.strip()
-    if commit:
-        versions["commit"] = commit
-    versions["devices"] = [str(d) for d in jax.devices()]
-    return versions
 
 
 @contextlib.contextmanager

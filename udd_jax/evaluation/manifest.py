@@ -7,24 +7,18 @@ item_ids    of the split, in order; samples: how many of each task
 and versions, hardware, commit, seconds, for who wants the same digits again.
 """
 
-import contextlib
 import dataclasses
 import hashlib
-import importlib.metadata
 import json
 import os
-import pathlib
 import platform
-import resource
-import subprocess
-import sys
 import time
 
 import jax
 import numpy as np
 
 from udd_jax.data import pixels
-from udd_jax.runtime import trees
+from udd_jax.runtime import provenance, trees
 
 PACKAGES = ("udd_jax", "jax", "jaxlib", "flax", "optax", "numpy", "scipy", "pillow")
 PACKAGES += ("sentencepiece", "pycocoevalcap")
@@ -51,14 +45,14 @@ def make(
         "item_ids": items.keys,
         "samples": counts,
         "parameters": sum(int(np.prod(p.shape)) for p in jax.tree.leaves(pipe.params)),
-        "versions": {"python": platform.python_version()} | {p: _version(p) for p in PACKAGES},
+        "versions": provenance.versions(PACKAGES),
         "hardware": {
             "device": device.device_kind,
             "devices": jax.device_count(),
             "cores": os.cpu_count(),
             "machine": platform.machine(),
         },
-        "commit": _commit(),
+        "commit": provenance.commit(digits=12),
         "seconds": seconds,
         "finished": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
     }
@@ -103,29 +97,3 @@ def _hash(params) -> str:
         leaf = np.asarray(leaf)
         digest.update(f"{name} {leaf.dtype} {leaf.shape}".encode() + leaf.tobytes())
     return digest.hexdigest()[:16]
-
-
-def peak_gib() -> float:
-    """Of the first accelerator, or of the process where there is none."""
-    stats = jax.local_devices()[0].memory_stats() or {}
-    unit = 1 if sys.platform == "darwin" else 1024
-    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return round(stats.get("peak_bytes_in_use", resident) / 2**30, 3)
-
-
-def _version(package: str) -> str | None:
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        return importlib.metadata.version(package)
-    return None
-
-
-def _commit() -> str | None:
-    """The commit of the checkout that the package stands in, "-dirty" where it was changed."""
-    root = pathlib.Path(__file__).parents[2]
-    if not (root / ".git").exists():
-        return None
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-        return done.stdout.strip()
-    return None

@@ -22,10 +22,9 @@ import time
 
 import jax
 import jax.numpy as jnp
-import psutil
 from jax.experimental import multihost_utils
 
-from udd_jax.runtime import checkpoints, stopping
+from udd_jax.runtime import checkpoints, provenance, stopping
 from udd_jax.runtime import logbook as logbooks
 
 
@@ -119,7 +118,9 @@ def fit(
             if log:
                 means = _means(_to_host(window))
                 times = {"step_seconds": spent / len(window), "data_seconds": waited / len(window)}
-                logbook.write(done, **means, skipped=skipped, **times, memory_gib=_memory())
+                logbook.write(
+                    done, **means, skipped=skipped, **times, memory_gib=provenance.peak_gib()
+                )
                 bar.set_postfix(loss=f"{means['loss']:.4g}", refresh=False)
                 window, spent, waited = [], 0.0, 0.0
             if test:
@@ -177,10 +178,3 @@ def _means(window: list[dict]) -> dict:
             means["loss_max"] = max(values, default=math.nan)
     means.pop("skipped", None)
     return means
-
-
-def _memory() -> float:
-    """GiB: the peak of the fullest device of this process, or its own memory on a CPU."""
-    stats = [device.memory_stats() or {} for device in jax.local_devices()]
-    peak = max(s.get("peak_bytes_in_use", 0) for s in stats)
-    return (peak or psutil.Process().memory_info().rss) / 2**30

@@ -40,6 +40,7 @@ from udd_jax.evaluation import (
 )
 from udd_jax.evaluation.metrics import agreement, alignment, captions, intervals, java, memory
 from udd_jax.evaluation.suites import judges
+from udd_jax.runtime import provenance
 
 JUDGES = "judges"  # a folder of the run
 SHOWN = 8  # neighbours and round trips kept for the page
@@ -368,7 +369,7 @@ def speed(pipe, drawn, options) -> dict:
         "samples a second, cold": count / seconds[0],
         "samples a second, warm": count / seconds[1],
         "network calls a sample": float(np.mean(drawn["pair"].calls)),
-        "peak memory, GiB": manifest.peak_gib(),
+        "peak memory, GiB": provenance.peak_gib(),
         "devices": jax.device_count(),
     }
 

@@ -42,7 +42,7 @@ from udd_jax.evaluation import (
 from udd_jax.evaluation.metrics import agreement, java
 from udd_jax.evaluation.suites import full as full_suite
 from udd_jax.evaluation.suites import judges
-from udd_jax.runtime import files, logbook, sharding
+from udd_jax.runtime import files, logbook, provenance, sharding
 
 RESULT, FOLDER = "evaluation.json", samples.FOLDER
 VARIATION = 0.10  # the most total variation that counts as no collapse
@@ -299,5 +299,5 @@ def speed(drawn: dict, spent: dict) -> dict:
         "with_compilation": first.about["task"],
         "samples_a_second": round(sum(map(len, warm)) / max(seconds, 1e-3), 2),
         "calls_a_sample": {task: float(np.mean(s.calls)) for task, s in drawn.items()},
-        "peak_memory_gib": manifest.peak_gib(),
+        "peak_memory_gib": provenance.peak_gib(),
     }
