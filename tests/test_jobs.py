@@ -12,7 +12,7 @@ from configs import t2i
 from tests.helpers import tiny
 from udd_jax import build, stages
 from udd_jax.data import pixels
-from udd_jax.runtime import files, provenance, trees
+from udd_jax.runtime import files, provenance, run_folder, trees
 
 
 def record(folder):
@@ -21,7 +21,7 @@ def record(folder):
 
 def test_a_record_says_config_seed_versions_devices_and_commit(tmp_path):
     config = tiny.config()
-    stages.claim(config, tmp_path)
+    run_folder.claim(config, tmp_path)
     stored = record(tmp_path)
     assert stored["config"]["seed"] == config.seed and "before" not in stored
     made = stored["made_with"]
@@ -36,32 +36,32 @@ def test_a_record_says_config_seed_versions_devices_and_commit(tmp_path):
 def test_a_run_that_goes_on_elsewhere_keeps_what_it_began_with(tmp_path, monkeypatch):
     for version in ("1", "1", "2", "2", "3"):
         monkeypatch.setattr(provenance, "provenance", lambda version=version: {"jax": version})
-        stages.claim(tiny.config(), tmp_path)
+        run_folder.claim(tiny.config(), tmp_path)
     assert record(tmp_path)["made_with"] == {"jax": "3"}
     assert record(tmp_path)["before"] == [{"jax": "1"}, {"jax": "2"}]
 
 
 def test_another_config_is_refused_by_field_and_leaves_the_record(tmp_path):
     config = tiny.config()
-    stages.claim(config, tmp_path)
+    run_folder.claim(config, tmp_path)
     before = record(tmp_path)
     config.train.steps += 1
-    stages.claim(config, tmp_path)
+    run_folder.claim(config, tmp_path)
     config.model.width = 64
     with pytest.raises(ValueError, match=r"another config \(model.width: 16 there, 64 here\)"):
-        stages.claim(config, tmp_path)
+        run_folder.claim(config, tmp_path)
     assert record(tmp_path)["config"]["model"] == before["config"]["model"]
 
 
 def test_a_run_goes_on_where_the_config_has_a_new_field_that_is_off(tmp_path):
     config = tiny.config()
-    stages.claim(config, tmp_path)
+    run_folder.claim(config, tmp_path)
     config.model.added = False
-    stages.claim(config, tmp_path)
+    run_folder.claim(config, tmp_path)
     assert record(tmp_path)["config"]["model"]["added"] is False
     config.model.other = 3
     with pytest.raises(ValueError, match=r"model\.other: None there, 3 here"):
-        stages.claim(config, tmp_path)
+        run_folder.claim(config, tmp_path)
 
 
 @pytest.mark.parametrize(

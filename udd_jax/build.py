@@ -12,10 +12,11 @@ import ml_collections
 from udd_jax.diffusion import schedules, vocab
 from udd_jax.diffusion.vocab import Vocab
 from udd_jax.networks import transformer
-from udd_jax.runtime import files, trees
+from udd_jax.runtime import files, run_folder, trees
 from udd_jax.tokenizers import text_tokenizer, vqgan
 
-CONFIG, TEXT, IMAGE, WEIGHTS = "config.json", "text.model", "vq/tokenizer", "weights"
+TEXT, IMAGE, WEIGHTS = "text.model", "vq/tokenizer", "weights"
+CONFIG = run_folder.CONFIG
 
 
 def make_vocab(config, text, image) -> Vocab:

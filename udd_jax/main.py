@@ -116,9 +116,9 @@ def main(argv) -> None:
         stopping.end_at_once()
     _set_up_platform(workdir)
     if mode in ("train", "tokenize", "evaluate", "replay"):
-        from udd_jax.runtime import sharding
+        from udd_jax.runtime import processes
 
-        sharding.join()
+        processes.join()
     if mode in ("train", "tokenize"):
         from udd_jax import stages
 

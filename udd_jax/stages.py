@@ -14,7 +14,6 @@ import contextlib
 import functools
 import json
 import pathlib
-import time
 
 import jax
 import ml_collections
@@ -23,35 +22,17 @@ import numpy as np
 from udd_jax import build, pipeline
 from udd_jax.data import batches, reading, sources, token_cache
 from udd_jax.diffusion import transition
-from udd_jax.evaluation import feature_networks, samples
+from udd_jax.evaluation import feature_networks
 from udd_jax.evaluation.report import report
 from udd_jax.evaluation.suites import main as main_suite
 from udd_jax.evaluation.suites import samplers as samplers_suite
 from udd_jax.evaluation.suites import tuning
 from udd_jax.networks import transformer
-from udd_jax.runtime import bucket, files, lock, logbook, provenance, sharding, trees
+from udd_jax.runtime import bucket, files, lock, logbook, processes, run_folder, sharding, trees
 from udd_jax.sampling.settings import Settings
 from udd_jax.tokenizers import text_tokenizer, vqgan
 from udd_jax.training import optimiser, plan, train_diffusion, train_image_tokenizer
 
-# Fields that may differ from those a work folder was made with.
-CHANGEABLE = (
-    "name",
-    "task",
-    "train.steps",
-    "train.log_every",
-    "train.save_every",
-    "train.keep",
-    "train.held_out",
-    "train.accumulate",
-    "sample",
-    "evaluate",
-    "workers",
-    "mesh",
-    "model.implementation",
-    "model.unroll",
-    "model.remat",
-)
 SUITES = ("main", "full", "samplers", "tuning", "judges")
 SPLITS = ("train", "validation", "test")
 SKIPPED = 0.01  # largest share of the items that may be unusable
@@ -66,7 +47,7 @@ def run(config: ml_collections.ConfigDict, workdir, until: str | None = None, **
     workdir = files.folder(workdir)
     check(config)
     with lock.hold(workdir, logbook.say), bucket.near(workdir) as here:
-        claim(config, workdir)
+        run_folder.claim(config, workdir)
         _run_stages(config, workdir, here, until, **options)
 
 
@@ -81,11 +62,11 @@ def check(config) -> None:
 
 def _run_stages(config, workdir, here, until, profile=None, tensorboard=False):
     """`here` is the folder on a disk that stands for `workdir`, mostly the same one."""
-    stage = functools.partial(_stage, workdir)
+    stage = functools.partial(run_folder.timed, workdir)
     on_disk = functools.partial(bucket.on_disk, workdir, here)
     with stage("data"):
         data = open_data(config)
-    with stage("text tokenizer"), _in_turn(), on_disk(build.TEXT):
+    with stage("text tokenizer"), processes.in_turn(), on_disk(build.TEXT):
         text_tokenizer = make_text_tokenizer(config, here, data["train"])
     with stage("image tokenizer"):
         image_tokenizer = make_image_tokenizer(config, workdir, data, tensorboard)
@@ -95,8 +76,8 @@ def _run_stages(config, workdir, here, until, profile=None, tensorboard=False):
         with stage("token cache"):
             with on_disk("tokens"):
                 write_shards(config, here, data["train"], *tokenizers)
-            samples.wait_for_all("token cache")
-            with _in_turn(), on_disk("tokens"):
+            processes.wait_for_all("token cache")
+            with processes.in_turn(), on_disk("tokens"):
                 cache = token_cache.finish(here / "tokens")
     if until == "token cache":
         return
@@ -114,66 +95,6 @@ def _run_stages(config, workdir, here, until, profile=None, tensorboard=False):
     with stage("report"), on_disk():
         if jax.process_index() == 0:
             logbook.say(f"report: {report.write(here)}")
-
-
-@contextlib.contextmanager
-def _in_turn():
-    """The first process goes ahead; the others follow when it is done, and find what it made."""
-    if jax.process_index() > 0:
-        samples.wait_for_all("turn")
-    yield
-    if jax.process_index() == 0:
-        samples.wait_for_all("turn")
-
-
-# ---- The work folder ----------------------------------------------------------------------------
-
-
-def claim(config: ml_collections.ConfigDict, workdir) -> None:
-    """Writes `config.json`, or compares with the one that is there; ValueError if they differ.
-
-    What made the run is written beside the config, and what else did before it went on.
-    """
-    path = workdir / build.CONFIG
-    new = json.loads(config.to_json())  # as it is stored: lists, not tuples
-    record = {"config": new, "made_with": provenance.provenance()}
-    if path.exists():
-        stored = files.read_json(path)
-        old, made, before = stored["config"], stored["made_with"], stored.get("before", [])
-        differ = [
-            f"{name}: {a!r} there, {b!r} here"
-            for name, a, b in _differences(old, new)
-            if not any(name == c or name.startswith(c + ".") for c in CHANGEABLE)
-        ]
-        if differ:
-            raise ValueError(
-                f"{workdir} belongs to another config ({'; '.join(differ)}): "
-                "choose another --workdir or set these fields back"
-            )
-        record["before"] = [*before, made] if made != record["made_with"] else before
-    if jax.process_index() == 0:
-        files.write_json(path, record)
-
-
-def _differences(old: dict, new: dict, prefix: str = ""):
-    for name in sorted({*old, *new}):
-        a, b = old.get(name), new.get(name)
-        if isinstance(a, dict) and isinstance(b, dict):
-            yield from _differences(a, b, f"{prefix}{name}.")
-        elif a != b and (name in old or b):  # a field that came later and is off is no difference
-            yield prefix + name, a, b
-
-
-@contextlib.contextmanager
-def _stage(workdir, name: str):
-    """Adds the seconds of a stage to `stages.json`: the sum over all runs of this folder."""
-    path = workdir / "stages.json"
-    seconds = files.read_json(path) if path.exists() else {}
-    start = time.perf_counter()
-    yield
-    seconds[name] = round(seconds.get(name, 0) + time.perf_counter() - start, 2)
-    if jax.process_index() == 0:
-        files.write_json(path, seconds)
 
 
 # ---- The stages ---------------------------------------------------------------------------------

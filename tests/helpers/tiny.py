@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 
 from configs import t2i
-from udd_jax import build, stages
+from udd_jax import build
 from udd_jax.data.sources import shapes
 from udd_jax.networks import transformer
-from udd_jax.runtime import trees
+from udd_jax.runtime import run_folder, trees
 from udd_jax.tokenizers import text_tokenizer, vqgan
 from udd_jax.training import train_image_tokenizer
 
@@ -27,7 +27,7 @@ def config():
 def make(directory, c=None) -> pathlib.Path:
     """Writes the run and returns its folder."""
     directory, c = pathlib.Path(directory), c or config()
-    stages.claim(c, directory)
+    run_folder.claim(c, directory)
     records = shapes.source("train", 200)
     tokenizer = text_tokenizer.train_sentencepiece(
         (record.captions[0] for record in records), directory / build.TEXT, c.text.vocab_size

@@ -23,7 +23,7 @@ from udd_jax import build
 from udd_jax.diffusion import transition, vocab
 from udd_jax.evaluation.suites import main as main_suite
 from udd_jax.networks import transformer
-from udd_jax.runtime import files, logbook, sharding
+from udd_jax.runtime import files, logbook, processes, sharding
 from udd_jax.sampling import reverse
 from udd_jax.sampling.settings import Settings
 from udd_jax.training import train_diffusion
@@ -119,7 +119,7 @@ def test_every_mesh_trains_and_samples_alike(alone, tmp_path, shape):
     assert np.array_equal(sample(alone[1], *shape), alone[2])
 
 
-def processes(folder, count, model=1, stop_at=-1):
+def run_many(folder, count, model=1, stop_at=-1):
     """Runs `count` processes; with `stop_at` the last one gets SIGTERM at that step."""
     common = [sys.executable, __file__, str(folder), str(count // model), str(model)]
     stops = [-1] * (count - 1) + [stop_at]
@@ -156,9 +156,9 @@ def start(commands, folder, more):
 
 def test_four_processes_then_two_then_one_train_the_model_that_one_trains(alone, tmp_path):
     """Each is stopped, saves, and the next ones go on, with the losses of a run by one process."""
-    assert processes(tmp_path, 4, model=2, stop_at=4) == [75] * 4
+    assert run_many(tmp_path, 4, model=2, stop_at=4) == [75] * 4
     assert 4 <= logbook.Logbook(tmp_path).lines()[-1]["step"] < 11
-    assert processes(tmp_path, 2, stop_at=11) == [75] * 2
+    assert run_many(tmp_path, 2, stop_at=11) == [75] * 2
     assert 11 <= logbook.Logbook(tmp_path).lines()[-1]["step"] < STEPS
     weights = run(tmp_path, 1, 1)
     assert np.abs(losses(tmp_path) - alone[0]).max() < 1e-5
@@ -169,20 +169,20 @@ def test_four_processes_then_two_then_one_train_the_model_that_one_trains(alone,
 @long
 @pytest.mark.parametrize("count, model", [(2, 1), (4, 2)])
 def test_processes_train_save_and_resume_to_the_same_numbers(alone, tmp_path, count, model):
-    assert processes(tmp_path, count, model, stop_at=7) == [75] * count
+    assert run_many(tmp_path, count, model, stop_at=7) == [75] * count
     before = logbook.Logbook(tmp_path).lines()[-1]["step"]
     assert 7 <= before < STEPS
-    assert processes(tmp_path, count, model) == [0] * count
+    assert run_many(tmp_path, count, model) == [0] * count
     assert np.abs(losses(tmp_path) - alone[0]).max() < 1e-5
 
 
 WAITING = """
 import jax, sys, time
-from udd_jax import samples, sharding, stopping
+from udd_jax.runtime import processes, stopping
 stopping.end_at_once()
-sharding.join()
+processes.join()
 print("joined", flush=True)
-samples.wait_for_all("what never comes") if jax.process_index() else time.sleep(600)
+processes.wait_for_all("what never comes") if jax.process_index() else time.sleep(600)
 """
 
 
@@ -231,7 +231,7 @@ def test_the_whole_job_runs_in_two_processes(tmp_path):
 
 def main():
     folder, data, model, stop_at = sys.argv[1], *map(int, sys.argv[2:])
-    sharding.join()
+    processes.join()
 
     def before(step):
         if step == stop_at:

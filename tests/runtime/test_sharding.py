@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec as P
 
 from udd_jax.diffusion import vocab
 from udd_jax.networks import transformer
-from udd_jax.runtime import sharding
+from udd_jax.runtime import processes, sharding
 
 
 @pytest.fixture(scope="module")
@@ -147,12 +147,12 @@ def test_meshes_that_do_not_fit_are_refused():
 def test_processes_join_when_the_environment_says_so(monkeypatch):
     calls = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda *args: calls.append(args))
-    sharding.join({})
-    sharding.join({"UDD_DISTRIBUTED": "1"})
+    processes.join({})
+    processes.join({"UDD_DISTRIBUTED": "1"})
     names = {"JAX_COORDINATOR_ADDRESS": "host:1", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "3"}
-    sharding.join(names)
+    processes.join(names)
     assert calls == [(), ("host:1", 4, 3)]
     with pytest.raises(ValueError, match="JAX_PROCESS_ID is not set"):
-        sharding.join({"JAX_COORDINATOR_ADDRESS": "host:1", "JAX_NUM_PROCESSES": "4"})
+        processes.join({"JAX_COORDINATOR_ADDRESS": "host:1", "JAX_NUM_PROCESSES": "4"})
     with pytest.raises(ValueError, match="JAX_NUM_PROCESSES = 'four'"):
-        sharding.join(names | {"JAX_NUM_PROCESSES": "four"})
+        processes.join(names | {"JAX_NUM_PROCESSES": "four"})

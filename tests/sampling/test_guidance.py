@@ -47,15 +47,14 @@ def test_guided_log_p_is_the_enumerated_tilt(task):
     with jax.enable_x64(True):
         kernel = transition.make_kernel(LAYOUT, tables, jnp.float64)
         prior = transition.prior_sample(kernel, jax.random.key(0), 8)
-        predict = guidance.predictor(
+        scene = guidance.Scene(
             kernel,
-            finite.oracle(kernel),
             Settings(guidance=s),
             tasks.Masks(jnp.asarray(free), jnp.asarray(absent)),
-            jnp.asarray(xt),
             prior,
             None if negative is None else jnp.asarray(negative, jnp.int32),
         )
+        predict = guidance.predictor(finite.oracle(kernel), scene, jnp.asarray(xt))
         ours = [np.asarray(y) for y in finite.quick(predict)(xt, jnp.full(8, t, jnp.int32))]
 
     everything = by_block(finite.predict(tables, xt, t, free))

@@ -26,7 +26,6 @@ import time
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from udd_jax.data import pixels, reading, sources
 from udd_jax.diffusion import tasks
@@ -191,12 +190,6 @@ def make(
             write(path.with_name("trace.npz"), _frames(pipe, states, made.tokens))
         _keep(files[-1], dataclasses.replace(made, about=about))
     return files
-
-
-def wait_for_all(name: str) -> None:
-    """Waits until every process has come as far as this."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
 
 
 def _about(pipe, items, task, *, count, batch_size, seed, made_of) -> dict:

@@ -15,7 +15,6 @@ A mesh is optional: on one device `make_mesh` returns None, and everything here 
 """
 
 import contextlib
-import os
 import re
 
 import jax
@@ -23,8 +22,6 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-
-from udd_jax.runtime import stopping
 
 DATA, MODEL = "data", "model"
 
@@ -59,30 +56,6 @@ TABLE = (
 
 # For small networks: the batch is split, the weights are not.
 REPLICATED = ((".*", P()),)
-
-
-def join(environment=os.environ) -> None:
-    """Joins a group of processes if the environment says so; call it before anything else.
-
-    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID describe the group in full.
-    UDD_DISTRIBUTED=1 leaves it to JAX, which knows TPU pods, SLURM and Open MPI. From then on
-    stopping.py answers SIGTERM. ValueError if one of the three is missing.
-    """
-    names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-    if any(name in environment for name in names):
-        for name in names:
-            if name not in environment:
-                raise ValueError(f"{name} is not set, expected all of {', '.join(names)}")
-        for name in names[1:]:
-            if not environment[name].isdecimal():
-                raise ValueError(f"{name} = {environment[name]!r}, expected a number")
-        address, count, index = (environment[name] for name in names)
-        jax.distributed.initialize(address, int(count), int(index))
-    elif environment.get("UDD_DISTRIBUTED") == "1":
-        jax.distributed.initialize()
-    else:
-        return
-    stopping.take_back(jax.process_index(), jax.process_count())
 
 
 def make_mesh(data: int = -1, model: int = 1) -> jax.sharding.Mesh | None:

@@ -42,7 +42,7 @@ from udd_jax.evaluation import (
 from udd_jax.evaluation.metrics import agreement, java
 from udd_jax.evaluation.suites import full as full_suite
 from udd_jax.evaluation.suites import judges
-from udd_jax.runtime import files, logbook, provenance, sharding
+from udd_jax.runtime import files, logbook, processes, provenance, sharding
 
 RESULT, FOLDER = "evaluation.json", samples.FOLDER
 VARIATION = 0.10  # the most total variation that counts as no collapse
@@ -95,7 +95,7 @@ def run(pipe, workdir, suite: str = "main", *, say=logbook.say) -> dict:
     prepared = image_sets.ready(pipe, workdir) if suite == "full" else None
     drawn = _sampled(pipe, items, workdir / FOLDER, spent)
     if jax.process_index() > 0:
-        samples.wait_for_all("evaluation")
+        processes.wait_for_all("evaluation")
         return {}
     result = {"suite": suite, "headline": []}
     with timed("scores"):
@@ -152,7 +152,7 @@ def run(pipe, workdir, suite: str = "main", *, say=logbook.say) -> dict:
     files.write_json(workdir / RESULT, result)
     for error in result["errors"]:
         say(f"evaluation: {error}")
-    samples.wait_for_all("evaluation")
+    processes.wait_for_all("evaluation")
     return result
 
 
@@ -211,7 +211,7 @@ def _sampled(pipe, items, folder, spent) -> dict[str, samples.Samples]:
     if jax.process_count() > 1:
         for task in samples.TASKS:
             samples.make(pipe, items, task, folder / f"{task}.npz", **asked)
-        samples.wait_for_all("samples")
+        processes.wait_for_all("samples")
         if jax.process_index() > 0:
             return {}
     total = len(samples.TASKS) * options.samples

@@ -1,0 +1,81 @@
+"""The work folder of a run: whose it is, and how long each stage took.
+
+A folder belongs to one config, which is written into it; another config is refused, naming the
+fields, unless they are among CHANGEABLE.
+"""
+
+import contextlib
+import json
+import time
+
+import jax
+import ml_collections
+
+from udd_jax.runtime import files, provenance
+
+CONFIG = "config.json"
+# Fields that may differ from those a work folder was made with.
+CHANGEABLE = (
+    "name",
+    "task",
+    "train.steps",
+    "train.log_every",
+    "train.save_every",
+    "train.keep",
+    "train.held_out",
+    "train.accumulate",
+    "sample",
+    "evaluate",
+    "workers",
+    "mesh",
+    "model.implementation",
+    "model.unroll",
+    "model.remat",
+)
+
+
+def claim(config: ml_collections.ConfigDict, workdir) -> None:
+    """Writes `config.json`, or compares with the one that is there; ValueError if they differ.
+
+    What made the run is written beside the config, and what else did before it went on.
+    """
+    path = workdir / CONFIG
+    new = json.loads(config.to_json())  # as it is stored: lists, not tuples
+    record = {"config": new, "made_with": provenance.provenance()}
+    if path.exists():
+        stored = files.read_json(path)
+        old, made, before = stored["config"], stored["made_with"], stored.get("before", [])
+        differ = [
+            f"{name}: {a!r} there, {b!r} here"
+            for name, a, b in _differences(old, new)
+            if not any(name == c or name.startswith(c + ".") for c in CHANGEABLE)
+        ]
+        if differ:
+            raise ValueError(
+                f"{workdir} belongs to another config ({'; '.join(differ)}): "
+                "choose another --workdir or set these fields back"
+            )
+        record["before"] = [*before, made] if made != record["made_with"] else before
+    if jax.process_index() == 0:
+        files.write_json(path, record)
+
+
+def _differences(old: dict, new: dict, prefix: str = ""):
+    for name in sorted({*old, *new}):
+        a, b = old.get(name), new.get(name)
+        if isinstance(a, dict) and isinstance(b, dict):
+            yield from _differences(a, b, f"{prefix}{name}.")
+        elif a != b and (name in old or b):  # a field that came later and is off is no difference
+            yield prefix + name, a, b
+
+
+@contextlib.contextmanager
+def timed(workdir, name: str):
+    """Adds the seconds of a stage to `stages.json`: the sum over all runs of this folder."""
+    path = workdir / "stages.json"
+    seconds = files.read_json(path) if path.exists() else {}
+    start = time.perf_counter()
+    yield
+    seconds[name] = round(seconds.get(name, 0) + time.perf_counter() - start, 2)
+    if jax.process_index() == 0:
+        files.write_json(path, seconds)
