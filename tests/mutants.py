@@ -1,7 +1,7 @@
 """Single changes of the core, each with the fast tests that must notice it.
 
     python -m tests.mutants                  run all
-    python -m tests.mutants --only=bound     those with "bound" in their name
+    python -m tests.mutants --only=bound     those whose name matches the pattern
     python -m tests.mutants --new            those without a result in mutants.json
 
 Each change is made in a temporary copy of the tree, in which the tests of its line are run with
@@ -18,6 +18,7 @@ import os
 import pathlib
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -44,9 +45,9 @@ ENUMERATED, STRATA = f"{BOUND} -k enumerated", f"{BOUND} -k stratum"
 DRAWS = "tests/diffusion/test_draws.py"
 KERNEL = "tests/diffusion/test_transition.py -k "
 EXACT = KERNEL + "'every_pair_of_times and hybrid'"
-TIMES = f"tests/diffusion/test_time_sampling.py {DRAWS}"
-WORDS = f"{DRAWS} tests/diffusion/test_random_words.py"
-TASKS = f"tests/diffusion/test_tasks.py {DRAWS}"
+TIMES = f"tests/diffusion/test_time_sampling.py {DRAWS} -k 'time or histories'"
+WORDS = f"{DRAWS} tests/diffusion/test_random_words.py -k 'word or bisection'"
+TASKS = f"{DRAWS} tests/diffusion/test_tasks.py -k 'tasks or infill'"
 VOCAB = "tests/diffusion/test_vocab.py"
 SCHEDULES = f"{DRAWS} tests/diffusion/test_schedules.py"
 CLAIMS = "tests/sampling/test_claims.py"
@@ -576,40 +577,54 @@ MUTANTS = (
         ),
     ),
     # ---- The loop -------------------------------------------------------------------------------
-    *_in(
+    Mutant(
+        "best_first: draws its tokens",
         "sampling",
-        CLAIMS + " -k 'likeliest or halton or fixed or purity_draws or one_class or noise_of'",
-        (
-            "best_first: draws its tokens",
-            'tokens = look.best if name == "best_first" else look.token',
-            "tokens = look.token",
-        ),
-        ("halton: backwards", "-np.concatenate(places)", "np.concatenate(places)"),
-        (
-            "fixed: from the first position on",
-            '    if settings.sampler == "fixed":\n        return chance',
-            '    if settings.sampler == "fixed":\n        return 0 * chance',
-        ),
-        (
-            "purity: a uniform order",
-            "return jnp.concatenate(purities, axis=1) + chance",
-            "return chance",
-        ),
-        (
-            "maskgit: of few, none may be left for the last call",
-            "stay = jnp.maximum(1, jnp.minimum(hidden - 1, stay))",
-            "stay = jnp.minimum(hidden - 1, stay)",
-        ),
-        (
-            "ancestral: nothing is truncated",
-            "samplers.ancestral(kernel, m, words, truncation.adjust(log_p, settings), xt",
-            "samplers.ancestral(kernel, m, words, log_p, xt",
-        ),
-        (
-            "loop: the same words in every call",
-            "_fold(key, 1 + state.step)",
-            "_fold(key, 1 + 0 * state.step)",
-        ),
+        'tokens = look.best if name == "best_first" else look.token',
+        "tokens = look.token",
+        f"{CLAIMS} -k likeliest",
+    ),
+    Mutant(
+        "halton: backwards",
+        "sampling",
+        "-np.concatenate(places)",
+        "np.concatenate(places)",
+        f"{CLAIMS} -k halton_reveals",
+    ),
+    Mutant(
+        "fixed: from the first position on",
+        "sampling",
+        '    if settings.sampler == "fixed":\n        return chance',
+        '    if settings.sampler == "fixed":\n        return 0 * chance',
+        f"{CLAIMS} -k fixed_number",
+    ),
+    Mutant(
+        "purity: a uniform order",
+        "sampling",
+        "return jnp.concatenate(purities, axis=1) + chance",
+        "return chance",
+        f"{CLAIMS} -k purity_draws",
+    ),
+    Mutant(
+        "maskgit: of few, none may be left for the last call",
+        "sampling",
+        "stay = jnp.maximum(1, jnp.minimum(hidden - 1, stay))",
+        "stay = jnp.minimum(hidden - 1, stay)",
+        "tests/sampling/test_reverse.py -k maskgit_leaves",
+    ),
+    Mutant(
+        "ancestral: nothing is truncated",
+        "sampling",
+        "samplers.ancestral(kernel, m, words, truncation.adjust(log_p, settings), xt",
+        "samplers.ancestral(kernel, m, words, log_p, xt",
+        f"{CLAIMS} -k 'one_class and ancestral'",
+    ),
+    Mutant(
+        "loop: the same words in every call",
+        "sampling",
+        "_fold(key, 1 + state.step)",
+        "_fold(key, 1 + 0 * state.step)",
+        f"{CLAIMS} -k 'noise_of and probability'",
     ),
     # ---- Guidance and truncation ----------------------------------------------------------------
     *_in(
@@ -689,7 +704,7 @@ MUTANTS = (
     ),
     *_in(
         "training",
-        "tests/training/test_train_diffusion.py",
+        "tests/training/test_step.py",
         ("training: no auxiliary loss", "(kl + auxiliary * nll)", "(kl + 0 * auxiliary * nll)"),
         (
             "training: early averages keep the first weights",
@@ -700,6 +715,26 @@ MUTANTS = (
             "training: an absent modality keeps the truth",
             "xt = jnp.where(absent, transition.prior_sample(kernel, key_prior, batch), xt)",
             "xt = xt + 0 * absent",
+        ),
+        (
+            "training: not over the chance of the time",
+            "(kl + auxiliary * nll) / p[:, vocab.modality_of])",
+            "(kl + auxiliary * nll))",
+        ),
+        (
+            "training: independent rows enter a history",
+            "clock, size, ~noised.independent",
+            "clock, size, noised.independent | True",
+        ),
+        (
+            "training: the time of an absent modality enters the history",
+            "clock = jnp.where(absent, 0, t).max(axis=1)",
+            "clock = t.max(axis=1)",
+        ),
+        (
+            "training: the same noise in every step",
+            "key = jax.random.fold_in(key, state.step)",
+            "key = jax.random.fold_in(key, 0)",
         ),
     ),
 )
@@ -720,16 +755,19 @@ def run(mutant: Mutant, copy: pathlib.Path) -> dict:
     compiled.unlink(missing_ok=True)
     command = f'{sys.executable} -m pytest -x -n 0 -m "not slow" -p no:cacheprovider {mutant.tests}'
     start = time.perf_counter()
+    tests = subprocess.Popen(
+        command, shell=True, cwd=copy, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
     try:
-        ended = subprocess.run(
-            command, shell=True, cwd=copy, capture_output=True, text=True, timeout=LIMIT
-        )
-        result = {0: "SURVIVED", 1: "killed", 2: "killed"}.get(ended.returncode, "no tests")
-        by = re.search(r"^(?:FAILED|ERROR) (\S+)", ended.stdout, re.MULTILINE)
+        output, _ = tests.communicate(timeout=LIMIT)
+        result = {0: "SURVIVED", 1: "killed", 2: "killed"}.get(tests.returncode, "no tests")
+        by = re.search(r"^(?:FAILED|ERROR) (\S+)", output, re.MULTILINE)
         by = by[1].split("::")[-1] if by else ""
     except subprocess.TimeoutExpired:
         result, by = "killed", "time"
     finally:
+        if tests.poll() is None:
+            os.killpg(tests.pid, signal.SIGKILL)
         file.write_text(text)
         compiled.unlink(missing_ok=True)
     return {"result": result, "by": by, "seconds": round(time.perf_counter() - start)}
@@ -737,7 +775,7 @@ def run(mutant: Mutant, copy: pathlib.Path) -> dict:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default="", help="those whose name has this in it")
+    parser.add_argument("--only", default="", help="a pattern in the name")
     parser.add_argument("--new", action="store_true", help="those without a result")
     options = parser.parse_args()
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
@@ -751,7 +789,9 @@ def main():
             ROOT, copy, ignore=shutil.ignore_patterns(".git", "__pycache__", ".*_cache")
         )
         for mutant in MUTANTS:
-            if options.only in mutant.name and not (options.new and mutant.name in results):
+            if re.search(options.only, mutant.name) and not (
+                options.new and mutant.name in results
+            ):
                 results[mutant.name] = run(mutant, copy) | {"commit": commit}
                 print(f"{results[mutant.name]['result']:9} {mutant.name}", flush=True)
                 part = RESULTS.with_suffix(".part")
