@@ -14,6 +14,7 @@ pixels are shown as they were, not as the tokenizer would return them (`composit
 
 import base64
 import contextlib
+import functools
 import importlib.util
 import io
 import math
@@ -28,6 +29,14 @@ from PIL import Image, ImageCms, ImageDraw, ImageFont, ImageOps
 CROP, FILTER = "centre square", "lanczos"  # of `fit`
 _MOST_PIXELS = 80_000_000  # a file that claims more is taken for a decompression bomb
 
+# Formats whose decoders run no program and start no other one: PostScript and metafiles are not
+# among them. HEIF and JXL need a plugin (pillow-heif, pillow-jxl-plugin), used where installed.
+FORMATS = (
+    *("PNG", "JPEG", "MPO", "GIF", "WEBP", "AVIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "TGA"),
+    *("ICO", "ICNS", "QOI", "DDS", "PCX", "PSD", "SGI", "XBM", "HEIF", "JXL"),
+)
+_PLUGINS = ("pillow_heif", "pillow_jxl")
+
 # The contact sheet, in pixels and RGB.
 _PAPER, _INK = (255, 255, 255), (64, 64, 64)
 _RIGHT, _WRONG = (34, 150, 84), (208, 52, 44)
@@ -36,12 +45,30 @@ _FONT, _LINE, _MOST_LINES, _MOST_CHARACTERS = 12, 16, 5, 500
 _PICTURE = 128  # side to which `sheet` enlarges small pictures
 
 
+@functools.cache
+def formats() -> tuple[str, ...]:
+    """Those of FORMATS that the installed Pillow and its plugins can open."""
+    Image.init()
+    for plugin in filter(importlib.util.find_spec, _PLUGINS):
+        with contextlib.suppress(ImportError):
+            module = importlib.import_module(plugin)
+            getattr(module, "register_heif_opener", lambda: None)()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+@functools.cache
+def suffixes() -> frozenset[str]:
+    """The file endings of `formats()`, in lower case, with their dot: ".png", ".jpe", ".avif"."""
+    known = formats()
+    return frozenset(end for end, name in Image.registered_extensions().items() if name in known)
+
+
 def read(source: str | os.PathLike | bytes) -> np.ndarray:
     """Decode an image file, or its bytes, to uint8[H, W, 3].
 
-    Any format and mode that Pillow opens: palettes, grey, CMYK and YCCK, 16 bit and float (scaled
-    to 8 bit), transparency over white, turned upright as its EXIF says, the first frame of an
-    animation. Raises a one-line ValueError for anything else: no such file, a folder, a file that
+    Any of FORMATS, found by its content and not by its name, and any mode: palettes, grey, CMYK
+    and YCCK, 16 bit and float (scaled to 8 bit), transparency over white, turned upright as its
+    EXIF says, the first frame of an animation. Raises a one-line ValueError for anything else: no such file, a folder, a file that
     is no image, cut short or damaged, more than 80 million pixels.
     """
     if isinstance(source, bytes):
@@ -51,7 +78,7 @@ def read(source: str | os.PathLike | bytes) -> np.ndarray:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="PIL")  # oddities that it can read past
-            with Image.open(file) as image:
+            with Image.open(file, formats=formats()) as image:
                 if math.prod(image.size) > _MOST_PIXELS:
                     raise Image.DecompressionBombError
                 image.load()
@@ -67,7 +94,7 @@ def read(source: str | os.PathLike | bytes) -> np.ndarray:
     except PermissionError:
         raise ValueError(f"image: no permission to read {name}") from None
     except Image.UnidentifiedImageError:
-        raise ValueError(f"image: {name} is no image that Pillow can open") from None
+        raise ValueError(f"image: {name} is no image of a format that is read") from None
     except Exception as error:  # Pillow's decoders raise whatever a damaged file leads them to
         cause = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"image: {name} is damaged: {cause}") from None
