@@ -258,7 +258,7 @@ def test_files_of_macos_are_no_data(tmp_path):
     fill(tmp_path / "__MACOSX", 3, text="Mac OS X")
     fill(tmp_path / ".hidden", 3)
     assert pairs(opened(f"folder:{tmp_path}")) == {n: (f"picture {n}",) for n in range(3)}
-    rows = members(3) + [("._00000.png", b"x"), ("__MACOSX/a.png", b"x"), ("./b/._a.txt", b"x")]
+    rows = [*members(3), ("._00000.png", b"x"), ("__MACOSX/a.png", b"x"), ("./b/._a.txt", b"x")]
     source = opened(shard(tmp_path / "t" / "a.tar", rows))
     assert len(source) == 3 and not faults(source)
     shutil.copy(tmp_path / "t" / "a.tar", tmp_path / "t" / "._a.tar")
@@ -467,7 +467,7 @@ def test_braces_and_brackets_in_paths_of_shards(tmp_path):
     assert len(opened(at)) == 6
     assert sorted(pairs(opened(f"{at}/a-{{0000..0001}}.tar"))) == [0, 1, 2, 3]
     assert len(opened(f"{at}/a-0002.tar")) == 2
-    with pytest.raises(ValueError, match="there is no file .*a-0003.tar"):
+    with pytest.raises(ValueError, match=r"there is no file .*a-0003.tar"):
         opened(f"{at}/a-{{0000..0003}}.tar")
     assert webdataset.expand("a{1..2}-{x,y}") == ["a1-x", "a1-y", "a2-x", "a2-y"]
 

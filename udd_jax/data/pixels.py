@@ -68,8 +68,8 @@ def read(source: str | os.PathLike | bytes) -> np.ndarray:
 
     Any of FORMATS, found by its content and not by its name, and any mode: palettes, grey, CMYK
     and YCCK, 16 bit and float (scaled to 8 bit), transparency over white, turned upright as its
-    EXIF says, the first frame of an animation. Raises a one-line ValueError for anything else: no such file, a folder, a file that
-    is no image, cut short or damaged, more than 80 million pixels.
+    EXIF says, the first frame of an animation. Raises a one-line ValueError for anything else: no
+    such file, a folder, a file that is no image, cut short or damaged, more than 80 million pixels.
     """
     if isinstance(source, bytes):
         name, file = f"the {len(source)} bytes given", io.BytesIO(source)

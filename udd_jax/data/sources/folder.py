@@ -18,7 +18,6 @@ looked for in all of the folder. Names that begin with a dot, and `__MACOSX`, ar
 """
 
 import csv
-import json
 import os
 import pathlib
 import re
@@ -29,7 +28,10 @@ from udd_jax.data.sources import listing
 
 # Pictures that are there and cannot be decoded, or not safely: to be counted.
 UNREAD = frozenset(
-    ".heic .heif .jxl .eps .ps .svg .svgz .pdf .wmf .emf .cr2 .cr3 .nef .arw .dng .raw .orf".split()
+    (
+        *(".heic", ".heif", ".jxl", ".eps", ".ps", ".svg", ".svgz", ".pdf", ".wmf", ".emf"),
+        *(".cr2", ".cr3", ".nef", ".arw", ".dng", ".raw", ".orf"),
+    )
 )
 _FILE_FIELDS = (
     *("file_name", "filename", "file", "image", "path", "image_path"),

@@ -17,6 +17,7 @@ import concurrent.futures
 import dataclasses
 import functools
 import hashlib
+import itertools
 import pathlib
 import re
 from collections.abc import Callable
@@ -42,8 +43,11 @@ SPLIT_WORDS = (*_WORD_SPLITS, *_WEAK_SPLITS)
 _WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
 # Words that may stand beside that of a split in the name of a folder.
 _PLAIN_WORDS = frozenset(
-    "a b c coco data dataset img imgs image images jpg jpeg png photo photos pic pics picture "
-    "pictures set shard shards split splits part parts of out held".split()
+    (
+        *("a", "b", "c", "coco", "data", "dataset", "img", "imgs", "image", "images", "jpg"),
+        *("jpeg", "png", "photo", "photos", "pic", "pics", "picture", "pictures", "set"),
+        *("shard", "shards", "split", "splits", "part", "parts", "of", "out", "held"),
+    )
 )
 CAPTION_FIELDS = ("captions", "caption", "sentences", "text", "texts", "comment", "prompt")
 
@@ -130,7 +134,7 @@ def printable(name: str) -> str:
 def split_named(name: str) -> str | None:
     """The split that a folder's or shard's name speaks of: "val2014" -> "validation"."""
     words = [word.lower() for word in _WORDS.findall(name)]
-    words += [a + b for a, b in zip(words, words[1:], strict=False)]  # testA, held_out
+    words += [a + b for a, b in itertools.pairwise(words)]  # testA, held_out
     for table in (_WORD_SPLITS, _WEAK_SPLITS):
         found = {table[word] for word in words if word in table}
         if found:

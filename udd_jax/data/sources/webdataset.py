@@ -51,15 +51,15 @@ def _plain(path: str) -> tuple[str, str | None]:
     """An uncompressed file with the content of `path`, and what was wrong with its compression."""
     if path.endswith(".tar"):
         return path, None
-    place = tempfile.NamedTemporaryFile(prefix="udd-", suffix=".tar", delete=False)
-    atexit.register(pathlib.Path(place.name).unlink, missing_ok=True)
-    with place, gzip.open(path) as packed:
+    number, name = tempfile.mkstemp(prefix="udd-", suffix=".tar")
+    atexit.register(pathlib.Path(name).unlink, missing_ok=True)
+    with open(number, "wb") as place, gzip.open(path) as packed:
         try:
             while block := packed.read1(1 << 16):  # so that no byte before the fault is lost
                 place.write(block)
         except (OSError, EOFError, zlib.error) as error:
-            return place.name, str(error)
-    return place.name, None
+            return name, str(error)
+    return name, None
 
 
 def expand(pattern: str) -> list[str]:
