@@ -118,6 +118,10 @@ def _run_stages(config, workdir, here, until, data, found, profile=None, tensorb
     if here != workdir and jax.process_count() > 1:
         logbook.say(f"evaluate in one process: --mode=evaluate --workdir={workdir}")
         return
+    split = config.evaluate.get("split", "test")
+    if not len(data[split]):
+        logbook.say(f"no evaluation and no report: the split {split} has no pictures")
+        return
     pipe = pipeline.Pipeline.assemble(config, *tokenizers, params)
     with stage("evaluation"), on_disk(main_suite.FOLDER, main_suite.RESULT):
         main_suite.run(pipe, here, say=logbook.say)
@@ -220,7 +224,10 @@ def open_data(config) -> dict:
 
 def look(config, data: dict, workdir=None) -> dict:
     """What is in the data (`survey.survey`): what the work folder says of the same data, else by
-    looking. ValueError where too much of it cannot be used."""
+    looking. ValueError where too much of it cannot be used, or the evaluation will not find what
+    it asks for."""
+    asked = config.evaluate
+    survey.asked(data, asked.get("split", "test"), asked.get("only", ""), asked.get("category", ""))
     path = workdir and workdir / SURVEY
     if path and path.exists():
         found = checkpoints.read_json(path)

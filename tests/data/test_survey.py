@@ -124,6 +124,23 @@ def test_too_few_pictures_for_a_validation_are_said(tmp_path):
     assert "5.0% of 3 pictures is less than one" in text and "no validation: " in text
 
 
+def test_what_the_evaluation_asks_for_is_looked_for_at_the_start(tmp_path):
+    fill(tmp_path, 60)
+    for n in range(60):
+        (tmp_path / f"{n}.json").write_text(json.dumps({"style": "flat" if n % 2 else "3D"}))
+    data = opened(tmp_path, test=0.5)
+    size = len(data["test"])
+    assert survey.asked(data, "test") == size
+    assert 0 < survey.asked(data, "test", "style=flat", "style") < size
+    message = r"evaluate.only is 'split_kind=pair', .* of the \d+ items .*\(the fields are style\)"
+    with pytest.raises(ValueError, match=message):
+        survey.asked(data, "test", "split_kind=pair")
+    with pytest.raises(ValueError, match=r"evaluate.category is 'kind', .*the fields are style"):
+        survey.asked(data, "test", category="kind")
+    assert survey.asked(opened(tmp_path, test=0), "test", "style=none") == 0
+    assert survey.asked({"test": sources.open_source("shapes", "test", size=3)}, "test") == 3
+
+
 # ---- As the job does it -------------------------------------------------------------------------
 
 

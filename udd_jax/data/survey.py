@@ -1,6 +1,7 @@
 """What was found in the data: looked at once, before anything is trained.
 
     survey     opens every picture and caption of the splits and counts          -> dict
+    asked      refuses what the evaluation will not find         ValueError
     check      refuses data of which too much cannot be used                     ValueError
     texts      what the text tokenizer makes of the captions                     -> dict
     describe   all of it in lines that are read                                  -> str
@@ -150,6 +151,37 @@ def check(found: dict, skip_limit: float = 0.01) -> None:
             f"data: {replaced['count']} of {whole['captions']} captions are not UTF-8 (the first: "
             f"{replaced['first']}), expected UTF-8, or UTF-16 with its mark: save them as UTF-8"
         )
+
+
+def asked(data: dict, split: str, only: str = "", category: str = "") -> int:
+    """How many items of stored data the evaluation will measure; 0 where the split has none.
+
+    Args:
+        data: split -> source.
+        split, only, category: `evaluate.split`, `.only` ("field=value") and `.category`.
+
+    Raises:
+        ValueError: the split has items and none is what `only` asks for, or no item of it has the
+            field `category`.
+    """
+    source = data.get(split)
+    if not isinstance(source, listing.Listing) or not len(source):
+        return 0 if source is None else len(source)
+    fields = sorted({str(name) for item in source.items for name in item.extra})
+    known = f"the fields are {', '.join(fields)}" if fields else "its records have no such fields"
+    if category and category not in fields:
+        raise ValueError(
+            f"evaluate.category is {category!r}, which no item of the split {split} has, expected "
+            f"one of its fields ({known}): name one, or set --config.evaluate.category= to nothing"
+        )
+    field, _, value = only.partition("=")
+    count = sum(not only or str(item.extra.get(field)) == value for item in source.items)
+    if not count:
+        raise ValueError(
+            f"evaluate.only is {only!r}, which is true of none of the {len(source)} items of the "
+            f"split {split} ({known}): name another, or set --config.evaluate.only= to nothing"
+        )
+    return count
 
 
 def texts(data: dict, tokenizer, length: int) -> dict:
