@@ -131,6 +131,7 @@ def check(found: dict, skip_limit: float = 0.01) -> None:
         for kind in ("unusable", "dropped")
         for cause, row in found[kind].items()
     )
+    refused, needed = [], 0.0
     for where, row in (("split train", rows.get("train")), ("all splits", whole if rows else None)):
         if row is None:
             continue
@@ -140,11 +141,13 @@ def check(found: dict, skip_limit: float = 0.01) -> None:
             ("captions", row["dropped"], captions),
         ):
             if bad > skip_limit * of:
-                raise ValueError(
-                    f"data: {bad} of {of} {kind} ({where}) cannot be used ({causes}), expected at "
-                    f"most {skip_limit:.1%}: mend them, or set --config.skip_limit="
-                    f"{min(1.0, -(-1000 * bad // of) / 1000)}"
-                )
+                refused.append(f"{bad} of {of} {kind} ({where})")
+                needed = max(needed, -(-1000 * bad // of) / 1000)
+    if refused:
+        raise ValueError(
+            f"data: {refused[0]} cannot be used ({causes}), expected at most {skip_limit:.1%}: "
+            f"mend them, or set --config.skip_limit={needed}"
+        )
     replaced = found["repaired"].get("surrogates replaced", {"count": 0})
     if replaced["count"] > _REPAIRED * max(1, whole["captions"]):
         raise ValueError(
