@@ -5,6 +5,7 @@ is an error, so this is also the list of what can be set: `--config.train.steps=
 """
 
 import ml_collections
+from ml_collections.config_dict import placeholder
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -17,7 +18,24 @@ def get_config() -> ml_collections.ConfigDict:
 
     # A source of captioned images (udd_jax/data/sources.py) and its options.
     c.data = "shapes"
-    c.data_options = ml_collections.ConfigDict()
+    # Those that the source has no use for are refused where they are set; None is its own default.
+    c.data_options = ml_collections.ConfigDict(
+        {
+            "size": placeholder(int),  # items of a split, at most; of an embedded world, exactly
+            "seed": placeholder(int),  # of an embedded world
+            "captions_per_image": placeholder(int),  # of an embedded world
+            "validation": placeholder(float),  # share, where the data give no such split; .05
+            "test": placeholder(float),
+            "trust_splits": placeholder(bool),  # True: no picture is in two splits, do not look
+            "caption_field": placeholder(str),
+            "split_field": placeholder(str),  # "split"; a name that no row has reads none
+            "image_field": placeholder(str),  # of parquet
+            "images": placeholder(str),  # of coco: where the image files are
+            "template": placeholder(str),  # of tfds, as data_dir
+            "data_dir": placeholder(str),
+        }
+    )
+    c.skip_limit = 0.01  # largest share of pictures, or of captions, that may be unusable
     c.image_size = 32
     c.views = 1  # cached random crops and flips of an image; 1 is the plain one
     c.flip = False

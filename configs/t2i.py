@@ -30,7 +30,7 @@ def _nothing(c):
 
 def smoke(c):
     """Every stage, as small as it goes: for tests."""
-    c.data_options = {"size": 256}
+    c.data_options.size = 256
     c.vq.model.update({"n_embed": 64, "ch": 32})
     c.vq.update({"pictures": 256, "steps": 40, "plain_steps": 10})
     c.model.update({"layers": 1, "width": 32, "heads": 2, "unroll": 1})
@@ -51,7 +51,7 @@ def emoji(c):
     .39 s a step of two cores, 59 minutes. benchmarks/RESULTS.md has the results, and more steps.
     """
     c.data = "webdataset:data/emoji"
-    c.data_options = {"validation": 0.02}
+    c.data_options.validation = 0.02
     c.image_size = 64
     c.text.update({"vocab_size": 2048, "length": 16})
     c.vq.model.update({"n_embed": 1024, "embed_dim": 32, "z_channels": 32, "ch": 64, "patch": 4})

@@ -3,6 +3,7 @@
     python -m udd_jax.main --config=configs/t2i.py                    the main job, all stages
     python -m udd_jax.main --mode=sample --workdir=DIR --task=t2i --prompt="a small red circle"
     python -m udd_jax.main --mode=evaluate --workdir=DIR
+    python -m udd_jax.main --mode=data --config=configs/t2i.py --config.data=folder:DIR
     python -m udd_jax.main --mode=plan --config=configs/t2i.py:coco
     python -m udd_jax.main --mode=replay --workdir=DIR                the step at which it gave up
     python -m udd_jax.main --mode=export --workdir=DIR --out=OTHER    what sampling needs, small
@@ -20,7 +21,7 @@ from ml_collections import config_flags
 
 from udd_jax.runtime import stopping
 
-MODES = ("train", "tokenize", "sample", "evaluate", "replay", "plan", "convert", "export")
+MODES = ("train", "data", "tokenize", "sample", "evaluate", "replay", "plan", "convert", "export")
 TASKS = ("t2i", "i2t", "pair", "image", "text", "infill")
 MEMORY = ":".join(
     f"glibc.malloc.{setting}"
@@ -96,6 +97,11 @@ def main(argv) -> None:
         from udd_jax.training import plan
 
         print(plan.describe(_config()))
+        return
+    if mode == "data":
+        from udd_jax import stages
+
+        stages.describe_data(_config())
         return
     if comparing:
         from udd_jax.evaluation import compare

@@ -14,13 +14,15 @@ import contextlib
 import functools
 import json
 import pathlib
+import tempfile
 
 import jax
 import ml_collections
 import numpy as np
 
 from udd_jax import build, pipeline
-from udd_jax.data import batches, reading, sources, token_cache
+from udd_jax.data import batches, reading, sources, survey, token_cache
+from udd_jax.data.sources import listing
 from udd_jax.diffusion import transition
 from udd_jax.evaluation import feature_networks
 from udd_jax.evaluation.report import report
@@ -35,7 +37,8 @@ from udd_jax.training import optimiser, plan, train_diffusion, train_image_token
 
 SUITES = ("main", "full", "samplers", "tuning", "judges")
 SPLITS = ("train", "validation", "test")
-SKIPPED = 0.01  # largest share of the items that may be unusable
+SKIPPED = 0.01  # largest share of the items that may be unusable, where the config does not say
+SURVEY = "data.json"
 
 
 def run(config: ml_collections.ConfigDict, workdir, until: str | None = None, **options) -> None:
@@ -47,8 +50,10 @@ def run(config: ml_collections.ConfigDict, workdir, until: str | None = None, **
     workdir = files.folder(workdir)
     check(config)
     with lock.hold(workdir, logbook.say), bucket.near(workdir) as here:
+        data = open_data(config)
+        found = look(config, data, workdir)
         run_folder.claim(config, workdir)
-        _run_stages(config, workdir, here, until, **options)
+        _run_stages(config, workdir, here, until, data, found, **options)
 
 
 def check(config) -> None:
@@ -60,14 +65,14 @@ def check(config) -> None:
     Settings(**config.sample).check(kernel)
 
 
-def _run_stages(config, workdir, here, until, profile=None, tensorboard=False):
+def _run_stages(config, workdir, here, until, data, found, profile=None, tensorboard=False):
     """`here` is the folder on a disk that stands for `workdir`, mostly the same one."""
     stage = functools.partial(run_folder.timed, workdir)
     on_disk = functools.partial(bucket.on_disk, workdir, here)
-    with stage("data"):
-        data = open_data(config)
     with stage("text tokenizer"), processes.in_turn(), on_disk(build.TEXT):
         text_tokenizer = make_text_tokenizer(config, here, data["train"])
+    with stage("data"):
+        tell(config, data, found, text_tokenizer, workdir)
     with stage("image tokenizer"):
         image_tokenizer = make_image_tokenizer(config, workdir, data, tensorboard)
     tokenizers = text_tokenizer, image_tokenizer
@@ -78,7 +83,7 @@ def _run_stages(config, workdir, here, until, profile=None, tensorboard=False):
                 write_shards(config, here, data["train"], *tokenizers)
             processes.wait_for_all("token cache")
             with processes.in_turn(), on_disk("tokens"):
-                cache = token_cache.finish(here / "tokens")
+                cache = token_cache.finish(here / "tokens", config.get("skip_limit", SKIPPED))
     if until == "token cache":
         return
     with stage("diffusion"):
@@ -88,6 +93,10 @@ def _run_stages(config, workdir, here, until, profile=None, tensorboard=False):
         return
     if here != workdir and jax.process_count() > 1:
         logbook.say(f"evaluate in one process: --mode=evaluate --workdir={workdir}")
+        return
+    split = config.evaluate.get("split", "test")
+    if not len(data[split]):
+        logbook.say(f"no evaluation and no report: the split {split} has no pictures")
         return
     pipe = pipeline.Pipeline.assemble(config, *tokenizers, params)
     with stage("evaluation"), on_disk(main_suite.FOLDER, main_suite.RESULT):
@@ -104,6 +113,52 @@ def open_data(config) -> dict:
     """The three splits of the config's source."""
     options = config.data_options.to_dict()
     return {split: sources.open_source(config.data, split, **options) for split in SPLITS}
+
+
+def look(config, data: dict, workdir=None) -> dict:
+    """What is in the data (`survey.survey`): what the work folder says of the same data, else by
+    looking. ValueError where too much of it cannot be used, or the evaluation will not find what
+    it asks for."""
+    asked = config.evaluate
+    survey.asked(data, asked.get("split", "test"), asked.get("only", ""), asked.get("category", ""))
+    path = workdir and workdir / SURVEY
+    if path and path.exists():
+        found = files.read_json(path)
+        if found["hash"] == json.loads(json.dumps(survey.identity(data))):
+            return found
+    found = survey.survey(data)
+    logbook.say(survey.describe(found, config.data))
+    survey.check(found, config.get("skip_limit", SKIPPED))
+    return found
+
+
+def tell(config, data: dict, found: dict, text_tokenizer, workdir=None) -> None:
+    """Says what the tokenizer makes of the captions, and keeps what was found, once."""
+    if "text" in found:
+        return
+    found["text"] = survey.texts(data, text_tokenizer, config.text.length)
+    if found["text"]["captions"]:
+        logbook.say("\n".join(survey.describe_texts(found["text"])))
+    if workdir is not None and jax.process_index() == 0:
+        files.write_json(workdir / SURVEY, found)
+
+
+def describe_data(config) -> None:
+    """`--mode=data`: looks at the data, says what is in them, and leaves nothing behind.
+
+    Raises:
+        ValueError: there are no such data, or too much of them cannot be used.
+    """
+    data = open_data(config)
+    found = look(config, data)
+    with tempfile.TemporaryDirectory() as folder:
+        if isinstance(data["train"], listing.Listing):
+            tell(
+                config,
+                data,
+                found,
+                make_text_tokenizer(config, pathlib.Path(folder), data["train"]),
+            )
 
 
 def views(config) -> reading.Views:
@@ -227,6 +282,7 @@ def write_shards(config, workdir, source, text_tokenizer, image_tokenizer) -> No
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             workers=config.workers,
+            skip_limit=config.get("skip_limit", SKIPPED),
             progress=bar.update,
         )
 
@@ -249,7 +305,7 @@ def pairs(config, workdir, source, text_tokenizer, image_tokenizer, share):
     """`batches.make` without a cache: step -> {"image": int32[B, N], "text": int32[B, M]}.
 
     What is wrong with the data is listed in `skipped.jsonl`, each fault once. ValueError, when
-    called, if more than SKIPPED of the items cannot be used.
+    called, if more than `config.skip_limit` of the items cannot be used.
     """
     seen, c = {}, config
     decoded = batches.Decoded(
@@ -272,10 +328,11 @@ def pairs(config, workdir, source, text_tokenizer, image_tokenizer, share):
             rows = [json.dumps(dict(zip(names, fault, strict=True))) + "\n" for fault in seen]
             files.write_bytes(path, "".join(rows).encode())
             unusable = {position for position, cause, _ in seen if cause in reading.SKIPPED}
-            if len(unusable) > SKIPPED * len(source):
+            limit = c.get("skip_limit", SKIPPED)
+            if len(unusable) > limit * len(source):
                 raise ValueError(
                     f"{source.name}: {len(unusable)} of {len(source)} items cannot be used, more "
-                    f"than {SKIPPED:.0%}; {path} lists them"
+                    f"than {limit:.0%}; {path} lists them: mend them, or set --config.skip_limit="
                 )
         ids = text_tokenizer.encode(batch["captions"], c.text.length)
         return {"image": image_tokenizer.encode(batch["image"]), "text": ids}

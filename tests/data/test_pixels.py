@@ -31,6 +31,23 @@ def grey3(values) -> np.ndarray:
 # Reading
 
 
+def test_postscript_is_never_decoded_whatever_its_name(tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(file_of(Image.fromarray(PIXELS), "EPS"))
+    with pytest.raises(ValueError, match="is no image of a format that is read"):
+        pixels.read(path)
+    assert not {"EPS", "WMF"} & set(pixels.formats())
+    assert not {".eps", ".ps", ".wmf"} & pixels.suffixes()
+
+
+@pytest.mark.parametrize("kind", ["AVIF", "TGA", "JPEG2000", "ICO", "QOI", "PCX", "SGI", "DDS"])
+def test_formats_that_are_safely_decoded_are_read(kind):
+    image = Image.new("RGB", (32, 32), (200, 40, 90))
+    read = pixels.read(file_of(image, kind))
+    assert read.shape == (32, 32, 3)
+    assert np.abs(read.astype(int) - (200, 40, 90)).max() < 8
+
+
 def test_a_picture_is_the_same_from_a_path_a_string_and_bytes(tmp_path):
     path = tmp_path / "a.png"
     pixels.write_png(path, PIXELS)

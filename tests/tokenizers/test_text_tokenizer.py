@@ -166,6 +166,25 @@ def test_save_load_and_pickle_keep_the_tokenizer(tmp_path, small):
 # The interface
 
 
+@pytest.mark.parametrize("length", range(1, 14))
+def test_a_long_text_is_cut_at_a_whole_character(small, length):
+    text = "a \U0001f680 small \u8d64\u3044 circle"  # characters that bytes spell
+    [shown] = small.decode(small.encode([text], length))
+    assert "\ufffd" not in shown and text.startswith(shown)
+    [again] = small.decode(small.encode([shown], length))
+    assert again == shown
+
+
+def test_captions_of_the_data_with_blanks_are_cut_where_a_prompt_is_refused(small):
+    text = "a ___ circle above a ___ square"
+    with pytest.raises(ValueError, match="length 4"):
+        small.encode_with_blanks(text, 4)
+    ids, free = small.encode_with_blanks(text, 4, strict=False)
+    assert ids.shape == free.shape == (4,) and free.sum() == 1
+    ids, free = small.encode_with_blanks("", 4, strict=False)
+    assert not free.any() and (ids == small.pad_id).all()
+
+
 def test_a_long_text_is_cut_unless_strict(small):
     prompt = " ".join(WORDS[:7])
     np.testing.assert_array_equal(

@@ -14,6 +14,7 @@ were, not as the tokenizer would return them (`composite`).
 
 import base64
 import contextlib
+import functools
 import importlib.util
 import io
 import math
@@ -28,6 +29,14 @@ from PIL import Image, ImageCms, ImageDraw, ImageFont, ImageOps
 CROP, FILTER = "centre square", "lanczos"  # of `fit`
 _MOST_PIXELS = 80_000_000  # a file that claims more counts as a decompression bomb
 
+# Formats whose decoders run no program and start no other one: PostScript and metafiles are not
+# among them. HEIF and JXL need a plugin (pillow-heif, pillow-jxl-plugin), used where installed.
+FORMATS = (
+    *("PNG", "JPEG", "MPO", "GIF", "WEBP", "AVIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "TGA"),
+    *("ICO", "ICNS", "QOI", "DDS", "PCX", "PSD", "SGI", "XBM", "HEIF", "JXL"),
+)
+_PLUGINS = ("pillow_heif", "pillow_jxl")
+
 # The contact sheet, in pixels and RGB.
 _PAPER, _INK = (255, 255, 255), (64, 64, 64)
 _RIGHT, _WRONG = (34, 150, 84), (208, 52, 44)
@@ -36,14 +45,32 @@ _FONT, _LINE, _MOST_LINES, _MOST_CHARACTERS = 12, 16, 5, 500
 _PICTURE = 128  # side to which `sheet` enlarges small pictures
 
 
+@functools.cache
+def formats() -> tuple[str, ...]:
+    """Those of FORMATS that the installed Pillow and its plugins can open."""
+    Image.init()
+    for plugin in filter(importlib.util.find_spec, _PLUGINS):
+        with contextlib.suppress(ImportError):
+            module = importlib.import_module(plugin)
+            getattr(module, "register_heif_opener", lambda: None)()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+@functools.cache
+def suffixes() -> frozenset[str]:
+    """The file endings of `formats()`, in lower case, with their dot: ".png", ".jpe", ".avif"."""
+    known = formats()
+    return frozenset(end for end, name in Image.registered_extensions().items() if name in known)
+
+
 def read(source: str | os.PathLike | bytes) -> np.ndarray:
     """Decode an image file, or its bytes, to uint8[H, W, 3].
 
-    Reads any format and mode that Pillow opens: palettes, grey, CMYK and YCCK, 16 bit and float
-    (scaled to 8 bit). Transparency is put over white, the EXIF orientation is applied, and the
-    first frame of an animation is taken. Raises a one-line ValueError for anything else: no such
-    file, a folder, a file that is not an image, a truncated or damaged file, more than 80 million
-    pixels.
+    Reads any of FORMATS, found by its content and not by its name, and any mode: palettes, grey,
+    CMYK and YCCK, 16 bit and float (scaled to 8 bit). Transparency is put over white, the EXIF
+    orientation is applied, and the first frame of an animation is taken. Raises a one-line
+    ValueError for anything else: no such file, a folder, a file that is not an image, a truncated
+    or damaged file, more than 80 million pixels.
     """
     if isinstance(source, bytes):
         name, file = f"the {len(source)} bytes given", io.BytesIO(source)
@@ -52,7 +79,7 @@ def read(source: str | os.PathLike | bytes) -> np.ndarray:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="PIL")  # oddities that Pillow can ignore
-            with Image.open(file) as image:
+            with Image.open(file, formats=formats()) as image:
                 if math.prod(image.size) > _MOST_PIXELS:
                     raise Image.DecompressionBombError
                 image.load()
@@ -68,7 +95,7 @@ def read(source: str | os.PathLike | bytes) -> np.ndarray:
     except PermissionError:
         raise ValueError(f"image: no permission to read {name}") from None
     except Image.UnidentifiedImageError:
-        raise ValueError(f"image: {name} is no image that Pillow can open") from None
+        raise ValueError(f"image: {name} is no image of a format that is read") from None
     except Exception as error:  # the decoders of Pillow raise errors of any type
         cause = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"image: {name} is damaged: {cause}") from None

@@ -105,7 +105,8 @@ def write_shards(
     for shard in range(process_index, _shards(made_of), process_count):
         start, stop = shard * shard_size, min((shard + 1) * shard_size, len(source))
         path = directory / f"shard-{shard:05d}.arrayrecord"
-        if path.with_suffix(".json").exists():
+        proof = path.with_suffix(".json")
+        if proof.exists() and not _refused(json.loads(proof.read_text()), skip_limit, source):
             progress(stop - start)
             continue
         examples = reading.examples(source, start, stop, views, threads=threads, workers=workers)
@@ -137,7 +138,13 @@ def finish(directory, skip_limit: float = 0.01) -> "TokenCache":
     files.write_bytes(directory / "skipped.jsonl", "".join(lines).encode())
     items = [item for shard in shards for item in shard["items"]]
     whole = {"items": items, "faults": faults}
-    _check_faults(whole, skip_limit, manifest["records"], directory / "skipped.jsonl")
+    try:
+        _check_faults(whole, skip_limit, manifest["records"], directory / "skipped.jsonl")
+    except ValueError:  # the shards with faults are written anew, in case the files are mended
+        for shard in shards:
+            if shard["faults"]:
+                (directory / shard["file"]).with_suffix(".json").unlink()
+        raise
     index = np.array(items, np.int64).reshape(-1, 2)
     with files.open_atomic(directory / "index.npy") as file:
         np.save(file, index)
@@ -335,6 +342,15 @@ def _in_batches(encode, batch_size: int, dtype: str):
     return encode_all
 
 
+def _refused(proof: dict, limit: float, source) -> bool:
+    """Whether a shard was refused: its files may have been mended since, so it is written anew."""
+    try:
+        _check_faults(proof, limit, len(source), "")
+    except ValueError:
+        return True
+    return False
+
+
 def _check_faults(proof: dict, limit: float, records: int, where):
     causes = collections.Counter(fault["cause"] for fault in proof["faults"])
     captions = sum(count for _, count in proof["items"]) + sum(causes[c] for c in reading.DROPPED)
@@ -347,7 +363,8 @@ def _check_faults(proof: dict, limit: float, records: int, where):
             listed = ", ".join(f"{cause} {count}" for cause, count in counts.items())
             raise ValueError(
                 f"{sum(counts.values())} of {whole} {what} are unusable ({listed}), expected at "
-                f"most {limit:.1%}: see {where}, or raise skip_limit"
+                f"most {limit:.1%}: see {where}, or raise skip_limit "
+                "(--config.skip_limit=)"
             )
 
 

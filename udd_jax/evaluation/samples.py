@@ -247,7 +247,8 @@ def _generate(pipe, items, task, rows, seed):
         shown, texts = items.images[rows], [items.captions[row] for row in rows]
         halves, blanks = _holes(texts, shown.shape[1], seed, first)
         hidden = [pixels.hide(i, hole) for i, hole in zip(shown, halves, strict=True)]
-        words = [pipe.text.encode_with_blanks(blank, pipe.text_length) for blank in blanks]
+        length = pipe.text_length
+        words = [pipe.text.encode_with_blanks(blank, length, strict=False) for blank in blanks]
         given["image"] = pipe.image.encode(np.stack(hidden))
         given["text"] = np.stack([ids for ids, _ in words])
         cells = [pixels.code_mask(hole, pipe.image.grid).reshape(-1) for hole in halves]

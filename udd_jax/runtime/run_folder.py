@@ -27,6 +27,7 @@ CHANGEABLE = (
     "sample",
     "evaluate",
     "workers",
+    "skip_limit",
     "mesh",
     "model.implementation",
     "model.unroll",

@@ -100,8 +100,8 @@ class Tokenizer:
     def encode(self, texts: Sequence[str], length: int, strict: bool = False) -> np.ndarray:
         """Texts to int32[B, length], padded with `pad_id`.
 
-        A text of more than `length` pieces is cut. With `strict`, as for the prompt of a user, a
-        text that is too long or has no pieces is a ValueError that names the text.
+        A text of more than `length` pieces is cut at a whole character. With `strict`, as for the
+        prompt of a user, a text that is too long or has no pieces is a ValueError that names it.
         """
         if isinstance(texts, str):
             raise ValueError(f"texts: expected a list of strings, not the string {_short(texts)}")
@@ -110,19 +110,29 @@ class Tokenizer:
             ids = self.pieces(text)
             if strict:
                 self._check_prompt(text, len(ids), length)
-            ids = ids[:length]
+            ids = self._cut(ids, length)
             row[: len(ids)] = ids
         return rows
 
+    def _cut(self, ids: list[int], length: int) -> list[int]:
+        """The first `length` ids, fewer where these end inside a character that bytes spell."""
+        if len(ids) <= length:
+            return ids
+        ids = ids[:length]
+        while ids and self._backing.text(ids).endswith("\ufffd"):
+            ids = ids[:-1]
+        return ids
+
     def encode_with_blanks(
-        self, text: str, length: int, blank_tokens: int = 1
+        self, text: str, length: int, blank_tokens: int = 1, strict: bool = True
     ) -> tuple[np.ndarray, np.ndarray]:
         """A prompt such as "a ___ circle" to (ids int32[length], free bool[length]).
 
         Each `___` becomes `blank_tokens` free positions, which hold `pad_id` until tokens are
         generated there. Everything else is given (free False) and stays: the words, and also the
         padding after them, so that the text does not grow beyond its blanks. A prompt without
-        blanks is entirely given. Raises ValueError if the prompt is empty or does not fit.
+        blanks is entirely given. Raises ValueError if the prompt is empty or does not fit; without
+        `strict`, as for captions of the data, it is cut.
         """
         if blank_tokens < 1:
             raise ValueError(f"blank_tokens: {blank_tokens} is not at least 1")
@@ -133,7 +143,9 @@ class Tokenizer:
             given = self.pieces(part)
             ids += [self.pad_id] * blank_tokens + given
             free += [True] * blank_tokens + [False] * len(given)
-        self._check_prompt(text, len(ids), length)
+        if strict:
+            self._check_prompt(text, len(ids), length)
+        ids, free = ids[:length], free[:length]
         padding = length - len(ids)
         return (
             np.asarray(ids + [self.pad_id] * padding, np.int32),

@@ -20,6 +20,9 @@ import inspect
 
 EMBEDDED = ("shapes", "glyphs")
 STORED = ("folder", "webdataset", "parquet", "coco", "cub", "tfds")
+# Options of stored data, of all kinds; a kind has its own as well.
+SHARED = ("validation", "test", "trust_splits", "size")
+LAST = ("split_field",)
 _SIZES = {"train": 20000, "validation": 1000, "test": 1000}  # of an embedded world
 _CAPTIONS = {"train": 4}  # and captions an image; 1 elsewhere
 
@@ -32,7 +35,8 @@ def open_source(spec: str, split: str, **options):
         split: "train", "validation" or "test".
         **options: of the source's own function: `size`, `seed` of an embedded world; of stored
             data `validation` and `test`, the shares that are split off by hash where the data give
-            no such split, `trust_splits` (`listing.choose`), and what the kind's chapter names.
+            no such split, `trust_splits` and `size` (`listing.choose`), and what the chapter of the
+            kind names. None is as good as not given.
 
     Returns:
         A source: `len(source)`, `source[i] -> Record`, `source.name`.
@@ -44,14 +48,20 @@ def open_source(spec: str, split: str, **options):
     if (kind not in EMBEDDED or colon) and (kind not in STORED or not path):
         kinds = ", ".join([*EMBEDDED, *(f"{name}:PATH" for name in STORED)])
         raise ValueError(f"data is {spec!r}, expected one of {kinds}")
+    options = {name: value for name, value in options.items() if value is not None}
     source = importlib.import_module(f"udd_jax.data.sources.{kind}").source
     known = [name for name in inspect.signature(source).parameters if name not in ("path", "split")]
     if "shares" in known:
-        known[known.index("shares") :] = ["validation", "test", "trust_splits"]
+        known.remove("shares")
+        known = [name for name in known if name not in LAST] + [
+            *SHARED,
+            *(name for name in LAST if name in known),
+        ]
     for name in options:
         if name not in known:
             raise ValueError(
-                f"data_options has {name!r} for {spec!r}, expected some of {', '.join(known)}"
+                f"data_options has {name!r} for {spec!r}, expected some of {', '.join(known)}: "
+                f"leave out --config.data_options.{name}="
             )
     if kind in EMBEDDED:
         usual = {"size": _SIZES.get(split, 1), "captions_per_image": _CAPTIONS.get(split, 1)}

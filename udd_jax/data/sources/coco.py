@@ -1,42 +1,73 @@
 """COCO captions: annotation files and a folder of images.
 
 coco:/path      a folder with captions_train2014.json, captions_val2014.json, ... (the split is
-                in the name) or dataset_coco.json, Karpathy's file, which comes first and gives
-                his splits (restval is train); or one such file
+                in the name) or a file of Karpathy's, dataset_coco.json or dataset_flickr30k.json,
+                at any depth, which comes first and gives his splits (restval is train); or one
+                such file
 images=/path    where the image files are; else anywhere below the annotations' folder
+
+A file name stands for the image whose path ends in it, with its folder where one is given. Of
+equal names, the one in a folder of the annotations' split is meant; else it is a fault.
 """
 
-import json
+import os
 import pathlib
 
+from udd_jax.data import captions as texts
 from udd_jax.data.sources import folder, listing
 
 KARPATHY = "dataset_coco.json"
+_KARPATHYS = "dataset_*.json"
 
 
-def items(path: str, images: str | None = None) -> list[listing.Item]:
+def items(path: str, images: str | None = None, split_field: str = "split") -> list[listing.Item]:
     """The images of all annotation files, with all their captions, in the files' order."""
     root = pathlib.Path(path)
+    second = []
     if root.is_dir():
-        files = sorted(root.rglob(KARPATHY))[:1] or sorted(root.rglob("captions_*.json"))
+        files = sorted(root.rglob(KARPATHY)) or sorted(root.rglob(_KARPATHYS))
+        files, second = files[:1], files[1:]
+        official = sorted(root.rglob("captions_*.json"))
+        files, second = (files, second + official) if files else (official, [])
     else:
         files, root = [root] if root.exists() else [], root.parent
     if not files:
         raise ValueError(f"{path} has no captions_*.json and no {KARPATHY}, expected one of them")
-    places = {place.name: str(place) for place in folder.pictures(pathlib.Path(images or root))}
-    found = []
+    shown = folder.pictures(pathlib.Path(images or root))
+    places, used, found = folder.by_name(shown), set(), []
     for file in files:
         try:
-            content = json.loads(file.read_text("utf-8"))
-            rows = _official(content, file) if "annotations" in content else _karpathy(content)
-        except (ValueError, KeyError, TypeError) as error:
+            content = texts.parse_json(texts.decode(file.read_bytes()))
+            official = "annotations" in content
+            rows = list(_official(content, file) if official else _karpathy(content, split_field))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"{file} is no COCO captions file ({error}), expected images and annotations"
             ) from None
-        for name, captions, split, extra in rows:
-            where = places.get(name, listing.Broken(f"there is no image {name}"))
+        for name, captions, said, extra in rows:
+            split = said if official else listing.split_said(said, f"{file.name}, {name}")
+            where = _place(places, name, split)
+            used.add(where)
             found.append(listing.Item(name, where, captions, extra, split))
+    left = [(place, "a picture that is in no list") for place in map(str, shown)]
+    left += [(str(file), "a list beside the one that is used") for file in second]
+    for place, why in left:
+        if place not in used:
+            found.append(listing.Item(os.path.relpath(place, root), listing.Left(why), ()))
     return found
+
+
+def _place(places: dict[str, list[str]], name: str, split: str | None):
+    found = folder.by_end(places, name)
+    if len(found) > 1:
+        own = [p for p in found if split in map(listing.split_named, pathlib.Path(p).parts[:-1])]
+        found = own if split else found
+    shown = listing.printable(name)
+    if not found:
+        return listing.Broken(f"there is no image {shown}")
+    if len(found) > 1:
+        return listing.Broken(f"{len(found)} images are called {shown}: name its folder in it")
+    return found[0]
 
 
 def _official(content: dict, file: pathlib.Path):
@@ -49,13 +80,14 @@ def _official(content: dict, file: pathlib.Path):
         yield image["file_name"], own, split, {"id": image["id"]}
 
 
-def _karpathy(content: dict):
+def _karpathy(content: dict, split_field: str):
     for image in content["images"]:
         captions = tuple(sentence["raw"] for sentence in image["sentences"])
-        split = listing.split_named(image["split"])
-        yield image["filename"], captions, split, {"id": image.get("cocoid")}
+        place = os.path.join(image.get("filepath") or "", image["filename"])
+        yield place, captions, image.get(split_field), {"id": image.get("cocoid")}
 
 
-def source(path: str, split: str, *, images=None, **shares) -> listing.Listing:
+def source(path: str, split: str, *, images=None, split_field="split", **shares) -> listing.Listing:
     """The images of one split of COCO; `shares` as in `listing.choose`."""
-    return listing.choose(f"coco {path}", items(path, images), folder.read, split, **shares)
+    found = items(path, images, split_field)
+    return listing.choose(f"coco {path}", found, folder.read, split, **shares)

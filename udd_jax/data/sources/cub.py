@@ -10,6 +10,7 @@ text-to-image work, so that test shows birds that were never seen; else `train_t
 
 import pathlib
 
+from udd_jax.data import captions as texts
 from udd_jax.data.sources import folder, listing
 
 
@@ -17,16 +18,19 @@ def items(path: str) -> list[listing.Item]:
     """The 11,788 images in the order of `images.txt`, each with its captions."""
     root = pathlib.Path(path)
     birds = _first(root, "images.txt", "the data set's list of images").parent
-    texts = sorted(root.rglob("text_c10")) + sorted(root.rglob("text"))
-    if not texts:
+    classes = {name.partition("/")[0] for name in _table(birds / "images.txt").values()}
+    places = sorted(root.rglob("text_c10")) + sorted(root.rglob("text"))
+    # The zip file has text/text: the one is meant that has the folders of the classes.
+    places.sort(key=lambda place: not any((place / name).is_dir() for name in classes))
+    if not places:
         raise ValueError(f"{path} has no folder text_c10 or text, expected CLASS/NAME.txt in it")
     splits = _splits_by_class(root)
     in_train = _table(birds / "train_test_split.txt") if splits is None else {}
     found = []
     for number, name in _table(birds / "images.txt").items():
         bird, _, file = name.partition("/")
-        text = texts[0] / bird / f"{pathlib.Path(file).stem}.txt"
-        lines = text.read_text("utf-8", "surrogateescape").splitlines() if text.exists() else []
+        text = places[0] / bird / f"{pathlib.Path(file).stem}.txt"
+        lines = texts.lines(text.read_bytes()) if text.exists() else ()
         captions = tuple(line.strip() for line in lines if line.strip())
         given = {"1": "train", "0": "test"}.get(in_train.get(number))
         split = given if splits is None else splits.get(bird, "train")

@@ -1,23 +1,44 @@
 """A folder of pictures with their captions.
 
-Either one list in the folder, `captions.jsonl`, `.csv` or `.parquet` (`metadata.*` too), a row a
-caption or a row a picture,
+Lists, a row a caption or a row a picture, in the folder or in subfolders, each for what lies below:
+
+    captions.jsonl .json .csv .tsv .parquet .txt, or metadata.* (Hugging Face's `imagefolder`)
+    *.token, *.token.txt, results.csv (Flickr8k and Flickr30k)
 
     {"file_name": "a.png", "caption": "a red circle"}      or "captions": ["...", "..."]
 
-with an optional "split"; or, without a list, `name.txt` beside `name.png`, one caption a line.
-Subfolders are searched; one called train, val or test gives its pictures' split.
+with an optional "split". Without a list, `name.txt`, `name.caption` (one caption a line) or
+`name.json` beside `name.png`. With neither, pictures in subfolders have these folders' names as
+captions. Subfolders are searched, links too; one called train, val or test gives its pictures'
+split, the name of a picture never does.
+
+One rule for the paths in a list: a path must lie in the folder, however it is written, absolute or
+with `..`; another is a fault. A backslash is a slash. A name that is not where the list says is
+looked for in all of the folder. Names that begin with a dot, and `__MACOSX`, are no data.
 """
 
 import csv
-import json
 import os
 import pathlib
+import re
 
+from udd_jax.data import captions as texts
+from udd_jax.data import pixels
 from udd_jax.data.sources import listing
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
-_FILE_FIELDS = ("file_name", "filename", "file", "image", "path", "image_path")
+# Pictures that are there and cannot be decoded, or not safely: to be counted.
+UNREAD = frozenset(
+    (
+        *(".heic", ".heif", ".jxl", ".eps", ".ps", ".svg", ".svgz", ".pdf", ".wmf", ".emf"),
+        *(".cr2", ".cr3", ".nef", ".arw", ".dng", ".raw", ".orf"),
+    )
+)
+_FILE_FIELDS = (
+    *("file_name", "filename", "file", "image", "path", "image_path"),
+    *("image_name", "img", "img_path", "file_path", "filepath"),
+)
+_BESIDE = (".txt", ".caption", ".json")
+_TOKENS = ("*.token", "*.token.txt", "results*.csv")
 
 
 def read(path: str) -> bytes:
@@ -25,97 +46,416 @@ def read(path: str) -> bytes:
     return pathlib.Path(path).read_bytes()
 
 
-def items(path: str, caption_field: str | None = None) -> list[listing.Item]:
+def items(
+    path: str, caption_field: str | None = None, split_field: str = "split"
+) -> list[listing.Item]:
     """The pictures of a folder, in the order of their names; raises ValueError where none is."""
     root = pathlib.Path(path)
     if not root.is_dir():
         raise ValueError(f"{path} is no folder, expected one with images and captions")
-    lists = [root / f"{stem}{suffix}" for stem in ("captions", "metadata") for suffix in _TABLES]
-    lists = [file for file in lists if file.exists()]
-    found = _listed(root, lists[0], caption_field) if lists else _beside(root)
-    if not found:
+    here = _Files(root)
+    (lists, others), found = here.lists(), []
+    if lists:
+        for table in lists:
+            found += _listed(here, table, caption_field, split_field)
+        found = _merged(found, here)
+        second = listing.Left("a list beside or below the one that is used")
+        found += [listing.Item(here.key(str(table)), second, ()) for table in others]
+    elif here.pictures:
+        found = _beside(here, caption_field, split_field)
+    if not any(not isinstance(item.where, listing.Left) for item in found):
         raise ValueError(
-            f"{path} holds no captioned images, expected captions.jsonl, .csv or .parquet, "
-            "or name.txt beside name.png"
+            f"{path} holds no captioned images, expected captions.jsonl, .json, .csv, .tsv, .txt "
+            "or .parquet, metadata.*, name.txt, name.caption or name.json beside name.png, or "
+            f"pictures in a folder for each class; there are {len(here.pictures)} pictures"
         )
-    return found
-
-
-def _beside(root: pathlib.Path) -> list[listing.Item]:
-    found = []
-    for path in pictures(root):
-        text = path.with_suffix(".txt")
-        lines = text.read_text("utf-8", "surrogateescape").splitlines() if text.exists() else []
-        captions = tuple(line for line in lines if line.strip()) or tuple(lines[:1])
-        key, split = str(path.relative_to(root)), listing.split_of_path(path, root)
-        found.append(listing.Item(key, str(path), captions, {}, split))
     return found
 
 
 def pictures(root: pathlib.Path) -> list[pathlib.Path]:
     """The image files of a folder and its subfolders, by their suffix, sorted."""
-    found = []
-    for folder, _, names in os.walk(root):
-        found += [pathlib.Path(folder) / n for n in names if n.lower().endswith(SUFFIXES)]
-    return sorted(found)
+    return sorted(map(pathlib.Path, _Files(root).pictures))
 
 
-def _listed(root: pathlib.Path, table: pathlib.Path, field: str | None) -> list[listing.Item]:
-    rows = {}
-    for number, row in enumerate(_TABLES[table.suffix](table), 1):
-        where = f"{table.name}, row {number}"
-        if isinstance(row, listing.Broken):
-            rows[where] = listing.Item(where, row, ())
+def names_data(parts) -> bool:
+    """Whether no part of a path begins with a dot or is `__MACOSX`, what Finder's archives add."""
+    return not any(
+        part == "__MACOSX" or (part.startswith(".") and part.strip("./")) for part in parts
+    )
+
+
+class _Files:
+    """What lies in a folder: one walk, links followed, each real folder once."""
+
+    def __init__(self, root: pathlib.Path):
+        self.root, self.pictures, self.unread, self.folders = root, [], [], {}
+        self.texts, seen = {}, set()
+        known = pixels.suffixes()
+        for folder, below, names in os.walk(root, followlinks=True):
+            real = os.path.realpath(folder)
+            if real in seen:  # a link to a folder that is there, or above
+                below.clear()
+                continue
+            seen.add(real)
+            below[:] = sorted(name for name in below if names_data((name,)))
+            self.folders[folder] = sorted(name for name in names if names_data((name,)))
+            for name in self.folders[folder]:
+                stem, end = os.path.splitext(name)
+                place = os.path.join(folder, name)
+                if end.lower() in known:
+                    self.pictures.append(place)
+                elif end.lower() in UNREAD:
+                    self.unread.append(place)
+                elif end.lower() in _BESIDE:
+                    self.texts.setdefault(os.path.join(folder, stem), {})[end.lower()] = place
+        self.pictures.sort()
+        self._ends = None
+        parents = {self.parts(place)[:-1] for place in self.pictures}
+        self._splits = listing.splits_of_folders(parents)
+
+    def key(self, place: str) -> str:
+        return os.path.relpath(place, self.root)
+
+    def parts(self, place: str) -> tuple[str, ...]:
+        return pathlib.PurePath(self.key(place)).parts
+
+    def split(self, place: str) -> str | None:
+        """The split of the folder that a picture lies in."""
+        return self._splits.get(self.parts(place)[:-1])
+
+    def lists(self) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
+        """The tables of captions that are used, the first of each outermost folder that has any,
+        and those that are not."""
+        used, others = [], []
+        stems = {os.path.splitext(place)[0] for place in self.pictures}
+        for folder, names in self.folders.items():
+            own = [
+                f"{stem}{end}"
+                for stem in ("captions", "metadata")
+                for end in _TABLES
+                if f"{stem}{end}" in names
+                and not (end in _BESIDE and os.path.join(folder, stem) in stems)
+            ]
+            own += [n for p in _TOKENS for n in names if pathlib.PurePath(n).match(p)]
+            own = [pathlib.Path(folder, name) for name in own if ".lemma." not in name]
+            if own and not any(table.parent in own[0].parent.parents for table in used):
+                used.append(own.pop(0))
+            others += own
+        return used, others
+
+    def find(self, name: str, folder: pathlib.Path) -> str | listing.Broken:
+        """The file that a list in `folder` calls `name`, or why there is none."""
+        shown = listing.printable(repr(name))
+        place = os.path.normpath(os.path.join(folder, name))
+        if not os.path.exists(place):
+            name = name.replace("\\", "/")
+            place = os.path.normpath(os.path.join(folder, name))
+        base = os.path.normpath(os.path.abspath(self.root))
+        if not os.path.abspath(place).startswith(base.rstrip(os.sep) + os.sep):
+            return listing.Broken(f"{shown} lies outside of the folder {self.root}")
+        if os.path.isfile(place):
+            return place
+        return self._anywhere(name, shown)
+
+    def _anywhere(self, name: str, shown: str) -> str | listing.Broken:
+        if self._ends is None:
+            self._ends = by_name(self.pictures)
+        found = by_end(self._ends, name)
+        if len(found) == 1:
+            return found[0]
+        if found:
+            some = " and ".join(listing.printable(self.key(place)) for place in found[:2])
+            return listing.Broken(f"{shown} is not there, and may be {some}; name its folder")
+        return listing.Broken(f"there is no file {shown}")
+
+
+def by_name(places) -> dict[str, list[str]]:
+    """File name -> the paths that end in it."""
+    found = {}
+    for place in places:
+        found.setdefault(os.path.basename(place), []).append(str(place))
+    return found
+
+
+def by_end(named: dict[str, list[str]], name: str) -> list[str]:
+    """The paths of `by_name` that agree with `name` in the most of their last parts."""
+    wanted = [part for part in re.split(r"[\\/]+", name) if part not in ("", ".", "..")][::-1]
+    best, most = [], 0
+    for place in named.get(wanted[0], ()) if wanted else ():
+        parts = pathlib.PurePath(place).parts[::-1]
+        pairs = zip(wanted, parts, strict=False)
+        agree = next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(wanted), len(parts)))
+        if agree > most:
+            best, most = [], agree
+        best += [place] if agree == most else []
+    return best
+
+
+def _beside(here: _Files, field: str | None, split_field: str) -> list[listing.Item]:
+    """The pictures with what lies beside each; the names of their folders where nothing does."""
+    found, used = [], set()
+    stems = {os.path.splitext(place)[0] for place in (*here.pictures, *here.unread)}
+    unknown = [stem for stem in here.texts if stem not in stems and stem not in here.pictures]
+    folders = {here.parts(place)[:-1] for place in here.pictures}
+    classes = {parts: _class_name(parts) for parts in folders}
+    named = not (stems | set(here.pictures)) & set(here.texts)
+    named = named and None not in classes.values() and len(set(classes.values())) > 1
+    for place in here.pictures:
+        stem = os.path.splitext(place)[0]
+        own = here.texts.get(stem) or here.texts.get(place, {})
+        used.update(own.values())
+        key, split = here.key(place), here.split(place)
+        if named:
+            captions = (classes[here.parts(place)[:-1]],)
+            found.append(listing.Item(key, place, captions, {}, split))
             continue
-        name = next((row[name] for name in _FILE_FIELDS if isinstance(row.get(name), str)), None)
+        try:
+            captions, extra, said = _said(own, field, split_field, key)
+        except _UnknownSplit:
+            raise
+        except (OSError, ValueError) as error:
+            found.append(listing.Item(key, listing.Broken(str(error)), (), {}, split))
+            continue
+        found.append(listing.Item(key, place, captions, extra, said or split))
+    for place in here.unread:
+        stem, end = os.path.splitext(place)
+        why = f"pictures of the format {end.lower()} are not read"
+        cause = listing.Broken(why) if stem in here.texts else listing.Left(why)
+        found.append(listing.Item(here.key(place), cause, (), {}, here.split(place)))
+    for stem in unknown:
+        for place in here.texts[stem].values():
+            cause = listing.Left("a text without a picture of its name")
+            found.append(listing.Item(here.key(place), cause, ()))
+    return found
+
+
+class _UnknownSplit(ValueError):
+    """A word that names no split: never a fault of one item alone."""
+
+
+def _said(own: dict[str, str], field, split_field, key):
+    """Captions, other fields and split from the files beside a picture."""
+    captions, extra, split = (), {}, None
+    if ".json" in own:
+        row = texts.parse_json(texts.decode(read(own[".json"])))
+        row = row if isinstance(row, dict) else {"captions": row}
+        try:
+            split = listing.split_said(row.get(split_field), f"{key}, .json")
+        except ValueError as error:
+            raise _UnknownSplit(str(error)) from None
+        known = {*listing.CAPTION_FIELDS, field, split_field}
+        extra = {name: value for name, value in row.items() if name not in known}
+        if field or len(own) == 1:
+            return listing.captions_of(row, field, f"{key}, .json"), extra, split
+    for end in (".txt", ".caption"):
+        if end in own and not captions:
+            captions = texts.lines(read(own[end]))
+    return captions, extra, split
+
+
+def _class_name(parts: tuple[str, ...]) -> str | None:
+    """The innermost folder that names no split, as words: "001.Night_owl" -> "Night owl"."""
+    name = next((part for part in parts[::-1] if listing.split_named(part) is None), None)
+    return name and re.sub(r"^\d+[.\-_ ]+(?=\D)", "", name).replace("_", " ")
+
+
+def _listed(here: _Files, table: pathlib.Path, field, split_field) -> list[listing.Item]:
+    """The rows of one table; `_merged` joins those of one picture."""
+    name, folder, found = here.key(str(table)), table.parent, []
+    flickr = _flickr_splits(here)
+    for number, row in enumerate(_TABLES[_kind(table)](table), 1):
+        where = f"{name}, row {number}"
+        if isinstance(row, listing.Broken):
+            found.append(listing.Item(where, row, ()))
+            continue
+        names = {str(key).strip().lower(): key for key in reversed(list(row))}
+        files = [names[key] for key in _FILE_FIELDS if isinstance(row.get(names.get(key)), str)]
+        split = listing.split_said(row.get(split_field), where)
         try:
             captions = listing.captions_of(row, field, where)
-            if name is None:
-                raise ValueError(
-                    f"{where} has the fields {sorted(row)}, expected {_FILE_FIELDS[0]}"
-                )
+            if not files:
+                known = sorted(map(str, row))
+                raise ValueError(f"{where} has the fields {known}, expected {_FILE_FIELDS[0]}")
         except ValueError as error:
-            rows[where] = listing.Item(where, listing.Broken(str(error)), ())
+            found.append(listing.Item(where, listing.Broken(str(error)), (), {}, split))
             continue
-        if name in rows:
-            before = rows[name]
-            captions = before.captions + captions
-            rows[name] = listing.Item(name, before.where, captions, before.extra, before.split)
+        file = row[files[0]]
+        place = here.find(file, folder)
+        if isinstance(place, listing.Broken) and re.search(r"#\w+$", file):  # Flickr's tokens
+            file = file.rpartition("#")[0]
+            place = here.find(file, folder)
+        if isinstance(place, str):
+            split = split or flickr.get(os.path.basename(place)) or here.split(place)
+            key = here.key(place)
         else:
-            split = listing.split_named(str(row.get("split") or ""))
-            split = split or listing.split_of_path(root / name, root)
-            known = {*_FILE_FIELDS, *listing.CAPTION_FIELDS, field, "split"}
-            extra = {key: value for key, value in row.items() if key not in known}
-            rows[name] = listing.Item(name, str(root / name), captions, extra, split)
-    return list(rows.values())
+            key = os.path.normpath(os.path.join(here.key(str(folder)), file))
+        known = {files[0], *(k for n, k in names.items() if n in listing.CAPTION_FIELDS), field}
+        extra = {k: value for k, value in row.items() if k not in known and k != split_field}
+        found.append(listing.Item(key, place, captions, extra, split))
+    return found
+
+
+def _merged(found: list[listing.Item], here: _Files) -> list[listing.Item]:
+    """One item a picture, with the captions of all its rows, and what no row speaks of."""
+    rows = {}
+    for item in found:
+        before = rows.get(item.key)
+        if before is None:
+            rows[item.key] = item
+            continue
+        captions = before.captions + item.captions
+        rows[item.key] = listing.Item(
+            item.key, before.where, captions, before.extra, before.split or item.split
+        )
+    listed = {item.where for item in rows.values() if isinstance(item.where, str)}
+    left = [place for place in here.pictures if place not in listed]
+    left = [(place, "a picture that is in no list") for place in left]
+    left += [(place, "a picture that is in no list") for place in here.unread]
+    return [
+        *rows.values(),
+        *(listing.Item(here.key(place), listing.Left(why), ()) for place, why in left),
+    ]
+
+
+def _flickr_splits(here: _Files) -> dict[str, str]:
+    """File name -> split, from Flickr_8k.trainImages.txt and the like."""
+    splits = {}
+    for folder, names in here.folders.items():
+        for name in names:
+            if re.search(r"(train|dev|val|test)_?images\.txt$", name, re.IGNORECASE):
+                split = listing.split_named(re.sub(r"(?i)_?images\.txt$", "", name))
+                rows = texts.lines(read(os.path.join(folder, name)))
+                splits |= {row.strip(): split for row in rows}
+    return splits
+
+
+# ---- Tables -------------------------------------------------------------------------------------
+
+
+def _kind(table: pathlib.Path) -> str:
+    return ".txt" if table.suffix == ".token" else table.suffix
+
+
+def _object(row):
+    return row if isinstance(row, dict | listing.Broken) else listing.Broken("no object")
 
 
 def _jsonl(path: pathlib.Path):
-    with open(path, encoding="utf-8", errors="surrogateescape") as file:
-        for line in filter(str.strip, file):
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                row = listing.Broken(f"no JSON: {error}")
-            yield row if isinstance(row, dict | listing.Broken) else listing.Broken("no object")
+    for line in filter(str.strip, texts.decode(path.read_bytes()).split("\n")):
+        try:
+            yield _object(texts.parse_json(line))
+        except ValueError as error:
+            yield listing.Broken(str(error))
+
+
+def _json(path: pathlib.Path):
+    """A list of rows, or an object from file names to captions, or to rows."""
+    try:
+        content = texts.parse_json(texts.decode(path.read_bytes()))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    if isinstance(content, dict) and {"images", "annotations"} <= set(content):
+        raise ValueError(f"{path} is an annotation file of COCO: --config.data=coco:{path.parent}")
+    if not isinstance(content, dict):
+        yield from map(_object, content if isinstance(content, list) else [content])
+        return
+    for name, value in content.items():
+        row = value if isinstance(value, dict) else {"captions": value}
+        yield {"file_name": name} | row
 
 
 def _csv(path: pathlib.Path):
-    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        for row in csv.DictReader(file):
-            yield {key: value for key, value in row.items() if isinstance(key, str)}
+    yield from _separated(path, ",;\t|")
+
+
+def _tsv(path: pathlib.Path):
+    yield from _separated(path, "\t,;|")
+
+
+def _txt(path: pathlib.Path):
+    """Rows of `file<tab>caption`, or a table with a line of names, as `image,caption`."""
+    lines = texts.decode(path.read_bytes()).split("\n")
+    if _delimiter(lines[0], "\t,;|") is not None:
+        yield from _separated(path, "\t,;|")
+        return
+    for line in filter(str.strip, lines):
+        name, tab, caption = line.partition("\t")
+        if tab:
+            yield {"file_name": name.strip(), "caption": caption}
+        else:
+            yield listing.Broken("no tab between a file and its caption")
+
+
+def _delimiter(header: str, delimiters: str) -> str | None:
+    """The delimiter that shows a column of files in the line of names."""
+    for delimiter in delimiters:
+        names = [name.strip().strip('"').lower() for name in header.split(delimiter)]
+        if len(names) > 1 and set(names) & set(_FILE_FIELDS):
+            return delimiter
+    return None
+
+
+def _separated(path: pathlib.Path, delimiters: str):
+    """The rows of a table whose first line has the names.
+
+    A row with too many fields is a fault, unless the last of two columns is the caption: then it
+    is joined. A quotation mark that never closes would take in the rows after it: an error.
+    """
+    lines = texts.decode(path.read_bytes()).split("\n")
+    delimiter = _delimiter(lines[0], delimiters) or delimiters[0]
+    reader = csv.reader((line + "\n" for line in lines), delimiter=delimiter, strict=True)
+    header, number, line = None, 0, 0
+    while True:
+        line = reader.line_num + 1
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            raise ValueError(
+                f"{path}, row {number + 1 if header else 0} (line {line}): {error}; a quotation "
+                'mark in a field is written twice, and the field in quotation marks: "a ""b"" c"'
+            ) from None
+        if row is None:
+            return
+        if not any(field.strip() for field in row):
+            continue
+        if header is None:
+            header = [name.strip() for name in row]
+            continue
+        number += 1
+        two = len(header) == 2 and header[1].lower() in listing.CAPTION_FIELDS
+        if len(row) > len(header) and two:
+            row = [row[0], delimiter.join(row[1:])]
+        if len(row) > len(header):
+            yield listing.Broken(
+                f"{len(row)} fields (line {line}), expected the {len(header)} of the first line: "
+                f"put a field with {delimiter!r} in quotation marks"
+            )
+            continue
+        yield dict(zip(header, row, strict=False))
 
 
 def _parquet(path: pathlib.Path):
     from pyarrow import parquet  # slow to import, and few need it
 
-    yield from parquet.read_table(path).to_pylist()
+    try:
+        yield from parquet.read_table(path).to_pylist()
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is unreadable: {str(error).splitlines()[0]}") from None
 
 
-_TABLES = {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}
+_TABLES = {
+    ".jsonl": _jsonl,
+    ".csv": _csv,
+    ".parquet": _parquet,
+    ".json": _json,
+    ".tsv": _tsv,
+    ".txt": _txt,
+}
 
 
-def source(path: str, split: str, *, caption_field=None, **shares) -> listing.Listing:
+def source(
+    path: str, split: str, *, caption_field=None, split_field="split", **shares
+) -> listing.Listing:
     """The pictures of one split of a folder; `shares` as in `listing.choose`."""
-    found = items(path, caption_field)
+    found = items(path, caption_field, split_field)
     return listing.choose(f"folder {path}", found, read, split, **shares)

@@ -4,31 +4,52 @@ Every format on disk becomes a list of `Item`s, made by one pass over names, hea
 pictures are read when they are asked for. What is wrong with an item (a file that is listed and not
 there, a damaged line) is found when it is read, so that it is counted with all other faults.
 
-    split      given by the data (a column, a folder or file called train, val, test, ...)
+    split      given by the data (a column, a folder or a shard called train, val, test, ...)
     no split   by a hash of the image's bytes, so that the same picture is never in two of them
     some       a split that the data lack is taken from their train items, by the same hash
+    few        no split is taken off by hash where its share is less than one item
 
-A picture that given splits share stays in the last of train, validation, test that has it.
+Pictures are the same when their pixels are. One that several splits share stays in the last of
+train, validation, test that has it. What the data hold and no split uses is in `Listing.left`.
 """
 
+import concurrent.futures
 import dataclasses
 import functools
 import hashlib
+import itertools
 import pathlib
 import re
 from collections.abc import Callable
 
 import numpy as np
 
-from udd_jax.data import hashing
+from udd_jax.data import hashing, pixels
 from udd_jax.data.records import Record
 
 SPLITS = ("train", "validation", "test")
-_SPLIT_NAMES = {"train": "train", "training": "train", "restval": "train", "test": "test"} | {
-    name: "validation" for name in ("validation", "valid", "val", "dev")
+_SPLIT_WORDS = {
+    "train": ("train", "training", "trainset", "trainval", "restval"),
+    "validation": ("validation", "valid", "val", "dev", "devel", "valset", "minival"),
+    "test": ("test", "testing", "testset", "testa", "testb"),
 }
-_WORDS = re.compile(r"[a-z]+")
-CAPTION_FIELDS = ("captions", "caption", "sentences", "text", "texts")
+# What they mean beside another word of a split is said by that word: "val_unseen" is validation.
+_WEAK_WORDS = {"test": ("eval", "evaluation", "holdout", "heldout", "unseen")}
+_WORD_SPLITS, _WEAK_SPLITS = (
+    {word: split for split, words in table.items() for word in words}
+    for table in (_SPLIT_WORDS, _WEAK_WORDS)
+)
+SPLIT_WORDS = (*_WORD_SPLITS, *_WEAK_SPLITS)
+_WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
+# Words that may stand beside that of a split in the name of a folder.
+_PLAIN_WORDS = frozenset(
+    (
+        *("a", "b", "c", "coco", "data", "dataset", "img", "imgs", "image", "images", "jpg"),
+        *("jpeg", "png", "photo", "photos", "pic", "pics", "picture", "pictures", "set"),
+        *("shard", "shards", "split", "splits", "part", "parts", "of", "out", "held"),
+    )
+)
+CAPTION_FIELDS = ("captions", "caption", "sentences", "text", "texts", "comment", "prompt")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,12 +60,19 @@ class Broken:
 
 
 @dataclasses.dataclass(frozen=True)
+class Left:
+    """In place of where an item's bytes lie: why it is none of the set, which is no fault."""
+
+    cause: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Item:
     """One captioned image, not yet read.
 
     Attributes:
-        key: its name, unique in the source.
-        where: what `read` of the listing takes, or Broken.
+        key: its name, unique in the source; what is no Unicode in it is escaped.
+        where: what `read` of the listing takes, or Broken, or Left.
         captions: as they stand in the data.
         extra: what else is known.
         split: train, validation, test, or None where the data do not say.
@@ -56,14 +84,25 @@ class Item:
     extra: dict = dataclasses.field(default_factory=dict)
     split: str | None = None
 
+    def __post_init__(self):
+        object.__setattr__(self, "key", printable(self.key))
+
 
 @dataclasses.dataclass(frozen=True)
 class Listing:
-    """A source of listed items; `read(where)` gives an encoded image or uint8[H, W, 3]."""
+    """A source of listed items; `read(where)` gives an encoded image or uint8[H, W, 3].
+
+    Attributes:
+        name, items, read: as above.
+        left: (key, cause) of what the data hold and this split does not use, which is no fault.
+        decided: how the split was decided, in words.
+    """
 
     name: str
     items: tuple[Item, ...]
     read: Callable
+    left: tuple[tuple[str, str], ...] = ()
+    decided: str = ""
 
     def __len__(self) -> int:
         return len(self.items)
@@ -87,10 +126,20 @@ class Listing:
         return self.items[index].captions
 
 
+def printable(name: str) -> str:
+    """`name` with what cannot be encoded as UTF-8 escaped: every file name can be written down."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
 def split_named(name: str) -> str | None:
-    """The split that a folder's or file's name speaks of: "val2014" -> "validation"."""
-    found = {_SPLIT_NAMES[word] for word in _WORDS.findall(name.lower()) if word in _SPLIT_NAMES}
-    return found.pop() if len(found) == 1 else None
+    """The split that a folder's or shard's name speaks of: "val2014" -> "validation"."""
+    words = [word.lower() for word in _WORDS.findall(name)]
+    words += [a + b for a, b in itertools.pairwise(words)]  # testA, held_out
+    for table in (_WORD_SPLITS, _WEAK_SPLITS):
+        found = {table[word] for word in words if word in table}
+        if found:
+            return found.pop() if len(found) == 1 else None
+    return None
 
 
 def split_of_path(path: pathlib.Path, root: pathlib.Path) -> str | None:
@@ -99,8 +148,74 @@ def split_of_path(path: pathlib.Path, root: pathlib.Path) -> str | None:
     return next((split for split in splits if split), None)
 
 
+def split_said(value, where: str) -> str | None:
+    """The split that a field of the data says; None where it says nothing.
+
+    Raises:
+        ValueError: it says a word that names no split. Nothing is guessed: the item would be
+            trained on.
+    """
+    if value is None or not str(value).strip():
+        return None
+    split = split_named(str(value))
+    if split is None:
+        raise ValueError(
+            f"{where}: split is {value!r}, expected one of {', '.join(SPLIT_WORDS)}; rename it, or "
+            "name another field with --config.data_options.split_field= (none reads none)"
+        )
+    return split
+
+
+def splits_of_folders(folders) -> dict[tuple[str, ...], str | None]:
+    """The splits of the folders that pictures lie in, each the parts of its path below the root.
+
+    A folder called by a word of a split, with nothing but numbers and words such as "images" beside
+    it, is that split. One with other words ("dev board") is a split only where all folders beside
+    it name splits, two different ones at least: else its name is a class. The outermost wins.
+    """
+    beside = {}
+    for parts in folders:
+        for depth, part in enumerate(parts):
+            beside.setdefault(parts[:depth], set()).add(part)
+    named = {}
+    for parent, names in beside.items():
+        splits = {name: split_named(name) for name in names}
+        sure = None not in splits.values() and len(set(splits.values())) > 1
+        for name, split in splits.items():
+            words = {word.lower() for word in _WORDS.findall(name)}
+            pure = words <= _PLAIN_WORDS | set(SPLIT_WORDS)
+            named[*parent, name] = split if pure or sure else None
+    return {
+        parts: next(filter(None, (named[parts[: d + 1]] for d in range(len(parts)))), None)
+        for parts in folders
+    }
+
+
+def splits_of_shards(paths, root: pathlib.Path) -> list[str | None]:
+    """The split of each shard by its path below `root`; all of them name one, or none does.
+
+    Raises:
+        ValueError: some name a split, and others do not.
+    """
+    splits = [split_of_path(path, root) for path in paths]
+    if None in splits and any(splits):
+        name = printable(str(paths[splits.index(None)].relative_to(root)))
+        raise ValueError(
+            f"{root}: the name of {name} names no split and others do, expected one of "
+            f"{', '.join(SPLIT_WORDS)} in each; rename it, or give a pattern in --config.data="
+        )
+    return splits
+
+
 def choose(
-    name: str, items, read, split: str, validation=0.05, test=0.05, trust_splits=False
+    name: str,
+    items,
+    read,
+    split: str,
+    validation=0.05,
+    test=0.05,
+    trust_splits=False,
+    size=None,
 ) -> Listing:
     """The items of one split.
 
@@ -110,9 +225,13 @@ def choose(
         read: reads an item's image.
         split: "train", "validation" or "test".
         validation, test: shares by hash, of the train items, where the data give none.
-        trust_splits: whether the splits that the data give are known to share no picture. If not,
-            every image is read once to make sure, and one that is also in test (or, for train, in
-            validation) is left out; the name of the source says how many are.
+        trust_splits: whether the splits are known to share no picture. If not, every image is
+            decoded once to make sure, and one that is also in test (or, for train, in validation)
+            is left out; the name of the source says how many are.
+        size: at most so many items, the first ones; None is all.
+
+    Returns:
+        The listing; "validation" and "test" may be empty.
 
     Raises:
         ValueError: no such split, no items, or shares that leave nothing to train on.
@@ -120,27 +239,54 @@ def choose(
     if split not in SPLITS:
         raise ValueError(f"split is {split!r}, expected one of {', '.join(SPLITS)}")
     if not (min(validation, test) >= 0 and validation + test < 1):
-        raise ValueError(f"shares are {validation} and {test}, expected a sum in [0, 1)")
+        raise ValueError(
+            f"shares are {validation} and {test}, expected a sum in [0, 1): set "
+            "--config.data_options.validation= and .test="
+        )
+    left = [(item.key, item.where.cause) for item in items if isinstance(item.where, Left)]
+    items = [item for item in items if not isinstance(item.where, Left)]
     causes = [item.where.cause for item in items if isinstance(item.where, Broken)]
     if items and len(causes) == len(items):
         raise ValueError(f"{name}: none of {len(items)} items can be used; the first: {causes[0]}")
     given = {item.split for item in items}
-    shares = {"validation": validation, "test": test}
-    lacking = {name: share for name, share in shares.items() if name not in given and share}
+    held_out = {"validation": validation, "test": test}
+    free = sum(item.split in (None, "train") for item in items)
+    lacking = {
+        name: share for name, share in held_out.items() if name not in given and share * free >= 1
+    }
     parts = {part: [] for part in SPLITS}
     for item in items:
-        held_out = item.split in ("validation", "test")
-        parts[item.split if held_out else _hashed(item, read, lacking)].append(item)
+        own = item.split if item.split in held_out else _hashed(item, read, lacking)
+        parts[own].append(item)
+    if not parts["train"] and not given & set(held_out):  # too few to hold any out
+        parts, lacking = {"train": items, "validation": [], "test": []}, {}
     chosen, name = parts[split], f"{name}, {split}"
-    others = SPLITS[SPLITS.index(split) + 1 :]
-    if given & set(others) and not trust_splits:
-        held_out = {_content(read, item) for part in others for item in parts[part]}
-        chosen = [item for item in chosen if _content(read, item) not in held_out]
+    if split in given:
+        decided = "given by the data"
+    elif split in lacking:
+        decided = f"{lacking[split]:.1%} by a hash of the picture"
+    elif split == "train":
+        decided = "what no other split takes"
+    elif held_out[split]:
+        decided = f"none: {held_out[split]:.1%} of {free} pictures is less than one"
+    else:
+        decided = f"none: --config.data_options.{split}= is 0"
+    others = [part for part in SPLITS[SPLITS.index(split) + 1 :] if parts[part]]
+    if others and not trust_splits:
+        held = set(_pixels(read, [item for part in others for item in parts[part]]))
+        pairs = list(zip(chosen, _pixels(read, chosen), strict=True))
+        chosen = [item for item, content in pairs if content not in held]
         if len(chosen) < len(parts[split]):
-            name += f", without {len(parts[split]) - len(chosen)} that are in {' or '.join(others)}"
-    if not chosen:
+            shared = f"in {' or '.join(others)}"
+            name += f", without {len(parts[split]) - len(chosen)} that are {shared}"
+            left += [(item.key, f"its pixels are {shared}") for item, c in pairs if c in held]
+    if size is not None and len(chosen) > size:
+        cause = f"beyond the first {size} (--config.data_options.size={size})"
+        left += [(item.key, cause) for item in chosen[size:]]
+        chosen, name = chosen[:size], f"{name}, the first {size}"
+    if not chosen and split == "train":
         raise ValueError(f"{name} has no items of {len(items)} in all; check path and shares")
-    return Listing(name, tuple(chosen), read)
+    return Listing(name, tuple(chosen), read, tuple(left), decided)
 
 
 def _hashed(item: Item, read, shares: dict) -> str:
@@ -154,18 +300,58 @@ def _hashed(item: Item, read, shares: dict) -> str:
 
 
 def _content(read, item: Item) -> bytes:
-    """The hash of an item's image, of its key where there is none."""
+    """The hash of an item's image file, of its key where there is none."""
     if isinstance(item.where, Broken):
-        return hashing.content_hash(item.key.encode(errors="surrogateescape"))
-    return _content_at(read, item.where)
+        return hashing.content_hash(item.key.encode())
+    return look(read, item.where).file
+
+
+def _pixels(read, items) -> list[bytes]:
+    """The hash of each item's pixels, of its file or key where there are none."""
+
+    def of(item):
+        if isinstance(item.where, Broken):
+            return _content(read, item)
+        found = look(read, item.where)
+        return found.pixels or found.file
+
+    with concurrent.futures.ThreadPoolExecutor(4) as threads:  # Pillow decodes outside the lock
+        return list(threads.map(of, items))
+
+
+class Look:
+    """What one look at an image tells: the hash of its file, and, decoded when they are asked for,
+    `pixels`, the hash of its pixels (None where it is broken), `size` (width, height) or None, and
+    `fault`, why it is broken, or None."""
+
+    def __init__(self, read, where):
+        self._read, self._where = read, where
+        try:
+            self.file = hashing.content_hash(read(where))
+        except (OSError, ValueError):
+            self.file = hashing.content_hash(repr(where).encode(errors="surrogateescape"))
+
+    @functools.cached_property
+    def _decoded(self):
+        try:
+            image = self._read(self._where)
+        except (OSError, ValueError) as error:
+            return None, None, ("unreadable record", str(error))
+        try:
+            image = pixels.read(image) if isinstance(image, bytes) else image
+        except (OSError, ValueError) as error:
+            return None, None, ("broken image", str(error))
+        return hashing.content_hash(image), image.shape[1::-1], None
+
+    pixels = property(lambda self: self._decoded[0])
+    size = property(lambda self: self._decoded[1])
+    fault = property(lambda self: self._decoded[2])
 
 
 @functools.cache
-def _content_at(read, where) -> bytes:
-    try:
-        return hashing.content_hash(read(where))
-    except (OSError, ValueError):
-        return hashing.content_hash(repr(where).encode(errors="surrogateescape"))
+def look(read, where) -> Look:
+    """The look at the image at `where`, once a process."""
+    return Look(read, where)
 
 
 def captions_of(row: dict, field: str | None, where: str) -> tuple[str, ...]:
@@ -180,13 +366,16 @@ def captions_of(row: dict, field: str | None, where: str) -> tuple[str, ...]:
     Raises:
         ValueError: there is no such field.
     """
-    fields = [field] if field else [name for name in CAPTION_FIELDS if name in row]
-    if not fields or fields[0] not in row:
+    names = {str(name).strip().lower(): name for name in reversed(list(row))}
+    found = (names[known] for known in CAPTION_FIELDS if known in names)
+    chosen = (field if field in row else None) if field else next(found, None)
+    if chosen is None:
         wanted = field or " or ".join(CAPTION_FIELDS)
         raise ValueError(
-            f"{where} has the fields {sorted(row)}, expected {wanted}; name it with caption_field"
+            f"{where} has the fields {sorted(map(str, row))}, expected {wanted}; name it with "
+            "caption_field (--config.data_options.caption_field=)"
         )
-    value = row[fields[0]]
+    value = row[chosen]
     values = (
         []
         if value is None

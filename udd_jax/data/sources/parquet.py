@@ -7,13 +7,10 @@ row group at a time when they are asked for: neighbours are cheap, jumps cost a 
 """
 
 import functools
-import glob
-import os
-import pathlib
 
 from pyarrow import parquet
 
-from udd_jax.data.sources import listing
+from udd_jax.data.sources import listing, webdataset
 
 _IMAGE_FIELDS = ("image", "img", "jpg", "png", "image_bytes", "bytes")
 
@@ -34,34 +31,32 @@ def _images(path: str, column: str, group: int) -> list:
         return file.read_row_group(group, columns=[column])[column].to_pylist()
 
 
-def items(path, image_field=None, caption_field=None) -> list[listing.Item]:
+def items(path, image_field=None, caption_field=None, split_field="split") -> list[listing.Item]:
     """The rows of all files, in order. `caption_field` may name several columns: "a,b"."""
-    path = os.path.join(path, "**", "*.parquet") if os.path.isdir(path) else path
-    files = sorted(map(pathlib.Path, glob.glob(path, recursive=True)))
-    if not files:
-        raise ValueError(f"{path} matches no file, expected one or more .parquet files")
-    root = pathlib.Path(path.split("*")[0] + "x").parent
-    found = []
-    for file in files:
-        name, split = str(file.relative_to(root)), listing.split_of_path(file, root)
+    files, root = webdataset.shards(path, (".parquet",))
+    splits, found = listing.splits_of_shards(files, root), []
+    for file, split in zip(files, splits, strict=True):
+        name = str(file.relative_to(root))
         try:
             table = parquet.ParquetFile(file)
         except (OSError, ValueError) as error:
             broken = listing.Broken(f"unreadable: {str(error).splitlines()[0]}")
             found.append(listing.Item(name, broken, (), {}, split))
             continue
+        fields = image_field, caption_field, split_field
         with table:
-            found += _rows(table, str(file), name, split, image_field, caption_field)
+            found += _rows(table, str(file), name, split, *fields)
     return found
 
 
-def _rows(table, file, name, split, image_field, caption_field):
+def _rows(table, file, name, split, image_field, caption_field, split_field):
     columns = table.schema_arrow.names
     images = [image_field] if image_field else [n for n in _IMAGE_FIELDS if n in columns]
     if not images or images[0] not in columns:
         wanted = image_field or " or ".join(_IMAGE_FIELDS)
         raise ValueError(
-            f"{name} has the columns {columns}, expected {wanted}; name it with image_field"
+            f"{name} has the columns {columns}, expected {wanted}; name it with image_field "
+            "(--config.data_options.image_field=)"
         )
     others = [
         field.name
@@ -75,16 +70,18 @@ def _rows(table, file, name, split, image_field, caption_field):
             where = f"{name}, row {number}"
             fields = caption_field.split(",") if caption_field else [None]
             captions = sum((listing.captions_of(values, field, where) for field in fields), ())
-            known = {*fields, *listing.CAPTION_FIELDS, "split"}
+            known = {*fields, *listing.CAPTION_FIELDS, split_field}
             extra = {key: value for key, value in values.items() if key not in known}
-            own = listing.split_named(str(values.get("split") or "")) or split
+            own = listing.split_said(values.get(split_field), where) or split
             place = (file, images[0], group, row)
             found = listing.Item(f"{name}/{number}", place, captions, extra, own)
             number += 1
             yield found
 
 
-def source(path, split, *, image_field=None, caption_field=None, **shares) -> listing.Listing:
+def source(
+    path, split, *, image_field=None, caption_field=None, split_field="split", **shares
+) -> listing.Listing:
     """The rows of one split of parquet files; `shares` as in `listing.choose`."""
-    found = items(path, image_field, caption_field)
+    found = items(path, image_field, caption_field, split_field)
     return listing.choose(f"parquet {path}", found, read, split, **shares)

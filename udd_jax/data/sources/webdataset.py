@@ -1,28 +1,44 @@
 """Webdataset shards: tar files in which `KEY.png` and `KEY.json` or `KEY.txt` are one item.
 
 A shard's headers are scanned once; then a picture is one seek and one read, in any order. Captions
-come from `KEY.json` (a field such as "captions" or "caption"; other fields become `extra`), else
-from `KEY.txt`, one a line. Shards in a folder, or with a name, called train, val or test belong to
-that split. A shard that breaks off gives the items before the break, and one broken item.
+come from `KEY.json` (a field such as "captions" or "caption"; other fields become `extra`, a field
+"split" the split), else from `KEY.txt` or `KEY.caption`, one a line. Shards in a folder, or with a
+name, called train, val or test belong to that split. A path may be a folder, a pattern, or
+`{0000..0009}.tar`; `.tar.gz` and `.tgz` are unpacked to temporary files, once a process.
+
+The key of a member is its name up to the last dot; where no caption has that key, up to the first
+dot (`s1.input.jpg` with `s1.output.txt`).
+
+What is damaged is passed over and counted: a bad header (reading goes on at the next good one), a
+shard that breaks off inside a member or between two. Tar files one after the other are one shard.
+Where `NAME_stats.json` of img2dataset says how many items a shard held, the lost ones are counted.
 """
 
+import atexit
+import contextlib
 import functools
 import glob
-import json
+import gzip
 import os
 import pathlib
+import re
 import tarfile
+import tempfile
+import zlib
 
-from udd_jax.data.sources import listing
-from udd_jax.data.sources.folder import SUFFIXES
+from udd_jax.data import captions as texts
+from udd_jax.data import pixels
+from udd_jax.data.sources import folder, listing
 
-_CAPTION_SUFFIXES = (".json", ".txt")
+_CAPTION_SUFFIXES = (".json", ".txt", ".caption")
+_ENDS = (".tar", ".tar.gz", ".tgz")
+_BLOCK = 512
 
 
 def read(where: tuple[str, int, int]) -> bytes:
-    """The bytes (file, offset, size) of an uncompressed tar."""
+    """The bytes (file, offset, size) of an uncompressed tar, or of one that is unpacked."""
     path, offset, size = where
-    with open(path, "rb") as file:
+    with open(_plain(path)[0], "rb") as file:
         file.seek(offset)
         content = file.read(size)
     if len(content) != size:
@@ -30,77 +46,247 @@ def read(where: tuple[str, int, int]) -> bytes:
     return content
 
 
-def shards(path: str) -> tuple[list[pathlib.Path], pathlib.Path]:
-    """The tar files of a path, glob or folder, sorted, and the folder that all are in."""
-    path = os.path.join(path, "**", "*.tar") if os.path.isdir(path) else path
-    found = sorted(map(pathlib.Path, glob.glob(path, recursive=True)))
+@functools.cache
+def _plain(path: str) -> tuple[str, str | None]:
+    """An uncompressed file with the content of `path`, and what was wrong with its compression."""
+    if path.endswith(".tar"):
+        return path, None
+    number, name = tempfile.mkstemp(prefix="udd-", suffix=".tar")
+    atexit.register(pathlib.Path(name).unlink, missing_ok=True)
+    with open(number, "wb") as place, gzip.open(path) as packed:
+        try:
+            while block := packed.read1(1 << 16):  # so that no byte before the fault is lost
+                place.write(block)
+        except (OSError, EOFError, zlib.error) as error:
+            return name, str(error)
+    return name, None
+
+
+def expand(pattern: str) -> list[str]:
+    """`a-{00..02}.tar` -> a-00.tar, a-01.tar, a-02.tar; `{a,b}` likewise; else the pattern."""
+    found = re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", pattern)
     if not found:
-        raise ValueError(f"{path} matches no file, expected one or more .tar files")
-    fixed = pathlib.Path(path.split("*")[0].split("?")[0].split("[")[0] + "x").parent
-    return found, fixed
+        return [pattern]
+    first, last, words = found.groups()
+    if words is None:
+        parts = [f"{n:0{len(first)}d}" for n in range(int(first), int(last) + 1)]
+    else:
+        parts = words.split(",")
+    before, after = pattern[: found.start()], pattern[found.end() :]
+    return [path for part in parts for path in expand(before + part + after)]
 
 
-def items(path: str, caption_field: str | None = None) -> list[listing.Item]:
+def shards(path: str, ends=_ENDS) -> tuple[list[pathlib.Path], pathlib.Path]:
+    """The files of a path, pattern or folder, sorted, and the folder that all are in.
+
+    A name is taken as it is where there is such a file: `[v2].tar` is a pattern only else. Raises
+    ValueError where nothing matches, or one of the files in braces is missing.
+    """
+    if os.path.isdir(path):
+        root = pathlib.Path(path)
+        found = [
+            pathlib.Path(place, name)
+            for place, below, names in os.walk(path, followlinks=True)
+            for name in names
+            if name.lower().endswith(ends)
+        ]
+        found = [file for file in found if folder.names_data(file.relative_to(root).parts)]
+    elif os.path.exists(path):
+        found, root = [pathlib.Path(path)], pathlib.Path(path).parent
+    else:
+        patterns = expand(path)
+        matches = {p: [p] if os.path.exists(p) else glob.glob(p, recursive=True) for p in patterns}
+        lacking = [p for p, files in matches.items() if not files]
+        if len(patterns) > 1 and lacking:
+            raise ValueError(f"{path}: there is no file {lacking[0]}; give those that there are")
+        found = [pathlib.Path(file) for files in matches.values() for file in files]
+        root = pathlib.Path(re.split(r"[*?\[{]", path)[0] + "x").parent
+    if not found:
+        raise ValueError(f"{path} matches no file, expected one or more {ends[0]} files")
+    return sorted(set(found)), root
+
+
+def items(
+    path: str, caption_field: str | None = None, split_field: str = "split"
+) -> list[listing.Item]:
     """The items of all shards, in the order of the shards and of their files."""
     files, root = shards(path)
-    found = []
-    for file in files:
-        name, split = str(file.relative_to(root)), listing.split_of_path(file, root)
-        found += _shard(file, file.stat().st_mtime_ns, name, split, caption_field)
+    splits, found = listing.splits_of_shards(files, root), []
+    for file, split in zip(files, splits, strict=True):
+        name, changed = str(file.relative_to(root)), file.stat().st_mtime_ns
+        found += _shard(file, changed, name, split, caption_field, split_field)
     return found
 
 
 @functools.cache
-def _shard(file, modified, name, split, caption_field):
-    pictures, texts, found = {}, {}, []
+def _shard(file, modified, name, split, caption_field, split_field):
+    pictures, said, found = {}, {}, []
 
     def broken(key, cause):
         found.append(listing.Item(key, listing.Broken(cause), (), {}, split))
 
-    try:
-        with tarfile.open(file, "r:") as tar:
-            for member in tar:
-                folder, slash, base = member.name.rpartition("/")
-                stem, _, suffix = base.partition(".")
-                stem, suffix = folder + slash + stem, f".{suffix.lower()}"
-                if not member.isfile():
-                    continue
-                if suffix in SUFFIXES and stem in pictures:
-                    broken(f"{name}/{member.name}", "a second image of its key")
-                elif suffix in SUFFIXES:
-                    pictures[stem] = (str(file), member.offset_data, member.size)
-                elif suffix in _CAPTION_SUFFIXES:
-                    texts.setdefault(stem, {})[suffix] = tar.extractfile(member).read()
-    except (tarfile.TarError, OSError) as error:
-        broken(name, f"the shard breaks off after {len(pictures)} images: {error}")
-    for stem in pictures | texts:
+    def left(key, cause):
+        found.append(listing.Item(key, listing.Left(cause), (), {}, split))
+
+    known = pixels.suffixes()
+    for member, content in _members(file, pictures):
+        if isinstance(content, listing.Broken):
+            broken(f"{name}, {member}", content.cause)
+            continue
+        place, slash, base = member.rpartition("/")
+        stem, dot, suffix = base.rpartition(".")
+        stem, suffix = place + slash + stem, f".{suffix.lower()}"
+        if not dot or not folder.names_data(pathlib.PurePosixPath(member).parts):
+            continue
+        if suffix in known and stem in pictures:
+            broken(f"{name}/{member}", "a second image of its key")
+        elif suffix in known:
+            pictures[stem] = (str(file), *content)
+        elif suffix in folder.UNREAD:
+            pictures[stem] = listing.Broken(f"pictures of the format {suffix} are not read")
+        elif suffix in _CAPTION_SUFFIXES:
+            with contextlib.suppress(ValueError):  # it is cut: the break is the next "member"
+                said.setdefault(stem, {})[suffix] = read((str(file), *content))
+    pairs, spare = _pairs(pictures, said)
+    for stem in spare:
+        left(f"{name}/{stem}", "a further image of a key")
+    for stem, own in pairs.items():
         key = f"{name}/{stem}"
         if stem not in pictures:
             broken(key, "captions without an image")
             continue
         try:
-            captions, extra = _captions(texts.get(stem, {}), caption_field, f"{key}.json")
+            captions, extra = _captions(own, caption_field, f"{key}.json")
         except ValueError as error:
             broken(key, str(error))
             continue
-        found.append(listing.Item(key, pictures[stem], captions, extra, split))
+        where = f"{listing.printable(str(file))}, {stem}.json"
+        inside = listing.split_said(extra.pop(split_field, None), where)
+        found.append(listing.Item(key, pictures[stem], captions, extra, inside or split))
+    for number in range(_lost(file, len(pictures))):
+        broken(f"{name}, lost {number}", "an item that the shard's statistics count is not there")
     return found
 
 
-def _captions(texts: dict[str, bytes], field: str | None, where: str):
-    if ".json" in texts:
-        row = json.loads(texts[".json"].decode("utf-8", "surrogateescape"))
+def _pairs(pictures: dict, said: dict) -> tuple[dict, list]:
+    """Key -> its caption files by ending, and the pictures that are no items of their own."""
+    found, spare, groups = {}, [], {}
+    for stem in (*pictures, *(stem for stem in said if stem not in pictures)):
+        groups.setdefault(_first_dot(stem), []).append(stem)
+    for key, stems in groups.items():
+        shown = [stem for stem in stems if stem in pictures]
+        alone = [stem for stem in stems if stem in said and stem not in pictures]
+        bare = [stem for stem in shown if stem not in said]
+        if len(bare) == 1 and len(shown) == 1 and alone:
+            found[bare[0]] = {end: text for stem in alone for end, text in said[stem].items()}
+        elif len(shown) > len(bare) and bare and key in said:
+            spare += bare  # KEY.png and KEY.json, and a picture KEY.mask.png
+            found |= {stem: said[stem] for stem in (*shown, *alone) if stem not in bare}
+        else:
+            found |= {stem: said.get(stem, {}) for stem in (*shown, *alone)}
+    order = {stem: n for n, stem in enumerate((*pictures, *said))}
+    return dict(sorted(found.items(), key=lambda pair: order[pair[0]])), spare
+
+
+def _first_dot(stem: str) -> str:
+    place, slash, base = stem.rpartition("/")
+    return place + slash + base.partition(".")[0]
+
+
+def _members(file: pathlib.Path, pictures: dict):
+    """Yields (name, (offset, size)) of the files of a shard, or (where, Broken) of what is damaged.
+
+    `pictures` are those found so far, for the message.
+    """
+    path, packed = _plain(str(file))
+    start, size = 0, os.path.getsize(path)
+    breaks = "the shard breaks off after {} images: {}".format
+    if packed:
+        yield "its compression", listing.Broken(breaks(_keys(pictures), packed))
+    with open(path, "rb") as opened:
+        if _header(opened, 0) is False:
+            start = yield from _behind(opened, 0)
+        while start is not None:
+            opened.seek(start)
+            end = start + _BLOCK
+            try:
+                with tarfile.open(fileobj=opened, mode="r:") as tar:
+                    for member in tar:
+                        if member.isfile():
+                            yield member.name, (member.offset_data, member.size)
+                        end = member.offset_data + -(-member.size // _BLOCK) * _BLOCK
+                        if end > size:
+                            raise tarfile.ReadError("unexpected end of data")
+                    end = tar.offset
+            except (tarfile.TarError, OSError, ValueError) as error:
+                if packed is None or end <= size:
+                    yield f"byte {end}", listing.Broken(breaks(_keys(pictures), error))
+            start = (yield from _behind(opened, end)) if end <= size else None
+
+
+def _keys(pictures: dict) -> int:
+    return len(set(map(_first_dot, pictures)))
+
+
+def _header(opened, place: int) -> bool | None:
+    """Whether there is a good header; None where there are zeros or the end."""
+    opened.seek(place)
+    block = opened.read(_BLOCK)
+    if len(block) < _BLOCK or not block.strip(b"\0"):
+        return None
+    try:
+        tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+    except tarfile.HeaderError:
+        return False
+    return True
+
+
+def _behind(opened, place: int):
+    """What comes where tarfile stopped: nothing, or faults; returns the place of the next header.
+
+    Yields (where, Broken) for a header that is bad and for an end without a mark.
+    """
+    opened.seek(place)
+    if len(opened.read(_BLOCK)) < _BLOCK:
+        yield f"byte {place}", listing.Broken("the shard breaks off: it has no end mark")
+        return None
+    size, damaged = opened.seek(0, os.SEEK_END), False
+    for at in range(place, size - _BLOCK + 1, _BLOCK):
+        good = _header(opened, at)
+        if good:
+            return at
+        if good is False and not damaged:
+            damaged = True
+            yield f"byte {at}", listing.Broken("a bad header")
+    return None
+
+
+def _lost(file: pathlib.Path, found: int) -> int:
+    """How many items fewer than img2dataset's statistics say there are."""
+    stats = file.with_name(f"{file.name.partition('.')[0]}_stats.json")
+    if not stats.exists():
+        return 0
+    try:
+        said = texts.parse_json(texts.decode(stats.read_bytes()))["successes"]
+        return max(0, int(said) - found)
+    except (ValueError, KeyError, TypeError, OSError):
+        return 0
+
+
+def _captions(own: dict[str, bytes], field: str | None, where: str):
+    extra = {}
+    if ".json" in own:
+        row = texts.parse_json(texts.decode(own[".json"]))
         row = row if isinstance(row, dict) else {"captions": row}
         extra = {key: value for key, value in row.items() if key not in listing.CAPTION_FIELDS}
-        if ".txt" not in texts or field or any(name in row for name in listing.CAPTION_FIELDS):
+        if len(own) == 1 or field or any(name in row for name in listing.CAPTION_FIELDS):
             return listing.captions_of(row, field, where), extra
-    else:
-        extra = {}
-    lines = texts.get(".txt", b"").decode("utf-8", "surrogateescape").splitlines()
-    return tuple(line for line in lines if line.strip()) or tuple(lines[:1]), extra
+    return texts.lines(own.get(".txt") or own.get(".caption", b"")), extra
 
 
-def source(path: str, split: str, *, caption_field=None, **shares) -> listing.Listing:
+def source(
+    path: str, split: str, *, caption_field=None, split_field="split", **shares
+) -> listing.Listing:
     """The items of one split of webdataset shards; `shares` as in `listing.choose`."""
-    found = items(path, caption_field)
+    found = items(path, caption_field, split_field)
     return listing.choose(f"webdataset {path}", found, read, split, **shares)

@@ -1,0 +1,232 @@
+"""What is in the data is found, said and refused before anything is trained."""
+
+import inspect
+import json
+
+import numpy as np
+import pytest
+from absl import flags
+from ml_collections import config_flags
+
+from configs import t2i
+from tests.data.test_cases import fill, picture
+from udd_jax import stages
+from udd_jax.data import sources, survey, token_cache
+from udd_jax.data.sources import cub, folder, listing, parquet, tfds, webdataset
+from udd_jax.runtime import checkpoints
+from udd_jax.tokenizers import text_tokenizer
+
+
+def opened(path, **options):
+    return {s: sources.open_source(f"folder:{path}", s, **options) for s in listing.SPLITS}
+
+
+def mixed(path):
+    """A folder with one fault of every kind."""
+    fill(path, 30, text="a red box, number {}")
+    (path / "0.png").write_bytes(b"broken")
+    (path / "1.txt").unlink()
+    (path / "2.txt").write_bytes("caf\xe9".encode("cp1252"))
+    (path / "3.txt").write_text("x" * 20_000 + "\nfine")
+    (path / "lonely.txt").write_text("no picture")
+    (path / "30.png").write_bytes(picture(5, compress_level=0))
+    (path / "30.txt").write_text("as 5")
+    return path
+
+
+def test_a_survey_counts_all_that_is_wrong_with_the_first_of_each(tmp_path):
+    found = survey.survey(opened(mixed(tmp_path), validation=0.1, test=0.3))
+    assert sum(row["records"] for row in found["splits"].values()) >= 30
+    assert found["unusable"]["broken image"] == {
+        "count": 1,
+        "first": "0.png: image: the 6 bytes given is no image of a format that is read",
+    }
+    assert found["unusable"]["no caption"] == {"count": 1, "first": "1.png: 0 given"}
+    assert found["repaired"]["surrogates replaced"] == {"count": 1, "first": "2.png: 'caf\\udce9'"}
+    assert found["dropped"]["caption too long"]["count"] == 1
+    left = found["left"]["a text without a picture of its name"]
+    assert left == {"count": 1, "first": "lonely.txt"}
+    assert found["sizes"] == {"16 x 16": sum(r["records"] for r in found["splits"].values()) - 1}
+    assert json.loads(json.dumps(found)) == found
+    text = survey.describe(found, f"folder:{tmp_path}")
+    for words in (
+        "test: ",
+        "(30.0% by a hash of the picture)",
+        "16 x 16 pixels, all square",
+        "unusable: broken image, 1 (the first: 0.png: ",
+        "captions dropped: caption too long, 1",
+        "left out: a text without a picture of its name, 1 (the first: lonely.txt)",
+    ):
+        assert words in text
+
+
+def test_every_picture_is_in_a_split_or_counted(tmp_path):
+    found = survey.survey(opened(mixed(tmp_path), validation=0.3, test=0.3))
+    dropped = sum(r["count"] for c, r in found["left"].items() if c.startswith("its pixels"))
+    assert sum(row["records"] for row in found["splits"].values()) + dropped == 31
+
+
+def test_too_much_that_is_unusable_is_refused_until_it_is_mended(tmp_path):
+    fill(tmp_path, 60)
+    for n in range(30):
+        (tmp_path / f"{n}.txt").rename(tmp_path / f"{n}.away")
+    options = {"validation": 0, "test": 0}
+    words = r"30 of 60 records \(split train\) cannot be used \(no caption 30, the first: 0.png: "
+    with pytest.raises(ValueError, match=words + r".*--config.skip_limit=0.5$") as caught:
+        survey.check(survey.survey(opened(tmp_path, **options)))
+    assert "\n" not in str(caught.value)
+    survey.check(survey.survey(opened(tmp_path, **options)), 0.5)
+    for n in range(30):
+        (tmp_path / f"{n}.away").rename(tmp_path / f"{n}.txt")
+    survey.check(survey.survey(opened(tmp_path, **options)))
+
+
+def test_captions_in_another_encoding_are_an_error_with_the_first(tmp_path):
+    fill(tmp_path, 30)
+    for n in range(20):
+        (tmp_path / f"{n}.txt").write_bytes("ein K\xe4stchen".encode("cp1252"))
+    with pytest.raises(ValueError, match=r"20 of 30 captions are not UTF-8 .the first: 0.png: "):
+        survey.check(survey.survey(opened(tmp_path, validation=0, test=0)))
+
+
+def test_captions_that_are_cut_and_characters_that_are_lacking_are_said(tmp_path):
+    fill(tmp_path / "data", 30, text="a red box {}")
+    for n in range(10):
+        (tmp_path / "data" / f"{n}.txt").write_text("a red box " * 9)
+    data = opened(tmp_path / "data", validation=0, test=0)
+    captions = [f"a red box {n}" for n in range(40)]
+    tokenizer = text_tokenizer.train_sentencepiece(captions, tmp_path / "text.model", 320)
+    (tmp_path / "data" / "11.txt").write_text("a 赤い box")
+    data = opened(tmp_path / "data", validation=0, test=0)
+    found = survey.texts(data, tokenizer, 8)
+    assert (found["captions"], found["cut"]) == (30, 10 + (len(tokenizer.pieces("a 赤い box")) > 8))
+    assert found["longest"] == found["covers"] == len(tokenizer.pieces("a red box " * 9))
+    assert found["lacking"] == {"赤": 1, "い": 1}
+    first, second = survey.describe_texts(found)
+    assert first.startswith("text.length=8 cuts 11 of 30 captions (36.7%); the longest has ")
+    assert first.endswith(f"--config.text.length={found['covers']} keeps 98% whole")
+    assert second.startswith("the vocabulary lacks 2 characters") and "赤" in second
+
+
+def test_an_embedded_world_is_not_read(tmp_path):
+    data = {s: sources.open_source("shapes", s, size=3) for s in listing.SPLITS}
+    found = survey.survey(data)
+    assert found["splits"]["train"]["records"] == 3 and not found["sizes"]
+    survey.check(found)
+
+
+def test_too_few_pictures_for_a_validation_are_said(tmp_path):
+    fill(tmp_path, 3)
+    found = survey.survey(opened(tmp_path))
+    survey.check(found)
+    text = survey.describe(found)
+    assert "train: 3 pictures, 3 captions (what no other split takes)" in text
+    assert "5.0% of 3 pictures is less than one" in text and "no validation: " in text
+
+
+def test_what_the_evaluation_asks_for_is_looked_for_at_the_start(tmp_path):
+    fill(tmp_path, 60)
+    for n in range(60):
+        (tmp_path / f"{n}.json").write_text(json.dumps({"style": "flat" if n % 2 else "3D"}))
+    data = opened(tmp_path, test=0.5)
+    size = len(data["test"])
+    assert survey.asked(data, "test") == size
+    assert 0 < survey.asked(data, "test", "style=flat", "style") < size
+    message = r"evaluate.only is 'split_kind=pair', .* of the \d+ items .*\(the fields are style\)"
+    with pytest.raises(ValueError, match=message):
+        survey.asked(data, "test", "split_kind=pair")
+    with pytest.raises(ValueError, match=r"evaluate.category is 'kind', .*the fields are style"):
+        survey.asked(data, "test", category="kind")
+    assert survey.asked(opened(tmp_path, test=0), "test", "style=none") == 0
+    assert survey.asked({"test": sources.open_source("shapes", "test", size=3)}, "test") == 3
+
+
+# ---- As the job does it -------------------------------------------------------------------------
+
+
+def config_of(path):
+    config = t2i.get_config("smoke")
+    config.data = f"folder:{path}"
+    return config
+
+
+def test_the_mode_data_says_what_there_is_and_what_the_texts_need(tmp_path, capsys):
+    fill(tmp_path, 30, text="a small red box, number {}")
+    stages.describe_data(config_of(tmp_path))
+    shown = capsys.readouterr().out
+    for words in ("train: ", "test: ", "16 x 16 pixels", "text.length=13 cuts 0 of 30 captions"):
+        assert words in shown
+
+
+def test_a_folder_is_claimed_when_its_data_have_passed_and_decided_anew_before(tmp_path):
+    path, run = tmp_path / "data", tmp_path / "run"
+    with pytest.raises(ValueError, match="is no folder"):
+        stages.run(config_of(path), run)
+    fill(path, 60, text="")
+    with pytest.raises(ValueError, match=r"of 5\d records .split train. cannot be used .no capti"):
+        stages.run(config_of(path), run)
+    assert not (run / "config.json").exists() and not (run / stages.SURVEY).exists()
+    fill(path, 60)
+    config = config_of(path)
+    data = stages.open_data(config)
+    found = stages.look(config, data, run)
+    found["text"] = {}
+    checkpoints.write_json(run / stages.SURVEY, found)
+    assert stages.look(config, data, run) == json.loads(json.dumps(found))
+    fill(path, 1, text="another", first=7)
+    assert "text" not in stages.look(config, stages.open_data(config), run)
+
+
+def test_shards_that_were_refused_are_written_anew_when_the_files_are_mended(tmp_path):
+    fill(tmp_path / "data", 20)
+    (tmp_path / "data" / "3.png").write_bytes(b"broken")
+
+    def write(shard_size):
+        return token_cache.write_cache(
+            opened(tmp_path / "data", validation=0, test=0)["train"],
+            lambda pixels: pixels.reshape(len(pixels), -1)[:, :4].astype(np.int32),
+            lambda captions: np.array([[len(caption)] for caption in captions]),
+            tmp_path / f"tokens{shard_size}",
+            settings={},
+            views=stages.views(t2i.get_config("smoke")),
+            skip_limit=0.01,
+            shard_size=shard_size,
+        )
+
+    for shard_size in (5, 100):
+        (tmp_path / "data" / "3.png").write_bytes(b"broken")
+        with pytest.raises(ValueError, match=r"1 of 20 records are unusable .broken image 1"):
+            write(shard_size)
+        (tmp_path / "data" / "3.png").write_bytes(picture(3))
+        assert len(write(shard_size)) == 20
+
+
+@pytest.mark.filterwarnings("ignore:the load_module")
+def test_every_option_of_every_source_is_a_field_that_a_flag_can_set(monkeypatch):
+    known = set(t2i.get_config().data_options)
+    for module in (cub, folder, parquet, tfds, webdataset):
+        own = set(inspect.signature(module.source).parameters) - {"path", "split", "shares"}
+        assert own <= known, module
+    assert set(sources.SHARED) <= known
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values)
+    given = {"caption_field": "prompt", "validation": "0.25", "trust_splits": "True", "size": "7"}
+    words = [f"--config.data_options.{name}={value}" for name, value in given.items()]
+    command = ["job", "--config=configs/t2i.py", *words, "--config.skip_limit=0.5"]
+    monkeypatch.setattr("sys.argv", command)
+    values(command)
+    options = values.config.data_options
+    assert [options[name] for name in given] == ["prompt", 0.25, True, 7]
+    assert values.config.skip_limit == 0.5
+
+
+def test_the_small_config_takes_ones_own_data(tmp_path):
+    fill(tmp_path, 300, text="")
+    (tmp_path / "captions.jsonl").write_text(
+        "\n".join(json.dumps({"file": f"{n}.png", "prompt": "a box"}) for n in range(300))
+    )
+    config = config_of(tmp_path)
+    config.data_options.validation = 0.0
+    data = stages.open_data(config)
+    assert [len(data[s]) for s in ("train", "validation")] == [256, 0]
+    assert data["train"].left[-1][1] == "beyond the first 256 (--config.data_options.size=256)"

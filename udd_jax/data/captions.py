@@ -1,0 +1,52 @@
+"""From the bytes of a caption file to text: byte-order marks, encodings, JSON.
+
+    decode       bytes -> text       UTF-8, or UTF-16 and UTF-32 where a byte-order mark says so
+    lines        bytes -> captions   one a line, blank lines left out
+    parse_json   text -> value       every fault is a ValueError, nesting that is too deep as well
+
+Bytes that are not UTF-8 become lone surrogates here. `reading.clean` replaces them and counts the
+caption as repaired.
+"""
+
+import codecs
+import json
+
+# UTF-32 comes first: its little-endian mark begins with that of UTF-16.
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+
+
+def decode(content: bytes) -> str:
+    """The text of a file, without its byte-order mark; line ends become a line feed.
+
+    Never raises: what cannot be decoded is replaced (UTF-16, UTF-32) or becomes lone surrogates.
+    """
+    encoding, errors = "utf-8", "surrogateescape"
+    for mark, name in _MARKS:
+        if content.startswith(mark):
+            content, encoding = content[len(mark) :], name
+            errors = errors if name == "utf-8" else "replace"
+            break
+    text = content.decode(encoding, errors).replace("\ufeff", "")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def lines(content: bytes) -> tuple[str, ...]:
+    """The captions of a text file, one a line; the first line alone where all are blank."""
+    found = decode(content).splitlines()
+    return tuple(line for line in found if line.strip()) or tuple(found[:1])
+
+
+def parse_json(text: str):
+    """The value of a JSON text. Raises ValueError, one line, for anything that is not JSON."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("no JSON: it is nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"no JSON: {error}") from None

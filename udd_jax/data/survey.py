@@ -1,0 +1,287 @@
+"""What was found in the data: looked at once, before anything is trained.
+
+    survey     opens every picture and caption of the splits and counts          -> dict
+    asked      refuses what the evaluation will not find         ValueError
+    check      refuses data of which too much cannot be used                     ValueError
+    texts      what the text tokenizer makes of the captions                     -> dict
+    describe   all of it in lines that are read                                  -> str
+
+Everything that goes into a set is used, or counted here with its cause and the first of its kind:
+"unusable" are the items that are skipped, "dropped" and "repaired" are captions, "left" is what
+the data hold and no split takes.
+"""
+
+import collections
+import concurrent.futures
+import re
+
+from udd_jax.data import reading
+from udd_jax.data.sources import listing
+
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # a piece of the tokenizer for a byte of a character
+_REPAIRED = 0.5  # of the captions: more were saved in another encoding
+_SHOWN = 3
+
+
+class _Counts:
+    """cause -> how many, and the first."""
+
+    def __init__(self):
+        self._counts, self._first = collections.Counter(), {}
+
+    def add(self, cause: str, what: str):
+        self._counts[cause] += 1
+        self._first.setdefault(cause, what)
+
+    def found(self) -> dict:
+        return {
+            cause: {"count": count, "first": self._first[cause]}
+            for cause, count in self._counts.items()
+        }
+
+
+def survey(data: dict, min_side: int = 8, max_characters: int = 10_000, threads: int = 4) -> dict:
+    """Looks at every picture and caption of stored data.
+
+    Args:
+        data: split -> source. An embedded world, which has no faults, is not read.
+        min_side, max_characters: as of `reading.Views`.
+        threads: that decode pictures.
+
+    Returns:
+        JSON values: "splits", for each split its name, records, captions, unusable records and how
+        it was decided; "sizes", pictures by (width, height) as text; "unusable", "dropped",
+        "repaired" and "left", cause -> {"count", "first"}; "examples", some captions; "hash".
+    """
+    splits, sizes, examples = {}, collections.Counter(), []
+    kinds = {kind: _Counts() for kind in ("unusable", "dropped", "repaired", "left")}
+    for split, source in data.items():
+        row = {"name": source.name, "records": len(source), "decided": "", "unusable": 0}
+        splits[split] = row | {"captions": None, "dropped": 0, "repaired": 0}
+        if not isinstance(source, listing.Listing):
+            continue
+        row = splits[split] | {"decided": source.decided, "captions": 0}
+        for item, fault, size in _looked_at(source, min_side, threads):
+            usable = 0
+            for caption in item.captions:
+                text, cause = reading.clean(caption, max_characters)
+                kind = "repaired" if text is not None else "dropped"
+                if cause:
+                    kinds[kind].add(cause, f"{item.key}: {ascii(caption)[:60]}")
+                    row[kind] += cause != "control characters removed"
+                usable += text is not None
+                if text is not None and len(examples) < _SHOWN:
+                    examples.append(text)
+            row["captions"] += usable
+            if fault is None and not usable:
+                fault = "no caption", f"{len(item.captions)} given"
+            if fault is not None:
+                row["unusable"] += 1
+                cause, detail = fault
+                shown = detail if item.key in detail else f"{item.key}: {detail}"
+                kinds["unusable"].add(cause, shown)
+            if size is not None:
+                sizes["{} x {}".format(*size)] += 1
+        for key, cause in source.left:
+            if split == "train" or cause.startswith(("its pixels", "beyond")):  # else once a split
+                kinds["left"].add(cause, key)
+        splits[split] = row
+    return {
+        "hash": identity(data),
+        "splits": splits,
+        "sizes": dict(sizes.most_common()),
+        "examples": examples,
+        **{kind: counts.found() for kind, counts in kinds.items()},
+    }
+
+
+def identity(data: dict) -> dict:
+    """What says whether data are still those that were looked at: split -> [name, hash]."""
+    return {s: [source.name, getattr(source, "hash", None)] for s, source in data.items()}
+
+
+def _looked_at(source, min_side: int, threads: int):
+    """(item, (cause, detail) or None, (width, height) or None) of each item, in order."""
+
+    def of(item):
+        if isinstance(item.where, listing.Broken):
+            return item, ("unreadable record", item.where.cause), None
+        found = listing.look(source.read, item.where)
+        fault, size = found.fault, found.size
+        if size is not None and min(size) < min_side:
+            fault = "tiny image", "{} x {} pixels".format(*size)
+        return item, fault, size
+
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        yield from pool.map(of, source.items)
+
+
+def check(found: dict, skip_limit: float = 0.01) -> None:
+    """ValueError, one line, where too much of the training split, or of all splits, is unusable.
+
+    Args:
+        found: of `survey`.
+        skip_limit: largest share of records, and of captions, that may be unusable.
+    """
+    rows = {split: row for split, row in found["splits"].items() if row["captions"] is not None}
+    fields = ("records", "captions", "unusable", "dropped", "repaired")
+    whole = {field: sum(row[field] for row in rows.values()) for field in fields}
+    causes = ", ".join(
+        f"{cause} {row['count']}, the first: {row['first']}"
+        for kind in ("unusable", "dropped")
+        for cause, row in found[kind].items()
+    )
+    refused, needed = [], 0.0
+    for where, row in (("split train", rows.get("train")), ("all splits", whole if rows else None)):
+        if row is None:
+            continue
+        captions = max(row["captions"] + row["dropped"], row["records"])
+        for kind, bad, of in (
+            ("records", row["unusable"], row["records"]),
+            ("captions", row["dropped"], captions),
+        ):
+            if bad > skip_limit * of:
+                refused.append(f"{bad} of {of} {kind} ({where})")
+                needed = max(needed, -(-1000 * bad // of) / 1000)
+    if refused:
+        raise ValueError(
+            f"data: {refused[0]} cannot be used ({causes}), expected at most {skip_limit:.1%}: "
+            f"mend them, or set --config.skip_limit={needed}"
+        )
+    replaced = found["repaired"].get("surrogates replaced", {"count": 0})
+    if replaced["count"] > _REPAIRED * max(1, whole["captions"]):
+        raise ValueError(
+            f"data: {replaced['count']} of {whole['captions']} captions are not UTF-8 (the first: "
+            f"{replaced['first']}), expected UTF-8, or UTF-16 with its mark: save them as UTF-8"
+        )
+
+
+def asked(data: dict, split: str, only: str = "", category: str = "") -> int:
+    """How many items of stored data the evaluation will measure; 0 where the split has none.
+
+    Args:
+        data: split -> source.
+        split, only, category: `evaluate.split`, `.only` ("field=value") and `.category`.
+
+    Raises:
+        ValueError: the split has items and none is what `only` asks for, or no item of it has the
+            field `category`.
+    """
+    source = data.get(split)
+    if not isinstance(source, listing.Listing) or not len(source):
+        return 0 if source is None else len(source)
+    fields = sorted({str(name) for item in source.items for name in item.extra})
+    known = f"the fields are {', '.join(fields)}" if fields else "its records have no such fields"
+    if category and category not in fields:
+        raise ValueError(
+            f"evaluate.category is {category!r}, which no item of the split {split} has, expected "
+            f"one of its fields ({known}): name one, or set --config.evaluate.category= to nothing"
+        )
+    field, _, value = only.partition("=")
+    count = sum(not only or str(item.extra.get(field)) == value for item in source.items)
+    if not count:
+        raise ValueError(
+            f"evaluate.only is {only!r}, which is true of none of the {len(source)} items of the "
+            f"split {split} ({known}): name another, or set --config.evaluate.only= to nothing"
+        )
+    return count
+
+
+def texts(data: dict, tokenizer, length: int) -> dict:
+    """What a text tokenizer makes of the captions of stored data.
+
+    Args:
+        data: split -> source.
+        tokenizer: with `pieces(text)`, `piece(index)` and `decode`.
+        length: `text.length`, pieces of a caption that are kept.
+
+    Returns:
+        JSON values: "captions"; "cut", how many of them have more pieces than `length`; "longest"
+        in pieces; "covers", the length that keeps 98 % of them whole; "lacking", the characters
+        that are spelled in bytes or lost, most frequent first, with their counts.
+    """
+    counts, lengths = collections.Counter(), []
+    for source in data.values():
+        if isinstance(source, listing.Listing):
+            for caption in reading.captions(source):
+                lengths.append(len(tokenizer.pieces(caption)))
+                counts.update(caption)
+    lacking = {letter: n for letter, n in counts.most_common() if _lacks(tokenizer, letter)}
+    lengths.sort()
+    return {
+        "length": length,
+        "captions": len(lengths),
+        "cut": sum(n > length for n in lengths),
+        "longest": lengths[-1] if lengths else 0,
+        "covers": lengths[-(-98 * len(lengths) // 100) - 1] if lengths else 0,
+        "lacking": lacking,
+    }
+
+
+def _lacks(tokenizer, letter: str) -> bool:
+    if letter.isspace():
+        return False
+    pieces = tokenizer.pieces(letter)
+    if not pieces or any(_BYTE.fullmatch(tokenizer.piece(piece)) for piece in pieces):
+        return True
+    return not any(character.strip("\ufffd ") for character in tokenizer.decode([pieces])[0])
+
+
+def describe(found: dict, spec: str = "") -> str:
+    """What `survey` found, and `texts` if it is there as `found["text"]`, in lines."""
+    lines = [f"data {spec}".strip()]
+    for split, row in found["splits"].items():
+        captions = "" if row["captions"] is None else f", {row['captions']} captions"
+        unusable = f", {row['unusable']} of them unusable" if row["unusable"] else ""
+        decided = f" ({row['decided']})" if row["decided"] else ""
+        lines.append(f"  {split}: {row['records']} pictures{unusable}{captions}{decided}")
+    if not found["splits"].get("validation", {"records": 1})["records"]:
+        lines.append("  no validation: scores are those of training pictures")
+    if found["sizes"]:
+        lines.append(f"  sizes: {_sizes(found['sizes'])}")
+    if found["examples"]:
+        lines.append(f"  captions such as: {'; '.join(map(_short, found['examples']))}")
+    for kind, words in (
+        ("unusable", "unusable"),
+        ("dropped", "captions dropped"),
+        ("repaired", "captions repaired"),
+        ("left", "left out"),
+    ):
+        for cause, row in found[kind].items():
+            lines.append(f"  {words}: {cause}, {row['count']} (the first: {row['first']})")
+    if found.get("text", {}).get("captions"):
+        lines += [f"  {line}" for line in describe_texts(found["text"])]
+    return "\n".join(lines)
+
+
+def describe_texts(text: dict) -> list[str]:
+    """What `texts` found, in lines."""
+    share = text["cut"] / max(1, text["captions"])
+    mend = f"; --config.text.length={text['covers']} keeps 98% whole" if share > 0.02 else ""
+    lines = [
+        f"text.length={text['length']} cuts {text['cut']} of {text['captions']} captions "
+        f"({share:.1%}); the longest has {text['longest']} pieces{mend}"
+    ]
+    if text["lacking"]:
+        shown = " ".join(list(text["lacking"])[:20])
+        lines.append(
+            f"the vocabulary lacks {len(text['lacking'])} characters, which are spelled in bytes "
+            f"or lost: {shown}; --config.text.vocab_size= may be raised"
+        )
+    return lines
+
+
+def _sizes(sizes: dict) -> str:
+    pairs = {tuple(map(int, size.split(" x "))): count for size, count in sizes.items()}
+    count = sum(pairs.values())
+    smallest, largest = (choose(pairs, key=lambda s: s[0] * s[1]) for choose in (min, max))
+    square = sum(n for (width, height), n in pairs.items() if width == height)
+    shown = "{} x {}".format(*smallest)
+    if smallest != largest:
+        shown += " to {} x {}".format(*largest)
+    cut = "all square" if square == count else f"{count - square} of {count} are cut to a square"
+    return f"{shown} pixels, {cut}"
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 60 else f"{text[:57]}...")
