@@ -13,7 +13,7 @@ from tests.data.test_cases import fill, picture
 from udd_jax import stages
 from udd_jax.data import sources, survey, token_cache
 from udd_jax.data.sources import cub, folder, listing, parquet, tfds, webdataset
-from udd_jax.runtime import checkpoints
+from udd_jax.runtime import files
 from udd_jax.tokenizers import text_tokenizer
 
 
@@ -171,7 +171,7 @@ def test_a_folder_is_claimed_when_its_data_have_passed_and_decided_anew_before(t
     data = stages.open_data(config)
     found = stages.look(config, data, run)
     found["text"] = {}
-    checkpoints.write_json(run / stages.SURVEY, found)
+    files.write_json(run / stages.SURVEY, found)
     assert stages.look(config, data, run) == json.loads(json.dumps(found))
     fill(path, 1, text="another", first=7)
     assert "text" not in stages.look(config, stages.open_data(config), run)

@@ -155,8 +155,8 @@ def server(tmp_path):
 TRAIN = """
 import os, sys
 from tests.training import test_loop
-from udd_jax.runtime import checkpoints, logbook
-folder = checkpoints.folder(sys.argv[1])
+from udd_jax.runtime import checkpoints, files, logbook
+folder = files.folder(sys.argv[1])
 def batch_at(step):
     if step == int(sys.argv[2]):
         checkpoints.Checkpoints(folder / "checkpoints").latest_step() or os._exit(3)

@@ -7,9 +7,9 @@ import pytest
 
 from tests.helpers import finite
 from udd_jax.diffusion import random_words, schedules, tasks, transition, vocab
-from udd_jax.sampling import guidance, reverse, samplers
+from udd_jax.sampling import guidance, reverse, rules
+from udd_jax.sampling.settings import Settings
 
-Settings = reverse.Settings
 LAYOUT = vocab.image_text((2, 3), image_classes=3, text_classes=4, text_length=5)
 IMAGE, TEXT = LAYOUT.slices
 T = 12
@@ -257,7 +257,7 @@ def test_one_class_left_by_truncation_is_the_one_that_is_drawn(sampler):
 def test_with_a_bound_of_0_all_that_is_certain_and_one_more_is_shown():
     entropy = jnp.asarray([[0.0, 0.7, 0.0, 0.0, 0.9]])
     masked = jnp.asarray([[True, True, True, False, True]])
-    shown = samplers.within(entropy, masked, 0.0)
+    shown = rules.within(entropy, masked, 0.0)
     np.testing.assert_array_equal(shown, [[True, True, True, False, False]])
 
 
@@ -269,11 +269,11 @@ def test_confidence_keeps_the_probability_of_a_token_and_masks_reveal_with_the_m
     kernel = transition.make_kernel(LAYOUT, table)
     words = random_words.words(jax.random.key(0), (count, 4, 2))
     log_p = jnp.broadcast_to(jnp.log(jnp.asarray([0.1, 0.2, 0.3, 0.4])), (count, 4, 4))
-    look = samplers.look(words[..., 1], log_p)
+    look = rules.look(words[..., 1], log_p)
     xt = jnp.broadcast_to(jnp.asarray([4, 4, 1, 2]), (count, 4))
     psi = jnp.broadcast_to(jnp.asarray([0, 0, 0.5, 0.5]), (count, 4))
     rule = (jnp.int32(s), jnp.int32(t), jnp.ones((count, 4), bool), psi, "confidence", 0.0)
-    xs, kept = (np.asarray(y) for y in samplers.remdm(kernel, 1, words[..., 0], look, xt, *rule))
+    xs, kept = (np.asarray(y) for y in rules.remdm(kernel, 1, words[..., 0], look, xt, *rule))
     shown = (xs != 4) & (np.asarray(xt) == 4)
     np.testing.assert_allclose(kept[shown], 0.1 * (1 + xs[shown]), rtol=1e-5)
     limit = min(1, (s / 8) / (1 - t / 8))
@@ -290,8 +290,8 @@ def test_the_unconditional_branch_sees_a_draw_of_the_prior_and_not_the_condition
     masks = tasks.masks(LAYOUT, "t2i", 2)
     x = jnp.broadcast_to(jnp.asarray([0] * 6 + [3] * 5), (2, 11))
     prior = transition.prior_sample(KERNEL, jax.random.key(5), 2)
-    options = Settings(guidance=2.0)
-    predict = guidance.predictor(KERNEL, noting(seen), options, masks, x, prior)
+    scene = guidance.Scene(KERNEL, Settings(guidance=2.0), masks, prior, None)
+    predict = guidance.predictor(noting(seen), scene, x)
     finite.quick(predict)(x, jnp.full(2, 7, jnp.int32))
     jax.effects_barrier()
     (full, t_full), (alone, t_alone) = sorted(seen, key=lambda call: int(call[1][0, 1]))
@@ -312,6 +312,7 @@ def test_guidance_of_classes_that_are_impossible_is_finite():
             for k in (jnp.mgrid[:1, : m.length, : m.classes][2] for m in LAYOUT.modalities)
         )
 
-    predict = guidance.predictor(KERNEL, impossible, Settings(guidance=3.0), masks, x, prior)
+    scene = guidance.Scene(KERNEL, Settings(guidance=3.0), masks, prior, None)
+    predict = guidance.predictor(impossible, scene, x)
     image = np.exp(np.asarray(predict(x, jnp.full(1, 7, jnp.int32))[0]))
     np.testing.assert_allclose(image, np.tile([0.5, 0.5, 0], (1, 6, 1)), atol=1e-6)

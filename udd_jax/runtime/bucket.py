@@ -23,7 +23,7 @@ STAYS = ("checkpoints", "cache", "tensorboard", "profile", "replay")
 
 @contextlib.contextmanager
 def near(workdir):
-    """The folder (`checkpoints.folder`) itself if it is on a disk, else an empty temporary one."""
+    """The folder (`files.folder`) itself if it is on a disk, else an empty temporary one."""
     if isinstance(workdir, pathlib.Path):
         yield workdir
         return
