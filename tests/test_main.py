@@ -67,6 +67,21 @@ def test_the_program_starts_again_once_to_keep_its_memory(monkeypatch):
         main.keep_memory()
     assert starts == [(sys.executable, [sys.executable, "-m", "udd_jax.main", "--mode=plan"])]
     assert os.environ["GLIBC_TUNABLES"] == main.MEMORY
+    monkeypatch.setattr(os, "environ", {"UDD_KEEP_MEMORY": "0"})
+    main.keep_memory()
+    assert len(starts) == 1
+
+
+@pytest.mark.parametrize("fault", (KeyError("key"), AttributeError("name"), TypeError("type")))
+def test_a_fault_of_the_program_is_a_traceback_and_never_a_line_about_the_config(
+    monkeypatch, fault
+):
+    def broken(*arguments, **options):
+        raise fault
+
+    monkeypatch.setattr(main.app, "run", broken)
+    with pytest.raises(type(fault)):
+        main.run()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="settings of glibc")

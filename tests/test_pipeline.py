@@ -199,3 +199,10 @@ def test_eight_devices_give_the_samples_of_one(pipe):
     mesh = pipeline.sharding.make_mesh(8, 1)
     eight = dataclasses.replace(pipe, mesh=mesh).pairs(8, seed=5)
     np.testing.assert_array_equal(one.tokens, eight.tokens)
+
+
+def test_a_pipeline_with_another_config_leaves_the_first_as_it_is(pipe):
+    other = pipe.with_config(sample={"top_r": 0.5}, evaluate={"split": "validation"})
+    assert (other.config.sample.top_r, other.config.evaluate.split) == (0.5, "validation")
+    assert (pipe.config.sample.top_r, pipe.config.evaluate.split) == (1.0, "test")
+    assert other._sample is pipe._sample  # nothing is compiled twice

@@ -85,6 +85,19 @@ class Pipeline:
         mesh = sharding.make_mesh(**config.mesh)
         return cls(config, text, image, vocab, kernel, model, jax.device_put(params), mesh)
 
+    def with_config(self, **sections) -> "Pipeline":
+        """A copy whose config differs: `pipe.with_config(sample={"top_r": 0.9})`.
+
+        What was compiled is shared, so the network, its kernel and the mesh must stay as they are.
+        """
+        config = ml_collections.ConfigDict(self.config.to_dict())
+        with config.unlocked():
+            for name, changes in sections.items():
+                config[name].update(changes)
+        other = dataclasses.replace(self, config=config)
+        other.__dict__.update(_sample=self._sample, _bound=self._bound)
+        return other
+
     # ---- Six tasks --------------------------------------------------------------------------
 
     def text_to_image(self, captions: Sequence[str], *, seed=0, negative=None, **settings) -> Pairs:

@@ -248,11 +248,10 @@ def _evaluate(workdir, suite, config, weights):
         main_suite.judge(workdir)
     else:
         pipe = pipeline.Pipeline.load(workdir)
-        with pipe.config.unlocked():
-            if config is not None:
-                pipe.config.evaluate, pipe.config.sample = config.evaluate, config.sample
-            if weights is not None:
-                pipe.config.evaluate.weights = weights
+        if config is not None:
+            pipe = pipe.with_config(evaluate=config.evaluate, sample=config.sample)
+        if weights is not None:
+            pipe = pipe.with_config(evaluate={"weights": weights})
         if suite == "samplers":
             samplers_suite.run(pipe, workdir)
         elif suite == "tuning":

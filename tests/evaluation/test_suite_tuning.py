@@ -36,6 +36,7 @@ def test_settings_are_chosen_on_the_validation_split_and_all_are_measured(tmp_pa
     said = []
     result = tuning.run(pipe, tmp_path, count=8, say=said.append)
     assert result["manifest"]["source"] == "shapes/validation"
+    assert pipe.config.evaluate.split == "test"  # the caller's pipeline is as it was
     assert result["manifest"]["protocol"]["split"] == "validation"
     assert [(r["temperature"], r["top_r"]) for r in result["rows"]] == tuning.grid()
     assert all(r["i2t"]["rate"] == r["infill"]["rate"] == 1 for r in result["rows"])

@@ -35,10 +35,9 @@ def run(pipe, workdir, *, count: int = 256, say=logbook.say) -> dict:
     Raises:
         ValueError: the run's data are not shapes.
     """
-    path, config = pathlib.Path(workdir) / RESULT, pipe.config
-    with config.unlocked():
-        config.evaluate.split = SPLIT
-    options = config.evaluate
+    path = pathlib.Path(workdir) / RESULT
+    pipe = pipe.with_config(evaluate={"split": SPLIT})
+    options = pipe.config.evaluate
     items = samples.held_out(pipe, count)
     if scores.scenes(pipe, items) is None:
         raise ValueError(f"suite 'tuning' needs data that can be read: shapes, not {items.name}")
@@ -51,12 +50,11 @@ def run(pipe, workdir, *, count: int = 256, say=logbook.say) -> dict:
         "made_of": manifest.made_of(pipe),
     }
     for temperature, top_r in grid():
-        with config.unlocked():
-            config.sample.update({"temperature": temperature, "top_r": top_r})
         row = {"temperature": temperature, "top_r": top_r}
+        sharper = pipe.with_config(sample=row)
         folder = pathlib.Path(workdir) / FOLDER / f"{temperature:g}-{top_r:g}"
         for task, measure in TASKS.items():
-            drawn = samples.obtain(pipe, items, task, folder / f"{task}.npz", **asked)
+            drawn = samples.obtain(sharper, items, task, folder / f"{task}.npz", **asked)
             rates, _ = scores.judge(task, drawn)
             apart = [found["tv"] for found in rates.get("variation", {}).values()]
             row[task] = rates[measure] | ({"variation": max(apart)} if apart else {})
