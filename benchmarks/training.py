@@ -18,7 +18,7 @@ from udd_jax.training import optimiser, plan, train_diffusion
 
 
 def make_step(p: sizes.Parts):
-    """The compiled step as `train.train` makes it, and the state that it starts from."""
+    """The compiled step as `train_diffusion.train` makes it, and the state that it starts from."""
     _, loss_fn = train_diffusion.make_objective(p.config, p.vocab, pad_id=0)
     tx, rate = optimiser.make_optimiser(p.config)
     step = train_diffusion.make_step(loss_fn, tx, rate, p.config.train.ema, p.vocab)

@@ -16,7 +16,7 @@ def get_config() -> ml_collections.ConfigDict:
     # What the evaluation and the report put first; the model does every task.
     c.task = "t2i"
 
-    # A source of captioned images (udd_jax/data/sources.py) and its options.
+    # A source of captioned images (udd_jax/data/sources) and its options.
     c.data = "shapes"
     # Those that the source has no use for are refused where they are set; None is its own default.
     c.data_options = ml_collections.ConfigDict(
@@ -50,7 +50,7 @@ def get_config() -> ml_collections.ConfigDict:
         }
     )
 
-    # The image tokenizer (udd_jax/train_vq.py): a taming VQGAN, here cut down to cells of 8 x 8
+    # The image tokenizer (training/train_image_tokenizer.py): a taming VQGAN, here cut down to cells of 8 x 8
     # pixels of which each is a code that sees nothing else (`local_*`).
     c.vq = ml_collections.ConfigDict(
         {

@@ -27,7 +27,7 @@ def compiled(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory):
-    """The folder of a run that was never trained (tests/tiny.py)."""
+    """The folder of a run that was never trained (tests/helpers/tiny.py)."""
     from tests.helpers import tiny
 
     return tiny.make(tmp_path_factory.mktemp("tiny"))

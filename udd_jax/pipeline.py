@@ -4,7 +4,7 @@
     pipe.text_to_image(["a small red circle"], seed=0).images       # uint8[1, S, S, 3]
 
 Images are uint8[B, S, S, 3] at the run's size, captions lists of strings. Every method takes the
-fields of `sampling.Settings` as keywords (`steps=20, guidance=2.0, top_r=0.9, ...`); what is left
+fields of `sampling.settings.Settings` as keywords (`steps=20, guidance=2.0, top_r=0.9, ...`); what is left
 out is as in the run's config. Sample b of a call draws from its own key, so that a result does not
 depend on `batch_size`.
 """
@@ -28,8 +28,7 @@ from udd_jax.networks import transformer
 from udd_jax.runtime import sharding, trees
 from udd_jax.sampling import reverse
 from udd_jax.sampling.settings import Settings
-from udd_jax.tokenizers import text_tokenizer as texts_
-from udd_jax.tokenizers import vqgan
+from udd_jax.tokenizers import text_tokenizer, vqgan
 
 LN2 = math.log(2)
 
@@ -54,7 +53,7 @@ class Pipeline:
     """A finished run: two tokenizers, the kernel and the network with its averaged weights."""
 
     config: ml_collections.ConfigDict
-    text: texts_.Tokenizer
+    text: text_tokenizer.Tokenizer
     image: vqgan.ImageTokenizer
     vocab: vocabs.Vocab
     kernel: transition.Kernel

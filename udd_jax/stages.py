@@ -45,7 +45,7 @@ def run(config: ml_collections.ConfigDict, workdir, until: str | None = None, **
     """Runs every stage that is not done yet, or those up to the one called `until`.
 
     workdir: a folder, or `gs://bucket/path`; options: `profile` and `tensorboard`, as of
-    `train.train`.
+    `train_diffusion.train`.
     """
     workdir = files.folder(workdir)
     check(config)
@@ -206,7 +206,7 @@ def make_image_tokenizer(config, workdir, data, tensorboard=False) -> vqgan.Imag
 
 
 def perceptual(config):
-    """LPIPS as `train_vq.train` takes it, or None where it has no weight or no files."""
+    """LPIPS as `train_image_tokenizer.train` takes it, or None where it has no weight or no files."""
     c = config.vq
     if c.perceptual and not c.weights:
         logbook.say("image tokenizer: no perceptual loss, vq.weights names no folder with LPIPS")

@@ -137,7 +137,7 @@ def remask(rule: str, eta: float, gamma, times, count: int, rng) -> np.ndarray:
 def fill(name: str, count: int, rng, tables, **numbers) -> tuple[np.ndarray, np.ndarray]:
     """`count` sequences filled from nothing by the order `name`, one at a time, and their calls.
 
-    numbers: what the order needs of `sampling.Settings`.
+    numbers: what the order needs of `sampling.settings.Settings`.
     """
     done = [_fill_one(name, rng, tables, **numbers) for _ in range(count)]
     return np.array([x for x, _ in done]), np.array([calls for _, calls in done])

@@ -65,7 +65,7 @@ def ancestral(
     t: jax.Array,
     fresh: jax.Array | None = None,
 ) -> jax.Array:
-    """Draws x_s ~ p(x_s | x_t) of `diffusion.p_log_probs`, exact for any s < t.
+    """Draws x_s ~ p(x_s | x_t) of `transition.p_log_probs`, exact for any s < t.
 
     log_p: float[B, n, K], normalised; xt: int32[B, n]; s, t: int32 scalars -> int32[B, n].
     `fresh`, bool[B, n], marks visible positions that are drawn as if they had been masked and are
