@@ -50,8 +50,8 @@ def get_config() -> ml_collections.ConfigDict:
         }
     )
 
-    # The image tokenizer (training/train_image_tokenizer.py): a taming VQGAN, here cut down to cells of 8 x 8
-    # pixels of which each is a code that sees nothing else (`local_*`).
+    # The image tokenizer (training/train_image_tokenizer.py): a taming VQGAN, here cut down to
+    # cells of 8 x 8 pixels, each a code that sees nothing else (`local_*`).
     c.vq = ml_collections.ConfigDict(
         {
             "file": "",  # a finished tokenizer to use; or train one

@@ -4,9 +4,9 @@
     pipe.text_to_image(["a small red circle"], seed=0).images       # uint8[1, S, S, 3]
 
 Images are uint8[B, S, S, 3] at the run's size, captions lists of strings. Every method takes the
-fields of `sampling.settings.Settings` as keywords (`steps=20, guidance=2.0, top_r=0.9, ...`); what is left
-out is as in the run's config. Sample b of a call draws from its own key, so that a result does not
-depend on `batch_size`.
+fields of `sampling.settings.Settings` as keywords (`steps=20, guidance=2.0, top_r=0.9, ...`); the
+others are as in the run's config. Sample b of a call draws from its own key, so that a result does
+not depend on `batch_size`.
 """
 
 import dataclasses

@@ -206,7 +206,7 @@ def make_image_tokenizer(config, workdir, data, tensorboard=False) -> vqgan.Imag
 
 
 def perceptual(config):
-    """LPIPS as `train_image_tokenizer.train` takes it, or None where it has no weight or no files."""
+    """LPIPS for the image tokenizer's training; None where it has no weight or no files."""
     c = config.vq
     if c.perceptual and not c.weights:
         logbook.say("image tokenizer: no perceptual loss, vq.weights names no folder with LPIPS")
