@@ -222,7 +222,7 @@ MUTANTS = (
     ),
     *_in(
         "diffusion",
-        KERNEL + "ten_thousandth",
+        f"{DRAWS} -k 600_steps",
         (
             "kernel: the less exact of two differences",
             "at_t.gamma <= at_s.unmasked, early, late",

@@ -109,3 +109,14 @@ def test_a_kernel_says_what_its_noise_is_of_all_modalities(names, masks, replace
 def test_a_schedule_masks_where_most_of_its_noise_is_the_mask():
     assert schedules.mask_and_replace(5, 0.4).masks
     assert not schedules.mask_and_replace(5, 0.6).masks
+
+
+@pytest.mark.parametrize("name", ("linear", "cosine", "absorbing"))
+def test_the_share_masked_in_each_of_600_steps_is_right_from_the_first_to_the_last(name):
+    table = schedules.make(name, 600)
+    kernel = transition.make_kernel(LAYOUT, table)
+    t = np.arange(1, 601)
+    ours = transition.newly_masked(
+        transition.marginal(kernel, 0, t - 1), transition.marginal(kernel, 0, t)
+    )
+    np.testing.assert_allclose(ours, np.diff(table.gamma_bar), rtol=5e-4)
