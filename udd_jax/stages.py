@@ -38,7 +38,7 @@ from udd_jax.training import optimiser, plan, train_diffusion, train_image_token
 SUITES = ("main", "full", "samplers", "tuning", "judges")
 SPLITS = ("train", "validation", "test")
 SKIPPED = 0.01  # largest share of the items that may be unusable, where the config does not say
-SURVEY = "data.json"
+SURVEY = survey.FILE
 
 
 def run(config: ml_collections.ConfigDict, workdir, until: str | None = None, **options) -> None:

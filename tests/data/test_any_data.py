@@ -142,6 +142,7 @@ def test_any_damage_to_a_shard_is_a_fault_and_never_a_traceback(data):
 
 @SOME
 @hypothesis.given(strategies.dictionaries(LETTERS, WORDS, max_size=6))
+@hypothesis.example({"\n": b"[]"})
 def test_any_names_in_a_shard_are_read_or_counted(files):
     with tempfile.TemporaryDirectory() as root:
         file = io.BytesIO()

@@ -449,7 +449,20 @@ def test_class_folders_caption_their_pictures(tmp_path):
 def test_pictures_without_any_caption_are_not_named_by_a_split_or_one_folder(tmp_path, parts):
     for number, part in enumerate(parts):
         fill(tmp_path / part, 2, text="", first=9 * number)
-    assert {item.captions for item in folder.items(str(tmp_path))} == {()}
+    count = 2 * len(parts)
+    with pytest.raises(ValueError, match=rf"holds no captioned images, .* {count} pictures$"):
+        folder.items(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("a.tar", "webdataset"), ("a.parquet", "parquet"), ("captions_val2014.json", "coco")],
+)
+def test_a_folder_of_another_kind_is_named_with_the_flag_for_it(tmp_path, name, kind):
+    fill(tmp_path, 2, text="")
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(ValueError, match=rf"try --config.data={kind}:{tmp_path}$"):
+        opened(f"folder:{tmp_path}")
 
 
 def test_linked_folders_are_searched_and_a_circle_ends(tmp_path):

@@ -163,6 +163,7 @@ def test_a_folder_is_claimed_when_its_data_have_passed_and_decided_anew_before(t
     with pytest.raises(ValueError, match="is no folder"):
         stages.run(config_of(path), run)
     fill(path, 60, text="")
+    (path / "1.txt").write_text("a box")
     with pytest.raises(ValueError, match=r"of 5\d records .split train. cannot be used .no capti"):
         stages.run(config_of(path), run)
     assert not (run / "config.json").exists() and not (run / stages.SURVEY).exists()

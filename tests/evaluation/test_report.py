@@ -161,6 +161,24 @@ def test_a_run_without_metrics_samples_or_stages_still_has_its_page(run, tmp_pat
     assert links <= {a.get("id") for _, a in Tags(text).found}
 
 
+def test_what_was_found_in_the_data_is_a_section_and_names_the_training_split(run, tmp_path):
+    for name in ("config.json", "evaluation.json"):
+        (tmp_path / name).write_bytes((run[0] / name).read_bytes())
+    row = {"name": "folder /x, train", "records": 9, "captions": 8, "unusable": 1, "decided": "so"}
+    fault = {"broken image": {"count": 1, "first": "<a>.png: cut"}}
+    kinds = {"unusable": fault, "dropped": {}, "repaired": {}, "left": {}}
+    found = {"splits": {"train": row}, "sizes": {"9 x 8": 8}, "examples": ["a box"], **kinds}
+    checkpoints.write_json(tmp_path / "data.json", found)
+    result = checkpoints.read_json(run[0] / "evaluation.json")
+    del result["reader"]  # which only embedded worlds have
+    checkpoints.write_json(tmp_path / "evaluation.json", result)
+    text = report.write(tmp_path).read_text()
+    assert "It was trained on folder /x, train, and is measured on" in text
+    assert 'id="data"' in text and "train: 9 pictures, 1 of them unusable, 8 captions (so)" in text
+    assert "unusable: broken image, 1 (the first: &lt;a&gt;.png: cut)" in text
+    assert 'id="data"' not in run[1]
+
+
 def test_a_folder_without_a_result_is_refused(tmp_path):
     files.write_json(tmp_path / "config.json", {"config": {}})
     with pytest.raises(FileNotFoundError, match=r"evaluation\.json does not exist"):

@@ -18,6 +18,7 @@ import re
 from udd_jax.data import reading
 from udd_jax.data.sources import listing
 
+FILE = "data.json"  # in the folder of a run
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # a piece of the tokenizer for a byte of a character
 _REPAIRED = 0.5  # of the captions: more were saved in another encoding
 _SHOWN = 3
@@ -229,7 +230,7 @@ def _lacks(tokenizer, letter: str) -> bool:
 
 def describe(found: dict, spec: str = "") -> str:
     """What `survey` found, and `texts` if it is there as `found["text"]`, in lines."""
-    lines = [f"data {spec}".strip()]
+    lines = [f"data {spec}".strip()] if spec else []
     for split, row in found["splits"].items():
         captions = "" if row["captions"] is None else f", {row['captions']} captions"
         unusable = f", {row['unusable']} of them unusable" if row["unusable"] else ""

@@ -38,6 +38,7 @@ _FILE_FIELDS = (
     *("image_name", "img", "img_path", "file_path", "filepath"),
 )
 _BESIDE = (".txt", ".caption", ".json")
+_COCO = ("captions_*.json", "dataset_*.json")
 _TOKENS = ("*.token", "*.token.txt", "results*.csv")
 
 
@@ -63,11 +64,14 @@ def items(
         found += [listing.Item(here.key(str(table)), second, ()) for table in others]
     elif here.pictures:
         found = _beside(here, caption_field, split_field)
-    if not any(not isinstance(item.where, listing.Left) for item in found):
+    used = [item for item in found if not isinstance(item.where, listing.Left)]
+    silent = all(isinstance(item.where, str) and not item.captions for item in used)
+    if silent and not lists:
         raise ValueError(
             f"{path} holds no captioned images, expected captions.jsonl, .json, .csv, .tsv, .txt "
             "or .parquet, metadata.*, name.txt, name.caption or name.json beside name.png, or "
             f"pictures in a folder for each class; there are {len(here.pictures)} pictures"
+            f"{here.hint()}"
         )
     return found
 
@@ -142,6 +146,20 @@ class _Files:
                 used.append(own.pop(0))
             others += own
         return used, others
+
+    def hint(self) -> str:
+        """What else the folder may be, for a message."""
+        names = {name for names in self.folders.values() for name in names}
+        for kind, ends in (
+            ("webdataset", (".tar", ".tar.gz", ".tgz")),
+            ("parquet", (".parquet",)),
+            ("cub", ("train_test_split.txt",)),
+        ):
+            if any(name.lower().endswith(ends) for name in names):
+                return f" and {ends[0]} files: try --config.data={kind}:{self.root}"
+        if any(pathlib.PurePath(name).match(p) for name in names for p in _COCO):
+            return f" and an annotation file of COCO: try --config.data=coco:{self.root}"
+        return ""
 
     def find(self, name: str, folder: pathlib.Path) -> str | listing.Broken:
         """The file that a list in `folder` calls `name`, or why there is none."""

@@ -40,6 +40,7 @@ _WORD_SPLITS, _WEAK_SPLITS = (
     for table in (_SPLIT_WORDS, _WEAK_WORDS)
 )
 SPLIT_WORDS = (*_WORD_SPLITS, *_WEAK_SPLITS)
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
 # Words that may stand beside that of a split in the name of a folder.
 _PLAIN_WORDS = frozenset(
@@ -127,8 +128,9 @@ class Listing:
 
 
 def printable(name: str) -> str:
-    """`name` with what cannot be encoded as UTF-8 escaped: every file name can be written down."""
-    return name.encode("utf-8", "backslashreplace").decode()
+    """`name` on one line of UTF-8: what cannot be encoded and control characters are escaped."""
+    name = name.encode("utf-8", "backslashreplace").decode()
+    return _CONTROLS.sub(lambda found: ascii(found[0])[1:-1], name)
 
 
 def split_named(name: str) -> str | None:

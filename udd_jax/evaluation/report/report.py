@@ -12,6 +12,7 @@ import re
 
 import numpy as np
 
+from udd_jax.data import survey
 from udd_jax.evaluation import compare, samples
 from udd_jax.evaluation.report import measure_sections, page, sample_sections
 from udd_jax.evaluation.suites import main as main_suite
@@ -47,6 +48,8 @@ def write(workdir) -> pathlib.Path:
     order = sorted(samples.TASKS, key=lambda task: task != first)
     kept = {task: samples.load(workdir / main_suite.FOLDER / f"{task}.npz") for task in order}
     verdicts = _verdicts(workdir / main_suite.FOLDER / "samples.jsonl")
+    path = workdir / survey.FILE
+    found = checkpoints.read_json(path) if path.exists() else None
     sections = [
         _headline(result, order),
         *(sample_sections.show(t, kept[t], result, verdicts.get(t)) for t in order if kept[t]),
@@ -55,6 +58,7 @@ def write(workdir) -> pathlib.Path:
         _likelihood(result),
         *measure_sections.show(workdir / main_suite.FOLDER, result),
         _training(workdir),
+        _data(found),
         _samplers(workdir / samplers_suite.RESULT),
         _details(result, order),
         _time(workdir / "stages.json", result),
@@ -64,7 +68,7 @@ def write(workdir) -> pathlib.Path:
     title = f"udd_jax, {config.get('name', 'run')} on {config.get('data', 'its data')}"
     opening = [
         page.tag("h1", page.escape(title)),
-        _opening(result),
+        _opening(result, found),
         _contents(sections),
         _errors(result),
     ]
@@ -86,14 +90,14 @@ def _verdicts(path) -> dict[str, list]:
 # ---- What comes first ---------------------------------------------------------------------------
 
 
-def _opening(result: dict) -> str:
+def _opening(result: dict, found: dict | None) -> str:
     protocol, about = result["manifest"]["protocol"], result["manifest"]
     what = (
         "One network that has learned images and captions together, as tokens of one discrete "
         "diffusion: it makes pairs from nothing, images from captions, captions from images, and "
         "the missing parts of both."
     )
-    data = page.escape(about["source"])
+    data = page.escape(found["splits"]["train"]["name"] if found else about["source"])
     if "reader" in result:
         data = (
             "<i>shapes</i>, a drawn world of one or two objects on a grid, whose images and "
@@ -111,6 +115,15 @@ def _opening(result: dict) -> str:
         "end says all else."
     )
     return page.tag("p", f"{what} {conditions}. {how}", "lead")
+
+
+def _data(found: dict | None) -> str:
+    """What was found in the data before the training; nothing for an embedded world."""
+    if found is None or not found["sizes"]:
+        return ""
+    lines = (line.strip() for line in survey.describe(found).splitlines())
+    items = "".join(page.tag("li", page.escape(line)) for line in lines)
+    return page.section("data", "Data", f"<ul>{items}</ul>")
 
 
 def _contents(sections: list[str]) -> str:
