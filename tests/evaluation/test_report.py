@@ -168,10 +168,10 @@ def test_what_was_found_in_the_data_is_a_section_and_names_the_training_split(ru
     fault = {"broken image": {"count": 1, "first": "<a>.png: cut"}}
     kinds = {"unusable": fault, "dropped": {}, "repaired": {}, "left": {}}
     found = {"splits": {"train": row}, "sizes": {"9 x 8": 8}, "examples": ["a box"], **kinds}
-    checkpoints.write_json(tmp_path / "data.json", found)
-    result = checkpoints.read_json(run[0] / "evaluation.json")
+    files.write_json(tmp_path / "data.json", found)
+    result = files.read_json(run[0] / "evaluation.json")
     del result["reader"]  # which only embedded worlds have
-    checkpoints.write_json(tmp_path / "evaluation.json", result)
+    files.write_json(tmp_path / "evaluation.json", result)
     text = report.write(tmp_path).read_text()
     assert "It was trained on folder /x, train, and is measured on" in text
     assert 'id="data"' in text and "train: 9 pictures, 1 of them unusable, 8 captions (so)" in text

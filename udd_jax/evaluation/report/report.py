@@ -49,7 +49,7 @@ def write(workdir) -> pathlib.Path:
     kept = {task: samples.load(workdir / main_suite.FOLDER / f"{task}.npz") for task in order}
     verdicts = _verdicts(workdir / main_suite.FOLDER / "samples.jsonl")
     path = workdir / survey.FILE
-    found = checkpoints.read_json(path) if path.exists() else None
+    found = files.read_json(path) if path.exists() else None
     sections = [
         _headline(result, order),
         *(sample_sections.show(t, kept[t], result, verdicts.get(t)) for t in order if kept[t]),
