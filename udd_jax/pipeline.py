@@ -260,8 +260,10 @@ class Pipeline:
     @property
     def guidable(self) -> bool:
         """Whether the network has seen absent conditions, which guidance needs."""
-        mixture = self.config.train.mixture
-        return any(mixture.get(task, 0) > 0 for task in ("image", "text", "independent"))
+        mixture = self.config.train.mixture.to_dict()
+        trained = [task for task, weight in mixture.items() if weight > 0]
+        leaves_out = [np.asarray(tasks.masks(self.vocab, task, 1).absent).any() for task in trained]
+        return "independent" in trained or any(leaves_out)
 
     def settings(self, **changes) -> Settings:
         """The run's sampler settings with these changes; ValueError for a bad one."""

@@ -29,8 +29,54 @@ def test_each_task_frees_whole_modalities(task, image_free, text_free, absent):
 
 
 def test_an_unknown_task_is_named():
-    with pytest.raises(ValueError, match="task 'sing' is not one of pair"):
+    with pytest.raises(ValueError, match=r"task 'sing' names 'sing': expected FREE or FREE.GIVEN"):
         tasks.masks(VOCAB, "sing", 1)
+
+
+THREE = vocab.Vocab((*VOCAB.modalities, vocab.Modality("sound", 2, 6)))
+
+
+@pytest.mark.parametrize(
+    ("rule", "free", "absent"),
+    [
+        ("sound|text", [0, 0, 1], [1, 0, 0]),
+        ("image,sound|text", [1, 0, 1], [0, 0, 0]),
+        ("sound | image , text", [0, 0, 1], [0, 0, 0]),
+        ("sound", [0, 0, 1], [1, 1, 0]),
+        ("t2i", [1, 0, 0], [0, 0, 1]),
+        ("infill", [1, 1, 1], [0, 0, 0]),
+    ],
+)
+def test_a_rule_names_what_is_free_and_what_is_given_and_the_rest_is_absent(rule, free, absent):
+    masks = tasks.masks(THREE, rule, 2)
+    expected = np.array(free, bool)[THREE.modality_of]
+    assert np.asarray(masks.free).tolist() == [expected.tolist()] * 2
+    assert np.asarray(masks.absent).astype(int).tolist() == [absent] * 2
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ("smell|text", "names 'smell'"),
+        ("image|smell", "names 'smell'"),
+        ("|text", "nothing is generated"),
+        ("", "nothing is generated"),
+        ("image|", "nothing is given"),
+        ("image|image", "names 'image' twice"),
+    ],
+)
+def test_a_rule_that_means_nothing_is_one_line_that_says_what_is_expected(rule, message):
+    with pytest.raises(ValueError, match=message) as error:
+        tasks.masks(VOCAB, rule, 1)
+    assert "\n" not in str(error.value) and "of image, text" in str(error.value)
+
+
+def test_a_mixture_takes_rules_and_draws_the_same_as_their_aliases():
+    ours, theirs = (
+        tasks.draw(jax.random.key(0), VOCAB, {a: 0.5, b: 0.5}, 16)
+        for a, b in (("image|text", "text"), ("t2i", "text"))
+    )
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
 def test_given_is_time_0_absent_is_T_and_free_is_the_clock():
@@ -79,5 +125,5 @@ def test_a_mixture_gives_each_task_its_share():
 
 @pytest.mark.parametrize("mixture", [{}, {"pair": -1.0}, {"pair": 0.0}, {"sing": 1.0}])
 def test_a_bad_mixture_is_one_line(mixture):
-    with pytest.raises(ValueError, match="task mixture"):
+    with pytest.raises(ValueError, match=r"task mixture|task 'sing'"):
         tasks.draw(jax.random.key(0), VOCAB, mixture, 2)

@@ -1,9 +1,12 @@
-"""A task is a mask.
+"""A task is a mask, written as a rule `free|given`.
 
 `free: bool[B, L]` says which positions are generated. A position that is not free is *given* (it
 holds a token, has time 0, and stays) or *absent* (its whole modality is drawn from the prior and
-has time T). Neither carries loss. Text to image, image to text, pairs, one modality alone and
-infilling are rows of the table below. They share every line of code and mix in one batch.
+has time T). Neither carries loss.
+
+A rule names modalities, with commas between them: `image|text` generates an image given a text,
+`image,text` generates both, `image` an image alone. What a rule does not name is absent. The names
+in `ALIASES` are rules as well. All tasks share every line of code and mix in one batch.
 
 Each modality has one time, `t: int32[B, M]`: 0 if it is given, T if it is absent, and the time of
 the diffusion if any of its positions is free (the view of UniDiffuser, arXiv 2303.06555, on
@@ -18,16 +21,44 @@ import numpy as np
 
 from udd_jax.diffusion.vocab import Vocab
 
-# name: (modalities that are free, modalities that are absent); the others are given.
-TASKS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "pair": (("image", "text"), ()),
-    "t2i": (("image",), ()),
-    "i2t": (("text",), ()),
-    "image": (("image",), ("text",)),
-    "text": (("text",), ("image",)),
-    "independent": (("image", "text"), ()),  # training only: each modality its own time
-    "infill": (("image", "text"), ()),  # random parts of these
+EVERY = "*"  # all modalities of the vocabulary
+ALIASES = {
+    "pair": "image,text",
+    "t2i": "image|text",
+    "i2t": "text|image",
+    "image": "image",
+    "text": "text",
+    "independent": EVERY,  # training only: each modality its own time
+    "infill": EVERY,  # random parts of all
 }
+
+
+class Rule(NamedTuple):
+    """Names of modalities; those in neither are absent."""
+
+    free: tuple[str, ...]
+    given: tuple[str, ...]
+
+
+def parse(vocab: Vocab, task: str) -> Rule:
+    """A rule or one of ALIASES, read for this vocabulary; ValueError, one line, where it is bad."""
+    names = [m.name for m in vocab.modalities]
+    text = ALIASES.get(task, task)
+    if text == EVERY:
+        return Rule(tuple(names), ())
+    free, bar, given = text.partition("|")
+    rule = Rule(*(tuple(n.strip() for n in side.split(",") if n.strip()) for side in (free, given)))
+    expected = f"expected FREE or FREE|GIVEN of {', '.join(names)}, or one of {', '.join(ALIASES)}"
+    unknown = [name for name in (*rule.free, *rule.given) if name not in names]
+    if unknown:
+        raise ValueError(f"task {task!r} names {unknown[0]!r}: {expected}")
+    if not rule.free or (bar and not rule.given):
+        side = "given" if rule.free else "generated"
+        raise ValueError(f"task {task!r}: nothing is {side}, {expected}")
+    twice = [name for name in names if (rule.free + rule.given).count(name) > 1]
+    if twice:
+        raise ValueError(f"task {task!r} names {twice[0]!r} twice: {expected}")
+    return rule
 
 
 class Masks(NamedTuple):
@@ -38,13 +69,11 @@ class Masks(NamedTuple):
 
 
 def masks(vocab: Vocab, task: str, batch: int) -> Masks:
-    """The masks of a task of the table; "infill" has those of a pair, and the caller cuts them."""
-    if task not in TASKS:
-        raise ValueError(f"task {task!r} is not one of {', '.join(TASKS)}")
-    free, absent = TASKS[task]
+    """The masks of a rule; "infill" frees all, and the caller cuts it. ValueError as of `parse`."""
+    rule = parse(vocab, task)
     names = [m.name for m in vocab.modalities]
-    is_free = np.array([name in free for name in names])[vocab.modality_of]
-    is_absent = np.array([name in absent for name in names])
+    is_free = np.array([name in rule.free for name in names])[vocab.modality_of]
+    is_absent = np.array([name not in rule.free + rule.given for name in names])
     return Masks(
         jnp.broadcast_to(jnp.asarray(is_free), (batch, vocab.length)),
         jnp.broadcast_to(jnp.asarray(is_absent), (batch, len(names))),
@@ -109,10 +138,10 @@ class Draw(NamedTuple):
 
 def draw(key: jax.Array, vocab: Vocab, mixture: dict[str, float], batch: int) -> Draw:
     """Tasks with the probabilities of `mixture` (name -> weight). ValueError for a bad mixture."""
-    unknown = set(mixture) - set(TASKS)
-    if unknown or not mixture or min(mixture.values()) < 0 or sum(mixture.values()) <= 0:
+    if not mixture or min(mixture.values()) < 0 or sum(mixture.values()) <= 0:
         raise ValueError(
-            f"task mixture {dict(mixture)}: expected weights >= 0 for some of {', '.join(TASKS)}"
+            f"task mixture {dict(mixture)}: expected weights >= 0, one above 0, of rules such as "
+            f"'image|text' or of {', '.join(ALIASES)}"
         )
     key_task, key_blocks = jax.random.split(key)
     weights = jnp.asarray(list(mixture.values()), jnp.float32)
