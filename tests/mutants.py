@@ -53,7 +53,7 @@ SCHEDULES = f"{DRAWS} tests/diffusion/test_schedules.py"
 CLAIMS = "tests/sampling/test_claims.py"
 RULES = "tests/sampling/test_samplers.py"
 ORDERS = f"{RULES} {CLAIMS} -k 'sure or prefix or sharpens or all_but or bound_of'"
-GUIDANCE = f"{CLAIMS} tests/sampling/test_guidance.py -k 'guid or unconditional'"
+GUIDANCE = f"{CLAIMS} tests/sampling/test_guidance.py -k 'weight or uncond or impossible or t2i'"
 TRUNCATION = "tests/sampling/test_truncation.py"
 CODEBOOK = "tests/tokenizers/test_codebook_edges.py tests/tokenizers/test_codebook.py"
 LOOP = "tests/training/test_finite_steps.py"
@@ -778,6 +778,7 @@ def main():
     parser.add_argument("--only", default="", help="a pattern in the name")
     parser.add_argument("--new", action="store_true", help="those without a result")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the tests end with it
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     results = {m.name: results[m.name] for m in MUTANTS if m.name in results}
     commit = subprocess.check_output(
