@@ -8,7 +8,7 @@ import pytest
 from tests.helpers import finite
 from udd_jax.diffusion import random_words, schedules, tasks, transition, vocab
 from udd_jax.sampling import guidance, reverse, rules
-from udd_jax.sampling.settings import Settings
+from udd_jax.sampling.settings import CONFIDENCES, Settings
 
 LAYOUT = vocab.image_text((2, 3), image_classes=3, text_classes=4, text_length=5)
 IMAGE, TEXT = LAYOUT.slices
@@ -130,7 +130,7 @@ def drawn(keys, step, log_p):
     return jnp.concatenate(tokens, axis=1), words[..., 1]
 
 
-@pytest.mark.parametrize("confidence", reverse.CONFIDENCES)
+@pytest.mark.parametrize("confidence", CONFIDENCES)
 def test_the_noise_of_maskgit_falls_to_nothing_along_a_straight_line(confidence):
     seen, steps, noise, count = [], 5, 4.0, 8
     rng = np.random.default_rng(0)
@@ -198,7 +198,7 @@ def trail(count, seed=0, **settings):
     return np.array([*calls, last])
 
 
-@pytest.mark.parametrize("confidence", reverse.CONFIDENCES)
+@pytest.mark.parametrize("confidence", CONFIDENCES)
 def test_best_first_reveals_the_likeliest_class_of_the_surest_position(confidence):
     best = [np.sort(np.exp(y), axis=1) for y in LOG_P]
     sure = {
