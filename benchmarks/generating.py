@@ -65,7 +65,7 @@ def kept_rows(p: sizes.Parts, multiply, repeats: int):
         free = np.tile(p.vocab.modality_of != m, (len(x), 1))
         inputs = x, np.where(np.arange(t.shape[1]) == m, 0, t).astype(np.int32), free
         denoise_fn = transformer.Denoiser(model, params, modality.name)
-        begun = jax.jit(functools.partial(denoiser.begin, denoise_fn))(*inputs)
+        begun = jax.jit(functools.partial(denoiser.prepare, denoise_fn))(*inputs)
         for name, function in (("given", jax.tree_util.Partial(denoise_fn)), ("kept", begun)):
             run = functools.partial(jax.jit(lambda f, *inputs: f(*inputs)), function)
             programs[name, modality.name] = lambda f=run, i=inputs: jax.block_until_ready(f(*i))

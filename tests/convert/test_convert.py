@@ -24,7 +24,7 @@ from udd_jax.convert import command, published_names
 from udd_jax.data import pixels
 from udd_jax.diffusion import schedules, vocab
 from udd_jax.networks import transformer
-from udd_jax.runtime import checkpoints, files, trees
+from udd_jax.runtime import files, trees
 from udd_jax.tokenizers import text_tokenizer, vqgan
 
 HERE = pathlib.Path(__file__).parents[1]
@@ -201,6 +201,7 @@ def test_a_conversion_settles_every_option_that_makes_the_network_another_functi
     options = {f.name: f.default for f in dataclasses.fields(transformer.Transformer)}
     from_weights = {"vocab", "steps", "layers", "width", "heads", "mlp_ratio", "rezero"}
     others = {"network", "dtype", "padding", "implementation", "unroll", "remat", "parent", "name"}
+    others |= {"stack"}  # which no config sets
     assert set(command.PUBLISHED) - {"mask_padding"} == options.keys() - from_weights - others
 
 
@@ -577,7 +578,7 @@ def test_a_failure_while_writing_leaves_nothing(folder, tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(checkpoints, "save_tree", full)
+    monkeypatch.setattr(trees, "save_tree", full)
     with pytest.raises(OSError, match="no space"):
         convert_unid3(folder, tmp_path / "out")
     assert not list(tmp_path.iterdir())

@@ -173,7 +173,7 @@ def test_failed_save_stops_the_run_and_says_so(whole, tmp_path, monkeypatch):
         write(path, value)
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoints, "write_json", full)
+        patch.setattr(files, "write_json", full)
         with pytest.raises(OSError, match=r"step 12 was not written .*No space .* step 6 is kept"):
             run(tmp_path)
     assert same(run(tmp_path), whole[0])

@@ -7,6 +7,7 @@ import optax
 
 from tests.helpers import finite
 from udd_jax.diffusion import objective, schedules, time_sampling, transition, vocab
+from udd_jax.training import loss as losses
 from udd_jax.training import train_diffusion
 
 LAYOUT = vocab.image_text((1, 2), image_classes=3, text_classes=4, text_length=3)
@@ -32,10 +33,10 @@ class Table:
 def step_of(x0):
     """The loss of a mixture as trained, and what it is made of: noise and terms."""
     key, mixture = jax.random.key(0), {"pair": 1.0, "image": 1.0, "independent": 1.0}
-    loss_fn = train_diffusion.make_loss(
+    loss_fn = losses.make_loss(
         KERNEL, Table, mixture=mixture, auxiliary=0.5, pad_id=0, pad_weight=1.0
     )
-    noised = train_diffusion.noised_batch(KERNEL, SAMPLER, key, x0, mixture)
+    noised = losses.noised_batch(KERNEL, SAMPLER, key, x0, mixture)
     logits = Table.apply({}, noised.xt, noised.t, noised.masks.free)
     terms = objective.loss_terms(KERNEL, logits, x0, noised.xt, noised.t, noised.masks.free)
     return loss_fn({}, SAMPLER, key, x0), noised, terms
