@@ -242,12 +242,14 @@ def test_samples_of_other_weights_or_settings_are_made_again(done, tmp_path, cha
 
 def test_other_data_are_sampled_and_said_to_be_unmeasured(done, tmp_path):
     rng = np.random.default_rng(0)
-    for i in range(3):
-        pixels.write_png(tmp_path / f"{i}.png", rng.integers(0, 255, (40, 32, 3), np.uint8))
-        (tmp_path / f"{i}.txt").write_text("a small red circle")
+    for i in range(4):
+        folder = tmp_path / ("test" if i < 3 else "train")
+        folder.mkdir(exist_ok=True)
+        pixels.write_png(folder / f"{i}.png", rng.integers(0, 255, (40, 32, 3), np.uint8))
+        (folder / f"{i}.txt").write_text("a small red circle")
     config = oracle.config()
     config.data = f"folder:{tmp_path}"
-    config.data_options = {"validation": 0.0, "test": 0.99}
+    config.data_options = {"validation": 0.0}
     pipe = copy(done[0], config=config)
     result = main_suite.run(pipe, tmp_path / "run", say=lambda _: None)
     assert result["scores"]["t2i"] == {"count": 3, "given_tokens_changed": 0}
