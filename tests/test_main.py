@@ -119,7 +119,7 @@ def test_the_smoke_job_runs_every_stage(smoke):
     assert "<html" in (folder / "report.html").read_text()
     stages = json.loads((folder / "stages.json").read_text())
     assert list(stages)[:5] == [
-        "data", "text tokenizer", "image tokenizer", "token cache", "diffusion",
+        "text tokenizer", "data", "image tokenizer", "token cache", "diffusion",
     ]  # fmt: skip
 
 
