@@ -13,7 +13,7 @@ from scipy import stats
 
 from tests.helpers import finite
 from udd_jax.diffusion import objective, schedules, time_sampling, transition
-from udd_jax.sampling import reverse
+from udd_jax.sampling import reverse, samplers
 from udd_jax.sampling.settings import Settings
 
 COUNT, ABSORBING = 512, schedules.absorbing(finite.STEPS)
@@ -101,7 +101,7 @@ def test_the_corrector_finds_the_wrong_token_and_the_others_tell_the_right_one()
     wrong[np.arange(48), place] = (wrong[np.arange(48), place] + 1) % 6
     t, free = jnp.int32(20), jnp.ones(wrong.shape, bool)
     log_p = jax.nn.log_softmax(finite.oracle(kernel)(wrong, jnp.full((48, 2), t), free)[0])
-    p, fresh = reverse._doubtful(kernel, 0, log_p, wrong[:, :12], t, free[:, :12], 1)
+    p, fresh = samplers.doubtful(kernel, 0, log_p, wrong[:, :12], t, free[:, :12], 1)
     np.testing.assert_array_equal(np.argmax(fresh, axis=1), place)
     assert (np.asarray(fresh).sum(1) == 1).all()
     again = np.argmax(p, axis=-1)[np.arange(48), place]

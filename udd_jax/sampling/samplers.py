@@ -71,7 +71,8 @@ class Reveal(NamedTuple):
 def _ancestral(move: Move):
     settings, log_p, fresh = move.settings, move.log_p, ()
     if settings.on("correct"):
-        log_p, *fresh = _doubtful(move)
+        count = settings.correct
+        log_p, *fresh = doubtful(move.kernel, move.m, log_p, move.xt, move.t, move.free, count)
 
     def draw(words, log_p, xt, fresh=None):
         log_p = truncation.adjust(log_p, settings)
@@ -80,14 +81,13 @@ def _ancestral(move: Move):
     return chunks.in_pieces(draw, move.words, log_p, move.xt, *fresh), move.psi
 
 
-def _doubtful(move: Move):
-    """p, but at the least likely visible tokens p without them; which those are, bool[B, n]."""
-    kernel, m, log_p, xt, free = move.kernel, move.m, move.log_p, move.xt, move.free
-    alone = rules.left_out(kernel, m, log_p, xt, move.t)
+def doubtful(kernel: Kernel, m: int, log_p, xt, t, free, count):
+    """p, but at the `count` least likely visible tokens p without them; which, bool[B, n]."""
+    alone = rules.left_out(kernel, m, log_p, xt, t)
     shown = free & (xt < log_p.shape[-1])
     own = jnp.minimum(xt, log_p.shape[-1] - 1)[..., None]
     doubt = -jnp.take_along_axis(alone, own, axis=-1)[..., 0]
-    fresh = shown & (rules.rank(doubt, shown) < move.settings.correct)
+    fresh = shown & (rules.rank(doubt, shown) < count)
     return jnp.where(fresh[..., None], alone, log_p), fresh
 
 
