@@ -12,6 +12,7 @@ takes the signal back, and tells JAX during a training.
 
 import contextlib
 import ctypes
+import multiprocessing
 import os
 import signal
 import sys
@@ -28,9 +29,22 @@ def exit_code() -> int:
 
 
 def end_at_once() -> None:
-    """From now on SIGTERM ends the process with `exit_code()`, which may raise ValueError."""
+    """From now on SIGTERM ends the process with `exit_code()`, which may raise ValueError.
+
+    It does not unwind: an exception from a signal handler is lost where Python must not raise, as
+    in a finaliser or a callback of the compiler, and has crashed compilations.
+    """
     code = exit_code()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(code))
+
+    def end(*_):
+        for child in multiprocessing.active_children():
+            child.terminate()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(Exception):  # it may be in the middle of a write
+                stream.flush()
+        os._exit(code)
+
+    signal.signal(signal.SIGTERM, end)
 
 
 def take_back(index: int, count: int) -> None:

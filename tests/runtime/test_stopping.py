@@ -1,0 +1,30 @@
+"""A run that is told to stop ends with the code that starts it again, whatever it is doing."""
+
+import subprocess
+import sys
+
+import pytest
+
+BEGIN = "import signal, sys; from udd_jax.runtime import stopping; stopping.end_at_once()\n"
+FINALISER = """
+class Last:
+    def __del__(self):
+        signal.raise_signal(signal.SIGTERM)
+
+print("said")
+Last()
+print("went on")
+"""
+SWALLOWED = """
+print("said")
+try:
+    signal.raise_signal(signal.SIGTERM)
+except BaseException:
+    print("went on")
+"""
+
+
+@pytest.mark.parametrize("code", [FINALISER, SWALLOWED], ids=["finaliser", "swallowed"])
+def test_sigterm_ends_where_an_exception_would_be_lost(code):
+    done = subprocess.run([sys.executable, "-c", BEGIN + code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (75, "said\n"), done.stderr
