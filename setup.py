@@ -2,8 +2,9 @@
 
 import pathlib
 
-from setuptools import find_packages, setup
+from setuptools import find_namespace_packages, setup
 
+PACKAGES = find_namespace_packages(include=["udd_jax*"], exclude=["*.__pycache__*"])
 # Published text vocabularies: CLIP's cleaning, and tokenizer.json.
 TEXT = ["ftfy>=6", "tokenizers>=0.20"]
 DEV = [
@@ -30,9 +31,10 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(include=["udd_jax", "udd_jax.*"]),
+    # An installed package has the configs inside: `--config=configs/t2i.py` works from any folder.
+    packages=[*PACKAGES, "udd_jax.configs"],
+    package_dir={"udd_jax.configs": "configs"},
     package_data={"udd_jax": ["assets/**/*"]},
-    include_package_data=True,
     install_requires=[
         "jax>=0.10.2,<0.11",
         "flax>=0.12,<0.13",
@@ -54,6 +56,7 @@ setup(
         "pyyaml>=6",
         "importlib_resources>=6",  # which tensorflow-datasets forgets to ask for
     ],
+    entry_points={"console_scripts": ["udd_jax = udd_jax.main:command"]},
     extras_require={
         "dev": DEV,
         "text": TEXT,

@@ -41,7 +41,7 @@ from ml_collections import config_flags
 from udd_jax import build
 from udd_jax.diffusion import transition
 from udd_jax.networks import transformer
-from udd_jax.runtime import costs, sharding
+from udd_jax.runtime import config_files, costs, sharding
 from udd_jax.sampling import reverse
 from udd_jax.sampling.settings import Settings
 from udd_jax.training import optimiser, plan, train_diffusion
@@ -295,4 +295,4 @@ if __name__ == "__main__":
     flags.DEFINE_enum("program", "train", ("train", "sample"), "what to compile")
     flags.DEFINE_string("text", None, "file for the compiled program")
     flags.DEFINE_bool("row", False, "print a row of the table in launch/README.md as well")
-    app.run(main)
+    app.run(main, config_files.in_arguments(sys.argv))

@@ -22,7 +22,7 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from udd_jax.runtime import stopping
+from udd_jax.runtime import config_files, stopping
 
 MODES = ("train", "data", "tokenize", "sample", "evaluate", "replay", "plan", "convert", "export")
 TASKS = ("t2i", "i2t", "pair", "image", "text", "infill")
@@ -115,10 +115,9 @@ def main(argv) -> None:
         print(compare.show(*results))
         return
     if mode == "convert":
-        from configs import t2i
         from udd_jax.convert import command
 
-        command.run(FLAGS, _CONFIG.value, t2i.get_config("cub"))
+        command.run(FLAGS, _CONFIG.value, config_files.load("configs/t2i.py:cub"))
         return
     workdir = _workdir()
     if mode in ("train", "tokenize"):
@@ -175,7 +174,7 @@ def run() -> None:
 def _parse(argv):
     """Flags and config; what does not fit them is a `flags.Error`, and nothing else is."""
     try:
-        return FLAGS(argv)
+        return FLAGS(config_files.in_arguments(argv))
     except (KeyError, AttributeError) as error:
         what = f"{error} is no field of the config: configs/base.py has the list"
         raise flags.Error(what) from error
@@ -198,6 +197,11 @@ def keep_memory() -> None:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """`udd_jax` on a command line, and `python -m udd_jax.main`."""
     keep_memory()
     run()
+
+
+if __name__ == "__main__":
+    command()
