@@ -86,8 +86,9 @@ def main(arguments=None) -> int:
     options = parse(arguments)
     run = pathlib.Path(options.run)
     config = build.read_config(run)
-    text, image = build.load_tokenizers(run)
-    vocab, cache = build.make_vocab(config, text, image), token_cache.TokenCache(run / "tokens")
+    tokenizers = build.load_tokenizers(run)
+    text, image = tokenizers["text"], tokenizers["image"]
+    vocab, cache = build.make_vocab(config, tokenizers), token_cache.TokenCache(run / "tokens")
     pairs = held_out(config, text, image, vocab, options.items)
     with open(options.out, "w", encoding="utf-8") as file:
         for seed in map(int, options.seeds.split(",")):

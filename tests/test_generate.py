@@ -10,7 +10,7 @@ from udd_jax import generate, pipeline
 from udd_jax.data import pixels
 
 DEFAULTS = {
-    "task": "t2i", "prompt": [], "image": [], "mask": None, "negative_prompt": None,
+    "task": "t2i", "given": [], "prompt": [], "image": [], "mask": None, "negative_prompt": None,
     "blank_tokens": 1, "num": None, "batch_size": 4, "out": None, "seed": 0, "sampler": None,
     "steps": None, "guidance": None, "temperature": None, "top_r": None, "top_k": None,
 }  # fmt: skip
@@ -50,6 +50,30 @@ def test_each_prompt_gets_its_images_and_a_sheet(tmp_path):
         assert line["settings"]["sampler"] == "ancestral"
         assert (line["task"], line["seed"]) == ("t2i", 0)
     assert (out / "sheet.png").exists()
+
+
+def test_a_rule_with_what_it_is_given_is_the_task_with_its_flags(tmp_path, picture):
+    _, lines = sampled(tmp_path, prompt=["a red circle", "a blue square"], num=2)
+    _, same = sampled(
+        tmp_path, task="image|text", given=["text=a red circle", "text=a blue square"], num=2
+    )
+    assert [line | {"task": ""} for line in lines] == [line | {"task": ""} for line in same]
+    _, lines = sampled(tmp_path, task="text|image", given=[f"image={picture}"], num=4)
+    assert lines[0]["given"] == {"image": str(picture)} and len(lines) == 4
+
+
+def test_a_line_says_all_that_makes_its_sample_again(tmp_path):
+    options = {"negative_prompt": "a blue square", "guidance": 2.0, "seed": 5, "num": 2}
+    out, lines = sampled(tmp_path, prompt=["a red circle", "a square"], **options)
+    line = lines[3]
+    again = one_pipeline.pipe.text_to_image(
+        [line["given"]["text"]],
+        negative=line["negative_prompt"],
+        seed=line["seed"],
+        first=line["index"],
+        **line["settings"],
+    )
+    np.testing.assert_array_equal(again.images[0], pixels.read(out / line["image"]))
 
 
 def test_an_image_gets_a_caption(tmp_path, picture):
@@ -96,6 +120,12 @@ def test_an_image_of_another_size_is_resized_with_a_word_about_it(tmp_path, caps
         ({"prompt": ["a circle"], "image": ["x.png"]}, "--image means nothing for --task=t2i"),
         ({"task": "pair", "prompt": ["a circle"]}, "--prompt means nothing for --task=pair"),
         ({"task": "i2t"}, "--image is missing"),
+        ({"task": "text|image"}, "--image is missing, --task=text|image needs it"),
+        ({"task": "image|sound"}, "task 'image|sound' names 'sound': expected"),
+        ({"task": "image|text", "given": ["text"]}, "--given=text: expected --given NAME=VALUE"),
+        ({"given": ["text=a", "sound=b"]}, "--given sound= means nothing for --task=t2i"),
+        ({"prompt": ["a"], "mask": "m.png"}, "--mask means nothing for --task=t2i"),
+        ({"task": "pair", "negative_prompt": "a"}, "--negative_prompt means nothing"),
         ({"task": "infill"}, "infilling needs one or both"),
         ({"task": "infill", "prompt": ["a circle"]}, "nothing is missing"),
         ({"task": "infill", "prompt": ["a ___"], "mask": "m.png"}, "--mask needs the --image"),

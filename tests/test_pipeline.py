@@ -62,8 +62,8 @@ def test_later_samples_can_be_drawn_without_the_first(pipe):
 
 def test_with_common_noise_equal_pairs_have_equal_bounds(pipe, pictures):
     images, captions = ([part[0]] * SIZE for part in pictures)
-    tokens = {"image": pipe.image.encode(np.stack(images))}
-    tokens["text"] = pipe.text.encode(captions, pipe.text_length)
+    tokens = {"image": pipe.tokenizers["image"].encode(np.stack(images))}
+    tokens["text"] = pipe.codecs["text"].encode(captions, strict=False)
     common = pipe.score(tokens, task="i2t", times=2, common=True)
     np.testing.assert_allclose(common, common[:1].repeat(SIZE, 0), rtol=1e-5)
     assert np.ptp(pipe.score(tokens, task="i2t", times=2).sum(1)) > 0.01
@@ -86,7 +86,10 @@ def test_an_exported_run_is_half_as_large_and_generates(tiny_run, tmp_path):
 
 def test_given_tokens_are_in_the_output_bit_for_bit(pipe, pictures):
     images, captions = pictures
-    codes, ids = pipe.image.encode(images), pipe.text.encode(captions, pipe.text_length)
+    codes, ids = (
+        pipe.tokenizers["image"].encode(images),
+        pipe.codecs["text"].encode(captions, strict=False),
+    )
     drawn = pipe.vocab.split(pipe.text_to_image(captions).tokens)
     np.testing.assert_array_equal(drawn["text"], ids)
     drawn = pipe.vocab.split(pipe.image_to_text(images).tokens)
@@ -101,12 +104,12 @@ def test_infilling_keeps_the_other_words_and_the_other_codes(pipe, pictures):
     drawn = pipe.infill(images, mask, given)
     split = pipe.vocab.split(drawn.tokens)
     hidden = np.stack([pipeline.pixels.hide(image, mask) for image in images])
-    codes = pipe.image.encode(hidden).reshape(SIZE, 4, 4)
+    codes = pipe.tokenizers["image"].encode(hidden).reshape(SIZE, 4, 4)
     np.testing.assert_array_equal(
         np.asarray(split["image"]).reshape(SIZE, 4, 4)[:, :, 2:], codes[:, :, 2:]
     )
     for i, caption in enumerate(given):
-        ids, free = pipe.text.encode_with_blanks(caption, pipe.text_length)
+        ids, free = pipe.tokenizers["text"].encode_with_blanks(caption, pipe.text_length)
         np.testing.assert_array_equal(np.asarray(split["text"][i])[~free], ids[~free])
 
 
@@ -124,6 +127,44 @@ def test_pixels_under_the_mask_do_not_matter(pipe, pictures):
 def test_infilling_nothing_is_an_error(pipe, pictures):
     with pytest.raises(ValueError, match="nothing is missing"):
         pipe.infill(pictures[0], None, pictures[1])
+
+
+def test_a_rule_and_values_say_what_a_task_and_ids_say(pipe, pictures):
+    images, captions = pictures
+    ids = pipe.codecs["text"].encode(captions)
+    by_name = pipe.text_to_image(captions, seed=2)
+    for given in (captions, ids):
+        result = pipe.generate("image|text", given={"text": given}, seed=2)
+        np.testing.assert_array_equal(result.tokens, by_name.tokens)
+    assert list(result.values) == ["image", "text"] and result.values["text"] == captions
+    np.testing.assert_array_equal(result.values["image"], by_name.images)
+    other = pipe.generate("text|image", given={"image": images}, seed=2)
+    np.testing.assert_array_equal(other.tokens, pipe.image_to_text(images, seed=2).tokens)
+    assert list(pipe.generate("image", SIZE, seed=2).values) == ["image"]
+
+
+@pytest.mark.parametrize(
+    ("task", "options", "message"),
+    [
+        ("image|sound", {"given": {}}, "names 'sound': expected FREE or FREE|GIVEN of image, text"),
+        ("image|text", {}, "task 'image|text': given 'text' is missing"),
+        ("image", {"given": {"text": ["a circle"]}}, "'text' is not given in it, expected nothing"),
+        ("t2i", {"given": {"sound": [1]}}, "given 'sound' is no modality, expected some of image"),
+        ("t2i", {"given": {"text": np.zeros((2, 5), int)}}, "has 5 ids a sample, expected 13"),
+        ("t2i", {"given": {"text": ["a"]}, "count": 3}, "numbers of samples: text 1, num 3"),
+        ("t2i", {"given": {"text": []}}, "num = 0, expected at least 1"),
+        ("pair", {}, "num = 0, expected at least 1"),
+        (
+            "t2i",
+            {"given": {"text": ["a"] * 3}, "negative": {"text": ["a", "a"]}},
+            "numbers of samples: text 2, num 3",
+        ),
+    ],
+)
+def test_what_does_not_fit_the_rule_is_one_line(pipe, task, options, message):
+    with pytest.raises(ValueError) as caught:
+        pipe.generate(task, **options)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_an_absent_modality_does_not_come_back(pipe):
@@ -149,7 +190,7 @@ def test_the_bound_of_a_uniform_network_is_the_uniform_code_length(pipe, picture
     """With all logits 0 each token costs log2 K bits at least, and at a mask exactly."""
     silent = dataclasses.replace(pipe, params=pipe.params | {"rezero": np.float32(0)})
     bits = silent.log_likelihood(*pictures, task="text", times=6)[:, 1]
-    k = pipe.text.vocab_size
+    k = pipe.tokenizers["text"].vocab_size
     assert (-bits / pipe.text_length > 0.8 * np.log2(k)).all()
 
 
@@ -190,7 +231,7 @@ def test_weights_that_do_not_fit_the_config_are_refused(pipe):
     config = pipe.config.copy_and_resolve_references()
     config.model.width = 32
     with pytest.raises(ValueError, match="weights"):
-        pipeline.Pipeline.assemble(config, pipe.text, pipe.image, jax.device_get(pipe.params))
+        pipeline.Pipeline.assemble(config, pipe.tokenizers, jax.device_get(pipe.params))
 
 
 def test_eight_devices_give_the_samples_of_one(pipe):

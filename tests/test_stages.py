@@ -23,6 +23,9 @@ class Tokenizer:
         return batch[:, :1, 0, 0].astype(np.int32)
 
 
+TOKENIZERS = {"image": Tokenizer(), "text": Tokenizer()}
+
+
 class Spots(Tiles):
     name = "spots"
 
@@ -38,7 +41,7 @@ def test_pairs_come_straight_from_pictures_and_what_is_broken_is_listed(tmp_path
     config.train.update({"batch_size": 40, "steps": 6})
     config.text.length = 2
     source, size = Spots(200), 200
-    pairs = stages.pairs(config, tmp_path, source, Tokenizer(), Tokenizer(), (0, 1))
+    pairs = stages.pairs(config, tmp_path, source, TOKENIZERS, (0, 1))
     for step in range(2, 6):  # goes on, and reads each item once
         batch = pairs(step)
         items = [item + (item == 3) for item in batches.indices(4, step, 40, size)]
@@ -52,7 +55,7 @@ def test_too_many_broken_pictures_end_a_run_without_a_cache(tmp_path):
     config = t2i.get_config()
     config.image_size = 12
     config.train.batch_size = 20
-    pairs = stages.pairs(config, tmp_path, Spots(20), Tokenizer(), Tokenizer(), (0, 1))
+    pairs = stages.pairs(config, tmp_path, Spots(20), TOKENIZERS, (0, 1))
     with pytest.raises(ValueError, match="spots: 1 of 20 items cannot be used, more than 1%"):
         pairs(0)
     assert (tmp_path / "skipped.jsonl").exists()

@@ -4,23 +4,27 @@ What `pipeline`, the trainers and the evaluation of a run all need, so that a co
 place. A run's folder has the files named here, and samples, metrics and a report.
 """
 
+import dataclasses
 import pathlib
 
+import jax
 import jax.numpy as jnp
 import ml_collections
 
-from udd_jax.diffusion import schedules, vocab
+from udd_jax.diffusion import objective, schedules, transition, vocab
 from udd_jax.diffusion.vocab import Vocab
 from udd_jax.networks import transformer
 from udd_jax.runtime import files, run_folder, trees
+from udd_jax.sampling import reverse
 from udd_jax.tokenizers import text_tokenizer, vqgan
 
 TEXT, IMAGE, WEIGHTS = "text.model", "vq/tokenizer", "weights"
 CONFIG = run_folder.CONFIG
 
 
-def make_vocab(config, text, image) -> Vocab:
-    """The layout of a run from its two tokenizers."""
+def make_vocab(config, tokenizers: dict) -> Vocab:
+    """The layout of a run from its tokenizers, by modality."""
+    image, text = tokenizers["image"], tokenizers["text"]
     return vocab.image_text(image.grid, image.codes, text.vocab_size, config.text.length)
 
 
@@ -38,10 +42,44 @@ def make_schedules(config, vocab: Vocab) -> list[schedules.Schedule]:
 
 def make_model(config, vocab: Vocab, pad_id: int = 0) -> transformer.Transformer:
     """`config.model` -> the network; `pad_id`, the text's padding, matters to `mask_padding`."""
-    options = dict(config.model)
+    options = {name: value for name, value in config.model.items() if name != "kind"}
     options["dtype"] = jnp.dtype(options.get("dtype", "float32"))
     options["padding"] = pad_id if options.pop("mask_padding", False) else None
     return transformer.Transformer(vocab, config.diffusion.steps, **options)
+
+
+@dataclasses.dataclass(frozen=True)
+class Diffusion:
+    """What generates: two functions of the weights. Another kind of generator has the same two."""
+
+    kernel: transition.Kernel
+    model: transformer.Transformer
+
+    def sample(
+        self, params, keys, x, free, absent, settings, negative, trace, still, guide, scorers
+    ) -> reverse.Sample:
+        """Tokens from noise: `reverse.run`; `still`: the modality that is given as a whole, or
+        None, so that it is computed once a chain."""
+        denoise_fn = transformer.Denoiser(self.model, params, still)
+        options = (x, free, absent, settings, negative, trace, guide, scorers)
+        return reverse.run(self.kernel, denoise_fn, keys, *options)
+
+    def bound(self, params, keys, x0, masks, times, calls, still) -> jax.Array:
+        """Nats a row and modality, float32[B, M], at least -log p: `objective.bound`."""
+        denoise_fn = transformer.Denoiser(self.model, params, still)
+        return objective.bound(self.kernel, denoise_fn, keys, x0, *masks, times, calls)
+
+
+GENERATORS = {"diffusion": Diffusion}
+
+
+def make_generator(config, kernel: transition.Kernel, model):
+    """The generator of `config.model.kind`, "diffusion" where nothing is said; its loss is an
+    entry of `train_diffusion.LOSSES`. ValueError for a kind that there is not."""
+    kind = config.model.get("kind", "diffusion")
+    if kind not in GENERATORS:
+        raise ValueError(f"model.kind = {kind!r}, expected one of {', '.join(GENERATORS)}")
+    return GENERATORS[kind](kernel, model)
 
 
 # ---- A run's folder -----------------------------------------------------------------------------
@@ -55,10 +93,13 @@ def read_config(directory) -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(files.read_json(path)["config"])
 
 
-def load_tokenizers(directory) -> tuple[text_tokenizer.Tokenizer, vqgan.ImageTokenizer]:
-    """Text tokenizer and image tokenizer of a run."""
+def load_tokenizers(directory) -> dict:
+    """The tokenizers of a run, by modality."""
     directory = pathlib.Path(directory)
-    return text_tokenizer.load(directory / TEXT), vqgan.load(directory / IMAGE)
+    return {
+        "image": vqgan.load(directory / IMAGE),
+        "text": text_tokenizer.load(directory / TEXT),
+    }
 
 
 def load_weights(directory) -> dict:

@@ -1,7 +1,8 @@
 """What the command line does besides the main job: `--mode=sample`, a thin caller of `Pipeline`.
 
-A sampling run leaves in its folder one PNG an image, `samples.jsonl` with caption, task, seed and
-settings, `sheet.png`, and for infilling `composite.png`: the given pixels pasted back.
+A sampling run leaves in its folder one PNG an image, `samples.jsonl` with caption, task, seed,
+what was given and settings, `sheet.png`, and for infilling `composite.png`: the given pixels pasted
+back. What is read and written is a function a modality (READ, WRITE).
 """
 
 import dataclasses
@@ -12,8 +13,10 @@ import numpy as np
 
 from udd_jax import pipeline
 from udd_jax.data import pixels
+from udd_jax.diffusion import tasks
 from udd_jax.runtime import files, logbook
 
+SHORT = {"text": "prompt", "image": "image"}  # flags that are short for `--given NAME=`
 SETTINGS = ("sampler", "steps", "guidance", "temperature", "top_r", "top_k")
 
 
@@ -23,94 +26,112 @@ def sample(workdir, flags) -> pathlib.Path:
     Raises ValueError, FileNotFoundError, one line, for flags that do not fit the task or the run;
     nothing is written then.
     """
-    _check(flags)
+    asked = _asked(flags)
     pipe = pipeline.Pipeline.load(workdir)
+    _check(flags, asked, pipe.vocab)
     # For a few samples compilation takes the time, and one block compiles sooner than all of them.
-    pipe = dataclasses.replace(pipe, model=pipe.model.clone(unroll=1))
+    pipe = pipe.with_network(unroll=1)
     changes = {n: getattr(flags, n) for n in SETTINGS if getattr(flags, n) is not None}
     settings = pipe.settings(**changes)
-    pictures = [_read(path, pipe.image.image_size) for path in flags.image]
     common = {"seed": flags.seed, "batch_size": flags.batch_size, **changes}
-    num, mask = flags.num or 1, None
-    if flags.task == "t2i":
-        prompts = [prompt for prompt in flags.prompt for _ in range(num)]
-        result = pipe.text_to_image(prompts, negative=flags.negative_prompt, **common)
-    elif flags.task == "i2t":
-        fitted = [fitted for fitted, _ in pictures for _ in range(num)]
-        result = pipe.image_to_text(np.stack(fitted), **common)
-    elif flags.task == "infill":
-        given = prompts = None
-        if pictures:
-            original, mask = _hidden(flags, pipe.image.image_size)
-            given = np.repeat(original[None], num, axis=0)
-        if flags.prompt:
-            prompts = flags.prompt * num
-        result = pipe.infill(given, mask, prompts, blank_tokens=flags.blank_tokens, **common)
+    given, num, mask = {}, flags.num or 1, None
+    most = max((len(values) for values in asked.values()), default=1)
+    if flags.task == "infill":
+        if asked.get("image"):
+            size = pipe.tokenizers["image"].image_size
+            original, mask = _hidden(asked["image"][0], flags.mask, size)
+            given["image"] = np.repeat(original[None], num, axis=0)
+        texts = asked["text"] * num if asked.get("text") else None
+        blanks = {"blank_tokens": flags.blank_tokens}
+        result = pipe.infill(given.get("image"), mask, texts, **blanks, **common)
     else:
-        result = getattr(pipe, {"pair": "pairs", "image": "images", "text": "texts"}[flags.task])(
-            num, **common
-        )
+        given = {n: _each(READ[n](pipe, values), most, num) for n, values in asked.items()}
+        away = {"text": [flags.negative_prompt]} if flags.negative_prompt else None
+        count = None if given else num
+        result = pipe.generate(flags.task, count, given=given, negative=away, **common)
     out = pathlib.Path(flags.out or pathlib.Path(workdir) / "generated")
     out.mkdir(parents=True, exist_ok=True)
-    _write(out, flags, settings, result)
+    _write(out, flags, asked, settings, result)
     if mask is not None:
-        pasted = pixels.composite(result.images, given, mask)
+        pasted = pixels.composite(result.images, given["image"], mask)
         for i, image in enumerate(pasted):
             pixels.write_png(out / _name("composite", i, len(pasted)), image)
     return out
 
 
-def _check(flags) -> None:
+def _asked(flags) -> dict[str, list[str]]:
+    """What is given, by modality: `--given NAME=VALUE`, and its short forms."""
+    asked = {name: list(getattr(flags, flag)) for name, flag in SHORT.items()}
+    for word in flags.given:
+        name, equals, value = word.partition("=")
+        if not equals:
+            raise ValueError(f"--given={word}: expected --given NAME=VALUE, as --given text=...")
+        asked.setdefault(name, []).append(value)
+    return {name: values for name, values in asked.items() if values}
+
+
+def _check(flags, asked, vocab) -> None:
     """Flags that the task needs, and those it has no use for."""
-    needs = {
-        "t2i": {"prompt"},
-        "i2t": {"image"},
-        "pair": set(),
-        "image": set(),
-        "text": set(),
-        "infill": set(),
-    }[flags.task]
-    takes = needs | {"infill": {"prompt", "image", "mask"}, "t2i": {"negative_prompt"}}.get(
-        flags.task, set()
-    )
-    for name in ("prompt", "image", "mask", "negative_prompt"):
-        value = getattr(flags, name)
-        if name in needs and not value:
-            raise ValueError(f"--{name} is missing, --task={flags.task} needs it")
-        if name not in takes and value:
-            raise ValueError(f"--{name} means nothing for --task={flags.task}: leave it out")
+    rule = tasks.parse(vocab, flags.task)
+    infill = flags.task == "infill"
+    takes = rule.free if infill else rule.given
+    flag = lambda name: f"--{SHORT[name]}" if name in SHORT else f"--given {name}="  # noqa: E731
+    for name in () if infill else rule.given:
+        if name not in asked:
+            raise ValueError(f"{flag(name)} is missing, --task={flags.task} needs it")
+    unused = [flag(name) for name in asked if name not in takes]
+    unused += ["--mask"] if flags.mask and not infill else []
+    away = flags.negative_prompt and "text" not in rule.given
+    for name in unused + (["--negative_prompt"] if away else []):
+        raise ValueError(f"{name} means nothing for --task={flags.task}: leave it out")
     if flags.num is not None and flags.num < 1:
         raise ValueError(f"--num = {flags.num}, expected at least 1")
     if flags.batch_size < 1:
         raise ValueError(f"--batch_size = {flags.batch_size}, expected at least 1")
-    if flags.task == "infill":
-        if not flags.prompt and not flags.image:
+    if infill:
+        if not asked:
             raise ValueError("--prompt and --image are missing, infilling needs one or both")
-        if len(flags.prompt) > 1 or len(flags.image) > 1:
+        if max(map(len, asked.values())) > 1:
             raise ValueError("--task=infill takes one --prompt and one --image")
-        if bool(flags.mask) > bool(flags.image):
+        if flags.mask and "image" not in asked:
             raise ValueError("--mask needs the --image that it is the mask of")
-    if any(not prompt.strip() for prompt in flags.prompt):
+    if any(not text.strip() for text in asked.get("text", ())):
         raise ValueError("--prompt is empty, expected a caption")
+    counts = {name: len(values) for name, values in asked.items()}
+    if len({count for count in counts.values() if count > 1}) > 1:
+        said = ", ".join(f"{count} of {flag(name)}" for name, count in counts.items())
+        raise ValueError(f"{said}: expected as many of each, or one")
 
 
-def _read(path, size):
-    """A picture at the run's size, and as it is in the file."""
-    original = pixels.read(path)
-    if original.shape[:2] != (size, size):
-        logbook.say(
-            f"{path} is {original.shape[1]} x {original.shape[0]}: resized and cut to {size}"
-        )
-    return pixels.fit(original, size), original
+def _each(values, count: int, num: int) -> list:
+    """`values`, one standing for all `count`, each `num` times."""
+    values = list(values) * (count if len(values) == 1 else 1)
+    return [value for value in values for _ in range(num)]
 
 
-def _hidden(flags, size):
+def _read_images(pipe, paths) -> np.ndarray:
+    """Pictures at the run's size, with a word about those of another one."""
+    size, read = pipe.tokenizers["image"].image_size, []
+    for path in paths:
+        original = pixels.read(path)
+        if original.shape[:2] != (size, size):
+            found = f"{original.shape[1]} x {original.shape[0]}"
+            logbook.say(f"{path} is {found}: resized and cut to {size}")
+        read.append(pixels.fit(original, size))
+    return np.stack(read)
+
+
+# By modality: what the values of `--given NAME=VALUE` stand for.
+READ = {"image": _read_images, "text": lambda pipe, texts: texts}
+
+
+def _hidden(path, mask, size):
     """The picture with its masked pixels filled before it is resized, so that none leaks into
     what is given; and the mask at the run's size."""
-    original = pixels.read(flags.image[0])
-    if flags.mask is None:
+    original = pixels.read(path)
+    if mask is None:
         return pixels.fit(original, size), np.zeros((size, size), bool)
-    mask = pixels.read_mask(flags.mask, original.shape[:2])
+    mask = pixels.read_mask(mask, original.shape[:2])
     return pixels.fit(pixels.hide(original, mask), size), pixels.fit_mask(mask, size)
 
 
@@ -118,18 +139,34 @@ def _name(stem, i, count):
     return f"{stem}.png" if count == 1 and stem == "composite" else f"{stem}-{i:04d}.png"
 
 
-def _write(out, flags, settings, result) -> None:
-    count = len(result.tokens)
-    lines = []
+def _write_image(out, i, image) -> dict:
+    name = _name("image", i, 0)
+    pixels.write_png(out / name, image)
+    return {"image": name}
+
+
+def _write_text(out, i, text) -> dict:
+    logbook.say(f"{i:4d}  {text}")
+    return {"caption": text}
+
+
+# By modality: writes value i, and returns what its line of samples.jsonl says of it.
+WRITE = {"image": _write_image, "text": _write_text}
+
+
+def _write(out, flags, asked, settings, result) -> None:
+    count, lines = len(result.tokens), []
+    shown = {"negative_prompt": flags.negative_prompt, "mask": flags.mask}
+    shown = {name: value for name, value in shown.items() if value}
+    most = max((len(values) for values in asked.values()), default=1)
+    given = {name: _each(values, most, count // most) for name, values in asked.items()}
     for i in range(count):
         line = {"task": flags.task, "seed": flags.seed, "index": i}
-        if result.images is not None:
-            line["image"] = _name("image", i, count)
-            pixels.write_png(out / line["image"], result.images[i])
-        if result.captions is not None:
-            line["caption"] = result.captions[i]
-            logbook.say(f"{i:4d}  {result.captions[i]}")
-        lines.append(line | {"settings": dataclasses.asdict(settings)})
+        for name, values in result.values.items():
+            line |= WRITE[name](out, i, values[i])
+        if asked:
+            line["given"] = {name: values[i] for name, values in given.items()}
+        lines.append(line | shown | {"settings": dataclasses.asdict(settings)})
     text = "".join(json.dumps(line) + "\n" for line in lines)
     files.write_text(out / "samples.jsonl", text)
     if result.images is not None:

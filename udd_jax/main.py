@@ -25,7 +25,6 @@ from ml_collections import config_flags
 from udd_jax.runtime import config_files, stopping
 
 MODES = ("train", "data", "tokenize", "sample", "evaluate", "replay", "plan", "convert", "export")
-TASKS = ("t2i", "i2t", "pair", "image", "text", "infill")
 MEMORY = ":".join(
     f"glibc.malloc.{setting}"
     for setting in ("hugetlb=1", "arena_max=1", "mmap_max=0", f"trim_threshold={4 << 30}")
@@ -35,11 +34,14 @@ FLAGS = flags.FLAGS
 _CONFIG = config_flags.DEFINE_config_file("config", None, "settings, such as configs/t2i.py:smoke")
 flags.DEFINE_string("workdir", None, "folder of the run, gs:// too; runs/NAME unless given")
 flags.DEFINE_enum("mode", "train", MODES, "what to do")
-flags.DEFINE_enum("task", "t2i", TASKS, "sample: what to generate")
-flags.DEFINE_multi_string("prompt", [], "sample: a caption (t2i, infill); may be repeated")
-flags.DEFINE_multi_string("image", [], "sample: a picture file (i2t, infill); may be repeated")
+flags.DEFINE_string(
+    "task", "t2i", "sample: t2i, i2t, pair, image, text, infill, or a rule such as image|text"
+)
+flags.DEFINE_multi_string("given", [], "sample: NAME=VALUE, a text or a file; may be repeated")
+flags.DEFINE_multi_string("prompt", [], "sample: --given text=; may be repeated")
+flags.DEFINE_multi_string("image", [], "sample: --given image=; may be repeated")
 flags.DEFINE_string("mask", None, "sample: a picture, white where the image is generated (infill)")
-flags.DEFINE_string("negative_prompt", None, "sample: what guidance leads away from (t2i)")
+flags.DEFINE_string("negative_prompt", None, "sample: a text that guidance leads away from")
 flags.DEFINE_integer("blank_tokens", 1, "sample: tokens that ___ in a prompt stands for")
 flags.DEFINE_integer("num", None, "sample: how many; of each prompt or image")
 flags.DEFINE_integer("batch_size", 64, "sample: how many at once")

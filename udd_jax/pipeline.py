@@ -2,6 +2,7 @@
 
     pipe = Pipeline.load("runs/t2i")
     pipe.text_to_image(["a small red circle"], seed=0).images       # uint8[1, S, S, 3]
+    pipe.generate("image|text", given={"text": ["a small red circle"]}).values["image"]
 
 Images are uint8[B, S, S, 3] at the run's size, captions lists of strings. Every method takes the
 fields of `sampling.settings.Settings` as keywords (`steps=20, guidance=2.0, top_r=0.9, ...`); the
@@ -14,6 +15,7 @@ import functools
 import math
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,39 +24,46 @@ import numpy as np
 
 from udd_jax import build
 from udd_jax.data import pixels
-from udd_jax.diffusion import objective, tasks, transition
+from udd_jax.diffusion import tasks, transition
 from udd_jax.diffusion import vocab as vocabs
 from udd_jax.networks import transformer
 from udd_jax.runtime import sharding, trees
-from udd_jax.sampling import reverse
 from udd_jax.sampling.settings import Settings
-from udd_jax.tokenizers import text_tokenizer, vqgan
+from udd_jax.tokenizers import codecs
 
 LN2 = math.log(2)
 
 
 @dataclasses.dataclass(frozen=True)
-class Pairs:
+class Result:
     """What a call generated.
 
-    images: uint8[n, S, S, 3], or None where the image is absent; captions: n strings, or None;
+    values: by modality, what its codec makes of the tokens; one that is absent is not in it;
     tokens: int32[n, L]; calls: network steps a sample, int32[n]; states: int32[trace, n, L].
     """
 
-    images: np.ndarray | None
-    captions: list[str] | None
+    values: dict[str, Any]
     tokens: np.ndarray
     calls: np.ndarray
     states: np.ndarray
 
+    @property
+    def images(self) -> np.ndarray | None:
+        """uint8[n, S, S, 3]; None where there are none."""
+        return self.values.get("image")
+
+    @property
+    def captions(self) -> list[str] | None:
+        """n strings; None where there are none."""
+        return self.values.get("text")
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Pipeline:
-    """A finished run: two tokenizers, the kernel and the network with its averaged weights."""
+    """A finished run: tokenizers by modality, the kernel, the network and its averaged weights."""
 
     config: ml_collections.ConfigDict
-    text: text_tokenizer.Tokenizer
-    image: vqgan.ImageTokenizer
+    tokenizers: dict[str, Any]
     vocab: vocabs.Vocab
     kernel: transition.Kernel
     model: transformer.Transformer
@@ -65,16 +74,15 @@ class Pipeline:
     def load(cls, directory) -> "Pipeline":
         """Reads a run's folder. FileNotFoundError or ValueError, one line, where it is no run."""
         directory = pathlib.Path(directory)
-        config = build.read_config(directory)
-        text, image = build.load_tokenizers(directory)
-        return cls.assemble(config, text, image, build.load_weights(directory))
+        config, tokenizers = build.read_config(directory), build.load_tokenizers(directory)
+        return cls.assemble(config, tokenizers, build.load_weights(directory))
 
     @classmethod
-    def assemble(cls, config, text, image, params) -> "Pipeline":
+    def assemble(cls, config, tokenizers: dict, params) -> "Pipeline":
         """The same from its parts."""
-        vocab = build.make_vocab(config, text, image)
+        vocab = build.make_vocab(config, tokenizers)
         kernel = transition.make_kernel(vocab, build.make_schedules(config, vocab))
-        model = build.make_model(config, vocab, text.pad_id)
+        model = build.make_model(config, vocab, tokenizers["text"].pad_id)
         expected = jax.eval_shape(lambda: transformer.init(model, jax.random.key(0)))
         trees.require_fit(
             trees.flatten(expected),
@@ -82,45 +90,50 @@ class Pipeline:
             "weights",
         )
         mesh = sharding.make_mesh(**config.mesh)
-        return cls(config, text, image, vocab, kernel, model, jax.device_put(params), mesh)
+        return cls(config, tokenizers, vocab, kernel, model, jax.device_put(params), mesh)
 
     def with_config(self, **sections) -> "Pipeline":
         """A copy whose config differs: `pipe.with_config(sample={"top_r": 0.9})`.
 
-        What was compiled is shared, so the network, its kernel and the mesh must stay as they are.
+        What was compiled is shared, unless `model` changes; kernel, network and mesh stay as they
+        are.
         """
         config = ml_collections.ConfigDict(self.config.to_dict())
         with config.unlocked():
             for name, changes in sections.items():
                 config[name].update(changes)
         other = dataclasses.replace(self, config=config)
-        other.__dict__.update(_sample=self._sample, _bound=self._bound)
+        if "model" not in sections:
+            other.__dict__.update(_sample=self._sample, _bound=self._bound)
         return other
+
+    def with_network(self, **options) -> "Pipeline":
+        """A copy whose network has other options: those that change no result, as `unroll`."""
+        return dataclasses.replace(self, model=self.model.clone(**options))
 
     # ---- Six tasks --------------------------------------------------------------------------
 
-    def text_to_image(self, captions: Sequence[str], *, seed=0, negative=None, **settings) -> Pairs:
+    def text_to_image(
+        self, captions: Sequence[str], *, negative: str | None = None, seed=0, **settings
+    ) -> Result:
         """An image for each caption; `negative`, a caption that guidance leads away from.
 
         >>> pipe.text_to_image(["a small red circle"], seed=0).images.shape
         (1, 32, 32, 3)
         """
-        ids = self.text.encode(list(captions), self.text_length, strict=True)
-        if negative is not None:
-            row = self.text.encode([negative], self.text_length, strict=True)
-            negative = np.repeat(row, len(ids), axis=0)
-        return self.generate("t2i", len(ids), text=ids, negative=negative, seed=seed, **settings)
+        against = None if negative is None else {"text": [negative]}
+        given = {"text": captions}
+        return self.generate("t2i", given=given, negative=against, seed=seed, **settings)
 
-    def image_to_text(self, images, *, seed=0, **settings) -> Pairs:
+    def image_to_text(self, images, *, seed=0, **settings) -> Result:
         """A caption for each image, uint8[B, S, S, 3].
 
         >>> len(pipe.image_to_text(pipe.images(2).images).captions)
         2
         """
-        codes = self.image.encode(images)
-        return self.generate("i2t", len(codes), image=codes, seed=seed, **settings)
+        return self.generate("i2t", given={"image": images}, seed=seed, **settings)
 
-    def pairs(self, count: int, *, seed=0, **settings) -> Pairs:
+    def pairs(self, count: int, *, seed=0, **settings) -> Result:
         """Images with their captions, from nothing.
 
         >>> len(pipe.pairs(2).captions)
@@ -128,7 +141,7 @@ class Pipeline:
         """
         return self.generate("pair", count, seed=seed, **settings)
 
-    def images(self, count: int, *, seed=0, **settings) -> Pairs:
+    def images(self, count: int, *, seed=0, **settings) -> Result:
         """Images alone, the text absent.
 
         >>> pipe.images(2).captions is None
@@ -136,7 +149,7 @@ class Pipeline:
         """
         return self.generate("image", count, seed=seed, **settings)
 
-    def texts(self, count: int, *, seed=0, **settings) -> Pairs:
+    def texts(self, count: int, *, seed=0, **settings) -> Result:
         """Captions alone, the image absent.
 
         >>> pipe.texts(2).images is None
@@ -146,7 +159,7 @@ class Pipeline:
 
     def infill(
         self, images=None, image_mask=None, captions=None, *, blank_tokens=1, seed=0, **settings
-    ) -> Pairs:
+    ) -> Result:
         """Fills in the missing parts of images, of captions, or of both at once.
 
         image_mask: bool[S, S] or bool[B, S, S], True where the image is generated; a code is free
@@ -157,38 +170,8 @@ class Pipeline:
         >>> pipe.infill(captions=["a ___ circle"]).captions[0].startswith("a")
         True
         """
-        if images is None and captions is None:
-            raise ValueError("infill: images and captions are both missing, expected one at least")
-        count = len(images) if images is not None else len(captions)
-        given, free, absent = {}, [], []
-        if images is None:
-            free.append(np.zeros((count, self.vocab.modalities[0].length), bool))
-        else:
-            images = np.asarray(images)
-            mask = (
-                np.zeros(images.shape[:3], bool) if image_mask is None else np.asarray(image_mask)
-            )
-            mask = np.broadcast_to(mask, images.shape[:3])
-            hidden = np.stack([pixels.hide(i, m) for i, m in zip(images, mask, strict=True)])
-            given["image"] = self.image.encode(hidden)
-            cells = [pixels.code_mask(m, self.image.grid).reshape(-1) for m in mask]
-            free.append(np.stack(cells))
-        if captions is None:
-            free.append(np.zeros((count, self.text_length), bool))
-        else:
-            if len(captions) != count:
-                raise ValueError(f"infill: {count} images and {len(captions)} captions")
-            rows = [
-                self.text.encode_with_blanks(c, self.text_length, blank_tokens) for c in captions
-            ]
-            given["text"] = np.stack([ids for ids, _ in rows])
-            free.append(np.stack([blank for _, blank in rows]))
-        absent = np.broadcast_to([images is None, captions is None], (count, 2))
-        free = np.concatenate(free, axis=1)
-        if not free.any(axis=1).all():
-            raise ValueError("infill: nothing is missing, expected white in the mask or a ___")
-        masks = tasks.Masks(free, absent)
-        return self.generate("infill", count, masks=masks, seed=seed, **given, **settings)
+        given, masks = self.infilling(images, image_mask, captions, blank_tokens)
+        return self.generate("infill", given=given, masks=masks, seed=seed, **settings)
 
     def reconstruct(self, images) -> np.ndarray:
         """Images through the image tokenizer and back: the best that any sample can look.
@@ -196,7 +179,39 @@ class Pipeline:
         >>> pipe.reconstruct(pipe.images(2).images).shape
         (2, 32, 32, 3)
         """
-        return self.image.decode(self.image.encode(images))
+        tokenizer = self.tokenizers["image"]
+        return tokenizer.decode(tokenizer.encode(images))
+
+    def infilling(
+        self, images=None, image_mask=None, captions=None, blank_tokens=1, strict=True
+    ) -> tuple[dict, tasks.Masks]:
+        """What `infill` gives, local ids by name, and its masks. Pixels under the mask are filled
+        before they are encoded; without `strict` a caption that is too long is cut."""
+        if images is None and captions is None:
+            raise ValueError("infill: images and captions are both missing, expected one at least")
+        count = len(images) if images is not None else len(captions)
+        given, free = {}, {m.name: np.zeros((count, m.length), bool) for m in self.vocab.modalities}
+        if images is not None:
+            images, tokenizer = np.asarray(images), self.tokenizers["image"]
+            mask = np.zeros(images.shape[:3], bool) if image_mask is None else image_mask
+            mask = np.broadcast_to(mask, images.shape[:3])
+            hidden = np.stack([pixels.hide(i, m) for i, m in zip(images, mask, strict=True)])
+            given["image"] = tokenizer.encode(hidden)
+            cells = [pixels.code_mask(m, tokenizer.grid).reshape(-1) for m in mask]
+            free["image"] = np.stack(cells)
+        if captions is not None:
+            if len(captions) != count:
+                raise ValueError(f"infill: {count} images and {len(captions)} captions")
+            encode, length = self.tokenizers["text"].encode_with_blanks, self.text_length
+            rows = [encode(caption, length, blank_tokens, strict) for caption in captions]
+            given["text"], free["text"] = map(np.stack, zip(*rows, strict=True))
+        absent = [name not in given for name in free]
+        masks = tasks.Masks(
+            np.concatenate(list(free.values()), axis=1), np.broadcast_to(absent, (count, len(free)))
+        )
+        if strict and not masks.free.any(axis=1).all():
+            raise ValueError("infill: nothing is missing, expected white in the mask or a ___")
+        return given, masks
 
     # ---- Scores -----------------------------------------------------------------------------
 
@@ -211,9 +226,9 @@ class Pipeline:
         >>> pipe.log_likelihood(*pipe.example(2)).shape
         (2, 2)
         """
-        codes = self.image.encode(images)
-        ids = self.text.encode(list(captions), self.text_length)
-        return self.score({"image": codes, "text": ids}, task=task, times=times, seed=seed)
+        values = {"image": images, "text": captions}
+        tokens = {name: self.codecs[name].encode(v, strict=False) for name, v in values.items()}
+        return self.score(tokens, task=task, times=times, seed=seed)
 
     def score(
         self, tokens: dict, *, task="pair", times=16, seed=0, common=False, calls=0
@@ -251,11 +266,16 @@ class Pipeline:
                 found.append((example.pixels[0], example.captions[0]))
         return np.stack([image for image, _ in found[:count]]), [c for _, c in found[:count]]
 
-    # ---- Below the tasks --------------------------------------------------------------------
-
     @property
     def text_length(self) -> int:
         return self.vocab.modalities[self.vocab.index("text")].length
+
+    # ---- Below the tasks: any modalities ----------------------------------------------------
+
+    @functools.cached_property
+    def codecs(self) -> dict[str, codecs.Codec]:
+        """By modality, what makes values of ids and ids of values."""
+        return codecs.make(self.vocab, self.tokenizers)
 
     @property
     def guidable(self) -> bool:
@@ -279,13 +299,12 @@ class Pipeline:
 
     def generate(
         self,
-        task,
-        count,
+        task: str,
+        count: int | None = None,
         *,
-        masks=None,
-        image=None,
-        text=None,
-        negative=None,
+        given: dict | None = None,
+        masks: tasks.Masks | None = None,
+        negative: dict | None = None,
         seed=0,
         batch_size=64,
         trace=0,
@@ -293,32 +312,40 @@ class Pipeline:
         guide=None,
         scorers=(),
         **settings,
-    ) -> Pairs:
-        """Runs the sampler: the base of all the above, from tokens to `Pairs`.
+    ) -> Result:
+        """Generates any modalities from any others: the base of all the above.
 
-        image: int32[count, N], text: int32[count, M], local ids of what is given; masks: of
-        the task unless passed; negative: like text (or image, for "i2t"); first: the number of the
-        first sample, so that a call in parts draws what one call would. guide, scorers: functions
-        of your own that steer (`sampling.guidance`); each other one is compiled anew.
+        Args:
+            task: a rule such as "image|text", or a name that is short for one (`tasks.ALIASES`).
+            count: samples; where something is given, as many as there are of it.
+            given: by modality, n values (strings, images) or int[n, length], local ids: all that
+                the rule has to the right of its bar, and nothing else.
+            masks: free bool[n, L], absent bool[n, M] in place of those of the task, as for
+                infilling; any modality may be given then.
+            negative: like `given`, n or one: what guidance leads away from.
+            first: number of the first sample, so that a call in parts draws what one would.
+            trace: how many states of the chain to keep.
+            guide, scorers: functions of your own that steer (`sampling.guidance`); each other one
+                is compiled anew.
+
+        Raises:
+            ValueError: a rule, setting or value does not fit the run; one line.
+
+        >>> pipe.generate("text", 2, seed=1).values["text"] == pipe.texts(2, seed=1).captions
+        True
         """
-        if count < 1:
-            raise ValueError(f"num = {count}, expected at least 1")
+        given = {name: self._ids(name, values) for name, values in (given or {}).items()}
+        if masks is None:
+            self._check_given(task, given)
+        count = self._count(count, given)
         settings = self.settings(**settings)
         masks = tasks.masks(self.vocab, task, count) if masks is None else masks
-        given = {"image": image, "text": text}
-        fill = {
-            m.name: np.zeros((count, m.length), np.int32)
-            if given[m.name] is None
-            else np.asarray(given[m.name], np.int32)
-            for m in self.vocab.modalities
-        }
-        x = np.asarray(self.vocab.fuse(fill))
+        x = self._fuse(given, count, 0)
         against = None
-        if negative is not None:
-            name = "image" if task == "i2t" else "text"
-            against = np.full_like(x, self.vocab.mask_id)
-            m = self.vocab.index(name)
-            against[:, self.vocab.slices[m]] = np.asarray(negative) + self.vocab.offsets[m]
+        if negative:
+            away = {name: self._ids(name, values) for name, values in negative.items()}
+            self._count(count, {name: ids for name, ids in away.items() if len(ids) != 1})
+            against = self._fuse(away, count, self.vocab.mask_id)
         left_out = np.asarray(masks.absent)[0]
         masks = self._feasible(task, masks)
         still = self._still(masks)
@@ -334,8 +361,8 @@ class Pipeline:
                 x[rows],
                 free[rows],
                 absent[rows],
-                away,
                 settings,
+                away,
                 trace,
                 still,
                 guide,
@@ -345,14 +372,55 @@ class Pipeline:
 
         tokens, calls, states = self._in_batches(part, keys, min(batch_size, count))
         split = {k: np.asarray(v) for k, v in self.vocab.split(jnp.asarray(tokens)).items()}
-        has = dict(zip((m.name for m in self.vocab.modalities), ~left_out, strict=True))
-        return Pairs(
-            images=self.image.decode(split["image"]) if has["image"] else None,
-            captions=self.decode_text(split["text"]) if has["text"] else None,
-            tokens=tokens,
-            calls=calls,
-            states=np.swapaxes(states, 0, 1),
-        )
+        names = [m.name for m, out in zip(self.vocab.modalities, left_out, strict=True) if not out]
+        values = {name: self.codecs[name].decode(split[name]) for name in names}
+        return Result(values, tokens, calls, np.swapaxes(states, 0, 1))
+
+    def _ids(self, name, values) -> np.ndarray:
+        """Values of a modality, or its ids, as int32[n, length]."""
+        length = {m.name: m.length for m in self.vocab.modalities}
+        if name not in length:
+            raise ValueError(f"given {name!r} is no modality, expected some of {', '.join(length)}")
+        shape = np.shape(values) if isinstance(values, np.ndarray | jax.Array) else ()
+        if len(shape) == 2 and jnp.issubdtype(values.dtype, jnp.integer):
+            if shape[1] != length[name]:
+                raise ValueError(
+                    f"given {name!r} has {shape[1]} ids a sample, expected {length[name]}"
+                )
+            return np.asarray(values, np.int32)
+        return self.codecs[name].encode(values, strict=True)
+
+    def _check_given(self, task, given) -> None:
+        rule = tasks.parse(self.vocab, task)
+        for name in rule.given:
+            if name not in given:
+                raise ValueError(f"task {task!r}: given {name!r} is missing")
+        for name in given:
+            if name not in rule.given:
+                expected = ", ".join(rule.given) or "nothing"
+                raise ValueError(f"task {task!r}: {name!r} is not given in it, expected {expected}")
+
+    @staticmethod
+    def _count(count, given) -> int:
+        """How many samples are asked for, by number and by what is given."""
+        counts = {name: len(ids) for name, ids in given.items()}
+        counts |= {} if count is None else {"num": count}
+        if len(set(counts.values())) > 1:
+            said = ", ".join(f"{name} {n}" for name, n in counts.items())
+            raise ValueError(f"different numbers of samples: {said}")
+        found = next(iter(counts.values()), 0)
+        if found < 1:
+            raise ValueError(f"num = {found}, expected at least 1")
+        return found
+
+    def _fuse(self, ids: dict, count: int, elsewhere: int) -> np.ndarray:
+        """Local ids by modality as x, int32[count, L]; a single row stands for all; other
+        modalities hold the token `elsewhere`."""
+        x = np.full((count, self.vocab.length), elsewhere, np.int32)
+        for name, rows in ids.items():
+            m = self.vocab.index(name)
+            x[:, self.vocab.slices[m]] = rows + self.vocab.offsets[m]
+        return x
 
     def _feasible(self, task, masks: tasks.Masks) -> tasks.Masks:
         """The masks as this network can take them; ValueError for a task that it cannot do.
@@ -364,20 +432,14 @@ class Pipeline:
         if self.model.time == "shared":
             free, absent = free | absent[:, self.vocab.modality_of], np.zeros_like(absent)
         if self.model.network != "joint":
-            name = self.model.network.partition("_from_")[0]
+            name, _, others = self.model.network.partition("_from_")
             own = self.vocab.modality_of == self.vocab.index(name)
             if free[:, ~own].any() or absent.any():
-                can = {"image": "t2i", "text": "i2t"}[name]
                 raise ValueError(
                     f"task {task!r} is not for the network of this run, {self.model.network}: "
-                    f"expected {can!r}, or 'infill' of the {name} with the rest given"
+                    f"expected '{name}|{others}', or 'infill' of the {name} with the rest given"
                 )
         return tasks.Masks(free, absent)
-
-    def decode_text(self, ids) -> list[str]:
-        """int32[B, M], masks among them allowed -> strings."""
-        ids = np.where(ids >= self.text.vocab_size, self.text.pad_id, ids)
-        return [caption.strip() for caption in self.text.decode(ids)]
 
     def _in_batches(self, function, keys, batch_size):
         """Calls function(rows, keys) on batches of one size (the last is filled up with its own
@@ -401,28 +463,14 @@ class Pipeline:
         return names[0] if len(names) == 1 else None
 
     @functools.cached_property
-    def _sample(self):
-        def run(params, keys, x, free, absent, negative, settings, trace, still, guide, scorers):
-            return reverse.run(
-                self.kernel,
-                transformer.Denoiser(self.model, params, still),
-                keys,
-                x,
-                free,
-                absent,
-                settings,
-                negative,
-                trace,
-                guide,
-                scorers,
-            )
+    def _generator(self):
+        return build.make_generator(self.config, self.kernel, self.model)
 
-        return jax.jit(run, static_argnames=("trace", "still", "guide", "scorers"))
+    @functools.cached_property
+    def _sample(self):
+        names = ("trace", "still", "guide", "scorers")
+        return jax.jit(self._generator.sample, static_argnames=names)
 
     @functools.cached_property
     def _bound(self):
-        def run(params, keys, x0, masks, times, calls, still):
-            denoise_fn = transformer.Denoiser(self.model, params, still)
-            return objective.bound(self.kernel, denoise_fn, keys, x0, *masks, times, calls)
-
-        return jax.jit(run, static_argnames=("times", "calls", "still"))
+        return jax.jit(self._generator.bound, static_argnames=("times", "calls", "still"))

@@ -69,18 +69,17 @@ def _run_stages(config, workdir, here, until, data, found, profile=None, tensorb
     """`here` is the folder on a disk that stands for `workdir`, mostly the same one."""
     stage = functools.partial(run_folder.timed, workdir)
     on_disk = functools.partial(bucket.on_disk, workdir, here)
+    tokenizers, cache = {}, None
     with stage("text tokenizer"), processes.in_turn(), on_disk(build.TEXT):
-        text_tokenizer = make_text_tokenizer(config, here, data["train"])
+        tokenizers["text"] = make_text_tokenizer(config, here, data["train"])
     with stage("data"):
-        tell(config, data, found, text_tokenizer, workdir)
+        tell(config, data, found, tokenizers["text"], workdir)
     with stage("image tokenizer"):
-        image_tokenizer = make_image_tokenizer(config, workdir, data, tensorboard)
-    tokenizers = text_tokenizer, image_tokenizer
-    cache = None
+        tokenizers["image"] = make_image_tokenizer(config, workdir, data, tensorboard)
     if config.cache or until == "token cache":
         with stage("token cache"):
             with on_disk("tokens"):
-                write_shards(config, here, data["train"], *tokenizers)
+                write_shards(config, here, data["train"], tokenizers)
             processes.wait_for_all("token cache")
             with processes.in_turn(), on_disk("tokens"):
                 cache = token_cache.finish(here / "tokens", config.get("skip_limit", SKIPPED))
@@ -88,7 +87,7 @@ def _run_stages(config, workdir, here, until, data, found, profile=None, tensorb
         return
     with stage("diffusion"):
         options = {"profile": profile, "tensorboard": tensorboard}
-        params = make_weights(config, workdir, cache, *tokenizers, data, **options)
+        params = make_weights(config, workdir, cache, tokenizers, data, **options)
     if until == "diffusion":
         return
     if here != workdir and jax.process_count() > 1:
@@ -98,7 +97,7 @@ def _run_stages(config, workdir, here, until, data, found, profile=None, tensorb
     if not len(data[split]):
         logbook.say(f"no evaluation and no report: the split {split} has no pictures")
         return
-    pipe = pipeline.Pipeline.assemble(config, *tokenizers, params)
+    pipe = pipeline.Pipeline.assemble(config, tokenizers, params)
     with stage("evaluation"), on_disk(main_suite.FOLDER, main_suite.RESULT):
         main_suite.run(pipe, here, say=logbook.say)
     with stage("report"), on_disk():
@@ -263,18 +262,18 @@ def _evaluate(workdir, suite, config, weights):
         logbook.say(f"report: {report.write(workdir)}")
 
 
-def write_shards(config, workdir, source, text_tokenizer, image_tokenizer) -> None:
+def write_shards(config, workdir, source, tokenizers: dict) -> None:
     """This process's share of the token cache."""
     settings = {
-        "text": text_tokenizer.hash,
-        "image": image_tokenizer.hash,
+        "text": tokenizers["text"].hash,
+        "image": tokenizers["image"].hash,
         "length": config.text.length,
     }
     with logbook.progress(len(source), "token cache", unit="image") as bar:
         token_cache.write_shards(
             source,
-            image_tokenizer.encode,
-            functools.partial(text_tokenizer.encode, length=config.text.length),
+            tokenizers["image"].encode,
+            functools.partial(tokenizers["text"].encode, length=config.text.length),
             workdir / "tokens",
             settings=settings,
             views=views(config),
@@ -286,7 +285,7 @@ def write_shards(config, workdir, source, text_tokenizer, image_tokenizer) -> No
         )
 
 
-def held_out_tokens(config, source, text_tokenizer, image_tokenizer) -> dict | None:
+def held_out_tokens(config, source, tokenizers: dict) -> dict | None:
     """The first `config.train.held_out` pairs of a source as a batch; None for 0."""
     count = min(config.train.held_out, len(source))
     if not count:
@@ -295,12 +294,12 @@ def held_out_tokens(config, source, text_tokenizer, image_tokenizer) -> dict | N
     read = [example for example in read if example.pixels is not None]
     captions = [example.captions[0] for example in read]
     return {
-        "image": image_tokenizer.encode(np.concatenate([example.pixels for example in read])),
-        "text": text_tokenizer.encode(captions, config.text.length),
+        "image": tokenizers["image"].encode(np.concatenate([example.pixels for example in read])),
+        "text": tokenizers["text"].encode(captions, config.text.length),
     }
 
 
-def pairs(config, workdir, source, text_tokenizer, image_tokenizer, share):
+def pairs(config, workdir, source, tokenizers: dict, share):
     """`batches.make` without a cache: step -> {"image": int32[B, N], "text": int32[B, M]}.
 
     What is wrong with the data is listed in `skipped.jsonl`, each fault once. ValueError, when
@@ -333,37 +332,37 @@ def pairs(config, workdir, source, text_tokenizer, image_tokenizer, share):
                     f"{source.name}: {len(unusable)} of {len(source)} items cannot be used, more "
                     f"than {limit:.0%}; {path} lists them: mend them, or set --config.skip_limit="
                 )
-        ids = text_tokenizer.encode(batch["captions"], c.text.length)
-        return {"image": image_tokenizer.encode(batch["image"]), "text": ids}
+        ids = tokenizers["text"].encode(batch["captions"], c.text.length)
+        return {"image": tokenizers["image"].encode(batch["image"]), "text": ids}
 
     return pairs_at
 
 
-def make_weights(config, workdir, cache, text_tokenizer, image_tokenizer, data, **options) -> dict:
+def make_weights(config, workdir, cache, tokenizers: dict, data, **options) -> dict:
     """The averaged weights, trained as far as `config.train.steps` says; options: of `train`."""
     if (workdir / build.WEIGHTS).exists():
         params, metadata = trees.load_tree(workdir / build.WEIGHTS)
         if metadata["step"] >= config.train.steps:
             return params
-    vocab = build.make_vocab(config, text_tokenizer, image_tokenizer)
+    vocab = build.make_vocab(config, tokenizers)
     start = None
     if config.init_from:
         start = reuse(config, vocab, build.load_weights(config.init_from))
     seed, size = config.seed, config.train.batch_size
     share = sharding.process_share(sharding.make_mesh(**config.mesh))
-    tokenizers, items = (text_tokenizer, image_tokenizer), data["train"] if cache is None else cache
+    items = data["train"] if cache is None else cache
     if cache is None:
-        ahead = batches.Ahead(pairs(config, workdir, data["train"], *tokenizers, share))
+        ahead = batches.Ahead(pairs(config, workdir, data["train"], tokenizers, share))
     else:
         ahead = batches.Ahead(lambda step: batches.make(cache, seed, step, size, *share))
     options |= {
         "start": start,
-        "held_out": held_out_tokens(config, data["validation"], *tokenizers),
+        "held_out": held_out_tokens(config, data["validation"], tokenizers),
         "ids_at": lambda step: batches.indices(seed, step, size, len(items)),
     }
     with contextlib.closing(ahead):
         return train_diffusion.train(
-            config, workdir, vocab, text_tokenizer.pad_id, ahead, **options
+            config, workdir, vocab, tokenizers["text"].pad_id, ahead, **options
         )
 
 

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import json
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from tests.helpers import torch_writer
 from udd_jax import build, generate, main, pipeline
 from udd_jax.convert import command, published_names
 from udd_jax.data import pixels
-from udd_jax.diffusion import schedules, vocab
+from udd_jax.diffusion import schedules, tasks, vocab
 from udd_jax.networks import transformer
 from udd_jax.runtime import files, trees
 from udd_jax.tokenizers import text_tokenizer, vqgan
@@ -125,7 +126,9 @@ def test_a_unid3_checkpoint_becomes_a_run_with_its_weights(run):
     pipe = pipeline.Pipeline.load(run)
     for ours, theirs in zip(jax.tree.leaves(pipe.params), jax.tree.leaves(network()), strict=True):
         np.testing.assert_array_equal(ours, theirs)
-    for name, array in published_names.write(pipe.image.params, published_names.vq_name).items():
+    for name, array in published_names.write(
+        pipe.tokenizers["image"].params, published_names.vq_name
+    ).items():
         np.testing.assert_array_equal(array, vq_state()[name])
     assert pipe.vocab == VOCAB and pipe.kernel.steps == T
     assert {k: getattr(pipe.model, k) for k in SIZES} == SIZES
@@ -134,8 +137,10 @@ def test_a_unid3_checkpoint_becomes_a_run_with_its_weights(run):
         "untied",
         "joint",
     )
-    assert pipe.image.codes == 7 and pipe.image.used_to_full.tolist() == [0, 1, 3, 4, 5, 7, 8]
-    assert pipe.text.kind == "clip" and pipe.text.vocab_size == 514
+    assert pipe.tokenizers["image"].codes == 7 and pipe.tokenizers[
+        "image"
+    ].used_to_full.tolist() == [0, 1, 3, 4, 5, 7, 8]
+    assert pipe.tokenizers["text"].kind == "clip" and pipe.tokenizers["text"].vocab_size == 514
     assert pipe.config.name == "cub" and pipe.config.image_size == 8
     assert not pipe.guidable
 
@@ -245,8 +250,8 @@ def pipe(run):
 def test_every_task_that_the_joint_weights_can_do(pipe):
     pytest.importorskip("ftfy", reason="CLIP's published cleaning needs ftfy")
     pictures = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
-    codes = pipe.image.encode(pictures)
-    ids = pipe.text.encode(["ab", "c"], 5)
+    codes = pipe.tokenizers["image"].encode(pictures)
+    ids = pipe.tokenizers["text"].encode(["ab", "c"], 5)
     options = {"steps": 2, "top_r": 0.9}
 
     def tokens(result):
@@ -259,7 +264,9 @@ def test_every_task_that_the_joint_weights_can_do(pipe):
     mask = np.zeros((8, 8), bool)
     mask[:, :4] = True
     filled = tokens(pipe.infill(pictures, mask, ["ab", "___c"], **options))
-    kept = pipe.image.encode(np.stack([pipeline.pixels.hide(p, mask) for p in pictures]))
+    kept = pipe.tokenizers["image"].encode(
+        np.stack([pipeline.pixels.hide(p, mask) for p in pictures])
+    )
     np.testing.assert_array_equal(filled["image"][:, [1, 3]], kept[:, [1, 3]])
     # One alone is a pair of which the other is dropped: one time is fed, and it knows no absence.
     alone, pair = pipe.images(2, **options), pipe.pairs(2, **options)
@@ -275,17 +282,20 @@ def test_guidance_and_bounds_that_the_weights_do_not_know_are_refused(pipe):
 
 
 @pytest.mark.parametrize(
-    ("network_name", "can"), [("image_from_text", "t2i"), ("text_from_image", "i2t")]
+    ("network_name", "can", "rule"),
+    [("image_from_text", "t2i", "image|text"), ("text_from_image", "i2t", "text|image")],
 )
-def test_a_conditional_network_does_its_own_task_only(folder, tmp_path, network_name, can):
+def test_a_conditional_network_does_its_own_task_only(folder, tmp_path, network_name, can, rule):
     out = convert_unid3(folder, tmp_path / "run", network=network_name)
     pipe = pipeline.Pipeline.load(out)
     assert pipe.model.network == network_name
     assert build.read_config(out).train.mixture.to_dict() == {can: 1.0}
     given = {"image": np.zeros((1, 4), int), "text": np.zeros((1, 5), int)}
     for task in {"pair", "image", "text", "t2i", "i2t", "infill"} - {can}:
-        with pytest.raises(ValueError, match=f"task '{task}' is not for .*{network_name}: .*{can}"):
-            pipe.generate(task, 1, **given)
+        asked = {name: given[name] for name in tasks.parse(VOCAB, task).given}
+        message = f"task '{task}' is not for .*{network_name}: expected '{re.escape(rule)}'"
+        with pytest.raises(ValueError, match=message):
+            pipe.generate(task, 1, given=asked)
     with pytest.raises(ValueError, match="is not for the network"):
         pipe.score(given, task="pair")
 
@@ -295,7 +305,7 @@ def test_a_conditional_network_generates(folder, tmp_path):
     out = convert_unid3(folder, tmp_path / "run", network="image_from_text")
     pipe = pipeline.Pipeline.load(out)
     ids = np.arange(5)[None]
-    made = pipe.generate("t2i", 1, text=ids, steps=2)
+    made = pipe.generate("t2i", given={"text": ids}, steps=2)
     assert VOCAB.split(made.tokens)["text"].tolist() == ids.tolist()
     assert np.isfinite(pipe.score({"image": np.zeros((1, 4), int), "text": ids}, task="t2i")).all()
 
@@ -685,7 +695,7 @@ def test_the_command_line_samples_every_task_that_the_weights_can_do(pipe, tmp_p
     picture[:, 4:] = 255
     pixels.write_png(tmp_path / "m.png", picture)
     picture = f"--image={tmp_path}/a.png"
-    tasks = {
+    taken = {
         "pair": (),
         "t2i": ("--prompt=ab",),
         "i2t": (picture,),
@@ -693,7 +703,7 @@ def test_the_command_line_samples_every_task_that_the_weights_can_do(pipe, tmp_p
         "text": (),
         "infill": (picture, f"--mask={tmp_path}/m.png", "--prompt=a ___"),
     }
-    for task, flags in tasks.items():
+    for task, flags in taken.items():
         with flagsaver.flagsaver():
             out = generate.sample(
                 "run", sample_flags(*flags, f"--task={task}", f"--out={tmp_path}/{task}")

@@ -47,8 +47,8 @@ class Scorer(oracle.Oracle):
     def score(self, tokens, *, task, common=False, **options):
         if not common:
             return super().score(tokens, task=task, **options)
-        scenes = shapes.read_images(self.image.decode(tokens["image"]))
-        texts = self.decode_text(tokens["text"])
+        scenes = shapes.read_images(self.codecs["image"].decode(tokens["image"]))
+        texts = self.codecs["text"].decode(tokens["text"])
         meanings = map(shapes.parse_caption, texts)
         wrong = [not shapes.agrees(s, m) for s, m in zip(scenes, meanings, strict=True)]
         bits = np.array([len(text.split()) for text in texts], float)
@@ -81,8 +81,8 @@ def done(tmp_path_factory):
     pipe = Scorer(**fields)
     token_cache.write_cache(
         samples.source(pipe, "train"),
-        pipe.image.encode,
-        lambda texts: pipe.text.encode(texts, oracle.LENGTH),
+        pipe.tokenizers["image"].encode,
+        lambda texts: pipe.tokenizers["text"].encode(texts, oracle.LENGTH),
         folder / "tokens",
         settings={},
         views=reading.Views(32),
@@ -190,7 +190,7 @@ def test_a_held_out_picture_that_is_a_training_picture_is_an_error(done, tmp_pat
     cache, items = nearest_training.open_cache(folder), samples.held_out(done[0], 4)
     nearest_training.check_disjoint(pipe, cache, items)
     items.images[2] = samples.source(pipe, "train")[9].image
-    items.codes[2] = pipe.image.encode(items.images[2:3])[0]
+    items.codes[2] = pipe.tokenizers["image"].encode(items.images[2:3])[0]
     with pytest.raises(ValueError, match="1 measured items are training items too"):
         nearest_training.check_disjoint(pipe, cache, items)
 
@@ -209,8 +209,8 @@ def test_an_evaluation_of_a_split_that_overlaps_training_ends_in_an_error(done, 
     pipe = dataclasses.replace(done[0], config=config, asked=[])
     token_cache.write_cache(
         samples.source(pipe, "train"),
-        pipe.image.encode,
-        lambda texts: pipe.text.encode(texts, oracle.LENGTH),
+        pipe.tokenizers["image"].encode,
+        lambda texts: pipe.tokenizers["text"].encode(texts, oracle.LENGTH),
         tmp_path / "run/tokens",
         settings={},
         views=reading.Views(32),

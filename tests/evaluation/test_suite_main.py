@@ -163,7 +163,7 @@ def test_a_stopped_evaluation_makes_only_what_is_missing(done):
 
 def test_a_task_that_was_stopped_between_its_parts_goes_on_with_the_next(done, tmp_path):
     class Stopped(oracle.Oracle):
-        def generate(self, task, count, *, first, **options):
+        def generate(self, task, count, *, first=0, **options):
             if first >= 6 and self.wrong.get("stop"):
                 raise KeyboardInterrupt
             return super().generate(task, count, first=first, **options)
@@ -272,7 +272,7 @@ def test_the_manifest_holds_all_that_a_number_depends_on(done):
     assert about["run"] == {
         "weights": manifest.made_of(pipe)["weights"],
         "image_tokenizer": "templates",
-        "text_tokenizer": pipe.text.hash[:16],
+        "text_tokenizer": pipe.tokenizers["text"].hash[:16],
     }
     assert {"python", "jax", "flax", "numpy", "scipy", "pillow"} <= about["versions"].keys()
     assert all(about["versions"][name] for name in ("python", "jax", "numpy", "pillow"))

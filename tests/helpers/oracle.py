@@ -48,8 +48,7 @@ class Oracle(pipeline.Pipeline):
         count,
         *,
         masks,
-        image=None,
-        text=None,
+        given=None,
         seed=0,
         batch_size=0,
         trace=0,
@@ -62,29 +61,26 @@ class Oracle(pipeline.Pipeline):
         split = "validation" if free else samples.split_of(self)
         pixels, captions, _ = shapes.arrays(split, first + count)
         pixels, captions = pixels[first:], captions[first:]
-        truth = {"image": self.image.encode(pixels)}
-        truth["text"] = self.text.encode(captions, LENGTH)
+        truth = {"image": self.codecs["image"].encode(pixels)}
+        truth["text"] = self.codecs["text"].encode(captions, strict=False)
         for row in self.wrong.get(task, ()):
             row -= first
             if not 0 <= row < count:
                 continue
             if task in ("i2t", "text"):
-                truth["text"][row, 0] = self.text.pad_id
+                truth["text"][row, 0] = self.tokenizers["text"].pad_id
             else:
                 truth["image"][row] = 0
-        given = {"image": image, "text": text}
-        given = {n: truth[n] if given[n] is None else given[n] for n in given}
+        given = truth | (given or {})
         free, absent = np.asarray(masks.free), np.asarray(masks.absent)
         tokens = np.where(free, self._fuse(truth), self._fuse(given))
         late = np.arange(1, trace + 1)[:, None] * tokens.shape[1] <= trace * np.arange(20)[None]
         states = np.where(late[:, None], self.vocab.mask_id, tokens[None])
-        return pipeline.Pairs(
-            images=None if absent[0, 0] else self.image.decode(tokens[:, :4]),
-            captions=None if absent[0, 1] else self.decode_text(tokens[:, 4:] - 43),
-            tokens=tokens,
-            calls=np.full(count, settings.get("steps", self.config.sample.steps)),
-            states=states,
-        )
+        ids = {"image": tokens[:, :4], "text": tokens[:, 4:] - 43}
+        names = [name for name, out in zip(ids, absent[0], strict=True) if not out]
+        values = {name: self.codecs[name].decode(ids[name]) for name in names}
+        calls = np.full(count, settings.get("steps", self.config.sample.steps))
+        return pipeline.Result(values, tokens, calls, states)
 
     def _fuse(self, tokens):
         return np.concatenate([tokens["image"], tokens["text"] + 43], axis=1).astype(np.int32)
@@ -113,4 +109,5 @@ def make(folder, **fields) -> Oracle:
     c = fields.pop("config", None) or config()
     kernel = transition.make_kernel(layout, schedules.make(c.diffusion.schedule, c.diffusion.steps))
     weights = {"layer": {"kernel": np.ones((2, 3), np.float32)}}
-    return Oracle(c, words, Templates(), layout, kernel, None, weights, **fields)
+    tokenizers = {"image": Templates(), "text": words}
+    return Oracle(c, tokenizers, layout, kernel, None, weights, **fields)

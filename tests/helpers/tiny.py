@@ -37,7 +37,7 @@ def make(directory, c=None) -> pathlib.Path:
     params = jax.jit(module.init)(jax.random.key(0), x)["params"]
     image = vqgan.ImageTokenizer(module, params, chunk=16)
     vqgan.save(directory / build.IMAGE, image)
-    vocab = build.make_vocab(c, tokenizer, image)
+    vocab = build.make_vocab(c, {"image": image, "text": tokenizer})
     weights = transformer.init(build.make_model(c, vocab), jax.random.key(1), fan_in=True)
     trees.save_tree(directory / build.WEIGHTS, weights, {"step": c.train.steps})
     return directory

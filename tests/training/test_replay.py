@@ -17,8 +17,8 @@ def trained(tiny_run, tmp_path_factory):
     """A work folder, and a function that trains in it with other fields of `train`."""
     folder = tmp_path_factory.mktemp("replay")
     config = build.read_config(tiny_run)
-    text, image = build.load_tokenizers(tiny_run)
-    vocab = build.make_vocab(config, text, image)
+    tokenizers = build.load_tokenizers(tiny_run)
+    vocab, text = build.make_vocab(config, tokenizers), tokenizers["text"]
 
     def batch_at(step):
         rng = np.random.default_rng(step)

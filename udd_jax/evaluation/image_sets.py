@@ -66,7 +66,7 @@ def ready(pipe, workdir) -> list | None:
     if not options.pictures:
         return None
     texts = [example.captions[0] for example, _ in samples.stream(pipe, options.pictures)]
-    ids = pipe.text.encode(texts, pipe.text_length)
+    ids = pipe.codecs["text"].encode(texts, strict=False)
     digest = memory.digests([ids])[0][:16]
     return samples.make(
         pipe,
@@ -103,7 +103,7 @@ def batched(pictures):
 
 def reconstructed(pipe, items, workdir, nets) -> dict:
     """Held-out images through the image tokenizer and back."""
-    shown = pipe.image.decode(items.codes)
+    shown = pipe.tokenizers["image"].decode(items.codes)
     report = {"SSIM": intervals.bootstrap(reconstruction.ssim(shown, items.images))}
     lpips, inception = nets["lpips"], nets["inception"]
     if isinstance(lpips, intervals.Unmeasured):

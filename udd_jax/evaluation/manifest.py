@@ -85,8 +85,8 @@ def made_of(pipe) -> dict:
     """The hashes of what is measured."""
     return {
         "weights": _hash(pipe.params),
-        "image_tokenizer": pipe.image.hash,
-        "text_tokenizer": pipe.text.hash[:16],
+        "image_tokenizer": pipe.tokenizers["image"].hash,
+        "text_tokenizer": pipe.tokenizers["text"].hash[:16],
     }
 
 

@@ -77,8 +77,9 @@ def held_out(pipe, count: int, split: str = "") -> Items:
         digest.update(f"{example.key}\0{example.captions[0]}\0".encode() + found[-1][1].tobytes())
     keys, pixels, references, extra = map(list, zip(*found, strict=True))
     pixels = np.stack(pixels)
-    ids = pipe.text.encode([texts[0] for texts in references], pipe.text_length)
-    captions, codes = pipe.decode_text(ids), pipe.image.encode(pixels)
+    text, image = pipe.codecs["text"], pipe.codecs["image"]
+    ids, codes = text.encode([texts[0] for texts in references], strict=False), image.encode(pixels)
+    captions = text.decode(ids)
     name, digest = source(pipe, split or split_of(pipe)).name, digest.hexdigest()[:16]
     return Items(name, pixels, captions, codes, ids, extra, digest, keys, references)
 
@@ -246,17 +247,10 @@ def _generate(pipe, items, task, rows, seed):
     if task == "infill":
         shown, texts = items.images[rows], [items.captions[row] for row in rows]
         halves, blanks = _holes(texts, shown.shape[1], seed, first)
-        hidden = [pixels.hide(i, hole) for i, hole in zip(shown, halves, strict=True)]
-        length = pipe.text_length
-        words = [pipe.text.encode_with_blanks(blank, length, strict=False) for blank in blanks]
-        given["image"] = pipe.image.encode(np.stack(hidden))
-        given["text"] = np.stack([ids for ids, _ in words])
-        cells = [pixels.code_mask(hole, pipe.image.grid).reshape(-1) for hole in halves]
-        free = np.concatenate([np.stack(cells), np.stack([blank for _, blank in words])], axis=1)
-        masks = masks._replace(free=free)
+        given, masks = pipe.infilling(shown, halves, blanks, strict=False)
         extra = {"given_images": shown, "given_captions": blanks, "free_pixels": halves}
     options = {"masks": masks, "seed": seed, "batch_size": len(rows), "first": first}
-    pairs = pipe.generate(task, len(rows), trace=FRAMES, **options, **given)
+    pairs = pipe.generate(task, len(rows), given=given, trace=FRAMES, **options)
     captions = None if pairs.captions is None else list(pairs.captions)
     shown = items.images[rows] if task == "i2t" else pairs.images
     kept = _kept(pipe.vocab, pairs.tokens, given, np.asarray(masks.free)) if given else None
@@ -302,13 +296,14 @@ def _frames(pipe, states, tokens):
     split = pipe.vocab.split(np.where(masked, final, states).reshape(frames * count, -1))
     picture = pipe.vocab.slices[pipe.vocab.index("image")]
     words = pipe.vocab.slices[pipe.vocab.index("text")]
-    shown = pipe.image.decode(np.asarray(split["image"]))
-    (rows, columns), size = pipe.image.grid, shown.shape[1]
+    image, text = pipe.tokenizers["image"], pipe.tokenizers["text"]
+    shown = image.decode(np.asarray(split["image"]))
+    (rows, columns), size = image.grid, shown.shape[1]
     cells = masked[..., picture].reshape(-1, rows, columns)
     hidden = cells.repeat(size // rows, axis=1).repeat(size // columns, axis=2)
     shown = np.where(hidden[..., None], np.uint8(_GREY), shown)
     pieces = [
-        ["_" if hide else pipe.text.piece(i) for i, hide in zip(ids, row, strict=True)]
+        ["_" if hide else text.piece(i) for i, hide in zip(ids, row, strict=True)]
         for ids, row in zip(
             np.asarray(split["text"]),
             masked[..., words].reshape(frames * count, -1),

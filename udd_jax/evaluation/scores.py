@@ -90,7 +90,10 @@ def reconstructions(pipe, items: samples.Items, shown: np.ndarray, scenes: list 
     """The image tokenizer, from the decoded codes of the items: PSNR, codes in use and, where the
     scenes are known, the share that is read right. Perplexity is exp of the codes' entropy."""
     psnr = np.minimum(reconstruction.psnr(shown, items.images), 100.0)  # of equal ones infinite
-    share = np.bincount(items.codes.reshape(-1), minlength=pipe.image.codes) / items.codes.size
+    share = (
+        np.bincount(items.codes.reshape(-1), minlength=pipe.tokenizers["image"].codes)
+        / items.codes.size
+    )
     used = share[share > 0]
     found = {
         "psnr": {
@@ -98,7 +101,7 @@ def reconstructions(pipe, items: samples.Items, shown: np.ndarray, scenes: list 
             "standard_error": float(psnr.std() / math.sqrt(len(psnr))),
             "count": len(psnr),
         },
-        "codes": int(pipe.image.codes),
+        "codes": int(pipe.tokenizers["image"].codes),
         "codes_used": len(used),
         "perplexity": float(np.exp(-(used * np.log(used)).sum())),
     }

@@ -36,8 +36,8 @@ def run(workdir) -> Step:
     names = build.CONFIG, build.TEXT, build.IMAGE
     with bucket.near(workdir) as here, bucket.on_disk(workdir, here, *names):
         config = build.read_config(here)
-        text, image = build.load_tokenizers(here)
-    vocab = build.make_vocab(config, text, image)
+        tokenizers = build.load_tokenizers(here)
+    vocab, text = build.make_vocab(config, tokenizers), tokenizers["text"]
     mesh = sharding.make_mesh(**config.mesh)
     model, loss_fn = train_diffusion.make_objective(config, vocab, text.pad_id)
     tx, _ = optimiser.make_optimiser(config)

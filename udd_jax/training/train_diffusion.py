@@ -49,11 +49,14 @@ def create_state(model, tx, key: jax.Array, start: dict | None = None, fan_in=Fa
     )
 
 
+LOSSES = {"diffusion": loss.make_loss}  # by `model.kind`, as `build.GENERATORS`
+
+
 def make_objective(config, vocab: Vocab, pad_id: int, terms=None):
     """The network of a config and its loss as a function: `build.make_model`, `loss.make_loss`."""
     kernel = transition.make_kernel(vocab, build.make_schedules(config, vocab))
     model, c = build.make_model(config, vocab, pad_id), config.train
-    loss_fn = loss.make_loss(
+    loss_fn = LOSSES[config.model.get("kind", "diffusion")](
         kernel,
         model,
         mixture=c.mixture.to_dict(),

@@ -323,8 +323,11 @@ def remembered(pipe, items, drawn, training, folder) -> dict:
     nearest = np.argsort(apart, kind="stable")[:SHOWN]
     split = {k: np.asarray(v) for k, v in pipe.vocab.split(pairs[nearest]).items()}
     some = {"images": drawn.images[nearest], "captions": [drawn.captions[i] for i in nearest]}
-    some |= {"near_images": pipe.image.decode(split["image"]), "apart": apart[nearest]}
-    some |= {"near_captions": pipe.decode_text(split["text"])}
+    some |= {
+        "near_images": pipe.tokenizers["image"].decode(split["image"]),
+        "apart": apart[nearest],
+    }
+    some |= {"near_captions": pipe.codecs["text"].decode(split["text"])}
     samples.write(folder / "neighbours.npz", some)
     return report | {
         "tokens apart from the nearest training pair": intervals.bootstrap(apart),

@@ -112,7 +112,7 @@ def run(pipe, workdir, suite: str = "main", *, say=logbook.say) -> dict:
                 len(items), options.seed, samples.split_of(pipe)
             )
     with timed("tokenizer"):
-        shown = pipe.image.decode(items.codes)
+        shown = pipe.tokenizers["image"].decode(items.codes)
         result["tokenizer"] = scores.reconstructions(pipe, items, shown, scenes)
         some = {"images": items.images[: samples.SHOWN], "decoded": shown[: samples.SHOWN]}
         samples.write(workdir / FOLDER / "reconstructions.npz", some)

@@ -54,7 +54,7 @@ def run(pipe, workdir, *, count: int = 64, say=logbook.say) -> dict:
     # Settings that differ in numbers share a compilation; for those that do not, one block of the
     # network is compiled and not several.
     if pipe.model is not None:
-        pipe = dataclasses.replace(pipe, model=pipe.model.clone(unroll=1))
+        pipe = pipe.with_network(unroll=1)
     about = manifest.make(pipe, items, "samplers")
     result = {"suite": "samplers", "rows": [], "left_out": [], "again": {}, "manifest": about}
     if path.exists():
@@ -135,10 +135,10 @@ def _measure(pipe, items, changes: dict, count: int, seed: int) -> dict:
     size = min(pipe.config.evaluate.batch_size, 3 * count)
     options = {"seed": seed, "batch_size": size, **changes}
     first = {name: np.resize(ids, (size, ids.shape[1])) for name, ids in given.items()}
-    pipe.generate("pair", size, masks=tasks.masks(pipe.vocab, "pair", size), **options | first)
+    pipe.generate("pair", size, masks=tasks.masks(pipe.vocab, "pair", size), given=first, **options)
     started = time.perf_counter()
     tripled = {name: np.tile(ids, (len(names), 1)) for name, ids in given.items()}
-    pairs = pipe.generate("pair", len(names) * count, masks=masks, **options | tripled)
+    pairs = pipe.generate("pair", len(names) * count, given=tripled, masks=masks, **options)
     seconds = time.perf_counter() - started
     row = {"settings": changes, "seconds": round(seconds, 3)}
     row |= {"samples_a_second": 3 * count / seconds, "calls": float(np.mean(pairs.calls))}
