@@ -10,7 +10,7 @@ from tests.training.test_train_image_tokenizer import Tiles, make_config
 from udd_jax import stages
 from udd_jax.data import batches, records
 from udd_jax.evaluation import feature_networks
-from udd_jax.tokenizers import vqgan
+from udd_jax.tokenizers import image_tokenizer, vqgan
 from udd_jax.training import train_image_tokenizer
 
 
@@ -77,7 +77,7 @@ def test_a_codebook_is_rebuilt_after_training_where_the_config_says_so(tmp_path)
     config = make_config(rebuild={"codes": 7, "steps": 4, "learning_rate": 1e-6}, merge=0.0)
     data = {"train": Tiles(), "validation": Tiles(seed=1)}
     tokenizer = stages.make_image_tokenizer(config, tmp_path, data)
-    first = vqgan.load(tmp_path / "vq" / "first" / train_image_tokenizer.FILE)
+    first = image_tokenizer.load(tmp_path / "vq" / "first" / train_image_tokenizer.FILE)
     assert (first.codes, tokenizer.codes) == (12, 7)
     assert stages.make_image_tokenizer(config, tmp_path, data).hash == tokenizer.hash
     with np.testing.assert_raises(AssertionError):

@@ -16,7 +16,7 @@ from udd_jax.diffusion.vocab import Vocab
 from udd_jax.networks import transformer
 from udd_jax.runtime import files, run_folder, trees
 from udd_jax.sampling import reverse
-from udd_jax.tokenizers import text_tokenizer, vqgan
+from udd_jax.tokenizers import image_tokenizer, text_tokenizer
 
 TEXT, IMAGE, WEIGHTS = "text.model", "vq/tokenizer", "weights"
 CONFIG = run_folder.CONFIG
@@ -97,7 +97,7 @@ def load_tokenizers(directory) -> dict:
     """The tokenizers of a run, by modality."""
     directory = pathlib.Path(directory)
     return {
-        "image": vqgan.load(directory / IMAGE),
+        "image": image_tokenizer.load(directory / IMAGE),
         "text": text_tokenizer.load(directory / TEXT),
     }
 

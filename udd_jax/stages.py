@@ -32,7 +32,7 @@ from udd_jax.evaluation.suites import tuning
 from udd_jax.networks import transformer
 from udd_jax.runtime import bucket, files, lock, logbook, processes, run_folder, sharding, trees
 from udd_jax.sampling.settings import Settings
-from udd_jax.tokenizers import text_tokenizer, vqgan
+from udd_jax.tokenizers import image_tokenizer, text_tokenizer
 from udd_jax.training import optimiser, plan, train_diffusion, train_image_tokenizer
 
 SUITES = ("main", "full", "samplers", "tuning", "judges")
@@ -178,15 +178,17 @@ def make_text_tokenizer(config, workdir, source) -> text_tokenizer.Tokenizer:
     return tokenizer
 
 
-def make_image_tokenizer(config, workdir, data, tensorboard=False) -> vqgan.ImageTokenizer:
+def make_image_tokenizer(
+    config, workdir, data, tensorboard=False
+) -> image_tokenizer.ImageTokenizer:
     """Trained on the split "train" of `data` (`open_data`), scored on "validation"."""
     path = workdir / build.IMAGE
     if path.exists():
-        return vqgan.load(path)
+        return image_tokenizer.load(path)
     if config.vq.file:
-        tokenizer = vqgan.load(config.vq.file)
+        tokenizer = image_tokenizer.load(config.vq.file)
         if jax.process_index() == 0:
-            vqgan.save(path, tokenizer)
+            image_tokenizer.save(path, tokenizer)
         return tokenizer
     options = {"held_out": data["validation"], "perceptual": perceptual(config)}
     folder, source = workdir / "vq", data["train"]
@@ -196,7 +198,7 @@ def make_image_tokenizer(config, workdir, data, tensorboard=False) -> vqgan.Imag
         )
     first = folder / "first"
     if (first / train_image_tokenizer.FILE).exists():
-        tokenizer = vqgan.load(first / train_image_tokenizer.FILE)
+        tokenizer = image_tokenizer.load(first / train_image_tokenizer.FILE)
     else:
         tokenizer = train_image_tokenizer.train(
             config, first, source, tensorboard=tensorboard, **options

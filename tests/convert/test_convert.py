@@ -26,7 +26,7 @@ from udd_jax.data import pixels
 from udd_jax.diffusion import schedules, tasks, vocab
 from udd_jax.networks import transformer
 from udd_jax.runtime import files, trees
-from udd_jax.tokenizers import text_tokenizer, vqgan
+from udd_jax.tokenizers import image_tokenizer, text_tokenizer, vqgan
 
 HERE = pathlib.Path(__file__).parents[1]
 SIZES = {"layers": 2, "width": 16, "heads": 2, "mlp_ratio": 4}
@@ -356,7 +356,7 @@ def test_a_taming_checkpoint_becomes_an_image_tokenizer(tmp_path, f, quantiser):
     save(tmp_path / "vqgan.ckpt", {**state, **losses})
     (tmp_path / "vqgan.yaml").write_text(yaml_of(**changes))
     command.from_taming(tmp_path / "vqgan.ckpt", tmp_path / "out", tmp_path / "vqgan.yaml")
-    tokenizer = vqgan.load(tmp_path / "out" / build.IMAGE)
+    tokenizer = image_tokenizer.load(tmp_path / "out" / build.IMAGE)
     assert tokenizer.module == vqgan.VQGAN(**{**VQ, **changes}) and tokenizer.module.cell == f
     assert tokenizer.codes == 9 and tokenizer.grid == (2, 2)
     back = tmp_path / "back.safetensors"
@@ -366,7 +366,7 @@ def test_a_taming_checkpoint_becomes_an_image_tokenizer(tmp_path, f, quantiser):
     for name, array in again.items():
         np.testing.assert_array_equal(array, state[name], strict=True)
     command.from_taming(back, tmp_path / "again", tmp_path / "vqgan.yaml")
-    assert vqgan.load(tmp_path / "again" / build.IMAGE).hash == tokenizer.hash
+    assert image_tokenizer.load(tmp_path / "again" / build.IMAGE).hash == tokenizer.hash
 
 
 def test_a_kept_subset_of_codes_is_a_map_over_them(tmp_path):
@@ -376,7 +376,7 @@ def test_a_kept_subset_of_codes_is_a_map_over_them(tmp_path):
     out = tmp_path / "out"
     codes = tmp_path / "used.npy"
     command.from_taming(tmp_path / "vqgan.ckpt", out, tmp_path / "vqgan.yaml", codes=codes)
-    tokenizer = vqgan.load(out / build.IMAGE)
+    tokenizer = image_tokenizer.load(out / build.IMAGE)
     np.testing.assert_array_equal(tokenizer.full_to_used, FULL_TO_USED)
     assert tokenizer.codes == 7
 
@@ -387,7 +387,7 @@ def test_the_published_maps_of_used_codes_equal_the_stored_ones(full, used):
     for index in (command.used_codes(None, full, used), command.used_codes(str(used), full)):
         assert index.dtype == np.int32
         np.testing.assert_array_equal(index, stored)
-    tokenizer = vqgan.ImageTokenizer(vqgan.VQGAN(n_embed=full), {}, index)
+    tokenizer = image_tokenizer.ImageTokenizer(vqgan.VQGAN(n_embed=full), {}, index)
     assert tokenizer.codes == used and tokenizer.used_to_full[0] == 0
 
 
@@ -756,7 +756,7 @@ def test_a_pytorch_build_s_own_file_becomes_the_same_tokenizer(tmp_path):
     fields = {**size, **shape, "embed_dim": 3, "quantiser": "straight_through"}
     (tmp_path / "vqgan.yaml").write_text(yaml_of(**fields))
     command.from_taming(tmp_path / "vqgan.ckpt", tmp_path / "out", tmp_path / "vqgan.yaml")
-    tokenizer = vqgan.load(tmp_path / "out" / build.IMAGE)
+    tokenizer = image_tokenizer.load(tmp_path / "out" / build.IMAGE)
     images = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
     with torch.no_grad():
         scaled = torch.from_numpy(np.moveaxis(images, -1, 1).copy()).float() / 127.5 - 1

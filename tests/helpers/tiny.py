@@ -10,7 +10,7 @@ from udd_jax import build
 from udd_jax.data.sources import shapes
 from udd_jax.networks import transformer
 from udd_jax.runtime import run_folder, trees
-from udd_jax.tokenizers import text_tokenizer, vqgan
+from udd_jax.tokenizers import image_tokenizer, text_tokenizer
 from udd_jax.training import train_image_tokenizer
 
 
@@ -35,8 +35,8 @@ def make(directory, c=None) -> pathlib.Path:
     module = train_image_tokenizer.make_model(c)
     x = jnp.zeros((1, c.image_size, c.image_size, 3))
     params = jax.jit(module.init)(jax.random.key(0), x)["params"]
-    image = vqgan.ImageTokenizer(module, params, chunk=16)
-    vqgan.save(directory / build.IMAGE, image)
+    image = image_tokenizer.ImageTokenizer(module, params, chunk=16)
+    image_tokenizer.save(directory / build.IMAGE, image)
     vocab = build.make_vocab(c, {"image": image, "text": tokenizer})
     weights = transformer.init(build.make_model(c, vocab), jax.random.key(1), fan_in=True)
     trees.save_tree(directory / build.WEIGHTS, weights, {"step": c.train.steps})

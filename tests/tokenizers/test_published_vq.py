@@ -9,7 +9,7 @@ import pytest
 
 from tests.helpers import recorded
 from udd_jax.convert import published_names
-from udd_jax.tokenizers import codebook, vqgan
+from udd_jax.tokenizers import codebook, image_tokenizer, vqgan
 
 TOLERANCE = {"f32": 1e-5, "f64": 1e-10}
 
@@ -108,7 +108,7 @@ def fast_to_compile(monkeypatch):
 def test_the_tokenizer_around_it_keeps_the_used_codes_only(fast_to_compile):
     stored = recorded.arrays("vqgan_f32")
     full_to_used = stored["full_to_quantize"].astype(np.int32)
-    tokenizer = vqgan.ImageTokenizer(gumbel_vq(), weights("f32"), full_to_used, chunk=3)
+    tokenizer = image_tokenizer.ImageTokenizer(gumbel_vq(), weights("f32"), full_to_used, chunk=3)
     assert tokenizer.codes == recorded.CONFIG["vq"]["n_used"]
     np.testing.assert_array_equal(tokenizer.used_to_full, stored["quantize_to_full"])
     codes = tokenizer.encode(stored["image"])
@@ -126,12 +126,12 @@ def test_codes_are_draws_from_the_softmax_only_if_a_key_is_given(fast_to_compile
     shapes = jax.eval_shape(lambda x: module.init(key, x, key)["params"], picture)
     params = jax.tree.map(lambda p: rng.normal(0, 0.5, p.shape).astype(np.float32), shapes)
     images = np.tile(rng.integers(0, 256, (1, 4, 4, 3), np.uint8), (300, 1, 1, 1))
-    tokenizer = vqgan.ImageTokenizer(module, params, chunk=64)
+    tokenizer = image_tokenizer.ImageTokenizer(module, params, chunk=64)
     logits = recorded.jit(
         lambda x: module.apply(
             {"params": params}, x, method=lambda m, x: m.quantize.proj(m.encode(x))
         )
-    )(vqgan.to_unit(images[:1]))
+    )(image_tokenizer.to_unit(images[:1]))
     p = np.asarray(jax.nn.softmax(logits[0, 0, 0]), np.float64)
     assert (tokenizer.encode(images) == p.argmax()).all()
     drawn = tokenizer.encode(images, key)[:, 0]
@@ -139,7 +139,7 @@ def test_codes_are_draws_from_the_softmax_only_if_a_key_is_given(fast_to_compile
     assert (np.abs(share - p) < 4 * np.sqrt(p * (1 - p) / 300)).all() and (share > 0).sum() > 2
     np.testing.assert_array_equal(tokenizer.encode(images[:70], key)[:, 0], drawn[:70])
     assert (tokenizer.encode(images, jax.random.key(2))[:, 0] != drawn).any()
-    nearest = vqgan.ImageTokenizer(vqgan.VQGAN(**shape, quantiser="ema"), params)
+    nearest = image_tokenizer.ImageTokenizer(vqgan.VQGAN(**shape, quantiser="ema"), params)
     with pytest.raises(ValueError, match="'ema' quantiser are the nearest and not drawn"):
         nearest.encode(images[:1], key)
 

@@ -15,7 +15,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from udd_jax.data import records, sources
 from udd_jax.data.sources import shapes
 from udd_jax.runtime import trees
-from udd_jax.tokenizers import codebook, vqgan
+from udd_jax.tokenizers import codebook, image_tokenizer, vqgan
 from udd_jax.training import train_image_tokenizer
 
 TILES = np.random.default_rng(5).integers(0, 2, (5, 4, 4, 3)) * 160 + 48
@@ -135,7 +135,7 @@ def test_scores_are_logged_and_kept_with_the_tokenizer(run):
     about = trees.load_tree(folder / "tokenizer")[1]["about"]
     assert about["step"] == 60 and about["codes"] == 5 and about["usage"] == 1.0
     assert about["psnr"] > 15 and 4 < about["perplexity"] <= 5
-    assert vqgan.load(folder / "tokenizer").hash == tokenizer.hash
+    assert image_tokenizer.load(folder / "tokenizer").hash == tokenizer.hash
 
 
 def test_resume_is_bit_exact(run, tmp_path, monkeypatch):
@@ -274,7 +274,7 @@ def test_rebuilding_uses_its_codes_at_no_higher_error(run, tmp_path):
     rows = np.array(vqgan.rows(trained.params))
     rows[np.setdiff1d(np.arange(12), trained.used_to_full[:3])] = 1e3
     params = trained.params | {"quantize": {"embedding": rows}}
-    before = vqgan.ImageTokenizer(trained.module, params)
+    before = image_tokenizer.ImageTokenizer(trained.module, params)
     after = train_image_tokenizer.rebuild(config, tmp_path, before, Tiles())
 
     def error(tokenizer):
@@ -296,7 +296,7 @@ def test_rebuilding_uses_its_codes_at_no_higher_error(run, tmp_path):
 def test_rebuilding_a_gumbel_tokenizer_is_an_error(tmp_path):
     config = make_config(rebuild={"codes": 5, "steps": 1, "learning_rate": 1e-6})
     config.vq.model.quantiser = "gumbel"
-    tokenizer = vqgan.ImageTokenizer(train_image_tokenizer.make_model(config), {})
+    tokenizer = image_tokenizer.ImageTokenizer(train_image_tokenizer.make_model(config), {})
     with pytest.raises(ValueError, match="a gumbel tokenizer has no nearest rows"):
         train_image_tokenizer.rebuild(config, tmp_path, tokenizer, Tiles())
 

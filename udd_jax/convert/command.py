@@ -34,7 +34,7 @@ from udd_jax.convert import published_names, torch_files
 from udd_jax.diffusion import vocab
 from udd_jax.networks import transformer
 from udd_jax.runtime import files, logbook, trees
-from udd_jax.tokenizers import text_tokenizer, vqgan
+from udd_jax.tokenizers import image_tokenizer, text_tokenizer, vqgan
 
 MERGES = "bpe_simple_vocab_16e6.txt.gz"
 NETWORKS = {  # the published networks, and what each was trained to do
@@ -142,7 +142,9 @@ def vq_settings(path) -> dict:
     return fields | {"quantiser": "gumbel" if gumbel else "straight_through"}
 
 
-def read_tokenizer(state: dict, fields: dict, full_to_used, where) -> vqgan.ImageTokenizer:
+def read_tokenizer(
+    state: dict, fields: dict, full_to_used, where
+) -> image_tokenizer.ImageTokenizer:
     """A taming checkpoint's tensors -> an image tokenizer. ValueError where they do not fit."""
     module = vqgan.VQGAN(**fields)
     size = fields["resolution"]
@@ -156,7 +158,7 @@ def read_tokenizer(state: dict, fields: dict, full_to_used, where) -> vqgan.Imag
     params = published_names.read(
         state, example, published_names.vq_name, published_names.VQ_DEAD, where
     )
-    return vqgan.ImageTokenizer(module, params, full_to_used)
+    return image_tokenizer.ImageTokenizer(module, params, full_to_used)
 
 
 def used_codes(codes, full: int, used: int | None = None) -> np.ndarray | None:
@@ -312,7 +314,7 @@ def from_unid3(
         stored = json.loads(config.to_json())
         files.write_json(folder / build.CONFIG, {"config": stored, "made_with": origin})
         tokenizer.save(folder / build.TEXT)
-        vqgan.save(folder / build.IMAGE, image, origin)
+        image_tokenizer.save(folder / build.IMAGE, image, origin)
         trees.save_tree(folder / build.WEIGHTS, weights, {"step": 0} | origin)
 
 
@@ -329,7 +331,7 @@ def from_taming(path, out, vq_config, *, codes=None) -> None:
     image = read_tokenizer(read_state(path), fields, full_to_used, path)
     with _whole(out) as folder:
         origin = {"from": "taming", "checkpoint": pathlib.Path(path).name}
-        vqgan.save(folder / build.IMAGE, image, origin)
+        image_tokenizer.save(folder / build.IMAGE, image, origin)
 
 
 def to_safetensors(workdir, out) -> None:
@@ -342,7 +344,7 @@ def to_safetensors(workdir, out) -> None:
         raise ValueError("--workdir is missing, expected the folder of a run")
     _must_be_new(out)
     workdir = pathlib.Path(workdir)
-    image = vqgan.load(workdir / build.IMAGE)
+    image = image_tokenizer.load(workdir / build.IMAGE)
     settings = {"patch": 1, "local_encoder": False, "local_decoder": False}
     _must_be_published("vq.model", {k: getattr(image.module, k) for k in settings}, settings)
     vq_state = published_names.write(image.params, published_names.vq_name)

@@ -1,4 +1,4 @@
-"""The image tokenizer: an image becomes a small grid of code numbers, and comes back.
+"""The image tokenizer's network: an image becomes a small grid of codes, and comes back.
 
     z = quant_conv(encoder(image))                       [B, h, w, embed_dim]
     code = argmin_k |z - e_k|^2                          one of K codebook rows e_k, a grid cell
@@ -6,8 +6,9 @@
 
 The network is exactly that of the taming VQGAN (arXiv 2012.09841). Its field names are the keys of
 the published `ddconfig`. Its parameter names are the published ones, with dots and lists written as
-`down_0_block_1`, so that a converter only renames. Images inside are float32 in [-1, 1], NHWC; at
-the edge (`ImageTokenizer`) they are uint8. The side of a cell is f = patch * 2^(levels - 1) pixels.
+`down_0_block_1`, so that a converter only renames. Images are float32 in [-1, 1], NHWC;
+`image_tokenizer.py` has the functions from and to uint8. The side of a cell is f = patch *
+2^(levels - 1) pixels.
 
 Two options are ours and off by default. `patch` moves p x p pixels into channels before the first
 convolution and back after the last one, which makes small images cheap on a CPU. `local_encoder`
@@ -19,11 +20,7 @@ learn this noise.
 How a codebook is learned (moving averages, restarts, k-means) is in `codebook.py`.
 """
 
-import dataclasses
 import functools
-import hashlib
-import json
-import math
 
 import flax.linen as nn
 import flax.struct
@@ -31,7 +28,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from udd_jax.runtime import trees
 from udd_jax.tokenizers import codebook
 
 QUANTISERS = ("ema", "straight_through", "gumbel")
@@ -376,162 +372,3 @@ class Discriminator(nn.Module):
                 x = _norm(x, False, f"norm_{i}")
             x = nn.leaky_relu(x, 0.2)
         return _Conv(1, (4, 4), 1, padding=((1, 1), (1, 1)), name="conv_out")(x)
-
-
-# The tokenizer: a trained network, uint8 in and out.
-
-
-def to_unit(images):
-    """uint8 -> float32 in [-1, 1]."""
-    return jnp.asarray(images, jnp.float32) / 127.5 - 1
-
-
-def to_uint8(images):
-    """float, clipped to [-1, 1] -> uint8, rounded."""
-    return jnp.round((jnp.clip(images, -1, 1) + 1) * 127.5).astype(jnp.uint8)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _encode(module, params, images):
-    return module.apply({"params": params}, to_unit(images), method="encode_codes")
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def _draw(key, module, params, images, numbers):
-    shape = (*module.grid, module.n_embed)
-    noise = jax.vmap(lambda n: jax.random.gumbel(jax.random.fold_in(key, n), shape))(numbers)
-    return module.apply({"params": params}, to_unit(images), noise, method="encode_codes")
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _decode(module, params, codes):
-    return to_uint8(module.apply({"params": params}, codes, method="decode_codes"))
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class ImageTokenizer:
-    """A trained VQGAN as a pair of functions on arrays.
-
-    `full_to_used`, int32[n_embed] or None, maps the codes of the network to the smaller set in use
-    (`codebook.used_codes`; the published 8192 -> 2887 is such a map). Several codes may share an
-    index, which decodes to the first of them. Images are processed `chunk` at a time, and the last
-    chunk is padded, so that there is one compilation.
-    """
-
-    module: VQGAN
-    params: dict
-    full_to_used: np.ndarray | None = None
-    chunk: int = 64
-
-    @functools.cached_property
-    def used_to_full(self):
-        """int32[codes]: the code of the network for each code of the tokenizer."""
-        if self.full_to_used is None:
-            return np.arange(self.module.n_embed, dtype=np.int32)
-        return np.unique(self.full_to_used, return_index=True)[1].astype(np.int32)
-
-    @property
-    def codes(self):
-        """K: the number of codes."""
-        return len(self.used_to_full)
-
-    @property
-    def grid(self):
-        return self.module.grid
-
-    @property
-    def image_size(self):
-        return self.module.resolution
-
-    @functools.cached_property
-    def hash(self):
-        """16 hex digits from the settings and weights: equal hash, equal codes."""
-        digest = hashlib.sha256(json.dumps(_settings(self.module), sort_keys=True).encode())
-        for path, leaf in jax.tree_util.tree_leaves_with_path(self.params):
-            digest.update(jax.tree_util.keystr(path).encode() + np.asarray(leaf).tobytes())
-        digest.update(self.used_to_full.tobytes())
-        return digest.hexdigest()[:16]
-
-    def encode(self, images, key=None):
-        """uint8[B, S, S, 3] -> int32[B, N], row by row. Deterministic without a key.
-
-        With a key, the codes of a Gumbel quantiser are draws from the softmax of its logits, as
-        always in the published encoder; image b draws from its own key. Raises ValueError for
-        another size or dtype, and for a key if the quantiser draws nothing.
-        """
-        images = np.asarray(images)
-        size = self.image_size
-        if images.shape[1:] != (size, size, 3) or images.dtype != np.uint8:
-            raise ValueError(
-                f"images are {images.dtype}{list(images.shape)}, the image tokenizer expects "
-                f"uint8[B, {size}, {size}, 3]: resize them (images.fit)"
-            )
-        if key is None:
-            codes = self._chunked(_encode, images)
-        elif self.module.quantiser == "gumbel":
-            numbers = np.arange(len(images), dtype=np.int32)
-            codes = self._chunked(functools.partial(_draw, key), images, numbers)
-        else:
-            raise ValueError(
-                f"codes of a {self.module.quantiser!r} quantiser are the nearest and not drawn: "
-                "give no key"
-            )
-        codes = codes.reshape(len(images), math.prod(self.grid))
-        return codes if self.full_to_used is None else self.full_to_used[codes]
-
-    def decode(self, codes):
-        """int32[B, N] -> uint8[B, S, S, 3].
-
-        Raises ValueError for another length or codes outside 0 .. codes - 1.
-        """
-        codes = np.asarray(codes)
-        h, w = self.grid
-        if codes.ndim != 2 or codes.shape[1] != h * w:
-            raise ValueError(
-                f"codes have shape {list(codes.shape)}, the image tokenizer expects [B, {h * w}]"
-            )
-        if codes.size and not 0 <= codes.min() <= codes.max() < self.codes:
-            raise ValueError(
-                f"codes run from {codes.min()} to {codes.max()}, the image tokenizer has "
-                f"0 to {self.codes - 1}: they are not its own"
-            )
-        return self._chunked(_decode, self.used_to_full[codes].reshape(len(codes), h, w))
-
-    def _chunked(self, function, *arrays):
-        out, total = [], len(arrays[0])
-        for start in range(0, max(1, total), self.chunk):
-            count = min(self.chunk, total - start)
-            parts = [
-                np.pad(
-                    array[start : start + count],
-                    [(0, self.chunk - count)] + [(0, 0)] * (array.ndim - 1),
-                )
-                for array in arrays
-            ]
-            out.append(np.asarray(function(self.module, self.params, *parts))[:count])
-        return np.concatenate(out)
-
-
-def _settings(module):
-    fields = (f.name for f in dataclasses.fields(module) if f.name not in ("parent", "name"))
-    return {name: getattr(module, name) for name in fields}
-
-
-def save(path, tokenizer, metadata=None):
-    """Writes one file in the safetensors layout, with a dict of further facts such as scores."""
-    tree = {"params": tokenizer.params}
-    if tokenizer.full_to_used is not None:
-        tree["full_to_used"] = tokenizer.full_to_used
-    settings = {"module": _settings(tokenizer.module), "chunk": tokenizer.chunk}
-    trees.save_tree(path, tree, settings | {"about": metadata or {}})
-
-
-def load(path):
-    """The tokenizer that `save` wrote.
-
-    FileNotFoundError if there is no file, ValueError if it is damaged.
-    """
-    tree, metadata = trees.load_tree(path)
-    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in metadata["module"].items()}
-    params, used = tree["params"], tree.get("full_to_used")
-    return ImageTokenizer(VQGAN(**fields), params, used, metadata["chunk"])

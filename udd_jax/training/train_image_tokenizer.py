@@ -28,7 +28,7 @@ import optax
 
 from udd_jax.data import batches, reading
 from udd_jax.runtime import checkpoints, files, logbook, sharding
-from udd_jax.tokenizers import codebook, reconstruction, vqgan
+from udd_jax.tokenizers import codebook, image_tokenizer, reconstruction, vqgan
 from udd_jax.training import loop
 
 FILE = "tokenizer"
@@ -105,7 +105,7 @@ def make_step(config, model, judge, tx, judge_tx, perceptual=None, frozen=()):
         return -judge.apply({"params": judge_params}, y).mean()
 
     def train_step(state: TrainState, images, key, weights=None):
-        x, step = vqgan.to_unit(images), state.step
+        x, step = image_tokenizer.to_unit(images), state.step
         key_gumbel, key_restart = jax.random.split(jax.random.fold_in(key, step))
         hot, cold = c.temperature
         temperature = cold + (hot - cold) * 0.5 * (1 + jnp.cos(jnp.pi * step / c.steps))
@@ -200,7 +200,7 @@ def start_codebook(model, state: TrainState, images, batch_size: int, key) -> Tr
 
 @functools.partial(jax.jit, static_argnums=0)
 def _vectors(model, params, images):
-    return model.apply({"params": params}, vqgan.to_unit(images), method="encode")
+    return model.apply({"params": params}, image_tokenizer.to_unit(images), method="encode")
 
 
 def pool_vectors(model, params, images, key) -> np.ndarray:
@@ -217,9 +217,9 @@ def pool_vectors(model, params, images, key) -> np.ndarray:
     return np.concatenate(chosen).reshape(-1, model.embed_dim)
 
 
-def finish(model, params, images, merge: float, key) -> vqgan.ImageTokenizer:
+def finish(model, params, images, merge: float, key) -> image_tokenizer.ImageTokenizer:
     """The tokenizer with the codes that uint8[n, S, S, 3] use; with merge = 0, with all codes."""
-    whole = vqgan.ImageTokenizer(model, params)
+    whole = image_tokenizer.ImageTokenizer(model, params)
     if not merge:
         return whole
     rows = np.asarray(vqgan.rows(params))
@@ -227,10 +227,10 @@ def finish(model, params, images, merge: float, key) -> vqgan.ImageTokenizer:
     spread = ((vectors - rows[np.asarray(codebook.nearest(vectors, rows))]) ** 2).sum(-1).mean()
     counts = np.bincount(whole.encode(images).ravel(), minlength=model.n_embed)
     used = codebook.used_codes(counts, rows, merge * spread**0.5)
-    return vqgan.ImageTokenizer(model, params, used)
+    return image_tokenizer.ImageTokenizer(model, params, used)
 
 
-def score(tokenizer: vqgan.ImageTokenizer, images) -> dict:
+def score(tokenizer: image_tokenizer.ImageTokenizer, images) -> dict:
     """What is reported of a tokenizer, on uint8[n, S, S, 3]."""
     codes = tokenizer.encode(images)
     decoded = tokenizer.decode(codes)
@@ -284,7 +284,7 @@ class Pictures:
 
 def train(
     config, directory, source, held_out=None, perceptual=None, tensorboard=False
-) -> vqgan.ImageTokenizer:
+) -> image_tokenizer.ImageTokenizer:
     """Trains an image tokenizer in `directory`, or goes on with it.
 
     Args:
@@ -317,7 +317,7 @@ def train(
 
 def rebuild(
     config, directory, tokenizer, source, held_out=None, perceptual=None
-) -> vqgan.ImageTokenizer:
+) -> image_tokenizer.ImageTokenizer:
     """Another codebook for a trained tokenizer of which few codes are used.
 
     ReFiT (VQ-DDM, arXiv 2112.01799): the encoder's vectors on `source` are pooled, k-means++ finds
@@ -339,7 +339,7 @@ def rebuild(
     state = create_state(config, model, params)
     frozen = ("encoder", "quant_conv", "quantize")
     state = _fit(config, directory, model, state, pictures, perceptual, frozen=frozen)
-    tokenizer = vqgan.ImageTokenizer(model, jax.device_get(state.params))
+    tokenizer = image_tokenizer.ImageTokenizer(model, jax.device_get(state.params))
     return _publish(config, directory, tokenizer, held_out or source)
 
 
@@ -387,7 +387,7 @@ def _publish(config, directory, tokenizer, source):
     scores = score(tokenizer, Pictures(source, config).sample(POOL_IMAGES))
     if jax.process_index() == 0:
         about = {"step": config.vq.steps, **scores}
-        vqgan.save(files.folder(directory) / FILE, tokenizer, about)
+        image_tokenizer.save(files.folder(directory) / FILE, tokenizer, about)
     logbook.say(
         f"image tokenizer: PSNR {scores['psnr']:.2f} dB, {scores['codes']} codes, "
         f"{scores['usage']:.0%} of them used, perplexity {scores['perplexity']:.1f}"
