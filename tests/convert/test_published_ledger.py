@@ -15,7 +15,7 @@ COMPARED, INPUT = "compared", "input"
 NETWORK = "networks/test_published_network.py"
 DIFFUSION = "diffusion/test_published_diffusion.py"
 CHAINS = "sampling/test_published_chains.py"
-VQ, TEXT = "tokenizers/test_published_vq.py", "tokenizers/test_text_tokenizer.py"
+VQ, TEXT = "tokenizers/test_published_vq.py", "tokenizers/test_clip_bpe.py"
 
 DEAD = "a head of the embedding that nothing calls: in the files, in no computation"
 ALIAS = (

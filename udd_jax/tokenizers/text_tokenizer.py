@@ -7,27 +7,21 @@
 A `Tokenizer` is a vocabulary file held in memory. `load` looks at the content, not at the name:
 
 - a SentencePiece model: `train_sentencepiece` writes one, and it is the default for training;
-- CLIP's byte-pair merges (`bpe_simple_vocab_16e6.txt.gz`), cut to the first merges as in UniD3:
-  the 256 bytes, the 256 bytes that end a word, the merges in order, two special tokens. The default
-  is 7936 + 256 = 8192 classes; the other published size is 16384 + 256;
+- CLIP's byte-pair merges (`bpe_simple_vocab_16e6.txt.gz`), see `clip_bpe.py`;
 - a Hugging Face `tokenizer.json`, read with the `tokenizers` package.
 
 Conventions: a text is a row of `length` ids, padded at the end with `pad_id`. There is no start or
 end token. Decoding drops padding wherever it stands, so that any row of ids in range decodes to
-some text. In CLIP's vocabulary the padding, id 0, is also the token "!" inside a word. Therefore an
-"!" before another character does not come back (published behaviour).
+some text.
 
 A vocabulary without upper-case letters comes from lower-case captions. Texts are then lower-cased
 before they are encoded, so that "A red circle" is understood.
 """
 
 import collections
-import functools
 import gzip
 import hashlib
-import html
 import io
-import itertools
 import json
 import os
 import pathlib
@@ -39,17 +33,14 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import sentencepiece
 
+from udd_jax.tokenizers import clip_bpe
+
 BLANK = re.compile(r"_{3,}")  # three underscores or more in a prompt stand for one missing word
 
 _BYTES = 256
 _RESERVED = 2 + _BYTES  # padding, unknown, and the byte pieces of a SentencePiece model
 _SMALLEST = 320  # a smaller SentencePiece model has no room for an alphabet
 _LONGEST = 2000  # characters of a caption that training looks at
-_LONGEST_WORD = 500  # characters; merging takes quadratic time, so longer words are split
-_CLIP_CLASSES = 8192
-_CLIP_SPECIAL = ("<|startoftext|>", "<|endoftext|>")
-_CLIP_PUBLISHED_MERGES = 48894  # CLIP's own cut; only the published file has more lines
-_CONTRACTION = re.compile(r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d")
 
 
 def normalise(text: str) -> str:
@@ -72,7 +63,7 @@ class Tokenizer:
     def __init__(self, kind: str, content: bytes):
         backing = {
             "sentencepiece": _SentencePiece,
-            "clip": _ClipPairs,
+            "clip": clip_bpe.Pairs,
             "huggingface": _HuggingFace,
         }[kind]
         self._backing = backing(content)
@@ -209,7 +200,7 @@ def load(path: str | os.PathLike, classes: int | None = None) -> Tokenizer:
         raise ValueError(f"text tokenizer: classes={classes} is for CLIP merges; {path} is {kind}")
     try:
         if kind == "clip":
-            content = _cut_merges(content, classes)
+            content = clip_bpe.cut(content, classes)
         return Tokenizer(kind, content)
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"text tokenizer: {path}: {_line(error)}") from None
@@ -323,120 +314,6 @@ class _HuggingFace:
 
     def piece(self, index: int) -> str:
         return (self._model.id_to_token(index) or "").replace("\u2581", " ").strip(" \u0120")
-
-
-class _ClipPairs:
-    """Byte-pair encoding: a word starts as its characters, and the best-ranked pair merges first.
-
-    Tokens are strings over the 256 printable stand-ins for bytes. The last token of a word ends in
-    the mark `</w>`.
-    """
-
-    pad_id = 0
-    _END = "</w>"
-
-    def __init__(self, content: bytes):
-        lines = content.decode().splitlines()[1:]
-        pairs = [tuple(line.split()) for line in lines]
-        if not all(len(pair) == 2 for pair in pairs):
-            raise ValueError("a line of CLIP's merges is not two pieces")
-        self._stand_in = _byte_stand_ins()
-        self._byte = {c: b for b, c in self._stand_in.items()}
-        letters = list(self._stand_in.values())
-        self._tokens = letters + [c + self._END for c in letters]
-        self._tokens += ["".join(pair) for pair in pairs] + list(_CLIP_SPECIAL)
-        self._id = {token: i for i, token in enumerate(self._tokens)}
-        self._rank = {pair: i for i, pair in enumerate(pairs)}
-        self._merged = functools.lru_cache(1 << 16)(self._merge)
-        self.vocab_size = len(self._tokens)
-
-    def pieces(self, text: str) -> list[int]:
-        return [i for word in _words(_published_cleaning(text)) for i in self._merged(word)]
-
-    def _merge(self, word: str) -> tuple[int, ...]:
-        if word in _CLIP_SPECIAL:
-            return (self._id[word],)
-        parts = [self._stand_in[b] for b in word.encode()]
-        parts[-1] += self._END
-        while len(parts) > 1:
-            best = min(itertools.pairwise(parts), key=lambda p: self._rank.get(p, len(self._rank)))
-            if best not in self._rank:
-                break
-            parts = _join(parts, best)
-        return tuple(self._id[part] for part in parts)
-
-    def text(self, ids: list[int]) -> str:
-        joined = "".join(self._tokens[i] for i in ids)
-        content = bytes(self._byte[c] for c in joined)
-        return content.decode("utf-8", "replace").replace(self._END, " ")
-
-    def piece(self, index: int) -> str:
-        return self.text([index]).strip()
-
-
-def _join(parts: list[str], pair: tuple[str, str]) -> list[str]:
-    """The parts with every occurrence of the pair joined, from the left."""
-    joined, i = [], 0
-    while i < len(parts):
-        width = 2 if tuple(parts[i : i + 2]) == pair else 1
-        joined.append("".join(parts[i : i + width]))
-        i += width
-    return joined
-
-
-def _cut_merges(content: bytes, classes: int | None) -> bytes:
-    header, *merges = content.decode().splitlines()
-    others = 2 * _BYTES + len(_CLIP_SPECIAL)
-    if classes is None and len(merges) > _CLIP_PUBLISHED_MERGES:
-        classes = _CLIP_CLASSES
-    keep = len(merges) if classes is None else classes - others
-    if not 0 <= keep <= len(merges):
-        raise ValueError(f"classes={classes} is not in {others}..{others + len(merges)}")
-    return "\n".join([header, *merges[:keep], ""]).encode()
-
-
-def _published_cleaning(text: str) -> str:
-    try:
-        import ftfy
-    except ImportError:
-        raise ValueError("CLIP's published text cleaning needs `pip install ftfy`") from None
-    text = html.unescape(html.unescape(ftfy.fix_text(text)))
-    return " ".join(text.split()).lower()
-
-
-def _words(text: str) -> Iterable[str]:
-    """Splits like CLIP's pattern: contractions, runs of letters, single digits, runs of others.
-
-    The classes of the pattern are Unicode categories, which `re` does not know; hence a loop.
-    """
-    start = 0
-    while start < len(text):
-        kind = _character_kind(text[start])
-        if match := _CONTRACTION.match(text, start):
-            end = match.end()
-        else:
-            end = start + 1
-            last = end if kind in ("N", "space") else min(len(text), start + _LONGEST_WORD)
-            while end < last and _character_kind(text[end]) == kind:
-                end += 1
-        if kind != "space":
-            yield text[start:end]
-        start = end
-
-
-@functools.lru_cache(4096)
-def _character_kind(character: str) -> str:
-    if character.isspace():
-        return "space"
-    kind = unicodedata.category(character)[0]
-    return kind if kind in "LN" else "other"
-
-
-def _byte_stand_ins() -> dict[int, str]:
-    """Byte to printable character, in CLIP's order: first the visible Latin-1, unchanged."""
-    visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    hidden = [b for b in range(256) if b not in visible]
-    return {b: chr(b) for b in visible} | {b: chr(256 + i) for i, b in enumerate(hidden)}
 
 
 def _is_lower(pieces: Iterable[str]) -> bool:
