@@ -14,6 +14,7 @@ import numpy as np
 from udd_jax import pipeline
 from udd_jax.data import pixels
 from udd_jax.diffusion import tasks
+from udd_jax.evaluation.report import contact_sheet
 from udd_jax.runtime import files, logbook
 
 SHORT = {"text": "prompt", "image": "image"}  # flags that are short for `--given NAME=`
@@ -170,6 +171,6 @@ def _write(out, flags, asked, settings, result) -> None:
     text = "".join(json.dumps(line) + "\n" for line in lines)
     files.write_text(out / "samples.jsonl", text)
     if result.images is not None:
-        sheet = pixels.sheet(result.images, result.captions, columns=min(8, count))
+        sheet = contact_sheet.sheet(result.images, result.captions, columns=min(8, count))
         pixels.write_png(out / "sheet.png", sheet)
     logbook.say(f"written to {out}")

@@ -21,10 +21,9 @@ import math
 import os
 import pathlib
 import warnings
-from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageCms, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageCms, ImageOps
 
 CROP, FILTER = "centre square", "lanczos"  # of `fit`
 _MOST_PIXELS = 80_000_000  # a file that claims more counts as a decompression bomb
@@ -36,13 +35,6 @@ FORMATS = (
     *("ICO", "ICNS", "QOI", "DDS", "PCX", "PSD", "SGI", "XBM", "HEIF", "JXL"),
 )
 _PLUGINS = ("pillow_heif", "pillow_jxl")
-
-# The contact sheet, in pixels and RGB.
-_PAPER, _INK = (255, 255, 255), (64, 64, 64)
-_RIGHT, _WRONG = (34, 150, 84), (208, 52, 44)
-_MARGIN, _GAP, _FRAME, _BADGE = 20, 20, 3, 8
-_FONT, _LINE, _MOST_LINES, _MOST_CHARACTERS = 12, 16, 5, 500
-_PICTURE = 128  # side to which `sheet` enlarges small pictures
 
 
 @functools.cache
@@ -111,7 +103,7 @@ def fit(image: np.ndarray, size: int, filter: str = FILTER) -> np.ndarray:
     if resampling is None:
         names = ", ".join(name.lower() for name in Image.Resampling.__members__)
         raise ValueError(f"filter: {filter!r} is not one of {names}")
-    _check(image)
+    check(image)
     box = _centre_square(*image.shape[:2])
     if image.shape[:2] == (size, size):
         return image
@@ -120,7 +112,7 @@ def fit(image: np.ndarray, size: int, filter: str = FILTER) -> np.ndarray:
 
 def encode_png(image: np.ndarray) -> bytes:
     """uint8[H, W, 3] as a PNG file's bytes."""
-    _check(image)
+    check(image)
     file = io.BytesIO()
     Image.fromarray(image).save(file, "PNG")
     return file.getvalue()
@@ -182,7 +174,7 @@ def hide(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     The new colour is the median of the given pixels, so that it does not depend on the hidden ones;
     mid-grey if no pixel is given.
     """
-    _check(image, mask)
+    check(image, mask)
     given = image[~mask]
     colour = np.median(given, axis=0) if given.size else np.full(3, 128)
     return np.where(mask[:, :, None], colour.astype(np.uint8), image)
@@ -191,115 +183,6 @@ def hide(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
 def composite(generated: np.ndarray, given: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """`generated` where bool[..., H, W] is white, the pixels of `given` elsewhere."""
     return np.where(mask[..., None], generated, given)
-
-
-def sheet(
-    images: Sequence[np.ndarray],
-    captions: Sequence[str] | None = None,
-    columns: int = 8,
-    scale: int | None = None,
-    marks: Sequence[bool | None] | None = None,
-) -> np.ndarray:
-    """Pictures in rows with their captions below: a contact sheet, uint8[H, W, 3].
-
-    Every uint8[h, w, 3] is enlarged `scale` times, without smoothing; by default to about 128
-    pixels. Captions are wrapped to the width of the picture and cut after five lines. `marks` says
-    which pictures are right (green frame, tick), wrong (red frame, cross) or neither (None).
-    """
-    images = list(images)
-    captions = [""] * len(images) if captions is None else [str(text) for text in captions]
-    marks = [None] * len(images) if marks is None else list(marks)
-    if not images or not len(images) == len(captions) == len(marks):
-        raise ValueError(
-            f"sheet: {len(images)} images, {len(captions)} captions, {len(marks)} marks; "
-            "expected as many of each, at least one"
-        )
-    for image in images:
-        _check(image)
-    height, width = np.max([image.shape[:2] for image in images], axis=0).tolist()
-    scale = scale or max(1, round(_PICTURE / max(height, width)))
-    height, width = height * scale, width * scale
-    columns = min(columns, len(images))
-
-    font = _font(captions)
-    wrapped = [_wrap(text, font, width + _GAP // 2) for text in captions]
-    rows = [range(i, min(i + columns, len(images))) for i in range(0, len(images), columns)]
-    lines = [max(len(wrapped[i]) for i in row) for row in rows]
-    heights = [height + (6 + _LINE * count if count else 0) for count in lines]
-    paper = Image.new(
-        "RGB",
-        (
-            2 * _MARGIN + columns * width + (columns - 1) * _GAP,
-            2 * _MARGIN + sum(heights) + (len(rows) - 1) * _GAP,
-        ),
-        _PAPER,
-    )
-    draw = ImageDraw.Draw(paper)
-    top = _MARGIN
-    for row, row_height in zip(rows, heights, strict=True):
-        for column, i in enumerate(row):
-            left = _MARGIN + column * (width + _GAP)
-            picture = Image.fromarray(images[i])
-            picture = picture.resize((picture.width * scale, picture.height * scale), 0)
-            x = left + (width - picture.width) // 2
-            y = top + (height - picture.height) // 2
-            paper.paste(picture, (x, y))
-            _mark(draw, (x, y, x + picture.width, y + picture.height), marks[i])
-            for k, line in enumerate(wrapped[i]):
-                centre = (left + width / 2, top + height + 6 + _LINE * k)
-                draw.text(centre, line, _INK, font, anchor="ma")
-        top += row_height + _GAP
-    return np.array(paper)
-
-
-def _mark(draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], right: bool | None) -> None:
-    left, top, end, bottom = box
-    if right is None:
-        draw.rectangle((left - 1, top - 1, end, bottom), outline=(225, 225, 225))
-        return
-    colour = _RIGHT if right else _WRONG
-    frame = (left - _FRAME, top - _FRAME, end + _FRAME - 1, bottom + _FRAME - 1)
-    draw.rectangle(frame, outline=colour, width=_FRAME)
-    x, y = end, top  # a badge on the corner, for readers who cannot tell red from green
-    draw.ellipse((x - _BADGE, y - _BADGE, x + _BADGE, y + _BADGE), colour, _PAPER)
-    if right:
-        draw.line([(x - 4, y), (x - 1, y + 3), (x + 4, y - 3)], _PAPER, 2)
-    else:
-        draw.line([(x - 3, y - 3), (x + 3, y + 3)], _PAPER, 2)
-        draw.line([(x - 3, y + 3), (x + 3, y - 3)], _PAPER, 2)
-
-
-def _font(texts: Sequence[str]) -> ImageFont.FreeTypeFont:
-    """The font of Pillow; for texts that are not ASCII, the font that comes with matplotlib."""
-    matplotlib = importlib.util.find_spec("matplotlib")
-    if matplotlib is None or all(text.isascii() for text in texts):
-        return ImageFont.load_default(_FONT)
-    folder = pathlib.Path(matplotlib.origin).parent / "mpl-data" / "fonts" / "ttf"
-    return ImageFont.truetype(folder / "DejaVuSans.ttf", _FONT - 1)
-
-
-def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
-    """Lines of at most `width`; a longer word is broken, a longer text ends in an ellipsis."""
-    lines, line = [], ""
-    for word in text[:_MOST_CHARACTERS].split():
-        if font.getlength(f"{line} {word}".strip()) <= width:
-            line = f"{line} {word}".strip()
-            continue
-        lines += [line] if line else []
-        while font.getlength(word) > width and len(word) > 1:
-            cut = 1
-            while font.getlength(word[: cut + 1]) <= width:
-                cut += 1
-            lines.append(word[:cut])
-            word = word[cut:]
-        line = word
-    lines += [line] if line else []
-    if len(lines) > _MOST_LINES:
-        lines = lines[:_MOST_LINES]
-        while lines[-1] and font.getlength(lines[-1] + "...") > width:
-            lines[-1] = lines[-1][:-1].rstrip()
-        lines[-1] += "..."
-    return lines
 
 
 def _rgb(image: Image.Image) -> np.ndarray:
@@ -338,7 +221,8 @@ def _centre_square(height: int, width: int) -> tuple[int, int, int, int]:
     return left, top, left + side, top + side
 
 
-def _check(image: np.ndarray, mask: np.ndarray | None = None) -> None:
+def check(image: np.ndarray, mask: np.ndarray | None = None) -> None:
+    """ValueError unless the image is uint8[H, W, 3] and its mask, if any, bool[H, W]."""
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise ValueError(f"image: {image.dtype}{list(image.shape)}, expected uint8[H, W, 3]")
     if mask is not None and (mask.dtype != bool or mask.shape != image.shape[:2]):

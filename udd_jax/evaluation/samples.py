@@ -29,6 +29,7 @@ import numpy as np
 
 from udd_jax.data import pixels, reading, sources
 from udd_jax.diffusion import tasks
+from udd_jax.evaluation.report import contact_sheet
 from udd_jax.runtime import files
 
 TASKS = ("t2i", "i2t", "pair", "infill", "image", "text")
@@ -364,4 +365,4 @@ def _side(s, i) -> str:
 
 def _sheet(path, rows):
     shown, captions, marks = zip(*rows, strict=True)
-    pixels.write_png(path, pixels.sheet(shown, captions, marks=marks))
+    pixels.write_png(path, contact_sheet.sheet(shown, captions, marks=marks))
