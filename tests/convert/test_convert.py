@@ -21,7 +21,7 @@ from absl.testing import flagsaver
 from configs import t2i
 from tests.helpers import torch_writer
 from udd_jax import build, generate, main, pipeline
-from udd_jax.convert import command, published_names
+from udd_jax.convert import command, published_names, taming, tensor_files, unid3
 from udd_jax.data import pixels
 from udd_jax.diffusion import schedules, tasks, vocab
 from udd_jax.networks import transformer
@@ -75,7 +75,7 @@ def unid3_state():
         "transformer.blocks.1.text_attn.mask": np.ones((1, 1, 77, 77), np.float32),
     }
     state = {PREFIX + name: array for name, array in {**state, **dead}.items()}
-    for half, parts in published_names.HALVES.items():
+    for half, parts in unid3.HALVES.items():
         for name, array in vq_state().items():
             if name.split(".")[0] in parts:
                 state[f"model.image_tokenizer.{half}.{name}"] = array
@@ -102,7 +102,7 @@ def folder(tmp_path_factory):
     """A folder as a user has it: the checkpoint, the merges beside it, the map of used codes."""
     folder = tmp_path_factory.mktemp("published")
     save(folder / "cub.ckpt", unid3_state())
-    (folder / command.MERGES).write_bytes(b"#version: 0.2\n")  # no merges: 512 bytes, 2 specials
+    (folder / unid3.MERGES).write_bytes(b"#version: 0.2\n")  # no merges: 512 bytes, 2 specials
     np.save(folder / "used.npy", FULL_TO_USED)
     return folder
 
@@ -157,7 +157,7 @@ def test_safetensors_of_the_same_names_become_the_same_run(folder, run, tmp_path
 
 def test_a_round_trip_to_published_names_is_bit_exact(run, folder, tmp_path):
     command.to_safetensors(run, tmp_path / "cub.safetensors")
-    state = command.read_state(tmp_path / "cub.safetensors")
+    state = tensor_files.read(tmp_path / "cub.safetensors")
     wanted = {
         name: array
         for name, array in unid3_state().items()
@@ -167,7 +167,7 @@ def test_a_round_trip_to_published_names_is_bit_exact(run, folder, tmp_path):
     assert state.keys() == wanted.keys()
     for name, array in state.items():
         np.testing.assert_array_equal(array, wanted[name], strict=True)
-    (tmp_path / command.MERGES).write_bytes((folder / command.MERGES).read_bytes())
+    (tmp_path / unid3.MERGES).write_bytes((folder / unid3.MERGES).read_bytes())
     command.from_unid3(
         tmp_path / "cub.safetensors",
         tmp_path / "again",
@@ -183,13 +183,13 @@ def test_a_round_trip_to_published_names_is_bit_exact(run, folder, tmp_path):
 def test_the_safetensors_package_reads_what_is_written(run, tmp_path):
     package = pytest.importorskip("safetensors.numpy", reason="pip install safetensors")
     command.to_safetensors(run, tmp_path / "cub.safetensors")
-    state = command.read_state(tmp_path / "cub.safetensors")
+    state = tensor_files.read(tmp_path / "cub.safetensors")
     theirs = package.load_file(tmp_path / "cub.safetensors")
     assert theirs.keys() == state.keys()
     for name, array in theirs.items():
         np.testing.assert_array_equal(array, state[name], strict=True)
     package.save_file(theirs, tmp_path / "theirs.safetensors")
-    assert command.read_state(tmp_path / "theirs.safetensors").keys() == state.keys()
+    assert tensor_files.read(tmp_path / "theirs.safetensors").keys() == state.keys()
 
 
 def test_a_user_s_config_that_agrees_is_kept_where_the_weights_say_nothing(folder, tmp_path):
@@ -207,24 +207,20 @@ def test_a_conversion_settles_every_option_that_makes_the_network_another_functi
     from_weights = {"vocab", "steps", "layers", "width", "heads", "mlp_ratio", "rezero"}
     others = {"network", "dtype", "padding", "implementation", "unroll", "remat", "parent", "name"}
     others |= {"stack"}  # which no config sets
-    assert set(command.PUBLISHED) - {"mask_padding"} == options.keys() - from_weights - others
+    assert set(unid3.PUBLISHED) - {"mask_padding"} == options.keys() - from_weights - others
 
 
 @pytest.mark.parametrize("arg", ["cub", "coco"])
 def test_the_published_sizes_are_the_published_network(arg):
     model = t2i.get_config(arg).model
-    assert {name: model[name] for name in command.PUBLISHED} == command.PUBLISHED
+    assert {name: model[name] for name in unid3.PUBLISHED} == unid3.PUBLISHED
 
 
 @pytest.mark.parametrize("prefix", ["", "net.module."])
 def test_names_may_stand_under_any_prefix(prefix):
     state = unid3_state()
-    other = {
-        prefix + name.removeprefix(published_names.PREFIX): array for name, array in state.items()
-    }
-    for ours, theirs in zip(
-        *(published_names.split_state(s, "a") for s in (state, other)), strict=True
-    ):
+    other = {prefix + name.removeprefix(unid3.PREFIX): array for name, array in state.items()}
+    for ours, theirs in zip(*(unid3.split_state(s, "a") for s in (state, other)), strict=True):
         assert ours and ours.keys() == theirs.keys()
 
 
@@ -361,7 +357,7 @@ def test_a_taming_checkpoint_becomes_an_image_tokenizer(tmp_path, f, quantiser):
     assert tokenizer.codes == 9 and tokenizer.grid == (2, 2)
     back = tmp_path / "back.safetensors"
     command.to_safetensors(tmp_path / "out", back)
-    again = command.read_state(back)
+    again = tensor_files.read(back)
     assert again.keys() == state.keys()
     for name, array in again.items():
         np.testing.assert_array_equal(array, state[name], strict=True)
@@ -384,7 +380,7 @@ def test_a_kept_subset_of_codes_is_a_map_over_them(tmp_path):
 @pytest.mark.parametrize(("full", "used"), [(8192, 2887), (16384, 974)])
 def test_the_published_maps_of_used_codes_equal_the_stored_ones(full, used):
     stored = np.load(HERE / "fixtures" / "vq_used_codes" / f"full_to_used_{used}.npy")
-    for index in (command.used_codes(None, full, used), command.used_codes(str(used), full)):
+    for index in (taming.used_codes(None, full, used), taming.used_codes(str(used), full)):
         assert index.dtype == np.int32
         np.testing.assert_array_equal(index, stored)
     tokenizer = image_tokenizer.ImageTokenizer(vqgan.VQGAN(n_embed=full), {}, index)
@@ -392,8 +388,8 @@ def test_the_published_maps_of_used_codes_equal_the_stored_ones(full, used):
 
 
 def test_all_codes_in_use_need_no_map():
-    assert command.used_codes(None, 8192, 8192) is None
-    assert command.used_codes(None, 16384) is None
+    assert taming.used_codes(None, 8192, 8192) is None
+    assert taming.used_codes(None, 16384) is None
 
 
 # Bad input: one line, and nothing is written
@@ -495,7 +491,7 @@ def test_a_folder_without_the_merges_is_one_line(folder, tmp_path, monkeypatch):
     monkeypatch.delenv("UDD_CLIP_BPE", raising=False)
     save(tmp_path / "cub.ckpt", unid3_state())
     refuse(
-        f"vocabulary is missing, expected {command.MERGES} beside the checkpoint, or --text",
+        f"vocabulary is missing, expected {unid3.MERGES} beside the checkpoint, or --text",
         tmp_path,
         command.from_unid3,
         tmp_path / "cub.ckpt",
@@ -505,7 +501,7 @@ def test_a_folder_without_the_merges_is_one_line(folder, tmp_path, monkeypatch):
         codes=folder / "used.npy",
     )
     monkeypatch.setenv("UDD_CLIP_BPE", str(folder))
-    assert command.find_text(tmp_path / "cub.ckpt", None, 514).vocab_size == 514
+    assert unid3.find_text(tmp_path / "cub.ckpt", None, 514).vocab_size == 514
 
 
 def test_checkpoints_of_the_wrong_kind_are_one_line(folder, tmp_path):
@@ -636,7 +632,7 @@ def test_the_command_line_converts_taming_and_back(tmp_path, run_command):
     assert run_command("--from=taming", *source, f"--out={tmp_path}/out")[0] == 0
     back = tmp_path / "back.safetensors"
     assert run_command("--to=safetensors", f"--workdir={tmp_path}/out", f"--out={back}")[0] == 0
-    state = command.read_state(back)
+    state = tensor_files.read(back)
     assert state.keys() == vq_state().keys()
     for name, array in state.items():
         np.testing.assert_array_equal(array, vq_state()[name], strict=True)

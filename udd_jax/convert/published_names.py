@@ -18,17 +18,9 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from udd_jax.diffusion import schedules
 from udd_jax.runtime import trees
 
 _TIME = "time/table/embedding"
-
-# The parts of a UniD3 state, and what Lightning puts before all its names.
-NETWORK, TOKENIZER, PREFIX = "_denoise_fn.", "image_tokenizer.", "model."
-HALVES = {  # of its image tokenizer; the codebook is in both
-    "enc": ("encoder", "quant_conv", "quantize"),
-    "dec": ("decoder", "post_quant_conv", "quantize"),
-}
 
 # A component of our name -> the published one; those that are not here are equal.
 _NETWORK = {
@@ -64,8 +56,6 @@ _VQ = {
 # What the files hold and no computation uses: a head of the embedding that nothing calls, and
 # causal masks that nothing applies.
 NETWORK_DEAD = re.compile(r"transformer\.(embedding\.to_logits\.|blocks\.\d+\.\w+_attn\.mask$)")
-# The noise schedule in ten tables, which follow from T, and the memory of the time sampler.
-_TABLES = re.compile(r"log_\w+$|Lt_(history|count)$")
 # The losses of a tokenizer's training, a painter of label maps, a list of used codes.
 VQ_DEAD = re.compile(r"loss\.|colorize$|quantize\.used$")
 
@@ -162,118 +152,3 @@ def _names(published: str, struct) -> list[str]:
     if "{}" not in published:
         return [published]
     return [published.format(i) for i in range(struct.shape[0])]
-
-
-# ---- What a state is ----------------------------------------------------------------------------
-
-
-def split_state(state: dict, where) -> tuple[dict, dict, dict]:
-    """A UniD3 state -> the network's, the image tokenizer's (in taming's names), the buffers.
-
-    ValueError if it is another kind of checkpoint, or holds what has no place.
-    """
-    anchor = NETWORK + "transformer.embedding.embedding.weight"
-    prefix = next((name.removesuffix(anchor) for name in state if name.endswith(anchor)), None)
-    if prefix is None:
-        other = any(name.endswith("encoder.conv_in.weight") for name in state)
-        hint = "it looks like a VQGAN, --from=taming" if other else "expected a UniD3 checkpoint"
-        raise ValueError(f"{where} has no tensor {anchor!r}: {hint}")
-    network, image, buffers = {}, {}, {}
-    for name, array in state.items():
-        inner = name.removeprefix(prefix)
-        if not name.startswith(prefix):
-            raise ValueError(f"{where} has {name!r}, expected all names to start with {prefix!r}")
-        if inner.startswith(NETWORK):
-            network[inner.removeprefix(NETWORK)] = array
-        elif inner.startswith(TOKENIZER):
-            half, _, rest = inner.removeprefix(TOKENIZER).partition(".")
-            if rest in image and not np.array_equal(image[rest], array):
-                raise ValueError(f"{where}: {rest!r} differs between the encoder and the decoder")
-            image[rest if half in ("enc", "dec") else f"{half}.{rest}"] = array
-        elif _TABLES.match(inner):
-            buffers[inner] = array
-        else:
-            raise ValueError(f"{where} has {name!r}, which no UniD3 checkpoint has")
-    if not image:
-        raise ValueError(f"{where} has no image tokenizer ({prefix}{TOKENIZER}...)")
-    return network, image, buffers
-
-
-def network_sizes(state: dict, heads: int | None, where) -> dict:
-    """The sizes of a UniD3 network from the shapes of its tensors; ValueError for a strange one."""
-
-    def shape(name, rank):
-        found = state.get(name)
-        if found is None or found.ndim != rank:
-            what = "is missing" if found is None else f"has shape {list(found.shape)}"
-            raise ValueError(f"{where}: {name!r} {what}, expected a tensor of rank {rank}")
-        return found.shape
-
-    width = shape("transformer.embedding.embedding.weight", 2)[1]
-    if heads is not None and heads < 1:
-        raise ValueError(f"--heads={heads}, expected at least 1")
-    if heads is None and width % 64:
-        raise ValueError(
-            f"{where} has width {width}, no multiple of 64, so that the number of heads cannot be "
-            "guessed: give --heads"
-        )
-    return {
-        "layers": len({n.split(".")[2] for n in state if n.startswith("transformer.blocks.")}),
-        "width": width,
-        "heads": width // 64 if heads is None else heads,
-        "mlp_ratio": shape("transformer.blocks.0.mlp.0.weight", 2)[0] // width,
-        "steps": shape("transformer.blocks.0.ln1.emb.weight", 2)[0],
-        "grid": (
-            shape("transformer.embedding.height_emb.weight", 2)[0],
-            shape("transformer.embedding.width_emb.weight", 2)[0],
-        ),
-        "image_classes": shape("transformer.to_logits_img.weight", 2)[0],
-        "text_classes": shape("transformer.to_logits_txt.weight", 2)[0],
-        "text_length": shape("transformer.embedding.length_emb.weight", 2)[0],
-    }
-
-
-def vq_sizes(state: dict, resolution: int, where) -> dict:
-    """The fields of a `vqgan.VQGAN` from the shapes of a taming checkpoint's tensors."""
-    gumbel = "quantize.proj.weight" in state
-    rows = "quantize.embed.weight" if gumbel else "quantize.embedding.weight"
-
-    def blocks(level):
-        prefix = f"encoder.down.{level}.block."
-        return len({n.split(".")[4] for n in state if n.startswith(prefix)})
-
-    def attends(level):
-        return any(n.startswith(f"encoder.down.{level}.attn.") for n in state)
-
-    try:
-        levels = len({n.split(".")[2] for n in state if n.startswith("encoder.down.")})
-        ch = state["encoder.conv_in.weight"].shape[0]
-        widths = [state[f"encoder.down.{i}.block.0.conv1.weight"].shape[0] for i in range(levels)]
-        return {
-            "resolution": resolution,
-            "n_embed": state[rows].shape[0],
-            "embed_dim": state[rows].shape[1],
-            "z_channels": state["encoder.conv_out.weight"].shape[0],
-            "ch": ch,
-            "ch_mult": tuple(width // ch for width in widths),
-            "num_res_blocks": blocks(0),
-            "attn_resolutions": tuple(resolution // 2**i for i in range(levels) if attends(i)),
-            "quantiser": "gumbel" if gumbel else "straight_through",
-        }
-    except KeyError as error:
-        raise ValueError(f"{where} has no {error}: it is no taming VQGAN") from None
-
-
-def check_schedule(buffers: dict, steps: int, where) -> None:
-    """ValueError unless the stored noise schedule, if any, is the published one of T = `steps`."""
-    schedule = schedules.linear(steps)
-    tables = {"log_cumprod_at": schedule.alpha_bar, "log_cumprod_ct": schedule.gamma_bar}
-    for name, table in tables.items():
-        if name not in buffers:
-            continue
-        stored = np.exp(buffers[name].astype(np.float64))  # the last entry is clean
-        if stored.shape != table.shape or not np.allclose(stored[:-1], table[1:], rtol=1e-4):
-            raise ValueError(
-                f"{where}: {name!r} is not the published linear schedule of T = {steps}, "
-                "the only one that is converted"
-            )

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from udd_jax.convert import command
+from udd_jax.convert import tensor_files
 from udd_jax.evaluation.metrics import intervals
 from udd_jax.networks import features, pretrained
 from udd_jax.tokenizers import text_tokenizer as texts
@@ -123,4 +123,4 @@ def _state(folder, name) -> dict[str, np.ndarray]:
         path = pretrained.find_weights(folder, name)
     except ValueError as error:
         raise FileNotFoundError(str(error)) from None
-    return command.read_state(path)
+    return tensor_files.read(path)

@@ -1,0 +1,43 @@
+"""Tensors by name from a checkpoint file: `.safetensors`, or any file of `torch.save`."""
+
+import json
+import mmap
+import pathlib
+
+import numpy as np
+
+from udd_jax.convert import torch_files
+from udd_jax.runtime import trees
+
+
+def read(path) -> dict[str, np.ndarray]:
+    """The tensors of a checkpoint by name: `.safetensors`, or any file of `torch.save`.
+
+    ValueError, one line: no such file, of another kind, damaged, or not to be trusted.
+    """
+    if pathlib.Path(path).suffix == ".safetensors":
+        return _safetensors(path)
+    return torch_files.load(path)
+
+
+def _safetensors(path) -> dict[str, np.ndarray]:
+    """The length of a header, the header in JSON, and the numbers that it describes."""
+    try:
+        with open(path, "rb") as file:
+            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        start = 8 + int.from_bytes(content[:8], "little")
+        header = json.loads(content[8:start])
+        header.pop("__metadata__", None)
+        state = {}
+        for name, entry in header.items():
+            dtype = np.dtype(trees.DTYPES[entry["dtype"]])
+            first, last = entry["data_offsets"]
+            count = (last - first) // dtype.itemsize
+            array = np.frombuffer(content, dtype, count, start + first)
+            state[name] = array.reshape(entry["shape"])
+    except Exception as error:  # a damaged header fails in every way there is
+        reason = (str(error).splitlines() or [""])[0]
+        raise ValueError(
+            f"{path} is no safetensors file, or is damaged or cut short ({reason})"
+        ) from None
+    return state
