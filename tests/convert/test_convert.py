@@ -21,7 +21,7 @@ from absl.testing import flagsaver
 from configs import t2i
 from tests.helpers import torch_writer
 from udd_jax import build, generate, main, pipeline
-from udd_jax.convert import command, published_names, taming, tensor_files, unid3
+from udd_jax.convert import command, names, taming, tensor_files, unid3
 from udd_jax.data import pixels
 from udd_jax.diffusion import schedules, tasks, vocab
 from udd_jax.networks import transformer
@@ -62,12 +62,12 @@ def vq_state(seed=2, **changes):
     images = jax.ShapeDtypeStruct((1, module.resolution, module.resolution, 3), np.float32)
     key = jax.random.key(0)
     shapes = jax.eval_shape(lambda x: module.init(key, x, key)["params"], images)
-    return published_names.write(fill(shapes, seed), published_names.vq_name)
+    return names.write(fill(shapes, seed), names.vq_name)
 
 
 def unid3_state():
     """All that a UniD3 file holds: live weights, dead ones, masks, tables, the tokenizer twice."""
-    state = published_names.write(network(), published_names.network_name)
+    state = names.write(network(), names.network_name)
     dead = {
         "transformer.embedding.to_logits.0.weight": np.ones(16, np.float32),
         "transformer.embedding.to_logits.1.weight": np.ones((522, 16), np.float32),
@@ -126,9 +126,7 @@ def test_a_unid3_checkpoint_becomes_a_run_with_its_weights(run):
     pipe = pipeline.Pipeline.load(run)
     for ours, theirs in zip(jax.tree.leaves(pipe.params), jax.tree.leaves(network()), strict=True):
         np.testing.assert_array_equal(ours, theirs)
-    for name, array in published_names.write(
-        pipe.tokenizers["image"].params, published_names.vq_name
-    ).items():
+    for name, array in names.write(pipe.tokenizers["image"].params, names.vq_name).items():
         np.testing.assert_array_equal(array, vq_state()[name])
     assert pipe.vocab == VOCAB and pipe.kernel.steps == T
     assert {k: getattr(pipe.model, k) for k in SIZES} == SIZES
@@ -161,7 +159,7 @@ def test_a_round_trip_to_published_names_is_bit_exact(run, folder, tmp_path):
     wanted = {
         name: array
         for name, array in unid3_state().items()
-        if not published_names.NETWORK_DEAD.match(name.removeprefix(PREFIX))
+        if not names.NETWORK_DEAD.match(name.removeprefix(PREFIX))
         and not name.startswith(("model.log_", "model.Lt_"))
     }
     assert state.keys() == wanted.keys()

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from udd_jax.convert import published_names
+from udd_jax.convert import names
 from udd_jax.diffusion import vocab
 from udd_jax.networks import transformer
 
@@ -88,9 +88,7 @@ def example(precision: str) -> dict:
 def params(precision: str) -> dict:
     """The recorded parameters in our layout; they are float32 values in both precisions."""
     state = under("transformer_f32", "param/")
-    return published_names.read(
-        state, example(precision), published_names.network_name, published_names.NETWORK_DEAD
-    )
+    return names.read(state, example(precision), names.network_name, names.NETWORK_DEAD)
 
 
 def classes(m: int) -> list[int]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.helpers import recorded
-from udd_jax.convert import published_names
+from udd_jax.convert import names
 from udd_jax.networks import layers, transformer
 from udd_jax.runtime import trees
 
@@ -89,7 +89,7 @@ def test_every_hidden_state_equals_the_recorded_one(precision):
 @recorded.precision
 def test_every_gradient_equals_the_recorded_one(precision):
     _, _, grads = joint_pass(precision)
-    ours = published_names.write(grads, published_names.network_name)
+    ours = names.write(grads, names.network_name)
     theirs = recorded.under(f"transformer_{precision}", "grad/")
     assert ours.keys() == theirs.keys()
     for name in ours:
@@ -130,8 +130,8 @@ def test_all_three_networks_have_the_same_parameters():
 def test_published_parameters_come_back_bit_for_bit():
     state = recorded.under("transformer_f32", "param/")
     ours = recorded.params("f32")
-    again = published_names.write(ours, published_names.network_name)
-    assert {k for k in state if not published_names.NETWORK_DEAD.match(k)} == again.keys()
+    again = names.write(ours, names.network_name)
+    assert {k for k in state if not names.NETWORK_DEAD.match(k)} == again.keys()
     for name, array in again.items():
         assert array.dtype == state[name].dtype and array.flags.c_contiguous
         np.testing.assert_array_equal(array, state[name])

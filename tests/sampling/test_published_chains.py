@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from tests.helpers import recorded
-from udd_jax.convert import published_names
+from udd_jax.convert import names
 from udd_jax.diffusion import objective, schedules, transition
 from udd_jax.sampling import truncation
 
@@ -207,11 +207,11 @@ def test_the_whole_loss_and_its_gradients_equal_the_recorded_ones(precision):
         )
         grads, total = jax.tree.map(np.asarray, run(recorded.params(precision), kernel, xt))
     np.testing.assert_allclose(total, arrays["e2e_total"], rtol=tolerance)
-    grads = published_names.write(grads, published_names.network_name)
-    names = [name.removeprefix("_denoise_fn.") for name in recorded.json_of("e2e_grad_names")]
-    assert sorted(names) == sorted(grads)
+    grads = names.write(grads, names.network_name)
+    stored = [name.removeprefix("_denoise_fn.") for name in recorded.json_of("e2e_grad_names")]
+    assert sorted(stored) == sorted(grads)
     largest = arrays["e2e_gradnorm"].max()
-    for name, theirs in zip(names, arrays["e2e_gradnorm"], strict=True):
+    for name, theirs in zip(stored, arrays["e2e_gradnorm"], strict=True):
         ours = np.linalg.norm(grads[name])
         if name.endswith("key.bias"):
             assert max(ours, theirs) < 1e-5 * largest

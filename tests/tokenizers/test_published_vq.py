@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.helpers import recorded
-from udd_jax.convert import published_names
+from udd_jax.convert import names
 from udd_jax.tokenizers import codebook, image_tokenizer, vqgan
 
 TOLERANCE = {"f32": 1e-5, "f64": 1e-10}
@@ -40,7 +40,7 @@ def read(module, state, dtype=np.float32):
     init = functools.partial(module.init, jax.random.key(0))
     shapes = jax.eval_shape(lambda x: init(x, key=jax.random.key(1)), image)["params"]
     shapes = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, np.dtype(dtype)), shapes)
-    return published_names.read(state, shapes, published_names.vq_name, published_names.VQ_DEAD)
+    return names.read(state, shapes, names.vq_name, names.VQ_DEAD)
 
 
 @functools.cache
@@ -166,7 +166,7 @@ def test_nearest_neighbour_quantiser_equals_the_recorded_one(precision):
 
 def test_published_parameters_come_back_bit_for_bit():
     state = recorded.under("vqgan_f32", "param/")
-    again = published_names.write(weights("f32"), published_names.vq_name)
+    again = names.write(weights("f32"), names.vq_name)
     assert state.keys() == again.keys()
     for name, array in again.items():
         np.testing.assert_array_equal(array, state[name], strict=True)

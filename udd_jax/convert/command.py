@@ -5,7 +5,7 @@
     --mode=convert --to=safetensors --workdir=runs/cub --out=cub.safetensors
 
 What the files hold is in `unid3.py` and `taming.py`, the names and layouts of the tensors in
-`published_names.py`. A file may be PyTorch's (`torch_files.py`) or `.safetensors`.
+`names.py`. A file may be PyTorch's (`torch_files.py`) or `.safetensors`.
 
 Nothing is written before everything has been read, and then all of it or nothing.
 """
@@ -18,7 +18,7 @@ import shutil
 import ml_collections
 
 from udd_jax import build
-from udd_jax.convert import published_names, taming, tensor_files, unid3
+from udd_jax.convert import names, taming, tensor_files, unid3
 from udd_jax.runtime import files, logbook, trees
 from udd_jax.tokenizers import image_tokenizer
 
@@ -140,13 +140,13 @@ def to_safetensors(workdir, out) -> None:
     image = image_tokenizer.load(workdir / build.IMAGE)
     settings = {"patch": 1, "local_encoder": False, "local_decoder": False}
     _must_be_published("vq.model", {k: getattr(image.module, k) for k in settings}, settings)
-    vq_state = published_names.write(image.params, published_names.vq_name)
+    vq_state = names.write(image.params, names.vq_name)
     if not (workdir / build.CONFIG).exists():
         trees.save_tree(out, vq_state)
         return
     model = build.read_config(workdir).model
     _must_be_published("model", model, unid3.PUBLISHED)
-    network = published_names.write(build.load_weights(workdir), published_names.network_name)
+    network = names.write(build.load_weights(workdir), names.network_name)
     trees.save_tree(out, unid3.join_state(network, vq_state))
 
 

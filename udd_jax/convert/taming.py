@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from udd_jax.convert import published_names, torch_files
+from udd_jax.convert import names, torch_files
 from udd_jax.tokenizers import image_tokenizer, vqgan
 
 _ASSETS = pathlib.Path(__file__).parent.parent / "assets"
@@ -92,9 +92,7 @@ def read_tokenizer(
         return module.init(key, images, key)["params"]
 
     example = jax.eval_shape(init, images)
-    params = published_names.read(
-        state, example, published_names.vq_name, published_names.VQ_DEAD, where
-    )
+    params = names.read(state, example, names.vq_name, names.VQ_DEAD, where)
     return image_tokenizer.ImageTokenizer(module, params, full_to_used)
 
 

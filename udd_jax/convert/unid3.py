@@ -13,7 +13,7 @@ import re
 import jax
 import numpy as np
 
-from udd_jax.convert import published_names
+from udd_jax.convert import names
 from udd_jax.diffusion import schedules, vocab
 from udd_jax.networks import transformer
 from udd_jax.tokenizers import text_tokenizer
@@ -146,9 +146,7 @@ def read_network(state: dict, sizes: dict, where) -> dict:
     fields = {name: sizes[name] for name in ("layers", "width", "heads", "mlp_ratio")}
     model = transformer.Transformer(layout, sizes["steps"], **fields)
     example = jax.eval_shape(lambda: transformer.init(model, jax.random.key(0)))
-    return published_names.read(
-        state, example, published_names.network_name, published_names.NETWORK_DEAD, where
-    )
+    return names.read(state, example, names.network_name, names.NETWORK_DEAD, where)
 
 
 def find_text(checkpoint_path, path, classes: int) -> text_tokenizer.Tokenizer:
