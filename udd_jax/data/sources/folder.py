@@ -17,14 +17,13 @@ with `..`; another is a fault. A backslash is a slash. A name that is not where 
 looked for in all of the folder. Names that begin with a dot, and `__MACOSX`, are no data.
 """
 
-import csv
 import os
 import pathlib
 import re
 
 from udd_jax.data import captions as texts
 from udd_jax.data import pixels
-from udd_jax.data.sources import listing
+from udd_jax.data.sources import listing, tables
 
 # Pictures that are there and cannot be decoded, or not safely: to be counted.
 UNREAD = frozenset(
@@ -32,10 +31,6 @@ UNREAD = frozenset(
         *(".heic", ".heif", ".jxl", ".eps", ".ps", ".svg", ".svgz", ".pdf", ".wmf", ".emf"),
         *(".cr2", ".cr3", ".nef", ".arw", ".dng", ".raw", ".orf"),
     )
-)
-_FILE_FIELDS = (
-    *("file_name", "filename", "file", "image", "path", "image_path"),
-    *("image_name", "img", "img_path", "file_path", "filepath"),
 )
 _BESIDE = (".txt", ".caption", ".json")
 _COCO = ("captions_*.json", "dataset_*.json")
@@ -136,7 +131,7 @@ class _Files:
             own = [
                 f"{stem}{end}"
                 for stem in ("captions", "metadata")
-                for end in _TABLES
+                for end in tables.READERS
                 if f"{stem}{end}" in names
                 and not (end in _BESIDE and os.path.join(folder, stem) in stems)
             ]
@@ -281,19 +276,23 @@ def _listed(here: _Files, table: pathlib.Path, field, split_field) -> list[listi
     """The rows of one table; `_merged` joins those of one picture."""
     name, folder, found = here.key(str(table)), table.parent, []
     flickr = _flickr_splits(here)
-    for number, row in enumerate(_TABLES[_kind(table)](table), 1):
+    for number, row in enumerate(tables.rows(table), 1):
         where = f"{name}, row {number}"
         if isinstance(row, listing.Broken):
             found.append(listing.Item(where, row, ()))
             continue
         names = {str(key).strip().lower(): key for key in reversed(list(row))}
-        files = [names[key] for key in _FILE_FIELDS if isinstance(row.get(names.get(key)), str)]
+        files = [
+            names[key] for key in tables.FILE_FIELDS if isinstance(row.get(names.get(key)), str)
+        ]
         split = listing.split_said(row.get(split_field), where)
         try:
             captions = listing.captions_of(row, field, where)
             if not files:
                 known = sorted(map(str, row))
-                raise ValueError(f"{where} has the fields {known}, expected {_FILE_FIELDS[0]}")
+                raise ValueError(
+                    f"{where} has the fields {known}, expected {tables.FILE_FIELDS[0]}"
+                )
         except ValueError as error:
             found.append(listing.Item(where, listing.Broken(str(error)), (), {}, split))
             continue
@@ -345,130 +344,6 @@ def _flickr_splits(here: _Files) -> dict[str, str]:
                 rows = texts.lines(read(os.path.join(folder, name)))
                 splits |= {row.strip(): split for row in rows}
     return splits
-
-
-# ---- Tables -------------------------------------------------------------------------------------
-
-
-def _kind(table: pathlib.Path) -> str:
-    return ".txt" if table.suffix == ".token" else table.suffix
-
-
-def _object(row):
-    return row if isinstance(row, dict | listing.Broken) else listing.Broken("no object")
-
-
-def _jsonl(path: pathlib.Path):
-    for line in filter(str.strip, texts.decode(path.read_bytes()).split("\n")):
-        try:
-            yield _object(texts.parse_json(line))
-        except ValueError as error:
-            yield listing.Broken(str(error))
-
-
-def _json(path: pathlib.Path):
-    """A list of rows, or an object from file names to captions, or to rows."""
-    try:
-        content = texts.parse_json(texts.decode(path.read_bytes()))
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-    if isinstance(content, dict) and {"images", "annotations"} <= set(content):
-        raise ValueError(f"{path} is an annotation file of COCO: --config.data=coco:{path.parent}")
-    if not isinstance(content, dict):
-        yield from map(_object, content if isinstance(content, list) else [content])
-        return
-    for name, value in content.items():
-        row = value if isinstance(value, dict) else {"captions": value}
-        yield {"file_name": name} | row
-
-
-def _csv(path: pathlib.Path):
-    yield from _separated(path, ",;\t|")
-
-
-def _tsv(path: pathlib.Path):
-    yield from _separated(path, "\t,;|")
-
-
-def _txt(path: pathlib.Path):
-    """Rows of `file<tab>caption`, or a table with a line of names, as `image,caption`."""
-    lines = texts.decode(path.read_bytes()).split("\n")
-    if _delimiter(lines[0], "\t,;|") is not None:
-        yield from _separated(path, "\t,;|")
-        return
-    for line in filter(str.strip, lines):
-        name, tab, caption = line.partition("\t")
-        if tab:
-            yield {"file_name": name.strip(), "caption": caption}
-        else:
-            yield listing.Broken("no tab between a file and its caption")
-
-
-def _delimiter(header: str, delimiters: str) -> str | None:
-    """The delimiter that shows a column of files in the line of names."""
-    for delimiter in delimiters:
-        names = [name.strip().strip('"').lower() for name in header.split(delimiter)]
-        if len(names) > 1 and set(names) & set(_FILE_FIELDS):
-            return delimiter
-    return None
-
-
-def _separated(path: pathlib.Path, delimiters: str):
-    """The rows of a table whose first line has the names.
-
-    A row with too many fields is a fault, unless the last of two columns is the caption: then it
-    is joined. A quotation mark that never closes would take in the rows after it: an error.
-    """
-    lines = texts.decode(path.read_bytes()).split("\n")
-    delimiter = _delimiter(lines[0], delimiters) or delimiters[0]
-    reader = csv.reader((line + "\n" for line in lines), delimiter=delimiter, strict=True)
-    header, number, line = None, 0, 0
-    while True:
-        line = reader.line_num + 1
-        try:
-            row = next(reader, None)
-        except csv.Error as error:
-            raise ValueError(
-                f"{path}, row {number + 1 if header else 0} (line {line}): {error}; a quotation "
-                'mark in a field is written twice, and the field in quotation marks: "a ""b"" c"'
-            ) from None
-        if row is None:
-            return
-        if not any(field.strip() for field in row):
-            continue
-        if header is None:
-            header = [name.strip() for name in row]
-            continue
-        number += 1
-        two = len(header) == 2 and header[1].lower() in listing.CAPTION_FIELDS
-        if len(row) > len(header) and two:
-            row = [row[0], delimiter.join(row[1:])]
-        if len(row) > len(header):
-            yield listing.Broken(
-                f"{len(row)} fields (line {line}), expected the {len(header)} of the first line: "
-                f"put a field with {delimiter!r} in quotation marks"
-            )
-            continue
-        yield dict(zip(header, row, strict=False))
-
-
-def _parquet(path: pathlib.Path):
-    from pyarrow import parquet  # slow to import, and few need it
-
-    try:
-        yield from parquet.read_table(path).to_pylist()
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is unreadable: {str(error).splitlines()[0]}") from None
-
-
-_TABLES = {
-    ".jsonl": _jsonl,
-    ".csv": _csv,
-    ".parquet": _parquet,
-    ".json": _json,
-    ".tsv": _tsv,
-    ".txt": _txt,
-}
 
 
 def source(

@@ -1,0 +1,138 @@
+"""Lists of captions in a file: rows of JSON, of separated columns, of Parquet, or of tabs.
+
+A row is a dict from the names of its fields to their values, or a `listing.Broken` that says why it
+is not one. The fields mean nothing here: `folder.py` looks for pictures and captions in them.
+"""
+
+import csv
+import pathlib
+
+from udd_jax.data import captions as texts
+from udd_jax.data.sources import listing
+
+FILE_FIELDS = (  # names of the column that has the files
+    *("file_name", "filename", "file", "image", "path", "image_path"),
+    *("image_name", "img", "img_path", "file_path", "filepath"),
+)
+
+
+def rows(table: pathlib.Path):
+    """The rows of a table one by one; ValueError where the file is damaged as a whole."""
+    return READERS[".txt" if table.suffix == ".token" else table.suffix](table)
+
+
+def _object(row):
+    return row if isinstance(row, dict | listing.Broken) else listing.Broken("no object")
+
+
+def _jsonl(path: pathlib.Path):
+    for line in filter(str.strip, texts.decode(path.read_bytes()).split("\n")):
+        try:
+            yield _object(texts.parse_json(line))
+        except ValueError as error:
+            yield listing.Broken(str(error))
+
+
+def _json(path: pathlib.Path):
+    """A list of rows, or an object from file names to captions, or to rows."""
+    try:
+        content = texts.parse_json(texts.decode(path.read_bytes()))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    if isinstance(content, dict) and {"images", "annotations"} <= set(content):
+        raise ValueError(f"{path} is an annotation file of COCO: --config.data=coco:{path.parent}")
+    if not isinstance(content, dict):
+        yield from map(_object, content if isinstance(content, list) else [content])
+        return
+    for name, value in content.items():
+        row = value if isinstance(value, dict) else {"captions": value}
+        yield {"file_name": name} | row
+
+
+def _csv(path: pathlib.Path):
+    yield from _separated(path, ",;\t|")
+
+
+def _tsv(path: pathlib.Path):
+    yield from _separated(path, "\t,;|")
+
+
+def _txt(path: pathlib.Path):
+    """Rows of `file<tab>caption`, or a table with a line of names, as `image,caption`."""
+    lines = texts.decode(path.read_bytes()).split("\n")
+    if _delimiter(lines[0], "\t,;|") is not None:
+        yield from _separated(path, "\t,;|")
+        return
+    for line in filter(str.strip, lines):
+        name, tab, caption = line.partition("\t")
+        if tab:
+            yield {"file_name": name.strip(), "caption": caption}
+        else:
+            yield listing.Broken("no tab between a file and its caption")
+
+
+def _delimiter(header: str, delimiters: str) -> str | None:
+    """The delimiter that shows a column of files in the line of names."""
+    for delimiter in delimiters:
+        names = [name.strip().strip('"').lower() for name in header.split(delimiter)]
+        if len(names) > 1 and set(names) & set(FILE_FIELDS):
+            return delimiter
+    return None
+
+
+def _separated(path: pathlib.Path, delimiters: str):
+    """The rows of a table whose first line has the names.
+
+    A row with too many fields is a fault, unless the last of two columns is the caption: then it
+    is joined. A quotation mark that never closes would take in the rows after it: an error.
+    """
+    lines = texts.decode(path.read_bytes()).split("\n")
+    delimiter = _delimiter(lines[0], delimiters) or delimiters[0]
+    reader = csv.reader((line + "\n" for line in lines), delimiter=delimiter, strict=True)
+    header, number, line = None, 0, 0
+    while True:
+        line = reader.line_num + 1
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            raise ValueError(
+                f"{path}, row {number + 1 if header else 0} (line {line}): {error}; a quotation "
+                'mark in a field is written twice, and the field in quotation marks: "a ""b"" c"'
+            ) from None
+        if row is None:
+            return
+        if not any(field.strip() for field in row):
+            continue
+        if header is None:
+            header = [name.strip() for name in row]
+            continue
+        number += 1
+        two = len(header) == 2 and header[1].lower() in listing.CAPTION_FIELDS
+        if len(row) > len(header) and two:
+            row = [row[0], delimiter.join(row[1:])]
+        if len(row) > len(header):
+            yield listing.Broken(
+                f"{len(row)} fields (line {line}), expected the {len(header)} of the first line: "
+                f"put a field with {delimiter!r} in quotation marks"
+            )
+            continue
+        yield dict(zip(header, row, strict=False))
+
+
+def _parquet(path: pathlib.Path):
+    from pyarrow import parquet  # slow to import, and few need it
+
+    try:
+        yield from parquet.read_table(path).to_pylist()
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is unreadable: {str(error).splitlines()[0]}") from None
+
+
+READERS = {  # by suffix; a folder's first list is taken in this order
+    ".jsonl": _jsonl,
+    ".csv": _csv,
+    ".parquet": _parquet,
+    ".json": _json,
+    ".tsv": _tsv,
+    ".txt": _txt,
+}
