@@ -10,29 +10,20 @@ import json
 import pathlib
 import re
 
-import numpy as np
-
 from udd_jax.data import survey
 from udd_jax.evaluation import compare, samples
-from udd_jax.evaluation.report import measure_sections, page, sample_sections
+from udd_jax.evaluation.report import (
+    measure_sections,
+    page,
+    sample_sections,
+    sampler_section,
+    training_sections,
+)
 from udd_jax.evaluation.suites import main as main_suite
 from udd_jax.evaluation.suites import samplers as samplers_suite
-from udd_jax.runtime import files, logbook
+from udd_jax.runtime import files
 
 FILE = "report.html"
-PLOTS = (  # title, which columns of metrics.jsonl, whether the ordinate is logarithmic
-    ("loss", r"loss", True),
-    ("bound, nats a token", r"bound", False),
-    ("-log p of masked tokens, nats", r"(\w+)_nll", False),
-    ("accuracy at masked tokens", r"(\w+)_accuracy", False),
-    ("norm of the gradient", r"gradient_norm", True),
-    ("learning rate", r"learning_rate", False),
-)
-TOKENIZER_PLOTS = (
-    ("reconstruction, PSNR in dB", r"(?:\w+_)?psnr", False),
-    ("codes in use, perplexity", r"perplexity|used\w*|\w*usage", False),
-    ("loss", r"loss", True),
-)
 
 
 def write(workdir) -> pathlib.Path:
@@ -54,14 +45,14 @@ def write(workdir) -> pathlib.Path:
         _headline(result, order),
         *(sample_sections.show(t, kept[t], result, verdicts.get(t)) for t in order if kept[t]),
         sample_sections.way(workdir / main_suite.FOLDER / "trace.npz"),
-        _tokenizer(workdir, result),
+        training_sections.tokenizer(workdir, result),
         _likelihood(result),
         *measure_sections.show(workdir / main_suite.FOLDER, result),
-        _training(workdir),
+        training_sections.training(workdir),
         _data(found),
-        _samplers(workdir / samplers_suite.RESULT),
+        sampler_section.show(workdir / samplers_suite.RESULT),
         _details(result, order),
-        _time(workdir / "stages.json", result),
+        training_sections.time(workdir / "stages.json", result),
         _unmeasured(result),
         _settings(config, result),
     ]
@@ -173,55 +164,6 @@ def _met(row: dict) -> str:
 # ---- The parts ----------------------------------------------------------------------------------
 
 
-def _tokenizer(workdir, result: dict) -> str:
-    found = result["tokenizer"]
-    psnr = found["psnr"]
-    told = (
-        f"Held-out images through the tokenizer and back: {psnr['value']:.2f} ± "
-        f"{psnr['standard_error']:.2f} dB PSNR. {found['codes_used']} of {found['codes']} codes "
-        f"are in use, with a perplexity of {found['perplexity']:.1f}."
-    )
-    if "read_right" in found:
-        read = found["read_right"]
-        told += (
-            f" {page.percent(read['rate'], read['error'])} of the reconstructions are read right"
-        )
-        told += ", which no image sample can be expected to exceed."
-    content = page.tag("p", told)
-    path = workdir / main_suite.FOLDER / "reconstructions.npz"
-    if path.exists():
-        with np.load(path) as file:
-            before, after = file["images"][:8], file["decoded"][:8]
-        pictures = [
-            page.figure([page.picture(a), page.picture(b)], css="double")
-            for a, b in zip(before, after, strict=True)
-        ]
-        content += page.tag("h3", "Images and, beside them, their reconstructions")
-        content += page.tag("div", "".join(pictures), "row")
-    plots = _plots(workdir / "vq", TOKENIZER_PLOTS)
-    if plots:
-        content += page.tag("h3", "Its training") + plots
-    return page.section("tokenizer", "The image tokenizer", content)
-
-
-def _training(workdir) -> str:
-    plots = _plots(workdir, PLOTS)
-    return page.section("training", "Training of the diffusion", plots) if plots else ""
-
-
-def _plots(folder, wanted) -> str:
-    """A plot for each row of `wanted` of which metrics.jsonl has a column."""
-    columns, drawn = logbook.Logbook(folder).columns(), []
-    for title, pattern, log in wanted:
-        found = {}
-        for name in columns:
-            match = re.fullmatch(pattern, name)
-            if match:
-                found[next(iter(match.groups()), None) or name] = columns[name]
-        drawn.append(page.plot(title, found, "step", log_y=log))
-    return page.tag("div", "".join(drawn), "plots") if any(drawn) else ""
-
-
 def _likelihood(result: dict) -> str:
     """Bits a token of what each task generates."""
     rows = []
@@ -244,86 +186,6 @@ def _likelihood(result: dict) -> str:
         )
     head = ["", "all that is generated", "image tokens", "text tokens"]
     return page.section("likelihood", "Likelihood", page.tag("p", text) + page.table(head, rows))
-
-
-def _samplers(path) -> str:
-    """Agreement against network calls and seconds, of every sampler; the bound of the chain."""
-    if not path.exists():
-        return ""
-    found, calls, seconds, bounds, rows = files.read_json(path), {}, {}, {}, []
-    for row in sorted(found["rows"], key=lambda row: row["calls"]):
-        sampler, rate = row["settings"]["sampler"], 100 * row["agreement"]["rate"]
-        _add(calls, sampler, row["calls"], rate)
-        _add(seconds, sampler, row["seconds"], rate)
-        for task, bits in row.get("bounds", {}).items():
-            _add(bounds, task, row["calls"], bits["value"])
-        rates = [page.percent(row[task]["rate"]) for task in ("t2i", "i2t", "pair")]
-        bits = row.get("bounds", {}).get("pair")
-        rows.append(
-            [
-                page.escape(_named(row["settings"])),
-                f"{row['calls']:.1f}",
-                f"{row['seconds']:.2f}",
-                *rates,
-                f"{bits['value']:.3f}" if bits else "",
-            ]
-        )
-    wide = {"log_x": True, "dots": True, "size": (760, 380)}
-    plots = page.plot("agreement in %", calls, "network calls", **wide)
-    plots += page.plot("agreement in %", seconds, "seconds of all samples", **wide)
-    plots += page.plot(
-        "bound of the ancestral chain, bits a token", bounds, "network calls", log_x=True, dots=True
-    )
-    head = ["sampler", "calls", "seconds", "t2i", "i2t", "pair", "bound of pairs"]
-    table = f"<details><summary>All of them</summary>{page.table(head, rows)}</details>"
-    left = "".join(
-        page.tag("li", f"{page.escape(row['settings']['sampler'])}: {page.escape(row['reason'])}")
-        for row in {row["settings"]["sampler"]: row for row in found["left_out"]}.values()
-    )
-    left = page.tag("p", "Left out:", "note") + page.tag("ul", left, "note") if left else ""
-    text = page.tag("p", _compared(found.get("best") or {}))
-    return page.section("samplers", "Samplers", text + plots + table + left)
-
-
-def _add(series: dict, name: str, x: float, y: float) -> None:
-    xs, ys = series.setdefault(name, ([], []))
-    xs.append(x)
-    ys.append(y)
-
-
-def _named(settings: dict) -> str:
-    return ", ".join(v if k == "sampler" else f"{k} {v}" for k, v in settings.items())
-
-
-def _compared(best: dict) -> str:
-    """What a quarter of the calls costs, and what the default is, in words."""
-    if not best:
-        return ""
-    within = "within a point of" if best["within_a_point"] else "not within a point of"
-    text = (
-        f"The full chain, {_result(best['full'])}. With at most a quarter of its calls the best "
-        f"is {_result(best['quarter'])}: {within} it{_tasks(best)}."
-    )
-    if "default" in best:
-        why = page.escape(best["default"]["why"] or "")
-        row, parts = best["default"]["row"], _tasks(best["default"])
-        text += f" The default is {_result(row)}{parts}. {why}"
-    return text
-
-
-def _tasks(lost: dict) -> str:
-    """How far each task is below the full chain."""
-    parts = [
-        f"{task} {-found['points_lost']:+.1f} ± {found['error']:.1f}"
-        for task, found in lost["of_tasks"].items()
-    ]
-    return f" (points: {', '.join(parts)})" if parts else ""
-
-
-def _result(row: dict) -> str:
-    rate, error = (row["agreement"][name] for name in ("rate", "error"))
-    name = page.escape(_named(row["settings"]))
-    return f"<i>{name}</i>, agrees in {page.percent(rate, error)} with {row['calls']:.1f} calls"
 
 
 # ---- Details ------------------------------------------------------------------------------------
@@ -414,41 +276,6 @@ def _share(value: float | None) -> str:
     if value is None:
         return ""
     return page.percent(value) if value else '<span class="soft">0</span>'
-
-
-def _time(path, result: dict) -> str:
-    """Seconds of the run's stages and of the evaluation's parts."""
-    speed = result["speed"]
-    content = ""
-    if path.exists():
-        content += page.tag("h3", "Stages of the run") + _seconds(files.read_json(path))
-    content += page.tag("h3", "Parts of the evaluation") + _seconds(speed["seconds"])
-    calls = ", ".join(f"{task} {value:.3g}" for task, value in speed["calls_a_sample"].items())
-    hardware = result["manifest"]["hardware"]
-    content += page.tag(
-        "p",
-        f"{speed['samples_a_second']:g} samples a second; network calls a sample: {calls}. "
-        f"Samples of {speed['with_compilation']} came first: their time has the compilation in it. "
-        f"Peak memory {speed['peak_memory_gib']:.2f} GiB, on {hardware['devices']} × "
-        f"{page.escape(hardware['device'])} with {hardware['cores']} cores.",
-        "note",
-    )
-    return page.section("time", "Time", content)
-
-
-def _seconds(seconds: dict) -> str:
-    longest = max([*seconds.values(), 1e-9])
-    rows = [
-        [
-            page.escape(name.replace("_", " ")),
-            f'<span class="bar" style="width:{220 * value / longest:.0f}px"></span>',
-            f"{value:.1f} s" if value < 120 else f"{value / 60:.1f} min",
-        ]
-        for name, value in seconds.items()
-    ]
-    total = sum(seconds.values())
-    rows.append(["together", "", f"{total:.1f} s" if total < 120 else f"{total / 60:.1f} min"])
-    return page.table(["", "", "time"], rows, 2)
 
 
 def _unmeasured(result: dict) -> str:
