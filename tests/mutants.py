@@ -40,7 +40,7 @@ class Mutant(NamedTuple):
     tests: str
 
 
-BOUND = "tests/diffusion/test_bound.py"
+BOUND = "tests/diffusion/test_objective_bound.py"
 ENUMERATED, STRATA = f"{BOUND} -k enumerated", f"{BOUND} -k stratum"
 DRAWS = "tests/diffusion/test_draws.py"
 KERNEL = "tests/diffusion/test_transition.py -k "
@@ -50,13 +50,13 @@ WORDS = f"{DRAWS} tests/diffusion/test_random_words.py -k 'word or bisection'"
 TASKS = f"{DRAWS} tests/diffusion/test_tasks.py -k 'tasks or infill'"
 VOCAB = "tests/diffusion/test_vocab.py"
 SCHEDULES = f"{DRAWS} tests/diffusion/test_schedules.py"
-CLAIMS = "tests/sampling/test_claims.py"
+CLAIMS = "tests/sampling/test_reverse_claims.py"
 RULES = "tests/sampling/test_rules.py"
 ORDERS = f"{RULES} {CLAIMS} -k 'sure or prefix or sharpens or all_but or bound_of'"
 GUIDANCE = f"{CLAIMS} tests/sampling/test_guidance.py -k 'weight or uncond or impossible or t2i'"
 TRUNCATION = "tests/sampling/test_truncation.py"
 CODEBOOK = "tests/tokenizers/test_codebook_edges.py tests/tokenizers/test_codebook.py"
-LOOP = "tests/training/test_finite_steps.py"
+LOOP = "tests/training/test_loop_finite_steps.py"
 
 
 def _in(package: str, tests: str, *changes: tuple[str, str, str]) -> list[Mutant]:
@@ -699,7 +699,7 @@ MUTANTS = (
     ),
     *_in(
         "training",
-        "tests/training/test_step.py",
+        "tests/training/test_train_diffusion_by_hand.py",
         ("training: no auxiliary loss", "return outcome.nll, {}", "return 0 * outcome.nll, {}"),
         (
             "training: early averages keep the first weights",

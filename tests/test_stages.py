@@ -1,4 +1,6 @@
-"""The stages of the main job, apart from the command line: what a config turns on and off."""
+"""The stages of the main job, apart from the command line: what a config turns on and off,
+what is refused before the first, and one's own pictures through all of them.
+"""
 
 import json
 
@@ -6,10 +8,12 @@ import numpy as np
 import pytest
 
 from configs import t2i
+from tests.helpers import tiny
 from tests.training.test_train_image_tokenizer import Tiles, make_config
-from udd_jax import stages
-from udd_jax.data import batches, records
+from udd_jax import build, stages
+from udd_jax.data import batches, pixels, records
 from udd_jax.evaluation import feature_networks
+from udd_jax.runtime import trees
 from udd_jax.tokenizers import image_tokenizer, vqgan
 from udd_jax.training import train_image_tokenizer
 
@@ -82,3 +86,87 @@ def test_a_codebook_is_rebuilt_after_training_where_the_config_says_so(tmp_path)
     assert stages.make_image_tokenizer(config, tmp_path, data).hash == tokenizer.hash
     with np.testing.assert_raises(AssertionError):
         np.testing.assert_array_equal(vqgan.rows(first.params)[:7], vqgan.rows(tokenizer.params))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("model.activation", "tanh", r"model\.activation = 'tanh'"),
+        ("train.optimiser", "sgd", r"train\.optimiser = 'sgd'"),
+        ("train.objective", "hinge", "hinge"),
+        ("diffusion.schedule", "sine", "schedule 'sine'"),
+        ("sample.steps", 7, r"sample\.steps = 7 is more than the T = 6"),
+    ],
+)
+def test_what_a_late_stage_would_refuse_is_refused_before_the_first(
+    tmp_path, field, value, message
+):
+    config = tiny.config()
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(ValueError, match=message) as error:
+        stages.run(config, tmp_path / "run")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+SPOTS = {"red spot": (220, 25, 25), "blue spot": (25, 25, 220), "green spot": (25, 220, 25)}
+
+
+def test_a_place_where_no_folder_can_be_is_an_error_that_names_it(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        stages.run(t2i.get_config("smoke"), tmp_path / "file" / "run")
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Sixty small pictures of a coloured spot, and their captions."""
+    folder, rng = tmp_path / "pictures", np.random.default_rng(0)
+    folder.mkdir()
+    lines = []
+    for i in range(60):
+        name, colour = list(SPOTS.items())[i % len(SPOTS)]
+        picture = np.full((40, 48, 3), 240, np.uint8)
+        top, left = rng.integers(0, 20, 2)
+        picture[top : top + 16, left : left + 16] = colour
+        pixels.write_png(folder / f"{i}.png", picture)
+        lines.append(json.dumps({"file": f"{i}.png", "caption": f"a {name}"}))
+    (folder / "captions.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+@pytest.mark.slow
+def test_ones_own_pictures_go_through_all_stages_and_start_from_another_run(
+    pictures, tmp_path, capsys
+):
+    def config(**model):
+        c = t2i.get_config("smoke")
+        c.data, c.data_options = f"folder:{pictures}", {}
+        c.train.update({"steps": 4, "save_every": 4, "log_every": 2})
+        c.evaluate.update({"samples": 4, "batch_size": 4, "bound_samples": 4})
+        c.model.update(model)
+        return c
+
+    stages.run(config(), tmp_path / "first")
+    for name in ("evaluation.json", "report.html", "samples/samples.jsonl"):
+        assert (tmp_path / "first" / name).exists(), name
+    first, _ = trees.load_tree(tmp_path / "first" / build.WEIGHTS)
+
+    # The same tokenizers, a wider MLP: all else starts from the first run.
+    second = config(mlp_ratio=3)
+    second.init_from = str(tmp_path / "first")
+    second.vq.file, second.text.file = (
+        str(tmp_path / "first" / name) for name in (build.IMAGE, build.TEXT)
+    )
+    second.train.update({"steps": 1, "warmup": 1, "learning_rate": 0.0})
+    capsys.readouterr()
+    stages.run(second, tmp_path / "second", until="diffusion")
+    said = capsys.readouterr().out
+    assert "blocks/mlp/in/kernel" in said and "starts fresh" in said
+    weights, _ = trees.load_tree(tmp_path / "second" / build.WEIGHTS)
+    old, new = trees.flatten(first), trees.flatten(weights)
+    same = {
+        n for n in new if old[n].shape == new[n].shape and np.allclose(old[n], new[n], atol=1e-5)
+    }
+    fresh = set(new) - same
+    assert fresh and all("/mlp/" in name for name in fresh)

@@ -9,7 +9,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from configs import t2i
-from tests.data.test_cases import fill, picture
+from tests.data.test_sources_cases import fill, picture
 from udd_jax import stages
 from udd_jax.data import sources, survey, token_cache
 from udd_jax.data.sources import cub, folder, listing, parquet, tfds, webdataset

@@ -10,7 +10,7 @@ import tempfile
 import hypothesis
 from hypothesis import strategies
 
-from tests.data.test_cases import members, picture, shard
+from tests.data.test_sources_cases import members, picture, shard
 from udd_jax.data import captions, sources, survey
 from udd_jax.data.sources import listing
 

@@ -1,0 +1,67 @@
+"""Claims about a run's folder: what its record says, and which config may go on in it."""
+
+import pathlib
+import subprocess
+
+import jax
+import pytest
+
+from tests.helpers import tiny
+from udd_jax import build
+from udd_jax.runtime import files, provenance, run_folder
+
+
+def record(folder):
+    return files.read_json(folder / build.CONFIG)
+
+
+def test_a_record_says_config_seed_versions_devices_and_commit(tmp_path):
+    config = tiny.config()
+    run_folder.claim(config, tmp_path)
+    stored = record(tmp_path)
+    assert stored["config"]["seed"] == config.seed and "before" not in stored
+    made = stored["made_with"]
+    assert made["jax"] == jax.__version__ and made["devices"] == [str(d) for d in jax.devices()]
+    root = pathlib.Path(__file__).parents[2]
+    if (root / ".git").exists():
+        command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+        commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        assert made["commit"] in (commit, f"{commit}-dirty")
+
+
+def test_a_run_that_goes_on_elsewhere_keeps_what_it_began_with(tmp_path, monkeypatch):
+    for version in ("1", "1", "2", "2", "3"):
+        monkeypatch.setattr(provenance, "provenance", lambda version=version: {"jax": version})
+        run_folder.claim(tiny.config(), tmp_path)
+    assert record(tmp_path)["made_with"] == {"jax": "3"}
+    assert record(tmp_path)["before"] == [{"jax": "1"}, {"jax": "2"}]
+
+
+def test_another_config_is_refused_by_field_and_leaves_the_record(tmp_path):
+    config = tiny.config()
+    run_folder.claim(config, tmp_path)
+    before = record(tmp_path)
+    config.train.steps += 1
+    run_folder.claim(config, tmp_path)
+    config.model.width = 64
+    with pytest.raises(ValueError, match=r"another config \(model.width: 16 there, 64 here\)"):
+        run_folder.claim(config, tmp_path)
+    assert record(tmp_path)["config"]["model"] == before["config"]["model"]
+
+
+def test_a_run_goes_on_where_the_config_has_a_new_field_that_is_off(tmp_path):
+    config = tiny.config()
+    run_folder.claim(config, tmp_path)
+    config.model.added = False
+    run_folder.claim(config, tmp_path)
+    assert record(tmp_path)["config"]["model"]["added"] is False
+    config.model.other = 3
+    with pytest.raises(ValueError, match=r"model\.other: None there, 3 here"):
+        run_folder.claim(config, tmp_path)
+
+
+def test_an_image_without_a_checkout_says_its_commit(monkeypatch, tmp_path):
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "udd_jax" / "runtime" / "a.py"))
+    assert "commit" not in provenance.provenance()
+    monkeypatch.setenv("UDD_COMMIT", "abc")
+    assert provenance.provenance()["commit"] == provenance.commit(12) == "abc"
