@@ -10,10 +10,8 @@ What the files hold is in `unid3.py` and `taming.py`, the names and layouts of t
 Nothing is written before everything has been read, and then all of it or nothing.
 """
 
-import contextlib
 import json
 import pathlib
-import shutil
 
 import ml_collections
 
@@ -103,7 +101,7 @@ def from_unid3(
         config.update(changes)
         config.train.mixture = ml_collections.ConfigDict({unid3.NETWORKS[network]: 1.0})
     origin = {"from": "unid3", "checkpoint": pathlib.Path(path).name, "network": network}
-    with _whole(out) as folder:
+    with files.whole(out) as folder:
         stored = json.loads(config.to_json())
         files.write_json(folder / build.CONFIG, {"config": stored, "made_with": origin})
         tokenizer.save(folder / build.TEXT)
@@ -122,7 +120,7 @@ def from_taming(path, out, vq_config, *, codes=None) -> None:
     fields = taming.vq_settings(vq_config)
     full_to_used = taming.used_codes(codes, fields["n_embed"])
     image = taming.read_tokenizer(tensor_files.read(path), fields, full_to_used, path)
-    with _whole(out) as folder:
+    with files.whole(out) as folder:
         origin = {"from": "taming", "checkpoint": pathlib.Path(path).name}
         image_tokenizer.save(folder / build.IMAGE, image, origin)
 
@@ -174,19 +172,3 @@ def _must_be_new(out) -> None:
     out = pathlib.Path(out)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise ValueError(f"--out={out} exists: choose another name")
-
-
-@contextlib.contextmanager
-def _whole(out):
-    """A folder to write to, which takes the name `out` when the block ends without an error."""
-    out = pathlib.Path(out)
-    temporary = out.with_name(f".{out.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        if out.exists():
-            out.rmdir()
-        temporary.rename(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

@@ -19,11 +19,12 @@ import importlib.util
 import io
 import math
 import os
-import pathlib
 import warnings
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
+
+from udd_jax.runtime import files
 
 CROP, FILTER = "centre square", "lanczos"  # of `fit`
 _MOST_PIXELS = 80_000_000  # a file that claims more counts as a decompression bomb
@@ -119,15 +120,8 @@ def encode_png(image: np.ndarray) -> bytes:
 
 
 def write_png(path: str | os.PathLike, image: np.ndarray) -> None:
-    """Writes uint8[H, W, 3] to a temporary name in the same folder, then renames the file."""
-    content = encode_png(image)
-    path = pathlib.Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Writes uint8[H, W, 3] as a PNG file, all of it or nothing."""
+    files.write_bytes(path, encode_png(image))
 
 
 def data_uri(image: np.ndarray) -> str:

@@ -20,7 +20,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 import pathlib
 
 import numpy as np
@@ -270,12 +269,16 @@ class TokenCache:
             )
 
 
-def _write_shard(path, examples, encode_images, encode_texts, batch_size, progress) -> dict:
-    partial = path.with_suffix(".partial")
-    partial.unlink(missing_ok=True)
+def _write_shard(path, *args) -> dict:
+    with files.whole(path) as partial:
+        proof = {"file": path.name} | _write_records(partial, *args)
+    return proof | {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+
+
+def _write_records(partial, examples, encode_images, encode_texts, batch_size, progress) -> dict:
     with _writing(partial):
         writer = array_record_module.ArrayRecordWriter(str(partial), "group_size:1,uncompressed")
-    proof = {"file": path.name, "items": [], "faults": [], "image_length": 0, "text_length": 0}
+    proof = {"items": [], "faults": [], "image_length": 0, "text_length": 0}
 
     def write(batch):
         image = encode_images(np.concatenate([example.pixels for example in batch]))
@@ -305,17 +308,15 @@ def _write_shard(path, examples, encode_images, encode_texts, batch_size, progre
     with _writing(partial):
         writer.close()
     progress(done)
-    os.replace(partial, path)
-    return proof | {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+    return proof
 
 
 @contextlib.contextmanager
 def _writing(partial):
-    """Turns errors of ArrayRecord, such as a full disk, into one line; removes the partial file."""
+    """Turns errors of ArrayRecord, such as a full disk, into one line."""
     try:
         yield
     except RuntimeError as error:
-        partial.unlink(missing_ok=True)
         cause = str(error).splitlines()[0]
         raise OSError(f"{partial}: {cause}; make room and run again to continue") from None
 
@@ -363,8 +364,7 @@ def _check_faults(proof: dict, limit: float, records: int, where):
             listed = ", ".join(f"{cause} {count}" for cause, count in counts.items())
             raise ValueError(
                 f"{sum(counts.values())} of {whole} {what} are unusable ({listed}), expected at "
-                f"most {limit:.1%}: see {where}, or raise skip_limit "
-                "(--config.skip_limit=)"
+                f"most {limit:.1%}: see {where}, or raise skip_limit (--config.skip_limit=)"
             )
 
 

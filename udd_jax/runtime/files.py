@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import pathlib
+import shutil
 
 from etils import epath
 
@@ -14,6 +15,34 @@ from etils import epath
 def folder(path):
     """A `pathlib.Path`, or for `gs://bucket/path` the path of etils that acts like one."""
     return epath.Path(path) if "://" in str(path) else pathlib.Path(path)
+
+
+@contextlib.contextmanager
+def whole(path, several: bool = False):
+    """A path beside `path`, whose file or folder takes that name when the block ends without error.
+
+    For writers that open files themselves, and for folders; an empty folder of the name is
+    replaced. On an error nothing is left behind and an older `path` stays. Missing parent folders
+    are made. `several`: more than one process may write it at once, so each has its own path.
+    """
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}{f'.{os.getpid()}' if several else ''}.tmp")
+    _remove(temporary)  # what a killed process left
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except BaseException:
+        _remove(temporary)
+        raise
+
+
+def _remove(path):
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    with contextlib.suppress(OSError):
+        path.unlink()
 
 
 @contextlib.contextmanager
@@ -27,18 +56,10 @@ def open_atomic(path):
         with path.open("wb") as file:
             yield file
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
+    with whole(path) as temporary, open(temporary, "wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def write_bytes(path, data: bytes):

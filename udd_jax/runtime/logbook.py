@@ -17,6 +17,8 @@ import jax
 import tqdm
 from etils import epath
 
+from udd_jax.runtime import files
+
 # Entries that may differ between two runs of the same configuration.
 TIMES = ("seconds", "step_seconds", "data_seconds", "memory_gib")
 
@@ -77,9 +79,7 @@ class Logbook:
         self.close()
         if _is_first() and self.path.exists():
             kept = [line for line in self.lines() if line["step"] <= step]
-            temporary = self.path.with_name(self.path.name + ".tmp")
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-            temporary.replace(self.path)
+            files.write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def lines(self) -> list[dict]:
         """All whole lines, in order; [] where there is no file."""

@@ -33,6 +33,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import sentencepiece
 
+from udd_jax.runtime import files
 from udd_jax.tokenizers import clip_bpe
 
 BLANK = re.compile(r"_{3,}")  # three underscores or more in a prompt stand for one missing word
@@ -157,7 +158,7 @@ class Tokenizer:
         content = self._content
         if self.kind == "clip":
             content = gzip.compress(content, mtime=0)
-        _write(path, content)
+        files.write_bytes(path, content)
 
     def _checked(self, ids: np.ndarray) -> np.ndarray:
         bad = ids[(ids < 0) | (ids >= self.vocab_size)] if ids.size else ids
@@ -326,14 +327,3 @@ def _short(text: str) -> str:
 
 def _line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def _write(path: str | os.PathLike, content: bytes) -> None:
-    """Writes to a temporary name in the same folder and renames it: the whole file or none."""
-    path = pathlib.Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
+from udd_jax.runtime import files
+
 
 def content_hash(batches: Iterable[np.ndarray]) -> tuple[str, int]:
     """(SHA-256 over all pictures in order, how many) of uint8[b, H, W, C], whatever the batches."""
@@ -51,13 +53,8 @@ def features(
     name = hashlib.sha256(f"{content} {network}".encode()).hexdigest()[:32]
     path = pathlib.Path(directory) / f"{name}.npy"
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(f".{os.getpid()}.part")
-        try:
+        with files.whole(path, several=True) as unfinished:
             _write(unfinished, batches(), extract, count)
-            os.replace(unfinished, path)
-        finally:
-            unfinished.unlink(missing_ok=True)
     return np.load(path, mmap_mode="r")
 
 
