@@ -19,6 +19,7 @@ from udd_jax.data.sources import shapes
 from udd_jax.evaluation import (
     compare,
     feature_networks,
+    held_out,
     image_sets,
     nearest_training,
     retrieval,
@@ -80,7 +81,7 @@ def done(tmp_path_factory):
     fields = {f.name: getattr(made, f.name) for f in dataclasses.fields(made)}
     pipe = Scorer(**fields)
     token_cache.write_cache(
-        samples.source(pipe, "train"),
+        held_out.source(pipe, "train"),
         pipe.tokenizers["image"].encode,
         lambda texts: pipe.tokenizers["text"].encode(texts, oracle.LENGTH),
         folder / "tokens",
@@ -100,7 +101,7 @@ def done(tmp_path_factory):
 
 
 def oracle_scenes(pipe):
-    return scores.scenes(pipe, samples.held_out(pipe, oracle.ITEMS))
+    return scores.scenes(pipe, held_out.read(pipe, oracle.ITEMS))
 
 
 def value(tree, *path):
@@ -123,7 +124,7 @@ def test_pictures_are_compared_by_the_network_that_is_given(done):
     drawn = np.concatenate(
         [samples.load(f).images for f in sorted((done[1] / "samples/pictures").glob("*.npz"))]
     )
-    real = np.stack([e.pixels[0] for e, _ in samples.stream(done[0], 5)])
+    real = np.stack([e.pixels[0] for e, _ in held_out.stream(done[0], 5)])
     ours, theirs = (extractor(STATES, 0)(x)[:, :STATES] for x in (drawn, real))
     expected = frechet.fid(ours, theirs)
     assert value(found, "inception", "Frechet distance") == pytest.approx(expected.value, rel=1e-5)
@@ -162,7 +163,7 @@ def test_captions_are_held_against_those_of_the_item(done):
 
 def test_an_empty_caption_is_counted_and_scored_as_nothing(done):
     pipe = done[0]
-    items = samples.held_out(pipe, 3)
+    items = held_out.read(pipe, 3)
     told = [*items.captions[:2], ""]
     drawn = samples.Samples(np.zeros((3, 20)), np.ones(3), {}, captions=told)
     with pytest.MonkeyPatch.context() as patch:
@@ -187,9 +188,9 @@ def test_the_nearest_training_pair_is_found_in_the_cache(done):
 
 def test_a_held_out_picture_that_is_a_training_picture_is_an_error(done, tmp_path):
     pipe, folder, _ = done
-    cache, items = nearest_training.open_cache(folder), samples.held_out(done[0], 4)
+    cache, items = nearest_training.open_cache(folder), held_out.read(done[0], 4)
     nearest_training.check_disjoint(pipe, cache, items)
-    items.images[2] = samples.source(pipe, "train")[9].image
+    items.images[2] = held_out.source(pipe, "train")[9].image
     items.codes[2] = pipe.tokenizers["image"].encode(items.images[2:3])[0]
     with pytest.raises(ValueError, match="1 measured items are training items too"):
         nearest_training.check_disjoint(pipe, cache, items)
@@ -208,7 +209,7 @@ def test_an_evaluation_of_a_split_that_overlaps_training_ends_in_an_error(done, 
     config.data_options = {"trust_splits": True}  # else the source takes the train items away
     pipe = dataclasses.replace(done[0], config=config, asked=[])
     token_cache.write_cache(
-        samples.source(pipe, "train"),
+        held_out.source(pipe, "train"),
         pipe.tokenizers["image"].encode,
         lambda texts: pipe.tokenizers["text"].encode(texts, oracle.LENGTH),
         tmp_path / "run/tokens",
@@ -232,12 +233,12 @@ def test_shapes_fall_into_ten_categories(done):
         assert "none of the 8 items" in report[name]["unmeasured"]
     assert all(report[name]["count"] == kinds.count(name) for name in kinds)
     with pytest.raises(ValueError, match=r"evaluate\.category = 'style' is no field"):
-        full_suite.categories(samples.held_out(done[0], 2), None, "style")
+        full_suite.categories(held_out.read(done[0], 2), None, "style")
 
 
 def test_several_processes_make_what_one_makes(done, tmp_path):
     pipe = dataclasses.replace(done[0], asked=[], wrong={"t2i": (5,)})
-    items = samples.held_out(pipe, 8)
+    items = held_out.read(pipe, 8)
     asked = {"count": 8, "batch_size": 3, "seed": 0, "made_of": {"weights": "a"}}
     whole = samples.obtain(pipe, items, "t2i", tmp_path / "one" / "t2i.npz", **asked)
     assert len(pipe.asked) == 3
@@ -309,7 +310,7 @@ def test_only_items_that_say_so_are_measured(done):
         done[0].config.evaluate.only = "scene=none of them"
     try:
         with pytest.raises(ValueError, match="no readable item with scene = none of them"):
-            samples.held_out(done[0], 2)
+            held_out.read(done[0], 2)
     finally:
         done[0].config.evaluate.only = ""
 
@@ -414,7 +415,7 @@ def clip_state() -> dict[str, np.ndarray]:
 def test_clip_scores_images_from_the_users_files(done, tmp_path):
     trees.save_tree(tmp_path / "ViT-B-32.safetensors", clip_state())
     found = feature_networks.load(str(tmp_path))
-    items = samples.held_out(done[0], 8)
+    items = held_out.read(done[0], 8)
     drawn = samples.Samples(np.zeros((8, 20)), np.ones(8), {}, images=items.images)
     lacking = full_suite.agreements(items, drawn, None, None, found["clip"])
     assert feature_networks.MERGES in lacking["CLIP score"].unmeasured
@@ -438,7 +439,7 @@ def test_clip_scores_images_from_the_users_files(done, tmp_path):
 def test_held_out_emoji_make_groups_of_twenty_different_names():
     config = t2i.get_config("emoji")
     config.data = f"webdataset:{EMOJI}"
-    found = list(samples.stream(types.SimpleNamespace(config=config), 120))
+    found = list(held_out.stream(types.SimpleNamespace(config=config), 120))
     assert all(extra["split_kind"] == "pair" for _, extra in found)
     captions = [example.captions[0] for example, _ in found]
     groups = retrieval.groups(full_suite.same(captions), config.evaluate.among)

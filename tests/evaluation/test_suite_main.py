@@ -16,7 +16,7 @@ from PIL import Image
 from tests.helpers import oracle
 from udd_jax.data import pixels
 from udd_jax.data.sources import shapes
-from udd_jax.evaluation import manifest, samples
+from udd_jax.evaluation import held_out, manifest, samples
 from udd_jax.evaluation.suites import main as main_suite
 from udd_jax.runtime import files
 
@@ -63,7 +63,7 @@ def test_a_lossless_tokenizer_has_the_noise_for_psnr(done):
     found = done[2]["tokenizer"]
     assert found["psnr"]["value"] == pytest.approx(20 * np.log10(255 / shapes.NOISE), abs=0.3)
     assert found["codes"] == 43
-    items = samples.held_out(done[0], oracle.ITEMS)
+    items = held_out.read(done[0], oracle.ITEMS)
     used, counts = np.unique(items.codes, return_counts=True)
     share = counts / counts.sum()
     assert found["codes_used"] == len(used)
@@ -117,7 +117,7 @@ def test_infilling_hides_a_half_of_the_image_and_half_of_the_words(done):
         (True, False, True, False),
         (False, True, False, True),
     }
-    items = samples.held_out(done[0], 8)
+    items = held_out.read(done[0], 8)
     for blanked, caption in zip(kept.given_captions, items.captions, strict=True):
         pairs = list(zip(blanked.split(), caption.split(), strict=True))
         assert all(a in (b, "___") for a, b in pairs)
@@ -170,7 +170,7 @@ def test_a_task_that_was_stopped_between_its_parts_goes_on_with_the_next(done, t
 
     fields = {f.name: getattr(done[0], f.name) for f in dataclasses.fields(done[0])}
     pipe = Stopped(**fields | {"wrong": {"stop": True}, "asked": []})
-    items = samples.held_out(pipe, 8)
+    items = held_out.read(pipe, 8)
     asked = {"count": 8, "batch_size": 3, "seed": 0, "made_of": {"weights": "a"}}
     with pytest.raises(KeyboardInterrupt):
         samples.obtain(pipe, items, "t2i", tmp_path / "t2i.npz", **asked)
@@ -218,7 +218,7 @@ def test_an_evaluation_that_was_killed_comes_to_the_same_numbers(tiny_run, tmp_p
 @pytest.mark.parametrize("change", ["weights", "seed", "steps"])
 def test_samples_of_other_weights_or_settings_are_made_again(done, tmp_path, change):
     pipe = copy(done[0])
-    items = samples.held_out(pipe, 4)
+    items = held_out.read(pipe, 4)
 
     def obtain(pipe, seed=0, made_of=None):
         samples.obtain(
@@ -261,7 +261,7 @@ def test_other_data_are_sampled_and_said_to_be_unmeasured(done, tmp_path):
 def test_the_manifest_holds_all_that_a_number_depends_on(done):
     pipe, _, result = done
     about = result["manifest"]
-    protocol, items = about["protocol"], samples.held_out(pipe, oracle.ITEMS)
+    protocol, items = about["protocol"], held_out.read(pipe, oracle.ITEMS)
     assert protocol["split"] == "test" and about["item_ids"] == items.keys
     assert protocol["items"] == items.hash and protocol["item_count"] == oracle.ITEMS
     assert about["samples"] == dict.fromkeys(samples.TASKS, oracle.ITEMS)

@@ -13,7 +13,7 @@ from configs import base
 from udd_jax import pipeline
 from udd_jax.data.sources import shapes
 from udd_jax.diffusion import schedules, transition, vocab
-from udd_jax.evaluation import samples
+from udd_jax.evaluation import held_out, samples
 from udd_jax.tokenizers import text_tokenizer
 
 GRID, LENGTH = (2, 2), 16
@@ -58,7 +58,7 @@ class Oracle(pipeline.Pipeline):
         self.settings(**settings)
         self.asked.append(task)
         free = task in ("pair", "image", "text")
-        split = "validation" if free else samples.split_of(self)
+        split = "validation" if free else held_out.split_of(self)
         pixels, captions, _ = shapes.arrays(split, first + count)
         pixels, captions = pixels[first:], captions[first:]
         truth = {"image": self.codecs["image"].encode(pixels)}

@@ -10,7 +10,7 @@ import itertools
 
 import numpy as np
 
-from udd_jax.evaluation import feature_networks, manifest, samples
+from udd_jax.evaluation import feature_networks, held_out, manifest, samples
 from udd_jax.evaluation.metrics import cache, frechet, intervals, memory, quality
 from udd_jax.tokenizers import reconstruction
 
@@ -26,7 +26,7 @@ def measure(pipe, drawn, files, workdir, nets) -> dict:
     count = pipe.config.evaluate.pictures or len(drawn)
 
     def real():
-        return batched(example.pixels[0] for example, _ in samples.stream(pipe, count))
+        return batched(example.pixels[0] for example, _ in held_out.stream(pipe, count))
 
     def made():
         kept = (samples.load(file).images for file in files) if files else [drawn.images]
@@ -65,12 +65,12 @@ def ready(pipe, workdir) -> list | None:
     options = pipe.config.evaluate
     if not options.pictures:
         return None
-    texts = [example.captions[0] for example, _ in samples.stream(pipe, options.pictures)]
+    texts = [example.captions[0] for example, _ in held_out.stream(pipe, options.pictures)]
     ids = pipe.codecs["text"].encode(texts, strict=False)
     digest = memory.digests([ids])[0][:16]
     return samples.make(
         pipe,
-        samples.Items("", None, texts, None, ids, [], digest, [], []),
+        held_out.Items("", None, texts, None, ids, [], digest, [], []),
         "t2i",
         workdir / samples.FOLDER / "pictures" / "t2i.npz",
         count=len(texts),

@@ -10,7 +10,7 @@ import pathlib
 import numpy as np
 
 from udd_jax.data import reading, token_cache
-from udd_jax.evaluation import samples
+from udd_jax.evaluation import held_out
 from udd_jax.evaluation.metrics import memory
 
 CACHE = "tokens"
@@ -25,10 +25,10 @@ def open_cache(workdir) -> token_cache.TokenCache | None:
     return token_cache.TokenCache(folder, verify=False)
 
 
-def check_disjoint(pipe, cache, items: samples.Items) -> None:
+def check_disjoint(pipe, cache, items: held_out.Items) -> None:
     """ValueError if a picture of the items is a training picture."""
     known = {row.tobytes() for row in items.codes.astype(np.int32)}
-    records, views = samples.source(pipe, "train"), reading.Views(pipe.config.image_size)
+    records, views = held_out.source(pipe, "train"), reading.Views(pipe.config.image_size)
 
     def alike():
         for numbers, codes, _ in _blocks(cache):

@@ -19,7 +19,6 @@ str[FRAMES, n, M]), `reconstructions.npz`, pictures, sheets, and `samples.jsonl`
 """
 
 import dataclasses
-import hashlib
 import json
 import pathlib
 import time
@@ -27,8 +26,9 @@ import time
 import jax
 import numpy as np
 
-from udd_jax.data import pixels, reading, sources
+from udd_jax.data import pixels
 from udd_jax.diffusion import tasks
+from udd_jax.evaluation import held_out
 from udd_jax.evaluation.report import contact_sheet
 from udd_jax.runtime import files
 
@@ -37,82 +37,6 @@ FOLDER = "samples"
 TRACED, FRAMES = 4, 8  # pairs whose way is kept, and at how many times
 PICTURES, SHOWN = 8, 32  # samples of a task kept as PNG files, and shown on its sheet
 _GREY = 160  # a cell whose code is still masked
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Items:
-    """Held-out items in the order of their source.
-
-    name: of the source; images: uint8[n, S, S, 3]; captions: the first of each, as the text
-    tokenizer gives it back; codes: int32[n, N], ids: int32[n, M]; extra: the records' own;
-    hash: of keys, pictures and captions; keys: the records'; references: all captions of each, as
-    they were written.
-    """
-
-    name: str
-    images: np.ndarray
-    captions: list[str]
-    codes: np.ndarray
-    ids: np.ndarray
-    extra: list[dict]
-    hash: str
-    keys: list[str]
-    references: list[tuple[str, ...]]
-
-    def __len__(self) -> int:
-        return len(self.captions)
-
-
-def held_out(pipe, count: int, split: str = "") -> Items:
-    """The first `count` items of a split that can be read, of that which is measured on unless
-    another is named; fewer where there are not so many.
-
-    With `evaluate.only`, "field=value", those alone whose record says so.
-
-    Raises:
-        ValueError: there is none.
-    """
-    digest, found = hashlib.sha256(), []
-    for example, extra in stream(pipe, count, split):
-        found.append((example.key, example.pixels[0], example.captions, extra))
-        digest.update(f"{example.key}\0{example.captions[0]}\0".encode() + found[-1][1].tobytes())
-    keys, pixels, references, extra = map(list, zip(*found, strict=True))
-    pixels = np.stack(pixels)
-    text, image = pipe.codecs["text"], pipe.codecs["image"]
-    ids, codes = text.encode([texts[0] for texts in references], strict=False), image.encode(pixels)
-    captions = text.decode(ids)
-    name, digest = source(pipe, split or split_of(pipe)).name, digest.hexdigest()[:16]
-    return Items(name, pixels, captions, codes, ids, extra, digest, keys, references)
-
-
-def split_of(pipe) -> str:
-    """What is measured on. A config of before there was a choice has no word for it."""
-    return pipe.config.evaluate.get("split", "test")
-
-
-def source(pipe, split: str):
-    """A split of the run's data."""
-    return sources.open_source(pipe.config.data, split, **pipe.config.data_options)
-
-
-def stream(pipe, count: int, split: str = ""):
-    """Yields (example, the record's own fields) of the items of `held_out`, one in memory."""
-    split = split or split_of(pipe)
-    records, views = source(pipe, split), reading.Views(pipe.config.image_size)
-    field, _, value = pipe.config.evaluate.get("only", "").partition("=")
-    left = count
-    for position in range(len(records)):
-        if left == 0:
-            return
-        if field and str(records[position].extra.get(field)) != value:
-            continue
-        example = reading.example(records, position, views)
-        if example.pixels is not None:
-            left -= 1
-            yield example, records[position].extra
-    if left == count:
-        only = f" with {field} = {value}" if field else ""
-        raise ValueError(f"data {pipe.config.data!r} has no readable item{only} in split {split!r}")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -133,7 +57,7 @@ class Samples:
         return len(self.tokens)
 
 
-def obtain(pipe, items: Items, task: str, path, **options) -> Samples:
+def obtain(pipe, items: held_out.Items, task: str, path, **options) -> Samples:
     """The samples of a task, from its file if that fits, else made (`make`) and kept whole.
 
     Options as in `make`. Pairs leave `trace.npz` beside their file.
@@ -161,7 +85,7 @@ def obtain(pipe, items: Items, task: str, path, **options) -> Samples:
 
 
 def make(
-    pipe, items: Items, task: str, path, *, count, batch_size, seed, made_of, share=None
+    pipe, items: held_out.Items, task: str, path, *, count, batch_size, seed, made_of, share=None
 ) -> list[pathlib.Path]:
     """The parts of a task beside `path`, those of this process made if they are not there.
 

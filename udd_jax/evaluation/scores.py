@@ -15,7 +15,7 @@ import math
 import numpy as np
 
 from udd_jax.data.sources import shapes
-from udd_jax.evaluation import samples
+from udd_jax.evaluation import held_out, samples
 from udd_jax.evaluation.metrics import agreement, likelihood
 from udd_jax.tokenizers import reconstruction
 
@@ -23,7 +23,7 @@ BOUNDS = ("pair", "t2i", "i2t", "image", "text")
 LOST = "given part not kept"
 
 
-def scenes(pipe, items: samples.Items) -> list | None:
+def scenes(pipe, items: held_out.Items) -> list | None:
     """The scenes of the items where they are known and can be read from images of this size."""
     if pipe.config.data != "shapes" or pipe.config.image_size != shapes.IMAGE_SIZE:
         return None
@@ -86,7 +86,7 @@ def _place_words() -> dict[tuple[int, str], float]:
     return law
 
 
-def reconstructions(pipe, items: samples.Items, shown: np.ndarray, scenes: list | None) -> dict:
+def reconstructions(pipe, items: held_out.Items, shown: np.ndarray, scenes: list | None) -> dict:
     """The image tokenizer, from the decoded codes of the items: PSNR, codes in use and, where the
     scenes are known, the share that is read right. Perplexity is exp of the codes' entropy."""
     psnr = np.minimum(reconstruction.psnr(shown, items.images), 100.0)  # of equal ones infinite
@@ -112,7 +112,7 @@ def reconstructions(pipe, items: samples.Items, shown: np.ndarray, scenes: list 
 
 
 def bounds(
-    pipe, items: samples.Items, *, count: int, times: int, seed: int, calls: int = 0, names=BOUNDS
+    pipe, items: held_out.Items, *, count: int, times: int, seed: int, calls: int = 0, names=BOUNDS
 ) -> dict:
     """Of each task in `names` the bits a token with their standard error, and each modality's.
 

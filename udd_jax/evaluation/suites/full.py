@@ -32,6 +32,7 @@ from udd_jax.data.sources import shapes
 from udd_jax.diffusion import tasks
 from udd_jax.evaluation import (
     feature_networks,
+    held_out,
     image_sets,
     manifest,
     nearest_training,
@@ -191,7 +192,7 @@ def captioning(pipe, items, drawn) -> dict:
     for n in (1, 2):
         if any(len(text.split()) >= n for text in told):
             report[f"distinct-{n}"] = captions.distinct(told, n)
-    known = (captions.tokenize(text) for text in reading.captions(samples.source(pipe, "train")))
+    known = (captions.tokenize(text) for text in reading.captions(held_out.source(pipe, "train")))
     plain_told = [captions.tokenize(text) or NOTHING for text in drawn.captions]
     return report | {"copied from training": captions.copied(plain_told, known)}
 
@@ -316,7 +317,7 @@ def remembered(pipe, items, drawn, training, folder) -> dict:
         return report | {"nearest training pair": intervals.Unmeasured(why)}
     others, kind = items, "held-out"
     with contextlib.suppress(ValueError):  # validation pairs have the law of training, if there are
-        others, kind = samples.held_out(pipe, len(drawn), "validation"), "validation"
+        others, kind = held_out.read(pipe, len(drawn), "validation"), "validation"
     truth = np.asarray(pipe.vocab.fuse({"image": others.codes, "text": others.ids}))
     pairs, apart = nearest_training.nearest(pipe, training, drawn.tokens)
     _, apart_truth = nearest_training.nearest(pipe, training, truth)

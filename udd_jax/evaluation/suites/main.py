@@ -33,6 +33,7 @@ import numpy as np
 
 from udd_jax.evaluation import (
     feature_networks,
+    held_out,
     image_sets,
     manifest,
     nearest_training,
@@ -88,7 +89,7 @@ def run(pipe, workdir, suite: str = "main", *, say=logbook.say) -> dict:
     if jax.process_count() > 1:  # each works for itself, on its own devices
         pipe = dataclasses.replace(pipe, mesh=sharding.local_mesh())
     with timed("conditions"):
-        items = samples.held_out(pipe, max(options.samples, options.bound_samples))
+        items = held_out.read(pipe, max(options.samples, options.bound_samples))
         training = nearest_training.open_cache(workdir)
         if training is not None:
             nearest_training.check_disjoint(pipe, training, items)
@@ -109,7 +110,7 @@ def run(pipe, workdir, suite: str = "main", *, say=logbook.say) -> dict:
                 result["scores"][task]["given_tokens_changed"] = int((~s.kept).sum())
         if scenes:
             result["reader"] = agreement.reader_error(
-                len(items), options.seed, samples.split_of(pipe)
+                len(items), options.seed, held_out.split_of(pipe)
             )
     with timed("tokenizer"):
         shown = pipe.tokenizers["image"].decode(items.codes)

@@ -19,7 +19,7 @@ import time
 import numpy as np
 
 from udd_jax.diffusion import tasks
-from udd_jax.evaluation import manifest, samples, scores
+from udd_jax.evaluation import held_out, manifest, scores
 from udd_jax.evaluation.metrics import agreement
 from udd_jax.runtime import files, logbook
 from udd_jax.sampling.samplers import SAMPLERS
@@ -48,7 +48,7 @@ def run(pipe, workdir, *, count: int = 64, say=logbook.say) -> dict:
         ValueError: the run's data are not shapes.
     """
     path, options = pathlib.Path(workdir) / RESULT, pipe.config.evaluate
-    items = samples.held_out(pipe, max(count, options.samples))
+    items = held_out.read(pipe, max(count, options.samples))
     if scores.scenes(pipe, items) is None:
         raise ValueError(f"suite 'samplers' needs data that can be read: shapes, not {items.name}")
     # Settings that differ in numbers share a compilation; for those that do not, one block of the

@@ -17,7 +17,7 @@ import pathlib
 
 import numpy as np
 
-from udd_jax.evaluation import manifest, samples, scores
+from udd_jax.evaluation import held_out, manifest, samples, scores
 from udd_jax.evaluation.suites import main as main_suite
 from udd_jax.runtime import files, logbook
 
@@ -38,7 +38,7 @@ def run(pipe, workdir, *, count: int = 256, say=logbook.say) -> dict:
     path = pathlib.Path(workdir) / RESULT
     pipe = pipe.with_config(evaluate={"split": SPLIT})
     options = pipe.config.evaluate
-    items = samples.held_out(pipe, count)
+    items = held_out.read(pipe, count)
     if scores.scenes(pipe, items) is None:
         raise ValueError(f"suite 'tuning' needs data that can be read: shapes, not {items.name}")
     about = manifest.make(pipe, items, "tuning")

@@ -1,0 +1,84 @@
+"""The items that are measured on: those of a split that was kept from the training, in order."""
+
+import dataclasses
+import hashlib
+
+import numpy as np
+
+from udd_jax.data import reading, sources
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Items:
+    """Held-out items in the order of their source.
+
+    name: of the source; images: uint8[n, S, S, 3]; captions: the first of each, as the text
+    tokenizer gives it back; codes: int32[n, N], ids: int32[n, M]; extra: the records' own;
+    hash: of keys, pictures and captions; keys: the records'; references: all captions of each, as
+    they were written.
+    """
+
+    name: str
+    images: np.ndarray
+    captions: list[str]
+    codes: np.ndarray
+    ids: np.ndarray
+    extra: list[dict]
+    hash: str
+    keys: list[str]
+    references: list[tuple[str, ...]]
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+
+def read(pipe, count: int, split: str = "") -> Items:
+    """The first `count` items of a split that can be read, of that which is measured on unless
+    another is named; fewer where there are not so many.
+
+    With `evaluate.only`, "field=value", those alone whose record says so.
+
+    Raises:
+        ValueError: there is none.
+    """
+    digest, found = hashlib.sha256(), []
+    for example, extra in stream(pipe, count, split):
+        found.append((example.key, example.pixels[0], example.captions, extra))
+        digest.update(f"{example.key}\0{example.captions[0]}\0".encode() + found[-1][1].tobytes())
+    keys, pixels, references, extra = map(list, zip(*found, strict=True))
+    pixels = np.stack(pixels)
+    text, image = pipe.codecs["text"], pipe.codecs["image"]
+    ids, codes = text.encode([texts[0] for texts in references], strict=False), image.encode(pixels)
+    captions = text.decode(ids)
+    name, digest = source(pipe, split or split_of(pipe)).name, digest.hexdigest()[:16]
+    return Items(name, pixels, captions, codes, ids, extra, digest, keys, references)
+
+
+def split_of(pipe) -> str:
+    """What is measured on. A config of before there was a choice has no word for it."""
+    return pipe.config.evaluate.get("split", "test")
+
+
+def source(pipe, split: str):
+    """A split of the run's data."""
+    return sources.open_source(pipe.config.data, split, **pipe.config.data_options)
+
+
+def stream(pipe, count: int, split: str = ""):
+    """Yields (example, the record's own fields) of the items of `read`, one in memory."""
+    split = split or split_of(pipe)
+    records, views = source(pipe, split), reading.Views(pipe.config.image_size)
+    field, _, value = pipe.config.evaluate.get("only", "").partition("=")
+    left = count
+    for position in range(len(records)):
+        if left == 0:
+            return
+        if field and str(records[position].extra.get(field)) != value:
+            continue
+        example = reading.example(records, position, views)
+        if example.pixels is not None:
+            left -= 1
+            yield example, records[position].extra
+    if left == count:
+        only = f" with {field} = {value}" if field else ""
+        raise ValueError(f"data {pipe.config.data!r} has no readable item{only} in split {split!r}")
