@@ -1,4 +1,4 @@
-"""The house: packages import in one direction, and only network files know linen.
+"""The house: packages import in one direction, only network files know linen, and files are short.
 
 main > stages, generate > evaluation, pipeline > convert, training > build > data
      > networks, tokenizers, sampling > diffusion, runtime
@@ -24,6 +24,13 @@ FLOORS = (  # from the ground up; rooms of one floor do not import each other
 )
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 LINEN = {"networks", "tokenizers"}
+LONG, WHY = 400, "In one file"  # lines; a longer file says why in a sentence that begins like this
+FIRST = (  # to read first, and together a chapter that one reads
+    "diffusion.transition",
+    "networks.transformer",
+    "sampling.reverse",
+    "training.train_diffusion",
+)
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts): path
     for path in sorted(ROOT.rglob("*.py"))
@@ -48,3 +55,28 @@ def test_a_file_imports_lower_floors_and_its_own_room_only(name):
             target = other.split(".")[1]
             assert target == room or LEVEL[target] < LEVEL[room], f"{name} imports {other}"
         assert not other.startswith("flax.linen") or room in LINEN, f"{name} imports linen"
+
+
+def lines(name):
+    return len(MODULES[name].read_text().splitlines())
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_long_file_says_why_it_is_one(name):
+    about = ast.get_docstring(ast.parse(MODULES[name].read_text())) or ""
+    assert lines(name) <= LONG or WHY in about, f"{lines(name)} lines: split it, or say why"
+
+
+def test_the_four_files_to_read_first_are_1300_lines_at_most():
+    assert sum(map(lines, FIRST)) <= 1300
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_one_file_alone_renames_files(name):
+    """`runtime/files.py`. A `replace` with one argument alone is that of a path."""
+    for node in ast.walk(ast.parse(MODULES[name].read_text())):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            call, one = ast.unparse(node.func), len(node.args) == 1 and not node.keywords
+            renames = call.endswith(".rename") or call in ("os.replace", "shutil.move")
+            renames |= call.endswith(".replace") and call != "dataclasses.replace" and one
+            assert not renames or name == "runtime.files", f"line {node.lineno}: {call}"

@@ -8,6 +8,8 @@ Images are uint8[B, S, S, 3] at the run's size, captions lists of strings. Every
 fields of `sampling.settings.Settings` as keywords (`steps=20, guidance=2.0, top_r=0.9, ...`); the
 others are as in the run's config. Sample b of a call draws from its own key, so that a result does
 not depend on `batch_size`.
+
+In one file, though it is long, since it is all that a user calls.
 """
 
 import dataclasses

@@ -17,6 +17,8 @@ same caption, and p(caption | scene) is known by enumeration.
 
 Ten per cent of the 903 unordered pairs of kinds are held out by a hash, in every place and wording:
 the splits `train` and `validation` never show such a pair, `test` shows nothing else.
+
+In one file, though it is long: the law, what is drawn from it, and the reading of what is drawn.
 """
 
 import dataclasses
