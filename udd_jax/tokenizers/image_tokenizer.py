@@ -105,7 +105,7 @@ class ImageTokenizer:
         if images.shape[1:] != (size, size, 3) or images.dtype != np.uint8:
             raise ValueError(
                 f"images are {images.dtype}{list(images.shape)}, the image tokenizer expects "
-                f"uint8[B, {size}, {size}, 3]: resize them (images.fit)"
+                f"uint8[B, {size}, {size}, 3]: resize them (pixels.fit)"
             )
         if key is None:
             codes = self._chunked(_encode, images)
