@@ -19,7 +19,7 @@ def nhwc(array):
 
 
 def gumbel_vq():
-    c = recorded.CONFIG["vq"]
+    c = recorded.PUBLISHED.config["vq"]
     return vqgan.VQGAN(
         resolution=c["resolution"],
         n_embed=c["n_embed"],
@@ -45,7 +45,7 @@ def read(module, state, dtype=np.float32):
 
 @functools.cache
 def weights(precision):
-    state = recorded.under("vqgan_f32", "param/")
+    state = recorded.PUBLISHED.under("vqgan_f32", "param/")
     return read(gumbel_vq(), state, recorded.dtype(precision))
 
 
@@ -53,7 +53,7 @@ def weights(precision):
 def both_ways(precision):
     """enc, logits and codes, without and with the recorded noise, of the recorded images; pixels
     of the recorded codes and of those without."""
-    stored = recorded.arrays(f"vqgan_{precision}")
+    stored = recorded.PUBLISHED.arrays(f"vqgan_{precision}")
     module = gumbel_vq()
     full = stored["quantize_to_full"]
     again = full[stored["full_to_quantize"][stored["full_idx_argmax"]]]
@@ -78,7 +78,7 @@ def both_ways(precision):
 
 @recorded.precision
 def test_gumbel_encoder_equals_the_recorded_one(precision):
-    stored = recorded.arrays(f"vqgan_{precision}")
+    stored = recorded.PUBLISHED.arrays(f"vqgan_{precision}")
     z, logits, codes, drawn, _ = both_ways(precision)
     recorded.assert_close(z, nhwc(stored["enc"]), TOLERANCE[precision], "enc")
     recorded.assert_close(logits, nhwc(stored["logits"]), TOLERANCE[precision], "logits")
@@ -91,7 +91,7 @@ def test_gumbel_encoder_equals_the_recorded_one(precision):
 
 @recorded.precision
 def test_gumbel_decoder_equals_the_recorded_one(precision):
-    stored = recorded.arrays(f"vqgan_{precision}")
+    stored = recorded.PUBLISHED.arrays(f"vqgan_{precision}")
     pixels = (np.clip(both_ways(precision)[-1], -1, 1) + 1) / 2
     theirs = np.concatenate([nhwc(stored["dec_image"]), nhwc(stored["rec_image"])])
     recorded.assert_close(pixels, theirs, TOLERANCE[precision])
@@ -106,10 +106,10 @@ def fast_to_compile(monkeypatch):
 
 
 def test_the_tokenizer_around_it_keeps_the_used_codes_only(fast_to_compile):
-    stored = recorded.arrays("vqgan_f32")
+    stored = recorded.PUBLISHED.arrays("vqgan_f32")
     full_to_used = stored["full_to_quantize"].astype(np.int32)
     tokenizer = image_tokenizer.ImageTokenizer(gumbel_vq(), weights("f32"), full_to_used, chunk=3)
-    assert tokenizer.codes == recorded.CONFIG["vq"]["n_used"]
+    assert tokenizer.codes == recorded.PUBLISHED.config["vq"]["n_used"]
     np.testing.assert_array_equal(tokenizer.used_to_full, stored["quantize_to_full"])
     codes = tokenizer.encode(stored["image"])
     np.testing.assert_array_equal(codes, full_to_used[stored["full_idx_argmax"]])
@@ -146,7 +146,7 @@ def test_codes_are_draws_from_the_softmax_only_if_a_key_is_given(fast_to_compile
 
 @recorded.precision
 def test_nearest_neighbour_quantiser_equals_the_recorded_one(precision):
-    stored = recorded.arrays(f"vqgan_{precision}")
+    stored = recorded.PUBLISHED.arrays(f"vqgan_{precision}")
     rows, z = stored["vq2_codebook"], nhwc(stored["vq2_z"])
     with jax.enable_x64(precision == "f64"):
         rows, z = (jnp.asarray(x, recorded.dtype(precision)) for x in (rows, z))
@@ -165,7 +165,7 @@ def test_nearest_neighbour_quantiser_equals_the_recorded_one(precision):
 
 
 def test_published_parameters_come_back_bit_for_bit():
-    state = recorded.under("vqgan_f32", "param/")
+    state = recorded.PUBLISHED.under("vqgan_f32", "param/")
     again = names.write(weights("f32"), names.vq_name)
     assert state.keys() == again.keys()
     for name, array in again.items():
