@@ -143,6 +143,15 @@ def test_retrieval_finds_what_the_bound_says(done):
         assert kept["given"].shape[1:] == (2, 2)
 
 
+def test_a_network_of_one_time_says_nothing_of_a_caption_alone(done, tmp_path):
+    pipe = done[0].with_network(time="shared")
+    items = held_out.read(pipe, 4)
+    options = {"among": 2, "times": 1, "seed": 0, "made_of": {}}
+    found = retrieval.measure(pipe, items, np.eye(4, dtype=bool), tmp_path / "r.npz", **options)
+    assert isinstance(found[retrieval.ALONE], intervals.Unmeasured)
+    assert found["image of a caption"]["first 1"].value == 1
+
+
 def test_round_trips_know_what_was_lost(done):
     found = done[2]["full"]["round_trips"]
     # Image 0 of t2i is empty, and so is the way back of item 1, whose caption is no caption.

@@ -10,7 +10,7 @@ import dataclasses
 import numpy as np
 
 from configs import base
-from udd_jax import pipeline
+from udd_jax import build, pipeline
 from udd_jax.data.sources import shapes
 from udd_jax.diffusion import schedules, transition, vocab
 from udd_jax.evaluation import held_out, samples
@@ -108,6 +108,7 @@ def make(folder, **fields) -> Oracle:
     layout = vocab.image_text(GRID, 43, words.vocab_size, LENGTH)
     c = fields.pop("config", None) or config()
     kernel = transition.make_kernel(layout, schedules.make(c.diffusion.schedule, c.diffusion.steps))
+    network = build.make_model(c, layout, words.pad_id)  # only its settings are asked for
     weights = {"layer": {"kernel": np.ones((2, 3), np.float32)}}
     tokenizers = {"image": Templates(), "text": words}
-    return Oracle(c, tokenizers, layout, kernel, None, weights, **fields)
+    return Oracle(c, tokenizers, layout, kernel, network, weights, **fields)

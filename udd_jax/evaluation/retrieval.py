@@ -78,7 +78,7 @@ def _scores(pipe, items, chosen, times, seed, about, path):
         return pipe.score(pairs, task=task, times=times, seed=seed, common=True).sum(1)
 
     given = bits("i2t", image, text).reshape(count, size, size)
-    if pipe.model is not None and pipe.model.time == "shared":
+    if pipe.model.time == "shared":
         alone = np.full((count, 1, size), np.nan)
     else:
         alone = bits("text", chosen.ravel(), chosen.ravel()).reshape(count, 1, size)

@@ -53,8 +53,7 @@ def run(pipe, workdir, *, count: int = 64, say=logbook.say) -> dict:
         raise ValueError(f"suite 'samplers' needs data that can be read: shapes, not {items.name}")
     # Settings that differ in numbers share a compilation; for those that do not, one block of the
     # network is compiled and not several.
-    if pipe.model is not None:
-        pipe = pipe.with_network(unroll=1)
+    pipe = pipe.with_network(unroll=1)
     about = manifest.make(pipe, items, "samplers")
     result = {"suite": "samplers", "rows": [], "left_out": [], "again": {}, "manifest": about}
     if path.exists():
