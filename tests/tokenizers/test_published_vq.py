@@ -101,8 +101,8 @@ def test_gumbel_decoder_equals_the_recorded_one(precision):
 def fast_to_compile(monkeypatch):
     """The tokenizer's functions without XLA's optimisations."""
     for name, module in (("_encode", 0), ("_draw", 1), ("_decode", 0)):
-        plain = getattr(vqgan, name).__wrapped__
-        monkeypatch.setattr(vqgan, name, recorded.jit(plain, static_argnums=module))
+        plain = getattr(image_tokenizer, name).__wrapped__
+        monkeypatch.setattr(image_tokenizer, name, recorded.jit(plain, static_argnums=module))
 
 
 def test_the_tokenizer_around_it_keeps_the_used_codes_only(fast_to_compile):
