@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from udd_jax.data.sources import shapes
-from udd_jax.data.sources.shapes import Object, Scene
+from udd_jax.data.sources.shapes.scenes import Object, Scene
 from udd_jax.evaluation.metrics import agreement
 
 RED = Object("circle", "red", "small", 0)
@@ -35,17 +35,17 @@ def ground_truth():
     ],
 )
 def test_verdict_names_what_is_wrong(caption, reason):
-    assert agreement.verdict(SCENE, shapes.parse_caption(caption)) == reason
+    assert agreement.verdict(SCENE, shapes.grammar.parse_caption(caption)) == reason
 
 
 def test_verdict_on_one_object_names_the_place():
-    meaning = shapes.parse_caption("a circle in the lower left")
+    meaning = shapes.grammar.parse_caption("a circle in the lower left")
     assert agreement.verdict(Scene((RED,)), meaning) == "place"
     assert agreement.verdict(None, meaning) == "unreadable image"
 
 
 def test_rates_are_split_by_number_of_named_attributes_and_by_reason():
-    images = np.stack([shapes.render(SCENE)] * 5)
+    images = np.stack([shapes.drawing.render(SCENE)] * 5)
     images[4] = 0
     captions = [
         TRUTH,
@@ -101,8 +101,8 @@ def test_total_variation_by_hand():
 def test_laws_are_the_marginals_of_caption_law():
     for scene in (Scene((RED,)), SCENE):
         templates, wordings = collections.Counter(), collections.Counter()
-        for text, p in shapes.caption_law(scene).items():
-            meaning = shapes.parse_caption(text)
+        for text, p in shapes.grammar.caption_law(scene).items():
+            meaning = shapes.grammar.parse_caption(text)
             templates[meaning.template] += p
             wordings[agreement.wording(meaning)] += p
         assert agreement.template_law(len(scene.objects)) == pytest.approx(templates)
@@ -116,17 +116,17 @@ def test_place_law_is_the_posterior_over_scenes():
     few = ("red", "black"), ("circle", "square")
     scenes = [
         scene
-        for scene in shapes.all_scenes()
+        for scene in shapes.scenes.all_scenes()
         if all(thing.colour in few[0] and thing.shape in few[1] for thing in scene.objects)
     ]
     texts = ["a circle", "a red square", "a circle in the upper right"]
-    texts += [f"a red circle {relation} a black square" for relation in shapes.INVERSE]
+    texts += [f"a red circle {relation} a black square" for relation in shapes.scenes.INVERSE]
     for text in texts:
-        meaning = shapes.parse_caption(text)
+        meaning = shapes.grammar.parse_caption(text)
         law = collections.Counter()
         for scene in scenes:
-            if shapes.agrees(scene, meaning):
-                law[scene.place] += shapes.caption_law(scene)[text]
+            if shapes.grammar.agrees(scene, meaning):
+                law[scene.place] += shapes.grammar.caption_law(scene)[text]
         total = sum(law.values())
         expected = {place: p / total for place, p in law.items()}
         assert agreement.place_law(meaning) == pytest.approx(expected)
@@ -145,7 +145,7 @@ def test_collapse_shows_in_total_variation(ground_truth):
     images, captions, scenes = images[:150], captions[:150], scenes[:150]
     plain = []
     for scene in scenes:
-        law = shapes.caption_law(scene)
+        law = shapes.grammar.caption_law(scene)
         # always the same template, and "above" or "left of" wherever it can be said
         texts = sorted(law, key=lambda text: (" it" in text or " in the " in text, text))
         plain.append(next((t for t in texts if "above" in t or "left of" in t), texts[0]))
@@ -154,7 +154,7 @@ def test_collapse_shows_in_total_variation(ground_truth):
     assert found["number"]["tv"] == 0
     assert found["template"]["tv"] > 0.35
     assert found["place"]["tv"] > 0.3
-    upper = np.stack([shapes.render(SCENE)] * 40)
+    upper = np.stack([shapes.drawing.render(SCENE)] * 40)
     found = agreement.variation(upper, [TRUTH] * 40, "t2i")
     assert found["place"]["tv"] == pytest.approx(0.5) and found["number"]["tv"] == 0
     found = agreement.variation(upper, [TRUTH] * 40, "pair")
@@ -170,7 +170,7 @@ def test_a_habit_shows_even_where_the_habits_of_two_conditions_cancel():
     }
     upper = Scene(tuple(row.values()))
     lower = Scene(tuple(Object(o.shape, o.colour, o.size, o.cell + 2) for o in row.values()))
-    images = np.stack([shapes.render(upper)] * 20 + [shapes.render(lower)] * 20)
+    images = np.stack([shapes.drawing.render(upper)] * 20 + [shapes.drawing.render(lower)] * 20)
     captions = ["a circle left of a square"] * 20 + ["a square right of a circle"] * 20
     assert agreement.agreement(images, captions)[0].all()
     assert agreement.variation(images, captions, "i2t")["place"]["tv"] == pytest.approx(0.5)
@@ -180,14 +180,14 @@ def test_a_habit_shows_even_where_the_habits_of_two_conditions_cancel():
 def test_infilling_must_keep_what_was_given():
     other = Scene((RED, Object("triangle", "green", "small", 2)))
     moved = Scene((Object("circle", "cyan", "small", 0), BLUE))
-    images = np.stack([shapes.render(scene) for scene in (SCENE, other, moved, SCENE)])
+    images = np.stack([shapes.drawing.render(scene) for scene in (SCENE, other, moved, SCENE)])
     captions = [
         TRUTH,
         "a small red circle above a green triangle",
         "a small cyan circle above a large blue square",
         "a small red circle above a blue square",
     ]
-    given = np.stack([shapes.render(SCENE, np.random.default_rng(i)) for i in range(4)])
+    given = np.stack([shapes.drawing.render(SCENE, np.random.default_rng(i)) for i in range(4)])
     free = np.zeros((4, 32, 32), bool)
     free[:, 16:] = True  # the circle is given, the square is not
     words = ["a small ___ circle above ___ ___ blue square"] * 4
@@ -203,7 +203,7 @@ def test_infilling_must_keep_what_was_given():
 def test_a_blank_stands_for_exactly_one_word():
     given = ["a ___ circle"] * 4
     texts = ["a red circle", "a circle", "a small red circle", "a red square"]
-    images = np.stack([shapes.render(SCENE)] * 4)
+    images = np.stack([shapes.drawing.render(SCENE)] * 4)
     nothing_given = np.ones((4, 32, 32), bool)
     _, rates = agreement.consistency(images, texts, images, nothing_given, given)
     assert rates["words"]["rate"] == 0.25 and rates["image"]["rate"] == 1
@@ -220,7 +220,7 @@ def test_nothing_generated_is_no_agreement():
 
 
 def test_shapes_that_do_not_match_are_an_error():
-    images = np.stack([shapes.render(SCENE)] * 2)
+    images = np.stack([shapes.drawing.render(SCENE)] * 2)
     with pytest.raises(ValueError, match="2 images and 1 captions"):
         agreement.agreement(images, [TRUTH])
     with pytest.raises(ValueError, match="free_pixels"):

@@ -48,10 +48,10 @@ class Scorer(oracle.Oracle):
     def score(self, tokens, *, task, common=False, **options):
         if not common:
             return super().score(tokens, task=task, **options)
-        scenes = shapes.read_images(self.codecs["image"].decode(tokens["image"]))
+        scenes = shapes.drawing.read_images(self.codecs["image"].decode(tokens["image"]))
         texts = self.codecs["text"].decode(tokens["text"])
-        meanings = map(shapes.parse_caption, texts)
-        wrong = [not shapes.agrees(s, m) for s, m in zip(scenes, meanings, strict=True)]
+        meanings = map(shapes.grammar.parse_caption, texts)
+        wrong = [not shapes.grammar.agrees(s, m) for s, m in zip(scenes, meanings, strict=True)]
         bits = np.array([len(text.split()) for text in texts], float)
         bits += 8.0 * np.array(wrong) * (task == "i2t")
         return -np.stack([np.zeros(len(bits)), bits], axis=1)
@@ -224,7 +224,7 @@ def test_an_evaluation_of_a_split_that_overlaps_training_ends_in_an_error(done, 
 
 
 def test_shapes_fall_into_ten_categories(done):
-    names = set(full_suite.categories(None, shapes.all_scenes(), ""))
+    names = set(full_suite.categories(None, shapes.scenes.all_scenes(), ""))
     assert len(names) == 10
     report = done[2]["full"]["agreement"]["by category"]["agreement"]
     assert "mean of categories" in report and names < set(report)

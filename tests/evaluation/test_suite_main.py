@@ -61,7 +61,9 @@ def test_the_headline_holds_each_rate_against_its_aim(done):
 
 def test_a_lossless_tokenizer_has_the_noise_for_psnr(done):
     found = done[2]["tokenizer"]
-    assert found["psnr"]["value"] == pytest.approx(20 * np.log10(255 / shapes.NOISE), abs=0.3)
+    assert found["psnr"]["value"] == pytest.approx(
+        20 * np.log10(255 / shapes.drawing.NOISE), abs=0.3
+    )
     assert found["codes"] == 43
     items = held_out.read(done[0], oracle.ITEMS)
     used, counts = np.unique(items.codes, return_counts=True)
@@ -81,8 +83,8 @@ def test_bounds_are_bits_over_the_tokens_that_they_are_of(done):
 
 def test_a_bound_below_the_truth_is_an_error(done, tmp_path):
     # Two objects: template, order, whether sizes and whether colours are named.
-    each = [-p * np.log2(p) for p in shapes.TWO_TEMPLATES.values()]
-    shares = (shapes.READING_ORDER, shapes.SIZE_NAMED, shapes.COLOUR_NAMED)
+    each = [-p * np.log2(p) for p in shapes.grammar.TWO_TEMPLATES.values()]
+    shares = (shapes.grammar.READING_ORDER, shapes.grammar.SIZE_NAMED, shapes.grammar.COLOUR_NAMED)
     named = [-p * np.log2(p) for q in shares for p in (q, 1 - q)]
     truth = (sum(each) + sum(named)) / 16
     assert done[2]["entropy"] == {"value": pytest.approx(truth), "undercut": False}

@@ -26,12 +26,12 @@ class Templates:
     grid, codes, image_size, hash = GRID, 43, 32, "templates"
 
     def encode(self, images):
-        known = shapes.cell_templates().reshape(43, -1)
-        cells = shapes.as_cells(np.asarray(images, np.float32)).reshape(-1, known.shape[1])
+        known = shapes.drawing.cell_templates().reshape(43, -1)
+        cells = shapes.drawing.as_cells(np.asarray(images, np.float32)).reshape(-1, known.shape[1])
         return ((cells[:, None] - known[None]) ** 2).sum(-1).argmin(1).reshape(-1, 4)
 
     def decode(self, codes):
-        cells = shapes.cell_templates()[np.asarray(codes).reshape(-1, 2, 2)]
+        cells = shapes.drawing.cell_templates()[np.asarray(codes).reshape(-1, 2, 2)]
         shown = cells.swapaxes(2, 3).reshape(-1, 32, 32, 3)
         return np.clip(np.rint(shown), 0, 255).astype(np.uint8)
 

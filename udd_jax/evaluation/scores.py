@@ -25,9 +25,9 @@ LOST = "given part not kept"
 
 def scenes(pipe, items: held_out.Items) -> list | None:
     """The scenes of the items where they are known and can be read from images of this size."""
-    if pipe.config.data != "shapes" or pipe.config.image_size != shapes.IMAGE_SIZE:
+    if pipe.config.data != "shapes" or pipe.config.image_size != shapes.drawing.IMAGE_SIZE:
         return None
-    return [shapes.all_scenes()[extra["scene"]] for extra in items.extra]
+    return [shapes.scenes.all_scenes()[extra["scene"]] for extra in items.extra]
 
 
 def judge(task: str, drawn: samples.Samples) -> tuple[dict, list[str | None]]:
@@ -37,7 +37,7 @@ def judge(task: str, drawn: samples.Samples) -> tuple[dict, list[str | None]]:
     `consistency` and its parts of infilling; `readable` or `parsable` of one modality alone.
     """
     if task == "image":
-        scenes = shapes.read_images(drawn.images)
+        scenes = shapes.drawing.read_images(drawn.images)
         found = [scene for scene in scenes if scene is not None]
         return {
             "readable": agreement.rate([scene is not None for scene in scenes]),
@@ -46,7 +46,7 @@ def judge(task: str, drawn: samples.Samples) -> tuple[dict, list[str | None]]:
                 "place": _variation(agreement.place_law(), [s.place for s in found]),
             },
         }, [None if scene else agreement.REASONS[0] for scene in scenes]
-    meanings = [shapes.parse_caption(caption) for caption in drawn.captions]
+    meanings = [shapes.grammar.parse_caption(caption) for caption in drawn.captions]
     if task == "text":
         found = [meaning for meaning in meanings if meaning is not None]
         places = [(len(m.objects), agreement.wording(m)) for m in found]
@@ -59,7 +59,7 @@ def judge(task: str, drawn: samples.Samples) -> tuple[dict, list[str | None]]:
             },
         }, [None if meaning else agreement.REASONS[1] for meaning in meanings]
     _, rates = agreement.agreement(drawn.images, drawn.captions)
-    reasons = list(map(agreement.verdict, shapes.read_images(drawn.images), meanings))
+    reasons = list(map(agreement.verdict, shapes.drawing.read_images(drawn.images), meanings))
     if task != "infill":
         return rates | {
             "variation": agreement.variation(drawn.images, drawn.captions, task)
@@ -79,7 +79,7 @@ def _variation(law: dict, outcomes: list) -> dict:
 def _place_words() -> dict[tuple[int, str], float]:
     """p(number of objects, what a caption says of where they are)."""
     law, places = {}, agreement.place_law()
-    for place, scene in {scene.place: scene for scene in shapes.all_scenes()}.items():
+    for place, scene in {scene.place: scene for scene in shapes.scenes.all_scenes()}.items():
         for words, share in agreement.wording_law(scene).items():
             key = len(place), words
             law[key] = law.get(key, 0.0) + places[place] * share
@@ -106,7 +106,7 @@ def reconstructions(pipe, items: held_out.Items, shown: np.ndarray, scenes: list
         "perplexity": float(np.exp(-(used * np.log(used)).sum())),
     }
     if scenes is not None:
-        read = [a == b for a, b in zip(shapes.read_images(shown), scenes, strict=True)]
+        read = [a == b for a, b in zip(shapes.drawing.read_images(shown), scenes, strict=True)]
         found["read_right"] = agreement.rate(read)
     return found
 
@@ -140,6 +140,6 @@ def _bits(bits: np.ndarray, tokens: int) -> dict:
 def entropy(scenes: list, length: int, captions: dict) -> dict:
     """Bits a token of captions given scenes, and whether their bound (an entry of `bounds`)
     undercuts it by more than 3 standard errors, which no true bound does."""
-    truth = shapes.caption_entropy(scenes) / length
+    truth = shapes.grammar.caption_entropy(scenes) / length
     least = captions["value"] + 3 * (captions["standard_error"] or 0)
     return {"value": truth, "undercut": bool(least < truth)}

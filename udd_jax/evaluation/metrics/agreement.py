@@ -23,7 +23,8 @@ import re
 import numpy as np
 
 from udd_jax.data.sources import shapes
-from udd_jax.data.sources.shapes import Description, Meaning, Scene
+from udd_jax.data.sources.shapes.grammar import Description, Meaning
+from udd_jax.data.sources.shapes.scenes import Scene
 
 BLANK = "___"
 REASONS = ("unreadable image", "unparsable caption", "number", "attribute", "relation", "place")
@@ -46,7 +47,7 @@ def verdict(scene: Scene | None, meaning: Meaning | None) -> str | None:
         return "unreadable image"
     if meaning is None:
         return "unparsable caption"
-    if shapes.agrees(scene, meaning):
+    if shapes.grammar.agrees(scene, meaning):
         return None
     if len(scene.objects) != len(meaning.objects):
         return "number"
@@ -92,7 +93,9 @@ def reader_error(count: int, seed: int, split: str = "test") -> dict[str, dict]:
 def _read(images, captions) -> tuple[list[Scene | None], list[Meaning | None]]:
     if len(images) != len(captions):
         raise ValueError(f"{len(images)} images and {len(captions)} captions: give one for each")
-    return shapes.read_images(images), [shapes.parse_caption(text) for text in captions]
+    return shapes.drawing.read_images(images), [
+        shapes.grammar.parse_caption(text) for text in captions
+    ]
 
 
 # ------------------------------------------------------------------------------------- variety
@@ -100,7 +103,7 @@ def _read(images, captions) -> tuple[list[Scene | None], list[Meaning | None]]:
 
 def number_law() -> dict[int, float]:
     """p(number of objects)."""
-    return {1: shapes.ONE_OBJECT, 2: 1 - shapes.ONE_OBJECT}
+    return {1: shapes.scenes.ONE_OBJECT, 2: 1 - shapes.scenes.ONE_OBJECT}
 
 
 def place_law(meaning: Meaning | None = None) -> dict[tuple[int, ...], float]:
@@ -115,14 +118,14 @@ def place_law(meaning: Meaning | None = None) -> dict[tuple[int, ...], float]:
     if meaning.relation is None:
         fitting = [(cell,) for cell in range(4) if meaning.place in (None, cell)]
     else:
-        found = shapes.RELATIONS.items()
+        found = shapes.scenes.RELATIONS.items()
         fitting = [tuple(sorted(cells)) for cells, name in found if name == meaning.relation]
     return {place: 1 / len(fitting) for place in fitting}
 
 
 def template_law(number: int | None = None) -> dict[str, float]:
     """p(caption template), given the number of objects in the scene if it is given."""
-    laws = {1: shapes.ONE_TEMPLATES, 2: shapes.TWO_TEMPLATES}
+    laws = {1: shapes.grammar.ONE_TEMPLATES, 2: shapes.grammar.TWO_TEMPLATES}
     if number is not None:
         return dict(laws[number])
     shares = number_law()
@@ -132,16 +135,19 @@ def template_law(number: int | None = None) -> dict[str, float]:
 def wording_law(scene: Scene) -> dict[str, float]:
     """p(`wording` of the caption | scene)."""
     if len(scene.objects) == 1:
-        named = sum(p for name, p in shapes.ONE_TEMPLATES.items() if "{place}" in name)
-        return {shapes.PLACES[scene.place[0]]: named, "": 1 - named}
-    relation = shapes.RELATIONS[scene.place]
-    return {relation: shapes.READING_ORDER, shapes.INVERSE[relation]: 1 - shapes.READING_ORDER}
+        named = sum(p for name, p in shapes.grammar.ONE_TEMPLATES.items() if "{place}" in name)
+        return {shapes.scenes.PLACES[scene.place[0]]: named, "": 1 - named}
+    relation = shapes.scenes.RELATIONS[scene.place]
+    return {
+        relation: shapes.grammar.READING_ORDER,
+        shapes.scenes.INVERSE[relation]: 1 - shapes.grammar.READING_ORDER,
+    }
 
 
 def wording(meaning: Meaning) -> str:
     """What a caption says of where things are: the relation, the place, or "" for nothing."""
     if meaning.place is not None:
-        return shapes.PLACES[meaning.place]
+        return shapes.scenes.PLACES[meaning.place]
     return meaning.relation or ""
 
 
@@ -226,19 +232,19 @@ def consistency(
 def _explained(images, given_images, free_pixels) -> np.ndarray:
     """Whether the clean drawing of what is read from each image lies within RESIDUAL_LIMIT of the
     given pixels, as a mean over those of each cell: bool[B], False where nothing can be read."""
-    scenes = shapes.read_images(images)
+    scenes = shapes.drawing.read_images(images)
     if given_images.shape != images.shape or free_pixels.shape != images.shape[:3]:
         raise ValueError(
             f"images {images.shape}, given_images {given_images.shape}, free_pixels "
             f"{free_pixels.shape}: expected [B, 32, 32, 3] twice and [B, 32, 32]"
         )
     nothing = np.zeros_like(images[0])
-    drawn = np.stack([nothing if s is None else shapes.render(s) for s in scenes])
+    drawn = np.stack([nothing if s is None else shapes.drawing.render(s) for s in scenes])
     error = ((given_images.astype(np.float32) - drawn) ** 2).mean(-1)
-    total = shapes.as_cells(np.where(free_pixels, 0, error)).sum((2, 3))  # [B, 4]
-    count = shapes.as_cells(~free_pixels).sum((2, 3))
+    total = shapes.drawing.as_cells(np.where(free_pixels, 0, error)).sum((2, 3))  # [B, 4]
+    count = shapes.drawing.as_cells(~free_pixels).sum((2, 3))
     read = np.array([scene is not None for scene in scenes])
-    return read & (total <= shapes.RESIDUAL_LIMIT * count).all(1)
+    return read & (total <= shapes.drawing.RESIDUAL_LIMIT * count).all(1)
 
 
 def _fills(text: str, given: str) -> bool:

@@ -98,7 +98,9 @@ def categories(items, scenes, field: str) -> list[str] | None:
     """The category of each item: on shapes where its objects lie, ten in all; else a field of its
     record, where `evaluate.category` names one."""
     if scenes:
-        return [" and ".join(shapes.PLACES[cell] for cell in scene.place) for scene in scenes]
+        return [
+            " and ".join(shapes.scenes.PLACES[cell] for cell in scene.place) for scene in scenes
+        ]
     if not field:
         return None
     for extra in items.extra:
@@ -149,7 +151,7 @@ def agreements(items, drawn, scenes, kinds, clip) -> dict:
             for name, scores in values.items()
         } or intervals.Unmeasured("nothing gives single pictures a score here")
     if scenes:  # of the ten categories those that no item has are said
-        every = dict.fromkeys(categories(None, shapes.all_scenes(), ""))
+        every = dict.fromkeys(categories(None, shapes.scenes.all_scenes(), ""))
         none = intervals.Unmeasured(f"none of the {len(kinds)} items is of this category")
         for scores in report["by category"].values():
             scores |= {name: none for name in every if name not in scores}
@@ -214,9 +216,12 @@ def retrieved(pipe, items, scenes, kinds, folder) -> dict:
     options = pipe.config.evaluate
     count = min(options.retrieval, len(items))
     if scenes:  # a caption that is true of another image is no wrong answer
-        meanings = [shapes.parse_caption(text) for text in items.captions[:count]]
+        meanings = [shapes.grammar.parse_caption(text) for text in items.captions[:count]]
         equal = np.array(
-            [[m is None or shapes.agrees(scene, m) for m in meanings] for scene in scenes[:count]]
+            [
+                [m is None or shapes.grammar.agrees(scene, m) for m in meanings]
+                for scene in scenes[:count]
+            ]
         )
     else:
         equal = same(items.captions[:count])
