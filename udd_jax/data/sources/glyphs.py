@@ -274,14 +274,17 @@ def read_images(images: np.ndarray) -> list[Note | None]:
     images = np.asarray(images, np.float32)
     middles = np.median(images.reshape(len(images), -1, 1, 3), axis=1)  # [B, 1, 3]
     papers_read = ((papers - middles) ** 2).sum(-1).argmin(-1)
+    rest = images - papers[papers_read][:, None, None]
+    rest = rest.reshape(-1, MAX_LINES, masks.shape[1], 3).swapaxes(2, 3)
+    along = rest.reshape(-1, masks.shape[1]) @ masks.T  # one product, since small ones are slow
+    along = along.reshape(-1, MAX_LINES, 3, len(masks))
+    squares = (rest**2).sum((2, 3))
     found = []
-    for image, paper in zip(images, papers_read.tolist(), strict=True):
-        rest = (image - papers[paper]).reshape(MAX_LINES, -1, 3).transpose(0, 2, 1)
+    for paper, here, square in zip(papers_read.tolist(), along, squares, strict=True):
         ways = inks - papers[paper]
-        along = ways @ (rest.reshape(MAX_LINES * 3, -1) @ masks.T).reshape(MAX_LINES, 3, -1)
         weight = (ways**2).sum(-1)[:, None] * _coverage_squared()
-        errors = (rest**2).sum((1, 2))[:, None, None] - 2 * along + weight  # [lines, inks, texts]
-        errors = errors.transpose(0, 2, 1) / rest[0].size
+        errors = square[:, None, None] - 2 * ways @ here + weight  # [lines, inks, texts]
+        errors = errors.transpose(0, 2, 1) / (3 * masks.shape[1])
         found.append(_note(tuple(PAPERS)[paper], errors))
     return found
 
