@@ -256,7 +256,7 @@ def test_other_data_are_sampled_and_said_to_be_unmeasured(done, tmp_path):
     result = main_suite.run(pipe, tmp_path / "run", say=lambda _: None)
     assert result["scores"]["t2i"] == {"count": 3, "given_tokens_changed": 0}
     assert result["scores"]["pair"] == {"count": 8}
-    assert "shapes only" in result["unmeasured"]["agreement"]
+    assert "in an embedded world only" in result["unmeasured"]["agreement"]
     assert "entropy" not in result and result["bounds"]["pair"]["count"] == 3
 
 

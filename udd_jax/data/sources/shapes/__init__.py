@@ -8,58 +8,17 @@ A scene is one object (probability .2) or two (.8) on a 2 x 2 grid of cells, num
     scenes.py     what there is, and which pairs of kinds are held out
     grammar.py    captions: their law, and what they mean
     drawing.py    pictures of 32 x 32 pixels: how they are drawn and read back
+    laws.py       the law of what samples vary in
 """
 
-import dataclasses
 import functools
+import itertools
 
 import numpy as np
 
-from udd_jax.data.records import Record
-from udd_jax.data.sources.shapes import drawing, grammar, scenes
+from udd_jax.data.sources import worlds
+from udd_jax.data.sources.shapes import drawing, grammar, laws, scenes
 from udd_jax.data.sources.shapes.scenes import Scene
-
-SPLITS = ("train", "validation", "test")
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """A sequence of `size` records; record i depends on (split, seed, i) and nothing else."""
-
-    split: str
-    size: int
-    seed: int = 0
-    captions_per_image: int = 1
-
-    def __post_init__(self):
-        if self.split not in SPLITS:
-            raise ValueError(f"split={self.split!r}: expected one of {', '.join(SPLITS)}")
-        for name, least in (("size", 1), ("seed", 0), ("captions_per_image", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)}: expected at least {least}")
-
-    @property
-    def name(self) -> str:
-        seed = f", seed {self.seed}" if self.seed else ""
-        captions = f", {self.captions_per_image} captions" if self.captions_per_image > 1 else ""
-        return f"shapes/{self.split}{seed}{captions}"
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __getitem__(self, index: int) -> Record:
-        if not 0 <= index < self.size:
-            raise IndexError(f"record {index} of {self.size}")
-        rng = np.random.default_rng((SPLITS.index(self.split), self.seed, index))
-        if self.split == "test":
-            pool = _pools()["held out"]
-        else:
-            pool = _pools()["one" if rng.random() < scenes.ONE_OBJECT else "two"]
-        number = int(pool[rng.integers(len(pool))])
-        scene = scenes.all_scenes()[number]
-        captions = tuple(grammar.caption(scene, rng) for _ in range(self.captions_per_image))
-        image = drawing.render(scene, rng)
-        return Record(f"{self.split}-{self.seed}-{index}", image, captions, {"scene": number})
 
 
 @functools.cache
@@ -71,9 +30,50 @@ def _pools() -> dict[str, np.ndarray]:
     return {name: np.flatnonzero(pool) for name, pool in pools.items()}
 
 
-def source(split: str, size: int, seed: int = 0, captions_per_image: int = 1) -> Source:
-    """`size` records: `train` and `validation` without held-out pairs, `test` with nothing else."""
-    return Source(split, size, seed, captions_per_image)
+def draw(split: str, rng: np.random.Generator) -> Scene:
+    """A scene: without held-out pairs for `train` and `validation`, with one for `test`."""
+    if split == "test":
+        pool = _pools()["held out"]
+    else:
+        pool = _pools()["one" if rng.random() < scenes.ONE_OBJECT else "two"]
+    return scenes.all_scenes()[int(pool[rng.integers(len(pool))])]
+
+
+def _where(cells: tuple[int, ...]) -> str:
+    return " and ".join(scenes.PLACES[cell] for cell in cells)
+
+
+WORLD = worlds.World(
+    name="shapes",
+    about="a drawn world of one or two objects on a grid",
+    held_out="which show only pairs of objects that no training image has",
+    image_size=drawing.IMAGE_SIZE,
+    draw=draw,
+    caption=grammar.caption,
+    render=drawing.render,
+    read_images=drawing.read_images,
+    parse_caption=grammar.parse_caption,
+    difference=grammar.difference,
+    reasons={
+        "number": "another number of objects",
+        "attribute": "another shape, colour or size",
+        "relation": "another relation",
+        "place": "another place",
+    },
+    tiles=(2, 2),
+    residual=drawing.RESIDUAL_LIMIT,
+    named=grammar.named,
+    category=lambda scene: _where(scene.place),
+    categories=tuple(_where(c) for n in (1, 2) for c in itertools.combinations(range(4), n)),
+    entropy=grammar.caption_entropy,
+    laws=laws.LAWS,
+    aims={"t2i": 0.95, "i2t": 0.95, "pair": 0.90, "infill": 0.90, "tokenizer": 0.99}
+    | {"variation": 0.10},
+    floors={"pair": 0.80},
+)
+
+# `source(split, size, seed=0, captions_per_image=1)`: records of this world.
+source = functools.partial(worlds.Source, WORLD)
 
 
 def arrays(split: str, size: int, seed: int = 0) -> tuple[np.ndarray, list[str], list[Scene]]:
@@ -82,4 +82,4 @@ def arrays(split: str, size: int, seed: int = 0) -> tuple[np.ndarray, list[str],
     records = list(source(split, size, seed))
     images = np.stack([record.image for record in records])
     captions = [record.captions[0] for record in records]
-    return images, captions, [scenes.all_scenes()[record.extra["scene"]] for record in records]
+    return images, captions, [record.extra["scene"] for record in records]

@@ -60,11 +60,6 @@ class Meaning:
     place: int | None
     template: str
 
-    @property
-    def named(self) -> int:
-        """How many attributes (shape, colour, size) are named: 1..3 of one object, 2..6 of two."""
-        return sum(1 + (d.colour is not None) + (d.size is not None) for d in self.objects)
-
 
 def _derive(scene: Scene, choose) -> str:
     """The grammar: one caption, each choice made by `choose(probabilities) -> index`."""
@@ -171,19 +166,27 @@ def parse_caption(text: str) -> Meaning | None:
     return None
 
 
-def agrees(scene: Scene, meaning: Meaning) -> bool:
-    """Whether all that the caption says is so: number, attributes, and the relation or place."""
+def named(meaning: Meaning) -> int:
+    """How many attributes (shape, colour, size) are named: 1..3 of one object, 2..6 of two."""
+    return sum(1 + (d.colour is not None) + (d.size is not None) for d in meaning.objects)
+
+
+def difference(scene: Scene, meaning: Meaning) -> str | None:
+    """None where all that the caption says is so, else the first that is not: "number",
+    "attribute", "relation" or "place"."""
     if len(scene.objects) != len(meaning.objects):
-        return False
-    for things in itertools.permutations(scene.objects):
-        cells = tuple(thing.cell for thing in things)
-        if (
-            all(d.fits(thing) for d, thing in zip(meaning.objects, things, strict=True))
-            and meaning.relation == scenes.RELATIONS.get(cells)
-            and meaning.place in (None, cells[0])
-        ):
-            return True
-    return False
+        return "number"
+    orders = [
+        tuple(thing.cell for thing in things)
+        for things in itertools.permutations(scene.objects)
+        if all(map(Description.fits, meaning.objects, things))
+    ]
+    if not orders:
+        return "attribute"
+    for cells in orders:
+        if meaning.relation == scenes.RELATIONS.get(cells) and meaning.place in (None, cells[0]):
+            return None
+    return "relation" if meaning.relation else "place"
 
 
 def words() -> list[str]:
