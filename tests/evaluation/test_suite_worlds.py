@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from configs import t2i
 from tests.helpers import oracle
 from udd_jax.data import sources
 from udd_jax.data.sources import glyphs
@@ -111,4 +112,24 @@ def test_aims_are_those_of_the_world(notes, shapes):
     assert {t: a for t, a in asked.items() if a} == {t: aims[t] for t in aims if t != "variation"}
     assert "✗" in headline(shapes[3]) and "the tick in a bar" in headline(shapes[3]).lower()
     assert all(row["met"] is None for row in notes[2]["headline"])  # nothing is promised yet
-    assert not re.search("✗|✓|aim", headline(notes[3]))
+    assert not re.search("✗|✓|aim", headline(notes[3])) and report.NO_AIMS not in notes[3]
+
+
+def test_a_config_that_is_too_small_to_be_good_is_not_held_to_aims(shapes, tmp_path):
+    assert t2i.get_config().evaluate.aims and not t2i.get_config("smoke").evaluate.aims
+    pipe, _, full, _ = shapes
+    small = pipe.with_config(evaluate={"aims": False})
+    result, text = run(tmp_path, small)
+    assert all(row["aim"] is row["floor"] is row["met"] is None for row in result["headline"])
+    assert [row["value"] for row in result["headline"]] == [r["value"] for r in full["headline"]]
+    assert report.NO_AIMS in text and "✗" not in headline(text)
+    assert "is asked for" not in text
+    # Asked for aims, it is measured again, from the samples that are there.
+    small.asked.clear()
+    result, text = run(tmp_path, small.with_config(evaluate={"aims": True}))
+    assert result["headline"] == full["headline"] and "✗" in headline(text)
+    assert small.asked == []
+
+
+def test_aims_are_no_part_of_what_two_results_must_share(shapes):
+    assert "aims" not in shapes[2]["manifest"]["protocol"]["evaluate"]

@@ -49,7 +49,8 @@ class World:
     entropy: scenes -> H(caption | scene) in bits, the mean over the scenes.
     laws: task -> {property: Law}. In "image" the meaning is None, in "text" the scene.
     aims: task (or "tokenizer") -> the least rate that is asked of a full training, "variation" ->
-        the largest total variation; floors: task -> the rate below which something is broken.
+        the largest total variation; floors: task -> the rate below which something is broken. They
+        are shown where `evaluate.aims` of the config is on.
     """
 
     name: str

@@ -5,6 +5,7 @@
 
     suite           "main" or "full"
     headline        rows of task, name, value, error, aim, floor, better ("higher", "lower"), met
+    aims            whether the rates are held against the world's aims (`evaluate.aims`)
     scores.TASK     agreement, consistency, reasons, variation; given_tokens_changed
     world           of an embedded world: its name, and the words of the report
     reader          of an embedded world: how often the reader fails on the truth
@@ -138,7 +139,8 @@ def run(pipe, workdir, suite: str = "main", *, say=logbook.say) -> dict:
     if suite == "full":
         result["full"] = full_suite.measure(pipe, workdir, items, drawn, prepared, nets, timed)
         result["unmeasured"] = full_suite.unmeasured(result["full"])
-    result["headline"] = headline(result, world)
+    result["aims"] = aimed(pipe)
+    result["headline"] = headline(result, world if result["aims"] else None)
     result["errors"] = errors(result)
     if not world:
         why = (
@@ -176,6 +178,7 @@ def finished(pipe, workdir, suite: str = "main", nets: dict | None = None) -> di
     suites = old.get("suite"), asked.pop("suite")
     same = {name: old.get(name) for name in asked} == asked
     same = same and (suites[0] == suites[1] or suites == ("full", "main"))
+    same = same and result.get("aims", True) == aimed(pipe)
     return result if same and result["manifest"].get("run") == manifest.made_of(pipe) else None
 
 
@@ -234,6 +237,11 @@ def _sampled(pipe, items, folder, spent) -> dict[str, samples.Samples]:
 
 
 # ---- What comes first ---------------------------------------------------------------------------
+
+
+def aimed(pipe) -> bool:
+    """Whether the rates are held against aims: off for a config that is too small to be good."""
+    return pipe.config.evaluate.get("aims", True)
 
 
 def headline(result: dict, world: World | None) -> list[dict]:
