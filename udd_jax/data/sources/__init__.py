@@ -1,6 +1,6 @@
 """One line of config names a source of captioned images; the same line serves every stage.
 
-    shapes                     the embedded world whose law is known         sources/shapes.py
+    shapes                     the embedded world whose law is known         sources/shapes/
     glyphs                     written notes, long captions, a known law     sources/glyphs.py
     folder:/path               pictures with captions.jsonl, .csv, .parquet
                                or name.txt beside name.png                   sources/folder.py
