@@ -190,6 +190,7 @@ def get_config() -> ml_collections.ConfigDict:
             "bound_times": 16,  # times an item for the bound
             "seed": 1,
             "split": "test",  # settings are chosen on "validation"
+            "aims": True,  # hold the rates against the world's aims; False: too small to be good
             "only": "",  # "field=value" measures the items alone whose record says so
             # Of the suite "full".
             "weights": "",  # folder with those of Inception, CLIP, LPIPS

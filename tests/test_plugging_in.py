@@ -7,7 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.helpers import oracle
 from udd_jax import build, pipeline
+from udd_jax.data import sources
+from udd_jax.data.sources import worlds
+from udd_jax.evaluation.report import report
+from udd_jax.evaluation.suites import main as main_suite
+from udd_jax.runtime import files
 from udd_jax.sampling import guidance, reverse
 from udd_jax.sampling.samplers import SAMPLERS, Sampler
 
@@ -101,3 +107,48 @@ def test_a_generator_of_another_kind(pipe, monkeypatch):
     np.testing.assert_allclose(-bits, [[16 * np.log2(other.vocab.modalities[0].classes), 0]] * 2)
     with pytest.raises(ValueError, match=r"model.kind = 'odd', expected one of diffusion, even"):
         pipe.with_config(model={"kind": "odd"}).pairs(2)
+
+
+TONES = ("dark", "light")
+GREYS = worlds.World(
+    name="greys",
+    about="a world of dark and light",
+    image_size=8,
+    draw=lambda split, rng: int(rng.integers(2)),
+    caption=lambda scene, rng: f"it is {TONES[scene]}",
+    render=lambda scene, rng=None: np.full((8, 8, 3), 50 + 150 * scene, np.uint8),
+    read_images=lambda images: [{50: 0, 200: 1}.get(int(i.mean())) for i in images],
+    parse_caption={f"it is {tone}": i for i, tone in enumerate(TONES)}.get,
+    difference=lambda scene, meaning: None if scene == meaning else "tone",
+    reasons={"tone": "the <other> tone"},
+    residual=100.0,
+    entropy=lambda scenes: 0.0,
+    laws={"pair": {"tone": lambda scene, _: (None, {0: 0.5, 1: 0.5}, scene)}},
+    aims={"t2i": 0.9},
+)
+
+
+def test_a_world(tmp_path, monkeypatch):
+    """Its pictures and captions are opened by name, and judged by its own rules."""
+    monkeypatch.setitem(sources.WORLDS, "greys", GREYS)
+    config = oracle.config()
+    config.data, config.image_size = "greys", 8
+    pipe = oracle.make(tmp_path, oracle.Tiles(8), config=config, wrong={"t2i": (0,), "text": (2,)})
+    result = main_suite.run(pipe, tmp_path, say=lambda _: None)
+    assert result["scores"]["t2i"]["agreement"]["rate"] == 7 / 8
+    assert result["scores"]["text"]["parsable"]["rate"] == 7 / 8
+    assert result["scores"]["infill"]["consistency"]["rate"] == 1
+    assert result["scores"]["t2i"]["reasons"] == {
+        "unreadable image": 1 / 8,
+        "unparsable caption": 0,
+        "tone": 0,
+    }
+    drawn = [GREYS.draw("validation", np.random.default_rng((1, 0, i))) for i in range(8)]
+    off = abs(np.mean(drawn) - 0.5)
+    assert result["scores"]["pair"]["variation"]["tone"]["tv"] == pytest.approx(off)
+    assert [row["met"] for row in result["headline"] if row["aim"]] == [False]
+    assert result["reader"]["pairs"]["rate"] == 0 and result["entropy"]["value"] == 0
+    files.write_json(tmp_path / "config.json", {"config": config.to_dict()})
+    text = report.write(tmp_path).read_text()
+    assert "<i>greys</i>, a world of dark and light, whose images" in text
+    assert "the &lt;other&gt; tone" in text and "✗" in text

@@ -9,6 +9,7 @@ import pytest
 
 from udd_jax.data import sources
 from udd_jax.data.sources import glyphs
+from udd_jax.evaluation.metrics import agreement
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def held_out_records():
 def test_every_noisy_picture_is_read_as_its_note(records, held_out_records):
     for found in (records, held_out_records):
         read = glyphs.read_images(np.stack([record.image for record in found]))
-        assert read == [record.extra["note"] for record in found]
+        assert read == [record.extra["scene"] for record in found]
 
 
 def test_every_text_in_every_ink_is_read_on_some_paper():
@@ -59,28 +60,29 @@ def test_every_caption_means_what_its_note_says_and_rarely_fits_another(records)
     for record, other in itertools.pairwise(records):
         for caption in record.captions:
             meaning = glyphs.parse_caption(caption)
-            assert glyphs.agrees(record.extra["note"], meaning), caption
-            fits += glyphs.agrees(other.extra["note"], meaning)
+            assert glyphs.WORLD.agrees(record.extra["scene"], meaning), caption
+            fits += glyphs.WORLD.agrees(other.extra["scene"], meaning)
     assert fits <= 4
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "reason"),
     [
-        {"paper": "pink"},
-        {"lines": (("river", "red"),)},
-        {"lines": (("407", "blue"), ("river", "red"))},
-        {"lines": (("river", "black"), ("407", "blue"))},
-        {"lines": (("river", "red"), ("470", "blue"))},
-        {"lines": (("river", "red"), ("407", "blue"), ("407", "blue"))},
+        ({"paper": "pink"}, "paper"),
+        ({"lines": (("river", "red"),)}, "number"),
+        ({"lines": (("407", "blue"), ("river", "red"))}, "text"),
+        ({"lines": (("river", "black"), ("407", "blue"))}, "ink"),
+        ({"lines": (("river", "red"), ("470", "blue"))}, "text"),
+        ({"lines": (("river", "red"), ("407", "blue"), ("407", "blue"))}, "number"),
     ],
 )
-def test_one_wrong_thing_is_a_disagreement(change):
+def test_one_wrong_thing_is_a_disagreement(change, reason):
     text = "a note on white paper that reads the word river in red, then the number 407 in blue"
     truth = {"paper": "white", "lines": (("river", "red"), ("407", "blue"))}
     meaning = glyphs.parse_caption(text)
-    assert glyphs.agrees(glyphs.Note(**truth), meaning)
-    assert not glyphs.agrees(glyphs.Note(**truth | change), meaning)
+    assert glyphs.WORLD.agrees(glyphs.Note(**truth), meaning)
+    assert glyphs.difference(glyphs.Note(**truth | change), meaning) == reason
+    assert reason in glyphs.WORLD.reasons and glyphs.named(meaning) == 5
 
 
 @pytest.mark.parametrize(
@@ -135,7 +137,7 @@ def test_the_entropy_of_captions_is_that_of_their_frequencies():
 
 def test_held_out_lines_are_in_every_test_note_and_in_no_other(records, held_out_records):
     def held(record):
-        return [glyphs.held_out(*line) for line in record.extra["note"].lines]
+        return [glyphs.held_out(*line) for line in record.extra["scene"].lines]
 
     assert not any(any(held(record)) for record in records)
     assert all(any(held(record)) for record in held_out_records)
@@ -144,12 +146,63 @@ def test_held_out_lines_are_in_every_test_note_and_in_no_other(records, held_out
 
 
 def test_notes_follow_their_law(records):
-    notes = [record.extra["note"] for record in records]
+    notes = [record.extra["scene"] for record in records]
     counts = np.bincount([len(note.lines) for note in notes], minlength=5)[1:]
     assert np.abs(counts / len(notes) - 0.25).max() < 0.08
     words = [text in glyphs.WORDS for note in notes for text, _ in note.lines]
     assert abs(np.mean(words) - glyphs.IS_WORD) < 0.05
     assert len(set(glyphs.WORDS)) == 64
+
+
+@pytest.mark.parametrize("task", ["pair", "t2i", "i2t", "image", "text"])
+def test_what_was_drawn_is_within_sampling_noise_of_the_true_law(records, task):
+    pairs = [(r.extra["scene"], glyphs.parse_caption(r.captions[0])) for r in records]
+    found = agreement.variation(glyphs.LAWS[task], pairs)
+    for name, result in found.items():
+        assert result["tv"] <= 0.005 + 3 * result["noise"] < 0.2, name
+    assert set(found) >= {"number", "paper"}
+
+
+def test_a_habit_shows_in_the_variation(records):
+    plain = [glyphs.caption(r.extra["scene"], Always()) for r in records]
+    pairs = [
+        (r.extra["scene"], glyphs.parse_caption(text))
+        for r, text in zip(records, plain, strict=True)
+    ]
+    found = agreement.variation(glyphs.LAWS["i2t"], pairs)
+    assert found["number"]["tv"] == 0
+    assert found["paper"]["tv"] == pytest.approx(0.3)  # always named
+    assert found["template"]["tv"] == pytest.approx(1 - 0.4 * 0.7)
+
+
+class Always:
+    """Takes the first of every choice."""
+
+    def random(self):
+        return 0.0
+
+    def choice(self, count, p):
+        return 0
+
+
+def test_a_given_part_is_kept_if_it_is_the_same_text(records):
+    """Half of a line is enough to see that another digit, word, ink or paper stands there."""
+    note = glyphs.Note("green", (("river", "brown"), ("407", "brown")))
+    given = np.stack([glyphs.render(note, np.random.default_rng(0))] * 5)
+    read = [
+        note,
+        glyphs.Note("green", (("river", "brown"), ("401", "brown"))),
+        glyphs.Note("green", (("violin", "brown"), ("407", "brown"))),
+        glyphs.Note("green", (("river", "brown"), ("407", "black"))),
+        glyphs.Note("white", (("river", "brown"), ("407", "brown"))),
+    ]
+    free = np.zeros((5, 64, 64), bool)
+    free[:, :, 32:] = True  # the right half, which is empty but for the end of "violin"
+    pairs = [(scene, None) for scene in read]
+    texts = [""] * 5
+    kept, rates = agreement.consistency(glyphs.WORLD, pairs, texts, given, free, texts)
+    assert kept.tolist() == [True, False, False, False, False]
+    assert rates["image"]["rate"] == 0.2
 
 
 def test_captions_are_long(records):

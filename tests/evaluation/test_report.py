@@ -170,7 +170,7 @@ def test_what_was_found_in_the_data_is_a_section_and_names_the_training_split(ru
     found = {"splits": {"train": row}, "sizes": {"9 x 8": 8}, "examples": ["a box"], **kinds}
     files.write_json(tmp_path / "data.json", found)
     result = files.read_json(run[0] / "evaluation.json")
-    del result["reader"]  # which only embedded worlds have
+    del result["world"]  # which only embedded worlds have
     files.write_json(tmp_path / "evaluation.json", result)
     text = report.write(tmp_path).read_text()
     assert "It was trained on folder /x, train, and is measured on" in text

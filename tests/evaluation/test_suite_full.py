@@ -24,7 +24,6 @@ from udd_jax.evaluation import (
     nearest_training,
     retrieval,
     samples,
-    scores,
 )
 from udd_jax.evaluation.metrics import alignment, frechet, intervals, java
 from udd_jax.evaluation.report import measure_sections, report
@@ -48,10 +47,10 @@ class Scorer(oracle.Oracle):
     def score(self, tokens, *, task, common=False, **options):
         if not common:
             return super().score(tokens, task=task, **options)
-        scenes = shapes.read_images(self.codecs["image"].decode(tokens["image"]))
+        scenes = shapes.drawing.read_images(self.codecs["image"].decode(tokens["image"]))
         texts = self.codecs["text"].decode(tokens["text"])
-        meanings = map(shapes.parse_caption, texts)
-        wrong = [not shapes.agrees(s, m) for s, m in zip(scenes, meanings, strict=True)]
+        meanings = map(shapes.grammar.parse_caption, texts)
+        wrong = [not shapes.WORLD.agrees(s, m) for s, m in zip(scenes, meanings, strict=True)]
         bits = np.array([len(text.split()) for text in texts], float)
         bits += 8.0 * np.array(wrong) * (task == "i2t")
         return -np.stack([np.zeros(len(bits)), bits], axis=1)
@@ -98,10 +97,6 @@ def done(tmp_path_factory):
         patch.setattr(image_sets, "STATES", STATES)
         result = main_suite.run(pipe, folder, "full", say=lambda _: None)
     return pipe, folder, result
-
-
-def oracle_scenes(pipe):
-    return scores.scenes(pipe, held_out.read(pipe, oracle.ITEMS))
 
 
 def value(tree, *path):
@@ -233,16 +228,18 @@ def test_an_evaluation_of_a_split_that_overlaps_training_ends_in_an_error(done, 
 
 
 def test_shapes_fall_into_ten_categories(done):
-    names = set(full_suite.categories(None, shapes.all_scenes(), ""))
-    assert len(names) == 10
+    names = set(shapes.WORLD.categories)
+    assert names == {shapes.WORLD.category(scene) for scene in shapes.scenes.all_scenes()}
+    assert len(names) == len(shapes.WORLD.categories) == 10
     report = done[2]["full"]["agreement"]["by category"]["agreement"]
     assert "mean of categories" in report and names < set(report)
-    kinds = full_suite.categories(None, oracle_scenes(done[0]), "")
+    items = held_out.read(done[0], oracle.ITEMS)
+    kinds = full_suite.categories(items, "")
     for name in names - set(kinds):  # held-out scenes have two objects
         assert "none of the 8 items" in report[name]["unmeasured"]
     assert all(report[name]["count"] == kinds.count(name) for name in kinds)
     with pytest.raises(ValueError, match=r"evaluate\.category = 'style' is no field"):
-        full_suite.categories(held_out.read(done[0], 2), None, "style")
+        full_suite.categories(dataclasses.replace(items, world=None), "style")
 
 
 def test_several_processes_make_what_one_makes(done, tmp_path):
@@ -424,9 +421,9 @@ def clip_state() -> dict[str, np.ndarray]:
 def test_clip_scores_images_from_the_users_files(done, tmp_path):
     trees.save_tree(tmp_path / "ViT-B-32.safetensors", clip_state())
     found = feature_networks.load(str(tmp_path))
-    items = held_out.read(done[0], 8)
+    items = dataclasses.replace(held_out.read(done[0], 8), world=None)
     drawn = samples.Samples(np.zeros((8, 20)), np.ones(8), {}, images=items.images)
-    lacking = full_suite.agreements(items, drawn, None, None, found["clip"])
+    lacking = full_suite.agreements(items, drawn, None, found["clip"])
     assert feature_networks.MERGES in lacking["CLIP score"].unmeasured
     letters = [chr(97 + i % 26) for i in range(8)]
     merges = "".join(f"{letters[i % 8]}{i} x\n" for i in range(feature_networks.CLASSES - 514))
@@ -435,7 +432,7 @@ def test_clip_scores_images_from_the_users_files(done, tmp_path):
     )
     clip = feature_networks.load(str(tmp_path))["clip"]
     assert clip.hash == found["clip"].hash
-    report = full_suite.agreements(items, drawn, None, list("aabbccdd"), clip)
+    report = full_suite.agreements(items, drawn, list("aabbccdd"), clip)
     cosine = report["CLIP score"]["cosine"].value
     assert -1 < cosine < 1
     by_hand = alignment.cosine(clip.images(items.images), clip.texts(items.captions))

@@ -61,7 +61,9 @@ def test_the_headline_holds_each_rate_against_its_aim(done):
 
 def test_a_lossless_tokenizer_has_the_noise_for_psnr(done):
     found = done[2]["tokenizer"]
-    assert found["psnr"]["value"] == pytest.approx(20 * np.log10(255 / shapes.NOISE), abs=0.3)
+    assert found["psnr"]["value"] == pytest.approx(
+        20 * np.log10(255 / shapes.drawing.NOISE), abs=0.3
+    )
     assert found["codes"] == 43
     items = held_out.read(done[0], oracle.ITEMS)
     used, counts = np.unique(items.codes, return_counts=True)
@@ -81,8 +83,8 @@ def test_bounds_are_bits_over_the_tokens_that_they_are_of(done):
 
 def test_a_bound_below_the_truth_is_an_error(done, tmp_path):
     # Two objects: template, order, whether sizes and whether colours are named.
-    each = [-p * np.log2(p) for p in shapes.TWO_TEMPLATES.values()]
-    shares = (shapes.READING_ORDER, shapes.SIZE_NAMED, shapes.COLOUR_NAMED)
+    each = [-p * np.log2(p) for p in shapes.grammar.TWO_TEMPLATES.values()]
+    shares = (shapes.grammar.READING_ORDER, shapes.grammar.SIZE_NAMED, shapes.grammar.COLOUR_NAMED)
     named = [-p * np.log2(p) for q in shares for p in (q, 1 - q)]
     truth = (sum(each) + sum(named)) / 16
     assert done[2]["entropy"] == {"value": pytest.approx(truth), "undercut": False}
@@ -254,7 +256,7 @@ def test_other_data_are_sampled_and_said_to_be_unmeasured(done, tmp_path):
     result = main_suite.run(pipe, tmp_path / "run", say=lambda _: None)
     assert result["scores"]["t2i"] == {"count": 3, "given_tokens_changed": 0}
     assert result["scores"]["pair"] == {"count": 8}
-    assert "shapes only" in result["unmeasured"]["agreement"]
+    assert "in an embedded world only" in result["unmeasured"]["agreement"]
     assert "entropy" not in result and result["bounds"]["pair"]["count"] == 3
 
 

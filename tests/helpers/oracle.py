@@ -1,8 +1,10 @@
-"""A pipeline on `shapes` whose network is an oracle, so that every number can be told beforehand.
+"""A pipeline on an embedded world whose network is an oracle, so that every number can be told
+beforehand.
 
-Its image tokenizer has the 43 cell templates for codes. What is asked of it is the truth, the
-held-out items or, where nothing is given, scenes of the validation split, but for the rows in
-`wrong`, by task: their image is empty, or their caption lacks its first word.
+On `shapes` its image tokenizer has the 43 cell templates for codes; `Tiles` is one for any world.
+What is asked of it is the truth, the held-out items or, where nothing is given, scenes of the
+validation split, but for the rows in `wrong`, by task: their image is that of code 0 everywhere,
+which is empty, or their caption lacks its first word.
 """
 
 import dataclasses
@@ -11,6 +13,7 @@ import numpy as np
 
 from configs import base
 from udd_jax import build, pipeline
+from udd_jax.data import sources
 from udd_jax.data.sources import shapes
 from udd_jax.diffusion import schedules, transition, vocab
 from udd_jax.evaluation import held_out, samples
@@ -26,18 +29,45 @@ class Templates:
     grid, codes, image_size, hash = GRID, 43, 32, "templates"
 
     def encode(self, images):
-        known = shapes.cell_templates().reshape(43, -1)
-        cells = shapes.as_cells(np.asarray(images, np.float32)).reshape(-1, known.shape[1])
+        known = shapes.drawing.cell_templates().reshape(43, -1)
+        cells = shapes.drawing.as_cells(np.asarray(images, np.float32)).reshape(-1, known.shape[1])
         return ((cells[:, None] - known[None]) ** 2).sum(-1).argmin(1).reshape(-1, 4)
 
     def decode(self, codes):
-        cells = shapes.cell_templates()[np.asarray(codes).reshape(-1, 2, 2)]
+        cells = shapes.drawing.cell_templates()[np.asarray(codes).reshape(-1, 2, 2)]
         shown = cells.swapaxes(2, 3).reshape(-1, 32, 32, 3)
         return np.clip(np.rint(shown), 0, 255).astype(np.uint8)
 
 
+class Tiles:
+    """An image tokenizer without loss: it numbers the quarters of the pictures as it meets them.
+    Code 0 is plain grey."""
+
+    grid, codes, hash = GRID, 4096, "tiles"
+
+    def __init__(self, image_size: int):
+        self.image_size, half = image_size, image_size // 2
+        self.known = {bytes([128]) * (3 * half**2): 0}
+
+    def encode(self, images):
+        half = self.image_size // 2
+        tiles = np.asarray(images).reshape(-1, 2, half, 2, half, 3).swapaxes(2, 3)
+        codes = [
+            self.known.setdefault(t.tobytes(), len(self.known))
+            for t in tiles.reshape(-1, half, half, 3)
+        ]
+        return np.array(codes).reshape(-1, 4)
+
+    def decode(self, codes):
+        half, tiles = self.image_size // 2, list(self.known)
+        shown = np.frombuffer(b"".join(tiles[code] for code in np.ravel(codes)), np.uint8)
+        shown = shown.reshape(-1, 2, 2, half, half, 3).swapaxes(2, 3)
+        return shown.reshape(-1, self.image_size, self.image_size, 3)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Oracle(pipeline.Pipeline):
+    truth: str = "shapes"  # the world whose scenes it knows
     wrong: dict = dataclasses.field(default_factory=dict)
     bits: dict = dataclasses.field(default_factory=lambda: {"image": 2.0, "text": 0.5})
     asked: list = dataclasses.field(default_factory=list)  # tasks, as they were generated
@@ -59,10 +89,12 @@ class Oracle(pipeline.Pipeline):
         self.asked.append(task)
         free = task in ("pair", "image", "text")
         split = "validation" if free else held_out.split_of(self)
-        pixels, captions, _ = shapes.arrays(split, first + count)
-        pixels, captions = pixels[first:], captions[first:]
-        truth = {"image": self.codecs["image"].encode(pixels)}
-        truth["text"] = self.codecs["text"].encode(captions, strict=False)
+        asked = {"size": first + count, "captions_per_image": 1}
+        records = sources.open_source(self.truth, split, **asked)
+        records = [records[i] for i in range(first, first + count)]
+        shown, told = np.stack([r.image for r in records]), [r.captions[0] for r in records]
+        truth = {"image": self.codecs["image"].encode(shown)}
+        truth["text"] = self.codecs["text"].encode(told, strict=False)
         for row in self.wrong.get(task, ()):
             row -= first
             if not 0 <= row < count:
@@ -74,21 +106,23 @@ class Oracle(pipeline.Pipeline):
         given = truth | (given or {})
         free, absent = np.asarray(masks.free), np.asarray(masks.absent)
         tokens = np.where(free, self._fuse(truth), self._fuse(given))
-        late = np.arange(1, trace + 1)[:, None] * tokens.shape[1] <= trace * np.arange(20)[None]
+        length = tokens.shape[1]
+        late = np.arange(1, trace + 1)[:, None] * length <= trace * np.arange(length)[None]
         states = np.where(late[:, None], self.vocab.mask_id, tokens[None])
-        ids = {"image": tokens[:, :4], "text": tokens[:, 4:] - 43}
+        ids = {"image": tokens[:, :4], "text": tokens[:, 4:] - self.tokenizers["image"].codes}
         names = [name for name, out in zip(ids, absent[0], strict=True) if not out]
         values = {name: self.codecs[name].decode(ids[name]) for name in names}
         calls = np.full(count, settings.get("steps", self.config.sample.steps))
         return pipeline.Result(values, tokens, calls, states)
 
     def _fuse(self, tokens):
-        return np.concatenate([tokens["image"], tokens["text"] + 43], axis=1).astype(np.int32)
+        text = tokens["text"] + self.tokenizers["image"].codes
+        return np.concatenate([tokens["image"], text], axis=1).astype(np.int32)
 
     def score(self, tokens, *, task, times, seed, common=False, calls=0):
         count = len(tokens["text"])
         image = 0 if task in ("i2t", "text") else 4 * self.bits["image"]
-        words = 0 if task in ("t2i", "image") else LENGTH * self.bits["text"]
+        words = 0 if task in ("t2i", "image") else self.text_length * self.bits["text"]
         return -np.tile([float(image), float(words)], (count, 1))
 
 
@@ -96,19 +130,21 @@ def config():
     """A small one: 8 samples a task."""
     c = base.get_config()
     c.evaluate.update({"samples": ITEMS, "batch_size": ITEMS, "bound_samples": 4, "bound_times": 2})
+    c.text.length = LENGTH
     c.diffusion.steps = 20
     c.sample.steps = 5
     return c
 
 
-def make(folder, **fields) -> Oracle:
+def make(folder, image=None, **fields) -> Oracle:
     """An oracle whose text tokenizer is trained on the spot, in `folder`."""
-    captions = [record.captions[0] for record in shapes.source("train", 400)]
+    c, image = fields.pop("config", None) or config(), image or Templates()
+    records = sources.open_source(c.data, "train", size=400, captions_per_image=1)
+    captions = [record.captions[0] for record in records]
     words = text_tokenizer.train_sentencepiece(captions, folder / "text.model", 1024)
-    layout = vocab.image_text(GRID, 43, words.vocab_size, LENGTH)
-    c = fields.pop("config", None) or config()
+    layout = vocab.image_text(GRID, image.codes, words.vocab_size, c.text.length)
     kernel = transition.make_kernel(layout, schedules.make(c.diffusion.schedule, c.diffusion.steps))
     network = build.make_model(c, layout, words.pad_id)  # only its settings are asked for
     weights = {"layer": {"kernel": np.ones((2, 3), np.float32)}}
-    tokenizers = {"image": Templates(), "text": words}
-    return Oracle(c, tokenizers, layout, kernel, network, weights, **fields)
+    tokenizers = {"image": image, "text": words}
+    return Oracle(c, tokenizers, layout, kernel, network, weights, truth=c.data, **fields)

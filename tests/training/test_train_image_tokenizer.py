@@ -351,10 +351,10 @@ def test_shapes_are_read_right_from_16_codes(tmp_path):
     images, _, scenes = shapes.arrays("test", 1000)
     codes = tokenizer.encode(images)
     assert codes.shape == (1000, 16)
-    read = shapes.read_images(tokenizer.decode(codes))
+    read = shapes.drawing.read_images(tokenizer.decode(codes))
     assert np.mean([a == b for a, b in zip(read, scenes, strict=True)]) >= 0.99
     rng = np.random.default_rng(0)
-    again = tokenizer.encode(np.stack([shapes.render(scene, rng) for scene in scenes]))
+    again = tokenizer.encode(np.stack([shapes.drawing.render(scene, rng) for scene in scenes]))
     assert (again != codes).mean() < 0.01  # the noise redrawn
 
 

@@ -1,7 +1,8 @@
 """One captioned image.
 
 A source is any sequence of `Record`: `len(source)`, `source[i]`, and `source.name`, a line that
-describes it. Reading an item a second time gives the same record, in any process.
+describes it; `source.world` where the law of its data is known (`sources.worlds.World`). Reading an
+item a second time gives the same record, in any process.
 """
 
 import dataclasses

@@ -6,6 +6,7 @@ import hashlib
 import numpy as np
 
 from udd_jax.data import reading, sources
+from udd_jax.data.sources.worlds import World
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -15,7 +16,7 @@ class Items:
     name: of the source; images: uint8[n, S, S, 3]; captions: the first of each, as the text
     tokenizer gives it back; codes: int32[n, N], ids: int32[n, M]; extra: the records' own;
     hash: of keys, pictures and captions; keys: the records'; references: all captions of each, as
-    they were written.
+    they were written; world: by which what is generated can be judged, None where there is none.
     """
 
     name: str
@@ -27,6 +28,12 @@ class Items:
     hash: str
     keys: list[str]
     references: list[tuple[str, ...]]
+    world: World | None = None
+
+    @property
+    def scenes(self) -> list:
+        """What the items of an embedded world show."""
+        return [extra["scene"] for extra in self.extra]
 
     def __len__(self) -> int:
         return len(self.captions)
@@ -50,8 +57,11 @@ def read(pipe, count: int, split: str = "") -> Items:
     text, image = pipe.codecs["text"], pipe.codecs["image"]
     ids, codes = text.encode([texts[0] for texts in references], strict=False), image.encode(pixels)
     captions = text.decode(ids)
-    name, digest = source(pipe, split or split_of(pipe)).name, digest.hexdigest()[:16]
-    return Items(name, pixels, captions, codes, ids, extra, digest, keys, references)
+    found, digest = source(pipe, split or split_of(pipe)), digest.hexdigest()[:16]
+    world = getattr(found, "world", None)
+    if world and world.image_size != pipe.config.image_size:
+        world = None  # it reads its own size only
+    return Items(found.name, pixels, captions, codes, ids, extra, digest, keys, references, world)
 
 
 def split_of(pipe) -> str:
@@ -59,9 +69,9 @@ def split_of(pipe) -> str:
     return pipe.config.evaluate.get("split", "test")
 
 
-def source(pipe, split: str):
-    """A split of the run's data."""
-    return sources.open_source(pipe.config.data, split, **pipe.config.data_options)
+def source(pipe, split: str, **options):
+    """A split of the run's data, with these options instead of the config's."""
+    return sources.open_source(pipe.config.data, split, **{**pipe.config.data_options, **options})
 
 
 def stream(pipe, count: int, split: str = ""):

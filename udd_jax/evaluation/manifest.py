@@ -63,6 +63,7 @@ def protocol(pipe, suite: str) -> dict:
     config = pipe.config
     options = config.evaluate.to_dict()
     options.pop("weights", None)  # a folder; the weights' hashes are what counts
+    options.pop("aims", None)  # no number depends on what is asked of it
     split = options.pop("split", "test")
     return json.loads(
         json.dumps(

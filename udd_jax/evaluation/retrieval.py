@@ -8,8 +8,8 @@ so that what they are compared by is none of its luck. The caption of an image i
 row, the image of a caption the best of its column. A short or common caption is likely beside any
 image; the third answer takes from s[i, j] what caption j costs alone, log2 p(text j).
 
-Groups are filled in order with items whose captions differ (on shapes: whose captions are not true
-of one another's image), so that exactly one answer is right; chance is 1 / n.
+Groups are filled in order with items whose captions differ (in an embedded world: whose captions
+are not true of one another's image), so that exactly one answer is right; chance is 1 / n.
 """
 
 import json

@@ -28,7 +28,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from udd_jax.data import hashing
-from udd_jax.data.records import Record
+from udd_jax.data.sources import worlds
 
 _NOUNS = """
     acorn anchor apple basket bell bird boat bottle branch bread bridge button candle castle cat
@@ -64,13 +64,15 @@ TEMPLATES = {
 }
 COUNTS = ("one line", "two lines", "three lines", "four lines")
 HELD_OUT = 0.1
-SPLITS = ("train", "validation", "test")
 
 # A line is read when its mean squared difference from the nearest text (over 3,072 values) is at
 # most RESIDUAL_LIMIT and at most AMBIGUITY_LIMIT of that from any other. Noise alone gives 16; a
 # digit more or less changes it by 100 and more.
 RESIDUAL_LIMIT = 1000.0
 AMBIGUITY_LIMIT = 0.8
+# The given part of a line was kept if its mean squared difference from the clean drawing of what is
+# read is at most this. Noise alone gives 16; another text adds 22 or more, even seen by half.
+KEPT_LIMIT = 30.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,10 +93,11 @@ class Note:
 
 @dataclasses.dataclass(frozen=True)
 class Meaning:
-    """What a caption says: lines as (text, ink or None), and the paper or None."""
+    """What a caption says: lines as (text, ink or None), the paper or None; and its template."""
 
     lines: tuple[tuple[str, str | None], ...]
     paper: str | None
+    template: str
 
 
 _NUMBER_OF = {text: number for number, text in enumerate(TEXTS)}
@@ -182,13 +185,13 @@ def caption_entropy(notes) -> float:
 
 
 @functools.cache
-def _patterns() -> list[re.Pattern]:
+def _patterns() -> dict[str, re.Pattern]:
     parts = {
         "paper": f"(?P<paper>{'|'.join(PAPERS)})",
         "lines": "(?P<lines>.+)",
         "count": f"(?P<count>{'|'.join(COUNTS)})",
     }
-    return [re.compile(template.format(**parts)) for pair in TEMPLATES for template in pair]
+    return {t: re.compile(t.format(**parts)) for pair in TEMPLATES for t in pair}
 
 
 _LINE = re.compile(rf"the (?P<kind>word|number) (?P<text>.+?)(?: in (?P<ink>{'|'.join(INKS)}))?")
@@ -196,14 +199,14 @@ _LINE = re.compile(rf"the (?P<kind>word|number) (?P<text>.+?)(?: in (?P<ink>{'|'
 
 def parse_caption(text: str) -> Meaning | None:
     """What the caption says; None for anything that the grammar does not give."""
-    for pattern in _patterns():
+    for template, pattern in _patterns().items():
         match = pattern.fullmatch(text)
         lines = match and _parse_lines(match["lines"])
         if (
             lines
             and match.groupdict().get("count", COUNTS[len(lines) - 1]) == COUNTS[len(lines) - 1]
         ):
-            return Meaning(lines, match.groupdict().get("paper"))
+            return Meaning(lines, match.groupdict().get("paper"), template)
     return None
 
 
@@ -213,27 +216,34 @@ def _parse_lines(text: str) -> tuple | None:
         match = _LINE.fullmatch(part)
         if match is None:
             return None
-        written = match["text"] if match["kind"] == "word" else _number(match["text"])
+        written = match["text"] if match["kind"] == "word" else _digits(match["text"])
         if written not in (WORDS if match["kind"] == "word" else _NUMBER_OF):
             return None
         found.append((written, match["ink"]))
     return tuple(found) if len(found) <= MAX_LINES else None
 
 
-def _number(text: str) -> str | None:
+def _digits(text: str) -> str | None:
     return text if text.isdigit() else _SPELLED.get(text)
 
 
-def agrees(note: Note, meaning: Meaning) -> bool:
-    """Whether all that the caption says is so, and it says of every line what it reads."""
-    return (
-        meaning.paper in (None, note.paper)
-        and len(meaning.lines) == len(note.lines)
-        and all(
-            said == text and said_ink in (None, ink)
-            for (said, said_ink), (text, ink) in zip(meaning.lines, note.lines, strict=True)
-        )
-    )
+def difference(note: Note, meaning: Meaning) -> str | None:
+    """None where all that the caption says is so and it says of every line what it reads, else the
+    first that is not: "number", "text", "ink" or "paper"."""
+    if len(meaning.lines) != len(note.lines):
+        return "number"
+    if [said for said, _ in meaning.lines] != [text for text, _ in note.lines]:
+        return "text"
+    inks = zip(meaning.lines, note.lines, strict=True)
+    if not all(said in (None, ink) for (_, said), (_, ink) in inks):
+        return "ink"
+    return None if meaning.paper in (None, note.paper) else "paper"
+
+
+def named(meaning: Meaning) -> int:
+    """How many attributes (text, ink, paper) are named."""
+    inks = sum(ink is not None for _, ink in meaning.lines)
+    return len(meaning.lines) + inks + (meaning.paper is not None)
 
 
 # ------------------------------------------------------------------------------- the pictures
@@ -274,14 +284,17 @@ def read_images(images: np.ndarray) -> list[Note | None]:
     images = np.asarray(images, np.float32)
     middles = np.median(images.reshape(len(images), -1, 1, 3), axis=1)  # [B, 1, 3]
     papers_read = ((papers - middles) ** 2).sum(-1).argmin(-1)
+    rest = images - papers[papers_read][:, None, None]
+    rest = rest.reshape(-1, MAX_LINES, masks.shape[1], 3).swapaxes(2, 3)
+    along = rest.reshape(-1, masks.shape[1]) @ masks.T  # one product, since small ones are slow
+    along = along.reshape(-1, MAX_LINES, 3, len(masks))
+    squares = (rest**2).sum((2, 3))
     found = []
-    for image, paper in zip(images, papers_read.tolist(), strict=True):
-        rest = (image - papers[paper]).reshape(MAX_LINES, -1, 3).transpose(0, 2, 1)
+    for paper, here, square in zip(papers_read.tolist(), along, squares, strict=True):
         ways = inks - papers[paper]
-        along = ways @ (rest.reshape(MAX_LINES * 3, -1) @ masks.T).reshape(MAX_LINES, 3, -1)
         weight = (ways**2).sum(-1)[:, None] * _coverage_squared()
-        errors = (rest**2).sum((1, 2))[:, None, None] - 2 * along + weight  # [lines, inks, texts]
-        errors = errors.transpose(0, 2, 1) / rest[0].size
+        errors = square[:, None, None] - 2 * ways @ here + weight  # [lines, inks, texts]
+        errors = errors.transpose(0, 2, 1) / (3 * masks.shape[1])
         found.append(_note(tuple(PAPERS)[paper], errors))
     return found
 
@@ -307,44 +320,80 @@ def read_image(image: np.ndarray) -> Note | None:
     return read_images(image[None])[0]
 
 
-# --------------------------------------------------------------------------------- the source
+# ---------------------------------------------------------------------------------- the laws
+
+_NUMBER = {number: 1 / MAX_LINES for number in range(1, MAX_LINES + 1)}
+_PAPER = {paper: 1 / len(PAPERS) for paper in PAPERS}
+_TOLD_PAPER = {paper: PAPER_NAMED * p for paper, p in _PAPER.items()} | {None: 1 - PAPER_NAMED}
+_TEMPLATE = {
+    template: share * p
+    for pair, share in TEMPLATES.items()
+    for template, p in zip(pair, (PAPER_NAMED, 1 - PAPER_NAMED), strict=True)
+}
 
 
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """A sequence of `size` records; record i depends on (split, seed, i) and nothing else."""
-
-    split: str
-    size: int
-    seed: int = 0
-    captions_per_image: int = 1
-
-    def __post_init__(self):
-        if self.split not in SPLITS:
-            raise ValueError(f"split={self.split!r}: expected one of {', '.join(SPLITS)}")
-        for name, least in (("size", 1), ("seed", 0), ("captions_per_image", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)}: expected at least {least}")
-
-    @property
-    def name(self) -> str:
-        seed = f", seed {self.seed}" if self.seed else ""
-        captions = f", {self.captions_per_image} captions" if self.captions_per_image > 1 else ""
-        return f"glyphs/{self.split}{seed}{captions}"
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __getitem__(self, index: int) -> Record:
-        if not 0 <= index < self.size:
-            raise IndexError(f"record {index} of {self.size}")
-        rng = np.random.default_rng((SPLITS.index(self.split), self.seed, index))
-        note = draw_note(rng, test=self.split == "test")
-        captions = tuple(caption(note, rng) for _ in range(self.captions_per_image))
-        key = f"{self.split}-{self.seed}-{index}"
-        return Record(key, render(note, rng), captions, {"note": note})
+def _paper_told(note: Note, meaning: Meaning):
+    """Of a caption, given the note."""
+    return note.paper, {note.paper: PAPER_NAMED, None: 1 - PAPER_NAMED}, meaning.paper
 
 
-def source(split: str, size: int, seed: int = 0, captions_per_image: int = 1) -> Source:
-    """`size` records: `train` and `validation` without held-out lines, `test` with some."""
-    return Source(split, size, seed, captions_per_image)
+def _paper_shown(note: Note, meaning: Meaning):
+    """Of a note, given a caption."""
+    law = _PAPER if meaning.paper is None else {meaning.paper: 1.0}
+    return meaning.paper, law, note.paper
+
+
+def _number(condition: int, outcome: int):
+    return condition, {condition: 1.0}, outcome
+
+
+_IMAGE = {
+    "number": lambda note, _: (None, _NUMBER, len(note.lines)),
+    "paper": lambda note, _: (None, _PAPER, note.paper),
+}
+_WORDING = {"template": lambda _, meaning: (None, _TEMPLATE, meaning.template)}
+# What a sample varies in, as `worlds.Law`: how many lines, which paper, which template.
+LAWS = {
+    "pair": _IMAGE | _WORDING,
+    "t2i": {
+        "number": lambda note, meaning: _number(len(meaning.lines), len(note.lines)),
+        "paper": _paper_shown,
+    },
+    "i2t": {
+        "number": lambda note, meaning: _number(len(note.lines), len(meaning.lines)),
+        "paper": _paper_told,
+        **_WORDING,
+    },
+    "image": _IMAGE,
+    "text": {
+        "number": lambda _, meaning: (None, _NUMBER, len(meaning.lines)),
+        "paper": lambda _, meaning: (None, _TOLD_PAPER, meaning.paper),
+        **_WORDING,
+    },
+}
+
+WORLD = worlds.World(
+    name="glyphs",
+    about="a drawn world of notes, written lines whose words and numbers the captions spell out",
+    held_out="each with a line that no training image has",
+    image_size=IMAGE_SIZE,
+    draw=lambda split, rng: draw_note(rng, test=split == "test"),
+    caption=caption,
+    render=render,
+    read_images=read_images,
+    parse_caption=parse_caption,
+    difference=difference,
+    reasons={
+        "number": "another number of lines",
+        "text": "another word or number",
+        "ink": "another ink",
+        "paper": "another paper",
+    },
+    tiles=(MAX_LINES, 1),
+    residual=KEPT_LIMIT,
+    named=named,
+    category=lambda note: COUNTS[len(note.lines) - 1],
+    categories=COUNTS,
+    entropy=caption_entropy,
+    laws=LAWS,
+)

@@ -34,7 +34,7 @@ def kinds(captions: Sequence[str], tokenizer, length: int) -> np.ndarray:
     """
     found = np.zeros((len(captions), length), np.int32)
     for row, caption in enumerate(captions):
-        meaning = shapes.parse_caption(caption)
+        meaning = shapes.grammar.parse_caption(caption)
         where = "relation" if meaning and meaning.relation else "place"
         pieces, of = [], []
         for word in caption.split():
@@ -50,7 +50,11 @@ def kinds(captions: Sequence[str], tokenizer, length: int) -> np.ndarray:
 def _kind(word: str, where: str) -> str:
     if word in _WHERE:
         return where
-    known = {"shape": shapes.SHAPES, "colour": shapes.COLOURS, "size": shapes.SIZES}
+    known = {
+        "shape": shapes.scenes.SHAPES,
+        "colour": shapes.scenes.COLOURS,
+        "size": shapes.scenes.SIZES,
+    }
     return next((kind for kind, words in known.items() if word in words), "other")
 
 

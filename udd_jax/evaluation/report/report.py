@@ -24,6 +24,10 @@ from udd_jax.evaluation.suites import samplers as samplers_suite
 from udd_jax.runtime import files
 
 FILE = "report.html"
+NO_AIMS = (  # where `evaluate.aims` is off
+    "This run is not meant to be good: its config is too small to have aims, and only shows that "
+    "every stage works."
+)
 
 
 def write(workdir) -> pathlib.Path:
@@ -89,15 +93,16 @@ def _opening(result: dict, found: dict | None) -> str:
         "the missing parts of both."
     )
     data = page.escape(found["splits"]["train"]["name"] if found else about["source"])
-    if "reader" in result:
+    world, split = result.get("world"), protocol["split"]
+    if world:
         data = (
-            "<i>shapes</i>, a drawn world of one or two objects on a grid, whose images and "
+            f"<i>{page.escape(world['name'])}</i>, {page.escape(world['about'])}, whose images and "
             "captions can be read back exactly"
         )
     conditions = f"It was trained on {data}, and is measured on {protocol['item_count']} items of "
-    conditions += "the test split"
-    if "reader" in result:
-        conditions += ", which show only pairs of objects that no training image has"
+    conditions += f"the {page.escape(split)} split"
+    if world and world["held_out"] and split == "test":
+        conditions += f", {page.escape(world['held_out'])}"
     sampler, calls = protocol["settings"]["sampler"], result["speed"]["calls_a_sample"].values()
     least, most = (f"{number:.3g}" for number in (min(calls), max(calls)))
     how = (
@@ -146,14 +151,17 @@ def _headline(result: dict, order: list[str]) -> str:
         )
     if not cells:
         return ""
-    text = (
-        "Shares with one standard error; the tick in a bar is the aim. A sample counts as right "
-        "only if all that the caption says is so."
-    )
+    text = "Shares with one standard error. "
     head = ["", "share of samples", "", "measured", "aim"]
-    return page.section(
-        "headline", "In short", page.table(head, cells, 3) + page.tag("p", text, "note")
-    )
+    if any(row["aim"] is not None for row in rows):
+        text += "The tick in a bar is the aim. "
+    else:
+        head, cells = head[:-1], [row[:-1] for row in cells]
+    text += "A sample counts as right only if all that the caption says is so."
+    content = page.table(head, cells, 3) + page.tag("p", text, "note")
+    if not result.get("aims", True):
+        content = page.tag("p", NO_AIMS) + content
+    return page.section("headline", "In short", content)
 
 
 def _met(row: dict) -> str:
@@ -207,10 +215,12 @@ def _details(result: dict, order: list[str]) -> str:
             for task in order
             if any((task, kind) in found for kind in kinds)
         ]
+        aim = next((row["aim"] for row in rows if row["aim"] is not None), None)
+        asked = "" if aim is None else f"; at most {aim:.2f} is asked for"
         text = (
             "Total variation between what was generated and the true law, given what the "
-            f"condition names; at most {main_suite.VARIATION:.2f} is asked for. The small number "
-            "is what as many draws from the true law itself would show."
+            f"condition names{asked}. The small number is what as many draws from the true law "
+            "itself would show."
         )
         parts.append(page.tag("h3", "Variety") + page.tag("p", text))
         parts.append(page.table(["", *map(page.escape, kinds)], cells))
@@ -221,7 +231,7 @@ def _details(result: dict, order: list[str]) -> str:
         )
         cells = [
             [
-                page.escape(sample_sections.REASONS.get(name, name)),
+                page.escape(sample_sections.reason(result, name)),
                 *(_share(reasons.get(name)) for reasons in why.values()),
             ]
             for name in names

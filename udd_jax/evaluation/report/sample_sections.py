@@ -27,17 +27,17 @@ TASKS = {  # task: (heading, what was asked, the rate that counts)
     "image": ("Images alone", "Images with the text absent.", "readable"),
     "text": ("Texts alone", "Captions with the image absent.", "parsable"),
 }
-REASONS = {  # where the name alone would not tell
-    "number": "another number of objects",
-    "attribute": "another shape, colour or size",
-    "relation": "another relation",
-    "place": "another place",
-}
+
+
+def reason(result: dict, name: str) -> str:
+    """Why a sample is wrong, in the words of the world where it has some."""
+    return result.get("world", {}).get("reasons", {}).get(name, name)
 
 
 def show(task: str, kept: samples.Samples, result: dict, reasons: list | None) -> str:
     """What a task gives: a sentence, the first samples, and right beside wrong ones."""
     heading, asked, key = TASKS[task]
+    reasons = reasons and [name and reason(result, name) for name in reasons]
     rates = result["scores"][task]
     told = f"{asked} "
     if key in rates:
@@ -90,7 +90,7 @@ def _verdict(i: int, reasons: list | None) -> tuple[str, str]:
         return "", ""
     if reasons[i] is None:
         return "right", ""
-    return "wrong", f'<div class="bad">✗ {page.escape(REASONS.get(reasons[i], reasons[i]))}</div>'
+    return "wrong", f'<div class="bad">✗ {page.escape(reasons[i])}</div>'
 
 
 def _plain(kept, i, reasons) -> str:

@@ -19,6 +19,7 @@ trips, scores of pairs, features (by content).
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import subprocess
 import time
@@ -28,7 +29,6 @@ import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
 from udd_jax.data import reading
-from udd_jax.data.sources import shapes
 from udd_jax.diffusion import tasks
 from udd_jax.evaluation import (
     feature_networks,
@@ -48,21 +48,21 @@ SHOWN = 8  # neighbours and round trips kept for the page
 NOTHING = "<nothing>"  # stands for an empty caption: a word that no reference has
 
 
-def measure(pipe, workdir, items, drawn, files, scenes, nets, timed) -> dict:
+def measure(pipe, workdir, items, drawn, files, nets, timed) -> dict:
     """All of it, in the order above.
 
-    drawn: the samples of the main suite by task; files: of `pictures.ready`; scenes: of the items,
-    where they are known; nets: of `networks.load`; timed: a context for each part, by name.
+    drawn: the samples of the main suite by task; files: of `image_sets.ready`; nets: of
+    `feature_networks.load`; timed: a context for each part, by name.
     """
     folder, options = workdir / samples.FOLDER, pipe.config.evaluate
-    kinds = categories(items, scenes, options.category)
+    kinds = categories(items, options.category)
     training = nearest_training.open_cache(workdir)
     parts = {
         "pictures": lambda: image_sets.measure(pipe, drawn["t2i"], files, workdir, nets),
-        "agreement": lambda: agreements(items, drawn["t2i"], scenes, kinds, nets["clip"]),
+        "agreement": lambda: agreements(items, drawn["t2i"], kinds, nets["clip"]),
         "captions": lambda: captioning(pipe, items, drawn["i2t"]),
-        "retrieval": lambda: retrieved(pipe, items, scenes, kinds, folder),
-        "round_trips": lambda: round_trips(pipe, items, drawn, scenes, folder),
+        "retrieval": lambda: retrieved(pipe, items, kinds, folder),
+        "round_trips": lambda: round_trips(pipe, items, drawn, folder),
         "memory": lambda: remembered(pipe, items, drawn["pair"], training, folder),
         "reconstruction": lambda: image_sets.reconstructed(pipe, items, workdir, nets),
         "judges": lambda: judged(items, drawn["t2i"], workdir / JUDGES, options),
@@ -94,11 +94,11 @@ def unmeasured(tree, name: str = "") -> dict[str, str]:
     return found
 
 
-def categories(items, scenes, field: str) -> list[str] | None:
-    """The category of each item: on shapes where its objects lie, ten in all; else a field of its
-    record, where `evaluate.category` names one."""
-    if scenes:
-        return [" and ".join(shapes.PLACES[cell] for cell in scene.place) for scene in scenes]
+def categories(items, field: str) -> list[str] | None:
+    """The category of each item: that of its scene, where the data are an embedded world that has
+    categories; else a field of its record, where `evaluate.category` names one."""
+    if items.world and items.world.category:
+        return list(map(items.world.category, items.scenes))
     if not field:
         return None
     for extra in items.extra:
@@ -113,11 +113,11 @@ def categories(items, scenes, field: str) -> list[str] | None:
 # ---- Agreement ----------------------------------------------------------------------------------
 
 
-def agreements(items, drawn, scenes, kinds, clip) -> dict:
+def agreements(items, drawn, kinds, clip) -> dict:
     """CLIP's opinion of images and the captions that they were made from, and by category."""
     texts, report, values = items.captions[: len(drawn)], {}, {}
-    if scenes:
-        values["agreement"], _ = agreement.agreement(drawn.images, texts)
+    if items.world:
+        values["agreement"] = agreement.agreed(items.world, drawn.images, texts)
     lack = clip if isinstance(clip, intervals.Unmeasured) else None
     if not lack and clip.texts is None:
         why = f"CLIP's text encoder needs {feature_networks.MERGES} beside its weights"
@@ -148,11 +148,10 @@ def agreements(items, drawn, scenes, kinds, clip) -> dict:
             name: alignment.by_category(scores, kinds[: len(drawn)])
             for name, scores in values.items()
         } or intervals.Unmeasured("nothing gives single pictures a score here")
-    if scenes:  # of the ten categories those that no item has are said
-        every = dict.fromkeys(categories(None, shapes.all_scenes(), ""))
+    if items.world and items.world.category:  # those that no item has are said
         none = intervals.Unmeasured(f"none of the {len(kinds)} items is of this category")
         for scores in report["by category"].values():
-            scores |= {name: none for name in every if name not in scores}
+            scores |= {name: none for name in items.world.categories if name not in scores}
     return report
 
 
@@ -209,14 +208,18 @@ def _meteor(told, truth, lack):
 # ---- Both ---------------------------------------------------------------------------------------
 
 
-def retrieved(pipe, items, scenes, kinds, folder) -> dict:
+def retrieved(pipe, items, kinds, folder) -> dict:
     """Retrieval both ways by likelihood, among different items."""
     options = pipe.config.evaluate
     count = min(options.retrieval, len(items))
-    if scenes:  # a caption that is true of another image is no wrong answer
-        meanings = [shapes.parse_caption(text) for text in items.captions[:count]]
+    world = items.world
+    if world:  # a caption that is true of another image is no wrong answer
+        meanings = [world.parse_caption(text) for text in items.captions[:count]]
         equal = np.array(
-            [[m is None or shapes.agrees(scene, m) for m in meanings] for scene in scenes[:count]]
+            [
+                [m is None or world.agrees(scene, m) for m in meanings]
+                for scene in items.scenes[:count]
+            ]
         )
     else:
         equal = same(items.captions[:count])
@@ -229,11 +232,11 @@ def retrieved(pipe, items, scenes, kinds, folder) -> dict:
         times=options.bound_times,
         seed=options.seed,
         made_of=manifest.made_of(pipe),
-        categories=None if scenes else kinds,
+        categories=None if world else kinds,
     )
 
 
-def round_trips(pipe, items, drawn, scenes, folder) -> dict:
+def round_trips(pipe, items, drawn, folder) -> dict:
     """There and back: what came first against what came last, and against another item's."""
     options = pipe.config.evaluate
     count = min(options.round_trips, len(drawn["i2t"]), len(drawn["t2i"]))
@@ -286,12 +289,12 @@ def round_trips(pipe, items, drawn, scenes, folder) -> dict:
             "ROUGE-L by chance": intervals.bootstrap(captions.rouge_l(tokenized[1], _one(other))),
         },
     }
-    if scenes:
-        judge = agreement.agreement
+    if items.world:
+        judge = functools.partial(agreement.agreed, items.world)
         shown, told = items.images[:count], items.captions[:count]
-        both = judge(shown, there.captions)[0] & judge(back["t2i"].images, there.captions)[0]
+        both = judge(shown, there.captions) & judge(back["t2i"].images, there.captions)
         report["image to text to image"]["both images fit the text"] = intervals.bootstrap(both)
-        both = judge(there.images, told)[0] & judge(there.images, back["i2t"].captions)[0]
+        both = judge(there.images, told) & judge(there.images, back["i2t"].captions)
         report["text to image to text"]["both texts fit the image"] = intervals.bootstrap(both)
     few = slice(min(SHOWN, count))
     some = {"images": items.images[few], "back_images": back["t2i"].images[few]}

@@ -1,7 +1,7 @@
 """The suite "samplers": every order of reveal on one run, quality against calls and seconds.
 
-For shapes, where agreement can be read. `run` measures every entry of `grid` on a few samples, then
-those that the question is about on many new ones, and writes `samplers.json`:
+For an embedded world, where agreement can be read. `run` measures every entry of `grid` on a few
+samples, then those that the question is about on many new ones, and writes `samplers.json`:
 
     rows        an entry each: settings, calls, seconds, agreement of all and of each task, bounds
     left_out    entries that do not fit the run's schedule, with the reason
@@ -45,12 +45,11 @@ def run(pipe, workdir, *, count: int = 64, say=logbook.say) -> dict:
     likelihood could be bounded.
 
     Raises:
-        ValueError: the run's data are not shapes.
+        ValueError: the run's data are not an embedded world at its own size.
     """
     path, options = pathlib.Path(workdir) / RESULT, pipe.config.evaluate
     items = held_out.read(pipe, max(count, options.samples))
-    if scores.scenes(pipe, items) is None:
-        raise ValueError(f"suite 'samplers' needs data that can be read: shapes, not {items.name}")
+    scores.require_world(items, "samplers")
     # Settings that differ in numbers share a compilation; for those that do not, one block of the
     # network is compiled and not several.
     pipe = pipe.with_network(unroll=1)
@@ -147,9 +146,8 @@ def _measure(pipe, items, changes: dict, count: int, seed: int) -> dict:
         here = slice(k * count, (k + 1) * count)
         row["calls_of"][task] = float(np.mean(pairs.calls[here]))
         shown = items.images[:count] if task == "i2t" else pairs.images[here]
-        good, rates = agreement.agreement(shown, pairs.captions[here])
-        row[task] = rates["agreement"]
-        agreed.append(good)
+        agreed.append(agreement.agreed(items.world, shown, pairs.captions[here]))
+        row[task] = agreement.rate(agreed[-1])
     return row | {"agreement": agreement.rate(np.concatenate(agreed))}
 
 

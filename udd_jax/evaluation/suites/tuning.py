@@ -1,13 +1,13 @@
 """The suite "tuning": temperature and top-r for the run's own sampler.
 
-For shapes, where what is right can be read. `run` samples every setting of `grid` from items of the
-validation split, so that a choice has seen nothing of what the result is measured on, and writes
-`tuning.json`:
+For an embedded world, where what is right can be read. `run` samples every setting of `grid` from
+items of the validation split, so that a choice has seen nothing of what the result is measured on,
+and writes `tuning.json`:
 
     rows        an entry each: temperature, top_r; of each task in TASKS its rate, its error, and
                 the largest total variation from the true law
-    best        the row of the highest mean rate among those whose variations are within the aim,
-                among all where there is none
+    best        the row of the highest mean rate among those whose variations are within the aim
+                of the world, among all where there is none
     manifest    as in evaluation.json
 
 The choice is entered by hand: `--config.sample.temperature=... --config.sample.top_r=...`.
@@ -18,7 +18,6 @@ import pathlib
 import numpy as np
 
 from udd_jax.evaluation import held_out, manifest, samples, scores
-from udd_jax.evaluation.suites import main as main_suite
 from udd_jax.runtime import files, logbook
 
 RESULT, FOLDER = "tuning.json", "tuning"
@@ -33,14 +32,13 @@ def run(pipe, workdir, *, count: int = 256, say=logbook.say) -> dict:
     `count` samples of each task for every entry. All that truncate share a compilation.
 
     Raises:
-        ValueError: the run's data are not shapes.
+        ValueError: the run's data are not an embedded world at its own size.
     """
     path = pathlib.Path(workdir) / RESULT
     pipe = pipe.with_config(evaluate={"split": SPLIT})
     options = pipe.config.evaluate
     items = held_out.read(pipe, count)
-    if scores.scenes(pipe, items) is None:
-        raise ValueError(f"suite 'tuning' needs data that can be read: shapes, not {items.name}")
+    world = scores.require_world(items, "tuning")
     about = manifest.make(pipe, items, "tuning")
     result = {"suite": "tuning", "rows": [], "manifest": about}
     asked = {
@@ -55,11 +53,11 @@ def run(pipe, workdir, *, count: int = 256, say=logbook.say) -> dict:
         folder = pathlib.Path(workdir) / FOLDER / f"{temperature:g}-{top_r:g}"
         for task, measure in TASKS.items():
             drawn = samples.obtain(sharper, items, task, folder / f"{task}.npz", **asked)
-            rates, _ = scores.judge(task, drawn)
+            rates, _ = scores.judge(world, task, drawn)
             apart = [found["tv"] for found in rates.get("variation", {}).values()]
             row[task] = rates[measure] | ({"variation": max(apart)} if apart else {})
         result["rows"].append(row)
-        result["best"] = best(result["rows"])
+        result["best"] = best(result["rows"], world.aims.get("variation", 1.0))
         files.write_json(path, result)
         say(line(row))
     say(f"best: {line(result['best'])}")
@@ -71,8 +69,8 @@ def grid() -> list[tuple[float, float]]:
     return [(1.0, 1.0), *((t, r) for t in TEMPERATURES for r in TOP_R)]
 
 
-def best(rows: list[dict], variation: float = main_suite.VARIATION) -> dict:
-    """The row to choose; of equals the first."""
+def best(rows: list[dict], variation: float) -> dict:
+    """The row to choose, with at most so much `variation` if there is one; of equals the first."""
     varied = [row for row in rows if _variation(row) <= variation]
     return max(varied or rows, key=_mean)
 

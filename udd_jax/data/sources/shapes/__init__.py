@@ -1,0 +1,85 @@
+"""Shapes: a small world of captioned images whose joint law is known exactly.
+
+A scene is one object (probability .2) or two (.8) on a 2 x 2 grid of cells, numbered
+
+    0 1      each object one of 3 shapes, 7 colours and 2 sizes, all uniform:
+    2 3      168 scenes of one object, 10,584 of two.
+
+    scenes.py     what there is, and which pairs of kinds are held out
+    grammar.py    captions: their law, and what they mean
+    drawing.py    pictures of 32 x 32 pixels: how they are drawn and read back
+    laws.py       the law of what samples vary in
+"""
+
+import functools
+import itertools
+
+import numpy as np
+
+from udd_jax.data.sources import worlds
+from udd_jax.data.sources.shapes import drawing, grammar, laws, scenes
+from udd_jax.data.sources.shapes.scenes import Scene
+
+
+@functools.cache
+def _pools() -> dict[str, np.ndarray]:
+    """Numbers of the scenes of one object, of two, and of two held out."""
+    one = np.array([len(scene.objects) == 1 for scene in scenes.all_scenes()])
+    held = np.array([scenes.held_out(scene) for scene in scenes.all_scenes()])
+    pools = {"one": one, "two": ~one & ~held, "held out": held}
+    return {name: np.flatnonzero(pool) for name, pool in pools.items()}
+
+
+def draw(split: str, rng: np.random.Generator) -> Scene:
+    """A scene: without held-out pairs for `train` and `validation`, with one for `test`."""
+    if split == "test":
+        pool = _pools()["held out"]
+    else:
+        pool = _pools()["one" if rng.random() < scenes.ONE_OBJECT else "two"]
+    return scenes.all_scenes()[int(pool[rng.integers(len(pool))])]
+
+
+def _where(cells: tuple[int, ...]) -> str:
+    return " and ".join(scenes.PLACES[cell] for cell in cells)
+
+
+WORLD = worlds.World(
+    name="shapes",
+    about="a drawn world of one or two objects on a grid",
+    held_out="which show only pairs of objects that no training image has",
+    image_size=drawing.IMAGE_SIZE,
+    draw=draw,
+    caption=grammar.caption,
+    render=drawing.render,
+    read_images=drawing.read_images,
+    parse_caption=grammar.parse_caption,
+    difference=grammar.difference,
+    reasons={
+        "number": "another number of objects",
+        "attribute": "another shape, colour or size",
+        "relation": "another relation",
+        "place": "another place",
+    },
+    tiles=(2, 2),
+    residual=drawing.RESIDUAL_LIMIT,
+    named=grammar.named,
+    category=lambda scene: _where(scene.place),
+    categories=tuple(_where(c) for n in (1, 2) for c in itertools.combinations(range(4), n)),
+    entropy=grammar.caption_entropy,
+    laws=laws.LAWS,
+    aims={"t2i": 0.95, "i2t": 0.95, "pair": 0.90, "infill": 0.90, "tokenizer": 0.99}
+    | {"variation": 0.10},
+    floors={"pair": 0.80},
+)
+
+# `source(split, size, seed=0, captions_per_image=1)`: records of this world.
+source = functools.partial(worlds.Source, WORLD)
+
+
+def arrays(split: str, size: int, seed: int = 0) -> tuple[np.ndarray, list[str], list[Scene]]:
+    """The records of `source(split, size, seed)` at once: uint8[size, 32, 32, 3], their captions
+    and their scenes."""
+    records = list(source(split, size, seed))
+    images = np.stack([record.image for record in records])
+    captions = [record.captions[0] for record in records]
+    return images, captions, [record.extra["scene"] for record in records]

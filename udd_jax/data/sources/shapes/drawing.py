@@ -1,0 +1,87 @@
+"""The pictures of shapes: how a scene is drawn, and how a picture is read back.
+
+A picture is 32 x 32 RGB. Each of its four cells is one of 43 templates (empty, or one of 42 kinds
+of object) plus noise, so the nearest template is the maximum-likelihood reading.
+"""
+
+import functools
+
+import numpy as np
+
+from udd_jax.data.sources.shapes import scenes
+from udd_jax.data.sources.shapes.scenes import Scene
+
+ROUND = 0.93  # a circle's radius by that: chosen so that the nearest two kinds are far apart
+GROUND = (240, 240, 240)  # far enough from 0 and 255 for the noise to be hardly clipped
+NOISE = 5.0
+IMAGE_SIZE = 32
+CELL_SIZE = 16
+
+# A cell is read as its nearest template when its mean squared difference from it (over 768 values)
+# is at most RESIDUAL_LIMIT, and at most AMBIGUITY_LIMIT of that from any other one. Noise alone
+# gives 25 and .02. A blur of .7 pixels (27.5 dB) reaches 977 on a large black square, but only .23
+# of the distance to anything else; half an object, or the mean or the halves of two, is about as
+# near to one template as to another, and small yellow ones stay below any useful absolute limit.
+RESIDUAL_LIMIT = 1000.0
+AMBIGUITY_LIMIT = 1 / 3
+
+
+@functools.cache
+def cell_templates() -> np.ndarray:
+    """float32[43, 16, 16, 3] in 0..255: the empty cell, then KINDS, without noise."""
+    fine = 16  # samples per pixel side
+    centre = CELL_SIZE / 2
+    points = (np.arange(CELL_SIZE * fine) + 0.5) / fine - centre
+    y, x = points[:, None], points[None, :]
+    cells = [np.full((CELL_SIZE, CELL_SIZE, 3), GROUND, np.float64)]
+    for size, colour, shape in scenes.KINDS:
+        r = scenes.SIZES[size]
+        inside = {
+            "circle": x**2 + y**2 < (ROUND * r) ** 2,
+            "square": np.maximum(abs(x), abs(y)) < r,
+            "triangle": (y < r) & (2 * abs(x) < y + r),  # upright, as wide as it is high
+        }[shape]
+        cover = inside.reshape(CELL_SIZE, fine, CELL_SIZE, fine).mean((1, 3))[..., None]
+        cells.append(np.float64(GROUND) * (1 - cover) + np.float64(scenes.COLOURS[colour]) * cover)
+    return np.stack(cells).astype(np.float32)
+
+
+def as_cells(images: np.ndarray) -> np.ndarray:
+    """Images [B, 32, 32, ...] cut into their cells [B, 4, 16, 16, ...]."""
+    count, channels = len(images), images.shape[3:]
+    cells = images.reshape(count, 2, CELL_SIZE, 2, CELL_SIZE, *channels).swapaxes(2, 3)
+    return cells.reshape(count, 4, CELL_SIZE, CELL_SIZE, *channels)
+
+
+def render(scene: Scene, rng: np.random.Generator | None = None) -> np.ndarray:
+    """The scene as uint8[32, 32, 3], with noise from `rng`; without `rng`, clean."""
+    image = np.full((IMAGE_SIZE, IMAGE_SIZE, 3), GROUND, np.float32)
+    for thing in scene.objects:
+        top, left = (CELL_SIZE * i for i in scenes.CELLS[thing.cell])
+        template = cell_templates()[1 + scenes.KINDS.index(thing.kind)]
+        image[top : top + CELL_SIZE, left : left + CELL_SIZE] = template
+    if rng is not None:
+        image += np.float32(NOISE) * rng.standard_normal(image.shape, np.float32)
+    return np.clip(np.rint(image), 0, 255).astype(np.uint8)
+
+
+def read_images(images: np.ndarray) -> list[Scene | None]:
+    """The scenes of uint8[B, 32, 32, 3], cell by cell the nearest template; None where a cell is
+    too far from it (RESIDUAL_LIMIT, AMBIGUITY_LIMIT), or there is no object or more than two."""
+    if images.ndim != 4 or images.shape[1:] != (IMAGE_SIZE, IMAGE_SIZE, 3):
+        raise ValueError(f"images {images.shape}: expected [B, 32, 32, 3]; resize them first")
+    ground = np.float32(GROUND)  # measured from the ground, so that float32 is exact enough
+    known = (cell_templates() - ground).reshape(len(scenes.KINDS) + 1, -1)
+    cells = (as_cells(images.astype(np.float32)) - ground).reshape(-1, known.shape[1])
+    square = (cells**2).sum(1, keepdims=True) - 2 * cells @ known.T + (known**2).sum(1)[None]
+    nearest = square.argmin(1).reshape(-1, 4)
+    first, second = np.partition(square, 1, axis=1)[:, :2].T / known.shape[1]
+    clear = (first <= RESIDUAL_LIMIT) & (first <= AMBIGUITY_LIMIT * second)
+    count = (nearest > 0).sum(1)
+    good = clear.reshape(-1, 4).all(1) & (count >= 1) & (count <= 2)
+    return [scenes.of_templates(row) if ok else None for row, ok in zip(nearest, good, strict=True)]
+
+
+def read_image(image: np.ndarray) -> Scene | None:
+    """`read_images` for one image uint8[32, 32, 3]."""
+    return read_images(image[None])[0]
