@@ -1,4 +1,4 @@
 """What predicts x_0?  The mutual-attention transformer, its parts, and networks that measure.
 
-Read `transformer` second. The only files that import `flax.linen` are here and in `tokenizers`.
+Read `transformer` second. Only files here and in `tokenizers` import `flax.linen`.
 """

@@ -1,10 +1,10 @@
 """Networks that measure: Inception V3 for FID, CLIP's two encoders, LPIPS.
 
-They are frozen, and other people trained their weights (`pretrained` brings the two together).
-Parameters are named so that the path of each, joined by dots, is the published PyTorch name: the
-kernel of the module `Mixed_5b.branch1x1.conv` is `Mixed_5b.branch1x1.conv.weight`, and no table of
-names exists to go stale. tests/networks/test_features.py compares each network with a PyTorch build
-of it. Images are [B, H, W, 3] throughout.
+They are frozen. Their weights were published by others; `pretrained` loads them. The path of each
+parameter, joined by dots, is its published PyTorch name: the kernel of the module
+`Mixed_5b.branch1x1.conv` is `Mixed_5b.branch1x1.conv.weight`. So no table of names is needed.
+tests/networks/test_features.py compares each network with a PyTorch build of it. All images are
+[B, H, W, 3].
 """
 
 import functools
@@ -15,11 +15,11 @@ import jax.numpy as jnp
 
 
 class InceptionV3(nn.Module):
-    """Inception V3 as FID means it: the TensorFlow graph of 2015 in torchvision's names.
+    """The Inception V3 of FID: the TensorFlow graph of 2015 with torchvision's names.
 
-    It differs from torchvision's network in three places: average pooling leaves padding out of
-    the count, the last block pools by maximum, and there are 1,008 classes. The class scores have
-    no bias, as in the original Inception score.
+    It differs from torchvision's network in three places: average pooling does not count padding,
+    the last block uses max pooling, and there are 1,008 classes. The logits have no bias, as in the
+    original Inception score.
 
     Input: float32[B, H, W, 3] in [-1, 1], 299 x 299 (75 at least).
     Output: features float32[B, 2048] (pool3), logits float32[B, 1008].
@@ -34,7 +34,7 @@ class InceptionV3(nn.Module):
             return nn.relu(x)
 
         def chain(x, name, *steps):
-            """Convolutions called name_1, name_2, ..., each given as (width, kernel)."""
+            """Convolutions named name_1, name_2, ...; each step is (width, kernel)."""
             for i, (width, kernel) in enumerate(steps, 1):
                 x = conv(x, f"{name}_{i}", width, kernel)
             return x
@@ -123,8 +123,10 @@ class InceptionV3(nn.Module):
 class ClipBlock(nn.Module):
     """Pre-norm transformer block: attention of `heads` heads, MLP with x sigmoid(1.702 x).
 
-    That activation is OpenAI's; retrained CLIPs with the same names may use the exact GELU, which
-    no weight shows: they are not what this measures with.
+    This is OpenAI's activation. Retrained CLIPs with the same names may use the exact GELU. The
+    weights do not show which one, so do not load such a CLIP here.
+
+    Input and output: float32[B, n, D].
     """
 
     heads: int
@@ -172,9 +174,9 @@ class ClipImage(nn.Module):
 
 
 class ClipText(nn.Module):
-    """CLIP's text encoder: int32[B, context] of `clip_ids` -> float32[B, embedding].
+    """CLIP's text encoder: int32[B, context] from `clip_ids` -> float32[B, embedding].
 
-    The embedding is read at the end token, which has the highest id.
+    The embedding is taken at the end token, which has the highest id.
     """
 
     vocabulary: int
@@ -196,12 +198,12 @@ class ClipText(nn.Module):
 
 
 class Lpips(nn.Module):
-    """LPIPS 0.1 with VGG16 (Zhang et al. 2018, arXiv 1801.03924): distance of two pictures.
+    """LPIPS 0.1 with VGG16 (Zhang et al. 2018, arXiv 1801.03924): the distance of two images.
 
         d = sum over five layers of mean over positions of w . (f_a/|f_a| - f_b/|f_b|)^2
 
-    Input: float32[B, H, W, 3] in [-1, 1] twice, 16 x 16 at least. Output: float32[B], 0 for equals.
-    Its gradient is finite everywhere, also where a layer is silent.
+    Input: two float32[B, H, W, 3] in [-1, 1], at least 16 x 16. Output: float32[B], 0 for equal
+    images. The gradient is finite everywhere, also where all channels of a layer are 0.
     """
 
     @nn.compact
@@ -209,7 +211,7 @@ class Lpips(nn.Module):
         shift = jnp.array([-0.030, -0.088, -0.188]).reshape(1, 1, 1, 3)
         scale = jnp.array([0.458, 0.448, 0.450]).reshape(1, 1, 1, 3)
         x = (jnp.concatenate([a, b]) - shift) / scale
-        layer, distance = 0, 0.0  # torchvision counts convolutions, relus and pools alike
+        layer, distance = 0, 0.0  # torchvision numbers convolutions, ReLUs and pools together
         for i, (width, depth) in enumerate([(64, 2), (128, 2), (256, 3), (512, 3), (512, 3)]):
             if i:
                 x, layer = nn.max_pool(x, (2, 2), (2, 2)), layer + 1

@@ -1,9 +1,10 @@
 """Attention for TPUs as one kernel: the scores of queries and keys never leave the core.
 
-Compiled by XLA, the scores and the softmax of them, float32[B, H, n, n'], are written to memory and
-read again, forwards and backwards: at the published size most of the bytes that a step moves. JAX's
-own Pallas kernel (flash attention, Dao et al. 2022) goes through them in blocks. Elsewhere, and in
-a layout that has no such blocks, it is the same function in plain JAX.
+XLA writes the scores and their softmax, float32[B, H, n, n'], to memory and reads them again, in
+the forward and the backward pass. At the published size these are most of the bytes that a training
+step moves. JAX's own Pallas kernel (flash attention, Dao et al. 2022) works through them in blocks.
+On other platforms, and for lengths that do not divide into blocks, plain JAX computes the same
+function.
 """
 
 import functools
@@ -16,14 +17,15 @@ from jax.sharding import PartitionSpec as P
 
 from udd_jax.runtime import sharding
 
-LANES = 128  # of a TPU: lengths must be multiples of it
-BLOCK = 512  # queries, or keys, at once; at most
+LANES = 128  # the lanes of a TPU; lengths must be multiples of it
+BLOCK = 512  # at most so many queries, or keys, in a block
 
 
 def attention(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None) -> jax.Array:
-    """As `transformer.dot_product_attention`: q [B, n, H, d], k, v [B, n', H, d] -> [B, n, H, d].
+    """Like `layers.dot_product_attention`: q [B, n, H, d], k, v [B, n', H, d] -> [B, n, H, d].
 
-    Under a mesh each device takes its own rows and heads.
+    bias: float, broadcast to [B, H, n, n'], or None. Under a mesh each device computes its own rows
+    and heads.
     """
     plain = functools.partial(jax.nn.dot_product_attention, implementation="xla")
     if q.shape[1] % LANES or k.shape[1] % LANES:
@@ -46,7 +48,7 @@ def _on_mesh(q, k, v, bias=None):
 
 
 def kernel(q, k, v, bias=None):
-    """The same for [B, H, n, d], on one TPU."""
+    """`attention` with the layout [B, H, n, d], on one TPU."""
     n, m = (max(b for b in range(LANES, BLOCK + 1, LANES) if x.shape[2] % b == 0) for x in (q, k))
     blocks = flash_attention.BlockSizes(
         block_b=1,

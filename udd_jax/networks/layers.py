@@ -1,7 +1,7 @@
-"""The layers of the transformer: attention, normalisation, embeddings, each a small module.
+"""The layers of the transformer: attention, normalisation, embeddings. Each is a small module.
 
-Parameter names are API: the sharding table, the converters and the checkpoints key on them. The
-defaults are those of the published network.
+Parameter names are an interface: the sharding table, the converters and the checkpoints depend on
+them. The defaults are those of the published network.
 """
 
 import math
@@ -18,7 +18,7 @@ from udd_jax.networks import fused_attention
 from udd_jax.runtime import sharding
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "gelu": lambda x: nn.gelu(x, approximate=False),  # the published one, exact erf
+    "gelu": lambda x: nn.gelu(x, approximate=False),  # as published: exact erf
     "gelu_tanh": nn.gelu,
     "silu": nn.silu,
     "relu": nn.relu,
@@ -30,7 +30,7 @@ def normal(std: float = 0.02):
 
 
 def layer_norm(affine: bool, dtype, name: str | None = None, gain: float = 0.0) -> nn.LayerNorm:
-    # The fast variance E[x^2] - E[x]^2 costs three digits; the published code does not use it.
+    # The fast variance E[x^2] - E[x]^2 loses three digits; the published code does not use it.
     return nn.LayerNorm(
         epsilon=1e-5,
         use_bias=affine,
@@ -52,14 +52,14 @@ def dot_product_attention(
     """softmax(q k' / sqrt(d) + bias) v for q [B, n, H, d], k and v [B, n', H, d] -> [B, n, H, d].
 
     bias: float, broadcast to [B, H, n, n'], or None. `implementation` is "flat" (batch and heads
-    as one axis: the fast layout for XLA on CPUs), "xla" or "cudnn" of
-    `jax.nn.dot_product_attention`, or "fused" (fused_attention.py: for TPUs). Scores and softmax
-    are in float32 at the least.
+    are one axis: the fast layout for XLA on CPUs), "xla" or "cudnn" (passed to
+    `jax.nn.dot_product_attention`), or "fused" (fused_attention.py, for TPUs). Scores and softmax
+    are at least float32.
     """
     if implementation == "fused":
         return fused_attention.attention(q, k, v, bias)
     if implementation == "cudnn" and bias is not None:
-        bias = bias.astype(q.dtype)  # it reads all its inputs as one type
+        bias = bias.astype(q.dtype)  # cuDNN needs one type for all inputs
     if implementation != "flat":
         return jax.nn.dot_product_attention(q, k, v, bias=bias, implementation=implementation)
     batch, n, heads, size = q.shape
@@ -78,7 +78,7 @@ def dot_product_attention(
 
 
 class Dense(nn.Dense):
-    """A Dense layer as one matrix product: with two batch axes, CPUs are slower backwards."""
+    """A Dense layer as one matrix product: two batch axes make the backward pass slower on CPUs."""
 
     kernel_init: Callable = normal()
 
@@ -87,17 +87,18 @@ class Dense(nn.Dense):
 
 
 class KeysValues(NamedTuple):
-    """Of positions that are looked at: float[B, n', H, d] each, rotated."""
+    """Keys and values of the context, float[B, n', H, d] each. Rotary positions are applied."""
 
     k: jax.Array
     v: jax.Array
 
 
 def rotary_angles(vocab: Vocab, pairs: int) -> np.ndarray:
-    """float32[L, pairs], how far each pair of channels is turned at each position.
+    """The rotation of each pair of channels at each position, in radians: float32[L, pairs].
 
-    The pairs are divided among the axes of the layout (rows and columns of a grid, places of a
-    text); a position is turned by its coordinate, times 1 down to 1/100, on the axes that it has.
+    The pairs are divided among the axes of all modalities (rows and columns of a grid, places of a
+    text). The angle is the coordinate of the position on that axis times a rate between 1 and
+    1/100. On the axes of other modalities the angle is 0.
     """
     axes = [(m, a) for m in vocab.modalities for a in range(1 if m.grid is None else 2)]
     angles = []
@@ -116,14 +117,20 @@ def rotary_angles(vocab: Vocab, pairs: int) -> np.ndarray:
 
 
 def rotate(x: jax.Array, angles: np.ndarray) -> jax.Array:
-    """Rotary positions (Su et al. 2021): x [B, n, H, d], pairs (i, i + d/2) turned by angles[n]."""
+    """Rotary positions (Su et al. 2021): rotates pairs (i, i + d/2) of x [B, n, H, d] by angles.
+
+    angles: float32[n, d/2], see `rotary_angles`. Returns [B, n, H, d].
+    """
     cos, sin = (f(angles)[None, :, None].astype(x.dtype) for f in (np.cos, np.sin))
     a, b = jnp.split(x, 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1)
 
 
 class Attention(nn.Module):
-    """Multi-head attention: `project` a context, and queries x [B, n, D] look at it: [B, n, D]."""
+    """Multi-head attention: queries x [B, n, D] attend to a context that `project` made.
+
+    Returns [B, n, D].
+    """
 
     width: int
     heads: int
@@ -139,7 +146,7 @@ class Attention(nn.Module):
             self.query_norm, self.key_norm = (nn.RMSNorm(dtype=self.dtype) for _ in range(2))
 
     def project(self, context, angles=None) -> KeysValues:
-        """Keys and values of a context [B, n', D]; angles: its rotary ones, float[n', d/2]."""
+        """Keys and values of a context [B, n', D]; angles: float[n', d/2] for `rotate`, or None."""
         k, v = self._heads(self.key(context)), self._heads(self.value(context))
         k = self.key_norm(k) if self.qk_norm else k
         return KeysValues(k if angles is None else rotate(k, angles), v)
@@ -157,7 +164,7 @@ class Attention(nn.Module):
 
 
 class TimeEmbedding(nn.Module):
-    """t int32[...] -> float[..., D]: a learned row for each of 0..T, or sinusoids and an MLP."""
+    """t int32[...] -> float[..., D]: a learned row for each t in 0..T, or sinusoids and an MLP."""
 
     steps: int
     width: int
@@ -178,8 +185,9 @@ class TimeEmbedding(nn.Module):
 class AdaLayerNorm(nn.Module):
     """LN(h) (1 + scale(t)) + shift(t), with (scale, shift) = Linear(SiLU(embedding of t)).
 
-    h: [B, n, D]; time: float[B, C, D], the shared embedding, or int32[B, C], times for this
-    layer's own table; C is 1, or the number of modalities with `lengths` positions each.
+    h: [B, n, D]; time: float[B, C, D], a shared embedding, or int32[B, C], times for the table of
+    this layer. C is 1, or the number of modalities in h; modality c has lengths[c] positions.
+    Returns [B, n, D].
     """
 
     steps: int
@@ -204,7 +212,7 @@ class AdaLayerNorm(nn.Module):
 
 
 class MLP(nn.Module):
-    """Linear, activation, Linear; the hidden width is `ratio` times the width."""
+    """Linear, activation, Linear on h [..., D]; the hidden width is `ratio` D."""
 
     ratio: int = 4
     activation: str = "gelu"
@@ -219,7 +227,11 @@ class MLP(nn.Module):
 
 
 class FusedEmbedding(nn.Module):
-    """One table for all V ids, and learned positions: row and column, or place in the text."""
+    """Global ids int32[B, L] -> [B, L, D]: one table for all ids, plus learned positions.
+
+    The position is the sum of a row and a column vector on a grid, or one vector for each place of
+    a text.
+    """
 
     vocab: Vocab
     width: int

@@ -1,9 +1,9 @@
-"""Other people's weights in the networks of `features`, fed as other people feed them.
+"""Published weights for the networks of `features`, with the published preprocessing.
 
-A user brings the published PyTorch files (`WEIGHTS` says which), any reader turns one into a flat
-{name: array}, and `load` puts it into a module. What a number is measured on is half of the
-measurement, so preprocessing is published too, and has a name (`pixels_for_inception`). A protocol
-records `state_hash` and that name.
+The user provides the published PyTorch files (listed in `WEIGHTS`). A reader turns each file into a
+flat {name: array}, and `load` puts it into a module. Preprocessing changes the numbers as much as
+weights do, so each kind of preprocessing has a name (`pixels_for_inception`). A protocol records
+this name and `state_hash`.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from PIL import Image
 
 from udd_jax.networks import features
 
-# network: (the file's name without its ending, where it is published)
+# network: (file name without its ending, where it is published)
 WEIGHTS = {
     "inception": (
         "pt_inception-2015-12-05-6726825d",
@@ -34,15 +34,15 @@ INCEPTION_SIZE = 299
 
 
 def load(module, state: Mapping[str, np.ndarray], *inputs) -> dict:
-    """The module's variables, filled from published names; names it has no use for are left.
+    """The module's variables, filled by published names. Names that it does not use are ignored.
 
     Args:
       module: a network of `features`.
       state: {published name: array in PyTorch's layout}, any float type.
-      inputs: examples of the module's inputs (their shapes matter only).
+      inputs: examples of the module's inputs (only their shapes matter).
 
     Raises:
-      ValueError: names that are missing, or an array of another shape.
+      ValueError: a name is missing, or an array has the wrong shape.
     """
     wanted = jax.eval_shape(module.init, jax.random.key(0), *inputs)
     flat, tree = jax.tree_util.tree_flatten_with_path(wanted)
@@ -67,7 +67,11 @@ def load(module, state: Mapping[str, np.ndarray], *inputs) -> dict:
 
 
 def inception(state: Mapping[str, np.ndarray], resize: str = "clean") -> Callable:
-    """uint8[B, H, W, 3] -> (features float32[B, 2048], probabilities float32[B, 1008]), NumPy."""
+    """Returns the extractor for FID and the Inception score.
+
+    It maps uint8[B, H, W, 3] to (features float32[B, 2048], probabilities float32[B, 1008]), NumPy.
+    `resize` is a name of `pixels_for_inception`.
+    """
     module = features.InceptionV3()
     variables = load(module, state, jnp.zeros((1, INCEPTION_SIZE, INCEPTION_SIZE, 3)))
 
@@ -83,16 +87,16 @@ def inception(state: Mapping[str, np.ndarray], resize: str = "clean") -> Callabl
 
 
 def clip(state: Mapping[str, np.ndarray]) -> tuple[Callable, Callable]:
-    """Both encoders of a CLIP with a vision transformer; sizes are read off the arrays.
+    """Both encoders of a CLIP with a vision transformer. The sizes come from the array shapes.
 
     Args:
-      state: OpenAI's names, or those of the Hugging Face port.
+      state: {name: array} with OpenAI's names, or those of the Hugging Face port.
 
     Returns:
       (uint8[B, H, W, 3] -> float32[B, D], int32[B, context] -> float32[B, D]), NumPy.
 
     Raises:
-      ValueError: another network's weights.
+      ValueError: these are the weights of another network.
     """
     state = clip_names(state)
     needed = ("visual.conv1.weight", "visual.proj", "token_embedding.weight", "text_projection")
@@ -109,7 +113,7 @@ def clip(state: Mapping[str, np.ndarray]) -> tuple[Callable, Callable]:
         sum(name.startswith(prefix) and name.endswith("in_proj_weight") for name in state)
         for prefix in ("visual.transformer.", "transformer.")
     ]
-    # Every published CLIP has heads of 64.
+    # Every published CLIP has heads of width 64.
     image = features.ClipImage(patch, width, layers[0], max(width // 64, 1), embedding)
     text = features.ClipText(vocabulary, text_width, layers[1], max(text_width // 64, 1), embedding)
     image_variables = load(image, state, jnp.zeros((1, size, size, 3)))
@@ -122,7 +126,7 @@ def clip(state: Mapping[str, np.ndarray]) -> tuple[Callable, Callable]:
 
 
 def clip_names(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """A CLIP state in OpenAI's names; the Hugging Face port's are translated, others left alone."""
+    """A CLIP state with OpenAI's names. Translates those of the Hugging Face port, keeps others."""
     if not any(name.startswith("vision_model.") for name in state):
         return dict(state)
     out = {}
@@ -139,7 +143,7 @@ def clip_names(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def clip_ids(pieces: Sequence[Sequence[int]], context: int = 77, start: int = 49406) -> np.ndarray:
-    """int32[B, context] from CLIP's byte-pair ids: start, the text cut to fit, start + 1, zeros."""
+    """Byte-pair ids -> CLIP ids int32[B, context]: `start`, text (cut to fit), `start` + 1, 0s."""
     ids = np.zeros((len(pieces), context), np.int32)
     for row, text in zip(ids, pieces, strict=True):
         text = [start, *text[: context - 2], start + 1]
@@ -148,14 +152,15 @@ def clip_ids(pieces: Sequence[Sequence[int]], context: int = 77, start: int = 49
 
 
 def pixels_for_inception(images, resize: str = "clean") -> np.ndarray:
-    """uint8[B, H, W, 3] -> float32[B, 299, 299, 3] as a named protocol has it.
+    """uint8[B, H, W, 3] -> float32[B, 299, 299, 3], by a named protocol.
 
-    - "clean" (clean-fid, Parmar et al. 2022, arXiv 2104.11222): Pillow's bicubic, which
-      antialiases, on each channel in float32, cut to 0..255 without rounding; (x - 128) / 128.
-    - "legacy_pytorch" (pytorch-fid): bilinear without antialiasing; 2 x / 255 - 1.
+    - "clean" (clean-fid, Parmar et al. 2022, arXiv 2104.11222): Pillow's bicubic filter, which
+      antialiases, on each channel in float32, clipped to 0..255 without rounding; then
+      (x - 128) / 128.
+    - "legacy_pytorch" (pytorch-fid): bilinear without antialiasing; then 2 x / 255 - 1.
 
     Raises:
-      ValueError: another name, or arrays that are no such images.
+      ValueError: unknown name, or arrays of another shape or type.
     """
     images = _checked_images(images)
     if resize == "clean":
@@ -168,7 +173,7 @@ def pixels_for_inception(images, resize: str = "clean") -> np.ndarray:
 
 
 def resize_clean(image: np.ndarray, size: int) -> np.ndarray:
-    """uint8[H, W, 3] -> float32[size, size, 3] in 0..255, as clean-fid resizes."""
+    """uint8[H, W, 3] -> float32[size, size, 3] in 0..255, with the resizing of clean-fid."""
     channels = [
         Image.fromarray(np.ascontiguousarray(image[..., c], np.float32)).resize(
             (size, size), Image.Resampling.BICUBIC
@@ -179,8 +184,11 @@ def resize_clean(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def pixels_for_clip(images, size: int = 224) -> np.ndarray:
-    """uint8[B, H, W, 3] -> float32[B, size, size, 3]: short side by Pillow's bicubic, centre crop,
-    CLIP's mean and deviation."""
+    """uint8[B, H, W, 3] -> float32[B, size, size, 3], with CLIP's preprocessing.
+
+    Resizes the short side to `size` (Pillow's bicubic), crops the centre, normalises with CLIP's
+    mean and standard deviation.
+    """
     images = _checked_images(images)
     height, width = images.shape[1:3]
     short = min(height, width)
@@ -198,10 +206,10 @@ def pixels_for_clip(images, size: int = 224) -> np.ndarray:
 
 
 def find_weights(directory: str | os.PathLike, network: str) -> pathlib.Path:
-    """The user's file for "inception", "clip", "vgg16" or "lpips" (LPIPS needs both the last).
+    """The user's file for "inception", "clip", "vgg16" or "lpips" (LPIPS needs the last two).
 
     Raises:
-      ValueError: it is not there; the line says which file, where it is published, where to put it.
+      ValueError: it is missing. The message names the file, its source and where to put it.
     """
     stem, source = WEIGHTS[network]
     for ending in ENDINGS:
@@ -215,7 +223,7 @@ def find_weights(directory: str | os.PathLike, network: str) -> pathlib.Path:
 
 
 def state_hash(state: Mapping[str, np.ndarray]) -> str:
-    """SHA-256 over names, shapes, types and bytes: what a protocol records of a network."""
+    """SHA-256 over names, shapes, types and bytes. A protocol records it for each network."""
     digest = hashlib.sha256()
     for name in sorted(state):
         value = np.ascontiguousarray(state[name])
@@ -235,7 +243,7 @@ _HUGGING_FACE = (
     ("vision_model.embeddings.patch_embedding", "visual.conv1"),
     ("vision_model.embeddings.class_embedding", "visual.class_embedding"),
     ("vision_model.embeddings.position_embedding.weight", "visual.positional_embedding"),
-    ("vision_model.pre_layrnorm", "visual.ln_pre"),  # their spelling
+    ("vision_model.pre_layrnorm", "visual.ln_pre"),  # their spelling is "pre_layrnorm"
     ("vision_model.post_layernorm", "visual.ln_post"),
     ("vision_model.encoder.layers", "visual.transformer.resblocks"),
     ("text_model.embeddings.token_embedding", "token_embedding"),

@@ -1,11 +1,12 @@
-"""How blocks follow one another: a function in a table.
+"""How the blocks of a network are connected. Each way is a function in the table `STACKS`.
 
     stack(block, settings, keep, layers=, unroll=, remat=) -> (h, *context) -> (h, kept)
 
-`block(settings, keep)` is a module whose call takes `h` and the context of all layers: times,
-bias, which modalities stand alone, and, a layer each, the keys and values that are kept. A stack
-is called inside the network's forward pass, so the modules that it makes are the network's own,
-and the names that it gives them are names of parameters.
+`block(settings, keep)` makes a module. Its call takes `h` and the context: the times, the attention
+bias, the modalities that attend to themselves only, and the kept keys and values. The first three
+are shared by all layers; the last has a leading axis of layers. A stack is called inside the
+network's forward pass. Its modules therefore belong to the network, and their names are parameter
+names.
 """
 
 import flax.linen as nn
@@ -13,10 +14,10 @@ import jax
 
 
 def plain(block, settings, keep, *, layers: int, unroll: int, remat: str):
-    """`layers` equal blocks, one after another; their parameters have a leading axis of layers.
+    """`layers` equal blocks in sequence; their parameters have a leading axis of layers.
 
-    unroll: blocks compiled in one turn of the loop; remat: "none", "full", or "dots", which keeps
-    the results of matrix products and recomputes the rest in the backward pass.
+    unroll: blocks in one iteration of the loop. remat: "none", "full" (the backward pass recomputes
+    every block), or "dots" (it keeps the results of matrix products and recomputes the rest).
     """
     if remat != "none":
         dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable

@@ -5,20 +5,20 @@
 A block is pre-norm and residual, with AdaLN(h, t) = LN(h) (1 + scale(t)) + shift(t):
 
     1. self-attention of AdaLN(h) over all positions;
-    2. mutual attention: the tokens of each modality query those of the others, each direction with
-       its own weights and its own AdaLN on the queries (keys and values are the raw h); the
-       results are normalised over channels, put side by side and added to h;
+    2. mutual attention: the tokens of each modality attend to those of the others. Each direction
+       has its own weights and its own AdaLN on the queries; keys and values come from h itself.
+       The results are normalised over channels, concatenated and added to h;
     3. MLP of LayerNorm(h).
 
-The default fields are the published network. What we add is off unless asked for:
-`time="per_modality"`, the tied and sinusoidal time tables, query-key normalisation, the vector
-added at given positions, the hidden padding of given texts, other activations, bfloat16, the
-plain `attention="self"` ablation, and `block_attention`: a modality of which nothing is free, since
-it is given or absent, looks at itself alone, so that what it becomes does not depend on what is
-generated beside it, and its keys and values can be kept through a chain (`Denoiser`).
+The default fields are the published network. Additions are off by default: `time="per_modality"`,
+the tied and sinusoidal time tables, query-key normalisation, a vector added at given positions,
+the masked padding of given texts, other activations, bfloat16, the ablation `attention="self"`, and
+`block_attention`. With block attention, a modality without any free position (it is given or
+absent) attends to itself only. Its hidden states then do not depend on the generated tokens, so
+its keys and values can be cached during a chain (`Denoiser`).
 
-Parameter names are API: the sharding table, the converters and the checkpoints key on them. The
-parameters of the blocks are stacked on a leading axis of `layers`.
+Parameter names are an interface: the sharding table, the converters and the checkpoints depend on
+them. The parameters of the blocks are stacked on a leading axis of `layers`.
 """
 
 from dataclasses import dataclass, fields
@@ -36,7 +36,7 @@ from udd_jax.runtime import sharding
 
 @dataclass(frozen=True)
 class BlockSettings:
-    """What all blocks of a network share; the fields are those of `Transformer`."""
+    """The settings that all blocks of a network share; for the fields see `Transformer`."""
 
     vocab: Vocab
     heads: int
@@ -53,12 +53,13 @@ class BlockSettings:
 
 
 class Block(nn.Module):
-    """One block; see the head of this file.
+    """One block; see the docstring of this file.
 
-    h: [B, n, D], the positions of the modalities that are computed (`computed`). time: the times
-    of all modalities; bias: float[B or 1, H or 1, L or 1, L] or None; alone: bool[B, M] or None,
-    the modalities that look at themselves only; kept: keys and values by modality. Returns h and
-    the keys and values of the modality `keep`, or None.
+    h: [B, n, D], the positions of the computed modalities (`computed`). time: int32[B, C] or
+    float[B, C, D], the times of all modalities or one shared time (`layers.AdaLayerNorm`). bias:
+    float[B or 1, H or 1, L or 1, L] or None. alone: bool[B, M] or None, the modalities that attend
+    to themselves only. kept: {modality: its cached keys and values}. Returns h and the keys and
+    values of the modality `keep`, or None.
     """
 
     settings: BlockSettings
@@ -80,13 +81,13 @@ class Block(nn.Module):
             return layers.Attention(width, c.heads, c.qk_norm, c.implementation, c.dtype, name=name)
 
         def seen(projected, name, modalities):
-            """Keys and values of what was projected, and then of `modalities` that are kept."""
+            """Joins the keys and values in `projected` and those cached for `modalities`."""
             found = [projected] if projected is not None else []
             found += [known[m][name] for m in modalities if m in known]
             return jax.tree.map(lambda *a: jnp.concatenate(a, axis=1), *found)
 
         def biases(queries, keys):
-            """For these modalities; the columns as `seen` has them."""
+            """The part of `bias` for these modalities; its columns have the order of `seen`."""
             if bias is None:
                 return None
             full = jnp.broadcast_to(bias, (*bias.shape[:2], vocab.length, vocab.length))
@@ -132,7 +133,7 @@ class Block(nn.Module):
 
 
 def computed(vocab: Vocab, kept: dict, keep: str | None) -> tuple[list[int], dict[int, slice]]:
-    """The modalities whose positions go through the blocks, and where each is among them."""
+    """The modalities whose positions go through the blocks, and the slice of each in h."""
     parts, here, start = [], {}, 0
     for m, modality in enumerate(vocab.modalities):
         if modality.name not in kept and keep in (None, modality.name):
@@ -155,14 +156,18 @@ class Transformer(nn.Module):
     attention bias, float, broadcast to [B, heads, L, L], or None. Returns a tuple of
     float32[B, length_m, K_m].
 
-    With `block_attention`, `cache` returns the keys and values of all layers of a modality of which
-    nothing is free in any sample, and `with_cache` takes them in place of that modality, whose
-    logits are then 0 (a uniform p).
+    With `block_attention`, `cache` returns the keys and values of all layers for a modality that
+    has no free position in any sample. `with_cache` uses them instead of computing that modality;
+    its logits are then 0 (a uniform p).
 
-    `network` is "joint", or one of the two conditional networks that UniD3 also published, whose
-    wiring is another function of the same parameters: with "image_from_text" the mutual attention
-    and the head of the text are not evaluated, in their place the text adds its own normalised
-    channels, and its logits are 0 (a uniform p). "text_from_image" is the mirror image.
+    `network` is "joint" or one of the two conditional networks that UniD3 also published. Those
+    have the same parameters but compute another function. With "image_from_text" the mutual
+    attention and the head of the text are not evaluated. The text adds its own normalised channels
+    instead, and its logits are 0 (a uniform p). "text_from_image" swaps the two modalities.
+
+    Raises:
+        ValueError: an unknown choice, block attention without per-modality times or with a
+            conditional network, or a width that is not a multiple of the heads.
     """
 
     vocab: Vocab
@@ -172,22 +177,22 @@ class Transformer(nn.Module):
     heads: int = 16
     mlp_ratio: int = 4
     attention: str = "mutual"  # or "self"
-    block_attention: bool = False  # what has nothing free looks at itself alone
+    block_attention: bool = False  # a modality without free positions attends to itself only
     network: str = "joint"  # or "image_from_text", or "text_from_image"
     time: str = "shared"  # or "per_modality"
-    time_table: str = "untied"  # a table in every AdaLN; or "tied", or "sinusoidal"
+    time_table: str = "untied"  # one table for each AdaLN; or "tied", or "sinusoidal"
     given_vector: bool = False
-    padding: int | None = None  # the text's padding id: hidden where all of the text is given
-    mutual_gain: float = 0.0  # where learned gains of mutual attention's results start; 0 is none
-    rotary: bool = False  # rotary positions in self-attention, beside the learned ones
+    padding: int | None = None  # the padding id of the text, hidden where all of the text is given
+    mutual_gain: float = 0.0  # initial value of learned gains of mutual attention; 0: no gains
+    rotary: bool = False  # rotary positions in self-attention, in addition to the learned ones
     qk_norm: bool = False
     activation: str = "gelu"
-    rezero: float = 0.0  # where the scalar before the softmax starts
+    rezero: float = 0.0  # initial value of the scalar that multiplies all logits
     implementation: str = "flat"
-    unroll: int = 1  # blocks compiled one after the other in a turn of the loop: faster on CPUs
+    unroll: int = 1  # blocks in one iteration of the compiled loop; more is faster on CPUs
     remat: str = "none"  # or "full", or "dots": keep the results of matrix products
     dtype: Any = jnp.float32
-    stack: Any = "plain"  # of STACKS, or a function of your own (stacks.py)
+    stack: Any = "plain"  # a name in STACKS, or your own function (stacks.py)
 
     def __post_init__(self):
         super().__post_init__()
@@ -222,11 +227,17 @@ class Transformer(nn.Module):
         return self._run(xt, t, free, bias)
 
     def cache(self, xt, t, free, modality: str):
-        """{modality: its keys and values}, a leading axis of layers."""
+        """{modality: its keys and values}, with a leading axis of layers.
+
+        ValueError without `block_attention`.
+        """
         return self._run(xt, t, free, keep=modality)
 
     def with_cache(self, xt, t, free, cache: dict):
-        """Logits as of `__call__`; the modalities of `cache` are not computed."""
+        """The logits of `__call__`, without computing the modalities in `cache`.
+
+        ValueError without `block_attention`.
+        """
         return self._run(xt, t, free, kept=cache)
 
     @nn.compact
@@ -279,7 +290,7 @@ class Transformer(nn.Module):
         return tuple(logits)
 
     def _given(self, t, free):
-        """Positions that hold a given token: not free, and their modality is not absent."""
+        """Positions of given tokens: not free, and the modality is not absent. bool[B, L]."""
         given = []
         for m, here in enumerate(self.vocab.slices):
             absent = (t[:, m] == self.steps) & ~free[:, here].any(axis=1)
@@ -287,8 +298,11 @@ class Transformer(nn.Module):
         return jnp.concatenate(given, axis=1)
 
     def _padded(self, xt, t, free):
-        """Positions of padding in texts of which all is given. Elsewhere it says how long the text
-        is that is being generated, or is noise."""
+        """Positions of padding in fully given texts, bool[B, L].
+
+        Other texts keep their padding visible: there it tells how long the generated text is, or it
+        is noise.
+        """
         m = self.vocab.index("text")
         whole = ~free[:, self.vocab.slices[m]].any(axis=1) & (t[:, m] < self.steps)
         return (xt == self.vocab.offsets[m] + self.padding) & whole[:, None]
@@ -296,10 +310,10 @@ class Transformer(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class Denoiser:
-    """`denoise_fn` of a network and its parameters.
+    """The `denoise_fn` of a network with its parameters.
 
-    `still` names a modality of which nothing is free in any sample of the batch, and that does not
-    change: with block attention its keys and values are computed once a chain.
+    `still` names a modality that has no free position in any sample of the batch and stays constant
+    during the chain. With block attention its keys and values are computed once for the chain.
     """
 
     model: Transformer
@@ -313,7 +327,7 @@ class Denoiser:
         return self.model.apply(variables, xt, t, free, cache, method="with_cache")
 
     def prepare(self, xt, t, free):
-        """The function for a chain that begins with these inputs (`denoiser.prepare`)."""
+        """The function for a chain that begins with these inputs (see `denoiser.prepare`)."""
         cache = None
         if self.still and self.model.block_attention:
             variables = {"params": self.params}
@@ -322,10 +336,10 @@ class Denoiser:
 
 
 def init(model: Transformer, key: jax.Array, fan_in: bool = False) -> dict:
-    """Fresh parameters, a dict of float32 arrays: N(0, 0.02) and zero biases, as published.
+    """New parameters, a dict of float32 arrays: N(0, 0.02^2) and zero biases, as published.
 
-    With `fan_in` the standard deviation of a matrix is 1 / sqrt(inputs) and that of embeddings and
-    the given vector 0.6: narrow networks learn much later from 0.02.
+    With `fan_in` the standard deviation is 1 / sqrt(inputs) for matrices and 0.6 for embeddings and
+    the given vector. Narrow networks learn much later with 0.02.
     """
     length, modalities = model.vocab.length, len(model.vocab.modalities)
     xt = jnp.zeros((1, length), jnp.int32)
@@ -344,4 +358,5 @@ def init(model: Transformer, key: jax.Array, fan_in: bool = False) -> dict:
 
 
 def count_parameters(params) -> int:
+    """The number of scalars in a tree of arrays."""
     return int(sum(np.prod(p.shape) for p in jax.tree.leaves(params)))
