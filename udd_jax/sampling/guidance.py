@@ -1,17 +1,18 @@
-"""Guidance: one sum over the network's answers to several inputs, plus scorers, renormalised.
+"""Guidance: a weighted sum of the network's log p for several inputs, plus scorers, renormalised.
 
     log p = sum over branches b of w_b(t) log p(x_0 | branch b)  +  sum of scorers
 
-A *branch* is an input of the network with a weight a sample and modality; the weights of a
-modality add up to 1. A *guide* makes the branches of a step. Classifier-free guidance is one:
+A *branch* is an input of the network with a weight for each sample and modality. The weights of a
+modality add up to 1. A *guide* makes the branches of a step. Classifier-free guidance is a guide:
 
     log p = log p_u + s(t) (log p_c - log p_u),  s = 1 + w
 
-with a branch that sees everything, weight s, and one a modality that sees that modality only, the
-others absent (or replaced by a negative prompt), weight 1 - s. A single condition has one such
-term; a pair has two, one for each of its modalities.
+The conditional branch sees everything and has weight s. Each modality also has an unconditional
+branch: it sees that modality only, the others are absent (or replaced by a negative prompt), and
+its weight is 1 - s. A task with one condition has one such term; a pair has two, one for each of
+its modalities.
 
-A *scorer* is any function of (x, t, log_p) that returns what is added to log p.
+A *scorer* is any function of (x, t, log_p) that returns a term to add to log p.
 """
 
 from collections.abc import Callable
@@ -25,21 +26,21 @@ from jax import lax
 from udd_jax.diffusion import denoiser, tasks
 from udd_jax.diffusion.transition import Kernel
 
-FLOOR = -1e4  # log-probabilities below it count as it where they are subtracted
+FLOOR = -1e4  # lower log-probabilities are raised to it, so that no sum has inf - inf
 
 
 class Scene(NamedTuple):
-    """What stays the same during a chain."""
+    """The constants of a chain."""
 
     kernel: Kernel
     settings: Any  # a `Settings`
     masks: tasks.Masks  # free bool[B, L], absent bool[B, M]
-    prior: jax.Array  # int32[B, L], what absent modalities hold
+    prior: jax.Array  # int32[B, L], a draw from the prior, the tokens of absent modalities
     negative: jax.Array | None  # int32[B, L], see `reverse.run`
 
 
 class Branch(NamedTuple):
-    """One input of the network, and how much its log p counts."""
+    """One input of the network, and the weight of its log p."""
 
     x: jax.Array  # int32[B, L]
     t: jax.Array  # int32[B, M]
@@ -47,7 +48,7 @@ class Branch(NamedTuple):
     weight: jax.Array  # float[B, M]; a branch whose weights are all 0 is not evaluated
 
 
-# (scene, x int32[B, L], t int32[B]) -> branches, as many at every step.
+# (scene, x int32[B, L], t int32[B]) -> branches, the same number at every step.
 Guide = Callable[[Scene, jax.Array, jax.Array], list[Branch]]
 # (x int32[B, L], t int32[B], log_p: float[B, n, K] a modality) -> the same shapes, or None.
 Scorer = Callable[[jax.Array, jax.Array, tuple[jax.Array, ...]], tuple[jax.Array | None, ...]]
@@ -65,7 +66,10 @@ def strength(settings, t: jax.Array, steps: int) -> jax.Array:
 
 
 def classifier_free(scene: Scene, x: jax.Array, t: jax.Array) -> list[Branch]:
-    """Classifier-free guidance (arXiv 2207.12598) of each modality by all the others."""
+    """Classifier-free guidance (arXiv 2207.12598) of each modality by all the others.
+
+    x: int32[B, L]; t: int32[B]. Returns 1 + M branches: the conditional one, then one a modality.
+    """
     kernel, settings, (free, absent), prior, negative = scene
     vocab, modalities = kernel.vocab, np.arange(len(kernel.vocab.modalities))
     at = vocab.modality_of
@@ -88,10 +92,11 @@ def classifier_free(scene: Scene, x: jax.Array, t: jax.Array) -> list[Branch]:
 
 
 def predictor(denoise_fn, scene: Scene, start, guide: Guide | None = None, scorers=()):
-    """(x, t int32[B]) -> log p(x_0 | x_t) guided, normalised, one float[B, n, K] a modality.
+    """Returns the function (x, t int32[B]) -> guided log p(x_0 | x_t), float[B, n, K] a modality.
 
-    start: int32[B, L], x at the beginning. Without a guide it is `classifier_free` where the
-    settings ask for guidance, and otherwise the network alone.
+    The results are normalised. start: int32[B, L], x at the beginning of the chain. If `guide` is
+    None, the settings decide: `classifier_free` if they ask for guidance, otherwise the network
+    without guidance.
     """
     if guide is None and scene.settings.on("guidance"):
         guide = classifier_free

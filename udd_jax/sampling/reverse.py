@@ -2,18 +2,18 @@
 
     x ~ p(x_T) on the free positions, given tokens elsewhere
     repeat:  log p = sum of denoise_fn(x, t, free) over branches, plus scorers, renormalised
-             a sampler makes the earlier x: temperature and truncation, then its rule
-             given tokens are set back
+             a sampler makes x at an earlier time: temperature and truncation, then its rule
+             the given tokens are restored
 
-`free: bool[B, L]` says which positions are generated, `absent: bool[B, M]` which modalities are
-not there at all: they hold a draw from the prior, at time T. Both are arrays, so that all tasks
-are one compiled function and may be mixed in a batch. What is drawn for a sample depends on its
-own key and inputs only, not on the batch or the mesh around it.
+`free: bool[B, L]` marks the positions to generate. `absent: bool[B, M]` marks the modalities that
+are missing: they hold a draw from the prior, at time T. Both are arrays, so that all tasks share
+one compiled function and a batch may mix them. The draws of a sample depend only on its own key
+and inputs, not on the batch or the mesh.
 
-What varies is a function: samplers in `samplers.SAMPLERS`, guides and scorers as of `guidance`.
+The variable parts are functions: samplers in `samplers.SAMPLERS`, guides and scorers in `guidance`.
 
-The published samplers differ: they apply a one-step posterior across a stride, and nest their
-truncation from call to call.
+The published samplers differ: they apply a one-step posterior across a stride, and each call of
+the sampler wraps the network in one more truncation.
 """
 
 from typing import NamedTuple
@@ -30,11 +30,11 @@ from udd_jax.sampling.settings import Settings
 
 
 class Sample(NamedTuple):
-    """What `run` returns."""
+    """The result of `run`."""
 
     tokens: jax.Array  # int32[B, L]
     calls: jax.Array  # int32[B], steps of the loop until the sample was finished
-    states: jax.Array  # int32[trace, B, L], the sequence after 1/trace, 2/trace, ... of the way
+    states: jax.Array  # int32[trace, B, L], the tokens after 1/trace, 2/trace, ... of the chain
 
 
 def sample(
@@ -47,7 +47,7 @@ def sample(
     settings: Settings,
     negative: jax.Array | None = None,
 ) -> jax.Array:
-    """Generates the free positions of x; see `run`. Returns int32[B, L]."""
+    """Generates the free positions of x. Returns int32[B, L]. Arguments and errors as in `run`."""
     return run(kernel, denoise_fn, key, x, free, absent, settings, negative).tokens
 
 
@@ -64,25 +64,25 @@ def run(
     guide: guidance.Guide | None = None,
     scorers: tuple[guidance.Scorer, ...] = (),
 ) -> Sample:
-    """Draws from the reverse process. To be jitted by the caller.
+    """Draws from the reverse process. The caller should jit it.
 
     Args:
         kernel, denoise_fn: the noise and the network.
-        key: one key (sample b uses fold_in(key, b)) or one a sample, [B].
-        x: int32[B, L], tokens at the given positions, anything elsewhere. Given tokens are in the
-            result bit for bit. A position that is not free and holds a mask stays masked (as those
-            beyond a known length).
-        free: bool[B, L], what is generated.
-        absent: bool[B, M]; the tokens of an absent modality mean nothing.
-        settings: how to sample.
-        negative: int32[B, L], what guidance leads away from in place of an absent condition; the
-            mask id all over a modality that has none.
-        trace: how many states on the way to keep.
-        guide: takes the place of classifier-free guidance (`guidance.Guide`).
+        key: one key (sample b uses fold_in(key, b)) or one key for each sample, [B].
+        x: int32[B, L], global ids: tokens at the given positions, any values elsewhere. The result
+            has the given tokens bit for bit. A position that is not free and holds the mask stays
+            masked (such as positions beyond a known length).
+        free: bool[B, L], the positions to generate.
+        absent: bool[B, M], the absent modalities. Their tokens in x are ignored.
+        settings: a `Settings`.
+        negative: int32[B, L], a negative prompt for guidance, used instead of an absent condition.
+            A modality without one holds the mask id everywhere.
+        trace: the number of intermediate states to return.
+        guide: replaces classifier-free guidance (`guidance.Guide`).
         scorers: functions whose values are added to log p (`guidance.Scorer`).
 
     Raises:
-        ValueError: the settings do not fit the kernel.
+        ValueError: the settings do not fit the kernel (`Settings.check`).
     """
     settings.check(kernel)
     sampler = samplers.SAMPLERS[settings.sampler]
@@ -102,7 +102,7 @@ def run(
     def masked(state):
         return free & (state.x == vocab.mask_id)
 
-    def going(state):  # which samples are not finished, bool[B]
+    def going(state):  # the samples that are not finished, bool[B]
         return total > 0 if by_time else masked(state).any(-1)
 
     def body(state):
@@ -140,18 +140,18 @@ def run(
 
 
 class _State(NamedTuple):
-    """What the loop carries."""
+    """The carry of the loop."""
 
     x: jax.Array  # int32[B, L]
     step: jax.Array  # int32, network calls so far
     calls: jax.Array  # int32[B]
-    psi: jax.Array  # float[B, L], remdm_confidence: the probability of a token when drawn
-    clock: jax.Array  # float[B], first_hitting
+    psi: jax.Array  # float[B, L], for remdm_confidence: the probability of each token when drawn
+    clock: jax.Array  # float[B], for first_hitting: its continuous time
     states: jax.Array  # int32[trace, B, L]
 
 
 def _fold(key, data):
-    """`fold_in` for the keys of all samples."""
+    """`fold_in` on the keys of all samples, [B]."""
     return jax.vmap(jax.random.fold_in, (0, None))(key, data)
 
 
@@ -159,7 +159,7 @@ def _fold(key, data):
 
 
 def _by_time(kernel, settings, sampler, predict, words, state, free, s, t):
-    """x_t -> x_s, every position on its own. words: uint32[B, L, 4]."""
+    """x_t -> x_s, independently at every position. words: uint32[B, L, 4]."""
     vocab = kernel.vocab
     log_ps = predict(state.x, jnp.full(state.calls.shape, t))
     new, psi = [], []
@@ -211,7 +211,7 @@ def _reveal(kernel, settings, sampler, predict, words, state, free, steps):
 
 
 def _highest(sampler, seen: samplers.Reveal, score):
-    """Reveals in each modality all but the number that the sampler's table leaves masked."""
+    """The positions to reveal, bool[B, L]: the sampler's table says how many stay masked."""
     shown, vocab = [], seen.kernel.vocab
     for modality, where in zip(vocab.modalities, vocab.slices, strict=True):
         masked, unknown = seen.masked[:, where], seen.free[:, where].sum(-1)
@@ -224,7 +224,10 @@ def _highest(sampler, seen: samplers.Reveal, score):
 
 
 def _masked_time(kernel, free, masked):
-    """The first t >= 1 by which as many free positions are masked on average; int32[B]."""
+    """The time that fits the number of masked positions, int32[B].
+
+    It is the first t >= 1 at which the forward process masks as many free positions on average.
+    """
     expected = sum(
         free[:, where].sum(-1)[:, None] * gamma[None]
         for gamma, where in zip(kernel.gamma_bar, kernel.vocab.slices, strict=True)

@@ -1,7 +1,7 @@
-"""What samplers are made of: draws of one position, and choices of which positions to reveal.
+"""The parts of samplers: draws at each position, and choices of the positions to reveal.
 
-Arrays of one modality use local ids, the mask is K_m. `words` are random words of each position
-(`random_words`). Mask or not is drawn first and then the token.
+Arrays of one modality use local ids; the mask is K_m. `words` are random words for each position
+(`random_words`). A draw first decides between mask and token, then draws the token.
 """
 
 from typing import NamedTuple
@@ -13,27 +13,27 @@ import numpy as np
 from udd_jax.diffusion import random_words, transition
 from udd_jax.diffusion.transition import Kernel
 
-# ---- What a rule looks at -----------------------------------------------------------------------
+# ---- The input of a rule ------------------------------------------------------------------------
 
 
 class Look(NamedTuple):
-    """The drawn tokens and how sure p is of each position, [B, L] (or [B, n]) each."""
+    """The drawn tokens and how certain p is at each position, [B, L] (or [B, n]) each."""
 
     token: jax.Array  # int32, local ids, drawn from p
     log_prob: jax.Array  # its log p
     best: jax.Array  # int32, the most likely class
     log_best: jax.Array  # its log p
-    margin: jax.Array  # p of the best less p of the second
+    margin: jax.Array  # p of the most likely class minus p of the second
     entropy: jax.Array  # in nats, of p before temperature and truncation
-    purity: jax.Array | None = None  # of the sampler "purity": its logarithm
+    purity: jax.Array | None = None  # for the sampler "purity": log purity
 
 
 def look(words: jax.Array, log_p: jax.Array, log_plain: jax.Array | None = None) -> Look:
-    """words: uint32[B, n], log_p: float[B, n, K] of one modality. What a rule does not use is never
-    computed.
+    """Draws tokens from p and measures how certain p is. Fields that a rule ignores cost nothing.
 
-    log_plain: p before temperature and truncation, if it is another one. The entropy is of it:
-    where truncation leaves one class of two, the token is certain and the network is not.
+    words: uint32[B, n]; log_p: float[B, n, K] of one modality, normalised. log_plain: log p before
+    temperature and truncation, if it differs; the entropy is computed from it. If truncation leaves
+    one class of two, the token is certain but the network is not.
     """
     token = random_words.categorical(words, log_p)
     best = jnp.argmax(log_p, axis=-1).astype(jnp.int32)
@@ -67,10 +67,10 @@ def ancestral(
 ) -> jax.Array:
     """Draws x_s ~ p(x_s | x_t) of `transition.p_log_probs`, exact for any s < t.
 
-    log_p: float[B, n, K], normalised; xt: int32[B, n]; s, t: int32 scalars -> int32[B, n].
-    `fresh`, bool[B, n], marks visible positions that are drawn as if they had been masked and are
-    revealed now (`left_out`). With j = x_t and w as in `p_log_probs`, a move is a draw from a
-    mixture of p and a uniform token, so that nothing but the draw itself runs over the classes:
+    words: uint32[B, n, 4]; log_p: float[B, n, K], normalised; xt: int32[B, n]; s, t: int32 scalars.
+    Returns int32[B, n]. `fresh`, bool[B, n], marks visible positions that are treated as masked and
+    are revealed now (`left_out`). With j = x_t and W as in `p_log_probs`, a move is a draw from a
+    mixture of p and a uniform token, so only a few sums and the draw run over the classes:
 
         j = mask:   revealed with 1 - gbar_s / gbar_t;  p : uniform = abar_s : K bbar_s
         j a class:  moves with b (abar_s rest / bbar_t + (K - 1) bbar_s W), rest = 1 - p(j);
@@ -111,10 +111,11 @@ def ancestral(
 
 
 def left_out(kernel: Kernel, m: int, log_p: jax.Array, xt: jax.Array, t: jax.Array) -> jax.Array:
-    """log p(x_0 | x_t without this position), for the visible tokens; p itself at masks.
+    """log p(x_0 | x_t without this position) at visible tokens; log p itself at masks.
 
-    p(i) holds the evidence q(x_t = j | i) of the position's own token. Divided by it, the
-    prediction of the others is left: w(i) = p(i) / (abar_t [i=j] + bbar_t), normalised.
+    p(i) contains the evidence q(x_t = j | i) of the position's own token j. Dividing by it leaves
+    the prediction from the other positions: p(i) / (abar_t [i=j] + bbar_t), normalised. log_p:
+    float[B, n, K]; xt: int32[B, n]; t: int32 scalar. Returns float[B, n, K].
     """
     at_t = transition.marginal(kernel, m, t)
     own = transition.is_class(xt, log_p.shape[-1])
@@ -135,14 +136,18 @@ def remdm(
     rule: str,
     eta: float,
 ) -> tuple[jax.Array, jax.Array]:
-    """One step of ReMDM (arXiv 2503.00307): revealed tokens are masked again with `sigma`.
+    """One step of ReMDM (arXiv 2503.00307): masks a revealed token again with probability sigma.
 
-    With A = 1 - gbar the unmasked share and sigma <= sigma_max = min(1, (1 - A_s) / A_t), a masked
-    position stays masked with (1 - A_s - sigma A_t) / (1 - A_t). `rule` is "cap",
-    sigma = min(eta, sigma_max), "rescale", eta sigma_max (both keep the marginals), or
-    "confidence", sigma_max softmax(-psi) over the revealed free positions, psi float[B, n] the
-    probability of a token when it was drawn; masked ones then take the mean. words: uint32[B, n].
-    Returns (x_s, psi).
+    A = 1 - gbar is the unmasked share, and sigma <= sigma_max = min(1, (1 - A_s) / A_t). A masked
+    position stays masked with probability (1 - A_s - sigma A_t) / (1 - A_t). `rule` gives sigma:
+
+        "cap"         min(eta, sigma_max)
+        "rescale"     eta sigma_max
+        "confidence"  sigma_max softmax(-psi) over the revealed free positions; their mean at masks
+
+    The first two keep the marginals. psi: float[B, n], the probability of each token when it was
+    drawn. words: uint32[B, n]; xt: int32[B, n]; s, t: int32 scalars; free: bool[B, n]. Returns
+    (x_s int32[B, n], the new psi).
     """
     classes = kernel.vocab.modalities[m].classes
     at_s, at_t = transition.marginal(kernel, m, s), transition.marginal(kernel, m, t)
@@ -163,10 +168,10 @@ def remdm(
 
 
 def sharpen(log_p: jax.Array, masked: jax.Array, strength: float) -> tuple[jax.Array, jax.Array]:
-    """Purity (Improved VQ-Diffusion): softmax((1 + r purity) log p) and log purity.
+    """Purity (Improved VQ-Diffusion): log softmax((1 + r purity) log p), and log purity.
 
-    purity = max_k p(k), over its maximum among the masked positions. log_p: float[B, n, K],
-    masked: bool[B, n] -> the same shapes.
+    purity = max_k p(k), divided by its maximum over the masked positions. log_p: float[B, n, K];
+    masked: bool[B, n]; strength: r. Returns float[B, n, K] and float[B, n].
     """
     log_best = jnp.max(log_p, axis=-1)
     top = jnp.max(jnp.where(masked, log_best, -jnp.inf), axis=-1, keepdims=True)
@@ -176,10 +181,11 @@ def sharpen(log_p: jax.Array, masked: jax.Array, strength: float) -> tuple[jax.A
 
 
 def halton(length: int, grid: tuple[int, int] | None) -> np.ndarray:
-    """The place of each position in the Halton order, int[length] (arXiv 2503.17076).
+    """The rank of each position in the Halton order, int[length] (arXiv 2503.17076).
 
-    The cells of a grid in the order in which the points of the sequence (bases 2 and 3, columns
-    and rows) first fall into them; without a grid the one-dimensional sequence of base 2.
+    The points of the Halton sequence (base 2 for columns, base 3 for rows) fall into the cells of
+    the grid. The first point in a cell decides its rank. Without a grid, this is the
+    one-dimensional sequence of base 2.
     """
     rows, columns = grid or (1, length)
     order, number = {}, 0
@@ -192,7 +198,7 @@ def halton(length: int, grid: tuple[int, int] | None) -> np.ndarray:
 
 
 def _radical_inverse(number: int, base: int) -> float:
-    """The digits of `number` mirrored at the point."""
+    """The radical inverse: the digits of `number` mirrored at the radix point, in [0, 1)."""
     value, scale = 0.0, 1.0
     while number:
         number, digit = divmod(number, base)
@@ -207,7 +213,7 @@ def _radical_inverse(number: int, base: int) -> float:
 def cosine_counts(steps: int, length: int) -> np.ndarray:
     """How many of n0 positions stay masked after step k: int[steps, length + 1], row k, column n0.
 
-    floor(n0 cos(pi/2 (k+1)/steps)), in float64: float32 rounds some of them down.
+    It is floor(n0 cos(pi/2 (k+1)/steps)), in float64: float32 rounds some values down.
     """
     share = np.cos(np.pi / 2 * np.arange(1, steps + 1) / steps)
     share[-1] = 0
@@ -215,32 +221,41 @@ def cosine_counts(steps: int, length: int) -> np.ndarray:
 
 
 def linear_counts(steps: int, length: int) -> np.ndarray:
-    """The same with an equal number a step."""
+    """Like `cosine_counts`, with an equal number of positions revealed in each step."""
     return np.arange(length + 1) * np.arange(steps - 1, -1, -1)[:, None] // steps
 
 
 def rank(score: jax.Array, masked: jax.Array) -> jax.Array:
-    """The place of each masked position by score, from 0, the highest; int32[B, n]."""
+    """The rank of each masked position by score, 0 for the highest; int32[B, n].
+
+    score: float[B, n]; masked: bool[B, n]. Equal scores rank by position; others come last.
+    """
     order = jnp.argsort(jnp.where(masked, -score, jnp.inf), axis=-1, stable=True)
     return jnp.argsort(order, axis=-1)
 
 
 def by_count(score: jax.Array, masked: jax.Array, stay: jax.Array) -> jax.Array:
-    """All but the `stay`, int32[B], masked positions of the lowest score -> bool[B, n]."""
+    """The masked positions to reveal, bool[B, n]: all but the `stay` int32[B] lowest scores."""
     count = masked.sum(-1) - stay
     return masked & (rank(score, masked) < count[:, None])
 
 
 def above(log_best: jax.Array, masked: jax.Array, threshold: float) -> jax.Array:
-    """All positions where p is surer than `threshold`, and the surest at least."""
+    """All masked positions with max p above `threshold`; at least the most certain one.
+
+    log_best: float[B, n]; masked: bool[B, n]. Returns bool[B, n].
+    """
     return masked & ((log_best > jnp.log(threshold)) | (rank(log_best, masked) == 0))
 
 
 def within(entropy: jax.Array, masked: jax.Array, bound: float) -> jax.Array:
-    """The longest prefix U by entropy with sum_U H - max_U H <= bound, one at least."""
+    """Masked positions U of lowest entropy H, as many as sum_U H - max_U H <= bound allows.
+
+    At least one. entropy: float[B, n], nats; masked: bool[B, n]. Returns bool[B, n].
+    """
     before = jnp.argsort(jnp.where(masked, entropy, jnp.inf), axis=-1, stable=True)
     ordered = jnp.take_along_axis(jnp.where(masked, entropy, 0), before, axis=-1)
-    earlier = jnp.cumsum(ordered, axis=-1) - ordered  # sum less maximum: the last is the largest
+    earlier = jnp.cumsum(ordered, axis=-1) - ordered  # sum minus maximum: the last is the largest
     count = (earlier <= bound).sum(-1, keepdims=True)
     return masked & (rank(-entropy, masked) < jnp.maximum(count, 1))
 
@@ -250,9 +265,10 @@ def first_hitting(
 ) -> tuple[jax.Array, jax.Array]:
     """The next `group` reveals of continuous-time ancestral sampling (arXiv 2409.02908).
 
-    clock: float[B], the time (1..T); masked: bool[B, L]. Returns (reveal, the time of the last).
-    At time tau each masked position has its own time of reveal, where gbar falls to
-    u gbar(tau); the largest of n such times is where gbar has fallen to u^(1/n) gbar(tau).
+    words: uint32[B, L]; clock: float[B], the time in 0..T; masked: bool[B, L]. Returns (reveal
+    bool[B, L], the time of the last reveal float[B]). At time tau each masked position draws its
+    own reveal time: the time at which gbar equals u gbar(tau), with uniform u. The largest of n
+    such times is the time at which gbar equals u^(1/n) gbar(tau).
     """
     grid = jnp.arange(kernel.steps + 1.0)
     u = random_words.uniform(words)

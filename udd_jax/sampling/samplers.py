@@ -1,21 +1,21 @@
-"""Which tokens a reverse step draws, and where: every sampler is a function in one table.
+"""The samplers: which tokens a reverse step draws, and at which positions. One table has them all.
 
 A sampler gets p = p(x_0 | x_t) after guidance and scorers. There are three kinds:
 
-    "time"     draws every position of x_s on its own, given s < t; one modality at a time
-    "count"    fills masked positions with tokens drawn from p: its rule returns a score, and the
-               highest are revealed, as many as a table of counts says
-    "order"    likewise, and its rule says itself which are revealed
+    "time"     draws each position of x_s independently, given s < t, one modality at a time
+    "count"    fills masked positions with tokens drawn from p. Its rule returns a score. The
+               positions with the highest scores are revealed; a table says how many
+    "order"    fills masked positions, too. Its rule returns the positions to reveal
 
-`SAMPLERS` has them all. One of your own is an entry more, such as
+To add a sampler, add an entry to `SAMPLERS`:
 
-    def leftmost(reveal):                                    # a place a call, from the left
+    def leftmost(reveal):                                # one position a call, from the left
         return reveal.reveal_first(-jnp.arange(reveal.masked.shape[1])[None])
 
     SAMPLERS["leftmost"] = Sampler("order", leftmost)
 
-Arrays of one modality use local ids, the mask is K_m. `words: uint32[B, n, W]` are the random words
-of each position (`random_words`). Mask or not is drawn first and then the token.
+Arrays of one modality use local ids; the mask is K_m. `words: uint32[B, n, W]` are random words for
+each position (`random_words`). A draw first decides between mask and token, then draws the token.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ from udd_jax.sampling import rules, truncation
 
 
 class Move(NamedTuple):
-    """What a sampler of kind "time" sees: one modality, on its way from t to s."""
+    """The input of a sampler of kind "time": one modality, in a step from t to s."""
 
     kernel: Kernel
     settings: Any  # a `Settings`
@@ -49,20 +49,20 @@ class Move(NamedTuple):
 
 
 class Reveal(NamedTuple):
-    """What a sampler of kind "count" or "order" sees: all positions, global ids."""
+    """The input of a sampler of kind "count" or "order": all positions, global ids."""
 
     kernel: Kernel
     settings: Any
     words: jax.Array  # uint32[B, L]
-    look: rules.Look  # the drawn tokens, and how sure p is of each position
+    look: rules.Look  # the drawn tokens, and how certain p is at each position
     masked: jax.Array  # bool[B, L], free and still masked
     free: jax.Array  # bool[B, L]
     step: jax.Array  # int32[], network calls so far
-    steps: int  # and how many there will be, of kind "count"
-    clock: jax.Array  # float[B], the time that the sampler's own clock shows
+    steps: int  # the total number of network calls, for kind "count"
+    clock: jax.Array  # float[B], a time that the sampler may keep itself; it begins at T
 
     def reveal_first(self, score: jax.Array, count: int = 1) -> jax.Array:
-        """bool[B, L], the `count` masked positions of the highest score, float[B or 1, L]."""
+        """The `count` masked positions of highest score, bool[B, L]; score: float[B or 1, L]."""
         return self.masked & (
             rules.rank(jnp.broadcast_to(score, self.masked.shape), self.masked) < count
         )
@@ -82,7 +82,12 @@ def _ancestral(move: Move):
 
 
 def doubtful(kernel: Kernel, m: int, log_p, xt, t, free, count):
-    """p, but at the `count` least likely visible tokens p without them; which, bool[B, n]."""
+    """Finds the `count` least likely visible tokens; the corrector draws them again.
+
+    A token's likelihood is `left_out`, its probability given the other positions. log_p:
+    float[B, n, K]; xt: int32[B, n]; t: int32 scalar; free: bool[B, n]. Returns (log p, with
+    `left_out` in its place at these tokens, float[B, n, K]; the tokens, bool[B, n]).
+    """
     alone = rules.left_out(kernel, m, log_p, xt, t)
     shown = free & (xt < log_p.shape[-1])
     own = jnp.minimum(xt, log_p.shape[-1] - 1)[..., None]
@@ -102,7 +107,7 @@ def _remdm(rule: str):
 
 
 def adjusted_look(words, log_p, masked, settings) -> rules.Look:
-    """Tokens drawn after temperature and truncation: how most samplers look at a modality."""
+    """The `look` of most samplers: tokens are drawn after temperature and truncation."""
     return chunks.in_pieces(
         lambda w, p: rules.look(w, truncation.adjust(p, settings), p), words, log_p
     )
@@ -163,20 +168,23 @@ def _first_hitting(reveal: Reveal):
 
 @dataclasses.dataclass(frozen=True)
 class Sampler:
-    """A row of the table.
+    """An entry of the table.
 
-    kind: "time", "count" or "order". rule: of kind "time", Move -> (x_s, psi) of a modality; of
-    kind "count", Reveal -> score float[B, L]; of kind "order", Reveal -> bool[B, L], the positions
-    to reveal, or (that, the new clock). look: (words, log_p, masked, settings) -> Look of a
-    modality, local ids. counts: how many stay masked after each step, `cosine_counts` or
-    `linear_counts`.
+    kind: "time", "count" or "order". The rule depends on it:
+
+        "time"     Move -> (x_s int32[B, n], psi float[B, n]), one modality
+        "count"    Reveal -> score float[B, L]
+        "order"    Reveal -> the positions to reveal, bool[B, L], or (these, the new clock float[B])
+
+    look: (words, log_p, masked, settings) -> Look of one modality, local ids. counts: for kind
+    "count", how many positions stay masked after each step: `cosine_counts` or `linear_counts`.
     """
 
     kind: str
     rule: Callable
     look: Callable = adjusted_look
     counts: Callable = rules.linear_counts
-    one_a_call: bool = False  # of kind "count": one more at least at every call
+    one_a_call: bool = False  # for kind "count": reveal at least one position in every call
 
 
 SAMPLERS = {

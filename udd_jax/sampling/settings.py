@@ -1,7 +1,7 @@
-"""How to sample: the settings, what each may be, and how they enter a jitted function.
+"""The settings of sampling, their allowed values, and how they enter a jitted function.
 
-`Settings` is an argument of a jitted function like an array: settings that differ in numbers only
-share a compilation. What is off (`OFF`) is not compiled at all.
+`Settings` is a pytree, so a jitted function takes it as an argument: settings that differ only in
+numbers share a compilation. Features that are off (`OFF`) are not compiled.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from udd_jax.sampling.samplers import SAMPLERS
 
 CONFIDENCES = ("probability", "margin", "entropy")
 GUIDANCE = ("constant", "linear", "interval")
-# Settings that are numbers. At these values some are off: what they ask for is then not compiled.
+# The values at which numeric settings are off: their feature is then not compiled.
 OFF = {"steps": 0, "guidance": 1, "temperature": 1, "top_r": 1, "top_k": 0, "correct": 0}
 NUMBERS = {*OFF, "noise", "purity", "group", "threshold", "bound", "eta"}
 
@@ -22,29 +22,29 @@ NUMBERS = {*OFF, "noise", "purity", "group", "threshold", "bound", "eta"}
 @jax.tree_util.register_pytree_node_class
 @dataclass(frozen=True)
 class Settings:
-    """How to sample. ValueError, one line, for a value that means nothing.
+    """How to sample. ValueError, one line, for a value out of range.
 
-    `sampler` is a key of `samplers.SAMPLERS`. `steps` are the network calls of the samplers of kind
-    "time" and "count"; those of kind "order" go on until nothing is masked. The `steps` of a
-    sampler by count are part of what is compiled, since it has a table of that length.
+    `sampler` is a key of `samplers.SAMPLERS`. `steps` is the number of network calls for samplers
+    of kind "time" and "count"; those of kind "order" run until no position is masked. For kind
+    "count" another `steps` needs another compilation, since the table of counts has that length.
     """
 
     sampler: str = "ancestral"
-    steps: int = 0  # 0 is T
+    steps: int = 0  # 0 means T
     guidance: float = 1.0  # s = 1 + w
     guidance_schedule: str = "constant"  # "linear": w (1 - t/T); "interval": w inside, 0 outside
-    guidance_interval: tuple[float, float] = (0.0, 1.0)  # of t/T
+    guidance_interval: tuple[float, float] = (0.0, 1.0)  # in t/T
     temperature: float = 1.0
-    top_r: float = 1.0  # keep the smallest prefix of classes whose mass reaches it
-    top_k: int = 0  # keep so many classes; 0 is all
+    top_r: float = 1.0  # keep the most likely classes until their mass reaches it
+    top_k: int = 0  # keep the k most likely classes; 0 keeps all
     confidence: str = "probability"  # maskgit and best_first; or "margin", "entropy"
-    noise: float = 2.0  # maskgit: the Gumbel temperature tau of its first step
+    noise: float = 2.0  # maskgit: Gumbel temperature tau at the start; falls linearly to 0
     purity: float = 1.0  # purity: r in softmax((1 + r purity) log p)
-    group: int = 1  # best_first and first_hitting: positions a call
-    threshold: float = 0.9  # threshold: reveal where max p is above it
-    bound: float = 0.1  # entropy_bounded: nats
-    eta: float = 0.1  # remdm_cap and remdm_rescale
-    correct: int = 0  # ancestral: tokens a step and modality that are drawn again
+    group: int = 1  # best_first and first_hitting: positions revealed in a call
+    threshold: float = 0.9  # threshold: reveal positions with max p above it
+    bound: float = 0.1  # entropy_bounded: in nats
+    eta: float = 0.1  # remdm_cap and remdm_rescale: limits the probability of masking again
+    correct: int = 0  # ancestral: tokens drawn again in each step and modality
 
     def __post_init__(self):
         def demand(holds, field, expected):
@@ -77,12 +77,12 @@ class Settings:
         return SAMPLERS[self.sampler].kind
 
     def on(self, name: str) -> bool:
-        """Whether a number asks for something; known while a function is traced, too."""
+        """Whether a setting is on (not at its value in `OFF`). Works while tracing, too."""
         value = getattr(self, name)
         return not (isinstance(value, int | float) and value == OFF.get(name))
 
     def tree_flatten(self):
-        """Numbers that ask for something are the leaves; all else tells compilations apart."""
+        """The numbers that are on are the leaves; all other fields are static."""
         leaves, rest = {}, []
         for field in dataclasses.fields(self):
             name, value = field.name, getattr(self, field.name)
@@ -95,16 +95,16 @@ class Settings:
 
     @classmethod
     def tree_unflatten(cls, names, leaves):
-        settings = object.__new__(cls)  # nothing to demand of numbers that are not known yet
+        settings = object.__new__(cls)  # without __post_init__: traced numbers cannot be checked
         for name, value in (*zip(names[0], leaves, strict=True), *names[1]):
             object.__setattr__(settings, name, value)
         return settings
 
     def check(self, kernel: Kernel, guidable: bool = True) -> None:
-        """ValueError, one line, where these settings do not fit the run.
+        """ValueError, one line, if these settings do not fit the run.
 
-        `guidable`: the network was trained with conditions absent, so that it can be guided. How
-        large a number is can only be asked outside of a jitted function.
+        `guidable`: the network was trained with absent conditions, as guidance needs. Inside a
+        jitted function `steps` is not checked, since its value is unknown.
         """
         known = isinstance(self.steps, int)
         if self.kind == "time" and known and self.steps > kernel.steps:

@@ -1,7 +1,7 @@
-"""Temperature and truncation: p(x_0 | x_t) made sharper before tokens are drawn from it.
+"""Temperature and truncation: they sharpen p(x_0 | x_t) before tokens are drawn.
 
-Top-r keeps the smallest prefix of classes by p whose mass reaches r, the class that crosses it
-included; top-k keeps k. Both are one search for the last class that is kept, without a sort.
+Both truncations keep the most likely classes: top-r until their mass reaches r (the class that
+reaches it is kept), top-k the first k. Both are one search for the last kept class, without a sort.
 """
 
 import jax
@@ -12,7 +12,7 @@ from udd_jax.diffusion import random_words
 
 
 def adjust(log_p: jax.Array, settings) -> jax.Array:
-    """Temperature, then truncation, each renormalised. float[..., K] -> float[..., K]."""
+    """Temperature, then top-k, then top-r, each renormalised. float[..., K] -> float[..., K]."""
     if settings.on("temperature"):
         log_p = jax.nn.log_softmax(log_p / settings.temperature, axis=-1)
     if settings.on("top_k"):
@@ -23,12 +23,12 @@ def adjust(log_p: jax.Array, settings) -> jax.Array:
 
 
 def truncate(log_p: jax.Array, log_weight: jax.Array, target: float) -> jax.Array:
-    """Keeps the smallest prefix of classes by p whose weight reaches `target`, renormalised.
+    """Keeps the most likely classes until their weight reaches `target`, and renormalises.
 
-    The class that crosses it is included; of equal classes the first come first. The weight is p
-    itself for top-r, 1 for top-k. float[..., K] each. No sort: the last class that is kept is found
-    by bisection, first its log p (31 rounds over the ordered bits of a float32), then its index,
-    where several are equal.
+    The class that reaches it is kept; equally likely classes are kept in the order of their ids.
+    The weight is p itself for top-r and 1 for top-k. log_p, log_weight: float[..., K]. Returns
+    float[..., K]. Instead of a sort, bisection finds the last kept class: first its log p (31
+    rounds over the ordered bits of a float32), then its id if several classes are equal.
     """
     bits = lax.bitcast_convert_type(0 - jnp.minimum(log_p, 0).astype(jnp.float32), jnp.int32)
     weight = jnp.exp(log_weight)
