@@ -1,4 +1,4 @@
-"""How are the weights found?  Losses, optimisers, and two straight trainers on one loop.
+"""How are the weights found?  Losses, optimisers, and two trainers that share one loop.
 
 Read `train_diffusion` fourth.
 """

@@ -1,19 +1,19 @@
-"""What both trainers share: restore, step, log, save, stop.
+"""The loop of both trainers: restore, step, log, save, stop.
 
     for step in range(done, steps):
         state, metrics = step_fn(state, batch_at(step), step)
 
-A run may be killed at any moment and is started again with the same command. Everything random
-follows from the step (`fold_in(key, step)`, `batch_at(step)`), and a checkpoint holds, beside the
-state, what the loop itself remembers. So a run in pieces writes the numbers of a run in one piece,
-bit by bit (on the same mesh).
+A run may be killed at any moment; the same command continues it. All randomness is a function of
+the step (`fold_in(key, step)`, `batch_at(step)`), and a checkpoint also holds the variables of the
+loop. So an interrupted run writes the same numbers as an uninterrupted one, bit for bit (on the
+same mesh).
 
-A step whose loss or gradient is not finite leaves the state as it is: `step_fn` sees to that with
-`apply_if_finite` and says so in `metrics["skipped"]`. Several in a row end the run and leave a
-folder to replay them from.
+If the loss or the gradient of a step is not finite, the state does not change: `step_fn` uses
+`apply_if_finite` and sets `metrics["skipped"]`. Several such steps in a row end the run and leave a
+folder from which the step can be replayed.
 
-The loop does not wait for the step that it has just started: metrics stay on the device until a
-line is written, and only the flag of the step two before is looked at.
+The loop does not wait for the step that it has just started. Metrics stay on the device until a
+line is logged, and the loop reads only the flag of the step two before.
 """
 
 import contextlib
@@ -29,15 +29,15 @@ from udd_jax.runtime import logbook as logbooks
 
 
 def in_flight() -> int:
-    """Steps that are dispatched before an earlier one has ended.
+    """The number of steps that may be dispatched before an earlier one has ended.
 
-    On a CPU none: there each of them holds working memory of its own, and wins no time.
+    0 on a CPU: there each such step needs its own working memory and saves no time.
     """
     return 0 if jax.default_backend() == "cpu" else 2
 
 
 def apply_if_finite(new, old, *values):
-    """`(new, 0.0)` if all `values` (a loss, a gradient's norm) are finite, else `(old, 1.0)`.
+    """Returns `(new, 0.0)` if all `values` (a loss, a gradient norm) are finite, else `(old, 1.0)`.
 
     For use inside a jitted step; new and old are trees of the same shapes and dtypes.
     """
@@ -64,15 +64,26 @@ def fit(
 ):
     """Runs steps 0 .. `steps` - 1, or those after the latest checkpoint, and returns the state.
 
-    step_fn(state, batch, step) -> (state, metrics), a dict of scalars with a "loss" and, if it can
-    skip, "skipped". It may donate the state, which must not be used again by the caller.
-    evaluate(state, done) -> scores, logged and kept as metadata of the checkpoints, so that the
-    best of them can be kept. ids_at(step) names the samples of a batch in an error. profile: a
-    folder for a trace of a few steps.
+    Args:
+        step_fn: (state, batch, step) -> (state, metrics), a dict of scalars with "loss" and, if the
+            step can be skipped, "skipped". It may donate the state.
+        state: the state at step 0. The caller must not use it afterwards.
+        steps: the total number of steps.
+        batch_at: step -> batch.
+        checkpoints, logbook: where the state and the metrics are written; closed at the end.
+        description: the name of the training in messages.
+        log_every, save_every, eval_every: periods in steps.
+        evaluate: (state, done) -> scores. They are logged and stored as metadata of the
+            checkpoints, so that the best checkpoint can be kept.
+        ids_at: step -> ids of the samples of a batch, for an error message.
+        patience: how many steps in a row may fail to be finite.
+        profile: a folder for a trace of a few steps.
 
-    SIGTERM and SIGINT write a checkpoint and raise SystemExit(75), or what UDD_EXIT_CODE says
-    (stopping.py); a second one acts at once. ValueError: `patience` steps in a row were not finite.
-    OSError: a checkpoint could not be written.
+    Raises:
+        SystemExit: after SIGTERM or SIGINT, when the checkpoint is written; the code is 75 or
+            UDD_EXIT_CODE (stopping.py). A second signal ends the process at once.
+        ValueError: `patience` steps in a row were not finite.
+        OSError: a checkpoint could not be written.
     """
     done, skipped, row, window, scores = 0, 0, 0, [], {}
     restored = checkpoints.restore(state)
@@ -145,7 +156,7 @@ def _must_stop(received: list[str], done: int) -> str:
 
 
 def _give_up(state, step, row, batch_at, ids_at, workdir):
-    """The state has not changed since `step`: that and the batch are enough to see it again."""
+    """Saves what `replay` needs, then raises. The state has not changed since `step`."""
     ids = None if ids_at is None else [int(i) for i in ids_at(step)]
     folder = workdir / "replay"
     replay = checkpoints.Checkpoints(folder, keep=1)
@@ -163,13 +174,13 @@ def _to_host(window: list[dict]) -> list[dict]:
 
 
 def _finite(scalars: dict) -> dict:
-    """Floats, and None for NaN and infinity, which JSON does not have."""
+    """Scalars as floats. NaN and infinity become None, since JSON does not have them."""
     scalars = {k: math.nan if v is None else float(v) for k, v in scalars.items()}
     return {name: value if math.isfinite(value) else None for name, value in scalars.items()}
 
 
 def _means(window: list[dict]) -> dict:
-    """The mean of each metric over the steps where it is finite, and the highest loss."""
+    """The mean of each metric over the steps in which it is finite, and the highest loss."""
     means = {}
     for name in window[-1]:
         values = [m[name] for m in window if m.get(name) is not None]

@@ -1,8 +1,8 @@
-"""The loss of a batch: tasks, times and noise are drawn, and the network's answer is weighed.
+"""The loss of a batch: draws tasks, times and noise, then weights the terms of each position.
 
     loss = sum over free positions of weight (L_t + lambda L_aux + ...) / p(t), divided by B L
 
-`diffusion.objective` has L_t, `terms` what is added to it.
+`diffusion.objective` computes L_t, `terms` has the terms that are added to it.
 """
 
 from typing import NamedTuple
@@ -14,23 +14,27 @@ from udd_jax.diffusion import objective, tasks, time_sampling, transition
 from udd_jax.training import terms as loss_terms
 
 OBJECTIVES = ("discrete", "continuous")
-TERM_KEYS = 1000  # numbers of keys that no split of a step's key has
+TERM_KEYS = 1000  # `fold_in` numbers of the terms' keys begin here
 
 
 class Noised(NamedTuple):
-    """A batch as the network sees it, and what its loss needs to know."""
+    """A noised batch: the input of the network, and the quantities that its loss needs."""
 
     xt: jax.Array  # int32[B, L]
-    t: jax.Array  # int32[B, M], as the network is fed them
+    t: jax.Array  # int32[B, M], the input of the network
     masks: tasks.Masks
-    p: jax.Array  # float32[B, M], the chance of t
-    histories: jax.Array  # int32[B]
-    independent: jax.Array  # bool[B]
-    rate: jax.Array | None  # float32[B, M], of a continuous time
+    p: jax.Array  # float32[B, M], the probability of drawing t
+    histories: jax.Array  # int32[B], which history of losses a sample updates (`time_sampling`)
+    independent: jax.Array  # bool[B], whether each modality has its own time
+    rate: jax.Array | None  # float32[B, M], of `transition.instant`, for continuous time only
 
 
 def noised_batch(kernel, sampler, key, x0, mixture, continuous=False) -> Noised:
-    """Draws tasks, times and noise for x0 int32[B, L]."""
+    """Draws tasks, times and noise for x0 int32[B, L].
+
+    sampler: a `time_sampling.TimeSampler`; mixture: weights of the tasks; continuous: draw
+    low-discrepancy times in (0, T] instead of whole numbers.
+    """
     vocab, steps = kernel.vocab, kernel.steps
     batch = x0.shape[0]
     key_task, key_time, key_noise, key_prior = jax.random.split(key, 4)
@@ -70,17 +74,20 @@ def make_loss(
 
     Args:
         kernel, model: the noise and the network.
-        mixture: weights of tasks in a batch.
+        mixture: {task: its weight in a batch}.
         auxiliary: lambda, the weight of -log p(x_0 | x_t).
-        pad_id, pad_weight: the text's local padding id, and what its tokens weigh.
-        image_weight: what image tokens weigh; all other tokens weigh 1.
-        time: "discrete", the bound of the chain of T steps with times by importance, or
-            "continuous", the bound of infinitely many with low-discrepancy times, for schedules
-            that only mask.
-        terms: name -> (weight, term), added to the objective (`terms`).
+        pad_id, pad_weight: the local id of the text's padding, and the weight of padding tokens.
+        image_weight: the weight of image tokens; all other tokens have weight 1.
+        time: "discrete", the bound of the chain with T steps, times drawn by importance; or
+            "continuous", the bound for infinitely many steps with low-discrepancy times, for
+            schedules that only mask.
+        terms: {name: (weight, term)}, added to the objective (`terms`).
+
+    The returned function takes x0 int32[B, L] and a key [], and returns scalars as metrics.
 
     Raises:
-        ValueError: `time` does not fit, or, when traced, a term returns another shape.
+        ValueError: `time` is unknown or does not fit the schedules. While tracing: a term returns
+            an array of another shape.
     """
     if time not in OBJECTIVES:
         raise ValueError(f"train.objective = {time!r}, expected one of {', '.join(OBJECTIVES)}")
@@ -128,7 +135,7 @@ def make_loss(
 
         count = free.sum(axis=1)
         if not continuous:
-            clock = jnp.where(absent, 0, t).max(axis=1)  # the time that was drawn
+            clock = jnp.where(absent, 0, t).max(axis=1)  # the drawn time
             size = jax.lax.stop_gradient(kl.sum(axis=1) / count)
             sampler = time_sampling.update(
                 sampler, noised.histories, clock, size, ~noised.independent

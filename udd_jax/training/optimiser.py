@@ -1,15 +1,15 @@
-"""Optimisers: AdamW and Muon behind a clip of the norm, with warm-up and decay."""
+"""Optimisers: AdamW and Muon with gradient clipping, warm-up and decay."""
 
 import jax
 import optax
 
 
 def make_optimiser(config) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """AdamW or Muon with warm-up and decay, behind a clip of the global norm.
+    """AdamW or Muon with warm-up and decay, after clipping the global norm of the gradient.
 
-    Muon (Jordan 2024) takes the matrices of the blocks, orthogonalised steps of AdamW's size
-    (Liu et al. 2025, arXiv 2502.16982), and leaves everything else to AdamW, both with
-    Nesterov's momentum. ValueError for another name.
+    Muon (Jordan 2024) updates the matrices of the blocks: orthogonalised steps, scaled to the size
+    of AdamW's (Liu et al. 2025, arXiv 2502.16982). AdamW updates everything else. Both then use
+    Nesterov momentum. Returns (optimiser, step -> learning rate). ValueError for an unknown name.
     """
     c = config.train
     if c.decay == "cosine":
@@ -38,7 +38,7 @@ def make_optimiser(config) -> tuple[optax.GradientTransformation, optax.Schedule
             adam_weight_decay=c.weight_decay,
             muon_weight_dimension_numbers=_matrices,
             consistent_rms=0.2,
-            ns_steps=3,  # of Newton and Schulz: five cost a tenth of a step and learn no faster
+            ns_steps=3,  # Newton-Schulz; five cost a tenth of a step more and learn no faster
         )
     else:
         raise ValueError(f"train.optimiser = {c.optimiser!r}, expected 'adamw' or 'muon'")
@@ -46,7 +46,7 @@ def make_optimiser(config) -> tuple[optax.GradientTransformation, optax.Schedule
 
 
 def _matrices(params):
-    """The matrices of the blocks, each of a layer on its own; None for everything else."""
+    """Marks the matrices of the blocks, one for each layer; None for everything else."""
     numbers = optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)
     return jax.tree.map_with_path(
         lambda path, p: numbers if path[-1].key == "kernel" and p.ndim == 3 else None, params
@@ -54,7 +54,7 @@ def _matrices(params):
 
 
 def _decays(params):
-    """Weight decay is for matrices: no biases, norms or the rezero scalar."""
+    """True for the matrices, which get weight decay; not biases, norms or the rezero scalar."""
     return jax.tree.map_with_path(
         lambda path, p: path[-1].key in ("kernel", "embedding", "token"), params
     )

@@ -1,7 +1,8 @@
-"""What a config costs, before anything starts: parameters, FLOPs, memory, tokens, hours.
+"""The cost of a config before anything starts: parameters, FLOPs, memory, tokens, hours.
 
-Counted, not measured. A matrix product [a, b] x [b, c] is 2abc FLOPs, a backward pass twice the
-forward. Parameters come from the network itself, without allocating it.
+The numbers are counted, not measured. A matrix product [a, b] x [b, c] is 2abc FLOPs, and a
+backward pass is twice a forward pass. The parameters are counted on the network's shapes, without
+allocating it.
 """
 
 import jax
@@ -12,7 +13,7 @@ from udd_jax.diffusion.vocab import Vocab, image_text
 from udd_jax.networks import transformer
 from udd_jax.training import train_image_tokenizer
 
-# Dense bfloat16 FLOP/s and GiB of memory of a chip, from the makers' data sheets.
+# Dense bfloat16 FLOP/s and memory in GiB of one chip, from the makers' data sheets.
 CHIPS = {
     "TPU v4": (275e12, 32),
     "TPU v5e": (197e12, 16),
@@ -22,22 +23,22 @@ CHIPS = {
     "H100": (989e12, 80),
     "H200": (989e12, 141),
 }
-UTILISATION = 0.4  # of the peak, assumed
+UTILISATION = 0.4  # share of the peak FLOP/s, an assumption
 
 
 def vocab_of(config) -> Vocab:
-    """The layout that a config leads to, before its tokenizers exist (the text's as asked for)."""
+    """The vocabulary of a config before its tokenizers exist (text size as in the config)."""
     tokenizer = train_image_tokenizer.make_model(config)
     codes = tokenizer.n_embed
     return image_text(tokenizer.grid, codes, config.text.vocab_size, config.text.length)
 
 
 def forward_flops(config, vocab: Vocab) -> int:
-    """FLOPs of the network's forward pass for one sample: its matrix products."""
+    """FLOPs of the matrix products in a forward pass of the network, for one sample."""
     d, c = config.model.width, config.model
     lengths = [m.length for m in vocab.modalities]
     total = vocab.length
-    dense = 4 * d * d + 2 * c.mlp_ratio * d * d  # weights a token meets in a block
+    dense = 4 * d * d + 2 * c.mlp_ratio * d * d  # weights per token in a block
     attention = total * total  # query-key pairs
     if c.attention == "mutual":
         for here in lengths:
@@ -50,7 +51,7 @@ def forward_flops(config, vocab: Vocab) -> int:
 
 
 def time_rows(config, vocab: Vocab) -> int:
-    """Parameters in the rows for t = 0, which the published tables do not have."""
+    """The number of parameters in the rows for t = 0. The published tables lack these rows."""
     tables = 1
     if config.model.time_table == "untied":
         mutual = len(vocab.modalities) if config.model.attention == "mutual" else 0
@@ -61,7 +62,7 @@ def time_rows(config, vocab: Vocab) -> int:
 
 
 def describe(config) -> str:
-    """The plan as text."""
+    """The plan as text, several lines."""
     vocab = vocab_of(config)
     model = build.make_model(config, vocab)
     shapes = jax.eval_shape(lambda: transformer.init(model, jax.random.key(0)))

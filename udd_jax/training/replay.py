@@ -1,7 +1,7 @@
-"""The step at which a training gave up, once more: what of it is not finite?
+"""Replays the step at which a training gave up, and finds the arrays that are not finite.
 
-`loop.fit` leaves the state before the step and its batch in `WORKDIR/replay`. The same loss with
-the same noise is computed again, on the mesh of the run, and nothing is changed.
+`loop.fit` saves the state before the step and its batch in `WORKDIR/replay`. Replaying computes the
+same loss with the same noise again, on the mesh of the run. It changes nothing.
 
     python -m udd_jax.main --mode=replay --workdir=runs/t2i
 """
@@ -21,17 +21,17 @@ ROWS = ((".*", P(sharding.DATA, None)),)
 
 
 class Step(NamedTuple):
-    """What the step makes of its state and batch."""
+    """The results of the replayed step."""
 
     step: int
-    ids: list | None  # of the samples, where the data has them
-    state: train_diffusion.TrainState
+    ids: list | None  # ids of the samples, if the data has them
+    state: train_diffusion.TrainState  # before the step
     metrics: dict  # name -> float
     gradient: Any
 
 
 def run(workdir) -> Step:
-    """Takes the step again. ValueError: no training has given up in this folder."""
+    """Computes the step again. ValueError: no training has given up in this folder."""
     workdir = files.folder(workdir)
     names = build.CONFIG, build.TEXT, build.IMAGE
     with bucket.near(workdir) as here, bucket.on_disk(workdir, here, *names):
@@ -64,7 +64,7 @@ def run(workdir) -> Step:
 
 
 def describe(step: Step) -> str:
-    """The report as text: the numbers of the step, and every array that is not finite."""
+    """The report as text: the metrics of the step, and every array that is not finite."""
     lines = [f"step {step.step}" + (f" of the samples {step.ids}" if step.ids else "")]
     lines.append(", ".join(f"{name} {value:.4g}" for name, value in step.metrics.items()))
     for what, tree in (("state", step.state), ("gradient", step.gradient)):
@@ -76,7 +76,7 @@ def describe(step: Step) -> str:
 
 
 def not_finite(tree) -> list[tuple[str, int, int]]:
-    """(name, how many numbers are not finite, of how many) for the arrays that have such."""
+    """(name, count of numbers that are not finite, size) for each array that has such numbers."""
     arrays = {
         name: leaf
         for name, leaf in trees.flatten(tree).items()

@@ -1,11 +1,11 @@
-"""Training of the diffusion: the state, one step, and the straight line that runs it.
+"""Training of the diffusion: the state, one step, and the function `train`. Read this fourth.
 
-    x0 = fuse(batch); a task, times and noise are drawn; x_t ~ q(x_t | x_0); the network predicts
+    x0 = fuse(batch); draw tasks, times and noise; x_t ~ q(x_t | x_0); the network predicts
     p(x_0 | x_t); loss = sum over modalities of (L_t + lambda L_aux) / p(t), divided by B L
-    (loss.py, terms.py); AdamW or Muon (optimiser.py); an average of the weights.
+    (loss.py, terms.py); AdamW or Muon (optimiser.py); a moving average of the weights.
 
-A step is a pure function of (state, batch, seed): its key is `fold_in(key(seed), step)`, so a run
-that was stopped goes on with the same numbers, on any mesh.
+A step is a pure function of (state, batch, seed). Its key depends on the seed and the step only, so
+a continued run draws the same random numbers, on any mesh.
 """
 
 import functools
@@ -28,7 +28,7 @@ from udd_jax.training import loop, loss, optimiser
 
 @flax.struct.dataclass
 class TrainState:
-    """Everything that a checkpoint keeps of the diffusion's training."""
+    """The state of the diffusion's training, as stored in a checkpoint."""
 
     step: jax.Array  # int32[]
     params: Any
@@ -38,7 +38,7 @@ class TrainState:
 
 
 def create_state(model, tx, key: jax.Array, start: dict | None = None, fan_in=False) -> TrainState:
-    """A state at step 0, with fresh parameters (`transformer.init`) or those of `start`."""
+    """The state at step 0, with new parameters (`transformer.init`) or those in `start`."""
     params = transformer.init(model, key, fan_in) if start is None else start
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -53,7 +53,7 @@ LOSSES = {"diffusion": loss.make_loss}  # by `model.kind`, as `build.GENERATORS`
 
 
 def make_objective(config, vocab: Vocab, pad_id: int, terms=None):
-    """The network of a config and its loss as a function: `build.make_model`, `loss.make_loss`."""
+    """(network, loss function) of a config; see `build.make_model` and `loss.make_loss`."""
     kernel = transition.make_kernel(vocab, build.make_schedules(config, vocab))
     model, c = build.make_model(config, vocab, pad_id), config.train
     loss_fn = LOSSES[config.model.get("kind", "diffusion")](
@@ -71,16 +71,16 @@ def make_objective(config, vocab: Vocab, pad_id: int, terms=None):
 
 
 def step_key(config) -> jax.Array:
-    """The key that every step folds its number into."""
+    """The key of the training; each step folds its number into it."""
     return jax.random.fold_in(jax.random.key(config.seed), 1)
 
 
 def make_gradient(loss_fn, accumulate: int = 1):
     """(params, sampler, key, x0 int32[B, L]) -> (gradient, metrics, sampler), means over the batch.
 
-    With `accumulate` n the batch goes through the network in n parts, one after another, which
-    divides the memory of activations by n. Each part draws noise and times of its own. ValueError,
-    when traced, if B is no multiple of n.
+    With `accumulate` = n the batch goes through the network in n parts, one after another. This
+    divides the memory of activations by n. Each part draws its own noise and times. ValueError
+    while tracing if B is not a multiple of n.
     """
 
     def gradient(params, sampler, key, x0):
@@ -102,7 +102,7 @@ def make_gradient(loss_fn, accumulate: int = 1):
             grads, metrics, sampler = gradient(params, sampler, key_part, part)
             return (jax.tree.map(jnp.add, total, grads), sampler), metrics
 
-        # Every n-th row is a part, so that each device keeps the rows that it has.
+        # A part takes every n-th row, so that no row moves to another device.
         parts = x0.reshape(-1, accumulate, x0.shape[1]).swapaxes(0, 1)
         nothing = jax.tree.map(jnp.zeros_like, params), sampler
         (total, sampler), metrics = jax.lax.scan(add, nothing, (jnp.arange(accumulate), parts))
@@ -122,7 +122,7 @@ def make_step(loss_fn, tx, rate, ema_decay, vocab: Vocab, accumulate: int = 1):
         grads, metrics, sampler = gradient(state.params, state.times, key, x0)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        # Early averages follow the weights: with a constant decay they would keep the first ones.
+        # A smaller decay at first: with a constant one the average would keep the first weights.
         decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
         ema = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, state.ema_params, params)
         norm = optax.tree.norm(grads)
@@ -135,10 +135,10 @@ def make_step(loss_fn, tx, rate, ema_decay, vocab: Vocab, accumulate: int = 1):
 
 
 def make_held_out(loss_fn, batch, batch_size: int, vocab: Vocab, mesh):
-    """`evaluate` for `loop.fit`: the averaged weights' bound on held-out pairs, in nats a token.
+    """`evaluate` for `loop.fit`: the bound of the averaged weights on held-out pairs, nats a token.
 
-    batch: {name: int32[n, length]}, whole in every process. It is gone through in batches of one
-    size, the last filled up with the first, with the same tasks, times and noise every time.
+    batch: {name: int32[n, length]}, all of it in every process. It is processed in batches of equal
+    size; rows from its beginning fill the last one. Tasks, times and noise are the same every time.
     """
     count = len(batch["text"])
     rows = np.resize(np.arange(count), -(-count // batch_size) * batch_size)
@@ -171,18 +171,24 @@ def train(
     tensorboard=False,
     **options,
 ) -> dict:
-    """Trains the diffusion in `workdir`, or goes on with it, and returns the averaged weights.
+    """Trains the diffusion in `workdir`, or continues, and returns the averaged weights.
 
-    Checkpoints, metrics and the finished file `weights` are in `workdir`.
+    Checkpoints, metrics and at the end the file `weights` are written to `workdir`.
 
     Args:
-        batch_at: step -> {name: int32[B, length]}, this process's share.
-        start: parameters to begin from (`config.init_from`), of this network's names and shapes.
-        held_out: a batch of pairs whose bound is logged at each checkpoint; the best checkpoint is
-            then kept too.
-        terms: name -> (weight, term), loss terms of the caller's own (`terms`).
+        config: the whole config.
+        workdir: a folder or an address of a bucket.
+        vocab: the vocabulary; pad_id: the local id of the text's padding.
+        batch_at: step -> {name: int32[B, length]}, the share of this process.
+        start: initial parameters (`config.init_from`), with this network's names and shapes.
+        held_out: {name: int32[n, length]}, pairs whose bound is logged at each checkpoint; the best
+            checkpoint is then kept as well.
+        terms: {name: (weight, term)}, the caller's own loss terms (`terms`).
         tensorboard: whether to write event files.
         options: `ids_at` and `profile` of `loop.fit`.
+
+    Raises:
+        SystemExit, ValueError, OSError: see `loop.fit`.
     """
     workdir = files.folder(workdir)
     mesh = sharding.make_mesh(**config.mesh)
@@ -191,7 +197,7 @@ def train(
     c, key = config.train, jax.random.key(config.seed)
     make = functools.partial(create_state, model, tx, jax.random.fold_in(key, 0), start, c.fan_in)
     state = sharding.create(mesh, make) if start is None else sharding.shard_tree(mesh, make())
-    # Said outright, or the compiler may move the state from step to step.
+    # Explicit, because otherwise the compiler may change the sharding of the state in a step.
     places = sharding.shardings(mesh, state), None
     step = make_step(loss_fn, tx, rate, c.ema, vocab, c.accumulate)
     step_fn = jax.jit(step, donate_argnums=0, out_shardings=places)

@@ -1,20 +1,19 @@
-"""Training of the image tokenizer: the state, one step, and the straight line that runs it.
+"""Training of the image tokenizer: the state, one step, and the function `train`.
 
-    loss = |x - y|^p + w_p perceptual(x, y) + quantiser's own + w_g lambda adversarial(y)
+    loss = |x - y|^p + w_p perceptual(x, y) + quantiser loss + w_g lambda adversarial(y)
 
-y is the image decoded from the codes of x; lambda = |grad of the first two| / |grad of the
-adversarial term|, both at the decoder's last layer, so that neither drowns the other (taming).
-It goes in three parts:
+y is the image decoded from the codes of x. lambda = |grad of the first two| / |grad of the
+adversarial term|, both at the decoder's last layer, balances the two (taming). The training has
+three parts:
 
-1. `plain_steps` steps as an autoencoder without a codebook;
-2. then k-means on the encoder's vectors gives the codebook, and training goes on through it: rows
-   follow their vectors, rows that nothing chooses are restarted for a while;
-3. at the end the tokenizer keeps the codes that the pictures use, and with `merge` joins those that
-   only divide noise: their distance is below `merge` times the root mean square distance of a
-   vector from its code. One clean patch then has one code, and a model of the codes has less to
-   learn.
+1. `plain_steps` steps as an autoencoder without a codebook.
+2. Then k-means on the encoder's vectors gives the codebook, and training continues with it: rows
+   follow the vectors that choose them, and unused rows are restarted during the first part.
+3. At the end the tokenizer keeps the codes that the images use. `merge` joins codes that differ
+   only by noise: their distance is below `merge` times the root mean square distance of a vector
+   from its code. Then a clean patch has one code, and a model of the codes has less to learn.
 
-A step is a pure function of (state, images, key), and the pictures of a step of (seed, step).
+A step is a pure function of (state, images, key), and its images of (seed, step).
 """
 
 import functools
@@ -33,12 +32,15 @@ from udd_jax.training import loop
 
 FILE = "tokenizer"
 POOL_IMAGES, POOL_VECTORS = 1024, 20_000  # for k-means and for counting codes
-MOST_BYTES = 1 << 30  # of pictures that are kept decoded
+MOST_BYTES = 1 << 30  # at most so many bytes of decoded images stay in memory
 
 
 @flax.struct.dataclass
 class TrainState:
-    """Everything that a checkpoint keeps of the tokenizer's training; `judge` is {} without one."""
+    """The state of the tokenizer's training, as stored in a checkpoint.
+
+    `judge` has the parameters of the discriminator, {} without one.
+    """
 
     step: jax.Array  # int32[]
     params: Any
@@ -55,13 +57,17 @@ def make_model(config) -> vqgan.VQGAN:
 
 
 def make_judge(config) -> vqgan.Discriminator | None:
-    """The discriminator, where `config.vq.adversarial` gives it a weight."""
+    """The discriminator, or None if its weight `config.vq.adversarial.weight` is 0."""
     c = config.vq.adversarial
     return vqgan.Discriminator(c.channels, c.layers) if c.weight else None
 
 
 def make_optimisers(config):
-    """Adam behind a clip of the global norm, warm-up and cosine to 0; the judge's rate is fixed."""
+    """The optimisers of the network and of the discriminator, both Adam.
+
+    The first clips the global norm and has warm-up and a cosine decay to 0. The second has a
+    constant learning rate.
+    """
     c = config.vq
     rate = optax.warmup_cosine_decay_schedule(0.0, c.learning_rate, c.warmup, c.steps)
     adam = functools.partial(optax.adam, b1=c.beta1, b2=c.beta2)
@@ -70,7 +76,7 @@ def make_optimisers(config):
 
 
 def create_state(config, model, params) -> TrainState:
-    """The state before the first step, from the network's parameters."""
+    """The state before the first step, with the given parameters of the network."""
     tx, judge_tx = make_optimisers(config)
     judge = make_judge(config)
     key = jax.random.fold_in(jax.random.key(config.seed), 2)
@@ -87,10 +93,10 @@ def create_state(config, model, params) -> TrainState:
 
 
 def make_step(config, model, judge, tx, judge_tx, perceptual=None, frozen=()):
-    """The train step: (state, uint8[B, S, S, 3], key, weights) -> (state, metrics).
+    """The train step: (state, images uint8[B, S, S, 3], key, weights) -> (state, metrics).
 
-    perceptual: (weights, float[B, S, S, 3] twice) -> float[B]; the step hands its weights on.
-    frozen: the parts of the network ("encoder", "quantize", ...) that stay as they are.
+    perceptual: (weights, x, y: float[B, S, S, 3]) -> float[B]; `weights` of the step are passed to
+    it. frozen: the parts of the network ("encoder", "quantize", ...) that are not trained.
     """
     c = config.vq
     power = {"l1": 1, "l2": 2}[c.loss]
@@ -169,26 +175,26 @@ def make_step(config, model, judge, tx, judge_tx, perceptual=None, frozen=()):
 
 
 def with_last(params, kernel):
-    """Parameters with another kernel in the decoder's last layer."""
+    """The parameters with `kernel` in the decoder's last layer."""
     last = params["decoder"]["conv_out"] | {"kernel": kernel}
     return params | {"decoder": params["decoder"] | {"conv_out": last}}
 
 
 def balance(terms, kernel):
-    """|grad a| / |grad b| of `terms(kernel) -> (a, b)`, without a gradient itself; at most 1e4."""
+    """|grad a| / |grad b| of `terms(kernel) -> (a, b)`, at most 1e4; no gradient flows through."""
     _, pull = jax.vjp(terms, kernel)
     a, b = (jnp.linalg.norm(pull(pair)[0]) for pair in ((1.0, 0.0), (0.0, 1.0)))
     return jax.lax.stop_gradient(jnp.minimum(a / (b + 1e-4), 1e4))
 
 
 def hinge(judge_params, judge, real, fake):
-    """The discriminator's loss: (max(0, 1 - D(x)) + max(0, 1 + D(y))) / 2."""
+    """The loss of the discriminator: the mean of (max(0, 1 - D(x)) + max(0, 1 + D(y))) / 2."""
     real, fake = (judge.apply({"params": judge_params}, x) for x in (real, fake))
     return (jax.nn.relu(1 - real).mean() + jax.nn.relu(1 + fake).mean()) / 2
 
 
 def start_codebook(model, state: TrainState, images, batch_size: int, key) -> TrainState:
-    """The state with a codebook from k-means on the encoder's vectors of uint8[n, S, S, 3]."""
+    """The state with a codebook: k-means on the encoder's vectors of images uint8[n, S, S, 3]."""
     key_pool, key_means = jax.random.split(key)
     params = jax.device_get(state.params)
     vectors = pool_vectors(model, params, images, key_pool)
@@ -204,8 +210,10 @@ def _vectors(model, params, images):
 
 
 def pool_vectors(model, params, images, key) -> np.ndarray:
-    """Pre-quantisation vectors float32[n, E] at random positions, as many of each image, about
-    POOL_VECTORS in all."""
+    """Pre-quantisation vectors at random positions, float32[n, E].
+
+    The same number from each image, about POOL_VECTORS in total. images: uint8[N, S, S, 3].
+    """
     each = min(model.grid[0] * model.grid[1], max(1, POOL_VECTORS // len(images)))
     chosen = []
     for i in range(0, len(images), 64):
@@ -218,7 +226,7 @@ def pool_vectors(model, params, images, key) -> np.ndarray:
 
 
 def finish(model, params, images, merge: float, key) -> image_tokenizer.ImageTokenizer:
-    """The tokenizer with the codes that uint8[n, S, S, 3] use; with merge = 0, with all codes."""
+    """The tokenizer with the codes that images uint8[n, S, S, 3] use; all codes if merge = 0."""
     whole = image_tokenizer.ImageTokenizer(model, params)
     if not merge:
         return whole
@@ -231,7 +239,7 @@ def finish(model, params, images, merge: float, key) -> image_tokenizer.ImageTok
 
 
 def score(tokenizer: image_tokenizer.ImageTokenizer, images) -> dict:
-    """What is reported of a tokenizer, on uint8[n, S, S, 3]."""
+    """The scores of a tokenizer on images uint8[n, S, S, 3]: psnr (dB), ssim, codes, usage, ..."""
     codes = tokenizer.encode(images)
     decoded = tokenizer.decode(codes)
     counts = np.bincount(codes.ravel(), minlength=tokenizer.codes)
@@ -245,10 +253,11 @@ def score(tokenizer: image_tokenizer.ImageTokenizer, images) -> dict:
 
 
 class Pictures:
-    """The plain views of a source: `at(step, B)` uint8[B, S, S, 3], a pure function of the step.
+    """The images of a source without augmentation.
 
-    A source that is small enough is decoded once and kept. Pictures that cannot be used are left
-    out; the token cache is where they are counted.
+    `at(step, B)` returns uint8[B, S, S, 3], a pure function of the step. A small source is decoded
+    once and kept in memory. Images that cannot be read are left out; the token cache counts them.
+    ValueError: no image of a small source can be read.
     """
 
     def __init__(self, source, config):
@@ -263,7 +272,7 @@ class Pictures:
             self.size, self.kept = len(kept), np.stack(kept)
 
     def sample(self, most: int):
-        """uint8[n, S, S, 3], n = `most` or as many as there are: always the same ones."""
+        """uint8[n, S, S, 3], always the same images; n is `most`, or all of them if fewer."""
         count, seed = min(most, self.size), self.config.seed
         if self.kept is None:
             return batches.make_images(self.source, self.views, seed, 0, count)["image"]
@@ -285,16 +294,19 @@ class Pictures:
 def train(
     config, directory, source, held_out=None, perceptual=None, tensorboard=False
 ) -> image_tokenizer.ImageTokenizer:
-    """Trains an image tokenizer in `directory`, or goes on with it.
+    """Trains an image tokenizer in `directory`, or continues, and returns it.
 
     Args:
-        config: the whole config; `vq`, `image_size`, `seed` and `mesh` are read.
-        directory: gets `checkpoints/`, `metrics.jsonl` and the file `tokenizer`, whose metadata has
-            the scores.
-        source: pictures to train on.
-        held_out: pictures for the scores, by default those of `source`.
+        config: the whole config; `vq`, `image_size`, `seed`, `workers` and `mesh` are read.
+        directory: gets `checkpoints/`, `metrics.jsonl` and the file `tokenizer`, which has the
+            scores in its metadata.
+        source: images to train on.
+        held_out: images for the scores, by default those of `source`.
         perceptual: (function, weights) as in `make_step`, for `vq.perceptual` > 0.
         tensorboard: whether to write event files.
+
+    Raises:
+        SystemExit, ValueError, OSError: see `loop.fit`.
     """
     c, model, pictures = config.vq, make_model(config), Pictures(source, config)
     key_params, key_codebook = jax.random.split(jax.random.key(config.seed))
@@ -318,12 +330,12 @@ def train(
 def rebuild(
     config, directory, tokenizer, source, held_out=None, perceptual=None
 ) -> image_tokenizer.ImageTokenizer:
-    """Another codebook for a trained tokenizer of which few codes are used.
+    """A new codebook for a trained tokenizer that uses few of its codes.
 
-    ReFiT (VQ-DDM, arXiv 2112.01799): the encoder's vectors on `source` are pooled, k-means++ finds
-    `vq.rebuild.codes` centres, these become the codebook, and the decoder is fine-tuned with
-    the encoder and the codebook frozen. Arguments as in `train`; `directory` is a new one.
-    ValueError for a Gumbel tokenizer, whose vectors are logits' and not rows' neighbours.
+    ReFiT (VQ-DDM, arXiv 2112.01799): k-means++ on the encoder's vectors on `source` finds
+    `vq.rebuild.codes` centres. They become the codebook. Then the decoder is fine-tuned; the
+    encoder and the codebook stay frozen. Arguments as in `train`; `directory` must be a new folder.
+    ValueError for a Gumbel tokenizer, which chooses codes by logits and not by the nearest row.
     """
     c = config.vq.rebuild
     if tokenizer.module.quantiser == "gumbel":
@@ -383,7 +395,7 @@ def _fit(
 
 
 def _publish(config, directory, tokenizer, source):
-    """Scores the tokenizer on a source and writes both; returns it."""
+    """Scores the tokenizer on a source, writes it with its scores, and returns it."""
     scores = score(tokenizer, Pictures(source, config).sample(POOL_IMAGES))
     if jax.process_index() == 0:
         about = {"step": config.vq.steps, **scores}
