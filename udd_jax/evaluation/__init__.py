@@ -1,4 +1,4 @@
-"""How good is it?  Samples from held-out conditions, what is measured of them, and the report.
+"""How good is it?  Samples from held-out conditions, measures of them, and the report.
 
-The evaluation is handed a pipeline and imports none.
+The evaluation takes a pipeline as an argument; it does not import one.
 """

@@ -1,9 +1,9 @@
-"""Two results side by side, if their protocols are the same.
+"""Compares two results that have the same protocol.
 
-`show(a, b)` says what A and B are, then for every number of both its two values and how far they
-are apart. A protocol is what a number means: results whose protocols differ in any field are
-refused, and every such field is named. What two results of one protocol may differ in are the
-weights, the versions and the machine, so these come first.
+`show(a, b)` describes A and B, then lists both values of each number and their difference. The
+protocol defines what a number means, so results with different protocols are refused; the error
+names every field that differs. Two results of one protocol may differ in weights, versions and
+machine. Those come first.
 """
 
 import math
@@ -16,13 +16,13 @@ SPEED = ("samples_a_second", "total_seconds", "peak_memory_gib")
 
 
 def show(a, b) -> str:
-    """The lines; each of a and b is a run's folder or the path of its evaluation.json.
+    """The comparison as text. a and b: the folder of a run, or the path of its evaluation.json.
 
     The last column is the difference in standard errors, where these are known. A number that one
-    result lacks leaves a gap. Bits a token are compared where the tokens are the same.
+    result lacks leaves a gap. Bits per token are compared only if both have the same tokens.
 
     Raises:
-        ValueError: their protocols differ (every field is named), or one is no result.
+        ValueError: the protocols differ (every such field is named), or a file is not a result.
     """
     results = [_read(path) for path in (a, b)]
     fields = [
@@ -46,7 +46,7 @@ def show(a, b) -> str:
 
 
 def _beside(results: list[dict], part: str) -> dict[str, tuple]:
-    """Of a part of the manifest each field's two values."""
+    """{field: (value in A, value in B)} for a part of the manifest."""
     one, two = (flat(result["manifest"].get(part, {})) for result in results)
     return {name: (one.get(name, "nothing"), two.get(name, "nothing")) for name in one | two}
 
@@ -93,7 +93,7 @@ def flat(tree, prefix: str = "") -> dict:
 
 
 def _numbers(result: dict) -> dict[str, tuple[float, float | None]]:
-    """Name -> (value, standard error) of all that was measured."""
+    """{name: (value, standard error)} of all numbers in a result."""
     rows = result["headline"]
     found = {f"{row['task']}: {row['name']}": (row["value"], row["error"]) for row in rows}
     psnr = result["tokenizer"]["psnr"]
@@ -109,7 +109,7 @@ def _numbers(result: dict) -> dict[str, tuple[float, float | None]]:
 
 
 def _estimates(tree: dict, prefix: str = "") -> dict[str, tuple[float, float | None]]:
-    """Those of a tree of the suite "full", and its plain numbers."""
+    """The estimates and plain numbers in a tree of the suite "full"."""
     if "value" in tree:
         return {prefix: (tree["value"], tree["standard_error"])}
     found = {}

@@ -1,8 +1,8 @@
-"""The feature networks that an evaluation may measure with, from the user's folder of weights.
+"""The feature networks of an evaluation, from the user's folder of weights.
 
-`load(folder)` gives for each of `inception`, `clip` and `lpips` a `Network`, or why it is not
-there: `metrics.pretrained.WEIGHTS` says which file is looked for, under its published name. Text
-goes into CLIP through its own merges, the file `bpe_simple_vocab_16e6.txt.gz` beside the weights.
+`load(folder)` returns for each of `inception`, `clip` and `lpips` a `Network`, or the reason why it
+is missing. `networks.pretrained.WEIGHTS` lists the files by their published names. CLIP's text
+encoder also needs CLIP's merges, the file `bpe_simple_vocab_16e6.txt.gz`, in the same folder.
 """
 
 import pathlib
@@ -25,11 +25,14 @@ RESIZE = "clean"
 
 @dataclass(frozen=True)
 class Network:
-    """A network that measures.
+    """A feature network.
 
-    hash: 16 hex digits of its weights; images: uint8[B, H, W, 3] -> float32[B, D], of Inception
-    its features and, behind them, 1,008 probabilities; texts: list of B strings -> float32[B, D],
-    of CLIP; distance: uint8[B, H, W, 3] twice -> float32[B], of LPIPS.
+    Attributes:
+        hash: 16 hex digits of its weights.
+        images: Inception and CLIP: uint8[B, H, W, 3] -> float32[B, D]. For Inception the row is the
+            2,048 features followed by 1,008 class probabilities.
+        texts: CLIP: list of B strings -> float32[B, D].
+        distance: LPIPS: two uint8[B, H, W, 3] -> float32[B].
     """
 
     hash: str
@@ -39,10 +42,10 @@ class Network:
 
 
 def load(folder: str) -> dict[str, Network | intervals.Unmeasured]:
-    """Every network by name.
+    """{name: network} for all NAMES.
 
     Raises:
-        ValueError: the folder is not there, or a file is another network's.
+        ValueError: the folder does not exist, or a file holds another network.
     """
     if not folder:
         return {
@@ -104,10 +107,12 @@ def _lpips(folder):
 
 
 def perceptual(folder: str) -> tuple[Callable, dict]:
-    """LPIPS to train with: (weights, float[B, S, S, 3] in [-1, 1] twice) -> float[B], and weights.
+    """LPIPS as a training loss: the function and its weights.
+
+    The function maps (weights, x, y: float[B, S, S, 3] in [-1, 1]) to float[B].
 
     Raises:
-        FileNotFoundError: which file is not in the folder.
+        FileNotFoundError: a file is missing; the message names it.
     """
     return _perceptual({**_state(folder, "vgg16"), **_state(folder, "lpips")})
 
@@ -118,7 +123,7 @@ def _perceptual(state):
 
 
 def _state(folder, name) -> dict[str, np.ndarray]:
-    """The arrays of a file; FileNotFoundError, which file and where to put it, if it is missing."""
+    """The arrays of a file. FileNotFoundError names a missing file and where to put it."""
     try:
         path = pretrained.find_weights(folder, name)
     except ValueError as error:

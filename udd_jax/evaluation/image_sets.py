@@ -1,9 +1,9 @@
-"""Pictures by feature networks: generated ones and real ones, as sets.
+"""Compares the set of generated images with a set of real ones, by feature networks.
 
-Frechet distance, KID, precision and recall compare features of Inception and of CLIP; the Inception
-score looks at Inception's classes alone. Pictures go through a network a few at a time and their
-features into a file, named by their content (metrics/cache.py): 30,000 of them need no more memory
-than a batch, and a set is measured once.
+Frechet distance, KID, precision and recall compare features of Inception and of CLIP. The Inception
+score uses Inception's class probabilities only. Images pass through a network in small batches, and
+their features go to a file that is named by their content (metrics/cache.py). So 30,000 images need
+only the memory of a batch, and the features of a set are computed once.
 """
 
 import itertools
@@ -15,14 +15,18 @@ from udd_jax.evaluation.metrics import cache, frechet, intervals, memory, qualit
 from udd_jax.tokenizers import reconstruction
 
 FEATURES = "features"  # a folder of the run
-STATES = 2048  # features of the Inception network, in front of its class probabilities
+STATES = 2048  # number of Inception's features; its class probabilities follow them in a row
 COMPARED = ("Frechet distance", "KID", "precision", "recall")
-ROWS = 32  # pictures that go through a network at once
+ROWS = 32  # images in a batch
 
 
 def measure(pipe, drawn, files, workdir, nets) -> dict:
-    """Measures of generated pictures by each network: those in `files`, one of which is in memory
-    at a time, or else those drawn."""
+    """The measures of the generated images, by each network.
+
+    The images are those in `files` (of `ready`; one file in memory at a time), or those in `drawn`
+    if `files` is None. nets: of `feature_networks.load`. Returns {network: {measure: Estimate or
+    Unmeasured}}, and the number and kind of the images.
+    """
     count = pipe.config.evaluate.pictures or len(drawn)
 
     def real():
@@ -49,7 +53,7 @@ def measure(pipe, drawn, files, workdir, nets) -> dict:
 
 
 def compared(made, real) -> dict:
-    """Of features [n, D] of generated and of real pictures all that compares the two."""
+    """{measure: Estimate} for COMPARED, from features [n, D] of generated and of real images."""
     few = intervals.Unmeasured(f"{min(len(made), len(real))} pictures are too few")
     found = dict.fromkeys(COMPARED, few)
     if min(len(made), len(real)) >= 2:
@@ -60,8 +64,10 @@ def compared(made, real) -> dict:
 
 
 def ready(pipe, workdir) -> list | None:
-    """Makes this process's share of the `evaluate.pictures` images that are measured; their files,
-    or None where those of the task t2i do."""
+    """Generates the `evaluate.pictures` images to measure; this process makes its share.
+
+    Returns their files, or None if `evaluate.pictures` is 0: then the samples of task t2i are used.
+    """
     options = pipe.config.evaluate
     if not options.pictures:
         return None
@@ -90,7 +96,7 @@ def _features(workdir, batches, name, net):
 
 
 def batched(pictures):
-    """uint8[ROWS, S, S, 3] of single pictures, the last one shorter."""
+    """Yields uint8[ROWS, S, S, 3] from single images; the last batch may be smaller."""
     rows = []
     for picture in pictures:
         rows.append(picture)
@@ -102,7 +108,7 @@ def batched(pictures):
 
 
 def reconstructed(pipe, items, workdir, nets) -> dict:
-    """Held-out images through the image tokenizer and back."""
+    """Measures of held-out images that the image tokenizer encoded and decoded."""
     shown = pipe.tokenizers["image"].decode(items.codes)
     report = {"SSIM": intervals.bootstrap(reconstruction.ssim(shown, items.images))}
     lpips, inception = nets["lpips"], nets["inception"]

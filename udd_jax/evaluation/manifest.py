@@ -1,10 +1,10 @@
-"""What a number depends on, written down beside it.
+"""The manifest of a result: everything that its numbers depend on.
 
-protocol    what two results must share to be compared: data, items, settings, seed, and of the
-            suite "full" the hashes of feature networks and how captions are tokenised
+protocol    two results must share it to be compared: data, items, settings, seed; for the suite
+            "full" also the hashes of the feature networks and the tokenizer of captions
 run         hashes of the weights and of the tokenizers
 item_ids    of the split, in order; samples: how many of each task
-and versions, hardware, commit, seconds, for who wants the same digits again.
+versions, hardware, commit, seconds    for readers who want to reproduce the exact digits
 """
 
 import dataclasses
@@ -32,9 +32,10 @@ def make(
     counts: dict | None = None,
     seconds: float | None = None,
 ) -> dict:
-    """Everything that the numbers depend on.
+    """The manifest as JSON values.
 
-    measured_by: is added to the protocol; counts: samples of each task; seconds: of the whole.
+    measured_by: added to the protocol; counts: {task: number of samples}; seconds: of the whole
+    evaluation.
     """
     device = jax.devices()[0]
     about = {"items": items.hash, "item_count": len(items)}
@@ -59,10 +60,10 @@ def make(
 
 
 def protocol(pipe, suite: str) -> dict:
-    """What follows from the config of that which two results must share to be compared."""
+    """The part of the protocol that follows from the config."""
     config = pipe.config
     options = config.evaluate.to_dict()
-    options.pop("weights", None)  # a folder; the weights' hashes are what counts
+    options.pop("weights", None)  # a folder; the protocol has the hashes of the weights instead
     options.pop("aims", None)  # no number depends on what is asked of it
     split = options.pop("split", "test")
     return json.loads(
@@ -83,7 +84,7 @@ def protocol(pipe, suite: str) -> dict:
 
 
 def made_of(pipe) -> dict:
-    """The hashes of what is measured."""
+    """The hashes of the weights and the tokenizers."""
     return {
         "weights": _hash(pipe.params),
         "image_tokenizer": pipe.tokenizers["image"].hash,
@@ -92,7 +93,7 @@ def made_of(pipe) -> dict:
 
 
 def _hash(params) -> str:
-    """16 hex digits of names, shapes and values."""
+    """16 hex digits of a SHA-256 over names, dtypes, shapes and values."""
     digest = hashlib.sha256()
     for name, leaf in sorted(trees.flatten(params).items()):
         leaf = np.asarray(leaf)

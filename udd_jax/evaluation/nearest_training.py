@@ -1,8 +1,8 @@
-"""The training items nearest to what is measured: the same pictures, the most similar pairs.
+"""The training items nearest to the measured items: equal images, and the most similar pairs.
 
-Both questions are put to the run's token cache, a block at a time, so that neither memory nor
-decoding grows with the training set. Equal pictures have equal codes: the few training pictures
-whose codes are a held-out item's are decoded and compared by their pixels' hash, and no others.
+Both searches read the token cache of the run block by block, so memory does not grow with the
+training set. Equal images have equal codes. So only training images with the codes of a held-out
+item are decoded, and compared by the hash of their pixels.
 """
 
 import pathlib
@@ -18,7 +18,7 @@ BLOCK = 4096
 
 
 def open_cache(workdir) -> token_cache.TokenCache | None:
-    """The token cache of a run; None where there is none, as in a converted one."""
+    """The token cache of a run, or None if it has none, such as a converted run."""
     folder = pathlib.Path(workdir) / CACHE
     if not (folder / "manifest.json").exists():
         return None
@@ -26,7 +26,7 @@ def open_cache(workdir) -> token_cache.TokenCache | None:
 
 
 def check_disjoint(pipe, cache, items: held_out.Items) -> None:
-    """ValueError if a picture of the items is a training picture."""
+    """ValueError if an image of the items is a training image."""
     known = {row.tobytes() for row in items.codes.astype(np.int32)}
     records, views = held_out.source(pipe, "train"), reading.Views(pipe.config.image_size)
 
@@ -42,10 +42,10 @@ def check_disjoint(pipe, cache, items: held_out.Items) -> None:
 
 
 def nearest(pipe, cache, found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The training pair that each of `found`, int32[n, L], shares most tokens with.
+    """For each of `found`, int32[n, L], the training pair that shares the most tokens with it.
 
-    Every caption of a training item makes a pair with its plain view. Returns (int32[n, L] the
-    pair, int64[n] how many tokens differ).
+    Each caption of a training item makes a pair with the item's image without augmentation. Returns
+    (the pairs int32[n, L], the number of tokens that differ int64[n]).
     """
     least, pairs = np.full(len(found), found.shape[1] + 1), np.zeros_like(found)
     for _, codes, texts in _blocks(cache):
@@ -59,7 +59,7 @@ def nearest(pipe, cache, found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _blocks(cache):
-    """Yields (numbers int64[b], codes int32[b, N] of the plain view, texts int32[b, C, M])."""
+    """Yields (numbers int64[b], codes int32[b, N] without augmentation, texts int32[b, C, M])."""
     for start in range(0, len(cache), BLOCK):
         numbers = np.arange(start, min(start + BLOCK, len(cache)))
         read = cache.read(numbers)

@@ -1,15 +1,15 @@
-"""Whose caption, whose picture? The model's own likelihood decides, among n.
+"""Retrieval by the likelihood of the model: which caption belongs to an image, and vice versa.
 
-For image i and caption j of a group of n held-out items
+For image i and caption j in a group of n held-out items
 
-    s[i, j] = the bound on log2 p(text j | image i), in bits, with one noise for all pairs
+    s[i, j] = the bound on log2 p(text j | image i), in bits, with the same noise for all pairs
 
-so that what they are compared by is none of its luck. The caption of an image is the best of its
-row, the image of a caption the best of its column. A short or common caption is likely beside any
-image; the third answer takes from s[i, j] what caption j costs alone, log2 p(text j).
+The same noise makes the scores comparable. The caption of an image is the maximum of its row; the
+image of a caption is the maximum of its column. A short or common caption is likely for every
+image. So a third score subtracts log2 p(text j), the likelihood of the caption alone, from s[i, j].
 
-Groups are filled in order with items whose captions differ (in an embedded world: whose captions
-are not true of one another's image), so that exactly one answer is right; chance is 1 / n.
+Groups are filled in order with items whose captions differ (in an embedded world: no caption is
+true of the image of another item). Then exactly one answer is right, and chance is 1 / n.
 """
 
 import json
@@ -25,9 +25,9 @@ WAYS = ("caption of an image", "image of a caption", ALONE)
 
 
 def groups(equal: np.ndarray, size: int) -> np.ndarray:
-    """Items in groups no two of which are equal, int64[G, size], from bool[N, N].
+    """Groups of items of which no two are equal, int64[G, size]; equal: bool[N, N].
 
-    Each item joins the first group that it fits; a group that is not filled is left out.
+    Each item joins the first group that it fits. Groups that stay incomplete are left out.
     """
     found = []
     for item in range(len(equal)):
@@ -41,9 +41,11 @@ def groups(equal: np.ndarray, size: int) -> np.ndarray:
 
 
 def measure(pipe, items, equal, path, *, among, times, seed, made_of, categories=None) -> dict:
-    """Of each of `WAYS` the share of right answers, first and among the first five.
+    """For each of `WAYS` the share of right answers: ranked first, and among the first five.
 
-    The scores are kept in `path` and read again. categories: a name an item, for the same by name.
+    among: the group size n; times: noise levels of the bound; made_of: hashes of the model. The
+    scores are kept in the file `path` and reused. categories: a name for each item; adds the shares
+    by name. `Unmeasured` if no group can be filled.
     """
     chosen = groups(equal, among)
     if not len(chosen):
@@ -69,7 +71,7 @@ def measure(pipe, items, equal, path, *, among, times, seed, made_of, categories
 
 
 def _scores(pipe, items, chosen, times, seed, about, path):
-    """(float64[G, n, n] of image and caption, float64[G, 1, n] of the caption alone)."""
+    """Scores (caption given image float64[G, n, n], caption alone float64[G, 1, n])."""
     count, size = chosen.shape
     image, text = np.repeat(chosen, size, axis=1).ravel(), np.tile(chosen, (1, size)).ravel()
 

@@ -1,1 +1,1 @@
-"""Numbers from arrays: agreement, feature distances, caption scores, likelihood."""
+"""What are the numbers?  Functions from arrays to numbers: distances, scores, likelihood."""

@@ -1,12 +1,13 @@
-"""How well picture and caption go together, by the embeddings of CLIP and by human eyes.
+"""How well image and caption match, by the embeddings of CLIP and by human judges.
 
-- CLIP score (Hessel et al. 2021, arXiv 2104.08718): the cosine c of the two embeddings, given as it
-  is and as 2.5 max(c, 0).
-- R-precision (Xu et al. 2018, arXiv 1711.10485): how often a picture finds its own caption among n,
-  the other n - 1 drawn from the other pictures; here as the exact expectation over the draws.
-- TeTIm-Eval (Galatolo et al. 2022, arXiv 2212.07839): scores by category of caption, and judges who
-  say of each picture whether it is real or generated. A judge who is right half of the time cannot
-  tell; a generated picture taken for real has fooled them.
+- CLIP score (Hessel et al. 2021, arXiv 2104.08718): the cosine c of the two embeddings, reported as
+  c and as 2.5 max(c, 0).
+- R-precision (Xu et al. 2018, arXiv 1711.10485): how often an image ranks its own caption first
+  among n, with n - 1 captions drawn from the other images. Computed as the exact expectation over
+  these draws.
+- TeTIm-Eval (Galatolo et al. 2022, arXiv 2212.07839): scores by category of caption, and human
+  judges who label each image as real or generated. An accuracy of one half means that judges cannot
+  tell the two apart.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,10 +20,10 @@ REAL, GENERATED = "real", "generated"
 
 
 def cosine(images, texts) -> np.ndarray:
-    """Cosine of image i and text i: [n, D] twice -> float64[n].
+    """The cosine of image i and text i: two arrays [n, D] -> float64[n].
 
     Raises:
-      ValueError: shapes that differ, NaN, or an embedding of length zero.
+      ValueError: different shapes, NaN, or an embedding of length zero.
     """
     images, texts = _unit("images", images), _unit("texts", texts)
     if images.shape != texts.shape:
@@ -56,12 +57,16 @@ def r_precision(images, texts, among: int = 100, equal=None) -> intervals.Estima
 
 
 def by_category(values, categories: Sequence[str]) -> dict[str, intervals.Estimate]:
-    """The mean of item scores in each category, in order of first appearance, with its interval.
+    """The mean of item scores in each category, with its interval, in order of first appearance.
 
-    Under "mean of categories": their mean, in which every category weighs the same.
+    "mean of categories" is the mean of these means; every category has the same weight.
+
+    Args:
+      values: [n]; bool values are shares, with intervals inside 0..1.
+      categories: n names.
 
     Raises:
-      ValueError: counts that differ.
+      ValueError: different counts.
     """
     values = np.asarray(values)
     if len(values) != len(categories):
@@ -71,7 +76,7 @@ def by_category(values, categories: Sequence[str]) -> dict[str, intervals.Estima
         name: intervals.bootstrap(values[[category == name for category in categories]])
         for name in names
     }
-    # The categories' sizes are part of the set, so each is resampled on its own.
+    # The sizes of the categories are fixed, so each category is resampled separately.
     error = [estimate.standard_error for estimate in report.values()]
     mean = float(np.mean([estimate.value for estimate in report.values()]))
     count, method = len(values), "errors of the categories, combined"
@@ -87,19 +92,20 @@ def by_category(values, categories: Sequence[str]) -> dict[str, intervals.Estima
 
 
 def judged(answers: Sequence[Mapping[str, str]], key: Mapping[str, str]) -> dict:
-    """What judges saw, from their answers and the answer key.
+    """The scores of human judges, from their answers and the answer key.
 
     Args:
-      answers: one mapping a judge from picture id to "real" or "generated"; left out is unanswered.
-      key: the truth for every picture id.
+      answers: for each judge {image id: "real" or "generated"}; an image that is missing was not
+        answered.
+      key: {image id: the truth}, all images.
 
     Returns:
-      {"accuracy": share of right answers, "fooled": share of generated pictures taken for real,
-      "doubted": share of real pictures taken for generated}, over all answers, intervals by
-      bootstrap over pictures; one without answers is `Unmeasured`.
+      {"accuracy": share of right answers, "fooled": share of generated images called real,
+      "doubted": share of real images called generated}, over all answers. Intervals are a bootstrap
+      over images. A share without any answer is `Unmeasured`.
 
     Raises:
-      ValueError: an unknown picture or answer, or no answers at all.
+      ValueError: an unknown image or answer, or no answers at all.
     """
     right = {picture: [] for picture in key}
     for i, sheet in enumerate(answers):

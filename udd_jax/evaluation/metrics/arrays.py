@@ -1,9 +1,9 @@
-"""What every measure asks of its input: finite rows, read in blocks.
+"""Feature arrays: checks, reading in blocks, distances and nearest neighbours.
 
-A data set's features may be larger than memory (30,000 x 2,048 floats and more), so the measures
-read them through slices of at most `ROWS` rows, which works alike for an array and for a file
-mapped by `numpy.memmap`. Squared distances come from |a|^2 + |b|^2 - 2 a.b after both sets were
-moved by the same vector, which changes no distance and takes away most of the cancellation.
+The features of a data set may be larger than memory (30,000 x 2,048 floats and more). So the
+measures read slices of at most `ROWS` rows, from an array or from a file mapped by `numpy.memmap`.
+Squared distances are |a|^2 + |b|^2 - 2 a.b. Both sets are first shifted by the same vector, which
+changes no distance and avoids most of the cancellation.
 """
 
 from collections.abc import Iterator
@@ -14,10 +14,10 @@ ROWS = 1024
 
 
 def checked(name: str, features, least: int = 1):
-    """The features themselves, once they are a [n, D] table of finite numbers with n >= `least`.
+    """Returns the features if they are a table [n, D] of finite numbers with n >= `least`.
 
     Raises:
-      ValueError: not a table, too few rows, or NaN or infinity in it (with the count of such rows).
+      ValueError: not a table, too few rows, or rows with NaN or infinity (how many).
     """
     if np.ndim(features) != 2 or features.shape[1] == 0:
         raise ValueError(
@@ -35,7 +35,7 @@ def checked(name: str, features, least: int = 1):
 
 
 def same_width(name: str, features, other_name: str, other) -> None:
-    """ValueError unless two tables have as many columns."""
+    """ValueError unless two tables have the same number of columns."""
     if features.shape[1] != other.shape[1]:
         raise ValueError(
             f"{name} has {features.shape[1]} feature dimensions and {other_name} {other.shape[1]}; "
@@ -57,10 +57,11 @@ def squared_distances(rows: np.ndarray, others: np.ndarray, centre: np.ndarray) 
 
 
 def nearest(queries, keys, count: int = 1, same: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """The `count` nearest keys of every query: (int64[n, count], squared distances of that shape).
+    """The `count` nearest keys of each query: (indices int64[n, count], squared distances).
 
-    Nearest first; among keys equally far, any. `same=True` says that the two are one set, in which
-    no sample is its own neighbour. One block of queries meets one block of keys at a time.
+    Sorted, the nearest first; equal distances have no fixed order. With `same=True` queries and
+    keys are one set, and no sample is its own neighbour. Works on one block of queries and of keys
+    at a time. ValueError: fewer than `count` keys.
     """
     available = len(keys) - same
     if available < count:

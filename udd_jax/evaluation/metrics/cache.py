@@ -1,8 +1,8 @@
-"""Features of a set of pictures, computed once: a file named by the content that it came from.
+"""A cache for the features of a set of images: a file whose name is a hash of its inputs.
 
-The name is a hash of every picture, of the network's weights and of how pictures are resized, so a
-changed data set, network or filter can never meet old features. Rows are written as they are
-computed, into a file mapped to memory and renamed when whole; a set of 30,000 needs memory for one
+The hash covers every image, the weights of the network and the resizing. So a changed data set,
+network or filter never reads old features. Rows are written to a memory-mapped file as they are
+computed; the file gets its name when it is complete. A set of 30,000 images needs the memory of one
 batch.
 """
 
@@ -17,7 +17,7 @@ from udd_jax.runtime import files
 
 
 def content_hash(batches: Iterable[np.ndarray]) -> tuple[str, int]:
-    """(SHA-256 over all pictures in order, how many) of uint8[b, H, W, C], whatever the batches."""
+    """(SHA-256 over all images in order, their number) of batches uint8[b, H, W, C] of any size."""
     digest, count = hashlib.sha256(), 0
     for batch in batches:
         for image in np.asarray(batch):
@@ -33,19 +33,19 @@ def features(
     extract: Callable[[np.ndarray], np.ndarray],
     network: str,
 ) -> np.ndarray:
-    """The features of all pictures, from the cache or into it.
+    """The features of all images, read from the cache or computed and stored there.
 
     Args:
-      directory: of the cache; made if it does not exist.
-      batches: gives the pictures from the start each time it is called, uint8[b, H, W, C].
+      directory: the folder of the cache; created if it does not exist.
+      batches: each call yields all images from the beginning, uint8[b, H, W, C].
       extract: uint8[b, H, W, C] -> float[b, D].
-      network: what identifies `extract`: hash of the weights, layer, resize filter.
+      network: identifies `extract`: hash of the weights, layer, resize filter.
 
     Returns:
       float32[n, D], read-only, mapped from the file.
 
     Raises:
-      ValueError: no pictures, or features that are not finite (nothing is kept then).
+      ValueError: no images, or features that are not finite (then nothing is stored).
     """
     content, count = content_hash(batches())
     if count == 0:

@@ -1,20 +1,20 @@
 """Captions against reference captions: BLEU, ROUGE-L, CIDEr-D; length, variety, copies.
 
-The scores are those of COCO's caption evaluation (`pycocoevalcap`), which print as BLEU-1..4,
-ROUGE_L and "CIDEr", without its Java. They read TOKENISED text: tokens separated by white space,
-case as given. COCO's own numbers are taken on the lower-cased output of the Stanford PTB tokenizer
-without punctuation (`metrics.java.tokenize`); `tokenize` here is its plain stand-in, which leaves
-nearly every COCO caption the same (tests/evaluation/test_metrics_captions.py says how many). A
-report says which of the two it used.
+The scores equal those of COCO's caption evaluation (`pycocoevalcap`: BLEU-1..4, ROUGE_L and
+"CIDEr"), but need no Java. They read TOKENISED text: tokens separated by white space, case kept.
+COCO's own numbers use the lower-cased output of the Stanford PTB tokenizer without punctuation
+(`metrics.java.tokenize`). `tokenize` here is a simple replacement that gives the same tokens for
+nearly all COCO captions (tests/evaluation/test_metrics_captions.py says how many). A report says
+which of the two it used.
 
 - BLEU (Papineni et al. 2002), of the corpus: clipped n-gram precision, geometric mean, brevity
-  penalty against the closest reference. Counts carry the evaluation's 1e-15 and 1e-9, which decide
-  what a corpus without a common 4-gram scores.
+  penalty against the closest reference. The counts include COCO's constants 1e-15 and 1e-9, which
+  decide the score of a corpus without a common 4-gram.
 - ROUGE-L (Lin 2004): the longest common subsequence; the best precision and the best recall over
   the references, combined with beta = 1.2.
 - CIDEr-D (Vedantam et al. 2015, arXiv 1411.5726): cosine of n-gram TF-IDF vectors with clipped
-  counts, n = 1..4, times exp(-(difference of lengths)^2 / 72), times 10. A word's weight is log of
-  the number of items over the number of items whose references have it: a single item scores 0.
+  counts, n = 1..4, times exp(-(difference of lengths)^2 / 72), times 10. The weight of an n-gram is
+  log(number of items / number of items whose references have it), so a single item scores 0.
 """
 
 import math
@@ -32,7 +32,7 @@ _CLITIC = re.compile(r"(?<=\w)('s|'m|'d|'ll|'re|'ve|n't)$")
 
 
 def tokenize(text: str) -> str:
-    """Lower case, punctuation dropped, clitics split off ("it's" -> "it 's"), joined by spaces."""
+    """Lower-cases, drops punctuation, splits clitics ("it's" -> "it 's"), joins by spaces."""
     words = _TOKEN.findall(text.lower().replace("’", "'"))
     return " ".join(_CLITIC.sub(r" \1", word) for word in words)
 
@@ -43,12 +43,12 @@ def report(
     """BLEU_1..4, ROUGE_L and CIDEr_D of tokenised captions, with bootstrap intervals over items.
 
     Args:
-      hypotheses: one tokenised caption an item.
-      references: for each item at least one.
+      hypotheses: one tokenised caption for each item.
+      references: for each item at least one tokenised reference.
       seed: of the bootstrap.
 
     Raises:
-      ValueError: no items, counts that differ, or an empty caption (which one).
+      ValueError: no items, different counts, or an empty caption (the message names it).
     """
     _check(hypotheses, references)
     rows, count = bleu_counts(hypotheses, references), len(hypotheses)
@@ -69,8 +69,11 @@ def bleu(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> np.n
 
 
 def bleu_counts(hypotheses, references) -> np.ndarray:
-    """What each item adds to BLEU, float64[n, 10]: length, closest reference length (the shorter
-    of two), and for n = 1..4 the n-grams offered, then those found."""
+    """The counts that each item adds to BLEU, float64[n, 10].
+
+    Columns: length; closest reference length (the shorter of two equally close ones); the number of
+    n-grams in the caption, n = 1..4; the number of those found in the references, n = 1..4.
+    """
     _check(hypotheses, references)
     rows = []
     for hypothesis, texts in zip(hypotheses, references, strict=True):
@@ -118,7 +121,7 @@ def cider_d(hypotheses, references, sigma: float = 6.0) -> np.ndarray:
     items_with = Counter()
     for texts in grams:
         items_with.update({gram for text in texts for order in text for gram in order})
-    rarest = math.log(len(references))  # the weight of what no reference has
+    rarest = math.log(len(references))  # the weight of an n-gram that no reference has
     rarity = {gram: rarest - math.log(items) for gram, items in items_with.items()}
 
     def weigh(text):  # -> for each order ({gram: weight}, norm)
@@ -147,16 +150,18 @@ def cider_d(hypotheses, references, sigma: float = 6.0) -> np.ndarray:
 
 
 def lengths(captions: Sequence[str]) -> np.ndarray:
-    """Tokens of each tokenised caption, float64[n]."""
+    """The number of tokens in each tokenised caption, float64[n]."""
     _check(captions)
     return np.array([len(caption.split()) for caption in captions], np.float64)
 
 
 def distinct(captions: Sequence[str], n: int) -> float:
-    """Different n-grams over all (Li et al. 2016, arXiv 1510.03055); falls as the set grows.
+    """Distinct-n: different n-grams / all n-grams (Li et al. 2016, arXiv 1510.03055).
+
+    It falls as the set grows.
 
     Raises:
-      ValueError: an empty caption, or none as long as n.
+      ValueError: an empty caption, or no caption with n words.
     """
     _check(captions)
     grams = Counter()
@@ -168,7 +173,7 @@ def distinct(captions: Sequence[str], n: int) -> float:
 
 
 def copied(captions: Sequence[str], training: Iterable[str]) -> intervals.Estimate:
-    """The share of captions that stand word for word in the training captions, both tokenised."""
+    """The share of captions that equal a training caption word for word; both are tokenised."""
     _check(captions)
     known = {" ".join(text.split()) for text in training}
     return intervals.bootstrap([" ".join(caption.split()) in known for caption in captions])

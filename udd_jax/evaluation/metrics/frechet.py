@@ -1,20 +1,20 @@
 """The Frechet distance between two sets of features, FID (Heusel et al. 2017, arXiv 1706.08500).
 
-Both sets are taken for Gaussians, and
+Both sets are treated as Gaussians, and
 
     d^2 = |mu_a - mu_b|^2 + tr A + tr B - 2 tr (A B)^(1/2)
 
-The usual `sqrtm(A @ B)` squares the condition number, needs repairs where a covariance is singular
-and leaves half of the digits. Here every covariance is factored through its eigenvalues,
+The usual `sqrtm(A @ B)` squares the condition number, needs repairs if a covariance is singular,
+and loses half of the digits. Here each covariance is factored by its eigenvalues l,
 A = R_a R_a^T with R_a = U diag(sqrt l), and
 
     tr (A B)^(1/2) = the sum of the singular values of R_a^T R_b,
 
-because their squares are the eigenvalues of A B. A covariance of n samples has rank n - 1 at most:
-only that many eigenvalues are kept, and none that is rounding, so that singular covariances are
-exact and cheaper. Float64 throughout, covariances with n - 1.
+because the squares of these are the eigenvalues of A B. A covariance of n samples has rank at most
+n - 1. So at most n - 1 eigenvalues are kept, and none that is only rounding: singular covariances
+are exact and cheaper. All numbers are float64; covariances divide by n - 1.
 
-Features come in blocks and leave as `Moments`, which add up: 30,000 samples take one D x D table.
+Features are read in blocks and summed up as `Moments`: 30,000 samples need one D x D table.
 """
 
 from collections.abc import Iterable
@@ -29,7 +29,7 @@ GROUPS = 10
 
 @dataclass(frozen=True)
 class Moments:
-    """Count, mean and scatter of feature rows; the sum of two is that of the two sets together.
+    """Count, mean and scatter of feature rows. `a + b` has the moments of both sets together.
 
     Attributes:
       count: n.
@@ -47,7 +47,7 @@ class Moments:
         return self.scatter / (self.count - 1)
 
     def __add__(self, other: "Moments") -> "Moments":
-        """Chan, Golub and LeVeque (1979), without a difference of large sums."""
+        """Chan, Golub and LeVeque (1979): no difference of large sums."""
         count = self.count + other.count
         gap = other.mean - self.mean
         mean = self.mean + gap * (other.count / count)
@@ -56,7 +56,7 @@ class Moments:
 
 
 def moments(features: Iterable[np.ndarray]) -> Moments:
-    """Moments of the rows of all blocks: an iterable of [b, D] arrays of any real dtype.
+    """The moments of the rows of all blocks, an iterable of arrays [b, D] of any real dtype.
 
     Raises:
       ValueError: no rows, or NaN or infinity in them.
@@ -75,24 +75,24 @@ def moments(features: Iterable[np.ndarray]) -> Moments:
 
 
 def distance(a: Moments, b: Moments) -> float:
-    """d^2 as above; zero for equal moments.
+    """d^2 of the formula above; zero for equal moments.
 
     Raises:
-      ValueError: one sample only, or sets of different dimensions.
+      ValueError: only one sample, or sets of different dimensions.
     """
     return _distance(a, _root(a), b, _root(b))
 
 
 def fid(generated, reference) -> intervals.Estimate:
-    """The Frechet distance of generated from reference features, with an interval.
+    """The Frechet distance of generated and reference features, with an interval.
 
-    The interval is a jackknife over ten groups of the generated samples; the reference set is taken
-    as it is. The distance itself is biased upwards by the finite sample, which no interval shows:
-    compare numbers of equal sample counts only (Chong and Forsyth 2020, arXiv 1911.07023).
+    The interval is a jackknife over ten groups of the generated samples; the reference set is
+    fixed. A finite sample biases the distance upwards, and the interval does not show this bias.
+    Compare only numbers with equal sample counts (Chong and Forsyth 2020, arXiv 1911.07023).
 
     Args:
-      generated: [n, D] array or memory map, n >= 2.
-      reference: the same with any count >= 2, or the `Moments` of it.
+      generated: array or memory map [n, D], n >= 2.
+      reference: another such array, or its `Moments`.
 
     Raises:
       ValueError: too few samples, NaN, or dimensions that disagree.

@@ -1,16 +1,15 @@
 """Numbers with their uncertainty.
 
-Most measures here are averages over items, or functions of such averages (BLEU: of counts; a
-ratio: of two sums). All of them get their interval from one bootstrap (Efron 1979): n items drawn
-with replacement are a vector of counts, so that a resample is a weighted mean of one row per item,
-`counts @ rows / n`, and no item is copied. (`scipy.stats.bootstrap` copies every resample of the
-items.) Measures that are no such function have a jackknife over groups: with g groups and theta_i
-the measure without group i,
+Most measures are averages over items, or functions of such averages (BLEU: of counts; a ratio: of
+two sums). Their intervals come from one bootstrap (Efron 1979). A draw of n items with replacement
+is a vector of counts, so the mean of a resample is `counts @ rows / n` with one row per item, and
+no item is copied. (`scipy.stats.bootstrap` copies the items for every resample.) Other measures use
+a jackknife over groups: with g groups and theta_i the measure without group i,
 
     SE^2 = (g - 1)/g sum_i (theta_i - mean theta)^2,   interval = value +- t_{g-1} SE
 
-Intervals are 95 %. A measure that could not be taken is an `Unmeasured` with its reason: reports
-show it, and nothing fills the gap with a number.
+Intervals are 95 %. A measure that could not be taken is an `Unmeasured` with the reason. Reports
+show the reason; no number replaces the missing one.
 """
 
 import functools
@@ -22,8 +21,8 @@ import numpy as np
 
 LEVEL = 0.95
 RESAMPLES = 1000
-_DRAWS = 65536  # at once
-_NORMAL = 1.959964  # of the normal law, 95 % lie within so many deviations
+_DRAWS = 65536  # item draws in one call of NumPy
+_NORMAL = 1.959964  # 95 % of a normal law lie within so many standard deviations
 
 
 @dataclass(frozen=True)
@@ -32,11 +31,11 @@ class Estimate:
 
     Attributes:
       value: the measure on all `count` items.
-      low, high: ends of the 95 % interval, None where there is none.
-      standard_error: None where there is none.
-      count: items that it rests on.
-      method: how the interval was found, in words.
-      warning: why the number should not be trusted as it stands, or None.
+      low, high: ends of the 95 % interval, or None.
+      standard_error: a number, or None.
+      count: the number of items.
+      method: how the interval was computed, in words.
+      warning: why the number may be misleading, or None.
     """
 
     value: float
@@ -50,7 +49,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Unmeasured:
-    """A measure that could not be taken, and why."""
+    """A measure that could not be taken; `unmeasured` is the reason."""
 
     unmeasured: str
 
@@ -59,8 +58,8 @@ def resamples(rows, function: Callable | None = None, seed: int = 0) -> np.ndarr
     """The measure on `RESAMPLES` bootstrap samples of the items.
 
     Args:
-      rows: [n] or [n, k], what each item contributes.
-      function: means float64[..., k] -> float64[...]; the mean itself when absent (k = 1).
+      rows: [n] or [n, k], the contribution of each item.
+      function: means float64[..., k] -> float64[...]; None for the mean itself (k = 1).
       seed: of the resampling.
 
     Returns:
@@ -69,7 +68,7 @@ def resamples(rows, function: Callable | None = None, seed: int = 0) -> np.ndarr
     rows = _table(rows)
     count, generator = len(rows), np.random.default_rng(seed)
     means = np.empty((RESAMPLES, rows.shape[1]))
-    together = max(1, _DRAWS // count)  # a call of NumPy for each would cost more than the draws
+    together = max(1, _DRAWS // count)  # one NumPy call for each would cost more than the draws
     for i in range(0, RESAMPLES, together):
         parts = min(together, RESAMPLES - i)
         drawn = generator.integers(count, size=(parts, count))
@@ -82,11 +81,11 @@ def resamples(rows, function: Callable | None = None, seed: int = 0) -> np.ndarr
 def bootstrap(rows, function: Callable | None = None, seed: int = 0) -> Estimate:
     """A function of item averages with its percentile interval; arguments as in `resamples`.
 
-    Of items that are true or false (bool[n]) and all alike, every resample is the same and says
-    nothing: the share has Wilson's interval then.
+    If the items are bool[n] and all equal, every resample is the same. Then the share has Wilson's
+    interval instead.
 
     Raises:
-      ValueError: no items, or one that is not finite.
+      ValueError: no items, or an item that is not finite.
     """
     share = function is None and np.ndim(rows) == 1 and np.asarray(rows).dtype == bool
     rows = _table(rows)
@@ -112,14 +111,17 @@ def bootstrap(rows, function: Callable | None = None, seed: int = 0) -> Estimate
 
 
 def paired(first, second, function: Callable | None = None, seed: int = 0):
-    """How much the first system exceeds the second on the same items.
+    """The difference of two systems on the same items, first minus second.
 
     Args:
-      first, second: [n] or [n, k] each, row i of both about item i.
+      first, second: [n] or [n, k] each; row i of both belongs to item i.
       function: as in `resamples`.
 
     Returns:
-      (Estimate of the difference, share of resamples in which the first is not the better).
+      (Estimate of the difference, share of resamples in which the first is not better).
+
+    Raises:
+      ValueError: different shapes.
     """
     first, second = _table(first), _table(second)
     if first.shape != second.shape:
@@ -138,9 +140,9 @@ def paired(first, second, function: Callable | None = None, seed: int = 0):
 def jackknife(
     value: float, left_out, count: int, method: str, warning: str | None = None, **limits
 ) -> Estimate:
-    """The interval of `value` from the measure taken without each of g groups: left_out [g].
+    """The jackknife interval of `value`; left_out[g]: the measure without group g.
 
-    Limits are those of `spread`.
+    `limits` are those of `spread`.
     """
     left_out = np.asarray(left_out, np.float64)
     groups = len(left_out)
@@ -159,8 +161,10 @@ def spread(
     least: float = -math.inf,
     most: float = math.inf,
 ) -> Estimate:
-    """Value +- Student's t times a standard error with `freedom` degrees of freedom, cut where no
-    value can be: below `least`, above `most`."""
+    """The interval value +- t error, with Student's t for `freedom` degrees of freedom.
+
+    error: the standard error. The interval is clipped to the possible values `least`..`most`.
+    """
     reach = _student(freedom) * error
     return Estimate(
         float(value),

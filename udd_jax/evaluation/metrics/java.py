@@ -1,9 +1,8 @@
-"""Caption measures that exist in Java only, called through the package `pycocoevalcap`.
+"""Caption measures that exist only in Java, called through the package `pycocoevalcap`.
 
-METEOR (Denkowski and Lavie 2014) and the Stanford PTB tokenizer come inside that package; SPICE
-(Anderson et al. 2016, arXiv 1607.08822) wants Stanford CoreNLP beside it, which the package would
-fetch by itself on first use. Nothing is fetched from here: without those files SPICE is
-`Unmeasured`.
+That package contains METEOR (Denkowski and Lavie 2014) and the Stanford PTB tokenizer. SPICE
+(Anderson et al. 2016, arXiv 1607.08822) also needs Stanford CoreNLP, which the package would
+download on first use. This module downloads nothing: without those files SPICE is `Unmeasured`.
 """
 
 import importlib.util
@@ -17,14 +16,14 @@ import numpy as np
 
 from udd_jax.evaluation.metrics import captions, intervals
 
-# What the PTB tokenizer makes of punctuation; COCO's evaluation drops these tokens.
+# The PTB tokenizer's tokens for punctuation; COCO's evaluation drops them.
 _PUNCTUATION = {"''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-"} | set(".?!,:;-")
 _PUNCTUATION |= {"--", "..."}
 _SPICE_MODELS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
 
 
 def missing() -> str | None:
-    """One line saying what METEOR and the PTB tokenizer lack on this machine, or None."""
+    """One line that says what METEOR and the PTB tokenizer lack on this machine, or None."""
     lacks = []
     if importlib.util.find_spec("pycocoevalcap") is None:
         lacks.append("the package is not installed (pip install pycocoevalcap, or udd_jax[eval])")
@@ -34,7 +33,7 @@ def missing() -> str | None:
 
 
 def tokenize(texts: Sequence[str]) -> list[str]:
-    """Lower-cased PTB tokens without punctuation, joined by spaces, as COCO's evaluation has them.
+    """Lower-cased PTB tokens without punctuation, joined by spaces, as in COCO's evaluation.
 
     Raises:
       ValueError: pycocoevalcap or Java is missing.
@@ -57,12 +56,13 @@ def tokenize(texts: Sequence[str]) -> list[str]:
 def meteor(
     hypotheses: Sequence[str], references: Sequence[Sequence[str]]
 ) -> tuple[intervals.Estimate, np.ndarray]:
-    """METEOR of tokenised captions: the corpus, and float64[n] of each item.
+    """METEOR of tokenised captions: (corpus score, score of each item float64[n]).
 
-    The corpus score is no mean of the items'; its interval is theirs, moved to it.
+    The corpus score is not the mean of the item scores. Its interval is that of the mean, shifted
+    to the corpus score.
 
     Raises:
-      ValueError: pycocoevalcap or Java is missing, or an empty caption.
+      ValueError: pycocoevalcap or Java is missing, or a caption is empty.
     """
     captions.lengths(hypotheses)
     _package("METEOR")
@@ -87,7 +87,7 @@ def meteor(
 def spice(
     hypotheses: Sequence[str], references: Sequence[Sequence[str]]
 ) -> intervals.Estimate | intervals.Unmeasured:
-    """SPICE of tokenised captions, where its models are present and its Java program runs."""
+    """SPICE of tokenised captions; `Unmeasured` if its models are missing or its program fails."""
     lack = missing()
     if lack:
         return intervals.Unmeasured(f"SPICE needs pycocoevalcap and Java: {lack}")

@@ -1,16 +1,16 @@
-"""What a likelihood says: bits a token, and whether the right partner is the likeliest.
+"""Measures from likelihoods: bits per token, and retrieval of the right partner.
 
-Bits. Items i have b_i bits (nats / log 2) over n_i counted tokens; the reported number is the ratio
-r = sum b / sum n. The tokens of one item depend on one another, so the item is the unit, and by the
+Bits. Item i has b_i bits (nats / log 2) over n_i counted tokens. The reported number is the ratio
+r = sum b / sum n. The tokens of one item depend on each other, so items are the units, and by the
 delta method
 
     SE^2 = n/(n - 1) sum_i (b_i - r n_i)^2 / (sum n)^2
 
-Retrieval. `scores[i, j]` says how well candidate j goes with query i, and candidate i is the right
-one; `scores.T` asks the other way round. A candidate that ties with the right one counts as better,
-so that a constant score finds nothing. Recall among n, "the right one and n - 1 others drawn at
-random", needs no draw: with w of the N - 1 others at least as good, it is C(N-1-w, n-1) / C(N-1,
-n-1), exactly.
+Retrieval. `scores[i, j]` says how well candidate j fits query i; candidate i is the right one.
+`scores.T` is the other direction. A candidate with the same score as the right one counts as
+better, so a constant score finds nothing. Recall among n (the right candidate and n - 1 random
+others) is computed exactly: if w of the N - 1 others score at least as high, it is
+C(N-1-w, n-1) / C(N-1, n-1).
 """
 
 import math
@@ -21,12 +21,12 @@ from udd_jax.evaluation.metrics import intervals
 
 
 def bits_per_token(nats, tokens) -> intervals.Estimate:
-    """Bits a token with its standard error.
+    """Bits per token with the standard error.
 
     Args:
-      nats: [n, ...] of each item; whatever follows the first axis is summed, so per-token nats and
-        totals both do (0 at tokens that do not count).
-      tokens: counted tokens of each item, [n] or one number for all.
+      nats: [n, ...], totals of each item or nats of each token (0 at tokens that are not counted);
+        all axes but the first are summed.
+      tokens: the number of counted tokens of each item, [n] or one number for all.
 
     Raises:
       ValueError: no items, values that are not finite, or an item without tokens.
@@ -53,15 +53,15 @@ def bits_per_token(nats, tokens) -> intervals.Estimate:
 
 
 def rivals(scores, equal=None) -> tuple[np.ndarray, np.ndarray]:
-    """How many wrong candidates are at least as good as the right one, of how many.
+    """How many wrong candidates score at least as high as the right one.
 
     Args:
       scores: [N, N].
-      equal: bool[N, N] or None; candidate j is as right for query i as i is (the same caption
-        twice): it counts neither way.
+      equal: bool[N, N] or None; True if candidate j is right for query i, too (the same caption
+        twice). Such candidates are not counted.
 
     Returns:
-      (int64[N], int64[N]).
+      (number of such candidates int64[N], number of all wrong candidates int64[N]).
 
     Raises:
       ValueError: not square, or NaN.
@@ -84,7 +84,7 @@ def recall_at(scores, k: int = 1, equal=None) -> np.ndarray:
 
 
 def recall_among(scores, n: int, equal=None) -> np.ndarray:
-    """float64[N]: the chance that the right candidate beats n - 1 random wrong ones.
+    """float64[N]: the probability that the right candidate beats n - 1 random wrong ones.
 
     Raises:
       ValueError: fewer than n - 1 wrong candidates for some query.
@@ -104,11 +104,11 @@ def recall_among(scores, n: int, equal=None) -> np.ndarray:
 
 
 def retrieval(scores, among=(10, 100), ks=(1, 5, 10), equal=None) -> dict:
-    """Retrieval both ways from scores of images (rows) with texts (columns).
+    """Retrieval in both directions from scores of images (rows) with texts (columns), [N, N].
 
     Returns:
-      {"text_of_image": {"R@1": Estimate, ..., "among 10": Estimate, ...}, "image_of_text": same};
-      a k or n that the number of candidates does not allow is `Unmeasured`.
+      {"text_of_image": {"R@1": Estimate, ..., "among 10": Estimate, ...}, "image_of_text": the
+      same}. A k or n that is too large for the number of candidates is `Unmeasured`.
     """
     equal = np.zeros(np.shape(scores), bool) if equal is None else np.asarray(equal, bool)
     both = {"text_of_image": (scores, equal), "image_of_text": (np.transpose(scores), equal.T)}

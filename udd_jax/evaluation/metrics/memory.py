@@ -1,9 +1,9 @@
-"""Does the model make new things? Nearest training neighbours, duplicates, items shared by sets.
+"""Memorisation: nearest training neighbours, duplicates, items that two sets share.
 
-A generated sample near a training item is no proof of copying: held-out samples have near training
-neighbours too. So the two are set side by side: `memorised` is the share of generated samples
-nearer to the training set than all but 1 % of held-out ones. About .01 for a model that has learned
-the law, .5 for one that recites half of the time.
+A generated sample near a training item does not prove copying: held-out samples have near training
+neighbours, too. So the two are compared: `memorised` is the share of generated samples that are
+nearer to the training set than the nearest 1 % of held-out samples. It is about .01 for a model
+that has learned the distribution, and .5 for a model that copies half of the time.
 """
 
 import hashlib
@@ -20,10 +20,10 @@ def nearest(samples, training) -> tuple[np.ndarray, np.ndarray]:
     """The nearest training item of each sample, in features or pixels.
 
     Args:
-      samples, training: [n, D], [m, D] real.
+      samples, training: real arrays [n, D], [m, D].
 
     Returns:
-      (int64[n] its index, float64[n] its Euclidean distance).
+      (its index int64[n], its Euclidean distance float64[n]).
 
     Raises:
       ValueError: an empty set, NaN, or dimensions that disagree.
@@ -36,15 +36,16 @@ def nearest(samples, training) -> tuple[np.ndarray, np.ndarray]:
 
 
 def nearest_tokens(samples, training) -> tuple[np.ndarray, np.ndarray]:
-    """The same for token sequences: (int64[n] the index, int64[n] how many tokens differ).
+    """Like `nearest`, for token sequences: (index int64[n], number of different tokens int64[n]).
 
-    Of several equally near, the first. A pair's tokens are its image's and its text's side by side.
+    Of several equally near items it is the first. The tokens of a pair are those of its image, then
+    those of its text.
 
     Args:
       samples, training: int[n, L], int[m, L].
 
     Raises:
-      ValueError: other shapes, or no training items.
+      ValueError: wrong shapes, or no training items.
     """
     samples, training = np.asarray(samples), np.asarray(training)
     if samples.ndim != 2 or training.ndim != 2 or samples.shape[1] != training.shape[1]:
@@ -62,17 +63,22 @@ def nearest_tokens(samples, training) -> tuple[np.ndarray, np.ndarray]:
 
 
 def memorised(generated, held_out) -> intervals.Estimate:
-    """The share of generated samples nearer to training than the 1 % quantile of held-out samples;
-    both [n] distances to the nearest training item."""
+    """The share of generated samples nearer to training than the 1 % quantile of held-out samples.
+
+    generated, held_out: [n], [m], distances to the nearest training item.
+    """
     limit = np.quantile(np.asarray(held_out, np.float64), QUANTILE)
     return intervals.bootstrap(np.asarray(generated, np.float64) < limit)
 
 
 def duplicates(items) -> tuple[intervals.Estimate, list[list[int]]]:
-    """The share of samples that repeat an earlier one exactly, and the groups of equals.
+    """The share of samples that equal an earlier one, and the groups of equal samples.
 
     Args:
       items: arrays of one shape ([n, ...]) or texts.
+
+    Returns:
+      (Estimate, lists of indices).
     """
     groups, repeats = {}, []
     for i, item in enumerate(digests(items)):
@@ -82,7 +88,7 @@ def duplicates(items) -> tuple[intervals.Estimate, list[list[int]]]:
 
 
 def digests(items: Iterable) -> list[str]:
-    """The SHA-256 of each array (shape, kind and bytes) or text."""
+    """The SHA-256 of each array (shape, dtype and bytes) or text."""
     out = []
     for item in items:
         if isinstance(item, str):
@@ -95,10 +101,10 @@ def digests(items: Iterable) -> list[str]:
 
 
 def check_disjoint(measured: Iterable, training: Iterable) -> None:
-    """ValueError when a measured item stands in the training set too, found by content.
+    """ValueError if a measured item is in the training set, too. Items are compared by content.
 
     Args:
-      measured, training: arrays or texts, as `digests` takes them.
+      measured, training: arrays or texts, as for `digests`.
     """
     known = set(digests(training))
     found = [i for i, digest in enumerate(digests(measured)) if digest in known]

@@ -1,16 +1,17 @@
-"""Kernel distance, Inception score, precision and recall of generated pictures, from features.
+"""Kernel distance, Inception score, precision and recall of generated images, from features.
 
 - Kernel distance, KID (Binkowski et al. 2018, arXiv 1801.01401): the squared maximum mean
   discrepancy under k(x, y) = (x.y / D + 1)^3, in its unbiased form, which may be negative:
 
       mean_{i != j} k(x_i, x_j) + mean_{i != j} k(y_i, y_j) - 2 mean_{i, j} k(x_i, y_j)
 
-- Inception score (Salimans et al. 2016, arXiv 1606.03498): exp of the mean KL of a sample's class
-  probabilities from their average. On 1,008 classes of the Inception network; it knows no
-  reference.
-- Precision and recall (Kynkaanniemi et al. 2019, arXiv 1904.06991): a set's manifold is the union
-  of balls around its samples that reach to their k-th neighbour. Precision: the share of generated
-  samples on the manifold of the reference; recall: the reverse.
+- Inception score (Salimans et al. 2016, arXiv 1606.03498): exp of the mean KL between the class
+  probabilities of a sample and their average over the samples, on the 1,008 classes of the
+  Inception network. It uses no reference set.
+- Precision and recall (Kynkaanniemi et al. 2019, arXiv 1904.06991): the manifold of a set is the
+  union of balls around its samples; the radius of a ball is the distance to the k-th neighbour.
+  Precision is the share of generated samples on the manifold of the reference; recall is the share
+  of reference samples on the manifold of the generated set.
 """
 
 import math
@@ -25,9 +26,9 @@ NEIGHBOURS = 3
 
 
 def mmd(x, y) -> float:
-    """The unbiased kernel distance of two whole sets: [n, D], [m, D] with n, m >= 2.
+    """The unbiased kernel distance of two sets [n, D] and [m, D], n, m >= 2.
 
-    Time grows as (n + m)^2, memory does not.
+    Time grows as (n + m)^2; memory does not grow.
 
     Raises:
       ValueError: fewer than two samples, NaN, or dimensions that disagree.
@@ -45,9 +46,10 @@ def mmd(x, y) -> float:
 def kid(generated, reference, size: int = KID_SIZE, seed: int = 0) -> intervals.Estimate:
     """The mean of `mmd` over 100 random subsets of `size` samples of each set.
 
-    The deviation s of subsets of m out of n samples says how far the whole is off: about
-    s sqrt(m / (n - m)), as they are drawn without replacement from the same n; the mean of 100 of
-    them adds s / 10. `method` gives s, the number that papers print after the +-.
+    Let s be the standard deviation over subsets of m out of n samples. The subsets are drawn
+    without replacement from the same n samples, so the error of the whole set is about
+    s sqrt(m / (n - m)). The mean over 100 subsets adds an error of s / 10. `method` reports s, the
+    number that papers print after the +-.
 
     Raises:
       ValueError: as `mmd`.
@@ -77,7 +79,7 @@ def inception_scores(probabilities, splits: int = 10) -> np.ndarray:
     """The Inception score of each of `splits` consecutive parts: [n, classes] -> float64[splits].
 
     Raises:
-      ValueError: fewer samples than splits, or rows that are no probabilities (1e-3 off one).
+      ValueError: fewer samples than splits, or rows that are not probabilities (sum off by 1e-3).
     """
     arrays.checked("probabilities", probabilities, least=max(splits, 1))
     off = max(
@@ -100,7 +102,7 @@ def inception_scores(probabilities, splits: int = 10) -> np.ndarray:
 
 
 def inception_score(probabilities, splits: int = 10) -> intervals.Estimate:
-    """The mean of `inception_scores`; the splits give the interval, one split gives none."""
+    """The mean of `inception_scores`. The interval comes from the splits; one split has none."""
     scores = inception_scores(probabilities, splits)
     count, value = len(probabilities), float(scores.mean())
     if splits == 1:
@@ -112,10 +114,10 @@ def inception_score(probabilities, splits: int = 10) -> intervals.Estimate:
 def precision_recall(
     generated, reference, neighbours: int = NEIGHBOURS
 ) -> dict[str, intervals.Estimate]:
-    """{"precision", "recall"}; the intervals take the other set's manifold as it is.
+    """{"precision", "recall"} of [n, D] against [m, D]; intervals keep the other manifold fixed.
 
     Raises:
-      ValueError: no more samples than `neighbours`, NaN, or dimensions that disagree.
+      ValueError: n or m is not above `neighbours`, NaN, or different dimensions.
     """
     arrays.checked("generated", generated, least=neighbours + 1)
     arrays.checked("reference", reference, least=neighbours + 1)
@@ -129,7 +131,7 @@ def precision_recall(
         here = slice(i * arrays.ROWS, i * arrays.ROWS + len(rows))
         for j, others in enumerate(arrays.blocks(reference)):
             there = slice(j * arrays.ROWS, j * arrays.ROWS + len(others))
-            square = arrays.squared_distances(rows, others, centre)  # for both questions
+            square = arrays.squared_distances(rows, others, centre)  # for both measures
             precise[here] |= (square <= other_reach[None, there]).any(1)
             recalled[there] |= (square <= reach[here, None]).any(0)
     return {"precision": intervals.bootstrap(precise), "recall": intervals.bootstrap(recalled)}

@@ -1,15 +1,15 @@
 """How well the words of a caption are predicted from the image, by kind of word.
 
 On `shapes` every word has a kind: it names a shape, a colour, a size, the relation of two objects
-or the place of one; all others ("a", "with", "of", padding) say how the caption is built. The
-image is given. Two questions, both answered by -log p(word | what is visible) in nats:
+or the place of one object. All other tokens ("a", "with", "of", padding) are of kind "other". The
+image is given. Two measures, both -log p(word | visible tokens) in nats:
 
     hidden:KIND    all words of one kind are masked and everything else is given
     noise:T        each word is masked with the probability of time T; one mean for each kind
 
-The first asks what the network can read and match, since only what is not decided yet is left
-open: the true entropy of a relation is 0 where the other words tell which object comes first. The
-second includes what the caption's author is free to choose.
+The first measures what the network can read from the image, since the image and the other words
+decide most of the answer. For example, the true entropy of a relation is 0 if the other words tell
+which object comes first. The second also includes the free choices of the caption's author.
 """
 
 import functools
@@ -30,7 +30,7 @@ _WHERE = frozenset({"above", "below", "left", "right", "upper", "lower"})
 def kinds(captions: Sequence[str], tokenizer, length: int) -> np.ndarray:
     """The kind of each token, an index into KINDS, int32[B, length].
 
-    ValueError for a tokenizer that does not cut a caption between its words.
+    ValueError if the tokenizer has a token that covers parts of two words.
     """
     found = np.zeros((len(captions), length), np.int32)
     for row, caption in enumerate(captions):
@@ -66,10 +66,10 @@ def losses(
     kind: jax.Array,
     noise: Sequence[int] = (),
 ) -> dict[str, jax.Array]:
-    """Mean nats a word: {"hidden:KIND": ..., "noise:T:KIND": ...}, all float32[].
+    """Mean nats per token: {"hidden:KIND": ..., "noise:T:KIND": ...}, all float32[].
 
-    x0: int32[B, L]; kind: int32[B, M_text] of `kinds`; noise: times in 1..T. A kind of which no
-    word is masked has NaN. Jit it with `noise` as a constant.
+    x0: int32[B, L]; kind: int32[B, M_text] from `kinds`; noise: times in 1..T. The value is NaN if
+    no word of a kind is masked. Jit it with `noise` as a constant.
     """
     vocab = kernel.vocab
     text = vocab.index("text")
@@ -91,7 +91,7 @@ def losses(
     found = {}
     for number, name in enumerate(KINDS[1:], 1):
         masked = kind == number
-        # The time at which so many words are usually masked.
+        # The time at which so many words are masked on average.
         t = 1 + jnp.searchsorted(rate, masked.mean(axis=1))
         found[f"hidden:{name}"] = mean(nll(masked, t), masked)
     for t in noise:
@@ -104,9 +104,9 @@ def losses(
 
 
 def make_measure(kernel, model, x0, kind, noise=(50, 100), batch_size: int = 64, seed: int = 0):
-    """`params -> {name: float}`: the mean of `losses` over batches, which are the same every time.
+    """Returns `params -> {name: float}`, the mean of `losses` over fixed batches.
 
-    x0: int32[n, L]; kind: int32[n, M_text]; the rows beyond a multiple of batch_size are left out.
+    x0: int32[n, L]; kind: int32[n, M_text]. Rows after the last full batch are left out.
     """
     count = len(x0) // batch_size
     parts = [a[: count * batch_size].reshape(count, batch_size, -1) for a in (x0, kind)]

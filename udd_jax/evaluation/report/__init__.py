@@ -1,1 +1,1 @@
-"""What does a person see?  One self-contained page with numbers, sheets and plots."""
+"""What does a reader see?  One self-contained page with numbers, images and plots."""

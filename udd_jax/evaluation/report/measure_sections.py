@@ -1,8 +1,8 @@
-"""What the suite "full" found, as parts of the page: tables with 95 % intervals, and pictures.
+"""The results of the suite "full" as sections: tables with 95 % intervals, and images.
 
-Nothing here knows what a measure means: a part of `result["full"]` is a tree. Of its leaves
-estimates and plain fractions become the rows of a table, whole numbers and words a line below it,
-and what was not measured stands with its reason at the end of the page.
+This code does not know the meaning of a measure. Each part of `result["full"]` is a tree. Its
+estimates and fractions become rows of a table; whole numbers and words become a line below the
+table; measures that were not taken are listed with their reasons at the end of the page.
 """
 
 import pathlib
@@ -12,7 +12,7 @@ import numpy as np
 
 from udd_jax.evaluation.report import page
 
-PARTS = {  # of result["full"]: (heading, what it is, in a sentence)
+PARTS = {  # part of result["full"]: (heading, a sentence that explains it)
     "pictures": (
         "Pictures by feature networks",
         "Images generated from held-out captions against the pictures of the same items.",
@@ -58,7 +58,7 @@ PARTS = {  # of result["full"]: (heading, what it is, in a sentence)
 
 
 def show(folder, result: dict) -> list[str]:
-    """The sections of all parts that hold a number; `folder` is that of the samples."""
+    """The sections of all parts that have a number. folder: the folder of the samples."""
     folder, sections = pathlib.Path(folder), []
     for name, part in result.get("full", {}).items():
         if not measured(part):
@@ -73,8 +73,7 @@ def show(folder, result: dict) -> list[str]:
 
 
 def leaves(tree, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], object]]:
-    """Yields (path, leaf): a leaf is a plain value, or the dict of an estimate or of a reason why
-    there is none."""
+    """Yields (path, leaf). A leaf is a plain value, or the dict of an Estimate or Unmeasured."""
     if not isinstance(tree, dict) or "value" in tree or "unmeasured" in tree:
         yield path, tree
         return
@@ -83,21 +82,23 @@ def leaves(tree, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], 
 
 
 def measured(part) -> bool:
-    """Whether a part holds more than reasons, and the plain facts beside them."""
+    """Whether a part has a measured number, and not only reasons and plain facts."""
     found = [leaf for _, leaf in leaves(part) if isinstance(leaf, dict)]
     return not found or any("value" in leaf for leaf in found)
 
 
 def number(value) -> str:
-    """A number in about four digits; a word as it is."""
+    """A number with about four digits; a word unchanged."""
     if isinstance(value, float):
         return f"{value:.3f}" if 0.01 <= abs(value) < 100 else f"{value:.4g}"
     return page.escape(value)
 
 
 def _table(part: dict) -> str:
-    """The numbers by group, those of none first, without columns that would be empty, over what
-    else is known."""
+    """A table of the numbers by group, those without a group first, then a line of other facts.
+
+    Columns that would be empty are left out.
+    """
     rows, beside, group = [], [], ()
     for path, leaf in sorted(leaves(part), key=lambda found: len(found[0]) > 1):
         name = path[-1].replace("_", " ") if path else ""

@@ -1,8 +1,8 @@
-"""The parts of a self-contained page: its style, pictures, tables and small plots.
+"""The parts of a self-contained HTML page: its style, images, tables and small plots.
 
-Everything is text: pictures are `data:` addresses and plots inline SVG, so that a page needs no
-other file, no network and no script. Colours are variables of the style, so that pages and plots
-follow the reader's light or dark scheme. What comes from outside goes through `escape`.
+Everything is text: images are `data:` addresses and plots are inline SVG. So a page needs no other
+file, no network and no script. Colours are CSS variables, so that pages and plots follow the
+reader's light or dark scheme. Text from outside must go through `escape`.
 """
 
 import base64
@@ -16,8 +16,8 @@ from PIL import Image
 
 from udd_jax.data import pixels
 
-_LARGEST = 64  # pixels of a side; larger pictures are reduced to twice that and stored as JPEG
-_WIDTH, _HEIGHT = 330, 180  # of a plot
+_LARGEST = 64  # pixels of a side; larger images are reduced to twice that and stored as JPEG
+_WIDTH, _HEIGHT = 330, 180  # of a plot, pixels
 _LEFT, _RIGHT, _TOP, _BOTTOM = 48, 18, 10, 30
 _DASHED = ' stroke-dasharray="5 3"'  # the second round of colours
 
@@ -90,7 +90,7 @@ def escape(text) -> str:
 
 
 def document(title: str, body: Sequence[str]) -> str:
-    """A whole page."""
+    """A whole page; `body` is a list of markup."""
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -106,7 +106,7 @@ def tag(name: str, content: str, css: str = "") -> str:
 
 
 def section(name: str, heading: str, content: str) -> str:
-    """A part of the page that links can lead to; its content is markup."""
+    """A section with the anchor `name`; its content is markup."""
     return f'<section id="{name}"><h2>{escape(heading)}</h2>{content}</section>'
 
 
@@ -114,7 +114,7 @@ def section(name: str, heading: str, content: str) -> str:
 
 
 def picture(image: np.ndarray, css: str = "") -> str:
-    """uint8[H, W, 3] as an <img>, pixel for pixel if it is small."""
+    """uint8[H, W, 3] as an <img>; a small image keeps its exact pixels."""
     if max(image.shape[:2]) <= _LARGEST:
         uri = pixels.data_uri(image)
     else:
@@ -125,7 +125,7 @@ def picture(image: np.ndarray, css: str = "") -> str:
 
 
 def figure(pictures: Sequence[str], caption: str = "", css: str = "") -> str:
-    """One picture, or several side by side, over a caption; both are markup."""
+    """One or several images side by side, with a caption below; both are markup."""
     shown = pictures[0] if len(pictures) == 1 else tag("div", "".join(pictures), "side")
     return tag("figure", shown + (tag("figcaption", caption) if caption else ""), css)
 
@@ -134,7 +134,7 @@ def figure(pictures: Sequence[str], caption: str = "", css: str = "") -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], text: int = 1) -> str:
-    """Cells are markup; all but the first `text` columns are numbers, set to the right."""
+    """A table; cells are markup. All but the first `text` columns are numbers, aligned right."""
 
     def line(cells, name):
         css = ["" if i < text else "number" for i in range(len(cells))]
@@ -145,12 +145,12 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], text: int = 1) -
 
 
 def percent(value: float, error: float | None = None) -> str:
-    """A share, with its error if there is one: "95.3 ± 0.9 %"."""
+    """A share in 0..1 as percent, with its error if given: "95.3 ± 0.9 %"."""
     return f"{100 * value:.1f}" + (f" ± {100 * error:.1f}" if error is not None else "") + " %"
 
 
 def meter(value: float, error: float, aim: float | None) -> str:
-    """A share of one as a bar with its error, and a tick where the aim is."""
+    """A share in 0..1 as a bar with its error, and a tick at the aim."""
     width, height = 150, 16
 
     def x(share):
@@ -180,9 +180,9 @@ def plot(
     dots: bool = False,
     size: tuple[int, int] = (_WIDTH, _HEIGHT),
 ) -> str:
-    """Lines as SVG below a title and a legend; "" where there is nothing to draw.
+    """A line plot as SVG with a title and a legend; "" if there is nothing to draw.
 
-    series: name -> (xs, ys); long ones are averaged to fewer points.
+    series: {name: (xs, ys)}; long series are averaged to fewer points.
     """
     width, height = size
     series = {name: _thin(*points) for name, points in series.items() if len(points[0])}
@@ -220,7 +220,7 @@ def plot(
 
 
 def _thin(xs, ys, most: int = 200):
-    """At most so many points, each the mean of its neighbours."""
+    """At most `most` points, each the mean of a group of neighbours."""
     xs, ys = np.asarray(xs, np.float64), np.asarray(ys, np.float64)
     if len(xs) <= most:
         return xs, ys
@@ -229,7 +229,7 @@ def _thin(xs, ys, most: int = 200):
 
 
 class _Axis:
-    """From values to pixels, `start` to `end`, and where its ticks are."""
+    """Maps values to pixels from `start` to `end`, and places the ticks."""
 
     def __init__(self, low, high, log, start, end):
         self.log = log and low > 0
@@ -264,7 +264,7 @@ class _Axis:
 
 
 def _short(value: float) -> str:
-    """A number for an axis: 20k, 0.05, 3."""
+    """A short number for an axis, such as 20k, 0.05, 3."""
     if abs(value) >= 10_000:
         return f"{value / 1000:g}k"
     return f"{value:.4g}"

@@ -1,1 +1,1 @@
-"""What is measured together?  `--suite=NAME` is the file NAME of this folder."""
+"""Which measures are taken together?  `--suite=NAME` runs the file NAME of this folder."""

@@ -1,14 +1,14 @@
-"""Sheets for human judges: is this picture real or generated? And what came of it.
+"""Sheets for human judges: is this image real or generated? And the scores of their answers.
 
-`write` mixes pictures of held-out items with those generated from their captions, numbers them, and
-leaves in a folder
+`write` mixes the images of held-out items with images generated from their captions, numbers them,
+and writes to a folder
 
-    sheet.html      the numbered pictures with their captions, one page that needs nothing else
-    answers.csv     number, answer: a judge fills in "real" or "generated" and sends it back
-    key.json        the truth: not for judges
+    sheet.html      the numbered images with their captions, one page that needs no other file
+    answers.csv     picture, answer: a judge fills in "real" or "generated" and sends it back
+    key.json        the truth; do not show it to judges
 
-Every file `answers-NAME.csv` put there is a judge's; `score` holds them against the key, as
-TeTIm-Eval does (Galatolo et al. 2022, arXiv 2212.07839).
+Each judge's answers go into the same folder as `answers-NAME.csv`. `score` compares them with the
+key, as in TeTIm-Eval (Galatolo et al. 2022, arXiv 2212.07839).
 """
 
 import csv
@@ -24,7 +24,7 @@ SHEET, ANSWERS, KEY = "sheet.html", "answers.csv", "key.json"
 
 
 def write(folder, real: np.ndarray, generated: np.ndarray, captions, seed: int = 0) -> None:
-    """The sheet of these pictures, uint8[n, S, S, 3] twice, item i of both about caption i."""
+    """Writes the sheet. real, generated: uint8[n, S, S, 3]; image i of both has captions[i]."""
     folder = pathlib.Path(folder)
     pictures = [(alignment.REAL, image, text) for image, text in zip(real, captions, strict=True)]
     pictures += [
@@ -52,10 +52,10 @@ def write(folder, real: np.ndarray, generated: np.ndarray, captions, seed: int =
 
 
 def score(folder) -> dict | intervals.Unmeasured:
-    """`alignment.judged` of all sheets that came back, and how many judges there were.
+    """`alignment.judged` of all answers, and the number of judges; `Unmeasured` without answers.
 
     Raises:
-        ValueError: a file is no sheet, or speaks of other pictures or answers.
+        ValueError: a file is not an answer sheet, or has unknown images or answers.
     """
     folder = pathlib.Path(folder)
     answers = sorted(folder.glob("answers-*.csv"))
