@@ -1,7 +1,7 @@
-"""All settings and their defaults: a captioned 32 x 32 world on two CPU cores.
+"""All settings and their defaults: a world of captioned 32 x 32 images, for two CPU cores.
 
-`t2i.py`, `i2t.py` and `pair.py` start from here. A field that a command line does not find here
-is an error, so this is also the list of what can be set: `--config.train.steps=4000`.
+`t2i.py`, `i2t.py` and `pair.py` start from here. This is also the list of all flags, such as
+`--config.train.steps=4000`: a field that is not here is an error.
 """
 
 import ml_collections
@@ -12,49 +12,49 @@ def get_config() -> ml_collections.ConfigDict:
     c = ml_collections.ConfigDict()
     c.name = "t2i"
     c.seed = 0
-    c.init_from = ""  # a finished run whose weights to start from, where they fit
-    # What the evaluation and the report put first; the model does every task.
+    c.init_from = ""  # a finished run; training starts from its weights where their shapes fit
+    # The task that the evaluation and the report show first; the model does every task.
     c.task = "t2i"
 
     # A source of captioned images (udd_jax/data/sources) and its options.
     c.data = "shapes"
-    # Those that the source has no use for are refused where they are set; None is its own default.
+    # An option that the source does not have is an error; None is the default of the source.
     c.data_options = ml_collections.ConfigDict(
         {
-            "size": placeholder(int),  # items of a split, at most; of an embedded world, exactly
-            "seed": placeholder(int),  # of an embedded world
-            "captions_per_image": placeholder(int),  # of an embedded world
-            "validation": placeholder(float),  # share, where the data give no such split; .05
-            "test": placeholder(float),
-            "trust_splits": placeholder(bool),  # True: no picture is in two splits, do not look
+            "size": placeholder(int),  # most items of a split; for an embedded world, exactly
+            "seed": placeholder(int),  # for an embedded world
+            "captions_per_image": placeholder(int),  # for an embedded world
+            "validation": placeholder(float),  # share, if the data have no such split; .05
+            "test": placeholder(float),  # the same for the test split
+            "trust_splits": placeholder(bool),  # True: do not check for images in two splits
             "caption_field": placeholder(str),
-            "split_field": placeholder(str),  # "split"; a name that no row has reads none
-            "image_field": placeholder(str),  # of parquet
-            "images": placeholder(str),  # of coco: where the image files are
-            "template": placeholder(str),  # of tfds, as data_dir
-            "data_dir": placeholder(str),
+            "split_field": placeholder(str),  # "split"; an unknown name ignores the field
+            "image_field": placeholder(str),  # for parquet
+            "images": placeholder(str),  # for coco: the folder of the image files
+            "template": placeholder(str),  # for tfds
+            "data_dir": placeholder(str),  # for tfds
         }
     )
-    c.skip_limit = 0.01  # largest share of pictures, or of captions, that may be unusable
-    c.image_size = 32
-    c.views = 1  # cached random crops and flips of an image; 1 is the plain one
+    c.skip_limit = 0.01  # largest share of images, or of captions, that may be unusable
+    c.image_size = 32  # S, pixels of a side
+    c.views = 1  # cached random crops and flips of an image; 1: the image without augmentation
     c.flip = False
-    c.cache = True  # or train on pictures that are read, cut and tokenized anew in every epoch
-    c.workers = 0  # processes that read and decode pictures; 0 is threads of the job's own
+    c.cache = True  # False: read, crop and tokenize the images again in every epoch
+    c.workers = 0  # processes that read and decode images; 0: threads of the main process
 
     c.text = ml_collections.ConfigDict(
         {
-            "file": "",  # a vocabulary to use: .model, merges .txt.gz, tokenizer.json; or train one
-            "vocab_size": 1024,  # at most
+            "file": "",  # a vocabulary: .model, merges .txt.gz, tokenizer.json; "" trains one
+            "vocab_size": 1024,  # K, at most
             "length": 13,  # M, tokens of a caption
         }
     )
 
-    # The image tokenizer (training/train_image_tokenizer.py): a taming VQGAN, here cut down to
-    # cells of 8 x 8 pixels, each a code that sees nothing else (`local_*`).
+    # The image tokenizer (training/train_image_tokenizer.py): a taming VQGAN. Here it is reduced to
+    # cells of 8 x 8 pixels: each code depends on its own cell only (`local_*`).
     c.vq = ml_collections.ConfigDict(
         {
-            "file": "",  # a finished tokenizer to use; or train one
+            "file": "",  # a finished tokenizer; "" trains one
             "model": {
                 "n_embed": 192,  # K, at most
                 "embed_dim": 32,
@@ -69,7 +69,7 @@ def get_config() -> ml_collections.ConfigDict:
                 "local_encoder": True,
                 "local_decoder": True,
             },
-            "pictures": 4096,  # of the training split, at most; 0 is all
+            "pictures": 4096,  # most images of the training split to train on; 0: all
             "steps": 800,
             "batch_size": 64,
             "learning_rate": 5e-3,
@@ -77,15 +77,15 @@ def get_config() -> ml_collections.ConfigDict:
             "beta1": 0.9,
             "beta2": 0.99,
             "clip": 1.0,
-            "plain_steps": 100,  # as an autoencoder, before there is a codebook
+            "plain_steps": 100,  # steps as an autoencoder without a codebook
             "loss": "l2",  # or "l1"
-            "commitment": 1.0,  # weight of the quantiser's loss; for "gumbel" far less, as 5e-4
+            "commitment": 1.0,  # weight of the quantiser's loss; much smaller for "gumbel": 5e-4
             "decay": 0.99,  # of the codebook's moving averages
-            "restart": {"until": 0.8, "threshold": 0.02, "factor": 2.0},  # of dead codes
-            "merge": 5.0,  # joins codes that only divide noise; 0 keeps all
-            "temperature": (0.9, 1e-6),  # of the Gumbel quantiser, from and to
-            "perceptual": 0.0,  # weight of LPIPS, which is off without its files
-            "weights": "",  # the folder that they are in
+            "restart": {"until": 0.8, "threshold": 0.02, "factor": 2.0},  # of unused codes
+            "merge": 5.0,  # merges codes that differ only by noise; 0 keeps all codes
+            "temperature": (0.9, 1e-6),  # of the Gumbel quantiser: first, last
+            "perceptual": 0.0,  # weight of LPIPS; needs its files in `weights`
+            "weights": "",  # the folder of LPIPS' files
             "adversarial": {
                 "weight": 0.0,
                 "start": 0,
@@ -93,7 +93,7 @@ def get_config() -> ml_collections.ConfigDict:
                 "layers": 3,
                 "learning_rate": 1e-4,
             },
-            # Another codebook for the trained tokenizer, of so many codes; 0 keeps the first.
+            # A new codebook with so many codes for the trained tokenizer; 0 keeps the old one.
             "rebuild": {"codes": 0, "steps": 400, "learning_rate": 1e-4},
             "log_every": 50,
             "save_every": 400,
@@ -105,8 +105,8 @@ def get_config() -> ml_collections.ConfigDict:
         {
             "steps": 100,  # T
             "schedule": "linear",
-            "image_schedule": "",  # where the modalities differ
-            "text_schedule": "",
+            "image_schedule": "",  # "" is `schedule`
+            "text_schedule": "",  # "" is `schedule`
             "schedule_options": {},
         }
     )
@@ -118,13 +118,13 @@ def get_config() -> ml_collections.ConfigDict:
             "heads": 4,
             "mlp_ratio": 2,
             "attention": "mutual",
-            "block_attention": False,  # True: what is given is computed once a chain, not a step
+            "block_attention": False,  # True: compute given modalities once a chain, not each step
             "time": "per_modality",
             "time_table": "tied",
             "given_vector": True,
             "mutual_gain": 0.1,
             "rotary": True,
-            "mask_padding": False,  # True hides the padding of given texts from all that looks
+            "mask_padding": False,  # True: attention ignores the padding of given texts
             "qk_norm": True,
             "activation": "relu",
             "rezero": 1.0,
@@ -143,18 +143,18 @@ def get_config() -> ml_collections.ConfigDict:
             "learning_rate": 4e-3,
             "warmup": 150,
             "decay": "linear",  # or "cosine"
-            "final_rate": 0.05,  # of the learning rate, at the end
+            "final_rate": 0.05,  # last learning rate / learning_rate
             "beta1": 0.9,
             "beta2": 0.98,
             "weight_decay": 0.02,
-            "clip": 5.0,  # of the gradient's global norm
-            "ema": 0.995,
-            # The bound of T steps, or "continuous", for schedules that only mask.
+            "clip": 5.0,  # largest global norm of the gradient
+            "ema": 0.995,  # decay of the averaged weights
+            # The bound of T steps; or "continuous", for schedules that only mask.
             "objective": "discrete",
             "auxiliary": 0.2,  # lambda, the weight of -log p(x_0 | x_t)
-            "pad_weight": 1.0,
-            "image_weight": 1.0,  # less where an image has many more tokens than its text
-            "mixture": {  # of tasks in a batch
+            "pad_weight": 1.0,  # weight of padding tokens in the loss
+            "image_weight": 1.0,  # of image tokens; less if an image has far more than its text
+            "mixture": {  # weights of the tasks in a batch
                 "pair": 0.25,
                 "t2i": 0.2,
                 "i2t": 0.4,
@@ -162,21 +162,21 @@ def get_config() -> ml_collections.ConfigDict:
                 "image": 0.02,
                 "text": 0.02,
             },
-            "accumulate": 1,  # parts of a batch that are taken one after the other
-            "held_out": 0,  # pairs whose bound says which checkpoint is the best; 0 keeps the last
+            "accumulate": 1,  # parts of a batch that are processed one after the other
+            "held_out": 0,  # held-out pairs; their bound selects the best checkpoint; 0: the last
             "log_every": 50,
             "save_every": 500,
             "keep": 2,
-            "fan_in": True,  # initialisation by fan-in; False is the published N(0, 0.02)
+            "fan_in": True,  # initialisation by fan-in; False: the published N(0, 0.02^2)
         }
     )
 
     c.sample = ml_collections.ConfigDict(
         {
             "sampler": "first_hitting",
-            "steps": 25,  # of the samplers that are told
-            "guidance": 1.0,
-            "temperature": 1.15,  # with top_r: sharper than the network, and as varied
+            "steps": 25,  # network calls, for samplers with a fixed number of them
+            "guidance": 1.0,  # s = 1 + w; 1 is off
+            "temperature": 1.15,  # with top_r: more accurate samples with the same variety
             "top_r": 0.75,
             "top_k": 0,
         }
@@ -184,22 +184,22 @@ def get_config() -> ml_collections.ConfigDict:
 
     c.evaluate = ml_collections.ConfigDict(
         {
-            "samples": 512,  # a task
+            "samples": 512,  # for each task
             "batch_size": 128,
-            "bound_samples": 256,
-            "bound_times": 16,  # times an item for the bound
+            "bound_samples": 256,  # items for the bound
+            "bound_times": 16,  # noise levels of each item for the bound
             "seed": 1,
             "split": "test",  # settings are chosen on "validation"
             "aims": True,  # hold the rates against the world's aims; False: too small to be good
-            "only": "",  # "field=value" measures the items alone whose record says so
-            # Of the suite "full".
-            "weights": "",  # folder with those of Inception, CLIP, LPIPS
-            "pictures": 0,  # generated for Frechet distance and the like; 0 is `samples`
-            "retrieval": 200,  # items whose captions and pictures are looked for
-            "among": 20,
+            "only": "",  # "field=value" measures only items whose record has this value
+            # For the suite "full".
+            "weights": "",  # folder with the weights of Inception, CLIP, LPIPS
+            "pictures": 0,  # generated images for Frechet distance, KID, ...; 0 is `samples`
+            "retrieval": 200,  # items for retrieval
+            "among": 20,  # group size of retrieval
             "round_trips": 128,
-            "category": "",  # the record's field that the report by category is about
-            "judged": 24,  # pictures of either kind on the sheets for judges
+            "category": "",  # a field of the records, for the report by category
+            "judged": 24,  # real and as many generated images on the sheets for judges
         }
     )
 

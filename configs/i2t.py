@@ -1,4 +1,4 @@
-"""Image to text: the run of `t2i.py`, whose evaluation and report put captions first.
+"""Image to text: the run of `t2i.py`, but the evaluation and the report show captions first.
 
 python -m udd_jax.main --config=configs/i2t.py
 """

@@ -1,4 +1,4 @@
-"""Pairs from nothing: the run of `t2i.py`, whose evaluation and report put them first.
+"""Pairs from nothing: the run of `t2i.py`, but the evaluation and the report show pairs first.
 
 python -m udd_jax.main --config=configs/pair.py
 """

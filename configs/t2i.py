@@ -1,13 +1,13 @@
 """Text to image, and every other task, with one model.
 
     python -m udd_jax.main --config=configs/t2i.py            shapes, on two CPU cores
-    python -m udd_jax.main --config=configs/t2i.py:smoke      all stages, in a minute, no quality
+    python -m udd_jax.main --config=configs/t2i.py:smoke      all stages in a minute, no quality
     python -m udd_jax.main --config=configs/t2i.py:emoji --config.data=webdataset:/path/to/emoji
-    python -m udd_jax.main --mode=plan --config=configs/t2i.py:coco     paper size: what it costs
+    python -m udd_jax.main --mode=plan --config=configs/t2i.py:coco     the cost of the paper's size
 
-The README has the numbers that the first one reaches, and how long it takes. `cub` and `coco` are
-the published sizes of UniD3: 20 layers of width 1024, T = 500, 32 x 32 codes of 2887 and 128 text
-tokens of 8192.
+The README has the time and the results of the first command. `cub` and `coco` are the published
+sizes of UniD3: 20 layers of width 1024, T = 500, 32 x 32 image codes out of 2887, and 128 text
+tokens out of 8192.
 """
 
 from configs import base
@@ -29,7 +29,7 @@ def _nothing(c):
 
 
 def smoke(c):
-    """Every stage, as small as it goes: for tests. Nothing is good, so nothing is held to aims."""
+    """Every stage, as small as possible, for tests. The quality is bad, so there are no aims."""
     c.data_options.size = 256
     c.vq.model.update({"n_embed": 64, "ch": 32})
     c.vq.update({"pictures": 256, "steps": 40, "plain_steps": 10})
@@ -42,14 +42,15 @@ def smoke(c):
 
 
 def emoji(c):
-    """Real drawings of 64 x 64 with human-written names: from names to pictures and back.
+    """Real 64 x 64 drawings with names written by people: name to image and image to name.
 
-    An image is 16 x 16 codes of 4 x 4 pixels: at 8 x 8 codes of 8 x 8 the best patches reach 21 dB.
-    The encoder sees its own pixels alone, so that equal patches have equal codes, and the decoder
-    all of the image.
+    An image is 16 x 16 codes for cells of 4 x 4 pixels. (With 8 x 8 cells of 8 x 8 pixels, even the
+    best patches reach only 21 dB.) The encoder sees only the pixels of its cell, so equal patches
+    have equal codes. The decoder sees the whole image.
 
-    Image tokenizer: 13 minutes of one core, 26.5 dB held out, over 99 % of the codes in use. Then
-    .39 s a step of two cores, 59 minutes. benchmarks/RESULTS.md has the results, and more steps.
+    Image tokenizer: 13 minutes on one core, 26.5 dB on held-out images, over 99 % of the codes in
+    use. Diffusion: 59 minutes on two cores, .39 s a step. benchmarks/RESULTS.md has the results,
+    also with more steps.
     """
     c.data = "webdataset:data/emoji"
     c.data_options.validation = 0.02
@@ -61,13 +62,13 @@ def emoji(c):
     c.vq.update({"warmup": 50, "plain_steps": 300, "merge": 0.0})
     c.model.update({"layers": 3, "unroll": 3})
     c.train.update({"steps": 9000, "batch_size": 16, "learning_rate": 3e-3, "warmup": 100})
-    # An image has 256 tokens and a name four or five: at one weight hardly any of the gradient is
-    # about texts.
+    # An image has 256 tokens, and a name four or five. With equal weights almost all of the
+    # gradient would come from images.
     c.train.update({"ema": 0.998, "save_every": 250, "image_weight": 0.1})
     c.train.mixture = {"pair": 0.1, "t2i": 0.33, "i2t": 0.5, "infill": 0.03, "text": 0.04}
     # One code at a time would be 256 network calls.
     c.sample.update({"sampler": "ancestral", "steps": 100, "temperature": 1.0, "top_r": 0.8})
-    # Held-out drawings whose emoji is in training in another style.
+    # Held-out drawings; training has the same emoji in another style.
     c.evaluate.update({"only": "split_kind=pair", "category": "style"})
     c.evaluate.update({"samples": 64, "batch_size": 32, "bound_samples": 200, "bound_times": 8})
     c.evaluate.update({"retrieval": 200, "round_trips": 32})
@@ -136,4 +137,4 @@ def coco(c):
     _published(c)
     c.data = "coco:data/coco"
     c.train.steps = 840_000
-    c.evaluate.pictures = 30_000  # as Frechet distances on COCO are usually reported
+    c.evaluate.pictures = 30_000  # the usual number for Frechet distances on COCO
