@@ -6,7 +6,7 @@ pipe.text_to_image(["a small red circle"], seed=0).images
 
 
 def __getattr__(name):
-    # Imported when asked for: `python -m udd_jax.main --help` needs no JAX.
+    # Imported on first use: `python -m udd_jax.main --help` does not import JAX.
     if name in ("Pipeline", "Result"):
         from udd_jax import pipeline
 

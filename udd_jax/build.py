@@ -1,7 +1,7 @@
-"""From a config, or the folder of a run, to its parts: vocabulary, schedules, network, weights.
+"""Makes the parts of a run from its config or its folder: vocabulary, schedules, network, weights.
 
-What `pipeline`, the trainers and the evaluation of a run all need, so that a config is read in one
-place. A run's folder has the files named here, and samples, metrics and a report.
+`pipeline`, the trainers and the evaluation all use these functions, so a config is read in one
+place. The folder of a run has the files named here, and samples, metrics and a report.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ def make_vocab(config, tokenizers: dict) -> Vocab:
 
 
 def make_schedules(config, vocab: Vocab) -> list[schedules.Schedule]:
-    """`config.diffusion` -> one noise schedule a modality."""
+    """`config.diffusion` -> one noise schedule for each modality. ValueError for a bad option."""
     return [
         schedules.make(
             config.diffusion.get(f"{m.name}_schedule") or config.diffusion.schedule,
@@ -41,7 +41,7 @@ def make_schedules(config, vocab: Vocab) -> list[schedules.Schedule]:
 
 
 def make_model(config, vocab: Vocab, pad_id: int = 0) -> transformer.Transformer:
-    """`config.model` -> the network; `pad_id`, the text's padding, matters to `mask_padding`."""
+    """`config.model` -> the network. pad_id: the text's padding id, used with `mask_padding`."""
     options = {name: value for name, value in config.model.items() if name != "kind"}
     options["dtype"] = jnp.dtype(options.get("dtype", "float32"))
     options["padding"] = pad_id if options.pop("mask_padding", False) else None
@@ -86,7 +86,7 @@ def make_generator(config, kernel: transition.Kernel, model):
 
 
 def read_config(directory) -> ml_collections.ConfigDict:
-    """The config that a run was made with; FileNotFoundError where it is not the folder of one."""
+    """The config of a run. FileNotFoundError if `directory` is not the folder of a run."""
     path = pathlib.Path(directory) / CONFIG
     if not path.exists():
         raise FileNotFoundError(f"{directory} has no {CONFIG}: it is not the folder of a run")
@@ -103,7 +103,7 @@ def load_tokenizers(directory) -> dict:
 
 
 def load_weights(directory) -> dict:
-    """The averaged weights of a finished run."""
+    """The averaged weights of a finished run. FileNotFoundError if the run is not finished."""
     path = pathlib.Path(directory) / WEIGHTS
     if not path.exists():
         raise FileNotFoundError(

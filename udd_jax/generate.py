@@ -1,4 +1,4 @@
-"""What the command line does besides the main job: `--mode=sample`, a thin caller of `Pipeline`.
+"""`--mode=sample`: generates with `Pipeline` what the flags ask for, and writes files.
 
 A sampling run leaves in its folder one PNG an image, `samples.jsonl` with caption, task, seed,
 what was given and settings, `sheet.png`, and for infilling `composite.png`: the given pixels pasted
@@ -22,15 +22,16 @@ SETTINGS = ("sampler", "steps", "guidance", "temperature", "top_r", "top_k")
 
 
 def sample(workdir, flags) -> pathlib.Path:
-    """Generates what the flags ask for from the run in `workdir`; returns the results' folder.
+    """Generates what the flags ask for with the run in `workdir`; returns the output folder.
 
-    Raises ValueError, FileNotFoundError, one line, for flags that do not fit the task or the run;
-    nothing is written then.
+    Raises:
+        ValueError, FileNotFoundError: one line; the flags do not fit the task or the run. Then
+            nothing is written.
     """
     asked = _asked(flags)
     pipe = pipeline.Pipeline.load(workdir)
     _check(flags, asked, pipe.vocab)
-    # For a few samples compilation takes the time, and one block compiles sooner than all of them.
+    # A few samples take less time than compilation, and one block compiles faster than all of them.
     pipe = pipe.with_network(unroll=1)
     changes = {n: getattr(flags, n) for n in SETTINGS if getattr(flags, n) is not None}
     settings = pipe.settings(**changes)
@@ -72,7 +73,7 @@ def _asked(flags) -> dict[str, list[str]]:
 
 
 def _check(flags, asked, vocab) -> None:
-    """Flags that the task needs, and those it has no use for."""
+    """ValueError if a flag that the task needs is missing, or a flag does not fit the task."""
     rule = tasks.parse(vocab, flags.task)
     infill = flags.task == "infill"
     takes = rule.free if infill else rule.given
@@ -127,8 +128,10 @@ READ = {"image": _read_images, "text": lambda pipe, texts: texts}
 
 
 def _hidden(path, mask, size):
-    """The picture with its masked pixels filled before it is resized, so that none leaks into
-    what is given; and the mask at the run's size."""
+    """(the image, the mask), both at the size of the run.
+
+    The masked pixels are filled before resizing, so that they do not leak into the given pixels.
+    """
     original = pixels.read(path)
     if mask is None:
         return pixels.fit(original, size), np.zeros((size, size), bool)

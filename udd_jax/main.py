@@ -5,15 +5,15 @@
     python -m udd_jax.main --mode=evaluate --workdir=DIR
     python -m udd_jax.main --mode=data --config=configs/t2i.py --config.data=folder:DIR
     python -m udd_jax.main --mode=plan --config=configs/t2i.py:coco
-    python -m udd_jax.main --mode=replay --workdir=DIR                the step at which it gave up
-    python -m udd_jax.main --mode=export --workdir=DIR --out=OTHER    what sampling needs, small
+    python -m udd_jax.main --mode=replay --workdir=DIR                repeat the step that failed
+    python -m udd_jax.main --mode=export --workdir=DIR --out=OTHER    only the files for sampling
     python -m udd_jax.main --mode=convert --from=unid3 --checkpoint=cub.ckpt --out=runs/cub
 
-On Linux the program starts itself once more, in the same process, so that its memory lies in huge
-pages (a training step is a fifth faster); UDD_KEEP_MEMORY=0 turns that off.
+On Linux the program restarts itself in the same process, so that its memory is in huge pages (a
+training step is a fifth faster). UDD_KEEP_MEMORY=0 turns this off.
 
-Exit code 0, or 1 after one line that says what is wrong and what to do, or 75 if a training was
-stopped and the same command goes on (runtime/stopping.py).
+Exit codes: 0; 1 after one line that says what is wrong and what to do; 75 if a training was stopped
+and the same command continues it (runtime/stopping.py).
 """
 
 import os
@@ -71,7 +71,7 @@ flags.DEFINE_integer("heads", None, "convert: attention heads; a 64th of the wid
 
 
 def _set_up_platform(workdir: str) -> None:
-    """Compiled programs are kept in the run's folder, so that a second start is quick."""
+    """Keeps compiled programs in the folder of the run, so that a second start is fast."""
     import jax
 
     cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", f"{workdir}/cache")
@@ -163,7 +163,7 @@ def main(argv) -> None:
 
 
 def run() -> None:
-    """The entry point: like `app.run`, but with one line for what the user can mend."""
+    """The entry point: like `app.run`, but an error that the user can fix is one line."""
     try:
         app.run(main, flags_parser=_parse)
     except (ValueError, OSError, flags.Error) as error:
@@ -174,7 +174,7 @@ def run() -> None:
 
 
 def _parse(argv):
-    """Flags and config; what does not fit them is a `flags.Error`, and nothing else is."""
+    """Parses flags and config. Only a mistake in these becomes a `flags.Error`."""
     try:
         return FLAGS(config_files.in_arguments(argv))
     except (KeyError, AttributeError) as error:
@@ -185,13 +185,13 @@ def _parse(argv):
 
 
 def keep_memory() -> None:
-    """Starts this program again, in the same process, so that it keeps its memory, in huge pages.
+    """Restarts this program in the same process, with settings that keep its memory in huge pages.
 
-    On a CPU each step asks for its working memory anew: of a step of configs/t2i.py a fifth went
-    into faults of 4 KiB pages. Memory is asked for in huge pages, stays in one heap, which all
-    threads share, and goes back to the system where more than 4 GiB are free at its end: a step
-    then has no page fault at all. glibc reads these settings at its start only. UDD_KEEP_MEMORY=0
-    leaves the program as it was started.
+    On a CPU each step allocates its working memory again. In a step of configs/t2i.py, faults of
+    4 KiB pages took a fifth of the time. With these settings glibc allocates huge pages, in one
+    heap for all threads, and returns memory to the system only when more than 4 GiB are free at the
+    end of the heap. Then a step has no page faults. glibc reads the settings only at its start.
+    UDD_KEEP_MEMORY=0 turns the restart off.
     """
     wanted = os.environ.get("UDD_KEEP_MEMORY") != "0"
     if wanted and sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
@@ -200,7 +200,7 @@ def keep_memory() -> None:
 
 
 def command() -> None:
-    """`udd_jax` on a command line, and `python -m udd_jax.main`."""
+    """The command `udd_jax`, and `python -m udd_jax.main`."""
     keep_memory()
     run()
 

@@ -1,13 +1,13 @@
-"""The Python face: load a run, generate, caption, infill, score.
+"""The Python interface: load a run, generate, caption, infill, score.
 
     pipe = Pipeline.load("runs/t2i")
     pipe.text_to_image(["a small red circle"], seed=0).images       # uint8[1, S, S, 3]
     pipe.generate("image|text", given={"text": ["a small red circle"]}).values["image"]
 
-Images are uint8[B, S, S, 3] at the run's size, captions lists of strings. Every method takes the
-fields of `sampling.settings.Settings` as keywords (`steps=20, guidance=2.0, top_r=0.9, ...`); the
-others are as in the run's config. Sample b of a call draws from its own key, so that a result does
-not depend on `batch_size`.
+Images are uint8[B, S, S, 3] at the size of the run; captions are lists of strings. Every method
+that generates takes the fields of `sampling.settings.Settings` as keywords (`steps=20,
+guidance=2.0, top_r=0.9, ...`); the defaults are those of the run's config. Each sample of a call
+has its own key, so the result does not depend on `batch_size`.
 
 In one file, though it is long, since it is all that a user calls.
 """
@@ -38,7 +38,7 @@ LN2 = math.log(2)
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What a call generated.
+    """The samples that a call generated.
 
     values: by modality, what its codec makes of the tokens; one that is absent is not in it;
     tokens: int32[n, L]; calls: network steps a sample, int32[n]; states: int32[trace, n, L].
@@ -74,14 +74,14 @@ class Pipeline:
 
     @classmethod
     def load(cls, directory) -> "Pipeline":
-        """Reads a run's folder. FileNotFoundError or ValueError, one line, where it is no run."""
+        """Reads the folder of a run. FileNotFoundError or ValueError, one line, if it has none."""
         directory = pathlib.Path(directory)
         config, tokenizers = build.read_config(directory), build.load_tokenizers(directory)
         return cls.assemble(config, tokenizers, build.load_weights(directory))
 
     @classmethod
     def assemble(cls, config, tokenizers: dict, params) -> "Pipeline":
-        """The same from its parts."""
+        """Makes a pipeline from its parts. ValueError if the weights do not fit the config."""
         vocab = build.make_vocab(config, tokenizers)
         kernel = transition.make_kernel(vocab, build.make_schedules(config, vocab))
         model = build.make_model(config, vocab, tokenizers["text"].pad_id)
@@ -95,7 +95,7 @@ class Pipeline:
         return cls(config, tokenizers, vocab, kernel, model, jax.device_put(params), mesh)
 
     def with_config(self, **sections) -> "Pipeline":
-        """A copy whose config differs: `pipe.with_config(sample={"top_r": 0.9})`.
+        """A copy with another config: `pipe.with_config(sample={"top_r": 0.9})`.
 
         What was compiled is shared, unless `model` changes; kernel, network and mesh stay as they
         are.
@@ -118,7 +118,7 @@ class Pipeline:
     def text_to_image(
         self, captions: Sequence[str], *, negative: str | None = None, seed=0, **settings
     ) -> Result:
-        """An image for each caption; `negative`, a caption that guidance leads away from.
+        """An image for each caption; `negative` is a negative prompt for guidance, a caption.
 
         >>> pipe.text_to_image(["a small red circle"], seed=0).images.shape
         (1, 32, 32, 3)
@@ -136,7 +136,7 @@ class Pipeline:
         return self.generate("i2t", given={"image": images}, seed=seed, **settings)
 
     def pairs(self, count: int, *, seed=0, **settings) -> Result:
-        """Images with their captions, from nothing.
+        """Images with their captions, without a condition.
 
         >>> len(pipe.pairs(2).captions)
         2
@@ -144,7 +144,7 @@ class Pipeline:
         return self.generate("pair", count, seed=seed, **settings)
 
     def images(self, count: int, *, seed=0, **settings) -> Result:
-        """Images alone, the text absent.
+        """Images alone; the text is absent.
 
         >>> pipe.images(2).captions is None
         True
@@ -152,7 +152,7 @@ class Pipeline:
         return self.generate("image", count, seed=seed, **settings)
 
     def texts(self, count: int, *, seed=0, **settings) -> Result:
-        """Captions alone, the image absent.
+        """Captions alone; the image is absent.
 
         >>> pipe.texts(2).images is None
         True
@@ -164,10 +164,10 @@ class Pipeline:
     ) -> Result:
         """Fills in the missing parts of images, of captions, or of both at once.
 
-        image_mask: bool[S, S] or bool[B, S, S], True where the image is generated; a code is free
-        if any pixel of its cell is. In a caption `___` stands for one word, of `blank_tokens`
-        tokens; the other words, and the end of the caption, stay. A modality that is not passed
-        is absent.
+        image_mask: bool[S, S] or bool[B, S, S], True where the image is generated. A code is free
+        if any pixel of its cell is True. In a caption `___` stands for one word of `blank_tokens`
+        tokens; the other words and the end of the caption stay. A modality that is not passed is
+        absent. ValueError if nothing is passed or nothing is missing.
 
         >>> pipe.infill(captions=["a ___ circle"]).captions[0].startswith("a")
         True
@@ -176,7 +176,7 @@ class Pipeline:
         return self.generate("infill", given=given, masks=masks, seed=seed, **settings)
 
     def reconstruct(self, images) -> np.ndarray:
-        """Images through the image tokenizer and back: the best that any sample can look.
+        """Encodes and decodes images with the image tokenizer: an upper limit for all samples.
 
         >>> pipe.reconstruct(pipe.images(2).images).shape
         (2, 32, 32, 3)
@@ -220,10 +220,11 @@ class Pipeline:
     def log_likelihood(
         self, images, captions: Sequence[str], *, task="pair", times=16, seed=0
     ) -> np.ndarray:
-        """A lower bound on log2 p in bits: of pairs, or of what `task` generates given the rest.
+        """A lower bound on log2 p, in bits, of the modalities that `task` generates given the rest.
 
-        task: "pair", "t2i" (image given text), "i2t", "image" or "text". `times` noise levels an
-        item estimate it. Returns float64[B, M], a column a modality; their sum is the bound.
+        task: "pair", "t2i" (image given text), "i2t", "image" or "text". The estimate uses `times`
+        noise levels for each item. Returns float64[B, M], one column for each modality; their sum
+        is the bound. ValueError for a task that the network cannot do.
 
         >>> pipe.log_likelihood(*pipe.example(2)).shape
         (2, 2)
@@ -235,8 +236,11 @@ class Pipeline:
     def score(
         self, tokens: dict, *, task="pair", times=16, seed=0, common=False, calls=0
     ) -> np.ndarray:
-        """`log_likelihood` of tokens, local ids by name; `common`: one noise for all rows, so that
-        what they are compared by is not theirs; `calls`: of a chain of so many steps, 0 is T."""
+        """`log_likelihood` of tokens, {modality: local ids int32[B, length]}.
+
+        common: use the same noise for every row, so that scores can be compared. calls: the number
+        of steps of the chain that the bound is for; 0 means T.
+        """
         x0 = np.asarray(self.vocab.fuse(tokens))
         masks = tasks.masks(self.vocab, task, len(x0))
         if np.asarray(self._feasible(task, masks).absent != masks.absent).any():
@@ -244,7 +248,7 @@ class Pipeline:
                 f"task {task!r} has no bound: this network knows one time for both modalities, "
                 "so that none can be absent"
             )
-        # Every time of the bound draws an absent modality anew: only a given one stays as it is.
+        # The bound draws an absent modality anew for each time: only a given one is constant.
         still = None if np.asarray(masks.absent).any() else self._still(masks)
         numbers = jnp.zeros(len(x0), int) if common else jnp.arange(len(x0))
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), numbers)
@@ -257,7 +261,7 @@ class Pipeline:
         return -np.asarray(nats, np.float64) / LN2
 
     def example(self, count: int, split="test") -> tuple[np.ndarray, list[str]]:
-        """Images and captions of the run's own data."""
+        """The first `count` images and captions of a split of the run's data."""
         from udd_jax.data import reading, sources
 
         source = sources.open_source(self.config.data, split, **self.config.data_options)
@@ -281,14 +285,14 @@ class Pipeline:
 
     @property
     def guidable(self) -> bool:
-        """Whether the network has seen absent conditions, which guidance needs."""
+        """Whether the network was trained with absent conditions, as guidance needs."""
         mixture = self.config.train.mixture.to_dict()
         trained = [task for task, weight in mixture.items() if weight > 0]
         leaves_out = [np.asarray(tasks.masks(self.vocab, task, 1).absent).any() for task in trained]
         return "independent" in trained or any(leaves_out)
 
     def settings(self, **changes) -> Settings:
-        """The run's sampler settings with these changes; ValueError for a bad one."""
+        """The sampler settings of the run with these changes. ValueError for a bad one."""
         fields = {f.name for f in dataclasses.fields(Settings)}
         for name in changes:
             if name not in fields:
@@ -425,10 +429,11 @@ class Pipeline:
         return x
 
     def _feasible(self, task, masks: tasks.Masks) -> tasks.Masks:
-        """The masks as this network can take them; ValueError for a task that it cannot do.
+        """Changes the masks to fit this network. ValueError for a task that it cannot do.
 
-        A network with one shared time has never seen an absent modality: it generates both, and
-        one is left out of the result. A conditional one generates its own modality only.
+        A network with one shared time has never seen an absent modality. It generates all of them,
+        and the result leaves out the absent one. A conditional network generates only its own
+        modality.
         """
         free, absent = np.asarray(masks.free), np.asarray(masks.absent)
         if self.model.time == "shared":
@@ -444,8 +449,10 @@ class Pipeline:
         return tasks.Masks(free, absent)
 
     def _in_batches(self, function, keys, batch_size):
-        """Calls function(rows, keys) on batches of one size (the last is filled up with its own
-        last row), and joins what it returns."""
+        """Calls function(rows, keys) on batches of equal size and concatenates the results.
+
+        The last batch is filled by repeating its last row.
+        """
         count, parts = len(keys), []
         for start in range(0, count, batch_size):
             rows = np.minimum(np.arange(start, start + batch_size), count - 1)
@@ -456,7 +463,7 @@ class Pipeline:
         return jax.tree.map(lambda *a: np.concatenate(a), *parts)
 
     def _still(self, masks: tasks.Masks) -> str | None:
-        """The modality of which nothing is generated in any sample, if the network profits."""
+        """The one modality without a free position in any sample, if the network can cache it."""
         if not self.model.block_attention:
             return None
         free = np.asarray(masks.free).any(axis=0)

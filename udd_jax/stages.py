@@ -1,13 +1,13 @@
-"""The main job: its stages in order, each skipped when done, each able to go on after a kill.
+"""The main job: its stages in order. A finished stage is skipped; a killed one continues.
 
     data -> text tokenizer -> image tokenizer -> token cache -> diffusion -> samples and evaluation
          -> report
 
-What a stage leaves in the work folder says that it is done. The folder belongs to one config:
-another one is refused, naming the fields, unless they are among CHANGEABLE.
+The files that a stage leaves in the work folder show that it is done. The folder belongs to one
+config. Another config is an error that names the fields, except those in `run_folder.CHANGEABLE`.
 
-Of many processes, which share the folder, on a disk or in a bucket, the first one alone makes what
-one can make, and the others wait for it; they share the token cache and train together.
+Several processes share the folder, on a disk or in a bucket. The first process does the work that
+needs only one, and the others wait. All of them write the token cache and train together.
 """
 
 import contextlib
@@ -37,15 +37,15 @@ from udd_jax.training import optimiser, plan, train_diffusion, train_image_token
 
 SUITES = ("main", "full", "samplers", "tuning", "judges")
 SPLITS = ("train", "validation", "test")
-SKIPPED = 0.01  # largest share of the items that may be unusable, where the config does not say
+SKIPPED = 0.01  # largest share of unusable items, for a config without `skip_limit`
 SURVEY = survey.FILE
 
 
 def run(config: ml_collections.ConfigDict, workdir, until: str | None = None, **options) -> None:
-    """Runs every stage that is not done yet, or those up to the one called `until`.
+    """Runs every stage that is not done yet, up to the stage `until` if given.
 
-    workdir: a folder, or `gs://bucket/path`; options: `profile` and `tensorboard`, as of
-    `train_diffusion.train`.
+    workdir: a folder, or `gs://bucket/path`. options: `profile` and `tensorboard` of
+    `train_diffusion.train`. ValueError, one line: the config, the data or the folder do not fit.
     """
     workdir = files.folder(workdir)
     check(config)
@@ -57,7 +57,7 @@ def run(config: ml_collections.ConfigDict, workdir, until: str | None = None, **
 
 
 def check(config) -> None:
-    """ValueError, one line, for what a late stage would refuse, before an early one has run."""
+    """ValueError, one line, if a late stage would refuse the config; called before any stage."""
     vocab = plan.vocab_of(config)
     train_diffusion.make_objective(config, vocab, pad_id=0)
     optimiser.make_optimiser(config)
@@ -66,7 +66,7 @@ def check(config) -> None:
 
 
 def _run_stages(config, workdir, here, until, data, found, profile=None, tensorboard=False):
-    """`here` is the folder on a disk that stands for `workdir`, mostly the same one."""
+    """here: the local folder for `workdir`; the two are the same if `workdir` is not a bucket."""
     stage = functools.partial(run_folder.timed, workdir)
     on_disk = functools.partial(bucket.on_disk, workdir, here)
     tokenizers, cache = {}, None
@@ -109,15 +109,17 @@ def _run_stages(config, workdir, here, until, data, found, profile=None, tensorb
 
 
 def open_data(config) -> dict:
-    """The three splits of the config's source."""
+    """{split: source} for the three splits of `config.data`."""
     options = config.data_options.to_dict()
     return {split: sources.open_source(config.data, split, **options) for split in SPLITS}
 
 
 def look(config, data: dict, workdir=None) -> dict:
-    """What is in the data (`survey.survey`): what the work folder says of the same data, else by
-    looking. ValueError where too much of it cannot be used, or the evaluation will not find what
-    it asks for."""
+    """The survey of the data (`survey.survey`), read from the work folder if it fits these data.
+
+    ValueError if too much of the data cannot be used, or the evaluation asks for items or fields
+    that the data do not have.
+    """
     asked = config.evaluate
     survey.asked(data, asked.get("split", "test"), asked.get("only", ""), asked.get("category", ""))
     path = workdir and workdir / SURVEY
@@ -132,7 +134,7 @@ def look(config, data: dict, workdir=None) -> dict:
 
 
 def tell(config, data: dict, found: dict, text_tokenizer, workdir=None) -> None:
-    """Says what the tokenizer makes of the captions, and keeps what was found, once."""
+    """Adds to the survey how the tokenizer fits the captions, prints that, writes the survey."""
     if "text" in found:
         return
     found["text"] = survey.texts(data, text_tokenizer, config.text.length)
@@ -143,10 +145,10 @@ def tell(config, data: dict, found: dict, text_tokenizer, workdir=None) -> None:
 
 
 def describe_data(config) -> None:
-    """`--mode=data`: looks at the data, says what is in them, and leaves nothing behind.
+    """`--mode=data`: surveys the data and prints the result. Writes no file.
 
     Raises:
-        ValueError: there are no such data, or too much of them cannot be used.
+        ValueError: the data do not exist, or too much of them cannot be used.
     """
     data = open_data(config)
     found = look(config, data)
@@ -181,7 +183,10 @@ def make_text_tokenizer(config, workdir, source) -> text_tokenizer.Tokenizer:
 def make_image_tokenizer(
     config, workdir, data, tensorboard=False
 ) -> image_tokenizer.ImageTokenizer:
-    """Trained on the split "train" of `data` (`open_data`), scored on "validation"."""
+    """The image tokenizer of the run: loaded, or trained on the split "train" of `data`.
+
+    data: of `open_data`; the split "validation" gives the scores.
+    """
     path = workdir / build.IMAGE
     if path.exists():
         return image_tokenizer.load(path)
@@ -207,7 +212,7 @@ def make_image_tokenizer(
 
 
 def perceptual(config):
-    """LPIPS for the image tokenizer's training; None where it has no weight or no files."""
+    """LPIPS for the training of the image tokenizer; None if its weight is 0 or it has no files."""
     c = config.vq
     if c.perceptual and not c.weights:
         logbook.say("image tokenizer: no perceptual loss, vq.weights names no folder with LPIPS")
@@ -215,9 +220,9 @@ def perceptual(config):
 
 
 def export(workdir, out) -> None:
-    """Copies what generation needs of a finished run to the folder `out`, weights in float16.
+    """Copies the files of a finished run that sampling needs to the folder `out`.
 
-    ValueError if `out` holds a run already.
+    The weights become float16. ValueError if `out` has a run already.
     """
     workdir, out = files.folder(workdir), pathlib.Path(out)
     if (out / build.CONFIG).exists():
@@ -233,10 +238,10 @@ def export(workdir, out) -> None:
 
 
 def evaluate_run(workdir, suite: str = "main", config=None, weights: str | None = None) -> None:
-    """Evaluates a finished run, or what is missing of it, and writes the report.
+    """Runs a suite on a finished run, as far as its results are missing, and writes the report.
 
-    config: one whose fields `evaluate` and `sample` take the place of the run's own; weights: a
-    folder that takes the place of `evaluate.weights`.
+    config: its fields `evaluate` and `sample` replace those of the run. weights: a folder that
+    replaces `evaluate.weights`. ValueError for an unknown suite.
     """
     if suite not in SUITES:
         raise ValueError(f"suite {suite!r} does not exist, expected one of {', '.join(SUITES)}")
@@ -265,7 +270,7 @@ def _evaluate(workdir, suite, config, weights):
 
 
 def write_shards(config, workdir, source, tokenizers: dict) -> None:
-    """This process's share of the token cache."""
+    """Writes the share of this process of the token cache."""
     settings = {
         "text": tokenizers["text"].hash,
         "image": tokenizers["image"].hash,
@@ -288,7 +293,10 @@ def write_shards(config, workdir, source, tokenizers: dict) -> None:
 
 
 def held_out_tokens(config, source, tokenizers: dict) -> dict | None:
-    """The first `config.train.held_out` pairs of a source as a batch; None for 0."""
+    """The first `config.train.held_out` pairs of a source as a batch, or None if that is 0.
+
+    Returns {"image": int32[n, N], "text": int32[n, M]}.
+    """
     count = min(config.train.held_out, len(source))
     if not count:
         return None
@@ -302,10 +310,10 @@ def held_out_tokens(config, source, tokenizers: dict) -> dict | None:
 
 
 def pairs(config, workdir, source, tokenizers: dict, share):
-    """`batches.make` without a cache: step -> {"image": int32[B, N], "text": int32[B, M]}.
+    """Batches without a token cache: step -> {"image": int32[B, N], "text": int32[B, M]}.
 
-    What is wrong with the data is listed in `skipped.jsonl`, each fault once. ValueError, when
-    called, if more than `config.skip_limit` of the items cannot be used.
+    `skipped.jsonl` lists each fault of the data once. The returned function raises ValueError if
+    more than `config.skip_limit` of the items cannot be used.
     """
     seen, c = {}, config
     decoded = batches.Decoded(
@@ -341,7 +349,10 @@ def pairs(config, workdir, source, tokenizers: dict, share):
 
 
 def make_weights(config, workdir, cache, tokenizers: dict, data, **options) -> dict:
-    """The averaged weights, trained as far as `config.train.steps` says; options: of `train`."""
+    """The averaged weights after `config.train.steps` steps; trains as far as needed.
+
+    options: those of `train_diffusion.train`.
+    """
     if (workdir / build.WEIGHTS).exists():
         params, metadata = trees.load_tree(workdir / build.WEIGHTS)
         if metadata["step"] >= config.train.steps:
@@ -369,7 +380,7 @@ def make_weights(config, workdir, cache, tokenizers: dict, data, **options) -> d
 
 
 def reuse(config, vocab, weights: dict) -> dict:
-    """Fresh parameters with those of another run in place of all of the same name and shape."""
+    """New parameters; those with the name and shape of an array in `weights` are taken from it."""
     model = build.make_model(config, vocab)
     fresh = jax.device_get(
         transformer.init(model, jax.random.key(config.seed), config.train.fan_in)
