@@ -1,4 +1,4 @@
-"""What is one's own goes in from outside the package, without touching a file of it."""
+"""A user's own parts are added from outside the package, without changing any of its files."""
 
 from typing import Any, NamedTuple
 
@@ -24,7 +24,7 @@ def pipe(tiny_run):
 
 
 def test_a_sampler(pipe, monkeypatch):
-    """One place a call from the left: after k of L calls the first places are filled."""
+    """One position a call from the left: after k of L calls the first k positions are filled."""
 
     def leftmost(reveal):
         return reveal.reveal_first(-jnp.arange(reveal.masked.shape[1])[None])
@@ -38,8 +38,8 @@ def test_a_sampler(pipe, monkeypatch):
 
 
 def test_a_guide(pipe):
-    """The network's answer at weight 1 is the plain one; with no text at all it is that of images
-    alone, whatever the prompt."""
+    """One branch of weight 1 gives the samples without guidance. A branch whose text is absent
+    gives the same images for any prompt."""
 
     def plain(scene, x, t):
         now = pipeline.tasks.times(scene.kernel.vocab, scene.masks, t, scene.kernel.steps)
@@ -64,7 +64,7 @@ def test_a_guide(pipe):
 
 
 def test_a_scorer(pipe):
-    """One that asks for code 3 and nothing else; and one that has nothing to say changes no bit."""
+    """A scorer can force code 3 everywhere; a scorer that returns None changes no bit."""
 
     def threes(x, t, log_p):
         return jnp.full_like(log_p[0], -1e4).at[..., 3].set(0), None

@@ -1,4 +1,4 @@
-"""Any folder and any shard: one line that says why not, or all that went in is used or counted."""
+"""Any folder and any shard is refused in one line, or all of its items are used or counted."""
 
 import contextlib
 import io

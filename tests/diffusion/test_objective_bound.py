@@ -1,9 +1,9 @@
-"""The bound against what it stands for: the sum over the steps of a chain, enumerated.
+"""The bound against its definition: the sum over the steps of a chain, by enumeration.
 
-Two networks make its value known beforehand. `told` divides a number of nats, its own for every
-step, evenly among the masks that it sees, so that a term is that number whatever the noise was.
-`TABLE` holds random logits for every sequence and every pair of times, so that each token and each
-time that the network is fed shows in the result.
+Two networks have a known bound. `told` divides a number of nats, another one for each step, evenly
+among the masks in its input, so that a term is this number for any noise. `TABLE` holds random
+logits for every sequence and every pair of times, so that each input token and each time changes
+the result.
 """
 
 import itertools

@@ -1,7 +1,8 @@
 """The process and the objective against recorded arrays, in float32 and float64.
 
-What the published code does and the paper does not, a leak between the modalities and a swapped
-beta, is in `published_twin`: switched on it equals the recording, switched off it equals ours.
+The published code differs from the paper in two points, a leak between the modalities and a swapped
+beta. `published_twin` has both as switches: switched on it equals the recording, switched off it
+equals this library.
 """
 
 import functools
@@ -66,7 +67,7 @@ def test_schedule_tables_equal_the_recorded_ones(recording, steps):
 
 @recorded.jit
 def tables_at(kernel, now):
-    """Of each modality the marginals at times `now` and one before, and the step between."""
+    """For each modality the marginals at times `now` and `now` - 1, and the step between them."""
     parts = []
     for m in range(len(kernel.vocab.modalities)):
         at_t = transition.marginal(kernel, m, now)

@@ -41,8 +41,8 @@ STATES = 6  # of the network that stands for Inception
 
 
 class Scorer(oracle.Oracle):
-    """Its bound of a text given an image is 8 bits if the text is not true of it, and the text's
-    own number of words, which it costs alone too."""
+    """A pipeline with a known bound. A text costs as many bits as it has words, alone or given an
+    image, and 8 bits more if it is not true of the image."""
 
     def score(self, tokens, *, task, common=False, **options):
         if not common:

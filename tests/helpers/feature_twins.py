@@ -1,4 +1,4 @@
-"""The measuring networks in PyTorch, with random weights, and what they make of random pictures.
+"""The feature networks in PyTorch, with random weights, and their outputs for random images.
 
 Weights are drawn by name (`weight`), so that they need no file and no PyTorch: the recording in
 `fixtures/features` holds the published names with their shapes, and the outputs.
@@ -52,7 +52,7 @@ def recorded(network: str) -> tuple[dict, dict]:
 
 
 def pictures(network: str) -> np.ndarray:
-    """Odd ones: of Inception and LPIPS float32 in [-1, 1), of LPIPS two sets; of CLIP uint8."""
+    """Images of odd sizes: float32 in [-1, 1) for Inception, two sets for LPIPS; uint8 for CLIP."""
     shape = {"inception": (2, 107, 139, 3), "clip": (3, 24, 24, 3), "lpips": (2, 2, 16, 24, 3)}
     drawn = uniform(f"pictures of {network}", shape[network])
     return ((drawn + 1) * 128).astype(np.uint8) if network == "clip" else drawn
@@ -68,7 +68,7 @@ def texts() -> np.ndarray:
 
 
 def resized(name: str, size: str) -> tuple[np.ndarray, slice, np.ndarray]:
-    """A picture, which rows of the result are kept, and what clean-fid makes them, 0..255."""
+    """An image, the rows of the result that are kept, and these rows by clean-fid, 0..255."""
     with np.load(FOLDER / "resized.npz") as file:
         return odd_picture(size), KEPT, file[f"{name}_{size}"]
 
@@ -264,7 +264,7 @@ def lpips(w: Weights, a, b):
 
 
 def run(network: str) -> dict:
-    """What a build makes of `pictures` (and `texts`), as NumPy arrays, and the shapes it asked."""
+    """The outputs for `pictures` (and `texts`), NumPy arrays, and the shapes of all weights."""
     import torch
 
     from udd_jax.networks import pretrained

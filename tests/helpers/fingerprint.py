@@ -1,4 +1,4 @@
-"""What a change that should change nothing must leave as it is, bit for bit, on one machine.
+"""The numbers that a refactoring must not change, bit for bit, on one machine.
 
     python -m tests.helpers.fingerprint before.json     at the commit before: writes the file
     python -m tests.helpers.fingerprint before.json     after: compares, exit code 1 if it differs

@@ -1,9 +1,9 @@
 """A finite set of items: a world whose p(x_0 | x_t) is found by enumeration.
 
-With it in place of a network every sampler's result can be told beforehand: a sequence is one of
+If it replaces the network, the result of every sampler is known in advance: a sequence is one of
 the items or it is not, and the items are equally likely. Tokens that are revealed in one call are
-independent given x_t, so that few calls make sequences that are no item; how many is found by
-`chain` and `fill`, which simulate the samplers in float64 NumPy and share no code with them.
+independent given x_t, so with few calls some sequences are not items. `chain` and `fill` say how
+many: they simulate the samplers in float64 NumPy and share no code with them.
 """
 
 import functools
@@ -76,7 +76,7 @@ def predict(tables, xt: np.ndarray, t: int, free: np.ndarray, silent=False) -> n
 
 
 def draw(p: np.ndarray, rng) -> np.ndarray:
-    """A token for each row of p, float64[..., V]."""
+    """Draws a token for each row of p, float64[..., V]."""
     reached = np.cumsum(p / p.sum(-1, keepdims=True), axis=-1)
     drawn = (reached < rng.random(p.shape[:-1])[..., None]).sum(-1)
     return np.minimum(drawn, p.shape[-1] - 1)

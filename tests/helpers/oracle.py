@@ -1,10 +1,9 @@
-"""A pipeline on an embedded world whose network is an oracle, so that every number can be told
-beforehand.
+"""A pipeline on an embedded world whose network is an oracle: every number is known in advance.
 
-On `shapes` its image tokenizer has the 43 cell templates for codes; `Tiles` is one for any world.
-What is asked of it is the truth, the held-out items or, where nothing is given, scenes of the
-validation split, but for the rows in `wrong`, by task: their image is that of code 0 everywhere,
-which is empty, or their caption lacks its first word.
+On `shapes` the codes of its image tokenizer are the 43 cell templates; `Tiles` works in any world.
+It generates the truth: the held-out items, or scenes of the validation split where nothing is
+given. The rows in `wrong`, by task, are the exception: their image has code 0 everywhere, which is
+empty, or their caption lacks its first word.
 """
 
 import dataclasses

@@ -28,7 +28,7 @@ def make(**options):
 
 @functools.cache
 def weights(**options):
-    """Parameters as far from their start as training takes them."""
+    """Random parameters, as large as after training."""
     model = make(**options)
     init = jax.eval_shape(functools.partial(transformer.init, model), jax.random.key(0))
     rng = np.random.default_rng(0)
@@ -63,7 +63,7 @@ def names(params):
 
 
 def changed(params, layer, function):
-    """The parameters with a function of those of the layers whose names end so."""
+    """The parameters, with a function applied to those whose names have this ending."""
 
     def change(path, p):
         return function(p) if any(part.key.endswith(layer) for part in path[:-1]) else p
@@ -315,7 +315,7 @@ def test_a_learned_vector_is_added_where_a_token_is_given_and_nowhere_else():
 
 
 def padding_gradient(mask_padding):
-    """Of a training loss of images given padded texts, by the padding's row of the embedding."""
+    """The gradient of a loss (images given padded texts) by the embedding row of the padding."""
     config = t2i.get_config("smoke")
     config.diffusion.steps = T
     config.model.update({"layers": 1, "width": 8, "mask_padding": mask_padding})
@@ -375,7 +375,7 @@ def test_bfloat16_computes_roughly_and_answers_in_float32():
 
 @functools.cache
 def gradient(**options):
-    """Of the sum of squared logits."""
+    """The gradient of the sum of squared logits."""
     model = make(**options)
     x, t, free = inputs()
 

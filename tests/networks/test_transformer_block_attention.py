@@ -1,5 +1,5 @@
-"""Block attention: what nothing is generated of looks at itself alone, so that what the others see
-of it is the same all through a chain, and keeping it changes nothing."""
+"""Block attention: a modality without free positions attends to itself only. So its keys and values
+are constant during a chain, and caching them changes nothing."""
 
 import dataclasses
 import functools
@@ -32,7 +32,7 @@ FULL = {
 
 @functools.cache
 def network(layout=PAIR, block_attention=True, **options):
-    """With parameters as far from their start as training takes them."""
+    """A network with random parameters, as large as after training."""
     model = transformer.Transformer(
         layout,
         T,
@@ -50,8 +50,8 @@ def network(layout=PAIR, block_attention=True, **options):
 
 
 def batch(layout, closed, seed=0, rows=4):
-    """Sequences, half masked where they are free, and whose modalities `closed` are given, or
-    absent in every other row."""
+    """Sequences whose free positions are half masked. The modalities `closed` are given, and absent
+    in every other row."""
     rng = np.random.default_rng(seed)
     parts = [
         rng.integers(0, m.classes, (rows, m.length)) + offset

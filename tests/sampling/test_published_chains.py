@@ -1,11 +1,13 @@
-"""Whole chains and the whole loss against the recorded ones: every part of the library at once.
+"""Whole chains and the whole loss against the recording: all parts of the library together.
 
-The loop here is the published one, with the recorded noise: the library's network, `p_log_probs`
-and `truncate`, and a draw over all V classes. The published chain from a text has the swapped beta
-of the conditional modes: its posterior is the twin's, and another test compares the library's with
-the twin's where nothing is swapped. Its own samplers draw in another way (mask or not
-first), strided with the exact kernel, and are tested elsewhere. The recording's precisions give
-the same tokens, so that one run in float32 is compared with both.
+The loop here is the published one with the recorded noise. It calls the library's network,
+`p_log_probs` and `truncate`, and draws over all V classes. The published chain from a text has the
+swapped beta of the conditional modes, so the twin computes its posterior; another test compares the
+library's posterior with the twin's without the swap.
+
+The library's own samplers draw differently (mask or not first, strides with the exact kernel) and
+are tested elsewhere. Both precisions of the recording have the same tokens, so one run in float32
+is compared with both.
 """
 
 import dataclasses
@@ -96,7 +98,7 @@ def image_by_twin(recording, *, errors):
 
 
 def chain(recording, name, x, steps, *, net="joint", step=None, known=None, strided=0):
-    """All sampled sequences in the order drawn, and what they became after the known were set back.
+    """All sampled sequences in the order of drawing, and the same after restoring given tokens.
 
     step: what `reverse` returns, of the first positions or all. The times of the network are
     `steps`..1, or every `strided`-th; the published strided rule then takes the one-step posterior

@@ -1,4 +1,4 @@
-"""What the loop promises its network, tokens and times, and the noise of MaskGIT."""
+"""The inputs that the loop gives to its network (tokens and times), and the noise of MaskGIT."""
 
 import jax
 import jax.numpy as jnp

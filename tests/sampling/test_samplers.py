@@ -1,8 +1,8 @@
-"""Every sampler in a world of 24 items (finite.py): how often what it makes is one of them.
+"""Every sampler in a world of 24 items (finite.py): how often its sequence is one of the items.
 
-Tokens that are revealed in one call are independent given x_t, so with few calls the right share
-is below 1. It is that of the same chain in NumPy: recorded in the fixture for the ancestral chain,
-simulated here for the others.
+Tokens that are revealed in one call are independent given x_t, so with few calls the expected share
+is below 1. It must equal the share of the same chain in NumPy: recorded in the fixture for the
+ancestral chain, simulated here for the others.
 """
 
 import jax

@@ -51,8 +51,8 @@ def weights(precision):
 
 @functools.cache
 def both_ways(precision):
-    """enc, logits and codes, without and with the recorded noise, of the recorded images; pixels
-    of the recorded codes and of those without."""
+    """For the recorded images: enc, logits and codes, without and with the recorded noise. And the
+    pixels decoded from the recorded codes, and from the codes without noise."""
     stored = recorded.PUBLISHED.arrays(f"vqgan_{precision}")
     module = gumbel_vq()
     full = stored["quantize_to_full"]

@@ -1,4 +1,4 @@
-"""Claims about a step that is taken again: it is the same step, and it says what is not finite."""
+"""A replayed step is the same step, and its report names the arrays that are not finite."""
 
 import shutil
 

@@ -1,4 +1,4 @@
-"""Loss terms of one's own: a function in a table, and weight 0 is bit for bit without it."""
+"""A user's own loss terms: functions in a table. With weight 0 no bit of the loss changes."""
 
 import jax
 import jax.numpy as jnp

@@ -31,7 +31,7 @@ class Table:
 
 @finite.quick
 def step_of(x0):
-    """The loss of a mixture as trained, and what it is made of: noise and terms."""
+    """The training loss of a mixture, and its parts: the noise and the terms."""
     key, mixture = jax.random.key(0), {"pair": 1.0, "image": 1.0, "independent": 1.0}
     loss_fn = losses.make_loss(
         KERNEL, Table, mixture=mixture, auxiliary=0.5, pad_id=0, pad_weight=1.0
