@@ -39,12 +39,12 @@ def _on_mesh(q, k, v, bias=None):
     arrays = [x.swapaxes(1, 2) for x in (q, k, v)]  # [B, H, n, d]
     if bias is not None:
         arrays.append(jnp.broadcast_to(bias, (*arrays[0].shape[:3], k.shape[1])).astype(q.dtype))
-    run, mesh = kernel, jax.sharding.get_abstract_mesh()
+    attend, mesh = kernel, jax.sharding.get_abstract_mesh()
     if not mesh.empty:
         place = sharding.fit(P(sharding.DATA, sharding.MODEL, None, None), arrays[0].shape, mesh)
         places = (place,) * len(arrays)
-        run = jax.shard_map(kernel, mesh=mesh, in_specs=places, out_specs=place, check_vma=False)
-    return run(*arrays).swapaxes(1, 2)
+        attend = jax.shard_map(kernel, mesh=mesh, in_specs=places, out_specs=place, check_vma=False)
+    return attend(*arrays).swapaxes(1, 2)
 
 
 def kernel(q, k, v, bias=None):

@@ -70,8 +70,8 @@ def dot_product_attention(
     scores = jnp.matmul(flat(q) * (1 / math.sqrt(size)), flat(k).transpose(0, 2, 1))
     scores = scores.astype(jnp.promote_types(jnp.float32, scores.dtype))
     if bias is not None:
-        full = jnp.broadcast_to(bias, (batch, heads, n, k.shape[1]))
-        scores = scores + full.reshape(scores.shape)
+        bias = jnp.broadcast_to(bias, (batch, heads, n, k.shape[1]))
+        scores = scores + bias.reshape(scores.shape)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     out = jnp.matmul(weights, flat(v))
     return out.reshape(batch, heads, n, size).transpose(0, 2, 1, 3)

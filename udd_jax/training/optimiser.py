@@ -13,11 +13,11 @@ def make_optimiser(config) -> tuple[optax.GradientTransformation, optax.Schedule
     """
     c = config.train
     if c.decay == "cosine":
-        rate = optax.warmup_cosine_decay_schedule(
+        learning_rate = optax.warmup_cosine_decay_schedule(
             0.0, c.learning_rate, c.warmup, c.steps, c.learning_rate * c.final_rate
         )
     else:
-        rate = optax.join_schedules(
+        learning_rate = optax.join_schedules(
             [
                 optax.linear_schedule(0.0, c.learning_rate, c.warmup),
                 optax.linear_schedule(
@@ -27,10 +27,12 @@ def make_optimiser(config) -> tuple[optax.GradientTransformation, optax.Schedule
             [c.warmup],
         )
     if c.optimiser == "adamw":
-        step = optax.adamw(rate, b1=c.beta1, b2=c.beta2, weight_decay=c.weight_decay, mask=_decays)
+        update = optax.adamw(
+            learning_rate, b1=c.beta1, b2=c.beta2, weight_decay=c.weight_decay, mask=_decays
+        )
     elif c.optimiser == "muon":
-        step = optax.contrib.muon(
-            rate,
+        update = optax.contrib.muon(
+            learning_rate,
             weight_decay=c.weight_decay,
             weight_decay_mask=_decays,
             adam_b1=c.beta1,
@@ -42,7 +44,7 @@ def make_optimiser(config) -> tuple[optax.GradientTransformation, optax.Schedule
         )
     else:
         raise ValueError(f"train.optimiser = {c.optimiser!r}, expected 'adamw' or 'muon'")
-    return optax.chain(optax.clip_by_global_norm(c.clip), step), rate
+    return optax.chain(optax.clip_by_global_norm(c.clip), update), learning_rate
 
 
 def _matrices(params):

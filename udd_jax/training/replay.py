@@ -63,11 +63,11 @@ def run(workdir) -> Step:
     return Step(about["step"], about["ids"], state, metrics, grads)
 
 
-def describe(step: Step) -> str:
+def describe(replayed: Step) -> str:
     """The report as text: the metrics of the step, and every array that is not finite."""
-    lines = [f"step {step.step}" + (f" of the samples {step.ids}" if step.ids else "")]
-    lines.append(", ".join(f"{name} {value:.4g}" for name, value in step.metrics.items()))
-    for what, tree in (("state", step.state), ("gradient", step.gradient)):
+    lines = [f"step {replayed.step}" + (f" of the samples {replayed.ids}" if replayed.ids else "")]
+    lines.append(", ".join(f"{name} {value:.4g}" for name, value in replayed.metrics.items()))
+    for what, tree in (("state", replayed.state), ("gradient", replayed.gradient)):
         bad = not_finite(tree)
         lines += [f"not finite in the {what}: {n} of {of} in {name}" for name, n, of in bad]
         if not bad:

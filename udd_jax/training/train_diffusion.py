@@ -112,7 +112,7 @@ def make_gradient(loss_fn, accumulate: int = 1):
     return gradient if accumulate == 1 else in_parts
 
 
-def make_step(loss_fn, tx, rate, ema_decay, vocab: Vocab, accumulate: int = 1):
+def make_step(loss_fn, tx, learning_rate, ema_decay, vocab: Vocab, accumulate: int = 1):
     """The train step: (state, batch {name: int32[B, length]}, key) -> (state, metrics)."""
     gradient = make_gradient(loss_fn, accumulate)
 
@@ -126,7 +126,7 @@ def make_step(loss_fn, tx, rate, ema_decay, vocab: Vocab, accumulate: int = 1):
         decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
         ema = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, state.ema_params, params)
         norm = optax.tree.norm(grads)
-        metrics |= {"gradient_norm": norm, "learning_rate": rate(state.step)}
+        metrics |= {"gradient_norm": norm, "learning_rate": learning_rate(state.step)}
         new = TrainState(state.step, params, opt_state, ema, sampler)
         new, metrics["skipped"] = loop.apply_if_finite(new, state, metrics["loss"], norm)
         return new.replace(step=state.step + 1), metrics
@@ -193,14 +193,14 @@ def train(
     workdir = files.folder(workdir)
     mesh = sharding.make_mesh(**config.mesh)
     model, loss_fn = make_objective(config, vocab, pad_id, terms)
-    tx, rate = optimiser.make_optimiser(config)
+    tx, learning_rate = optimiser.make_optimiser(config)
     c, key = config.train, jax.random.key(config.seed)
     make = functools.partial(create_state, model, tx, jax.random.fold_in(key, 0), start, c.fan_in)
     state = sharding.create(mesh, make) if start is None else sharding.shard_tree(mesh, make())
     # Explicit, because otherwise the compiler may change the sharding of the state in a step.
     places = sharding.shardings(mesh, state), None
-    step = make_step(loss_fn, tx, rate, c.ema, vocab, c.accumulate)
-    step_fn = jax.jit(step, donate_argnums=0, out_shardings=places)
+    train_step = make_step(loss_fn, tx, learning_rate, c.ema, vocab, c.accumulate)
+    step_fn = jax.jit(train_step, donate_argnums=0, out_shardings=places)
 
     evaluate = None
     if held_out is not None:

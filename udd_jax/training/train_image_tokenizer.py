@@ -69,9 +69,9 @@ def make_optimisers(config):
     constant learning rate.
     """
     c = config.vq
-    rate = optax.warmup_cosine_decay_schedule(0.0, c.learning_rate, c.warmup, c.steps)
+    learning_rate = optax.warmup_cosine_decay_schedule(0.0, c.learning_rate, c.warmup, c.steps)
     adam = functools.partial(optax.adam, b1=c.beta1, b2=c.beta2)
-    tx = optax.chain(optax.clip_by_global_norm(c.clip), adam(rate))
+    tx = optax.chain(optax.clip_by_global_norm(c.clip), adam(learning_rate))
     return tx, adam(c.adversarial.learning_rate)
 
 

@@ -75,7 +75,7 @@ def losses(
     text = vocab.index("text")
     where = vocab.slices[text]
     free = jnp.broadcast_to(vocab.modality_of == text, x0.shape)
-    rate = kernel.gamma_bar[text, 1:]
+    mask_rate = kernel.gamma_bar[text, 1:]
 
     def nll(masked, t):  # masked: bool[B, M_text]; t: int32[B]
         hidden = jnp.zeros(x0.shape, bool).at[:, where].set(masked)
@@ -92,11 +92,11 @@ def losses(
     for number, name in enumerate(KINDS[1:], 1):
         masked = kind == number
         # The time at which so many words are masked on average.
-        t = 1 + jnp.searchsorted(rate, masked.mean(axis=1))
+        t = 1 + jnp.searchsorted(mask_rate, masked.mean(axis=1))
         found[f"hidden:{name}"] = mean(nll(masked, t), masked)
     for t in noise:
         key_mask = jax.random.fold_in(key, t)
-        masked = jax.random.bernoulli(key_mask, rate[t - 1], kind.shape)
+        masked = jax.random.bernoulli(key_mask, mask_rate[t - 1], kind.shape)
         values = nll(masked, jnp.full(len(x0), t))
         for number, name in enumerate(KINDS):
             found[f"noise:{t}:{name}"] = mean(values, masked & (kind == number))
