@@ -1,8 +1,8 @@
 """From the bytes of a caption file to text: byte-order marks, encodings, JSON.
 
-    decode       bytes -> text       UTF-8, or UTF-16 and UTF-32 where a byte-order mark says so
-    lines        bytes -> captions   one a line, blank lines left out
-    parse_json   text -> value       every fault is a ValueError, nesting that is too deep as well
+    decode       bytes -> text       UTF-8; UTF-16 or UTF-32 if a byte-order mark says so
+    lines        bytes -> captions   one for each line, without blank lines
+    parse_json   text -> value       every fault is a ValueError, also nesting that is too deep
 
 Bytes that are not UTF-8 become lone surrogates here. `reading.clean` replaces them and counts the
 caption as repaired.
@@ -24,7 +24,7 @@ _MARKS = (
 def decode(content: bytes) -> str:
     """The text of a file, without its byte-order mark; line ends become a line feed.
 
-    Never raises: what cannot be decoded is replaced (UTF-16, UTF-32) or becomes lone surrogates.
+    Never raises: invalid bytes are replaced (UTF-16, UTF-32) or become lone surrogates (UTF-8).
     """
     encoding, errors = "utf-8", "surrogateescape"
     for mark, name in _MARKS:
@@ -37,7 +37,7 @@ def decode(content: bytes) -> str:
 
 
 def lines(content: bytes) -> tuple[str, ...]:
-    """The captions of a text file, one a line; the first line alone where all are blank."""
+    """The captions of a text file, one for each line; if all lines are blank, the first line."""
     found = decode(content).splitlines()
     return tuple(line for line in found if line.strip()) or tuple(found[:1])
 

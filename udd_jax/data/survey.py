@@ -1,14 +1,13 @@
-"""What was found in the data: looked at once, before anything is trained.
+"""A survey of the data, taken once before the training.
 
-    survey     opens every picture and caption of the splits and counts          -> dict
-    asked      refuses what the evaluation will not find         ValueError
-    check      refuses data of which too much cannot be used                     ValueError
-    texts      what the text tokenizer makes of the captions                     -> dict
-    describe   all of it in lines that are read                                  -> str
+    survey     opens every image and caption of the splits and counts           -> dict
+    asked      refuses an evaluation of items that the data do not have         ValueError
+    check      refuses data if too much of them cannot be used                  ValueError
+    texts      how the text tokenizer fits the captions                         -> dict
+    describe   the survey as text                                               -> str
 
-Everything that goes into a set is used, or counted here with its cause and the first of its kind:
-"unusable" are the items that are skipped, "dropped" and "repaired" are captions, "left" is what
-the data hold and no split takes.
+Every item of a data set is used, or counted here with its cause and the first example: "unusable"
+items are skipped, "dropped" and "repaired" are captions, "left" are files that no split uses.
 """
 
 import collections
@@ -19,13 +18,13 @@ from udd_jax.data import reading
 from udd_jax.data.sources import listing
 
 FILE = "data.json"  # in the folder of a run
-_BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # a piece of the tokenizer for a byte of a character
-_REPAIRED = 0.5  # of the captions: more were saved in another encoding
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # a piece of the tokenizer for one byte of a character
+_REPAIRED = 0.5  # share of repaired captions above which the file has another encoding
 _SHOWN = 3
 
 
 class _Counts:
-    """cause -> how many, and the first."""
+    """Counts by cause, with the first example of each."""
 
     def __init__(self):
         self._counts, self._first = collections.Counter(), {}
@@ -42,16 +41,16 @@ class _Counts:
 
 
 def survey(data: dict, min_side: int = 8, max_characters: int = 10_000, threads: int = 4) -> dict:
-    """Looks at every picture and caption of stored data.
+    """Reads every image and caption of stored data.
 
     Args:
-        data: split -> source. An embedded world, which has no faults, is not read.
-        min_side, max_characters: as of `reading.Views`.
-        threads: that decode pictures.
+        data: {split: source}. An embedded world is not read, since it has no faults.
+        min_side, max_characters: as in `reading.Views`.
+        threads: number of threads that decode images.
 
     Returns:
         JSON values: "splits", for each split its name, records, captions, unusable records and how
-        it was decided; "sizes", pictures by (width, height) as text; "unusable", "dropped",
+        it was decided; "sizes", images by (width, height) as text; "unusable", "dropped",
         "repaired" and "left", cause -> {"count", "first"}; "examples", some captions; "hash".
     """
     splits, sizes, examples = {}, collections.Counter(), []
@@ -97,7 +96,7 @@ def survey(data: dict, min_side: int = 8, max_characters: int = 10_000, threads:
 
 
 def identity(data: dict) -> dict:
-    """What says whether data are still those that were looked at: split -> [name, hash]."""
+    """{split: [name, hash]}, which changes when the data change."""
     return {s: [source.name, getattr(source, "hash", None)] for s, source in data.items()}
 
 
@@ -118,7 +117,7 @@ def _looked_at(source, min_side: int, threads: int):
 
 
 def check(found: dict, skip_limit: float = 0.01) -> None:
-    """ValueError, one line, where too much of the training split, or of all splits, is unusable.
+    """ValueError, one line, if too much of the training split, or of all splits, is unusable.
 
     Args:
         found: of `survey`.
@@ -158,15 +157,14 @@ def check(found: dict, skip_limit: float = 0.01) -> None:
 
 
 def asked(data: dict, split: str, only: str = "", category: str = "") -> int:
-    """How many items of stored data the evaluation will measure; 0 where the split has none.
+    """The number of items of stored data that the evaluation will measure; 0 for an empty split.
 
     Args:
-        data: split -> source.
+        data: {split: source}.
         split, only, category: `evaluate.split`, `.only` ("field=value") and `.category`.
 
     Raises:
-        ValueError: the split has items and none is what `only` asks for, or no item of it has the
-            field `category`.
+        ValueError: the split has items, but none matches `only`, or none has the field `category`.
     """
     source = data.get(split)
     if not isinstance(source, listing.Listing) or not len(source):
@@ -189,17 +187,17 @@ def asked(data: dict, split: str, only: str = "", category: str = "") -> int:
 
 
 def texts(data: dict, tokenizer, length: int) -> dict:
-    """What a text tokenizer makes of the captions of stored data.
+    """How a text tokenizer fits the captions of stored data.
 
     Args:
-        data: split -> source.
-        tokenizer: with `pieces(text)`, `piece(index)` and `decode`.
-        length: `text.length`, pieces of a caption that are kept.
+        data: {split: source}.
+        tokenizer: has `pieces(text)`, `piece(index)` and `decode`.
+        length: `text.length`, the number of pieces that are kept of a caption.
 
     Returns:
-        JSON values: "captions"; "cut", how many of them have more pieces than `length`; "longest"
-        in pieces; "covers", the length that keeps 98 % of them whole; "lacking", the characters
-        that are spelled in bytes or lost, most frequent first, with their counts.
+        JSON values: "captions", their number; "cut", how many of them have more pieces than
+        `length`; "longest", in pieces; "covers", the length that keeps 98 % of them whole;
+        "lacking", the characters that become bytes or are lost, with counts, most frequent first.
     """
     counts, lengths = collections.Counter(), []
     for source in data.values():
@@ -229,7 +227,7 @@ def _lacks(tokenizer, letter: str) -> bool:
 
 
 def describe(found: dict, spec: str = "") -> str:
-    """What `survey` found, and `texts` if it is there as `found["text"]`, in lines."""
+    """The result of `survey` as text, and that of `texts` if `found["text"]` has it."""
     lines = [f"data {spec}".strip()] if spec else []
     for split, row in found["splits"].items():
         captions = "" if row["captions"] is None else f", {row['captions']} captions"
@@ -256,7 +254,7 @@ def describe(found: dict, spec: str = "") -> str:
 
 
 def describe_texts(text: dict) -> list[str]:
-    """What `texts` found, in lines."""
+    """The result of `texts` as lines."""
     share = text["cut"] / max(1, text["captions"])
     mend = f"; --config.text.length={text['covers']} keeps 98% whole" if share > 0.02 else ""
     lines = [

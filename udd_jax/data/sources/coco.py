@@ -1,13 +1,13 @@
 """COCO captions: annotation files and a folder of images.
 
-coco:/path      a folder with captions_train2014.json, captions_val2014.json, ... (the split is
-                in the name) or a file of Karpathy's, dataset_coco.json or dataset_flickr30k.json,
-                at any depth, which comes first and gives his splits (restval is train); or one
-                such file
-images=/path    where the image files are; else anywhere below the annotations' folder
+coco:/path      one annotation file, or a folder with such files at any depth:
+                captions_train2014.json, captions_val2014.json, ... (the name has the split); or
+                Karpathy's dataset_coco.json or dataset_flickr30k.json, which is preferred and has
+                his splits (restval counts as train)
+images=/path    the folder of the image files; by default anywhere below the annotations' folder
 
-A file name stands for the image whose path ends in it, with its folder where one is given. Of
-equal names, the one in a folder of the annotations' split is meant; else it is a fault.
+A file name, with its folder if it has one, is the image whose path ends in it. If several images
+match, the one in a folder of the annotations' split is used; if that fails, it is a fault.
 """
 
 import os
@@ -21,7 +21,7 @@ _KARPATHYS = "dataset_*.json"
 
 
 def items(path: str, images: str | None = None, split_field: str = "split") -> list[listing.Item]:
-    """The images of all annotation files, with all their captions, in the files' order."""
+    """The images of all annotation files with all their captions, in the order of the files."""
     root = pathlib.Path(path)
     second = []
     if root.is_dir():

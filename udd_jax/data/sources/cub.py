@@ -1,11 +1,12 @@
 """Caltech-UCSD Birds 200-2011 with ten captions an image (Reed et al. 2016).
 
-    cub:/path      a folder that holds, at any depth, `images.txt` with `images/CLASS/NAME.jpg`
-                   beside it (the data set), and `CLASS/NAME.txt` below a folder called `text_c10`
-                   or `text` (the captions, one a line)
+    cub:/path      a folder that has, at any depth, the data set (`images.txt`, and next to it
+                   `images/CLASS/NAME.jpg`) and the captions (`CLASS/NAME.txt`, one a line, below a
+                   folder named `text_c10` or `text`)
 
-The splits: by class where `testclasses.txt` (with `valclasses.txt`) comes with the captions, as in
-text-to-image work, so that test shows birds that were never seen; else `train_test_split.txt`.
+If the captions come with `testclasses.txt` (and `valclasses.txt`), the splits are by class, as in
+text-to-image papers: the classes of test are not in train. Otherwise `train_test_split.txt` has the
+splits.
 """
 
 import pathlib
@@ -20,7 +21,7 @@ def items(path: str) -> list[listing.Item]:
     birds = _first(root, "images.txt", "the data set's list of images").parent
     classes = {name.partition("/")[0] for name in _table(birds / "images.txt").values()}
     places = sorted(root.rglob("text_c10")) + sorted(root.rglob("text"))
-    # The zip file has text/text: the one is meant that has the folders of the classes.
+    # The zip file has text/text: take the one that has the folders of the classes.
     places.sort(key=lambda place: not any((place / name).is_dir() for name in classes))
     if not places:
         raise ValueError(f"{path} has no folder text_c10 or text, expected CLASS/NAME.txt in it")

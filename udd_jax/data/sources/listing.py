@@ -1,16 +1,16 @@
-"""A source as a list: what each item is called, where its bytes lie, what is said about it.
+"""A source as a list of items: the name of each, the place of its bytes, its captions and split.
 
-Every format on disk becomes a list of `Item`s, made by one pass over names, headers and captions;
-pictures are read when they are asked for. What is wrong with an item (a file that is listed and not
-there, a damaged line) is found when it is read, so that it is counted with all other faults.
+Every format on disk becomes a list of `Item`s, by one pass over names, headers and captions. Images
+are read later, on access. A fault of an item (a listed file that does not exist, a damaged line)
+shows when it is read, so it is counted together with all other faults.
 
-    split      given by the data (a column, a folder or a shard called train, val, test, ...)
-    no split   by a hash of the image's bytes, so that the same picture is never in two of them
+    split      given by the data (a column, or a folder or shard named train, val, test, ...)
+    no split   a hash of the image's bytes decides, so equal files are never in two splits
     some       a split that the data lack is taken from their train items, by the same hash
-    few        no split is taken off by hash where its share is less than one item
+    few        if the share of a split is less than one item, it stays empty
 
-Pictures are the same when their pixels are. One that several splits share stays in the last of
-train, validation, test that has it. What the data hold and no split uses is in `Listing.left`.
+Two images are equal if their pixels are equal. An image that several splits share stays in the last
+of train, validation, test that has it. `Listing.left` has the items that no split uses.
 """
 
 import concurrent.futures
@@ -33,7 +33,7 @@ _SPLIT_WORDS = {
     "validation": ("validation", "valid", "val", "dev", "devel", "valset", "minival"),
     "test": ("test", "testing", "testset", "testa", "testb"),
 }
-# What they mean beside another word of a split is said by that word: "val_unseen" is validation.
+# Next to another split word, that word decides: "val_unseen" is validation.
 _WEAK_WORDS = {"test": ("eval", "evaluation", "holdout", "heldout", "unseen")}
 _WORD_SPLITS, _WEAK_SPLITS = (
     {word: split for split, words in table.items() for word in words}
@@ -42,7 +42,7 @@ _WORD_SPLITS, _WEAK_SPLITS = (
 SPLIT_WORDS = (*_WORD_SPLITS, *_WEAK_SPLITS)
 _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
-# Words that may stand beside that of a split in the name of a folder.
+# Words that may stand next to a split word in the name of a folder.
 _PLAIN_WORDS = frozenset(
     (
         *("a", "b", "c", "coco", "data", "dataset", "img", "imgs", "image", "images", "jpg"),
@@ -55,14 +55,14 @@ CAPTION_FIELDS = ("captions", "caption", "sentences", "text", "texts", "comment"
 
 @dataclasses.dataclass(frozen=True)
 class Broken:
-    """In place of where an item's bytes lie: why there are none."""
+    """The `where` of an item without bytes: the reason, which is a fault."""
 
     cause: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Left:
-    """In place of where an item's bytes lie: why it is none of the set, which is no fault."""
+    """The `where` of an item that does not belong to the set: the reason, which is not a fault."""
 
     cause: str
 
@@ -72,11 +72,11 @@ class Item:
     """One captioned image, not yet read.
 
     Attributes:
-        key: its name, unique in the source; what is no Unicode in it is escaped.
-        where: what `read` of the listing takes, or Broken, or Left.
-        captions: as they stand in the data.
-        extra: what else is known.
-        split: train, validation, test, or None where the data do not say.
+        key: its name, unique in the source; bytes that are not Unicode are escaped.
+        where: the argument of the listing's `read`, or Broken, or Left.
+        captions: as in the data.
+        extra: all other fields.
+        split: train, validation, test, or None if the data do not say.
     """
 
     key: str
@@ -91,11 +91,11 @@ class Item:
 
 @dataclasses.dataclass(frozen=True)
 class Listing:
-    """A source of listed items; `read(where)` gives an encoded image or uint8[H, W, 3].
+    """A source of listed items; `read(where)` returns an encoded image or uint8[H, W, 3].
 
     Attributes:
         name, items, read: as above.
-        left: (key, cause) of what the data hold and this split does not use, which is no fault.
+        left: (key, cause) of each item in the data that this split does not use; not a fault.
         decided: how the split was decided, in words.
     """
 
@@ -116,7 +116,7 @@ class Listing:
 
     @property
     def hash(self) -> str:
-        """Changes with the items' names and captions; the token cache compares it."""
+        """A hash of the items' names and captions; the token cache compares it."""
         digest = hashlib.sha256()
         for item in self.items:
             digest.update(repr((item.key, item.captions)).encode(errors="surrogateescape"))
@@ -128,13 +128,13 @@ class Listing:
 
 
 def printable(name: str) -> str:
-    """`name` on one line of UTF-8: what cannot be encoded and control characters are escaped."""
+    """`name` as one line of UTF-8; control characters and invalid characters are escaped."""
     name = name.encode("utf-8", "backslashreplace").decode()
     return _CONTROLS.sub(lambda found: ascii(found[0])[1:-1], name)
 
 
 def split_named(name: str) -> str | None:
-    """The split that a folder's or shard's name speaks of: "val2014" -> "validation"."""
+    """The split in the name of a folder or shard: "val2014" -> "validation". None without one."""
     words = [word.lower() for word in _WORDS.findall(name)]
     words += [a + b for a, b in itertools.pairwise(words)]  # testA, held_out
     for table in (_WORD_SPLITS, _WEAK_SPLITS):
@@ -151,11 +151,10 @@ def split_of_path(path: pathlib.Path, root: pathlib.Path) -> str | None:
 
 
 def split_said(value, where: str) -> str | None:
-    """The split that a field of the data says; None where it says nothing.
+    """The split in a field of the data; None if the field is empty.
 
     Raises:
-        ValueError: it says a word that names no split. Nothing is guessed: the item would be
-            trained on.
+        ValueError: an unknown word. It is an error, because a wrong guess could train on test data.
     """
     if value is None or not str(value).strip():
         return None
@@ -169,11 +168,12 @@ def split_said(value, where: str) -> str | None:
 
 
 def splits_of_folders(folders) -> dict[tuple[str, ...], str | None]:
-    """The splits of the folders that pictures lie in, each the parts of its path below the root.
+    """The splits of the folders with images; each folder is the parts of its path below the root.
 
-    A folder called by a word of a split, with nothing but numbers and words such as "images" beside
-    it, is that split. One with other words ("dev board") is a split only where all folders beside
-    it name splits, two different ones at least: else its name is a class. The outermost wins.
+    A name that has a split word, and otherwise only numbers and words such as "images", is that
+    split. A name with other words ("dev board") is a split only if all folders next to it name
+    splits, at least two different ones. Otherwise it is the name of a class. The outermost folder
+    with a split decides.
     """
     beside = {}
     for parts in folders:
@@ -194,10 +194,10 @@ def splits_of_folders(folders) -> dict[tuple[str, ...], str | None]:
 
 
 def splits_of_shards(paths, root: pathlib.Path) -> list[str | None]:
-    """The split of each shard by its path below `root`; all of them name one, or none does.
+    """The split of each shard, by its path below `root`.
 
     Raises:
-        ValueError: some name a split, and others do not.
+        ValueError: some shards name a split, and others do not.
     """
     splits = [split_of_path(path, root) for path in paths]
     if None in splits and any(splits):
@@ -222,21 +222,21 @@ def choose(
     """The items of one split.
 
     Args:
-        name: of the source; the split is added.
+        name: of the source; the split is appended.
         items: of all splits.
-        read: reads an item's image.
+        read: where -> the image of an item.
         split: "train", "validation" or "test".
-        validation, test: shares by hash, of the train items, where the data give none.
-        trust_splits: whether the splits are known to share no picture. If not, every image is
-            decoded once to make sure, and one that is also in test (or, for train, in validation)
-            is left out; the name of the source says how many are.
-        size: at most so many items, the first ones; None is all.
+        validation, test: shares of the train items, chosen by hash, if the data lack the split.
+        trust_splits: True: do not check whether splits share images. False: every image is decoded
+            once, and an image that is also in test (or, for train, in validation) is left out. The
+            name of the source says how many are.
+        size: keep only the first `size` items; None keeps all.
 
     Returns:
         The listing; "validation" and "test" may be empty.
 
     Raises:
-        ValueError: no such split, no items, or shares that leave nothing to train on.
+        ValueError: unknown split, no items, or shares that leave nothing for the training.
     """
     if split not in SPLITS:
         raise ValueError(f"split is {split!r}, expected one of {', '.join(SPLITS)}")
@@ -302,14 +302,14 @@ def _hashed(item: Item, read, shares: dict) -> str:
 
 
 def _content(read, item: Item) -> bytes:
-    """The hash of an item's image file, of its key where there is none."""
+    """The hash of an item's image file, or of its key if it has no file."""
     if isinstance(item.where, Broken):
         return hashing.content_hash(item.key.encode())
     return look(read, item.where).file
 
 
 def _pixels(read, items) -> list[bytes]:
-    """The hash of each item's pixels, of its file or key where there are none."""
+    """The hash of each item's pixels, or of its file or key if it cannot be decoded."""
 
     def of(item):
         if isinstance(item.where, Broken):
@@ -322,9 +322,9 @@ def _pixels(read, items) -> list[bytes]:
 
 
 class Look:
-    """What one look at an image tells: the hash of its file, and, decoded when they are asked for,
-    `pixels`, the hash of its pixels (None where it is broken), `size` (width, height) or None, and
-    `fault`, why it is broken, or None."""
+    """The facts about one image: the hash of its file; and, decoded on access, `pixels`, the hash
+    of its pixels (None if it is broken), `size` (width, height) or None, and `fault`, why it is
+    broken, or None."""
 
     def __init__(self, read, where):
         self._read, self._where = read, where
@@ -352,7 +352,7 @@ class Look:
 
 @functools.cache
 def look(read, where) -> Look:
-    """The look at the image at `where`, once a process."""
+    """The `Look` at the image at `where`, computed once in a process."""
     return Look(read, where)
 
 
@@ -366,7 +366,7 @@ def captions_of(row: dict, field: str | None, where: str) -> tuple[str, ...]:
         where: for the message.
 
     Raises:
-        ValueError: there is no such field.
+        ValueError: the row does not have this field.
     """
     names = {str(name).strip().lower(): name for name in reversed(list(row))}
     found = (names[known] for known in CAPTION_FIELDS if known in names)

@@ -1,9 +1,9 @@
 """Parquet files with image bytes and captions in columns: the Hugging Face `datasets` layout.
 
-The image column holds struct{bytes, path} or plain bytes; the caption column a text or a list of
-texts, or several columns of one text each. Captions are read when the files are opened, pictures a
-row group at a time when they are asked for: neighbours are cheap, jumps cost a row group. A column
-"split", or train, validation or test in a file's name, gives the split.
+The image column holds struct{bytes, path} or plain bytes. The caption column holds a text or a list
+of texts; several columns with one text each are possible, too. Captions are read when the files are
+opened. Images are read on access, one row group at a time: neighbours are cheap, a jump costs a row
+group. A column "split", or train, validation or test in the name of a file, gives the split.
 """
 
 import functools

@@ -1,13 +1,13 @@
-"""TensorFlow Datasets that have been prepared as ArrayRecord files, read with no TensorFlow.
+"""TensorFlow Datasets that were prepared as ArrayRecord files, read without TensorFlow.
 
     tfds:NAME, tfds:NAME/CONFIG:VERSION, or tfds:/path/to/the/prepared/version
 
-The files are found in `data_dir`, else where TensorFlow Datasets keeps them; nothing is downloaded
-or prepared (`tfds build NAME --file_format=array_record` does that, elsewhere). The description
-beside the files says everything, so the data set's own code, which may need TensorFlow, is not run.
+The files are searched in `data_dir`, or in the default folder of TensorFlow Datasets. Nothing is
+downloaded or prepared (`tfds build NAME --file_format=array_record` does that). The description
+next to the files is sufficient, so the code of the data set, which may need TensorFlow, is not run.
 
-Captions are the features "captions", "caption", "text", ...; without one, or with a `template`, a
-caption is made of other features: "a photo of a {label}", names of classes as words.
+Captions are the features "captions", "caption", "text", ... Without such a feature, or with a
+`template`, a caption is made from other features: "a photo of a {label}", class names as words.
 """
 
 import functools
@@ -42,7 +42,7 @@ def _opened(directory: str, split: str):
 
 
 def _directory(name: str, data_dir: str | None) -> pathlib.Path:
-    """The folder of the prepared version: the one asked for, or the newest."""
+    """The folder of the prepared version: the requested one, or the newest."""
     name, _, version = name.partition(":")
     root = pathlib.Path(os.path.expanduser(data_dir or os.environ.get("TFDS_DATA_DIR") or _HOME))
     root = root / name / version
@@ -56,7 +56,7 @@ def _directory(name: str, data_dir: str | None) -> pathlib.Path:
 
 
 def items(name, data_dir=None, caption_field=None, template=None) -> list[listing.Item]:
-    """All examples of all splits; their captions are read now, their images later."""
+    """All examples of all splits. Captions are read now, images on access."""
     import tensorflow_datasets
 
     directory = str(_directory(name, data_dir))
@@ -87,7 +87,7 @@ def items(name, data_dir=None, caption_field=None, template=None) -> list[listin
 
 
 def _plain(value, feature):
-    """A feature's value as text, a list of texts, or what it is; class numbers as names."""
+    """The value of a feature as text or a list of texts, class numbers as names; else unchanged."""
     if isinstance(value, bytes):
         return value.decode("utf-8", "surrogateescape")
     if isinstance(value, dict):  # a sequence of objects comes as an object of sequences

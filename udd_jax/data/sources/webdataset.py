@@ -1,17 +1,18 @@
 """Webdataset shards: tar files in which `KEY.png` and `KEY.json` or `KEY.txt` are one item.
 
-A shard's headers are scanned once; then a picture is one seek and one read, in any order. Captions
-come from `KEY.json` (a field such as "captions" or "caption"; other fields become `extra`, a field
-"split" the split), else from `KEY.txt` or `KEY.caption`, one a line. Shards in a folder, or with a
-name, called train, val or test belong to that split. A path may be a folder, a pattern, or
-`{0000..0009}.tar`; `.tar.gz` and `.tgz` are unpacked to temporary files, once a process.
+The headers of a shard are scanned once. Then reading an image is one seek and one read, in any
+order. Captions come from `KEY.json` (a field such as "captions" or "caption"; the field "split" is
+the split, other fields become `extra`), or from `KEY.txt` or `KEY.caption`, one for each line. A
+shard whose folder or file name has train, val or test belongs to that split. A path may be a
+folder, a pattern, or `{0000..0009}.tar`. `.tar.gz` and `.tgz` are unpacked to temporary files, once
+in a process.
 
-The key of a member is its name up to the last dot; where no caption has that key, up to the first
-dot (`s1.input.jpg` with `s1.output.txt`).
+The key of a member is its name up to the last dot. If no caption has this key, it is the name up to
+the first dot (`s1.input.jpg` with `s1.output.txt`).
 
-What is damaged is passed over and counted: a bad header (reading goes on at the next good one), a
-shard that breaks off inside a member or between two. Tar files one after the other are one shard.
-Where `NAME_stats.json` of img2dataset says how many items a shard held, the lost ones are counted.
+Damage is skipped and counted: a bad header (reading continues at the next good one), or a shard
+that ends inside a member or between two members. Concatenated tar files are one shard. If
+`NAME_stats.json` of img2dataset has the number of items of a shard, lost items are counted.
 """
 
 import atexit
@@ -36,7 +37,7 @@ _BLOCK = 512
 
 
 def read(where: tuple[str, int, int]) -> bytes:
-    """The bytes (file, offset, size) of an uncompressed tar, or of one that is unpacked."""
+    """The bytes at (file, offset, size) in an uncompressed tar file, or in its unpacked copy."""
     path, offset, size = where
     with open(_plain(path)[0], "rb") as file:
         file.seek(offset)
@@ -48,7 +49,7 @@ def read(where: tuple[str, int, int]) -> bytes:
 
 @functools.cache
 def _plain(path: str) -> tuple[str, str | None]:
-    """An uncompressed file with the content of `path`, and what was wrong with its compression."""
+    """(an uncompressed file with the content of `path`, the fault of its compression or None)."""
     if path.endswith(".tar"):
         return path, None
     number, name = tempfile.mkstemp(prefix="udd-", suffix=".tar")
@@ -77,10 +78,10 @@ def expand(pattern: str) -> list[str]:
 
 
 def shards(path: str, ends=_ENDS) -> tuple[list[pathlib.Path], pathlib.Path]:
-    """The files of a path, pattern or folder, sorted, and the folder that all are in.
+    """The files of a path, pattern or folder, sorted, and the folder that contains all of them.
 
-    A name is taken as it is where there is such a file: `[v2].tar` is a pattern only else. Raises
-    ValueError where nothing matches, or one of the files in braces is missing.
+    A name of an existing file is not a pattern, such as `[v2].tar`. ValueError if nothing matches,
+    or a file of the braces is missing.
     """
     if os.path.isdir(path):
         root = pathlib.Path(path)
@@ -145,7 +146,7 @@ def _shard(file, modified, name, split, caption_field, split_field):
         elif suffix in folder.UNREAD:
             pictures[stem] = listing.Broken(f"pictures of the format {suffix} are not read")
         elif suffix in _CAPTION_SUFFIXES:
-            with contextlib.suppress(ValueError):  # it is cut: the break is the next "member"
+            with contextlib.suppress(ValueError):  # it is cut; the break comes next
                 said.setdefault(stem, {})[suffix] = read((str(file), *content))
     pairs, spare = _pairs(pictures, said)
     for stem in spare:
@@ -169,7 +170,7 @@ def _shard(file, modified, name, split, caption_field, split_field):
 
 
 def _pairs(pictures: dict, said: dict) -> tuple[dict, list]:
-    """Key -> its caption files by ending, and the pictures that are no items of their own."""
+    """({key: its caption files by ending}, the images that are not items of their own)."""
     found, spare, groups = {}, [], {}
     for stem in (*pictures, *(stem for stem in said if stem not in pictures)):
         groups.setdefault(_first_dot(stem), []).append(stem)
@@ -194,9 +195,9 @@ def _first_dot(stem: str) -> str:
 
 
 def _members(file: pathlib.Path, pictures: dict):
-    """Yields (name, (offset, size)) of the files of a shard, or (where, Broken) of what is damaged.
+    """Yields (name, (offset, size)) for each file of a shard, or (where, Broken) for damage.
 
-    `pictures` are those found so far, for the message.
+    pictures: those found so far, for the message.
     """
     path, packed = _plain(str(file))
     start, size = 0, os.path.getsize(path)
@@ -229,7 +230,7 @@ def _keys(pictures: dict) -> int:
 
 
 def _header(opened, place: int) -> bool | None:
-    """Whether there is a good header; None where there are zeros or the end."""
+    """Whether a good header is at `place`; None for zeros or the end of the file."""
     opened.seek(place)
     block = opened.read(_BLOCK)
     if len(block) < _BLOCK or not block.strip(b"\0"):
@@ -242,9 +243,9 @@ def _header(opened, place: int) -> bool | None:
 
 
 def _behind(opened, place: int):
-    """What comes where tarfile stopped: nothing, or faults; returns the place of the next header.
+    """Examines the place where tarfile stopped. Returns the place of the next header, if any.
 
-    Yields (where, Broken) for a header that is bad and for an end without a mark.
+    Yields (where, Broken) for a bad header, and for a file that ends without an end mark.
     """
     opened.seek(place)
     if len(opened.read(_BLOCK)) < _BLOCK:
@@ -262,7 +263,7 @@ def _behind(opened, place: int):
 
 
 def _lost(file: pathlib.Path, found: int) -> int:
-    """How many items fewer than img2dataset's statistics say there are."""
+    """How many items are missing, compared with the statistics of img2dataset."""
     stats = file.with_name(f"{file.name.partition('.')[0]}_stats.json")
     if not stats.exists():
         return 0
