@@ -169,7 +169,7 @@ class Checkpoints:
 
     def _fail(self, step, error):
         with contextlib.suppress(OSError):
-            self._sweep()  # give the space of the half-written back
+            self._sweep()  # free the space of the unfinished checkpoint
         cause = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
         last = self.latest_step()
         self._failure = OSError(

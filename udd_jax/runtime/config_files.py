@@ -1,7 +1,7 @@
-"""Where config files are, from any folder: one's own first, then those of the package.
+"""Finds config files from any folder: the user's own first, then those of the package.
 
-`configs/` lies beside the package in a checkout and inside of it once installed (setup.py). A
-config file may say `from configs import t2i` wherever it is: its own folder is looked in first.
+`configs/` is next to the package in a checkout, and inside it when installed (setup.py). A config
+file anywhere may say `from configs import t2i`: its own folder is searched first.
 """
 
 import importlib
@@ -16,8 +16,9 @@ _FLAG = "--config"
 
 
 def find(name: str) -> str:
-    """`name` (a path, and after a colon its argument) with the path of a file that exists, if
-    there is one: `configs/t2i.py:smoke` is that of the package where the current folder has none.
+    """`name` (a path, after a colon its argument) with the path of an existing file if one exists.
+
+    `configs/t2i.py:smoke` is the file of the package if the current folder does not have it.
     """
     path, colon, argument = name.partition(":")
     packaged = FOLDER / pathlib.Path(path).name
@@ -28,7 +29,7 @@ def find(name: str) -> str:
 
 
 def make_importable(path: str = "") -> None:
-    """Lets `from configs import NAME` find the files beside `path`, then those of the package."""
+    """Lets `from configs import NAME` find files next to `path`, then those of the package."""
     folders = [str(pathlib.Path(path).absolute().parent)] if path else []
     package = types.ModuleType(FOLDER.name)
     package.__path__ = [*folders, str(FOLDER)]
@@ -36,7 +37,7 @@ def make_importable(path: str = "") -> None:
 
 
 def in_arguments(argv: list[str]) -> list[str]:
-    """A command line whose `--config` is a file that exists, if there is one, and can import."""
+    """The command line whose `--config` is an existing file, if one exists, and can import."""
     argv = list(argv)
     for i, word in enumerate(argv):
         flag, equals, value = word.partition("=")

@@ -1,6 +1,7 @@
-"""Files that are whole or not there: written under another name, flushed to the disk, renamed.
+"""Atomic writes: a file is written under another name, flushed to the disk, then renamed.
 
-A path may be `gs://bucket/path`, where a written object appears whole by itself. No JAX here.
+So a file is complete or does not exist. A path may be `gs://bucket/path`, where every write is
+atomic. No JAX here.
 """
 
 import contextlib
@@ -47,9 +48,9 @@ def _remove(path):
 
 @contextlib.contextmanager
 def open_atomic(path):
-    """A binary file to write to, which takes the name `path` when the block ends without an error.
+    """A binary file to write to. It gets the name `path` when the block ends without an error.
 
-    Missing parent folders are made. On an error nothing is left behind and an older `path` stays.
+    Missing parent folders are made. On an error no file is left, and an older `path` stays.
     """
     path = epath.Path(path)
     if "://" in str(path):

@@ -34,14 +34,14 @@ def join(environment=os.environ) -> None:
 
 
 def wait_for_all(name: str) -> None:
-    """Waits until every process has come as far as this."""
+    """Waits until every process has called this."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
 
 @contextlib.contextmanager
 def in_turn():
-    """The first process goes ahead; the others follow when it is done, and find what it made."""
+    """The first process runs the block; the others wait, then run it and find its results."""
     if jax.process_index() > 0:
         wait_for_all("turn")
     yield

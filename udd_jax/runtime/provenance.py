@@ -1,4 +1,4 @@
-"""What made a number: versions, the commit, devices, the peak of memory. Reckoned here only."""
+"""The origin of a number: versions, the commit, devices, peak memory. Computed only here."""
 
 import contextlib
 import importlib.metadata
@@ -15,7 +15,7 @@ PACKAGES = ("udd_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "nu
 
 
 def versions(packages=PACKAGES) -> dict[str, str | None]:
-    """The version of Python and of each package, None where it is not installed."""
+    """The version of Python and of each package; None if a package is not installed."""
     found = {"python": platform.python_version()} | dict.fromkeys(packages)
     for name in packages:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -24,9 +24,9 @@ def versions(packages=PACKAGES) -> dict[str, str | None]:
 
 
 def commit(digits: int = 40) -> str | None:
-    """The commit of the checkout that the package stands in, "-dirty" where it was changed.
+    """The commit of the checkout that has the package, with "-dirty" if files were changed.
 
-    Where there is no checkout, as in a container, it is what UDD_COMMIT says.
+    Without a checkout, as in a container, it is the value of UDD_COMMIT.
     """
     root = pathlib.Path(__file__).parents[2]
     if (root / ".git").exists():
@@ -39,7 +39,7 @@ def commit(digits: int = 40) -> str | None:
 
 
 def provenance() -> dict:
-    """What this process is: versions, commit and devices."""
+    """The versions, the commit and the devices of this process."""
     found = {name: version for name, version in versions().items() if version}
     at = commit()
     if at:
@@ -48,8 +48,10 @@ def provenance() -> dict:
 
 
 def peak_gib() -> float:
-    """GiB, the most so far: of the fullest device of this process, or, where devices do not say it,
-    as on a CPU, of the process itself."""
+    """Peak memory so far, GiB: of the fullest device of this process.
+
+    If devices do not report it, as on a CPU, it is the peak of the process.
+    """
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     peak = max(s.get("peak_bytes_in_use", 0) for s in stats)
     unit = 1 if sys.platform == "darwin" else 1024

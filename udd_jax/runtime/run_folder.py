@@ -1,7 +1,7 @@
-"""The work folder of a run: whose it is, and how long each stage took.
+"""The work folder of a run: its config, and the time of each stage.
 
-A folder belongs to one config, which is written into it; another config is refused, naming the
-fields, unless they are among CHANGEABLE.
+A folder belongs to one config, which is written into it. Another config is an error that names the
+fields, except those in CHANGEABLE.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ import ml_collections
 from udd_jax.runtime import files, provenance
 
 CONFIG = "config.json"
-# Fields that may differ from those a work folder was made with.
+# Fields that may differ from the config of the work folder.
 CHANGEABLE = (
     "name",
     "task",
@@ -36,9 +36,9 @@ CHANGEABLE = (
 
 
 def claim(config: ml_collections.ConfigDict, workdir) -> None:
-    """Writes `config.json`, or compares with the one that is there; ValueError if they differ.
+    """Writes `config.json`, or compares with the existing one; ValueError if they differ.
 
-    What made the run is written beside the config, and what else did before it went on.
+    The file also has the provenance of the run, and that of earlier starts with other versions.
     """
     path = workdir / CONFIG
     new = json.loads(config.to_json())  # as it is stored: lists, not tuples
@@ -66,7 +66,7 @@ def _differences(old: dict, new: dict, prefix: str = ""):
         a, b = old.get(name), new.get(name)
         if isinstance(a, dict) and isinstance(b, dict):
             yield from _differences(a, b, f"{prefix}{name}.")
-        elif a != b and (name in old or b):  # a field that came later and is off is no difference
+        elif a != b and (name in old or b):  # a newer field that is off is equal
             yield prefix + name, a, b
 
 

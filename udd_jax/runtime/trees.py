@@ -1,9 +1,9 @@
 """Trees of arrays under the names of their leaves, and one file for each tree.
 
 A small final artefact, such as a tokenizer or exported weights, is one file in the safetensors
-layout, readable from PyTorch as well, with a checksum of its contents. A tree is stored flat, under
-names such as "params/blocks/mlp/kernel", so that one which does not fit is refused by name and a
-part of it can be read alone. A typed PRNG key is not a leaf; store its seed.
+layout, with a checksum of its contents. PyTorch can read it, too. A tree is stored flat, under
+names such as "params/blocks/mlp/kernel". So an error can name the leaf that does not fit, and a
+part of a tree can be read alone. A typed PRNG key is not a leaf; store its seed.
 """
 
 import hashlib
@@ -51,7 +51,7 @@ def flatten(tree) -> dict:
 
 
 def require_fit(example: dict, stored: dict, where, partial: bool = False):
-    """ValueError unless `stored` (name -> (shape, dtype)) has what `example` wants, by name."""
+    """ValueError, with the name, unless `stored` {name: (shape, dtype)} fits `example`."""
     missing = sorted(example.keys() - stored.keys())
     extra = sorted(stored.keys() - example.keys())
     if missing or (extra and not partial):
