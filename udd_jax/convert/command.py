@@ -1,13 +1,13 @@
-"""Published PyTorch checkpoints become runs of ours, and runs become published checkpoints.
+"""Converts published PyTorch checkpoints to runs, and runs to published checkpoints.
 
     --mode=convert --from=unid3 --checkpoint=cub.ckpt --out=runs/cub
     --mode=convert --from=taming --checkpoint=vqgan.ckpt --vq_config=vqgan.yaml --out=runs/vqgan
     --mode=convert --to=safetensors --workdir=runs/cub --out=cub.safetensors
 
-What the files hold is in `unid3.py` and `taming.py`, the names and layouts of the tensors in
-`names.py`. A file may be PyTorch's (`torch_files.py`) or `.safetensors`.
+`unid3.py` and `taming.py` know the contents of the files, `names.py` the names and layouts of the
+tensors. A file may be PyTorch's (`torch_files.py`) or `.safetensors`.
 
-Nothing is written before everything has been read, and then all of it or nothing.
+Everything is read and checked before anything is written. The output is complete or does not exist.
 """
 
 import json
@@ -22,9 +22,10 @@ from udd_jax.tokenizers import image_tokenizer
 
 
 def run(flags, config: ml_collections.ConfigDict | None, default) -> None:
-    """What the command line asks for; `default` is the config where the user gives none.
+    """Runs `--mode=convert`. config: the user's, or None; then `default` is used.
 
-    ValueError, FileNotFoundError, one line; nothing is written then.
+    Raises:
+        ValueError, FileNotFoundError: one line; then nothing is written.
     """
     source, to = getattr(flags, "from"), flags.to
     if bool(source) == bool(to):
@@ -62,8 +63,18 @@ def from_unid3(
 ) -> None:
     """Writes the run `out` from a UniD3 checkpoint.
 
-    config: where all that the weights do not say comes from. With `match` it is the user's, and
-    its network must be that of the weights. ValueError, one line; nothing is written then.
+    Args:
+        path: the checkpoint.
+        out: the folder of the new run.
+        config: the source of all settings that the weights do not determine.
+        network: "joint", or the conditional network of the checkpoint (`unid3.NETWORKS`).
+        match: `config` is the user's: its network must be the network of the weights.
+        heads: attention heads; None for 64 channels a head.
+        text_file: the text vocabulary (`unid3.find_text`).
+        codes: the map of used image codes (`taming.used_codes`).
+
+    Raises:
+        ValueError: one line; then nothing is written.
     """
     if network not in unid3.NETWORKS:
         raise ValueError(f"--network={network}, expected one of {', '.join(unid3.NETWORKS)}")
@@ -112,7 +123,8 @@ def from_unid3(
 def from_taming(path, out, vq_config, *, codes=None) -> None:
     """Writes the image tokenizer `out`/vq/tokenizer from a taming VQGAN and its configuration.
 
-    codes: the map to a kept subset, see `used_codes`. ValueError, one line; nothing is written.
+    vq_config: taming's YAML file. codes: the map to a subset of the codes (`taming.used_codes`).
+    ValueError, one line; then nothing is written.
     """
     if not vq_config:
         raise ValueError("--vq_config is missing, --from=taming needs the network's YAML file")
@@ -126,10 +138,10 @@ def from_taming(path, out, vq_config, *, codes=None) -> None:
 
 
 def to_safetensors(workdir, out) -> None:
-    """Writes what a converted run holds under its published names, as float32 `.safetensors`.
+    """Writes the weights of a run with their published names, as float32 `.safetensors`.
 
-    A run that is an image tokenizer alone gets taming's names. ValueError, one line, for a network
-    or a tokenizer whose options the published ones do not have.
+    A run that has only an image tokenizer gets taming's names. ValueError, one line, if the network
+    or the tokenizer has options that the published ones lack.
     """
     if not workdir:
         raise ValueError("--workdir is missing, expected the folder of a run")
@@ -157,7 +169,7 @@ def _must_be_published(what, ours, wanted) -> None:
 
 
 def _must_match(config, sizes: dict, where) -> None:
-    """ValueError, naming the field, where the user's config is of another network."""
+    """ValueError, with the name of the field, if the user's config has another network."""
     for name, value in sizes.items():
         for field, found in value.items() if isinstance(value, dict) else [("", value)]:
             asked = config[name][field] if field else config[name]

@@ -1,15 +1,15 @@
-"""The names and layouts of the published PyTorch weights, and ours: one table, read both ways.
+"""The names and layouts of the published PyTorch weights and of ours: one table, used both ways.
 
     ours       blocks/image_from_text/query/kernel                 [layers, in, out]
     published  transformer.blocks.{i}.image_attn.query.weight      [out, in], i < layers
 
-`read` collects published tensors into a tree of ours, `write` is its inverse, bit for bit. Arrays
-are NumPy, and nothing is computed. The layouts differ in this:
+`read` collects published tensors into a tree of ours. `write` is its inverse, bit for bit. Arrays
+are NumPy, and no value is computed. The layouts differ:
 
-- the blocks of the transformer are stacked on a leading axis; kernels are transposed (a
-  convolution's OIHW becomes HWIO); a scalar of ours is a vector of one there;
-- published time t is our t + 1: our time tables have a row more, that of t = 0, which the
-  published network never sees. It is zeros here, and is dropped on the way back.
+- our transformer blocks are stacked on a leading axis; our kernels are transposed (OIHW of a
+  convolution becomes HWIO); our scalars are vectors of length 1 in the published files;
+- published time t is our t + 1. Our time tables have one more row, for t = 0, which the published
+  network never sees. `read` fills it with zeros, and `write` drops it.
 """
 
 import re
@@ -22,7 +22,7 @@ from udd_jax.runtime import trees
 
 _TIME = "time/table/embedding"
 
-# A component of our name -> the published one; those that are not here are equal.
+# A component of our name -> the published one; all others are equal.
 _NETWORK = {
     "embedding": "transformer.embedding",
     "token": "embedding.weight",
@@ -53,15 +53,14 @@ _VQ = {
     "embedding": "embedding.weight",
 }
 
-# What the files hold and no computation uses: a head of the embedding that nothing calls, and
-# causal masks that nothing applies.
+# Tensors in the files that the published code never uses: a head of the embedding, causal masks.
 NETWORK_DEAD = re.compile(r"transformer\.(embedding\.to_logits\.|blocks\.\d+\.\w+_attn\.mask$)")
-# The losses of a tokenizer's training, a painter of label maps, a list of used codes.
+# The loss networks of a tokenizer's training, a colour map for labels, a list of used codes.
 VQ_DEAD = re.compile(r"loss\.|colorize$|quantize\.used$")
 
 
 def network_name(leaf: str) -> str:
-    """Our leaf of the transformer -> the published name, "{}" in place of the block's number."""
+    """Our leaf of the transformer -> the published name, with "{}" for the number of the block."""
     for ours, theirs in (("mlp/in", "mlp/0"), ("mlp/out", "mlp/2"), (_TIME, "emb/weight")):
         leaf = leaf.replace(ours, theirs)
     parts = leaf.split("/")
@@ -69,7 +68,7 @@ def network_name(leaf: str) -> str:
 
 
 def vq_name(leaf: str) -> str:
-    """Our leaf of the VQGAN -> taming's: `down_0_block_1` is `down.0.block.1` there."""
+    """Our leaf of the VQGAN -> taming's name: `down_0_block_1` becomes `down.0.block.1`."""
     leaf = re.sub(r"\b(down|up)_(\d+)_(block|attn)_(\d+)", r"\1.\2.\3.\4", leaf)
     leaf = re.sub(r"\b(down|up)_(\d+)_(down|up)sample", r"\1.\2.\3sample", leaf)
     leaf = re.sub(r"\bmid_", "mid.", leaf)
@@ -77,7 +76,7 @@ def vq_name(leaf: str) -> str:
 
 
 def to_ours(leaf: str, array: np.ndarray) -> np.ndarray:
-    """One published tensor in the layout of our leaf (of one block, where it is stacked)."""
+    """A published tensor in the layout of our leaf (of one block if the leaf is stacked)."""
     if leaf == "rezero":
         return array.reshape(())
     if leaf.endswith(_TIME):
@@ -105,11 +104,17 @@ def read(
     dead: re.Pattern,
     where: str = "the checkpoint",
 ):
-    """Published tensors -> a tree like `example` (arrays or ShapeDtypeStructs).
+    """Published tensors -> a tree like `example` (arrays or ShapeDtypeStructs), with its dtypes.
 
-    state: by published name; name: `network_name` or `vq_name`. The dtype is the example's.
-    ValueError, one line, for a tensor that is missing, has another shape, or is neither wanted nor
-    one of the `dead`.
+    Args:
+        state: {published name: array}.
+        example: our tree.
+        name: `network_name` or `vq_name`.
+        dead: names of unused tensors, which are ignored.
+        where: the name of the checkpoint in messages.
+
+    Raises:
+        ValueError: one line; a tensor is missing, unexpected, or has the wrong shape.
     """
     wanted = trees.flatten(example)
     names = {leaf: _names(name(leaf), struct) for leaf, struct in wanted.items()}
@@ -138,7 +143,7 @@ def read(
 
 
 def write(tree, name: Callable[[str], str]) -> dict[str, np.ndarray]:
-    """The inverse of `read`: our tree -> published names and layouts, contiguous."""
+    """The inverse of `read`: our tree -> {published name: array}, contiguous."""
     state = {}
     for leaf, array in trees.flatten(tree).items():
         array = np.asarray(array)

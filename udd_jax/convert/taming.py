@@ -1,8 +1,8 @@
 """Image tokenizers of taming-transformers: a `VQModel` or `GumbelVQ` with its configuration.
 
-UniD3 uses those codes of its image tokenizer that a data set has: `full_to_used` maps 8192 codes to
-2887, or 16384 to 974, where code 0 and all unused ones share index 0. These two maps are in
-`assets/used_codes.npz` (from microsoft/VQ-Diffusion, MIT), as bits; others can be given.
+UniD3 uses only the codes that occur in a data set. `full_to_used` maps 8192 codes to 2887, or 16384
+to 974; code 0 and all unused codes share index 0. `assets/used_codes.npz` has these two maps as
+bits (from microsoft/VQ-Diffusion, MIT); the user may give another map.
 """
 
 import pathlib
@@ -18,7 +18,11 @@ _ASSETS = pathlib.Path(__file__).parent.parent / "assets"
 
 
 def vq_sizes(state: dict, resolution: int, where) -> dict:
-    """The fields of a `vqgan.VQGAN` from the shapes of a taming checkpoint's tensors."""
+    """The fields of a `vqgan.VQGAN`, from the tensor shapes of a taming checkpoint.
+
+    resolution: S, pixels of a side, which the shapes do not show. ValueError for another kind of
+    checkpoint.
+    """
     gumbel = "quantize.proj.weight" in state
     rows = "quantize.embed.weight" if gumbel else "quantize.embedding.weight"
 
@@ -49,7 +53,7 @@ def vq_sizes(state: dict, resolution: int, where) -> dict:
 
 
 def vq_settings(path) -> dict:
-    """The fields of a `vqgan.VQGAN` from a taming configuration, a YAML file; ValueError."""
+    """The fields of a `vqgan.VQGAN`, from a YAML file of taming. ValueError if it does not fit."""
     import yaml
 
     try:
@@ -82,7 +86,7 @@ def vq_settings(path) -> dict:
 def read_tokenizer(
     state: dict, fields: dict, full_to_used, where
 ) -> image_tokenizer.ImageTokenizer:
-    """A taming checkpoint's tensors -> an image tokenizer. ValueError where they do not fit."""
+    """Tensors of a taming checkpoint -> an image tokenizer. ValueError if they do not fit."""
     module = vqgan.VQGAN(**fields)
     size = fields["resolution"]
     images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
@@ -97,10 +101,11 @@ def read_tokenizer(
 
 
 def used_codes(codes, full: int, used: int | None = None) -> np.ndarray | None:
-    """The map from the tokenizer's `full` codes to those in use, int32[full]; None for all.
+    """The map from all `full` codes of the tokenizer to the used ones, int32[full]; None for all.
 
-    codes: a file (`.npy`, or a tensor by `torch.save`), or the name of a published map, "2887" or
-    "974"; without it the published map onto `used` codes, if there have to be fewer. ValueError.
+    codes: a file (`.npy`, or a tensor of `torch.save`), or the name of a published map, "2887" or
+    "974". If None and `used` < `full`, it is the published map onto `used` codes. ValueError if no
+    map fits.
     """
     name = str(codes or used or "")
     if not codes and used in (None, full):

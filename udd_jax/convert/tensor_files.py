@@ -11,9 +11,9 @@ from udd_jax.runtime import trees
 
 
 def read(path) -> dict[str, np.ndarray]:
-    """The tensors of a checkpoint by name: `.safetensors`, or any file of `torch.save`.
+    """{name: array} of a checkpoint: `.safetensors`, or any file of `torch.save`.
 
-    ValueError, one line: no such file, of another kind, damaged, or not to be trusted.
+    ValueError, one line: the file does not exist, has another kind, is damaged or not trustworthy.
     """
     if pathlib.Path(path).suffix == ".safetensors":
         return _safetensors(path)
@@ -21,7 +21,7 @@ def read(path) -> dict[str, np.ndarray]:
 
 
 def _safetensors(path) -> dict[str, np.ndarray]:
-    """The length of a header, the header in JSON, and the numbers that it describes."""
+    """Reads the layout: the length of the header, the header in JSON, the numbers it describes."""
     try:
         with open(path, "rb") as file:
             content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -35,7 +35,7 @@ def _safetensors(path) -> dict[str, np.ndarray]:
             count = (last - first) // dtype.itemsize
             array = np.frombuffer(content, dtype, count, start + first)
             state[name] = array.reshape(entry["shape"])
-    except Exception as error:  # a damaged header fails in every way there is
+    except Exception as error:  # a damaged header can raise any exception
         reason = (str(error).splitlines() or [""])[0]
         raise ValueError(
             f"{path} is no safetensors file, or is damaged or cut short ({reason})"

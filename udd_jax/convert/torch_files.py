@@ -1,18 +1,18 @@
-"""PyTorch checkpoint files as NumPy arrays, without PyTorch and without running what is in them.
+"""PyTorch checkpoint files as NumPy arrays, without PyTorch and without running their code.
 
-A checkpoint is a pickle: a little program that may name any function on the machine and call it.
-Here only tensors are rebuilt. No name is ever looked up or imported:
+A checkpoint is a pickle: a small program that may name any function on the machine and call it.
+Only tensors are rebuilt here. No name is looked up or imported:
 
-- the few that make tensors and plain containers are known, and are functions of this file;
-- any other class becomes an inert placeholder, which takes whatever is put into it and forgets it
-  (callbacks, optimisers and settings are objects of packages that need not be here);
-- a name of the standard library that is not harmless, or a call of any other function, is how a
-  pickle runs a command. It would be inert as well, but such a file is refused.
+- the few functions that make tensors and plain containers are known, and are functions here;
+- any other class becomes a placeholder that ignores its contents (callbacks, optimisers and
+  settings are objects of packages that may not be installed);
+- a name of the standard library that is not harmless, or a call of any other function, is the way
+  in which a pickle runs a command. It would have no effect here, but such a file is refused.
 
-Both layouts of `torch.save` are read, the zip archive (since 1.6) and the older run of pickles, and
-so is an archive of TorchScript, in which OpenAI publishes CLIP: its program is left alone, and its
-modules are walked for their tensors, which get the names that a state_dict gives them.
-Arrays are views of the mapped file: what is not used is never read from the disk.
+Both layouts of `torch.save` are read: the zip archive (since 1.6) and the older sequence of
+pickles. An archive of TorchScript, in which OpenAI publishes CLIP, is read, too. Its program is
+ignored. The tensors of its modules get the names that a state_dict would give them. Arrays are
+views of the mapped file, so unused tensors are never read from the disk.
 """
 
 import collections
@@ -46,12 +46,12 @@ _PROTOCOL = 1001
 
 
 class Refused(ValueError):
-    """The pickle wants to run something."""
+    """The pickle tries to run code."""
 
 
 @dataclass(eq=False)
 class _Storage:
-    """A run of numbers in the file, shared by the tensors that are views of it."""
+    """A sequence of numbers in the file, shared by the tensors that are views of it."""
 
     dtype: np.dtype | None
     size: int
@@ -66,7 +66,7 @@ class _Tensor:
     strides: tuple[int, ...]
 
     def array(self) -> np.ndarray:
-        """The view, with its bounds checked. ValueError for a kind of number that NumPy lacks."""
+        """The view, with its bounds checked. ValueError for an unknown dtype or bad bounds."""
         storage, dtype = self.storage, self.storage.dtype
         if dtype is None:
             raise ValueError("a tensor has a type of number that is not known")
@@ -111,7 +111,7 @@ _KNOWN: dict[str, Callable] = {
     "torch._utils._rebuild_parameter": _rebuild_parameter,
     "torch._utils._rebuild_parameter_with_state": _rebuild_parameter,
     "torch._tensor._rebuild_from_type_v2": _rebuild_from_type,
-    # TorchScript's lists of one type, and values with a note of their type.
+    # TorchScript's lists of one type, and values with a type tag.
     "torch.jit._pickle.build_boollist": _first,
     "torch.jit._pickle.build_doublelist": _first,
     "torch.jit._pickle.build_intlist": _first,
@@ -123,9 +123,9 @@ _KNOWN: dict[str, Callable] = {
     "collections.defaultdict": lambda *_: {},
     "copyreg._reconstructor": lambda kind, *_: kind.__new__(kind),
 }
-# NumPy's way to store its arrays and scalars: functions, and harmless.
+# The harmless functions that NumPy uses to store arrays and scalars.
 _NUMPY = ("numpy.core.multiarray.", "numpy._core.multiarray.", "numpy.dtype", "numpy.ndarray")
-# Of the standard library and the builtins: constructors that do nothing but hold a value.
+# Constructors of the standard library and the builtins that only hold a value.
 _HARMLESS = {
     "__builtin__": "bool bytearray complex dict float frozenset int list object range set slice "
     "str tuple unicode long xrange",
@@ -146,7 +146,7 @@ _HARMLESS["builtins"] = _HARMLESS["__builtin__"]
 
 
 class _Called(type):
-    """The type of placeholders: calling one, as opposed to making an instance, is what it sees."""
+    """The metaclass of placeholders; it sees every call of one, and refuses function calls."""
 
     def __call__(cls, *args, **kwargs):
         name = cls.path.rpartition(".")[2].lstrip("_")
@@ -156,7 +156,7 @@ class _Called(type):
 
 
 class _Placeholder(metaclass=_Called):
-    """An object of some class: takes a state and items, and forgets them."""
+    """An object of an unknown class: accepts a state and items, and ignores them."""
 
     path, harmless = "", False
 
@@ -170,7 +170,7 @@ class _Placeholder(metaclass=_Called):
 
 
 class _Module(_Placeholder):
-    """A module of TorchScript: keeps its attributes, tensors and other modules among them."""
+    """A module of TorchScript: keeps its attributes, such as tensors and other modules."""
 
     attributes = None
 
@@ -179,7 +179,7 @@ class _Module(_Placeholder):
 
 
 def _find(module: str, name: str):
-    """What a global of the pickle stands for: never the thing itself."""
+    """The replacement for a global of the pickle; never the global itself."""
     path = f"{module}.{name}"
     if path in _KNOWN:
         return _KNOWN[path]
@@ -197,7 +197,7 @@ def _find(module: str, name: str):
 
 @dataclass(eq=False)
 class _File:
-    """What the pickle of one file refers to."""
+    """The storages that the pickle of one file refers to."""
 
     storages: dict[str, _Storage] = field(default_factory=dict)
 
@@ -223,12 +223,14 @@ class _Unpickler(pickle.Unpickler):
 
 
 def load(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """The tensors of a file by name, read-only views of it.
+    """{name: tensor} of a file; the arrays are read-only views of it.
 
-    They are those of the entry "state_dict" where there is one, else of the dict that the file is;
-    a file that is a single tensor has it under "", one of TorchScript has those of its modules.
-    ValueError, one line: no such file, no PyTorch file, damaged or cut short, nothing but other
-    things in it, or it wants to run something.
+    The tensors are those of the entry "state_dict" if it exists, or else of the dict in the file. A
+    file with a single tensor has it under "". A file of TorchScript has those of its modules.
+
+    Raises:
+        ValueError: one line; the file does not exist, is not a PyTorch file, is damaged or cut
+            short, has no tensors, or tries to run code.
     """
     path = os.fspath(path)
     try:
@@ -243,7 +245,7 @@ def load(path: str | os.PathLike) -> dict[str, np.ndarray]:
         raise ValueError(
             f"{path} is refused, {refusal}: weights have no need to, so do not trust this file"
         ) from None
-    except Exception as error:  # a damaged pickle fails in every way there is
+    except Exception as error:  # a damaged pickle can raise any exception
         reason = (str(error).splitlines() or [""])[0] or type(error).__name__
         raise ValueError(
             f"{path} is no PyTorch checkpoint, or is damaged or cut short ({reason})"
@@ -265,7 +267,7 @@ def _tensors(top) -> dict[str, _Tensor]:
 
 
 def _walk(module: _Module, prefix: str):
-    """Yields (name, tensor) of a module and of those in it; a state that is no dict has none."""
+    """Yields (name, tensor) of a module and its submodules; nothing if its state is not a dict."""
     attributes = module.attributes if isinstance(module.attributes, dict) else {}
     for name, value in attributes.items():
         if isinstance(value, _Tensor):
@@ -275,7 +277,7 @@ def _walk(module: _Module, prefix: str):
 
 
 def _zip(path, content):
-    """archive/data.pkl, and in archive/data/ a storage under each key, not compressed."""
+    """Reads archive/data.pkl, and archive/data/KEY, the uncompressed storages."""
     with zipfile.ZipFile(path) as archive:
         entries = {entry.filename: entry for entry in archive.infolist()}
         root = next((n.removesuffix("data.pkl") for n in entries if n.endswith("/data.pkl")), None)
@@ -291,7 +293,7 @@ def _zip(path, content):
             continue
         if (storage.size * storage.dtype.itemsize, 0) != (entry.file_size, entry.compress_type):
             raise ValueError(f"storage {key} is not what its tensor says")
-        # The local header repeats the name, and may have another extra field than the directory.
+        # The local header repeats the name; its extra field may differ from the directory's.
         name, extra = struct.unpack_from("<HH", content, entry.header_offset + 26)
         start = entry.header_offset + 30 + name + extra
         storage.data = np.frombuffer(content, storage.dtype, storage.size, start)
@@ -299,8 +301,10 @@ def _zip(path, content):
 
 
 def _legacy(content):
-    """Pickles one after the other: magic, protocol, system, the object, the keys of its storages;
-    then each storage, its length as an int64 and its numbers."""
+    """Reads a sequence of pickles: magic, protocol, system, the object, the keys of its storages.
+
+    Then comes each storage: its length as an int64, and its numbers.
+    """
     file = _File()
     if content[:1] != b"\x80" or file.load(content) != _MAGIC or file.load(content) != _PROTOCOL:
         raise ValueError("it does not begin as one")

@@ -1,9 +1,9 @@
-"""UniD3's checkpoints: two networks in one state, and the text vocabulary beside them.
+"""UniD3's checkpoints: two networks in one state, and the text vocabulary next to the file.
 
 A file is a Lightning checkpoint with the diffusion network (`_denoise_fn.`) and the image tokenizer
-(`image_tokenizer.enc.` and `.dec.`) in one `state_dict`, under some prefix. Every size is read off
-the shapes of its tensors but for the number of heads, which they do not show: 64 channels a head,
-as published, unless said otherwise. The image tokenizer is taming's network (`taming.py`).
+(`image_tokenizer.enc.` and `.dec.`) in one `state_dict`, with a common prefix. All sizes come from
+the shapes of the tensors, except the number of heads. By default a head has 64 channels, as
+published. The image tokenizer is taming's network (`taming.py`).
 """
 
 import os
@@ -19,12 +19,12 @@ from udd_jax.networks import transformer
 from udd_jax.tokenizers import text_tokenizer
 
 MERGES = "bpe_simple_vocab_16e6.txt.gz"
-NETWORKS = {  # the published networks, and what each was trained to do
+NETWORKS = {  # the published networks, and the task that each was trained for
     "joint": "pair",
     "image_from_text": "t2i",
     "text_from_image": "i2t",
 }
-# What makes a network of given sizes another function. Our defaults are the published network.
+# The fields that change the function of a network. Our defaults are the published network.
 _FUNCTION = (
     "attention",
     "block_attention",
@@ -38,20 +38,20 @@ _FUNCTION = (
 )
 PUBLISHED = {name: getattr(transformer.Transformer, name) for name in _FUNCTION}
 PUBLISHED["mask_padding"] = False
-# The parts of a UniD3 state, and what Lightning puts before all its names.
+# The parts of a UniD3 state, and the prefix that Lightning adds to all names.
 NETWORK, TOKENIZER, PREFIX = "_denoise_fn.", "image_tokenizer.", "model."
-HALVES = {  # of its image tokenizer; the codebook is in both
+HALVES = {  # of the image tokenizer; both have the codebook
     "enc": ("encoder", "quant_conv", "quantize"),
     "dec": ("decoder", "post_quant_conv", "quantize"),
 }
-# The noise schedule in ten tables, which follow from T, and the memory of the time sampler.
+# The ten tables of the noise schedule, which follow from T, and the state of the time sampler.
 _TABLES = re.compile(r"log_\w+$|Lt_(history|count)$")
 
 
 def split_state(state: dict, where) -> tuple[dict, dict, dict]:
-    """A UniD3 state -> the network's, the image tokenizer's (in taming's names), the buffers.
+    """A UniD3 state -> (network, image tokenizer with taming's names, buffers), each {name: array}.
 
-    ValueError if it is another kind of checkpoint, or holds what has no place.
+    ValueError if it is another kind of checkpoint, or has unknown tensors.
     """
     anchor = NETWORK + "transformer.embedding.embedding.weight"
     prefix = next((name.removesuffix(anchor) for name in state if name.endswith(anchor)), None)
@@ -81,7 +81,7 @@ def split_state(state: dict, where) -> tuple[dict, dict, dict]:
 
 
 def join_state(network: dict, image: dict) -> dict:
-    """The inverse of `split_state`: published tensors of both networks -> a UniD3 state."""
+    """The inverse of `split_state`: the published tensors of both networks -> a UniD3 state."""
     state = {PREFIX + NETWORK + name: array for name, array in network.items()}
     for half, parts in HALVES.items():
         chosen = {name: a for name, a in image.items() if name.split(".")[0] in parts}
@@ -90,7 +90,10 @@ def join_state(network: dict, image: dict) -> dict:
 
 
 def network_sizes(state: dict, heads: int | None, where) -> dict:
-    """The sizes of a UniD3 network from the shapes of its tensors; ValueError for a strange one."""
+    """The sizes of a UniD3 network, from the shapes of its tensors. ValueError if they do not fit.
+
+    heads: None for 64 channels a head.
+    """
 
     def shape(name, rank):
         found = state.get(name)
@@ -124,7 +127,7 @@ def network_sizes(state: dict, heads: int | None, where) -> dict:
 
 
 def check_schedule(buffers: dict, steps: int, where) -> None:
-    """ValueError unless the stored noise schedule, if any, is the published one of T = `steps`."""
+    """ValueError if a stored noise schedule is not the published one of T = `steps`."""
     schedule = schedules.linear(steps)
     tables = {"log_cumprod_at": schedule.alpha_bar, "log_cumprod_ct": schedule.gamma_bar}
     for name, table in tables.items():
@@ -139,7 +142,7 @@ def check_schedule(buffers: dict, steps: int, where) -> None:
 
 
 def read_network(state: dict, sizes: dict, where) -> dict:
-    """A UniD3 network's tensors -> the parameters of our transformer."""
+    """The tensors of a UniD3 network -> the parameters of our transformer. ValueError: no fit."""
     layout = vocab.image_text(
         sizes["grid"], sizes["image_classes"], sizes["text_classes"], sizes["text_length"]
     )
@@ -150,9 +153,10 @@ def read_network(state: dict, sizes: dict, where) -> dict:
 
 
 def find_text(checkpoint_path, path, classes: int) -> text_tokenizer.Tokenizer:
-    """The vocabulary with `classes` entries: at `path`, or CLIP's merges where they usually are.
+    """The text vocabulary with `classes` entries: the file `path`, or CLIP's merges.
 
-    That is the file or folder that the variable UDD_CLIP_BPE names, and the checkpoint's folder.
+    Without `path`, the merges are searched at UDD_CLIP_BPE (a file or folder), then in the folder
+    of the checkpoint. ValueError if they are missing or have another size.
     """
     places = (
         [path] if path else [os.environ.get("UDD_CLIP_BPE"), pathlib.Path(checkpoint_path).parent]
