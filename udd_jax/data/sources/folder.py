@@ -1,20 +1,21 @@
-"""A folder of pictures with their captions.
+"""A folder of images with their captions.
 
-Lists, a row a caption or a row a picture, in the folder or in subfolders, each for what lies below:
+A list has a row for each caption or for each image. It may be in the folder, or in a subfolder for
+the images below it:
 
     captions.jsonl .json .csv .tsv .parquet .txt, or metadata.* (Hugging Face's `imagefolder`)
     *.token, *.token.txt, results.csv (Flickr8k and Flickr30k)
 
     {"file_name": "a.png", "caption": "a red circle"}      or "captions": ["...", "..."]
 
-with an optional "split". Without a list, `name.txt`, `name.caption` (one caption a line) or
-`name.json` beside `name.png`. With neither, pictures in subfolders have these folders' names as
-captions. Subfolders are searched, links too; one called train, val or test gives its pictures'
-split, the name of a picture never does.
+with an optional "split". Without a list, captions come from `name.txt`, `name.caption` (one caption
+a line) or `name.json` next to `name.png`. Without these, the captions are the names of the
+subfolders. Subfolders are searched, also links. A subfolder named train, val or test gives the
+split of its images; the name of an image never does.
 
-One rule for the paths in a list: a path must lie in the folder, however it is written, absolute or
-with `..`; another is a fault. A backslash is a slash. A name that is not where the list says is
-looked for in all of the folder. Names that begin with a dot, and `__MACOSX`, are no data.
+A path in a list must be inside the folder, also if it is absolute or has `..`; any other path is a
+fault. A backslash counts as a slash. A file that is not at its path is searched in the whole
+folder. Names that begin with a dot, and `__MACOSX`, are ignored.
 """
 
 import os
@@ -45,7 +46,7 @@ def read(path: str) -> bytes:
 def items(
     path: str, caption_field: str | None = None, split_field: str = "split"
 ) -> list[listing.Item]:
-    """The pictures of a folder, in the order of their names; raises ValueError where none is."""
+    """The images of a folder, in the order of their names. ValueError if it has none."""
     root = pathlib.Path(path)
     if not root.is_dir():
         raise ValueError(f"{path} is no folder, expected one with images and captions")
@@ -77,14 +78,14 @@ def pictures(root: pathlib.Path) -> list[pathlib.Path]:
 
 
 def names_data(parts) -> bool:
-    """Whether no part of a path begins with a dot or is `__MACOSX`, what Finder's archives add."""
+    """False for a path with a part that begins with a dot, or is `__MACOSX` (Finder's archives)."""
     return not any(
         part == "__MACOSX" or (part.startswith(".") and part.strip("./")) for part in parts
     )
 
 
 class _Files:
-    """What lies in a folder: one walk, links followed, each real folder once."""
+    """The files in a folder: one walk that follows links and visits each real folder once."""
 
     def __init__(self, root: pathlib.Path):
         self.root, self.pictures, self.unread, self.folders = root, [], [], {}
@@ -92,7 +93,7 @@ class _Files:
         known = pixels.suffixes()
         for folder, below, names in os.walk(root, followlinks=True):
             real = os.path.realpath(folder)
-            if real in seen:  # a link to a folder that is there, or above
+            if real in seen:  # a link to a folder inside, or above
                 below.clear()
                 continue
             seen.add(real)
@@ -119,12 +120,14 @@ class _Files:
         return pathlib.PurePath(self.key(place)).parts
 
     def split(self, place: str) -> str | None:
-        """The split of the folder that a picture lies in."""
+        """The split of the folder of an image."""
         return self._splits.get(self.parts(place)[:-1])
 
     def lists(self) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
-        """The tables of captions that are used, the first of each outermost folder that has any,
-        and those that are not."""
+        """(the lists of captions that are used, those that are not).
+
+        Of each outermost folder with lists, the first list is used.
+        """
         used, others = [], []
         stems = {os.path.splitext(place)[0] for place in self.pictures}
         for folder, names in self.folders.items():
@@ -143,7 +146,7 @@ class _Files:
         return used, others
 
     def hint(self) -> str:
-        """What else the folder may be, for a message."""
+        """What other kind the folder may be, for a message."""
         names = {name for names in self.folders.values() for name in names}
         for kind, ends in (
             ("webdataset", (".tar", ".tar.gz", ".tgz")),
@@ -157,7 +160,7 @@ class _Files:
         return ""
 
     def find(self, name: str, folder: pathlib.Path) -> str | listing.Broken:
-        """The file that a list in `folder` calls `name`, or why there is none."""
+        """The file that a list in `folder` names `name`, or the reason why there is none."""
         shown = listing.printable(repr(name))
         place = os.path.normpath(os.path.join(folder, name))
         if not os.path.exists(place):
@@ -183,7 +186,7 @@ class _Files:
 
 
 def by_name(places) -> dict[str, list[str]]:
-    """File name -> the paths that end in it."""
+    """{file name: the paths that end in it}."""
     found = {}
     for place in places:
         found.setdefault(os.path.basename(place), []).append(str(place))
@@ -191,7 +194,7 @@ def by_name(places) -> dict[str, list[str]]:
 
 
 def by_end(named: dict[str, list[str]], name: str) -> list[str]:
-    """The paths of `by_name` that agree with `name` in the most of their last parts."""
+    """The paths of `by_name` that share the largest number of last parts with `name`."""
     wanted = [part for part in re.split(r"[\\/]+", name) if part not in ("", ".", "..")][::-1]
     best, most = [], 0
     for place in named.get(wanted[0], ()) if wanted else ():
@@ -205,7 +208,7 @@ def by_end(named: dict[str, list[str]], name: str) -> list[str]:
 
 
 def _beside(here: _Files, field: str | None, split_field: str) -> list[listing.Item]:
-    """The pictures with what lies beside each; the names of their folders where nothing does."""
+    """The images with the captions in files next to them, or with the names of their folders."""
     found, used = [], set()
     stems = {os.path.splitext(place)[0] for place in (*here.pictures, *here.unread)}
     unknown = [stem for stem in here.texts if stem not in stems and stem not in here.pictures]
@@ -243,11 +246,11 @@ def _beside(here: _Files, field: str | None, split_field: str) -> list[listing.I
 
 
 class _UnknownSplit(ValueError):
-    """A word that names no split: never a fault of one item alone."""
+    """A word that names no split: an error of the whole data, not the fault of one item."""
 
 
 def _said(own: dict[str, str], field, split_field, key):
-    """Captions, other fields and split from the files beside a picture."""
+    """Captions, other fields and split, from the files next to an image."""
     captions, extra, split = (), {}, None
     if ".json" in own:
         row = texts.parse_json(texts.decode(read(own[".json"])))
@@ -267,13 +270,13 @@ def _said(own: dict[str, str], field, split_field, key):
 
 
 def _class_name(parts: tuple[str, ...]) -> str | None:
-    """The innermost folder that names no split, as words: "001.Night_owl" -> "Night owl"."""
+    """The innermost folder whose name is not a split, as words: "001.Night_owl" -> "Night owl"."""
     name = next((part for part in parts[::-1] if listing.split_named(part) is None), None)
     return name and re.sub(r"^\d+[.\-_ ]+(?=\D)", "", name).replace("_", " ")
 
 
 def _listed(here: _Files, table: pathlib.Path, field, split_field) -> list[listing.Item]:
-    """The rows of one table; `_merged` joins those of one picture."""
+    """The rows of one table; `_merged` joins those of one image."""
     name, folder, found = here.key(str(table)), table.parent, []
     flickr = _flickr_splits(here)
     for number, row in enumerate(tables.rows(table), 1):
@@ -313,7 +316,7 @@ def _listed(here: _Files, table: pathlib.Path, field, split_field) -> list[listi
 
 
 def _merged(found: list[listing.Item], here: _Files) -> list[listing.Item]:
-    """One item a picture, with the captions of all its rows, and what no row speaks of."""
+    """One item for each image with the captions of all its rows, and the images without a row."""
     rows = {}
     for item in found:
         before = rows.get(item.key)

@@ -1,7 +1,7 @@
-"""Lists of captions in a file: rows of JSON, of separated columns, of Parquet, or of tabs.
+"""Lists of captions in a file: rows of JSON, CSV, TSV, Parquet, or plain text with tabs.
 
-A row is a dict from the names of its fields to their values, or a `listing.Broken` that says why it
-is not one. The fields mean nothing here: `folder.py` looks for pictures and captions in them.
+A row is a dict {field: value}, or a `listing.Broken` with the reason why it cannot be read.
+`folder.py` looks for images and captions in the fields.
 """
 
 import csv
@@ -17,7 +17,7 @@ FILE_FIELDS = (  # names of the column that has the files
 
 
 def rows(table: pathlib.Path):
-    """The rows of a table one by one; ValueError where the file is damaged as a whole."""
+    """Yields the rows of a table. ValueError if the whole file is damaged."""
     return READERS[".txt" if table.suffix == ".token" else table.suffix](table)
 
 
@@ -58,7 +58,7 @@ def _tsv(path: pathlib.Path):
 
 
 def _txt(path: pathlib.Path):
-    """Rows of `file<tab>caption`, or a table with a line of names, as `image,caption`."""
+    """Rows of `file<tab>caption`, or a table whose first line has names, as `image,caption`."""
     lines = texts.decode(path.read_bytes()).split("\n")
     if _delimiter(lines[0], "\t,;|") is not None:
         yield from _separated(path, "\t,;|")
@@ -72,7 +72,7 @@ def _txt(path: pathlib.Path):
 
 
 def _delimiter(header: str, delimiters: str) -> str | None:
-    """The delimiter that shows a column of files in the line of names."""
+    """The delimiter for which the first line has a column of files."""
     for delimiter in delimiters:
         names = [name.strip().strip('"').lower() for name in header.split(delimiter)]
         if len(names) > 1 and set(names) & set(FILE_FIELDS):
@@ -83,8 +83,9 @@ def _delimiter(header: str, delimiters: str) -> str | None:
 def _separated(path: pathlib.Path, delimiters: str):
     """The rows of a table whose first line has the names.
 
-    A row with too many fields is a fault, unless the last of two columns is the caption: then it
-    is joined. A quotation mark that never closes would take in the rows after it: an error.
+    A row with too many fields is a fault, except in a table of two columns with the caption last:
+    then the extra fields belong to the caption. A quotation mark that never closes is an error,
+    since it would include the rows after it.
     """
     lines = texts.decode(path.read_bytes()).split("\n")
     delimiter = _delimiter(lines[0], delimiters) or delimiters[0]
