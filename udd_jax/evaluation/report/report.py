@@ -1,9 +1,9 @@
-"""The page: what a run is, how good it is, and what it looks like, for a person to see.
+"""The report page: the config of a run, its measures and its samples.
 
 `write(workdir)` reads only files of the run's folder and writes `report.html`, one page without
-scripts or other files. It needs `config.json`, `evaluation.json` and `samples/`; the metrics of the
-two trainings, `stages.json`, `samplers.json` and what the suite "full" found are shown where they
-are there.
+scripts or other files. It needs `config.json`, `evaluation.json` and `samples/`. If they exist, it
+also shows the metrics of the two trainings, `stages.json`, `samplers.json` and the results of the
+suite "full".
 """
 
 import json
@@ -73,7 +73,7 @@ def write(workdir) -> pathlib.Path:
 
 
 def _verdicts(path) -> dict[str, list]:
-    """Of each task that was judged why its samples are wrong, None for a right one."""
+    """{task: for each sample the reason why it is wrong, or None}, for tasks with verdicts."""
     found = {}
     if path.exists():
         for line in map(json.loads, path.read_text().splitlines()):
@@ -114,7 +114,7 @@ def _opening(result: dict, found: dict | None) -> str:
 
 
 def _data(found: dict | None) -> str:
-    """What was found in the data before the training; nothing for an embedded world."""
+    """The survey of the data; nothing for an embedded world."""
     if found is None or not found["sizes"]:
         return ""
     lines = (line.strip() for line in survey.describe(found).splitlines())
@@ -123,7 +123,7 @@ def _data(found: dict | None) -> str:
 
 
 def _contents(sections: list[str]) -> str:
-    """Links to the sections that are there."""
+    """Links to the sections of the page."""
     found = re.findall(r'<section id="(\w+)"><h2>(.*?)</h2>', "".join(sections))
     return page.tag("nav", "".join(f'<a href="#{name}">{heading}</a>' for name, heading in found))
 
@@ -134,7 +134,7 @@ def _errors(result: dict) -> str:
 
 
 def _headline(result: dict, order: list[str]) -> str:
-    """The first table: rates with their aims."""
+    """The first table: rates and their aims."""
     rank = {task: i for i, task in enumerate(order)}
     rows = [row for row in result["headline"] if row["better"] == "higher"]
     rows.sort(key=lambda row: rank.get(row["task"], len(rank)))
@@ -173,7 +173,7 @@ def _met(row: dict) -> str:
 
 
 def _likelihood(result: dict) -> str:
-    """Bits a token of what each task generates."""
+    """The bound of each task, bits per token."""
     rows = []
     for task, bits in result["bounds"].items():
         name = {"t2i": "image, given the text", "i2t": "text, given the image"}.get(task)
@@ -200,7 +200,7 @@ def _likelihood(result: dict) -> str:
 
 
 def _details(result: dict, order: list[str]) -> str:
-    """Variety, reasons, and agreement by what a caption names."""
+    """Variety, reasons of errors, and agreement by the number of attributes in the caption."""
     scored = {task: result["scores"][task] for task in order if task in result["scores"]}
     parts = []
     rows = [row for row in result["headline"] if row["better"] == "lower"]
@@ -289,7 +289,7 @@ def _share(value: float | None) -> str:
 
 
 def _unmeasured(result: dict) -> str:
-    """Every name under its reason; those of one part of the evaluation stand together."""
+    """The measures that were not taken, grouped by reason, and by part of the evaluation."""
     reasons = {}
     for name, why in result["unmeasured"].items():
         part, _, last = name.rpartition(": ")

@@ -1,7 +1,7 @@
-"""The samples of a run as parts of its page: each task's, and how a pair comes about.
+"""The samples of each task as sections of the page, and the denoising of some pairs.
 
-Of every task the first samples as they come, and then right ones beside wrong ones with the reason.
-A picture that was judged has a green frame where it is right and a red one where it is not.
+Each task shows its first samples, then right samples next to wrong ones with the reason. An image
+with a verdict has a green frame if it is right and a red one if it is wrong.
 """
 
 import numpy as np
@@ -9,12 +9,12 @@ import numpy as np
 from udd_jax.evaluation import samples
 from udd_jax.evaluation.report import page
 
-FIRST, EXAMPLES = 16, 8  # samples shown as they come, and as many picked as right and as wrong
-FIRST_INFILLED, EXAMPLES_INFILLED = 9, 4  # they take more room
+FIRST, EXAMPLES = 16, 8  # first samples shown; right and wrong samples picked, each
+FIRST_INFILLED, EXAMPLES_INFILLED = 9, 4  # the same for infilling, which takes more space
 GIVEN_GREY = 168
 
 
-TASKS = {  # task: (heading, what was asked, the rate that counts)
+TASKS = {  # task: (heading, the condition, the rate that counts)
     "t2i": ("Text to image", "An image for each held-out caption.", "agreement"),
     "i2t": ("Image to text", "A caption for each held-out image.", "agreement"),
     "pair": ("Pairs from nothing", "An image and its caption, both from noise.", "agreement"),
@@ -35,7 +35,7 @@ def reason(result: dict, name: str) -> str:
 
 
 def show(task: str, kept: samples.Samples, result: dict, reasons: list | None) -> str:
-    """What a task gives: a sentence, the first samples, and right beside wrong ones."""
+    """The section of a task: a sentence, the first samples, right and wrong ones."""
     heading, asked, key = TASKS[task]
     reasons = reasons and [name and reason(result, name) for name in reasons]
     rates = result["scores"][task]
@@ -68,7 +68,10 @@ def show(task: str, kept: samples.Samples, result: dict, reasons: list | None) -
 
 
 def _picked(reasons: list, seen: int, count: int) -> tuple[list[int], list[int]]:
-    """Right samples, rather those after the first `seen`, and wrong ones of all kinds in turn."""
+    """Picks `count` right samples, if possible after the first `seen`, and wrong ones.
+
+    The wrong ones take the reasons in turn. Returns two lists of indices.
+    """
     right = [i for i, reason in enumerate(reasons) if reason is None]
     right.sort(key=lambda i: i < seen)
     wrong = [i for i, reason in enumerate(reasons) if reason is not None]
@@ -85,7 +88,7 @@ def _row(task: str, items: list[str]) -> str:
 
 
 def _verdict(i: int, reasons: list | None) -> tuple[str, str]:
-    """The style's name for sample i, and a line that says why it is wrong."""
+    """(the CSS class of sample i, a line that says why it is wrong)."""
     if not reasons:
         return "", ""
     if reasons[i] is None:

@@ -5,7 +5,7 @@ from udd_jax.runtime import files
 
 
 def show(path) -> str:
-    """Agreement against network calls and seconds, of every sampler; the bound of the chain."""
+    """Agreement of every sampler against network calls and seconds; the bound of the chain."""
     if not path.exists():
         return ""
     found, calls, seconds, bounds, rows = files.read_json(path), {}, {}, {}, []
@@ -54,7 +54,7 @@ def _named(settings: dict) -> str:
 
 
 def _compared(best: dict) -> str:
-    """What a quarter of the calls costs, and what the default is, in words."""
+    """The loss with a quarter of the calls, and the default sampler, in words."""
     if not best:
         return ""
     within = "within a point of" if best["within_a_point"] else "not within a point of"

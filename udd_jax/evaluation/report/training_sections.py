@@ -1,4 +1,4 @@
-"""The report on how the run was made: its image tokenizer, its training, its time."""
+"""The sections on the training of the run: image tokenizer, curves, times."""
 
 import re
 
@@ -60,7 +60,7 @@ def training(workdir) -> str:
 
 
 def _plots(folder, wanted) -> str:
-    """A plot for each row of `wanted` of which metrics.jsonl has a column."""
+    """A plot for each row of `wanted` that has a column in metrics.jsonl."""
     columns, drawn = logbook.Logbook(folder).columns(), []
     for title, pattern, log in wanted:
         found = {}
@@ -73,7 +73,7 @@ def _plots(folder, wanted) -> str:
 
 
 def time(path, result: dict) -> str:
-    """Seconds of the run's stages and of the evaluation's parts."""
+    """The seconds of the stages of the run and of the parts of the evaluation."""
     speed = result["speed"]
     content = ""
     if path.exists():
