@@ -23,7 +23,7 @@ CONFIG = run_folder.CONFIG
 
 
 def make_vocab(config, tokenizers: dict) -> Vocab:
-    """The layout of a run from its tokenizers, by modality."""
+    """The vocabulary of a run. tokenizers: {modality: tokenizer}."""
     image, text = tokenizers["image"], tokenizers["text"]
     return vocab.image_text(image.grid, image.codes, text.vocab_size, config.text.length)
 
@@ -50,7 +50,7 @@ def make_model(config, vocab: Vocab, pad_id: int = 0) -> transformer.Transformer
 
 @dataclasses.dataclass(frozen=True)
 class Diffusion:
-    """What generates: two functions of the weights. Another kind of generator has the same two."""
+    """The generator: two functions of the weights. Every kind of generator has these two."""
 
     kernel: transition.Kernel
     model: transformer.Transformer
@@ -58,14 +58,14 @@ class Diffusion:
     def sample(
         self, params, keys, x, free, absent, settings, negative, trace, still, guide, scorers
     ) -> reverse.Sample:
-        """Tokens from noise: `reverse.run`; `still`: the modality that is given as a whole, or
-        None, so that it is computed once a chain."""
+        """Tokens from noise: `reverse.run`. `still`: a fully given modality that is computed once
+        for the chain, or None."""
         denoise_fn = transformer.Denoiser(self.model, params, still)
         options = (x, free, absent, settings, negative, trace, guide, scorers)
         return reverse.run(self.kernel, denoise_fn, keys, *options)
 
     def bound(self, params, keys, x0, masks, times, calls, still) -> jax.Array:
-        """Nats a row and modality, float32[B, M], at least -log p: `objective.bound`."""
+        """An upper bound on -log p in nats, float32[B, M]: `objective.bound`."""
         denoise_fn = transformer.Denoiser(self.model, params, still)
         return objective.bound(self.kernel, denoise_fn, keys, x0, *masks, times, calls)
 
@@ -74,8 +74,10 @@ GENERATORS = {"diffusion": Diffusion}
 
 
 def make_generator(config, kernel: transition.Kernel, model):
-    """The generator of `config.model.kind`, "diffusion" where nothing is said; its loss is an
-    entry of `train_diffusion.LOSSES`. ValueError for a kind that there is not."""
+    """The generator `config.model.kind`, by default "diffusion". ValueError for an unknown kind.
+
+    Its loss is an entry of `train_diffusion.LOSSES`.
+    """
     kind = config.model.get("kind", "diffusion")
     if kind not in GENERATORS:
         raise ValueError(f"model.kind = {kind!r}, expected one of {', '.join(GENERATORS)}")
@@ -94,7 +96,7 @@ def read_config(directory) -> ml_collections.ConfigDict:
 
 
 def load_tokenizers(directory) -> dict:
-    """The tokenizers of a run, by modality."""
+    """The tokenizers of a run, {modality: tokenizer}."""
     directory = pathlib.Path(directory)
     return {
         "image": image_tokenizer.load(directory / IMAGE),

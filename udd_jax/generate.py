@@ -1,8 +1,8 @@
 """`--mode=sample`: generates with `Pipeline` what the flags ask for, and writes files.
 
-A sampling run leaves in its folder one PNG an image, `samples.jsonl` with caption, task, seed,
-what was given and settings, `sheet.png`, and for infilling `composite.png`: the given pixels pasted
-back. What is read and written is a function a modality (READ, WRITE).
+The output folder gets a PNG for each image, `samples.jsonl` with caption, task, seed, given values
+and settings, `sheet.png`, and for infilling `composite.png`, which has the given pixels pasted
+back. READ and WRITE have the functions that read the given values and write the results.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from udd_jax.diffusion import tasks
 from udd_jax.evaluation.report import contact_sheet
 from udd_jax.runtime import files, logbook
 
-SHORT = {"text": "prompt", "image": "image"}  # flags that are short for `--given NAME=`
+SHORT = {"text": "prompt", "image": "image"}  # short flags for `--given NAME=`
 SETTINGS = ("sampler", "steps", "guidance", "temperature", "top_r", "top_k")
 
 
@@ -62,7 +62,7 @@ def sample(workdir, flags) -> pathlib.Path:
 
 
 def _asked(flags) -> dict[str, list[str]]:
-    """What is given, by modality: `--given NAME=VALUE`, and its short forms."""
+    """{modality: given values}, from `--given NAME=VALUE` and the short flags."""
     asked = {name: list(getattr(flags, flag)) for name, flag in SHORT.items()}
     for word in flags.given:
         name, equals, value = word.partition("=")
@@ -106,13 +106,13 @@ def _check(flags, asked, vocab) -> None:
 
 
 def _each(values, count: int, num: int) -> list:
-    """`values`, one standing for all `count`, each `num` times."""
+    """Each of the `count` values `num` times; a single value is used for all."""
     values = list(values) * (count if len(values) == 1 else 1)
     return [value for value in values for _ in range(num)]
 
 
 def _read_images(pipe, paths) -> np.ndarray:
-    """Pictures at the run's size, with a word about those of another one."""
+    """The images at the size of the run; prints a line about an image of another size."""
     size, read = pipe.tokenizers["image"].image_size, []
     for path in paths:
         original = pixels.read(path)
@@ -123,7 +123,7 @@ def _read_images(pipe, paths) -> np.ndarray:
     return np.stack(read)
 
 
-# By modality: what the values of `--given NAME=VALUE` stand for.
+# {modality: function that reads the values of `--given NAME=VALUE`}
 READ = {"image": _read_images, "text": lambda pipe, texts: texts}
 
 
@@ -154,7 +154,7 @@ def _write_text(out, i, text) -> dict:
     return {"caption": text}
 
 
-# By modality: writes value i, and returns what its line of samples.jsonl says of it.
+# {modality: function that writes value i and returns its fields for samples.jsonl}
 WRITE = {"image": _write_image, "text": _write_text}
 
 

@@ -40,8 +40,9 @@ LN2 = math.log(2)
 class Result:
     """The samples that a call generated.
 
-    values: by modality, what its codec makes of the tokens; one that is absent is not in it;
-    tokens: int32[n, L]; calls: network steps a sample, int32[n]; states: int32[trace, n, L].
+    values: {modality: n values, such as images or strings}, without absent modalities; tokens:
+    int32[n, L], global ids; calls: int32[n], network calls of each sample; states:
+    int32[trace, n, L], intermediate tokens (`reverse.run`).
     """
 
     values: dict[str, Any]
@@ -51,12 +52,12 @@ class Result:
 
     @property
     def images(self) -> np.ndarray | None:
-        """uint8[n, S, S, 3]; None where there are none."""
+        """uint8[n, S, S, 3], or None if the image is absent."""
         return self.values.get("image")
 
     @property
     def captions(self) -> list[str] | None:
-        """n strings; None where there are none."""
+        """n strings, or None if the text is absent."""
         return self.values.get("text")
 
 
@@ -97,8 +98,8 @@ class Pipeline:
     def with_config(self, **sections) -> "Pipeline":
         """A copy with another config: `pipe.with_config(sample={"top_r": 0.9})`.
 
-        What was compiled is shared, unless `model` changes; kernel, network and mesh stay as they
-        are.
+        The copy shares compiled functions, unless `model` changes. It keeps the kernel, the network
+        and the mesh.
         """
         config = ml_collections.ConfigDict(self.config.to_dict())
         with config.unlocked():
@@ -110,7 +111,7 @@ class Pipeline:
         return other
 
     def with_network(self, **options) -> "Pipeline":
-        """A copy whose network has other options: those that change no result, as `unroll`."""
+        """A copy with other options of the network that change no result, such as `unroll`."""
         return dataclasses.replace(self, model=self.model.clone(**options))
 
     # ---- Six tasks --------------------------------------------------------------------------
@@ -187,8 +188,8 @@ class Pipeline:
     def infilling(
         self, images=None, image_mask=None, captions=None, blank_tokens=1, strict=True
     ) -> tuple[dict, tasks.Masks]:
-        """What `infill` gives, local ids by name, and its masks. Pixels under the mask are filled
-        before they are encoded; without `strict` a caption that is too long is cut."""
+        """The input of `infill`: ({modality: local ids}, masks). Pixels under the mask are filled
+        before encoding. Without `strict` a caption that is too long is cut."""
         if images is None and captions is None:
             raise ValueError("infill: images and captions are both missing, expected one at least")
         count = len(images) if images is not None else len(captions)
@@ -280,7 +281,7 @@ class Pipeline:
 
     @functools.cached_property
     def codecs(self) -> dict[str, codecs.Codec]:
-        """By modality, what makes values of ids and ids of values."""
+        """{modality: its codec}, which turns values into ids and ids into values."""
         return codecs.make(self.vocab, self.tokenizers)
 
     @property
@@ -319,23 +320,24 @@ class Pipeline:
         scorers=(),
         **settings,
     ) -> Result:
-        """Generates any modalities from any others: the base of all the above.
+        """Generates any modalities from any others. All methods above call this one.
 
         Args:
-            task: a rule such as "image|text", or a name that is short for one (`tasks.ALIASES`).
-            count: samples; where something is given, as many as there are of it.
-            given: by modality, n values (strings, images) or int[n, length], local ids: all that
-                the rule has to the right of its bar, and nothing else.
-            masks: free bool[n, L], absent bool[n, M] in place of those of the task, as for
-                infilling; any modality may be given then.
-            negative: like `given`, n or one: what guidance leads away from.
-            first: number of the first sample, so that a call in parts draws what one would.
-            trace: how many states of the chain to keep.
-            guide, scorers: functions of your own that steer (`sampling.guidance`); each other one
-                is compiled anew.
+            task: a rule such as "image|text", or an alias of one (`tasks.ALIASES`).
+            count: the number of samples n; by default the number of given values.
+            given: {modality: n values (strings, images), or local ids int[n, length]} for exactly
+                the modalities to the right of the bar.
+            masks: free bool[n, L] and absent bool[n, M], instead of those of the task, as in
+                infilling. Then any modality may be given.
+            negative: a negative prompt for guidance, like `given`; n values or one.
+            seed, first: sample b has the key fold_in(key(seed), first + b), so that several calls
+                can draw the samples of one call.
+            trace: the number of intermediate states to return.
+            guide, scorers: your own functions that steer (`sampling.guidance`). Each new function
+                needs a new compilation.
 
         Raises:
-            ValueError: a rule, setting or value does not fit the run; one line.
+            ValueError: one line; a rule, setting or value does not fit the run.
 
         >>> pipe.generate("text", 2, seed=1).values["text"] == pipe.texts(2, seed=1).captions
         True
@@ -383,7 +385,7 @@ class Pipeline:
         return Result(values, tokens, calls, np.swapaxes(states, 0, 1))
 
     def _ids(self, name, values) -> np.ndarray:
-        """Values of a modality, or its ids, as int32[n, length]."""
+        """The ids int32[n, length] of a modality, from values or ids."""
         length = {m.name: m.length for m in self.vocab.modalities}
         if name not in length:
             raise ValueError(f"given {name!r} is no modality, expected some of {', '.join(length)}")
@@ -408,7 +410,7 @@ class Pipeline:
 
     @staticmethod
     def _count(count, given) -> int:
-        """How many samples are asked for, by number and by what is given."""
+        """The number of samples, from `count` and the given values. ValueError if they differ."""
         counts = {name: len(ids) for name, ids in given.items()}
         counts |= {} if count is None else {"num": count}
         if len(set(counts.values())) > 1:
@@ -420,8 +422,8 @@ class Pipeline:
         return found
 
     def _fuse(self, ids: dict, count: int, elsewhere: int) -> np.ndarray:
-        """Local ids by modality as x, int32[count, L]; a single row stands for all; other
-        modalities hold the token `elsewhere`."""
+        """{modality: local ids} -> x, int32[count, L]. A single row is repeated; other modalities
+        get the token `elsewhere`."""
         x = np.full((count, self.vocab.length), elsewhere, np.int32)
         for name, rows in ids.items():
             m = self.vocab.index(name)

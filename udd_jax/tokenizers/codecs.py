@@ -1,7 +1,7 @@
-"""What a modality's values are, and how they become the ids of its positions and values again.
+"""Codecs: they turn the values of a modality into ids, and ids into values.
 
-The rest of the system knows a modality by its name, its ids and its codec: a new kind of modality
-is a maker in `MAKERS`.
+The rest of the system knows only the name, the ids and the codec of a modality. To add a kind of
+modality, add a maker to `MAKERS`.
 """
 
 from collections.abc import Callable
@@ -11,9 +11,9 @@ import numpy as np
 
 
 class Codec(NamedTuple):
-    """encode: (n values, strict) -> int32[n, length], local ids. `strict`, as for what a user
-    gives, refuses with a ValueError what would be cut; decode: int32[n, length], masks among them
-    allowed -> n values."""
+    """encode: (n values, strict) -> int32[n, length], local ids. With `strict`, for values from a
+    user, a value that would be cut is a ValueError. decode: int32[n, length], possibly with masks,
+    -> n values."""
 
     encode: Callable[[Any, bool], np.ndarray]
     decode: Callable[[np.ndarray], Any]
@@ -42,5 +42,5 @@ MAKERS = {"image": of_images, "text": of_text}
 
 
 def make(vocab, tokenizers: dict) -> dict[str, Codec]:
-    """The codec of each modality of a vocabulary, from its tokenizer."""
+    """{modality: codec} of a vocabulary, from the tokenizers {modality: tokenizer}."""
     return {m.name: MAKERS[m.name](tokenizers[m.name], m.length) for m in vocab.modalities}

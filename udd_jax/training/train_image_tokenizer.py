@@ -37,10 +37,7 @@ MOST_BYTES = 1 << 30  # at most so many bytes of decoded images stay in memory
 
 @flax.struct.dataclass
 class TrainState:
-    """The state of the tokenizer's training, as stored in a checkpoint.
-
-    `judge` has the parameters of the discriminator, {} without one.
-    """
+    """The state of the tokenizer's training; `judge`: the discriminator's parameters, or {}."""
 
     step: jax.Array  # int32[]
     params: Any
@@ -63,11 +60,7 @@ def make_judge(config) -> vqgan.Discriminator | None:
 
 
 def make_optimisers(config):
-    """The optimisers of the network and of the discriminator, both Adam.
-
-    The first clips the global norm and has warm-up and a cosine decay to 0. The second has a
-    constant learning rate.
-    """
+    """Adam with clipping, warm-up and cosine decay to 0; Adam with a constant learning rate."""
     c = config.vq
     learning_rate = optax.warmup_cosine_decay_schedule(0.0, c.learning_rate, c.warmup, c.steps)
     adam = functools.partial(optax.adam, b1=c.beta1, b2=c.beta2)
@@ -210,10 +203,7 @@ def _vectors(model, params, images):
 
 
 def pool_vectors(model, params, images, key) -> np.ndarray:
-    """Pre-quantisation vectors at random positions, float32[n, E].
-
-    The same number from each image, about POOL_VECTORS in total. images: uint8[N, S, S, 3].
-    """
+    """Pre-quantisation vectors float32[n, E] at random positions, about POOL_VECTORS in total."""
     each = min(model.grid[0] * model.grid[1], max(1, POOL_VECTORS // len(images)))
     chosen = []
     for i in range(0, len(images), 64):
@@ -256,8 +246,8 @@ class Pictures:
     """The images of a source without augmentation.
 
     `at(step, B)` returns uint8[B, S, S, 3], a pure function of the step. A small source is decoded
-    once and kept in memory. Images that cannot be read are left out; the token cache counts them.
-    ValueError: no image of a small source can be read.
+    once and kept in memory. Images that cannot be read are left out (ValueError if none is left);
+    the token cache counts them.
     """
 
     def __init__(self, source, config):
@@ -305,8 +295,7 @@ def train(
         perceptual: (function, weights) as in `make_step`, for `vq.perceptual` > 0.
         tensorboard: whether to write event files.
 
-    Raises:
-        SystemExit, ValueError, OSError: see `loop.fit`.
+    Errors as in `loop.fit`.
     """
     c, model, pictures = config.vq, make_model(config), Pictures(source, config)
     key_params, key_codebook = jax.random.split(jax.random.key(config.seed))
