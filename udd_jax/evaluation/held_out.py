@@ -1,4 +1,4 @@
-"""The items that are measured on: those of a split that was kept from the training, in order."""
+"""The held-out items of an evaluation, in the order of their split."""
 
 import dataclasses
 import hashlib

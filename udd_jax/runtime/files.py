@@ -20,11 +20,11 @@ def folder(path):
 
 @contextlib.contextmanager
 def whole(path, several: bool = False):
-    """A path beside `path`, whose file or folder takes that name when the block ends without error.
+    """A temporary path next to `path`; it is renamed to `path` if the block ends without an error.
 
-    For writers that open files themselves, and for folders; an empty folder of the name is
-    replaced. On an error nothing is left behind and an older `path` stays. Missing parent folders
-    are made. `several`: more than one process may write it at once, so each has its own path.
+    For writers that open files themselves, and for folders; an empty folder `path` is replaced. On
+    an error no file is left, and an older `path` stays. Missing parent folders are made. several:
+    more than one process may write `path` at once, so each has its own temporary path.
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

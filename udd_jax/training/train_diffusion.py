@@ -49,7 +49,7 @@ def create_state(model, tx, key: jax.Array, start: dict | None = None, fan_in=Fa
     )
 
 
-LOSSES = {"diffusion": loss.make_loss}  # by `model.kind`, as `build.GENERATORS`
+LOSSES = {"diffusion": loss.make_loss}  # {model.kind: loss}, like `build.GENERATORS`
 
 
 def make_objective(config, vocab: Vocab, pad_id: int, terms=None):
