@@ -13,10 +13,16 @@ from udd_jax.data.sources.worlds import World
 class Items:
     """Held-out items in the order of their source.
 
-    name: of the source; images: uint8[n, S, S, 3]; captions: the first of each, as the text
-    tokenizer gives it back; codes: int32[n, N], ids: int32[n, M]; extra: the records' own;
-    hash: of keys, pictures and captions; keys: the records'; references: all captions of each, as
-    they were written; world: by which what is generated can be judged, None where there is none.
+    Attributes:
+        name: of the source.
+        images: uint8[n, S, S, 3].
+        captions: the first caption of each item, encoded and decoded by the text tokenizer.
+        codes, ids: int32[n, N], int32[n, M], local ids.
+        extra: the fields `extra` of the records.
+        hash: of keys, images and captions.
+        keys: of the records.
+        references: all captions of each item, as written.
+        world: the embedded world that can check samples, or None.
     """
 
     name: str
@@ -32,7 +38,7 @@ class Items:
 
     @property
     def scenes(self) -> list:
-        """What the items of an embedded world show."""
+        """The scenes of the items, for an embedded world."""
         return [extra["scene"] for extra in self.extra]
 
     def __len__(self) -> int:
@@ -40,13 +46,12 @@ class Items:
 
 
 def read(pipe, count: int, split: str = "") -> Items:
-    """The first `count` items of a split that can be read, of that which is measured on unless
-    another is named; fewer where there are not so many.
+    """The first `count` readable items of a split, by default of `evaluate.split`; maybe fewer.
 
-    With `evaluate.only`, "field=value", those alone whose record says so.
+    With `evaluate.only`, "field=value", only items whose record has this value.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there are no such items.
     """
     digest, found = hashlib.sha256(), []
     for example, extra in stream(pipe, count, split):
@@ -60,22 +65,22 @@ def read(pipe, count: int, split: str = "") -> Items:
     found, digest = source(pipe, split or split_of(pipe)), digest.hexdigest()[:16]
     world = getattr(found, "world", None)
     if world and world.image_size != pipe.config.image_size:
-        world = None  # it reads its own size only
+        world = None  # it can read only images of its own size
     return Items(found.name, pixels, captions, codes, ids, extra, digest, keys, references, world)
 
 
 def split_of(pipe) -> str:
-    """What is measured on. A config of before there was a choice has no word for it."""
+    """The split that is measured. An old config has no such field; then it is "test"."""
     return pipe.config.evaluate.get("split", "test")
 
 
 def source(pipe, split: str, **options):
-    """A split of the run's data, with these options instead of the config's."""
+    """A split of the run's data; `options` replace those of the config."""
     return sources.open_source(pipe.config.data, split, **{**pipe.config.data_options, **options})
 
 
 def stream(pipe, count: int, split: str = ""):
-    """Yields (example, the record's own fields) of the items of `read`, one in memory."""
+    """Yields (example, `extra` of its record) for the items of `read`, one at a time."""
     split = split or split_of(pipe)
     records, views = source(pipe, split), reading.Views(pipe.config.image_size)
     field, _, value = pipe.config.evaluate.get("only", "").partition("=")

@@ -1,21 +1,21 @@
-"""The samples that an evaluation rests on: made once, kept, and looked at again.
+"""The samples of an evaluation: generated once, stored, and read by all measures.
 
-Six tasks, all from one sampler and one compilation. Conditions are held-out items, in order; item b
-of a task draws from its own key. A task is made in parts of one batch, `TASK-00000.npz` and on, by
-several processes in turn, so that a stopped one goes on and n of them take a share each; whole, it
-is kept in `samples/TASK.npz`:
+Six tasks use one sampler and one compilation. Conditions are held-out items in order; each item of
+a task has its own key. A task is generated in parts of one batch, `TASK-00000.npz` and so on.
+Several processes share the parts, and a stopped evaluation continues with the missing ones. The
+complete task is stored in `samples/TASK.npz`:
 
     tokens int32[n, L]; calls int32[n]; images uint8[n, S, S, 3]; captions str[n]
     kept bool[n]               whether every given token is in the result, bit for bit
-    given_images, given_captions, free_pixels bool[n, S, S]         infilling: what was to be kept
-    about                      JSON: what the samples depend on, and the seconds that they took
+    given_images, given_captions, free_pixels bool[n, S, S]         infilling: the given parts
+    about                      JSON: everything the samples depend on, and their seconds
 
-`images` and `captions` are the two that are to agree: what was generated, and what it was generated
-from (the image itself, not its reconstruction). A modality that is absent is not there.
+`images` and `captions` should agree: one was generated from the other (from the image itself, not
+its reconstruction), or both were generated. An absent modality has no array.
 
-A file whose `about` is what would be asked for again is read, not made again. Beside these files
-stand `trace.npz` (how some pairs came about: images uint8[FRAMES, n, S, S, 3] and pieces
-str[FRAMES, n, M]), `reconstructions.npz`, pictures, sheets, and `samples.jsonl`.
+A file with the right `about` is read instead of generated again. The folder also has `trace.npz`
+(the denoising of some pairs: images uint8[FRAMES, n, S, S, 3] and pieces str[FRAMES, n, M]),
+`reconstructions.npz`, pictures, sheets, and `samples.jsonl`.
 """
 
 import dataclasses
@@ -34,14 +34,14 @@ from udd_jax.runtime import files
 
 TASKS = ("t2i", "i2t", "pair", "infill", "image", "text")
 FOLDER = "samples"
-TRACED, FRAMES = 4, 8  # pairs whose way is kept, and at how many times
-PICTURES, SHOWN = 8, 32  # samples of a task kept as PNG files, and shown on its sheet
+TRACED, FRAMES = 4, 8  # pairs whose denoising is stored, and at how many times
+PICTURES, SHOWN = 8, 32  # samples of a task stored as PNG files, and shown on its sheet
 _GREY = 160  # a cell whose code is still masked
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Samples:
-    """The samples of one task; the fields are those of its file."""
+    """The samples of one task; the fields are those of its file (see the top of this file)."""
 
     tokens: np.ndarray
     calls: np.ndarray
@@ -58,9 +58,9 @@ class Samples:
 
 
 def obtain(pipe, items: held_out.Items, task: str, path, **options) -> Samples:
-    """The samples of a task, from its file if that fits, else made (`make`) and kept whole.
+    """The samples of a task: read from their file if it fits, else generated (`make`) and stored.
 
-    Options as in `make`. Pairs leave `trace.npz` beside their file.
+    options: those of `make`. The task "pair" also writes `trace.npz` next to its file.
     """
     path = pathlib.Path(path)
     wanted = _about(pipe, items, task, **options)
@@ -87,11 +87,11 @@ def obtain(pipe, items: held_out.Items, task: str, path, **options) -> Samples:
 def make(
     pipe, items: held_out.Items, task: str, path, *, count, batch_size, seed, made_of, share=None
 ) -> list[pathlib.Path]:
-    """The parts of a task beside `path`, those of this process made if they are not there.
+    """Generates the missing parts of a task next to `path`; returns the files of all parts.
 
-    count: samples, of a task with a condition at most as many as there are items; made_of: hashes
-    of weights and tokenizers; share: (index, count), part k is made by process k mod count; by
-    default that of this process.
+    count: the number of samples, at most the number of items for a task with a condition. made_of:
+    hashes of weights and tokenizers. share: (index, count): process k mod count generates part k;
+    by default that of this process.
     """
     path = pathlib.Path(path)
     wanted = _about(
@@ -106,7 +106,7 @@ def make(
         found, about = load(files[-1]), wanted | {"part": k}
         if found and {**found.about, "seconds": None} == {**about, "seconds": None}:
             continue
-        # The last batch is filled up, so that there is one compilation.
+        # The last batch is filled by repetition, so that there is one compilation.
         rows, started = np.arange(start, start + batch_size), time.perf_counter()
         rows = np.minimum(rows, wanted["count"] - 1)
         made, states = _generate(pipe, items, task, rows, seed)
@@ -143,7 +143,7 @@ def _keep(path, samples: Samples) -> None:
 
 
 def load(path) -> Samples | None:
-    """What a file holds; None where there is none, or where it is no such file."""
+    """The samples in a file; None if it does not exist or is not such a file."""
     try:
         with np.load(path) as file:
             arrays = dict(file)
@@ -156,13 +156,13 @@ def load(path) -> Samples | None:
 
 
 def write(path, arrays: dict) -> None:
-    """An .npz file of those arrays that are not None; a string becomes one, as NumPy has it."""
+    """Writes an .npz file with the arrays that are not None; NumPy turns a string into an array."""
     with files.open_atomic(path) as file:
         np.savez_compressed(file, **{k: v for k, v in arrays.items() if v is not None})
 
 
 def _generate(pipe, items, task, rows, seed):
-    """Returns (Samples without `about`, states of the first): sample rows[b], int[B], of a task."""
+    """Generates samples rows, int[B], of a task: (Samples without `about`, states of the first)."""
     given, extra, first = {}, {}, int(rows[0])
     masks = tasks.masks(pipe.vocab, task, len(rows))
     if task == "t2i":
@@ -184,8 +184,10 @@ def _generate(pipe, items, task, rows, seed):
 
 
 def _holes(captions, size, seed, first):
-    """A half of each image, left, right, upper or lower, and `___` for half of the words; that of
-    item `first` + i is drawn for it alone."""
+    """Draws the missing parts for infilling: a half of each image, and half of the words.
+
+    The half is left, right, upper or lower; words become `___`. Item `first` + i has its own seed.
+    """
     halves, blanks = np.zeros((len(captions), size, size), bool), []
     for i, (half, caption) in enumerate(zip(halves, captions, strict=True)):
         rng = np.random.default_rng((seed, first + i))
@@ -200,7 +202,7 @@ def _holes(captions, size, seed, first):
 
 
 def _kept(vocab, tokens, given, free):
-    """Whether every position that is not free holds the token that was given: bool[n]."""
+    """Whether every position that is not free has the given token: bool[n]."""
     kept = np.ones(len(tokens), bool)
     for m, (modality, where) in enumerate(zip(vocab.modalities, vocab.slices, strict=True)):
         if modality.name in given:
@@ -210,10 +212,10 @@ def _kept(vocab, tokens, given, free):
 
 
 def _frames(pipe, states, tokens):
-    """How pairs came about: images uint8[FRAMES, n, S, S, 3], pieces str[FRAMES, n, M].
+    """The denoising of pairs: images uint8[FRAMES, n, S, S, 3], pieces str[FRAMES, n, M].
 
-    A masked code is a grey cell, a masked token `_`. A decoder looks at neighbouring codes too, so
-    that under the grey the finished picture is decoded.
+    A masked code is a grey cell, a masked token is `_`. A decoder also sees neighbouring codes, so
+    masked codes are replaced by the final ones before decoding, and then covered with grey.
     """
     frames, count = states.shape[:2]
     final = np.broadcast_to(tokens[None, :count], states.shape)
@@ -242,10 +244,9 @@ def _frames(pipe, states, tokens):
 
 
 def show(drawn: dict[str, Samples], verdicts: dict[str, list[str | None]], folder) -> None:
-    """Pictures, sheets and `samples.jsonl`, a line a sample.
+    """Writes pictures, sheets and `samples.jsonl`, one line for each sample.
 
-    verdicts: for a task, of each sample why it is wrong, None where it is right; a task that was
-    not judged is not in it.
+    verdicts: {task: for each sample the reason why it is wrong, or None}, for judged tasks only.
     """
     folder, lines, first = pathlib.Path(folder), [], []
     for task, s in drawn.items():

@@ -1,12 +1,12 @@
-"""What is measured: samples judged, the image tokenizer, the bound on the likelihood.
+"""The scores of the suite "main": verdicts on samples, the image tokenizer, the likelihood bound.
 
-Judging needs to know what is right, so it takes an embedded world, whose images and captions can be
-read (`worlds.World`). A rate is {rate, error, count} with Wilson's error at one standard deviation.
-The decoded images are judged, without the given pixels pasted back.
+Verdicts need an embedded world, whose images and captions can be read (`worlds.World`). A rate is
+{rate, error, count} with Wilson's error at one standard deviation. The decoded images are judged,
+without pasting the given pixels back.
 
-The bound is in bits a token: -log2 p of what is generated given the rest, at most, over all its
-positions, padding too. The entropy of captions given scenes, of the same items, is the least that
-the bound on captions given images can be.
+The bound is an upper bound on -log2 p of the generated modalities given the rest, in bits per
+token, over all their positions, also padding. The entropy of captions given scenes, on the same
+items, is a lower limit of the bound on captions given images.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ LOST = "given part not kept"
 
 
 def require_world(items: held_out.Items, suite: str) -> World:
-    """The world of the items; ValueError where what is right cannot be read."""
+    """The world of the items. ValueError if the data are not an embedded world at its own size."""
     if items.world is None:
         raise ValueError(
             f"suite {suite!r} needs data that can be read: an embedded world at its own size, "
@@ -34,11 +34,11 @@ def require_world(items: held_out.Items, suite: str) -> World:
 
 
 def judge(world: World, task: str, drawn: samples.Samples) -> tuple[dict, list[str | None]]:
-    """The rates of a task's samples, and of each sample why it is wrong, None if right.
+    """The rates of a task's samples, and for each sample the reason why it is wrong, or None.
 
-    `agreement`, `by_named`, `reasons` of what is to agree; `consistency`, `image` and `words` of
-    infilling, too; `readable` or `parsable` of one modality alone; `variation` where the world has
-    laws for the task.
+    Rates: `agreement`, `by_named` and `reasons` for tasks with image and caption; also
+    `consistency`, `image` and `words` for infilling; `readable` or `parsable` for one modality
+    alone; `variation` if the world has laws for the task.
     """
     nothing = [None] * len(drawn)
     if task == "image":
@@ -67,9 +67,12 @@ def judge(world: World, task: str, drawn: samples.Samples) -> tuple[dict, list[s
 
 
 def reconstructions(pipe, items: held_out.Items, shown: np.ndarray) -> dict:
-    """The image tokenizer, from the decoded codes of the items: PSNR, codes in use and, of an
-    embedded world, the share that is read right. Perplexity is exp of the codes' entropy."""
-    psnr = np.minimum(reconstruction.psnr(shown, items.images), 100.0)  # of equal ones infinite
+    """The scores of the image tokenizer on the items; shown: their decoded codes.
+
+    PSNR in dB, codes in use, perplexity (exp of the entropy of the codes) and, for an embedded
+    world, the share of images that are read right.
+    """
+    psnr = np.minimum(reconstruction.psnr(shown, items.images), 100.0)  # infinite for equal images
     share = (
         np.bincount(items.codes.reshape(-1), minlength=pipe.tokenizers["image"].codes)
         / items.codes.size
@@ -94,9 +97,10 @@ def reconstructions(pipe, items: held_out.Items, shown: np.ndarray) -> dict:
 def bounds(
     pipe, items: held_out.Items, *, count: int, times: int, seed: int, calls: int = 0, names=BOUNDS
 ) -> dict:
-    """Of each task in `names` the bits a token with their standard error, and each modality's.
+    """{task: bits per token with their standard error, and those of each modality}.
 
-    Uses the first `count` items, `times` noise levels each; calls: of a chain of so many steps.
+    Uses the first `count` items with `times` noise levels each. calls: the steps of the chain that
+    the bound is for; 0 means T.
     """
     tokens = {"image": items.codes[:count], "text": items.ids[:count]}
     found = {}
@@ -105,7 +109,7 @@ def bounds(
         parts = {
             modality.name: (column, modality.length)
             for modality, column in zip(pipe.vocab.modalities, bits.T, strict=True)
-            if column.any()  # one that is given or absent costs nothing
+            if column.any()  # a given or absent modality costs nothing
         }
         found[task] = _bits(*map(sum, zip(*parts.values(), strict=True))) | {
             "modalities": {name: _bits(*part) for name, part in parts.items()}
@@ -118,9 +122,11 @@ def _bits(bits: np.ndarray, tokens: int) -> dict:
 
 
 def entropy(bits: float, length: int, captions: dict) -> dict:
-    """Bits a token of captions given scenes, from bits a caption of `length` tokens, and whether
-    their bound (an entry of `bounds`) undercuts it by more than 3 standard errors, which no true
-    bound does."""
+    """The entropy of captions given scenes in bits per token, and whether the bound undercuts it.
+
+    bits: the entropy of a caption; length: tokens of a caption; captions: the entry of `bounds`. A
+    correct bound is not below the entropy by more than 3 standard errors.
+    """
     truth = bits / length
     least = captions["value"] + 3 * (captions["standard_error"] or 0)
     return {"value": truth, "undercut": bool(least < truth)}

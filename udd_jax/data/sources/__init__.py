@@ -1,20 +1,20 @@
-"""One line of config names a source of captioned images; the same line serves every stage.
+"""The sources of captioned images; `config.data` names one, for all stages.
 
-    shapes                     the embedded world whose law is known         sources/shapes/
-    glyphs                     written notes, long captions, a known law     sources/glyphs.py
-    folder:/path               pictures with captions.jsonl, .csv, .parquet
-                               or name.txt beside name.png                   sources/folder.py
+    shapes                     an embedded world of simple scenes            sources/shapes/
+    glyphs                     an embedded world of notes, long captions     sources/glyphs.py
+    folder:/path               images with captions.jsonl, .csv, .parquet
+                               or name.txt next to name.png                  sources/folder.py
     webdataset:/path/*.tar     KEY.png with KEY.json or KEY.txt              sources/webdataset.py
     parquet:/path              image bytes and captions in columns           sources/parquet.py
     coco:/path                 annotations (or Karpathy's) and images        sources/coco.py
     cub:/path                  birds with ten captions an image              sources/cub.py
     tfds:NAME                  prepared TensorFlow Datasets                  sources/tfds.py
 
-A source is a sequence of `records.Record` with a `name`. That of an embedded world also has its
-`world` (worlds.py), by which everything that is generated from it can be judged. Where the data do
-not say which items are for training, validation and test, the hash of an image's bytes does, so
-that no picture is in two. Each kind of stored data is a chapter of this package with a function
-`source`, imported when it is asked for.
+A source is a sequence of `records.Record` with a `name`. The source of an embedded world also has
+its `world` (worlds.py), which can check generated samples. If the data do not name the splits, the
+hash of the bytes of an image decides between training, validation and test, so that no image is in
+two splits. Each kind of stored data is a file of this package with a function `source`, imported on
+use.
 """
 
 import functools
@@ -23,13 +23,13 @@ import inspect
 
 from udd_jax.data.sources import glyphs, shapes, worlds
 
-WORLDS = {world.name: world for world in (shapes.WORLD, glyphs.WORLD)}  # yours may join them
+WORLDS = {world.name: world for world in (shapes.WORLD, glyphs.WORLD)}  # add your own here
 STORED = ("folder", "webdataset", "parquet", "coco", "cub", "tfds")
-# Options of stored data, of all kinds; a kind has its own as well.
+# Options of all kinds of stored data; each kind has more.
 SHARED = ("validation", "test", "trust_splits", "size")
 LAST = ("split_field",)
 _SIZES = {"train": 20000, "validation": 1000, "test": 1000}  # of an embedded world
-_CAPTIONS = {"train": 4}  # and captions an image; 1 elsewhere
+_CAPTIONS = {"train": 4}  # captions of each image in an embedded world; 1 in other splits
 
 
 def open_source(spec: str, split: str, **options):
@@ -38,17 +38,17 @@ def open_source(spec: str, split: str, **options):
     Args:
         spec: the name of an embedded world (WORLDS), or "kind:path" as in the list above.
         split: "train", "validation" or "test".
-        **options: of the source's own function: `size`, `seed` of an embedded world; of stored
-            data `validation` and `test`, the shares that are split off by hash where the data give
-            no such split, `trust_splits` and `size` (`listing.choose`), and what the chapter of the
-            kind names. None is as good as not given.
+        **options: for an embedded world `size`, `seed`, `captions_per_image`; for stored data
+            `validation` and `test`, the shares for splits that the data lack, `trust_splits` and
+            `size` (`listing.choose`), and the options of the `source` function of the kind. None
+            means the default.
 
     Returns:
-        A source: `len(source)`, `source[i] -> Record`, `source.name`; of an embedded world
+        A source: `len(source)`, `source[i] -> Record`, `source.name`; for an embedded world also
         `source.world`.
 
     Raises:
-        ValueError: unknown kind or option, or no such data.
+        ValueError: unknown kind or option, or the data do not exist.
     """
     kind, colon, path = spec.partition(":")
     if (kind not in WORLDS or colon) and (kind not in STORED or not path):

@@ -1,22 +1,23 @@
-"""Glyphs: a small world of written notes, with long captions and a law that is known exactly.
+"""Glyphs: a small world of written notes with long captions, whose distribution is known exactly.
 
-A note is a sheet of one of 4 papers with 1 to 4 lines, all counts as likely, from the top down. A
-line is a word (probability .6, one of 64) or a number (0 to 999), in one of 5 inks, all uniform.
+A note is a sheet of one of 4 papers with 1 to 4 lines from the top; all numbers of lines are
+equally likely. A line is a word (probability .6, one of 64) or a number (0 to 999), in one of 5
+inks; each choice is uniform.
 
-The picture is 64 x 64 RGB: each line is written into its 16 rows with the font that Pillow carries,
-and Gaussian noise of 4/255 is added. The caption draws a template, whether the paper is named,
-whether each ink is named, and whether each number stands in digits or in words:
+The image is 64 x 64 RGB. Each line is written into its 16 rows with the font of Pillow, and
+Gaussian noise of 4/255 is added. The caption draws a template, whether the paper is named, whether
+each ink is named, and whether each number is written in digits or in words:
 
     a note on yellow paper that reads the word river in blue, then the number four hundred and seven
 
-so the words of the caption are shapes in the picture, and a number in words has to be spelled out
-in digits. No two derivations give the same caption: H(caption | note) is a sum of the choices'.
+So the words of the caption are shapes in the image, and a number in words becomes digits. No two
+derivations give the same caption, so H(caption | note) is the sum of the entropies of the choices.
 
-A note is read by comparing each line with the ink coverage m of every text: pixels are paper + m
+To read a note, each line is compared with the ink coverage m of every text: pixels are paper + m
 (ink - paper), and the nearest text and ink are the maximum-likelihood reading.
 
 Ten per cent of the (text, ink) combinations are held out by a hash: the splits `train` and
-`validation` never show one of them, every note of `test` shows one or more.
+`validation` never show one of them, and every note of `test` shows at least one.
 """
 
 import dataclasses
@@ -65,13 +66,13 @@ TEMPLATES = {
 COUNTS = ("one line", "two lines", "three lines", "four lines")
 HELD_OUT = 0.1
 
-# A line is read when its mean squared difference from the nearest text (over 3,072 values) is at
-# most RESIDUAL_LIMIT and at most AMBIGUITY_LIMIT of that from any other. Noise alone gives 16; a
-# digit more or less changes it by 100 and more.
+# A line can be read if its mean squared difference from the nearest text (over 3,072 values) is at
+# most RESIDUAL_LIMIT, and at most AMBIGUITY_LIMIT times the difference from any other text. Noise
+# alone gives 16; one more or fewer digit changes it by at least 100.
 RESIDUAL_LIMIT = 1000.0
 AMBIGUITY_LIMIT = 0.8
-# The given part of a line was kept if its mean squared difference from the clean drawing of what is
-# read is at most this. Noise alone gives 16; another text adds 22 or more, even seen by half.
+# The given part of a line was kept if its mean squared difference from a clean drawing of the read
+# note is at most this. Noise alone gives 16; another text adds at least 22, even half visible.
 KEPT_LIMIT = 30.0
 
 
@@ -93,7 +94,7 @@ class Note:
 
 @dataclasses.dataclass(frozen=True)
 class Meaning:
-    """What a caption says: lines as (text, ink or None), the paper or None; and its template."""
+    """The content of a caption: lines as (text, ink or None), the paper or None, the template."""
 
     lines: tuple[tuple[str, str | None], ...]
     paper: str | None
@@ -106,13 +107,13 @@ _NUMBER_OF = {text: number for number, text in enumerate(TEXTS)}
 
 
 def held_out(text: str, ink: str) -> bool:
-    """Whether a text in an ink is withheld from training."""
+    """Whether this text in this ink is held out from training."""
     return bool(hashing.uniform(_NUMBER_OF[text], tuple(INKS).index(ink)) < HELD_OUT)
 
 
 @functools.cache
 def _combinations() -> dict[bool, list[list[tuple[str, str]]]]:
-    """By held out or not: the words, and the numbers, in all their inks."""
+    """{held out or not: [words with inks, numbers with inks]}."""
     found = {False: [[], []], True: [[], []]}
     for text in TEXTS:
         for ink in INKS:
@@ -121,7 +122,7 @@ def _combinations() -> dict[bool, list[list[tuple[str, str]]]]:
 
 
 def draw_note(rng: np.random.Generator, test: bool = False) -> Note:
-    """A note from the law without held-out lines; with `test`, one line or more is held out."""
+    """Draws a note without held-out lines; with `test`, at least one line is held out."""
     count = int(rng.integers(1, MAX_LINES + 1))
     special = int(rng.integers(count)) if test else None
     lines = []
@@ -156,7 +157,7 @@ _SPELLED = {spell(number): str(number) for number in range(NUMBERS)}
 
 
 def caption(note: Note, rng: np.random.Generator) -> str:
-    """A caption of the note, drawn from its law."""
+    """Draws a caption of the note."""
     lines = []
     for text, ink in note.lines:
         if text.isdigit():
@@ -172,7 +173,7 @@ def caption(note: Note, rng: np.random.Generator) -> str:
 
 
 def caption_entropy(notes) -> float:
-    """H(caption | note) in bits, the mean over the notes: the sum over the choices made."""
+    """The mean of H(caption | note) in bits: the sum of the entropies of the choices."""
 
     def entropy(probabilities):
         return -math.fsum(p * math.log2(p) for p in probabilities)
@@ -198,7 +199,7 @@ _LINE = re.compile(rf"the (?P<kind>word|number) (?P<text>.+?)(?: in (?P<ink>{'|'
 
 
 def parse_caption(text: str) -> Meaning | None:
-    """What the caption says; None for anything that the grammar does not give."""
+    """The content of the caption; None if the grammar cannot produce it."""
     for template, pattern in _patterns().items():
         match = pattern.fullmatch(text)
         lines = match and _parse_lines(match["lines"])
@@ -228,8 +229,8 @@ def _digits(text: str) -> str | None:
 
 
 def difference(note: Note, meaning: Meaning) -> str | None:
-    """None where all that the caption says is so and it says of every line what it reads, else the
-    first that is not: "number", "text", "ink" or "paper"."""
+    """None if the caption is true and names the text of every line, else the first difference:
+    "number", "text", "ink" or "paper"."""
     if len(meaning.lines) != len(note.lines):
         return "number"
     if [said for said, _ in meaning.lines] != [text for text, _ in note.lines]:
@@ -241,7 +242,7 @@ def difference(note: Note, meaning: Meaning) -> str | None:
 
 
 def named(meaning: Meaning) -> int:
-    """How many attributes (text, ink, paper) are named."""
+    """The number of attributes (text, ink, paper) that the caption names."""
     inks = sum(ink is not None for _, ink in meaning.lines)
     return len(meaning.lines) + inks + (meaning.paper is not None)
 
@@ -251,7 +252,7 @@ def named(meaning: Meaning) -> int:
 
 @functools.cache
 def _coverage() -> np.ndarray:
-    """float32[texts + 1, 16, 64] in [0, 1]: the ink of every text, and of an empty line."""
+    """float32[texts + 1, 16, 64] in [0, 1]: the ink coverage of every text and of an empty line."""
     font, masks = ImageFont.load_default(12), []
     for text in (*TEXTS, ""):
         line = Image.new("L", (IMAGE_SIZE, LINE_HEIGHT))
@@ -278,7 +279,7 @@ def render(note: Note, rng: np.random.Generator | None = None) -> np.ndarray:
 
 
 def read_images(images: np.ndarray) -> list[Note | None]:
-    """The notes in uint8[B, 64, 64, 3]; None where a line is no text, or could be two."""
+    """The notes in uint8[B, 64, 64, 3]; None if a line fits no text, or fits two."""
     papers, inks = np.float32([*PAPERS.values()]), np.float32([*INKS.values()])
     masks = _coverage().reshape(len(TEXTS) + 1, -1)
     images = np.asarray(images, np.float32)
@@ -300,7 +301,7 @@ def read_images(images: np.ndarray) -> list[Note | None]:
 
 
 def _note(paper: str, errors: np.ndarray) -> Note | None:
-    """The reading of float32[lines, texts + 1, inks], the differences from every text and ink."""
+    """The note for float32[lines, texts + 1, inks], the differences from every text and ink."""
     errors[:, -1, 1:] = np.inf  # an empty line has no ink: one reading of it
     lines = []
     for line in errors:
@@ -316,7 +317,7 @@ def _note(paper: str, errors: np.ndarray) -> Note | None:
 
 
 def read_image(image: np.ndarray) -> Note | None:
-    """The note in uint8[64, 64, 3], as `read_images` reads it."""
+    """`read_images` for one image uint8[64, 64, 3]."""
     return read_images(image[None])[0]
 
 
@@ -333,12 +334,12 @@ _TEMPLATE = {
 
 
 def _paper_told(note: Note, meaning: Meaning):
-    """Of a caption, given the note."""
+    """The `Law` of the paper in a caption, given the note."""
     return note.paper, {note.paper: PAPER_NAMED, None: 1 - PAPER_NAMED}, meaning.paper
 
 
 def _paper_shown(note: Note, meaning: Meaning):
-    """Of a note, given a caption."""
+    """The `Law` of the paper of a note, given a caption."""
     law = _PAPER if meaning.paper is None else {meaning.paper: 1.0}
     return meaning.paper, law, note.paper
 
@@ -352,7 +353,7 @@ _IMAGE = {
     "paper": lambda note, _: (None, _PAPER, note.paper),
 }
 _WORDING = {"template": lambda _, meaning: (None, _TEMPLATE, meaning.template)}
-# What a sample varies in, as `worlds.Law`: how many lines, which paper, which template.
+# The properties of a sample as `worlds.Law`: number of lines, paper, template.
 LAWS = {
     "pair": _IMAGE | _WORDING,
     "t2i": {

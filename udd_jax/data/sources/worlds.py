@@ -1,12 +1,12 @@
-"""Embedded worlds: data whose law is known, so that what is generated from them can be judged.
+"""Embedded worlds: data with a known distribution, so that generated samples can be checked.
 
-A world draws a scene, says it in a caption and shows it in a picture, and it reads both back. So an
-image and a caption agree or do not, and what a model generates has a true law to be compared with.
-Nothing outside a world looks into its scenes and meanings: they are values of its own.
+A world draws a scene, describes it in a caption and draws it as an image. It can also read both
+back. So it can decide whether an image and a caption agree, and samples have a true distribution to
+compare with. No code outside a world uses the structure of its scenes and meanings.
 
-To add a world, make a `World` and enter it in `WORLDS` of `data/sources/__init__.py`, or from
-outside the package `sources.WORLDS["name"] = world`. `--config.data=name` then opens it, and every
-suite and the report measure it.
+To add a world, make a `World` and add it to `WORLDS` in `data/sources/__init__.py`, or from outside
+the package: `sources.WORLDS["name"] = world`. Then `--config.data=name` opens it, and every suite
+and the report measure it.
 """
 
 import dataclasses
@@ -19,38 +19,39 @@ from udd_jax.data.records import Record
 
 SPLITS = ("train", "validation", "test")
 
-# What is known of one property of a sample: (scene, meaning) -> (condition, law, outcome). The law
-# {outcome: p} is that of the true world, given what the condition names (None for nothing).
+# One property of a sample: (scene, meaning) -> (condition, law, outcome). The law {outcome: p} is
+# the true distribution given the condition (None for no condition).
 Law = Callable[[Any, Any], tuple[Any, Mapping[Any, float], Any]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class World:
-    """What there is, how it is shown and told, and how both are read back.
+    """The functions that draw, describe and read the scenes of a world.
 
-    name: of the data, as in `--config.data=name`; about: what it is, for the report, as in "a drawn
-    world of one or two objects"; held_out: what `test` shows that training does not, as in "which
+    name: of the data, as in `--config.data=name`. about: a description for the report, such as "a
+    drawn world of one or two objects". held_out: how `test` differs from training, such as "which
     show only pairs that no training image has".
 
-    image_size: S, the side of its pictures.
+    image_size: S, pixels of a side of its images.
     draw: (split, rng) -> scene. Scenes are compared with ==.
     caption: (scene, rng) -> str.
     render: (scene, rng=None) -> uint8[S, S, 3], with noise if `rng` is given.
 
-    read_images: uint8[B, S, S, 3] -> list of B scenes, None where nothing can be read.
-    parse_caption: str -> meaning, or None.
-    difference: (scene, meaning) -> None where all that the caption says is so, else one of
-        `reasons`, which has for each the words of the report.
-    tiles, residual: the given pixels of an infilled image are kept if in each of `tiles` (rows,
-        columns) their mean squared difference from `render` of what is read is at most `residual`.
+    read_images: uint8[B, S, S, 3] -> list of B scenes, None for an image that cannot be read.
+    parse_caption: str -> meaning, or None if it cannot be parsed.
+    difference: (scene, meaning) -> None if the caption is true of the scene, or one of `reasons`,
+        a dict from reasons to words for the report.
+    tiles, residual: an infilled image keeps the given pixels if, in each of `tiles` (rows,
+        columns), their mean squared difference from `render` of the read scene is at most
+        `residual`.
 
-    named: meaning -> how many attributes a caption names; rates are split by it.
-    category: scene -> the name of its kind, one of `categories`; so are they in the suite "full".
-    entropy: scenes -> H(caption | scene) in bits, the mean over the scenes.
-    laws: task -> {property: Law}. In "image" the meaning is None, in "text" the scene.
-    aims: task (or "tokenizer") -> the least rate that is asked of a full training, "variation" ->
-        the largest total variation; floors: task -> the rate below which something is broken. They
-        are shown where `evaluate.aims` of the config is on.
+    named: meaning -> the number of attributes that a caption names; rates are grouped by it.
+    category: scene -> its category, one of `categories`, for the report by category.
+    entropy: scenes -> the mean of H(caption | scene), in bits.
+    laws: {task: {property: Law}}. For "image" the meaning is None, for "text" the scene is None.
+    aims: {task or "tokenizer": the rate that a full training should reach, "variation": the largest
+        total variation}; floors: {task: the rate below which something is broken}. Both are used if
+        `evaluate.aims` of the config is on.
     """
 
     name: str
@@ -75,7 +76,7 @@ class World:
     floors: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     def agrees(self, scene, meaning) -> bool:
-        """Whether all that the caption says is so."""
+        """Whether the caption is true of the scene."""
         return self.difference(scene, meaning) is None
 
 
@@ -83,7 +84,7 @@ class World:
 class Source:
     """`size` records of a world; record i depends on (split, seed, i) and nothing else.
 
-    `record.extra["scene"]` is the scene that it shows.
+    `record.extra["scene"]` is its scene.
     """
 
     world: World

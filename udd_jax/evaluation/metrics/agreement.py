@@ -1,19 +1,19 @@
-"""Do image and caption agree, and is the variety still there? Exact answers where a world is known.
+"""Agreement of image and caption, and variety of the samples; exact for an embedded world.
 
-An image is read back to a scene, a caption parsed to a meaning, and they agree when everything that
-the caption says is so (`worlds.World`). What cannot be read is wrong.
+The world reads an image back to a scene and parses a caption to a meaning. They agree if the
+caption is true of the scene (`worlds.World`). A sample that cannot be read is wrong.
 
-Agreement alone is blind to collapse (always the same wording, always the upper row). So outcomes o
-are also compared with their true law given what the condition c names, by total variation
+Agreement does not see collapse (always the same wording, always the upper row). So outcomes o are
+also compared with their true distribution given the condition c, by total variation
 
     TV = 1/2 sum_(c, o) | share of items with c and o  -  mean over items of [c_i = c] p(o | c) |
 
-over the items that can be read. `noise` is the TV to be expected of as many draws from the true law
-itself: 1/2 sum sqrt(2 v / pi), with v the variance of each share.
+over the items that can be read. `noise` is the expected TV of the same number of draws from the
+true distribution: 1/2 sum sqrt(2 v / pi), with v the variance of each share.
 
-Images are uint8[B, S, S, 3], captions lists of B strings, and `read` makes of both a list of B
-pairs (scene or None, meaning or None), on which the rest works. Rates carry the half-width of
-Wilson's interval at one standard error, which is not zero at 0 and 1.
+Images are uint8[B, S, S, 3], captions lists of B strings. `read` turns both into a list of B pairs
+(scene or None, meaning or None), the input of the other functions. The error of a rate is the
+half-width of Wilson's interval at one standard error, which is not zero at 0 and 1.
 """
 
 import collections
@@ -31,7 +31,7 @@ TASKS = ("pair", "i2t", "t2i")
 
 
 def rate(hits) -> dict[str, float]:
-    """Share of true values among bool[n], with Wilson's standard error: of none, 0 and 1."""
+    """The share of true values among bool[n], with Wilson's standard error; 0 and 1 for n = 0."""
     count = len(hits)
     if count == 0:
         return {"rate": 0.0, "error": 1.0, "count": 0}
@@ -41,14 +41,14 @@ def rate(hits) -> dict[str, float]:
 
 
 def read(world: World, images: np.ndarray, captions: list[str]) -> list[tuple]:
-    """(scene or None, meaning or None) of each image and its caption."""
+    """(scene or None, meaning or None) for each image and its caption. ValueError: other counts."""
     if len(images) != len(captions):
         raise ValueError(f"{len(images)} images and {len(captions)} captions: give one for each")
     return list(zip(world.read_images(images), map(world.parse_caption, captions), strict=True))
 
 
 def verdict(world: World, scene, meaning) -> str | None:
-    """None where they agree, else UNREADABLE, UNPARSABLE or the world's reason why not."""
+    """None if they agree, else UNREADABLE, UNPARSABLE or one of the world's reasons."""
     if scene is None:
         return UNREADABLE
     if meaning is None:
@@ -57,10 +57,11 @@ def verdict(world: World, scene, meaning) -> str | None:
 
 
 def agreement(world: World, pairs: Sequence[tuple]) -> tuple[list[str | None], dict]:
-    """The verdict on each pair of `read`, None where it agrees, and the rates
+    """The verdict on each pair of `read` (None if it agrees), and the rates.
 
-    `agreement`; `by_named`, the same by the number of attributes that the caption names; `reasons`,
-    the share of all items that fail for each reason."""
+    Rates: `agreement`; `by_named`, the same by the number of attributes in the caption; `reasons`,
+    the share of all items that fail for each reason.
+    """
     found = [verdict(world, *pair) for pair in pairs]
     rates = {"agreement": rate([reason is None for reason in found])}
     if world.named:
@@ -82,8 +83,11 @@ def agreed(world: World, images: np.ndarray, captions: list[str]) -> np.ndarray:
 
 
 def reader_error(world: World, records: Sequence) -> dict[str, dict]:
-    """How often reading fails on ground truth: noisy images not read as their own scene, captions
-    that do not parse to what is true of it, and pairs that are said to disagree."""
+    """How often reading fails on ground truth.
+
+    `images`: noisy images that are not read as their own scene; `captions`: captions whose meaning
+    is not true of their scene; `pairs`: pairs that are said to disagree.
+    """
     truth = [record.extra["scene"] for record in records]
     images = np.stack([record.image for record in records])
     pairs = read(world, images, [record.captions[0] for record in records])
@@ -99,7 +103,10 @@ def reader_error(world: World, records: Sequence) -> dict[str, dict]:
 
 
 def total_variation(laws: list[dict], outcomes: list) -> dict[str, float]:
-    """TV between the outcomes and the mean of the laws, one law {outcome: p} an item; 1 of none."""
+    """TV between the outcomes and the mean of the laws {outcome: p}, one for each item.
+
+    Without items it is 1.
+    """
     count = len(outcomes)
     if count == 0:
         return {"tv": 1.0, "noise": 1.0, "count": 0}
@@ -117,9 +124,11 @@ def total_variation(laws: list[dict], outcomes: list) -> dict[str, float]:
 
 
 def variation(laws: Mapping[str, Law], pairs: Sequence[tuple]) -> dict[str, dict]:
-    """Total variation from the true law of each property, an entry of `World.laws[task]`.
+    """Total variation from the true law of each property; laws: an entry of `World.laws`.
 
-    pairs: those that were read, (scene, meaning); a law of one modality alone ignores the other."""
+    pairs: (scene, meaning) of the samples that can be read. A law of one modality ignores the
+    other.
+    """
     found = {}
     for name, law in laws.items():
         rows = [law(*pair) for pair in pairs]
@@ -141,11 +150,12 @@ def consistency(
     free_pixels: np.ndarray,
     given_captions: list[str],
 ) -> tuple[np.ndarray, dict]:
-    """Whether each infilled pair of `read` keeps what was given: bool[B], and the rates
+    """Whether each infilled pair of `read` keeps the given parts, bool[B], and the rates.
 
-    `consistency` (it also agrees), `image`, `words`. `free_pixels` bool[B, S, S] is true where the
-    image was to be generated: the given pixels must be explained, in each tile of the world, by the
-    scene that is read from the result. In `given_captions` each `___` stands for one word."""
+    Rates: `consistency` (it also agrees), `image`, `words`. free_pixels: bool[B, S, S], True where
+    the image was generated. In each tile of the world, the scene that is read from the result must
+    explain the given pixels. In `given_captions` each `___` stands for one word.
+    """
     image = _explained(world, [scene for scene, _ in pairs], given_images, free_pixels)
     both = zip(captions, given_captions, strict=True)
     words = np.array([_fills(text, given) for text, given in both], bool)
@@ -155,8 +165,10 @@ def consistency(
 
 
 def _explained(world: World, scenes: list, given_images, free_pixels) -> np.ndarray:
-    """Whether the clean drawing of each scene lies within `world.residual` of the given pixels, as
-    a mean over those of each tile: bool[B], False where nothing was read."""
+    """Whether the clean drawing of each scene fits the given pixels, bool[B]; False without scene.
+
+    In each tile the mean squared difference may be at most `world.residual`.
+    """
     size = world.image_size
     expected = (len(scenes), size, size)
     if given_images.shape != (*expected, 3) or free_pixels.shape != expected:

@@ -1,20 +1,20 @@
-"""The suite "full": what the suite "main" leaves out, because it takes time, weights or Java.
+"""The suite "full": measures that need more time, feature networks or Java.
 
     pictures        Frechet distance, KID, Inception score, precision and recall of images from
-                    held-out captions, against the pictures of the same items (image_sets.py)
+                    held-out captions, against the images of the same items (image_sets.py)
     agreement       CLIP score, R-precision, and the report by category
     captions        BLEU, METEOR, ROUGE-L, CIDEr-D, SPICE against all captions of the item; length,
                     variety, copies of training captions
-    retrieval       whose caption, whose picture (retrieval.py)
-    round_trips     image -> text -> image and text -> image -> text, back where they came from
+    retrieval       the caption of an image, the image of a caption (retrieval.py)
+    round_trips     image -> text -> image and text -> image -> text
     memory          pairs and their nearest training pairs; duplicates
-    reconstruction  of the image tokenizer: SSIM, and by the networks LPIPS and Frechet distance
-    judges          what judges said of the sheets of judges.py
+    reconstruction  of the image tokenizer: SSIM, LPIPS, Frechet distance
+    judges          the answers of human judges (judges.py)
     speed           samples a second, cold and warm; network calls; peak memory
 
-`measure` returns a tree of these whose leaves are numbers, dicts of an `intervals.Estimate`, or
-{"unmeasured": why}. What takes long is kept beside the samples and read again: samples of round
-trips, scores of pairs, features (by content).
+`measure` returns a tree of these. Its leaves are numbers, dicts of an `intervals.Estimate`, or
+{"unmeasured": why}. Slow results are stored next to the samples and reused: samples of round trips,
+scores of pairs, features (by content).
 """
 
 import contextlib
@@ -45,14 +45,14 @@ from udd_jax.runtime import provenance
 
 JUDGES = "judges"  # a folder of the run
 SHOWN = 8  # neighbours and round trips kept for the page
-NOTHING = "<nothing>"  # stands for an empty caption: a word that no reference has
+NOTHING = "<nothing>"  # replaces an empty caption: a word that no reference has
 
 
 def measure(pipe, workdir, items, drawn, files, nets, timed) -> dict:
-    """All of it, in the order above.
+    """All parts, in the order above.
 
-    drawn: the samples of the main suite by task; files: of `image_sets.ready`; nets: of
-    `feature_networks.load`; timed: a context for each part, by name.
+    drawn: {task: samples} of the suite "main"; files: of `image_sets.ready`; nets: of
+    `feature_networks.load`; timed: name -> a context manager that measures the time of a part.
     """
     folder, options = workdir / samples.FOLDER, pipe.config.evaluate
     kinds = categories(items, options.category)
@@ -76,14 +76,14 @@ def measure(pipe, workdir, items, drawn, files, nets, timed) -> dict:
 
 
 def plain(tree):
-    """Estimates and `Unmeasured`s of a tree as dicts."""
+    """The tree with each Estimate and Unmeasured as a dict."""
     if isinstance(tree, dict):
         return {name: plain(value) for name, value in tree.items()}
     return dataclasses.asdict(tree) if dataclasses.is_dataclass(tree) else tree
 
 
 def unmeasured(tree, name: str = "") -> dict[str, str]:
-    """What a tree says was not measured: name -> why, the name of a leaf as "part: ...: leaf"."""
+    """{name: reason} of the measures that were not taken; the name is "part: ...: leaf"."""
     if not isinstance(tree, dict):
         return {}
     if "unmeasured" in tree:
@@ -95,8 +95,11 @@ def unmeasured(tree, name: str = "") -> dict[str, str]:
 
 
 def categories(items, field: str) -> list[str] | None:
-    """The category of each item: that of its scene, where the data are an embedded world that has
-    categories; else a field of its record, where `evaluate.category` names one."""
+    """The category of each item, or None.
+
+    It is the category of its scene if the data are an embedded world with categories, else the
+    field of its record that `evaluate.category` names. ValueError if the records lack the field.
+    """
     if items.world and items.world.category:
         return list(map(items.world.category, items.scenes))
     if not field:
@@ -114,7 +117,7 @@ def categories(items, field: str) -> list[str] | None:
 
 
 def agreements(items, drawn, kinds, clip) -> dict:
-    """CLIP's opinion of images and the captions that they were made from, and by category."""
+    """CLIP score and R-precision of images with their captions, and scores by category."""
     texts, report, values = items.captions[: len(drawn)], {}, {}
     if items.world:
         values["agreement"] = agreement.agreed(items.world, drawn.images, texts)
@@ -148,7 +151,7 @@ def agreements(items, drawn, kinds, clip) -> dict:
             name: alignment.by_category(scores, kinds[: len(drawn)])
             for name, scores in values.items()
         } or intervals.Unmeasured("nothing gives single pictures a score here")
-    if items.world and items.world.category:  # those that no item has are said
+    if items.world and items.world.category:  # also name the categories that no item has
         none = intervals.Unmeasured(f"none of the {len(kinds)} items is of this category")
         for scores in report["by category"].values():
             scores |= {name: none for name in items.world.categories if name not in scores}
@@ -156,7 +159,7 @@ def agreements(items, drawn, kinds, clip) -> dict:
 
 
 def same(texts) -> np.ndarray:
-    """bool[n, n]: which texts are equal."""
+    """Which texts are equal, bool[n, n]."""
     number = np.unique(list(texts), return_inverse=True)[1]
     return number[:, None] == number[None]
 
@@ -165,7 +168,7 @@ def same(texts) -> np.ndarray:
 
 
 def captioning(pipe, items, drawn) -> dict:
-    """Captions of held-out images against all captions of theirs."""
+    """The caption measures: generated captions against all captions of their images."""
     lack = java.missing()
     tokenize = (lambda texts: list(map(captions.tokenize, texts))) if lack else java.tokenize
     references = items.references[: len(drawn)]
@@ -209,11 +212,11 @@ def _meteor(told, truth, lack):
 
 
 def retrieved(pipe, items, kinds, folder) -> dict:
-    """Retrieval both ways by likelihood, among different items."""
+    """Retrieval by likelihood in both directions, among items with different captions."""
     options = pipe.config.evaluate
     count = min(options.retrieval, len(items))
     world = items.world
-    if world:  # a caption that is true of another image is no wrong answer
+    if world:  # a caption that is true of another image is not wrong
         meanings = [world.parse_caption(text) for text in items.captions[:count]]
         equal = np.array(
             [
@@ -237,7 +240,7 @@ def retrieved(pipe, items, kinds, folder) -> dict:
 
 
 def round_trips(pipe, items, drawn, folder) -> dict:
-    """There and back: what came first against what came last, and against another item's."""
+    """Round trips: the result against the beginning, and for chance against another item."""
     options = pipe.config.evaluate
     count = min(options.round_trips, len(drawn["i2t"]), len(drawn["t2i"]))
     middle = {m: drawn[t].tokens[:count] for t, m in (("i2t", "text"), ("t2i", "image"))}
@@ -312,14 +315,17 @@ def _one(texts):
 
 
 def remembered(pipe, items, drawn, training, folder) -> dict:
-    """How near generated pairs are to training, beside how near held-out ones are; duplicates."""
+    """The distance of generated pairs to training, compared with that of held-out pairs.
+
+    Also the share of duplicates.
+    """
     repeats, equals = memory.duplicates(drawn.tokens)
     report = {"duplicates": repeats, "largest group of equals": max(map(len, equals), default=1)}
     if training is None:
         why = "the run has no token cache, so that its training pairs are not known"
         return report | {"nearest training pair": intervals.Unmeasured(why)}
     others, kind = items, "held-out"
-    with contextlib.suppress(ValueError):  # validation pairs have the law of training, if there are
+    with contextlib.suppress(ValueError):  # if the split exists: it is most like training
         others, kind = held_out.read(pipe, len(drawn), "validation"), "validation"
     truth = np.asarray(pipe.vocab.fuse({"image": others.codes, "text": others.ids}))
     pairs, apart = nearest_training.nearest(pipe, training, drawn.tokens)
@@ -346,7 +352,7 @@ def remembered(pipe, items, drawn, training, folder) -> dict:
 
 
 def judged(items, drawn, folder, options):
-    """Sheets for judges, unless they are there, and what came back."""
+    """Writes the sheets for judges if they do not exist, and scores the answers."""
     if not (folder / judges.KEY).exists():
         count = min(options.judged, len(drawn))
         texts = items.captions[:count]
@@ -355,7 +361,7 @@ def judged(items, drawn, folder, options):
 
 
 def speed(pipe, drawn, options) -> dict:
-    """One batch of pairs: the first call of a process that has compiled nothing, and the next."""
+    """The time of one batch of pairs: a first call with compilation, then a second call."""
     count, fresh = options.batch_size, dataclasses.replace(pipe)
     seconds = []
     with _no_compilation_cache():
@@ -383,7 +389,7 @@ def speed(pipe, drawn, options) -> dict:
 
 @contextlib.contextmanager
 def _no_compilation_cache():
-    """Programs compiled here are not read from the disk."""
+    """Turns the compilation cache off, so that programs are compiled and not read from the disk."""
     folder = jax.config.jax_compilation_cache_dir
     jax.config.update("jax_compilation_cache_dir", None)
     compilation_cache.reset_cache()

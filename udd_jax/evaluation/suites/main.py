@@ -1,27 +1,27 @@
-"""The protocol: what is generated, what is measured, and what is written down with it.
+"""The suite "main": generates samples, measures them, and writes the result.
 
-`run` makes the samples of six tasks from held-out conditions (samples.py), measures them
+`run` generates samples of six tasks from held-out conditions (samples.py), measures them
 (scores.py), and writes `evaluation.json`:
 
     suite           "main" or "full"
     headline        rows of task, name, value, error, aim, floor, better ("higher", "lower"), met
-    aims            whether the rates are held against the world's aims (`evaluate.aims`)
+    aims            whether the rates are compared with the world's aims (`evaluate.aims`)
     scores.TASK     agreement, consistency, reasons, variation; given_tokens_changed
-    world           of an embedded world: its name, and the words of the report
-    reader          of an embedded world: how often the reader fails on the truth
+    world           for an embedded world: its name, and words for the report
+    reader          for an embedded world: how often reading fails on the truth
     tokenizer       of images: PSNR, codes in use, reconstructions read right
-    bounds.TASK     bits a token on held-out items, and of each modality
-    entropy         of captions given scenes, bits a token; whether the bound undercuts it
-    full            what the suite "full" measures beside (full.py)
-    errors          what must not happen, in words; [] where all is well
-    unmeasured      name -> why
+    bounds.TASK     bits per token on held-out items, in total and for each modality
+    entropy         of captions given scenes, bits per token; whether the bound undercuts it
+    full            the measures of the suite "full" (full.py)
+    errors          impossible results, in words; [] if there are none
+    unmeasured      {name: reason}
     speed           seconds of each part, samples a second, network calls, memory
-    manifest        protocol: what two results must share to be compared; run: hashes of weights and
+    manifest        protocol: equal for results that can be compared; run: hashes of weights and
                     tokenizers; item ids, samples, versions, hardware, commit, seconds (manifest.py)
 
-Several processes share out the samples; the first measures and writes. A held-out picture that is a
-training picture too is an error. `judge` enters what human judges have said since; compare.py puts
-two results side by side.
+Several processes share the work of sampling; the first one measures and writes. It is an error if a
+held-out image is also a training image. `judge` adds the answers of human judges later. compare.py
+compares two results.
 """
 
 import contextlib
@@ -58,7 +58,7 @@ UNMEASURED = dict.fromkeys(
     "this is the suite main; --mode=evaluate --suite=full measures them",
 )
 
-# Rows of the headline: task, name, where the rate stands. A world says what is asked of them.
+# Rows of the headline: task, name, path of the rate in the result. Aims come from the world.
 RATES = (
     ("t2i", "image agrees with the caption", ("scores", "t2i", "agreement")),
     ("i2t", "caption agrees with the image", ("scores", "i2t", "agreement")),
@@ -71,14 +71,14 @@ RATES = (
 
 
 def run(pipe, workdir, suite: str = "main", *, say=logbook.say) -> dict:
-    """A suite: makes `workdir/samples/`, measures, writes `workdir/evaluation.json`.
+    """Runs a suite: generates `workdir/samples/`, measures, writes `workdir/evaluation.json`.
 
-    A result of the same protocol, weights and tokenizers is returned as it is, and so are samples
-    that were made before a kill; what "full" has measured does for "main". Every error in the
-    result is said aloud. Of several processes all but the first return {}.
+    An existing result with the same protocol, weights and tokenizers is returned unchanged (a
+    result of "full" also serves for "main"). Existing samples are reused. `say` prints every error
+    in the result. With several processes all but the first return {}.
 
     Raises:
-        ValueError: an item is a training item too.
+        ValueError: an item is also a training item.
     """
     workdir, options, nets = pathlib.Path(workdir), pipe.config.evaluate, {}
     if suite == "full":
@@ -88,7 +88,7 @@ def run(pipe, workdir, suite: str = "main", *, say=logbook.say) -> dict:
         return found
     spent = {}
     timed = functools.partial(_timed, spent)
-    if jax.process_count() > 1:  # each works for itself, on its own devices
+    if jax.process_count() > 1:  # each process works alone, on its own devices
         pipe = dataclasses.replace(pipe, mesh=sharding.local_mesh())
     with timed("conditions"):
         items = held_out.read(pipe, max(options.samples, options.bound_samples))
@@ -168,7 +168,7 @@ def run(pipe, workdir, suite: str = "main", *, say=logbook.say) -> dict:
 
 
 def finished(pipe, workdir, suite: str = "main", nets: dict | None = None) -> dict | None:
-    """The result in `workdir` if it is the one that `run` would come to again, or more."""
+    """The result in `workdir` if `run` would give the same, or a part of it; else None."""
     path = pathlib.Path(workdir) / RESULT
     if not path.exists():
         return None
@@ -183,7 +183,7 @@ def finished(pipe, workdir, suite: str = "main", nets: dict | None = None) -> di
 
 
 def _measured_by(nets: dict) -> dict:
-    """What the suite "full" adds to the protocol."""
+    """The entries that the suite "full" adds to the protocol."""
     if not nets:
         return {}
     return {
@@ -194,7 +194,10 @@ def _measured_by(nets: dict) -> dict:
 
 
 def judge(workdir) -> dict:
-    """The suite "judges": enters into the result of the suite "full" what judges have said."""
+    """The suite "judges": adds the answers of human judges to the result of the suite "full".
+
+    ValueError if the result is of the suite "main".
+    """
     path = pathlib.Path(workdir) / RESULT
     result = files.read_json(path)
     if "full" not in result:
@@ -209,9 +212,9 @@ def judge(workdir) -> dict:
 
 
 def _sampled(pipe, items, folder, spent) -> dict[str, samples.Samples]:
-    """The samples of every task by name. One batch size, so that they share a compilation.
+    """{task: samples}. All tasks have one batch size, so that they share a compilation.
 
-    Each of several processes makes its share, and the first alone puts them together.
+    Each process generates its share; the first one joins them.
     """
     options, drawn = pipe.config.evaluate, {}
     asked = {
@@ -240,13 +243,15 @@ def _sampled(pipe, items, folder, spent) -> dict[str, samples.Samples]:
 
 
 def aimed(pipe) -> bool:
-    """Whether the rates are held against aims: off for a config that is too small to be good."""
+    """Whether the rates are compared with aims; off for a config that is too small to be good."""
     return pipe.config.evaluate.get("aims", True)
 
 
 def headline(result: dict, world: World | None) -> list[dict]:
-    """The rates with the world's aims and floors, then each task's total variation from the true
-    law; without aims where no world is given."""
+    """The rows of the headline: rates with aims and floors, then total variations.
+
+    Aims and floors are those of the world; None without a world.
+    """
     rows, aims, floors = [], *((world.aims, world.floors) if world else ({}, {}))
     for task, name, path in RATES:
         value = result
@@ -280,7 +285,7 @@ def _row(task, name, value, error, aim, floor, better) -> dict:
 
 
 def errors(result: dict) -> list[str]:
-    """What no correct program does, whatever it has learned."""
+    """Results that are impossible for a correct program, however bad the model is."""
     found = []
     for task, rates in result["scores"].items():
         changed = rates.get("given_tokens_changed")
@@ -306,8 +311,10 @@ def _timed(spent: dict, name: str):
 
 
 def speed(drawn: dict, spent: dict) -> dict:
-    """Seconds of each part as spent now; of samples also when they were made, which may have been
-    before a restart. The first task's include compilation, so samples a second are of the others.
+    """Seconds of each part in this process, and the seconds in which the samples were generated.
+
+    The two differ after a restart. The first task includes compilation, so samples a second are of
+    the other tasks.
     """
     first, *warm = drawn.values()
     seconds = sum(s.about["seconds"] for s in warm)

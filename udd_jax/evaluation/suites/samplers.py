@@ -1,13 +1,14 @@
-"""The suite "samplers": every order of reveal on one run, quality against calls and seconds.
+"""The suite "samplers": compares all samplers on one run: quality, network calls, seconds.
 
-For an embedded world, where agreement can be read. `run` measures every entry of `grid` on a few
-samples, then those that the question is about on many new ones, and writes `samplers.json`:
+It needs an embedded world, where agreement can be measured. `run` measures every entry of `grid` on
+a few samples, then three chosen entries on many new samples, and writes `samplers.json`:
 
-    rows        an entry each: settings, calls, seconds, agreement of all and of each task, bounds
+    rows        one for each entry: settings, calls, seconds, agreement in total and of each task,
+                bounds
     left_out    entries that do not fit the run's schedule, with the reason
-    again       the full chain, the best at a quarter of its calls and the run's own sampler, on
-                more samples of another seed: being chosen must not flatter
-    best        these three, and what they lose
+    again       the full chain, the best entry with a quarter of its calls, and the run's own
+                sampler, on more samples with another seed, to avoid selection bias
+    best        these three, and their loss against the full chain
     manifest    as in evaluation.json
 """
 
@@ -26,7 +27,7 @@ from udd_jax.sampling.samplers import SAMPLERS
 
 RESULT = "samplers.json"
 FULL = {"sampler": "ancestral"}  # the chain that the other samplers are compared with
-WHY = {  # of a default sampler
+WHY = {  # reasons for a default sampler
     "first_hitting": "It draws one token a call, given all that are drawn, at the times of the "
     "chain in continuous time: its law is that of the full chain with ever more steps, nothing is "
     "lost to tokens drawn together, it has no number of steps to choose, and it calls the network "
@@ -35,14 +36,13 @@ WHY = {  # of a default sampler
 
 
 def run(pipe, workdir, *, count: int = 64, say=logbook.say) -> dict:
-    """Measures the grid and writes `workdir/samplers.json`, after each entry, so that a stopped
-    suite goes on.
+    """Measures the grid and writes `workdir/samplers.json` after each entry.
 
-    `count` samples of each of t2i, i2t and pair, in one call, for every entry, and
-    `evaluate.samples` of each in `again`. A row: settings, calls (and `calls_of` each task),
-    seconds, the agreement of all and of each task. Rows of the ancestral chain have `bounds` too,
-    bits a token of a chain of so many steps with nothing truncated; the others are no chains whose
-    likelihood could be bounded.
+    A stopped suite continues. Each entry draws `count` samples of each of t2i, i2t and pair in one
+    call; `again` draws `evaluate.samples` of each. A row has settings, calls (and `calls_of` each
+    task), seconds, and the agreement in total and of each task. Rows of the ancestral sampler also
+    have `bounds`, the bits per token of the chain with this number of steps, without truncation.
+    The likelihood of the other samplers has no such bound.
 
     Raises:
         ValueError: the run's data are not an embedded world at its own size.
@@ -50,8 +50,8 @@ def run(pipe, workdir, *, count: int = 64, say=logbook.say) -> dict:
     path, options = pathlib.Path(workdir) / RESULT, pipe.config.evaluate
     items = held_out.read(pipe, max(count, options.samples))
     scores.require_world(items, "samplers")
-    # Settings that differ in numbers share a compilation; for those that do not, one block of the
-    # network is compiled and not several.
+    # Settings that differ only in numbers share a compilation. Others need one each, which is
+    # faster with one block in an iteration of the loop.
     pipe = pipe.with_network(unroll=1)
     about = manifest.make(pipe, items, "samplers")
     result = {"suite": "samplers", "rows": [], "left_out": [], "again": {}, "manifest": about}
@@ -103,7 +103,7 @@ def _line(row: dict) -> str:
 
 
 def grid(pipe) -> list[dict]:
-    """Settings to compare: every sampler, at several numbers of calls."""
+    """The settings to compare: every sampler with several numbers of calls."""
     steps = pipe.config.diffusion.steps
     longest = max(m.length for m in pipe.vocab.modalities)
     counts = sorted({max(1, steps // part) for part in (20, 10, 4, 1)})
@@ -125,7 +125,7 @@ def grid(pipe) -> list[dict]:
 
 
 def _measure(pipe, items, changes: dict, count: int, seed: int) -> dict:
-    """One row: `count` samples of three tasks in one call, after a first one that compiles."""
+    """One row: `count` samples of three tasks in one call, after a first call that compiles."""
     names = agreement.TASKS
     parts = [tasks.masks(pipe.vocab, task, count) for task in names]
     masks = tasks.Masks(*(np.concatenate(field) for field in zip(*parts, strict=True)))
@@ -152,12 +152,11 @@ def _measure(pipe, items, changes: dict, count: int, seed: int) -> dict:
 
 
 def choose(rows: list[dict], steps: int, chosen: dict) -> dict[str, dict]:
-    """The rows that the question is about, by name: `full`, `quarter` and, where it is among them,
-    `default`.
+    """The chosen rows by name: `full`, `quarter` and, if the grid has it, `default`.
 
-    The full chain is the ancestral one with all its `steps`; a quarter is at most steps / 4 calls
-    for every task, and the best is that which agrees most often. `chosen`: the run's own settings.
-    {} without a full chain.
+    `full` is the ancestral chain with all `steps`. `quarter` is the row with the highest agreement
+    among those with at most steps / 4 calls for every task. `default` has the run's own settings,
+    `chosen`. {} without a full chain.
     """
     full = next((r for r in rows if r["settings"] == FULL | {"steps": steps}), None)
     quarter = [r for r in rows if max(r["calls_of"].values()) <= steps / 4]
@@ -170,12 +169,11 @@ def choose(rows: list[dict], steps: int, chosen: dict) -> dict[str, dict]:
 
 
 def best(found: dict[str, dict]) -> dict:
-    """What came of the rows of `choose`: beside them how many points of agreement the best at a
-    quarter of the calls loses against the full chain, and so does the default, with the reason why
-    it is one.
+    """The rows of `choose`, and the agreement that `quarter` and `default` lose against `full`.
 
-    Points are of the agreement of all tasks, and in `of_tasks` of each, 100 is all of it, with the
-    standard error of a difference; `within_a_point` is whether at most one is lost.
+    Losses are in percentage points of the total agreement, and of each task in `of_tasks`, with the
+    standard error of the difference. `within_a_point`: at most one point is lost. `why`: the reason
+    for the default sampler.
     """
     if not found:
         return {}
@@ -189,7 +187,7 @@ def best(found: dict[str, dict]) -> dict:
 
 
 def _lost(full: dict, row: dict) -> dict:
-    """How many points of agreement a row is below the full chain."""
+    """The percentage points of agreement that a row loses against the full chain."""
     parts = {task: _points(full[task], row[task]) for task in agreement.TASKS if task in row}
     return _points(full["agreement"], row["agreement"]) | {"of_tasks": parts}
 

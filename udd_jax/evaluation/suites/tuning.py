@@ -1,16 +1,16 @@
 """The suite "tuning": temperature and top-r for the run's own sampler.
 
-For an embedded world, where what is right can be read. `run` samples every setting of `grid` from
-items of the validation split, so that a choice has seen nothing of what the result is measured on,
-and writes `tuning.json`:
+It needs an embedded world, where samples can be checked. `run` samples every setting of `grid` with
+items of the validation split, so that the choice does not use the test split, and writes
+`tuning.json`:
 
-    rows        an entry each: temperature, top_r; of each task in TASKS its rate, its error, and
-                the largest total variation from the true law
-    best        the row of the highest mean rate among those whose variations are within the aim
-                of the world, among all where there is none
+    rows        one for each entry: temperature, top_r; for each task in TASKS its rate, its error,
+                and the largest total variation from the true distribution
+    best        the row with the highest mean rate, among those whose total variation is within the
+                world's aim if there are any
     manifest    as in evaluation.json
 
-The choice is entered by hand: `--config.sample.temperature=... --config.sample.top_r=...`.
+Set the choice by hand: `--config.sample.temperature=... --config.sample.top_r=...`.
 """
 
 import pathlib
@@ -27,9 +27,9 @@ TEMPERATURES, TOP_R = (1.0, 1.15, 1.3), (0.65, 0.75, 0.85)
 
 
 def run(pipe, workdir, *, count: int = 256, say=logbook.say) -> dict:
-    """Writes `workdir/tuning.json`, after each entry, so that a stopped suite goes on.
+    """Writes `workdir/tuning.json` after each entry. A stopped suite reuses its samples.
 
-    `count` samples of each task for every entry. All that truncate share a compilation.
+    Each entry draws `count` samples of each task. All entries with truncation share a compilation.
 
     Raises:
         ValueError: the run's data are not an embedded world at its own size.
@@ -65,12 +65,12 @@ def run(pipe, workdir, *, count: int = 256, say=logbook.say) -> dict:
 
 
 def grid() -> list[tuple[float, float]]:
-    """(temperature, top-r): the plain network, and sharper ones."""
+    """(temperature, top-r): the network unchanged, and sharper settings."""
     return [(1.0, 1.0), *((t, r) for t in TEMPERATURES for r in TOP_R)]
 
 
 def best(rows: list[dict], variation: float) -> dict:
-    """The row to choose, with at most so much `variation` if there is one; of equals the first."""
+    """The best row, if possible with at most this total `variation`; the first of equal rows."""
     varied = [row for row in rows if _variation(row) <= variation]
     return max(varied or rows, key=_mean)
 

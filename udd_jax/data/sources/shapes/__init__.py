@@ -1,14 +1,14 @@
-"""Shapes: a small world of captioned images whose joint law is known exactly.
+"""Shapes: a small world of captioned images whose joint distribution is known exactly.
 
 A scene is one object (probability .2) or two (.8) on a 2 x 2 grid of cells, numbered
 
     0 1      each object one of 3 shapes, 7 colours and 2 sizes, all uniform:
     2 3      168 scenes of one object, 10,584 of two.
 
-    scenes.py     what there is, and which pairs of kinds are held out
-    grammar.py    captions: their law, and what they mean
-    drawing.py    pictures of 32 x 32 pixels: how they are drawn and read back
-    laws.py       the law of what samples vary in
+    scenes.py     objects and scenes, and the held-out pairs of kinds
+    grammar.py    captions: their distribution, and their parser
+    drawing.py    images of 32 x 32 pixels: drawing and reading them
+    laws.py       the distributions of the properties of samples
 """
 
 import functools
@@ -23,7 +23,7 @@ from udd_jax.data.sources.shapes.scenes import Scene
 
 @functools.cache
 def _pools() -> dict[str, np.ndarray]:
-    """Numbers of the scenes of one object, of two, and of two held out."""
+    """The numbers of the scenes with one object, with two, and with two that are held out."""
     one = np.array([len(scene.objects) == 1 for scene in scenes.all_scenes()])
     held = np.array([scenes.held_out(scene) for scene in scenes.all_scenes()])
     pools = {"one": one, "two": ~one & ~held, "held out": held}
@@ -31,7 +31,7 @@ def _pools() -> dict[str, np.ndarray]:
 
 
 def draw(split: str, rng: np.random.Generator) -> Scene:
-    """A scene: without held-out pairs for `train` and `validation`, with one for `test`."""
+    """Draws a scene: `train` and `validation` have no held-out pair, `test` has one."""
     if split == "test":
         pool = _pools()["held out"]
     else:
@@ -77,8 +77,10 @@ source = functools.partial(worlds.Source, WORLD)
 
 
 def arrays(split: str, size: int, seed: int = 0) -> tuple[np.ndarray, list[str], list[Scene]]:
-    """The records of `source(split, size, seed)` at once: uint8[size, 32, 32, 3], their captions
-    and their scenes."""
+    """The records of `source(split, size, seed)` as arrays.
+
+    Returns (images uint8[size, 32, 32, 3], captions, scenes).
+    """
     records = list(source(split, size, seed))
     images = np.stack([record.image for record in records])
     captions = [record.captions[0] for record in records]

@@ -1,7 +1,7 @@
-"""The pictures of shapes: how a scene is drawn, and how a picture is read back.
+"""The images of shapes: how a scene is drawn, and how an image is read back.
 
-A picture is 32 x 32 RGB. Each of its four cells is one of 43 templates (empty, or one of 42 kinds
-of object) plus noise, so the nearest template is the maximum-likelihood reading.
+An image is 32 x 32 RGB. Each of its four cells is one of 43 templates (empty, or one of 42 kinds of
+object) plus noise, so the nearest template is the maximum-likelihood reading.
 """
 
 import functools
@@ -11,17 +11,18 @@ import numpy as np
 from udd_jax.data.sources.shapes import scenes
 from udd_jax.data.sources.shapes.scenes import Scene
 
-ROUND = 0.93  # a circle's radius by that: chosen so that the nearest two kinds are far apart
-GROUND = (240, 240, 240)  # far enough from 0 and 255 for the noise to be hardly clipped
+ROUND = 0.93  # radius of a circle / that size, chosen so that the two nearest kinds are far apart
+GROUND = (240, 240, 240)  # so far from 0 and 255 that the noise is hardly clipped
 NOISE = 5.0
 IMAGE_SIZE = 32
 CELL_SIZE = 16
 
-# A cell is read as its nearest template when its mean squared difference from it (over 768 values)
-# is at most RESIDUAL_LIMIT, and at most AMBIGUITY_LIMIT of that from any other one. Noise alone
-# gives 25 and .02. A blur of .7 pixels (27.5 dB) reaches 977 on a large black square, but only .23
-# of the distance to anything else; half an object, or the mean or the halves of two, is about as
-# near to one template as to another, and small yellow ones stay below any useful absolute limit.
+# A cell is read as its nearest template if the mean squared difference (over 768 values) is at most
+# RESIDUAL_LIMIT, and at most AMBIGUITY_LIMIT times the difference from any other template. Noise
+# alone gives 25 and .02. A blur of .7 pixels (27.5 dB) reaches 977 on a large black square, but
+# only .23 of the difference from any other template. Half an object, or a mixture of two, is about
+# equally near to two templates. For small yellow objects such errors stay below any useful absolute
+# limit, so the second limit is needed.
 RESIDUAL_LIMIT = 1000.0
 AMBIGUITY_LIMIT = 1 / 3
 
@@ -47,14 +48,14 @@ def cell_templates() -> np.ndarray:
 
 
 def as_cells(images: np.ndarray) -> np.ndarray:
-    """Images [B, 32, 32, ...] cut into their cells [B, 4, 16, 16, ...]."""
+    """Images [B, 32, 32, ...] -> their cells [B, 4, 16, 16, ...]."""
     count, channels = len(images), images.shape[3:]
     cells = images.reshape(count, 2, CELL_SIZE, 2, CELL_SIZE, *channels).swapaxes(2, 3)
     return cells.reshape(count, 4, CELL_SIZE, CELL_SIZE, *channels)
 
 
 def render(scene: Scene, rng: np.random.Generator | None = None) -> np.ndarray:
-    """The scene as uint8[32, 32, 3], with noise from `rng`; without `rng`, clean."""
+    """Draws the scene as uint8[32, 32, 3], with noise if `rng` is given."""
     image = np.full((IMAGE_SIZE, IMAGE_SIZE, 3), GROUND, np.float32)
     for thing in scene.objects:
         top, left = (CELL_SIZE * i for i in scenes.CELLS[thing.cell])
@@ -66,8 +67,11 @@ def render(scene: Scene, rng: np.random.Generator | None = None) -> np.ndarray:
 
 
 def read_images(images: np.ndarray) -> list[Scene | None]:
-    """The scenes of uint8[B, 32, 32, 3], cell by cell the nearest template; None where a cell is
-    too far from it (RESIDUAL_LIMIT, AMBIGUITY_LIMIT), or there is no object or more than two."""
+    """The scenes in images uint8[B, 32, 32, 3]: each cell is read as its nearest template.
+
+    None if a cell is too far from it (RESIDUAL_LIMIT, AMBIGUITY_LIMIT), or if there is no object or
+    more than two.
+    """
     if images.ndim != 4 or images.shape[1:] != (IMAGE_SIZE, IMAGE_SIZE, 3):
         raise ValueError(f"images {images.shape}: expected [B, 32, 32, 3]; resize them first")
     ground = np.float32(GROUND)  # measured from the ground, so that float32 is exact enough

@@ -1,10 +1,10 @@
-"""The captions of shapes: a closed grammar, its law, and its parser.
+"""The captions of shapes: a closed grammar, its distribution, and its parser.
 
-A caption is drawn by four choices: which object comes first (four times in five the upper or left
-one, as one reads), the template, whether sizes are named and whether colours are, of both objects
-or of neither. The shape and, for two objects, the relation are always named. Every word says
-something of the scene, and no two derivations give the same caption, so p(caption | scene) is known
-by enumeration.
+Four choices make a caption: which object comes first (with probability .8 the upper or left one, in
+reading order), the template, whether sizes are named, and whether colours are named (of both
+objects or of neither). The shape and, for two objects, the relation are always named. Every word
+describes the scene, and no two derivations give the same caption. So p(caption | scene) is known by
+enumeration.
 """
 
 import dataclasses
@@ -21,8 +21,8 @@ from udd_jax.data.sources.shapes.scenes import Object, Scene
 READING_ORDER = 0.8
 SIZE_NAMED = 0.85
 COLOUR_NAMED = 0.95
-# A template is its own name. {relation} is that of the first object to the second, {inverse} the
-# other way round.
+# A template is its own name. {relation} is the relation of the first object to the second,
+# {inverse} that of the second to the first.
 ONE_TEMPLATES = {
     "{first}": 0.5,
     "{first} in the {place}": 0.5,
@@ -36,7 +36,7 @@ MAX_WORDS = 13
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """What a caption says of one object; None is left out."""
+    """The attributes of one object in a caption; None for an attribute that is not named."""
 
     shape: str
     colour: str | None
@@ -52,8 +52,8 @@ class Description:
 
 @dataclasses.dataclass(frozen=True)
 class Meaning:
-    """What a caption says: its objects as they come, the relation of the first to the second (None
-    for one object), the cell that it names (None if it does not), and the template that it has."""
+    """The content of a caption: its objects in order, the relation of the first to the second (None
+    for one object), the cell that it names (None if it does not), and its template."""
 
     objects: tuple[Description, ...]
     relation: str | None
@@ -62,7 +62,7 @@ class Meaning:
 
 
 def _derive(scene: Scene, choose) -> str:
-    """The grammar: one caption, each choice made by `choose(probabilities) -> index`."""
+    """The grammar: makes one caption. `choose(probabilities) -> index` makes each choice."""
     things = scene.objects
     if len(things) == 2 and choose((READING_ORDER, 1 - READING_ORDER)):
         things = things[::-1]
@@ -83,7 +83,7 @@ def _derive(scene: Scene, choose) -> str:
 
 
 def caption(scene: Scene, rng: np.random.Generator) -> str:
-    """A caption of the scene, drawn from its law."""
+    """Draws a caption of the scene."""
 
     def choose(probabilities):
         point, index = rng.random() * sum(probabilities), 0
@@ -96,7 +96,7 @@ def caption(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def caption_law(scene: Scene) -> dict[str, float]:
-    """p(caption | scene) for every caption that the grammar gives, by following every choice."""
+    """{caption: p(caption | scene)} for all captions of the grammar, by following every choice."""
     law: dict[str, float] = {}
     pending = [()]
     while pending:
@@ -119,8 +119,11 @@ def caption_law(scene: Scene) -> dict[str, float]:
 
 
 def caption_entropy(scenes) -> float:
-    """H(caption | scene) in bits, the mean over the scenes. No two derivations of a scene give the
-    same caption, so it depends on the number of objects alone: one law of each is enumerated."""
+    """The mean of H(caption | scene) over the scenes, in bits.
+
+    No two derivations of a scene give the same caption, so the entropy depends only on the number
+    of objects. One distribution for each number is enumerated.
+    """
     numbers = [len(scene.objects) for scene in scenes]
     entropy = {}
     for number, scene in dict(zip(numbers, scenes, strict=True)).items():
@@ -149,8 +152,11 @@ def _patterns() -> dict[str, re.Pattern]:
 
 
 def parse_caption(text: str) -> Meaning | None:
-    """What the caption says; None for anything but the grammar's words in its order. The size or
-    colour of one object alone, which the law never gives, is read all the same."""
+    """The content of the caption; None if it does not follow the grammar.
+
+    A caption that names the size or colour of only one of two objects has probability 0, but is
+    read, too.
+    """
     for template, pattern in _patterns().items():
         match = pattern.fullmatch(text)
         if match:
@@ -167,13 +173,13 @@ def parse_caption(text: str) -> Meaning | None:
 
 
 def named(meaning: Meaning) -> int:
-    """How many attributes (shape, colour, size) are named: 1..3 of one object, 2..6 of two."""
+    """The number of attributes (shape, colour, size) in the caption: 1..3 for one object, 2..6."""
     return sum(1 + (d.colour is not None) + (d.size is not None) for d in meaning.objects)
 
 
 def difference(scene: Scene, meaning: Meaning) -> str | None:
-    """None where all that the caption says is so, else the first that is not: "number",
-    "attribute", "relation" or "place"."""
+    """None if the caption is true of the scene, else the first difference: "number", "attribute",
+    "relation" or "place"."""
     if len(scene.objects) != len(meaning.objects):
         return "number"
     orders = [

@@ -1,10 +1,10 @@
-"""The true laws of what a sample of shapes varies in: number, place and template.
+"""The true distributions of the properties of samples of shapes: number, place and template.
 
-Held-out pairs are held out in every place and wording, so that these laws are the same in every
-split. `LAWS` has them for each task, in the form of `worlds.Law`:
+Held-out pairs are held out in every place and wording, so these distributions are the same in every
+split. `LAWS` has them for each task as `worlds.Law`:
 
-    pair     number and place (the cells) of the image, template of the caption, given nothing
-    t2i      number and place of the image, given what the caption names
+    pair     number and place (the cells) of the image, template of the caption, no condition
+    t2i      number and place of the image, given the content of the caption
     i2t      number, place (the words for it) and template of the caption, given the scene
     image    number and place;  text    number, place (the words for it) and template
 """
@@ -23,7 +23,7 @@ def number_law() -> dict[int, float]:
 
 
 def place_law(meaning: Meaning | None = None) -> dict[tuple[int, ...], float]:
-    """p(cells of the objects), given what a caption says if one is given."""
+    """p(cells of the objects), given the content of a caption if `meaning` is given."""
     law = {}
     for number, share in number_law().items():
         places = list(itertools.combinations(range(4), number))
@@ -39,7 +39,7 @@ def place_law(meaning: Meaning | None = None) -> dict[tuple[int, ...], float]:
 
 
 def template_law(number: int | None = None) -> dict[str, float]:
-    """p(caption template), given the number of objects in the scene if it is given."""
+    """p(caption template), given the number of objects if `number` is given."""
     laws = {1: grammar.ONE_TEMPLATES, 2: grammar.TWO_TEMPLATES}
     if number is not None:
         return dict(laws[number])
@@ -57,7 +57,7 @@ def wording_law(scene: Scene) -> dict[str, float]:
 
 
 def wording(meaning: Meaning) -> str:
-    """What a caption says of where things are: the relation, the place, or "" for nothing."""
+    """The words of a caption for positions: the relation, the place, or "" for none."""
     if meaning.place is not None:
         return scenes.PLACES[meaning.place]
     return meaning.relation or ""

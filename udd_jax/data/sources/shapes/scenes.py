@@ -1,7 +1,7 @@
-"""What there is in the world of shapes: objects on a grid, scenes of them, and relations.
+"""The scenes of the world of shapes: objects on a grid, and relations between them.
 
 Ten per cent of the 903 unordered pairs of kinds are held out by a hash, in every place and wording:
-the splits `train` and `validation` never show such a pair, `test` shows nothing else.
+the splits `train` and `validation` never show such a pair, and every scene of `test` shows one.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ HELD_OUT = 0.1
 
 @dataclasses.dataclass(frozen=True)
 class Object:
-    """One thing in a picture: words for what it is, and the number of its cell."""
+    """An object in an image: the words for its attributes, and the number of its cell."""
 
     shape: str
     colour: str
@@ -45,7 +45,7 @@ class Object:
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """One or two objects, in rising order of their cells. ValueError for anything else."""
+    """One or two objects in ascending order of their cells. ValueError for anything else."""
 
     objects: tuple[Object, ...]
 
@@ -79,7 +79,7 @@ def all_scenes() -> tuple[Scene, ...]:
 
 
 def of_templates(templates) -> Scene:
-    """The scene of four template numbers, one or two of them not 0."""
+    """The scene for the template numbers of the four cells; one or two of them are not 0."""
     things = []
     for cell, template in enumerate(templates):
         if template:
