@@ -190,7 +190,7 @@ def get_config() -> ml_collections.ConfigDict:
             "bound_times": 16,  # noise levels of each item for the bound
             "seed": 1,
             "split": "test",  # settings are chosen on "validation"
-            "aims": True,  # hold the rates against the world's aims; False: too small to be good
+            "aims": True,  # compare the rates with the world's aims; False for a tiny config
             "only": "",  # "field=value" measures only items whose record has this value
             # For the suite "full".
             "weights": "",  # folder with the weights of Inception, CLIP, LPIPS
