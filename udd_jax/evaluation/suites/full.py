@@ -293,11 +293,11 @@ def round_trips(pipe, items, drawn, folder) -> dict:
         },
     }
     if items.world:
-        judge = functools.partial(agreement.agreed, items.world)
+        agrees = functools.partial(agreement.agreed, items.world)
         shown, told = items.images[:count], items.captions[:count]
-        both = judge(shown, there.captions) & judge(back["t2i"].images, there.captions)
+        both = agrees(shown, there.captions) & agrees(back["t2i"].images, there.captions)
         report["image to text to image"]["both images fit the text"] = intervals.bootstrap(both)
-        both = judge(there.images, told) & judge(there.images, back["i2t"].captions)
+        both = agrees(there.images, told) & agrees(there.images, back["i2t"].captions)
         report["text to image to text"]["both texts fit the image"] = intervals.bootstrap(both)
     few = slice(min(SHOWN, count))
     some = {"images": items.images[few], "back_images": back["t2i"].images[few]}
