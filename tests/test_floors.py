@@ -1,7 +1,7 @@
 """The house: packages import in one direction, only network files know linen, and files are short.
 
 main > stages, generate > evaluation, pipeline > convert, training > build > data
-     > networks, tokenizers, sampling > diffusion, runtime
+     > networks, tokenizers, sampling > diffusion, runtime > errors
 """
 
 import ast
@@ -11,6 +11,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent / "udd_jax"
 FLOORS = (  # from the ground up; rooms of one floor do not import each other
+    {"errors"},
     {"diffusion", "runtime"},
     {"networks", "tokenizers", "sampling"},
     {"data"},

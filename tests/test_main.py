@@ -72,7 +72,10 @@ def test_the_program_starts_again_once_to_keep_its_memory(monkeypatch):
     assert len(starts) == 1
 
 
-@pytest.mark.parametrize("fault", (KeyError("key"), AttributeError("name"), TypeError("type")))
+FAULTS = (KeyError("key"), AttributeError("name"), TypeError("type"), ValueError("value"))
+
+
+@pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_of_the_program_is_a_traceback_and_never_a_line_about_the_config(
     monkeypatch, fault
 ):

@@ -13,6 +13,7 @@ import ml_collections
 
 from udd_jax.diffusion import objective, schedules, transition, vocab
 from udd_jax.diffusion.vocab import Vocab
+from udd_jax.errors import NotFound, UserError
 from udd_jax.networks import transformer
 from udd_jax.runtime import files, run_folder, trees
 from udd_jax.sampling import reverse
@@ -80,7 +81,7 @@ def make_generator(config, kernel: transition.Kernel, model):
     """
     kind = config.model.get("kind", "diffusion")
     if kind not in GENERATORS:
-        raise ValueError(f"model.kind = {kind!r}, expected one of {', '.join(GENERATORS)}")
+        raise UserError(f"model.kind = {kind!r}, expected one of {', '.join(GENERATORS)}")
     return GENERATORS[kind](kernel, model)
 
 
@@ -91,7 +92,7 @@ def read_config(directory) -> ml_collections.ConfigDict:
     """The config of a run. FileNotFoundError if `directory` is not the folder of a run."""
     path = pathlib.Path(directory) / CONFIG
     if not path.exists():
-        raise FileNotFoundError(f"{directory} has no {CONFIG}: it is not the folder of a run")
+        raise NotFound(f"{directory} has no {CONFIG}: it is not the folder of a run")
     return ml_collections.ConfigDict(files.read_json(path)["config"])
 
 
@@ -108,7 +109,7 @@ def load_weights(directory) -> dict:
     """The averaged weights of a finished run. FileNotFoundError if the run is not finished."""
     path = pathlib.Path(directory) / WEIGHTS
     if not path.exists():
-        raise FileNotFoundError(
+        raise NotFound(
             f"{directory} has no file {WEIGHTS!r}: its training is not finished; run the main job"
         )
     return trees.load_tree(path)[0]

@@ -14,6 +14,7 @@ import numpy as np
 from udd_jax import pipeline
 from udd_jax.data import pixels
 from udd_jax.diffusion import tasks
+from udd_jax.errors import UserError
 from udd_jax.evaluation.report import contact_sheet
 from udd_jax.runtime import files, logbook
 
@@ -67,7 +68,7 @@ def _asked(flags) -> dict[str, list[str]]:
     for word in flags.given:
         name, equals, value = word.partition("=")
         if not equals:
-            raise ValueError(f"--given={word}: expected --given NAME=VALUE, as --given text=...")
+            raise UserError(f"--given={word}: expected --given NAME=VALUE, as --given text=...")
         asked.setdefault(name, []).append(value)
     return {name: values for name, values in asked.items() if values}
 
@@ -80,29 +81,29 @@ def _check(flags, asked, vocab) -> None:
     flag = lambda name: f"--{SHORT[name]}" if name in SHORT else f"--given {name}="  # noqa: E731
     for name in () if infill else rule.given:
         if name not in asked:
-            raise ValueError(f"{flag(name)} is missing, --task={flags.task} needs it")
+            raise UserError(f"{flag(name)} is missing, --task={flags.task} needs it")
     unused = [flag(name) for name in asked if name not in takes]
     unused += ["--mask"] if flags.mask and not infill else []
     away = flags.negative_prompt and "text" not in rule.given
     for name in unused + (["--negative_prompt"] if away else []):
-        raise ValueError(f"{name} means nothing for --task={flags.task}: leave it out")
+        raise UserError(f"{name} means nothing for --task={flags.task}: leave it out")
     if flags.num is not None and flags.num < 1:
-        raise ValueError(f"--num = {flags.num}, expected at least 1")
+        raise UserError(f"--num = {flags.num}, expected at least 1")
     if flags.batch_size < 1:
-        raise ValueError(f"--batch_size = {flags.batch_size}, expected at least 1")
+        raise UserError(f"--batch_size = {flags.batch_size}, expected at least 1")
     if infill:
         if not asked:
-            raise ValueError("--prompt and --image are missing, infilling needs one or both")
+            raise UserError("--prompt and --image are missing, infilling needs one or both")
         if max(map(len, asked.values())) > 1:
-            raise ValueError("--task=infill takes one --prompt and one --image")
+            raise UserError("--task=infill takes one --prompt and one --image")
         if flags.mask and "image" not in asked:
-            raise ValueError("--mask needs the --image that it is the mask of")
+            raise UserError("--mask needs the --image that it is the mask of")
     if any(not text.strip() for text in asked.get("text", ())):
-        raise ValueError("--prompt is empty, expected a caption")
+        raise UserError("--prompt is empty, expected a caption")
     counts = {name: len(values) for name, values in asked.items()}
     if len({count for count in counts.values() if count > 1}) > 1:
         said = ", ".join(f"{count} of {flag(name)}" for name, count in counts.items())
-        raise ValueError(f"{said}: expected as many of each, or one")
+        raise UserError(f"{said}: expected as many of each, or one")
 
 
 def _each(values, count: int, num: int) -> list:

@@ -22,6 +22,7 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from udd_jax.errors import UserError
 from udd_jax.runtime import config_files, stopping
 
 MODES = ("train", "data", "tokenize", "sample", "evaluate", "replay", "plan", "convert", "export")
@@ -83,20 +84,20 @@ def _workdir() -> str:
     if FLAGS.workdir:
         return FLAGS.workdir.rstrip("/")
     if _CONFIG.value is None:
-        raise ValueError("--workdir or --config is missing, expected one of them")
+        raise UserError("--workdir or --config is missing, expected one of them")
     return f"runs/{_CONFIG.value.name}"
 
 
 def _config():
     if _CONFIG.value is None:
-        raise ValueError("--config is missing, expected a file such as configs/t2i.py")
+        raise UserError("--config is missing, expected a file such as configs/t2i.py")
     return _CONFIG.value
 
 
 def main(argv) -> None:
     mode, comparing = FLAGS.mode, FLAGS.mode == "evaluate" and FLAGS.compare
     if len(argv) > 1 and not comparing:
-        raise ValueError(f"{argv[1]!r} is no flag, expected --NAME=VALUE")
+        raise UserError(f"{argv[1]!r} is no flag, expected --NAME=VALUE")
     logging.set_verbosity(logging.WARNING)  # of the libraries; ours speak by themselves
     if mode == "plan":
         from udd_jax.training import plan
@@ -113,7 +114,7 @@ def main(argv) -> None:
 
         results = [*FLAGS.compare, *argv[1:]]
         if len(results) != 2:
-            raise ValueError(f"--compare has {len(results)} results, expected two: --compare A B")
+            raise UserError(f"--compare has {len(results)} results, expected two: --compare A B")
         print(compare.show(*results))
         return
     if mode == "convert":
@@ -154,7 +155,7 @@ def main(argv) -> None:
         from udd_jax import stages
 
         if not FLAGS.out:
-            raise ValueError("--out is missing, expected a folder")
+            raise UserError("--out is missing, expected a folder")
         stages.export(workdir, FLAGS.out)
     elif mode == "evaluate":
         from udd_jax import stages
@@ -163,10 +164,14 @@ def main(argv) -> None:
 
 
 def run() -> None:
-    """The entry point: like `app.run`, but an error that the user can fix is one line."""
+    """The entry point: like `app.run`, but an error that the user can fix is one line.
+
+    That is a UserError, a bad flag, or an answer of the system, such as a full disk (OSError). All
+    else is a fault of the program and shows its traceback.
+    """
     try:
         app.run(main, flags_parser=_parse)
-    except (ValueError, OSError, flags.Error) as error:
+    except (UserError, OSError, flags.Error) as error:
         if os.environ.get("UDD_TRACEBACK"):
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -180,7 +185,7 @@ def _parse(argv):
     except (KeyError, AttributeError) as error:
         what = f"{error} is no field of the config: configs/base.py has the list"
         raise flags.Error(what) from error
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise flags.Error(str(error)) from error
 
 

@@ -28,6 +28,7 @@ from udd_jax import build
 from udd_jax.data import pixels
 from udd_jax.diffusion import tasks, transition
 from udd_jax.diffusion import vocab as vocabs
+from udd_jax.errors import UserError
 from udd_jax.networks import transformer
 from udd_jax.runtime import sharding, trees
 from udd_jax.sampling.settings import Settings
@@ -191,7 +192,7 @@ class Pipeline:
         """The input of `infill`: ({modality: local ids}, masks). Pixels under the mask are filled
         before encoding. Without `strict` a caption that is too long is cut."""
         if images is None and captions is None:
-            raise ValueError("infill: images and captions are both missing, expected one at least")
+            raise UserError("infill: images and captions are both missing, expected one at least")
         count = len(images) if images is not None else len(captions)
         given, free = {}, {m.name: np.zeros((count, m.length), bool) for m in self.vocab.modalities}
         if images is not None:
@@ -204,7 +205,7 @@ class Pipeline:
             free["image"] = np.stack(cells)
         if captions is not None:
             if len(captions) != count:
-                raise ValueError(f"infill: {count} images and {len(captions)} captions")
+                raise UserError(f"infill: {count} images and {len(captions)} captions")
             encode, length = self.tokenizers["text"].encode_with_blanks, self.text_length
             rows = [encode(caption, length, blank_tokens, strict) for caption in captions]
             given["text"], free["text"] = map(np.stack, zip(*rows, strict=True))
@@ -213,7 +214,7 @@ class Pipeline:
             np.concatenate(list(free.values()), axis=1), np.broadcast_to(absent, (count, len(free)))
         )
         if strict and not masks.free.any(axis=1).all():
-            raise ValueError("infill: nothing is missing, expected white in the mask or a ___")
+            raise UserError("infill: nothing is missing, expected white in the mask or a ___")
         return given, masks
 
     # ---- Scores -----------------------------------------------------------------------------
@@ -245,7 +246,7 @@ class Pipeline:
         x0 = np.asarray(self.vocab.fuse(tokens))
         masks = tasks.masks(self.vocab, task, len(x0))
         if np.asarray(self._feasible(task, masks).absent != masks.absent).any():
-            raise ValueError(
+            raise UserError(
                 f"task {task!r} has no bound: this network knows one time for both modalities, "
                 "so that none can be absent"
             )
@@ -297,9 +298,7 @@ class Pipeline:
         fields = {f.name for f in dataclasses.fields(Settings)}
         for name in changes:
             if name not in fields:
-                raise ValueError(
-                    f"sample.{name} is not a setting, expected one of {sorted(fields)}"
-                )
+                raise UserError(f"sample.{name} is not a setting, expected one of {sorted(fields)}")
         settings = Settings(**{**self.config.sample, **changes})
         settings.check(self.kernel, self.guidable)
         return settings
@@ -388,11 +387,11 @@ class Pipeline:
         """The ids int32[n, length] of a modality, from values or ids."""
         length = {m.name: m.length for m in self.vocab.modalities}
         if name not in length:
-            raise ValueError(f"given {name!r} is no modality, expected some of {', '.join(length)}")
+            raise UserError(f"given {name!r} is no modality, expected some of {', '.join(length)}")
         shape = np.shape(values) if isinstance(values, np.ndarray | jax.Array) else ()
         if len(shape) == 2 and jnp.issubdtype(values.dtype, jnp.integer):
             if shape[1] != length[name]:
-                raise ValueError(
+                raise UserError(
                     f"given {name!r} has {shape[1]} ids a sample, expected {length[name]}"
                 )
             return np.asarray(values, np.int32)
@@ -402,11 +401,11 @@ class Pipeline:
         rule = tasks.parse(self.vocab, task)
         for name in rule.given:
             if name not in given:
-                raise ValueError(f"task {task!r}: given {name!r} is missing")
+                raise UserError(f"task {task!r}: given {name!r} is missing")
         for name in given:
             if name not in rule.given:
                 expected = ", ".join(rule.given) or "nothing"
-                raise ValueError(f"task {task!r}: {name!r} is not given in it, expected {expected}")
+                raise UserError(f"task {task!r}: {name!r} is not given in it, expected {expected}")
 
     @staticmethod
     def _count(count, given) -> int:
@@ -415,10 +414,10 @@ class Pipeline:
         counts |= {} if count is None else {"num": count}
         if len(set(counts.values())) > 1:
             said = ", ".join(f"{name} {n}" for name, n in counts.items())
-            raise ValueError(f"different numbers of samples: {said}")
+            raise UserError(f"different numbers of samples: {said}")
         found = next(iter(counts.values()), 0)
         if found < 1:
-            raise ValueError(f"num = {found}, expected at least 1")
+            raise UserError(f"num = {found}, expected at least 1")
         return found
 
     def _fuse(self, ids: dict, count: int, elsewhere: int) -> np.ndarray:
@@ -444,7 +443,7 @@ class Pipeline:
             name, _, others = self.model.network.partition("_from_")
             own = self.vocab.modality_of == self.vocab.index(name)
             if free[:, ~own].any() or absent.any():
-                raise ValueError(
+                raise UserError(
                     f"task {task!r} is not for the network of this run, {self.model.network}: "
                     f"expected '{name}|{others}', or 'infill' of the {name} with the rest given"
                 )

@@ -24,6 +24,7 @@ from udd_jax import build, pipeline
 from udd_jax.data import batches, reading, sources, survey, token_cache
 from udd_jax.data.sources import listing
 from udd_jax.diffusion import transition
+from udd_jax.errors import UserError
 from udd_jax.evaluation import feature_networks
 from udd_jax.evaluation.report import report
 from udd_jax.evaluation.suites import main as main_suite
@@ -226,7 +227,7 @@ def export(workdir, out) -> None:
     """
     workdir, out = files.folder(workdir), pathlib.Path(out)
     if (out / build.CONFIG).exists():
-        raise ValueError(f"{out} holds a run already: choose another --out")
+        raise UserError(f"{out} holds a run already: choose another --out")
     weights, metadata = trees.load_tree(workdir / build.WEIGHTS)
     trees.save_tree(out / build.WEIGHTS, weights, metadata, half=True)
     names = [build.TEXT, build.IMAGE, main_suite.RESULT, build.CONFIG]
@@ -244,7 +245,7 @@ def evaluate_run(workdir, suite: str = "main", config=None, weights: str | None 
     replaces `evaluate.weights`. ValueError for an unknown suite.
     """
     if suite not in SUITES:
-        raise ValueError(f"suite {suite!r} does not exist, expected one of {', '.join(SUITES)}")
+        raise UserError(f"suite {suite!r} does not exist, expected one of {', '.join(SUITES)}")
     with bucket.whole(workdir) as here:
         _evaluate(here, suite, config, weights)
 
@@ -338,7 +339,7 @@ def pairs(config, workdir, source, tokenizers: dict, share):
             unusable = {position for position, cause, _ in seen if cause in reading.SKIPPED}
             limit = c.get("skip_limit", SKIPPED)
             if len(unusable) > limit * len(source):
-                raise ValueError(
+                raise UserError(
                     f"{source.name}: {len(unusable)} of {len(source)} items cannot be used, more "
                     f"than {limit:.0%}; {path} lists them: mend them, or set --config.skip_limit="
                 )

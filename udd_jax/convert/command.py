@@ -17,6 +17,7 @@ import ml_collections
 
 from udd_jax import build
 from udd_jax.convert import names, taming, tensor_files, unid3
+from udd_jax.errors import UserError
 from udd_jax.runtime import files, logbook, trees
 from udd_jax.tokenizers import image_tokenizer
 
@@ -29,11 +30,11 @@ def run(flags, config: ml_collections.ConfigDict | None, default) -> None:
     """
     source, to = getattr(flags, "from"), flags.to
     if bool(source) == bool(to):
-        raise ValueError("--mode=convert needs either --from=unid3|taming or --to=safetensors")
+        raise UserError("--mode=convert needs either --from=unid3|taming or --to=safetensors")
     if to:
         to_safetensors(flags.workdir or flags.checkpoint, flags.out)
     elif not flags.checkpoint:
-        raise ValueError("--checkpoint is missing, expected a PyTorch or safetensors file")
+        raise UserError("--checkpoint is missing, expected a PyTorch or safetensors file")
     elif source == "taming":
         from_taming(flags.checkpoint, flags.out, flags.vq_config, codes=flags.codes)
     else:
@@ -77,7 +78,7 @@ def from_unid3(
         ValueError: one line; then nothing is written.
     """
     if network not in unid3.NETWORKS:
-        raise ValueError(f"--network={network}, expected one of {', '.join(unid3.NETWORKS)}")
+        raise UserError(f"--network={network}, expected one of {', '.join(unid3.NETWORKS)}")
     _must_be_new(out)
     net_state, vq_state, buffers = unid3.split_state(tensor_files.read(path), path)
     if match:
@@ -100,7 +101,7 @@ def from_unid3(
     weights = unid3.read_network(net_state, sizes, path)
     image = taming.read_tokenizer(vq_state, fields, full_to_used, path)
     if image.grid != sizes["grid"]:
-        raise ValueError(f"{path}: grid {sizes['grid']}, expected a square one, {image.grid}")
+        raise UserError(f"{path}: grid {sizes['grid']}, expected a square one, {image.grid}")
     config = config.copy_and_resolve_references()
     changes["name"] = pathlib.Path(out).name
     changes["text"] |= {"vocab_size": sizes["text_classes"]}
@@ -127,7 +128,7 @@ def from_taming(path, out, vq_config, *, codes=None) -> None:
     ValueError, one line; then nothing is written.
     """
     if not vq_config:
-        raise ValueError("--vq_config is missing, --from=taming needs the network's YAML file")
+        raise UserError("--vq_config is missing, --from=taming needs the network's YAML file")
     _must_be_new(out)
     fields = taming.vq_settings(vq_config)
     full_to_used = taming.used_codes(codes, fields["n_embed"])
@@ -144,7 +145,7 @@ def to_safetensors(workdir, out) -> None:
     or the tokenizer has options that the published ones lack.
     """
     if not workdir:
-        raise ValueError("--workdir is missing, expected the folder of a run")
+        raise UserError("--workdir is missing, expected the folder of a run")
     _must_be_new(out)
     workdir = pathlib.Path(workdir)
     image = image_tokenizer.load(workdir / build.IMAGE)
@@ -163,7 +164,7 @@ def to_safetensors(workdir, out) -> None:
 def _must_be_published(what, ours, wanted) -> None:
     for name, value in wanted.items():
         if ours.get(name, value) != value:
-            raise ValueError(
+            raise UserError(
                 f"{what}.{name} = {ours[name]!r} has no published counterpart, only {value!r} has"
             )
 
@@ -175,12 +176,12 @@ def _must_match(config, sizes: dict, where) -> None:
             asked = config[name][field] if field else config[name]
             if asked != found:
                 full = f"{name}.{field}".rstrip(".")
-                raise ValueError(f"config.{full} = {asked}, but {where} has {found}")
+                raise UserError(f"config.{full} = {asked}, but {where} has {found}")
 
 
 def _must_be_new(out) -> None:
     if not out:
-        raise ValueError("--out is missing, expected the name of what is written")
+        raise UserError("--out is missing, expected the name of what is written")
     out = pathlib.Path(out)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise ValueError(f"--out={out} exists: choose another name")
+        raise UserError(f"--out={out} exists: choose another name")

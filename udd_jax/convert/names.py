@@ -18,6 +18,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
+from udd_jax.errors import UserError
 from udd_jax.runtime import trees
 
 _TIME = "time/table/embedding"
@@ -124,7 +125,7 @@ def read(
     if missing or extra:
         which = [f"has no {missing[0]!r} ({len(missing)} missing)"] if missing else []
         which += [f"has {extra[0]!r} ({len(extra)} unexpected)"] if extra else []
-        raise ValueError(f"{where} {' and '.join(which)}: is it a checkpoint of this kind?")
+        raise UserError(f"{where} {' and '.join(which)}: is it a checkpoint of this kind?")
     leaves = []
     for leaf, struct in wanted.items():
         stacked = "{}" in name(leaf)
@@ -133,7 +134,7 @@ def read(
         parts = []
         for published in names[leaf]:
             if state[published].shape != expected:
-                raise ValueError(
+                raise UserError(
                     f"{where}: {published!r} is {list(state[published].shape)}, "
                     f"expected {list(expected)}: the settings do not match the weights"
                 )

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from udd_jax.convert import names, torch_files
+from udd_jax.errors import UserError
 from udd_jax.tokenizers import image_tokenizer, vqgan
 
 _ASSETS = pathlib.Path(__file__).parent.parent / "assets"
@@ -49,7 +50,7 @@ def vq_sizes(state: dict, resolution: int, where) -> dict:
             "quantiser": "gumbel" if gumbel else "straight_through",
         }
     except KeyError as error:
-        raise ValueError(f"{where} has no {error}: it is no taming VQGAN") from None
+        raise UserError(f"{where} has no {error}: it is no taming VQGAN") from None
 
 
 def vq_settings(path) -> dict:
@@ -74,11 +75,11 @@ def vq_settings(path) -> dict:
         channels = (int(dd.get("in_channels", 3)), int(dd.get("out_ch", 3)))
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
         reason = " ".join(str(error).split())
-        raise ValueError(
+        raise UserError(
             f"--vq_config={path} is no configuration of a taming VQGAN ({reason})"
         ) from None
     if channels != (3, 3) or dd.get("double_z"):
-        raise ValueError(f"--vq_config={path}: expected 3 channels in and out, and no double_z")
+        raise UserError(f"--vq_config={path}: expected 3 channels in and out, and no double_z")
     gumbel = target.endswith("GumbelVQ") or "kl_weight" in params
     return fields | {"quantiser": "gumbel" if gumbel else "straight_through"}
 
@@ -114,7 +115,7 @@ def used_codes(codes, full: int, used: int | None = None) -> np.ndarray | None:
         with np.load(_ASSETS / "used_codes.npz") as maps:
             bits = maps.get(name)
         if bits is None or 8 * len(bits) != full:
-            raise ValueError(
+            raise UserError(
                 f"no map of {full} image codes onto {name} is known: give the one that was used, "
                 "--codes=FILE (.npy or .pt)"
             )
@@ -124,7 +125,7 @@ def used_codes(codes, full: int, used: int | None = None) -> np.ndarray | None:
         try:
             index = np.load(name, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
-            raise ValueError(f"--codes={name} cannot be read ({error})") from None
+            raise UserError(f"--codes={name} cannot be read ({error})") from None
     else:
         index = torch_files.load(name).get("")
     count = used or (0 if index is None or not index.size else int(index.max()) + 1)
@@ -133,7 +134,7 @@ def used_codes(codes, full: int, used: int | None = None) -> np.ndarray | None:
         or index.shape != (full,)
         or not np.array_equal(np.unique(index), np.arange(count))
     ):
-        raise ValueError(
+        raise UserError(
             f"--codes={name}: expected {full} indices that take each value in 0..{count - 1}"
         )
     return index.astype(np.int32)

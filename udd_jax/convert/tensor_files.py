@@ -7,6 +7,7 @@ import pathlib
 import numpy as np
 
 from udd_jax.convert import torch_files
+from udd_jax.errors import UserError
 from udd_jax.runtime import trees
 
 
@@ -37,7 +38,7 @@ def _safetensors(path) -> dict[str, np.ndarray]:
             state[name] = array.reshape(entry["shape"])
     except Exception as error:  # a damaged header can raise any exception
         reason = (str(error).splitlines() or [""])[0]
-        raise ValueError(
+        raise UserError(
             f"{path} is no safetensors file, or is damaged or cut short ({reason})"
         ) from None
     return state

@@ -29,6 +29,8 @@ from dataclasses import dataclass, field
 import ml_dtypes
 import numpy as np
 
+from udd_jax.errors import UserError
+
 DTYPES = {
     "Double": np.float64,
     "Float": np.float32,
@@ -69,13 +71,13 @@ class _Tensor:
         """The view, with its bounds checked. ValueError for an unknown dtype or bad bounds."""
         storage, dtype = self.storage, self.storage.dtype
         if dtype is None:
-            raise ValueError("a tensor has a type of number that is not known")
+            raise UserError("a tensor has a type of number that is not known")
         last = self.offset + sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True))
         inside = self.offset >= 0 and last < storage.size and min((0, *self.strides)) >= 0
         if 0 in self.shape:
             return np.zeros(self.shape, dtype)
         if storage.data is None or not inside:
-            raise ValueError("a tensor reaches beyond its storage")
+            raise UserError("a tensor reaches beyond its storage")
         strides = [s * dtype.itemsize for s in self.strides]
         view = np.lib.stride_tricks.as_strided(
             storage.data[self.offset :], self.shape, strides, writeable=False
@@ -85,7 +87,7 @@ class _Tensor:
 
 def _rebuild_tensor(storage, offset, shape, strides, *_):
     if not isinstance(storage, _Storage):
-        raise ValueError("a tensor has no storage")
+        raise UserError("a tensor has no storage")
     return _Tensor(storage, int(offset), tuple(map(int, shape)), tuple(map(int, strides)))
 
 
@@ -210,7 +212,7 @@ class _File:
     def storage(self, reference) -> _Storage:
         kind, dtype, key, _, size, *view = reference
         if kind != "storage" or not isinstance(dtype, _Storage) or (view and view[0] is not None):
-            raise ValueError("a reference is not to a storage")
+            raise UserError("a reference is not to a storage")
         return self.storages.setdefault(str(key), _Storage(dtype.dtype, int(size)))
 
 
@@ -237,21 +239,21 @@ def load(path: str | os.PathLike) -> dict[str, np.ndarray]:
         with open(path, "rb") as file:
             content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: cannot be read ({error})") from None
+        raise UserError(f"{path}: cannot be read ({error})") from None
     try:
         top = _zip(path, content) if content[:4] == b"PK\x03\x04" else _legacy(content)
         found = {name: tensor.array() for name, tensor in _tensors(top).items()}
     except Refused as refusal:
-        raise ValueError(
+        raise UserError(
             f"{path} is refused, {refusal}: weights have no need to, so do not trust this file"
         ) from None
     except Exception as error:  # a damaged pickle can raise any exception
         reason = (str(error).splitlines() or [""])[0] or type(error).__name__
-        raise ValueError(
+        raise UserError(
             f"{path} is no PyTorch checkpoint, or is damaged or cut short ({reason})"
         ) from None
     if not found:
-        raise ValueError(f"{path} has no tensors under names, expected a checkpoint of weights")
+        raise UserError(f"{path} has no tensors under names, expected a checkpoint of weights")
     return found
 
 
@@ -282,9 +284,9 @@ def _zip(path, content):
         entries = {entry.filename: entry for entry in archive.infolist()}
         root = next((n.removesuffix("data.pkl") for n in entries if n.endswith("/data.pkl")), None)
         if root is None:
-            raise ValueError("a zip file without a plain data.pkl")
+            raise UserError("a zip file without a plain data.pkl")
         if f"{root}byteorder" in entries and archive.read(f"{root}byteorder") != b"little":
-            raise ValueError("its numbers are big-endian")
+            raise UserError("its numbers are big-endian")
         file = _File()
         top = file.load(io.BytesIO(archive.read(f"{root}data.pkl")))
     for key, storage in file.storages.items():
@@ -292,7 +294,7 @@ def _zip(path, content):
         if storage.dtype is None:
             continue
         if (storage.size * storage.dtype.itemsize, 0) != (entry.file_size, entry.compress_type):
-            raise ValueError(f"storage {key} is not what its tensor says")
+            raise UserError(f"storage {key} is not what its tensor says")
         # The local header repeats the name; its extra field may differ from the directory's.
         name, extra = struct.unpack_from("<HH", content, entry.header_offset + 26)
         start = entry.header_offset + 30 + name + extra
@@ -307,15 +309,15 @@ def _legacy(content):
     """
     file = _File()
     if content[:1] != b"\x80" or file.load(content) != _MAGIC or file.load(content) != _PROTOCOL:
-        raise ValueError("it does not begin as one")
+        raise UserError("it does not begin as one")
     if file.load(content).get("little_endian") is not True:
-        raise ValueError("its numbers are big-endian")
+        raise UserError("its numbers are big-endian")
     top, keys = file.load(content), file.load(content)
     for key in keys:
         storage = file.storages[str(key)]
         (size,) = struct.unpack("<q", content.read(8))
         if storage.dtype is None or size != storage.size:
-            raise ValueError(f"storage {key} is not what its tensor says")
+            raise UserError(f"storage {key} is not what its tensor says")
         storage.data = np.frombuffer(content, storage.dtype, size, content.tell())
         content.seek(size * storage.dtype.itemsize, os.SEEK_CUR)
     return top

@@ -15,6 +15,7 @@ import numpy as np
 
 from udd_jax.convert import names
 from udd_jax.diffusion import schedules, vocab
+from udd_jax.errors import UserError
 from udd_jax.networks import transformer
 from udd_jax.tokenizers import text_tokenizer
 
@@ -58,25 +59,25 @@ def split_state(state: dict, where) -> tuple[dict, dict, dict]:
     if prefix is None:
         other = any(name.endswith("encoder.conv_in.weight") for name in state)
         hint = "it looks like a VQGAN, --from=taming" if other else "expected a UniD3 checkpoint"
-        raise ValueError(f"{where} has no tensor {anchor!r}: {hint}")
+        raise UserError(f"{where} has no tensor {anchor!r}: {hint}")
     network, image, buffers = {}, {}, {}
     for name, array in state.items():
         inner = name.removeprefix(prefix)
         if not name.startswith(prefix):
-            raise ValueError(f"{where} has {name!r}, expected all names to start with {prefix!r}")
+            raise UserError(f"{where} has {name!r}, expected all names to start with {prefix!r}")
         if inner.startswith(NETWORK):
             network[inner.removeprefix(NETWORK)] = array
         elif inner.startswith(TOKENIZER):
             half, _, rest = inner.removeprefix(TOKENIZER).partition(".")
             if rest in image and not np.array_equal(image[rest], array):
-                raise ValueError(f"{where}: {rest!r} differs between the encoder and the decoder")
+                raise UserError(f"{where}: {rest!r} differs between the encoder and the decoder")
             image[rest if half in ("enc", "dec") else f"{half}.{rest}"] = array
         elif _TABLES.match(inner):
             buffers[inner] = array
         else:
-            raise ValueError(f"{where} has {name!r}, which no UniD3 checkpoint has")
+            raise UserError(f"{where} has {name!r}, which no UniD3 checkpoint has")
     if not image:
-        raise ValueError(f"{where} has no image tokenizer ({prefix}{TOKENIZER}...)")
+        raise UserError(f"{where} has no image tokenizer ({prefix}{TOKENIZER}...)")
     return network, image, buffers
 
 
@@ -99,14 +100,14 @@ def network_sizes(state: dict, heads: int | None, where) -> dict:
         found = state.get(name)
         if found is None or found.ndim != rank:
             what = "is missing" if found is None else f"has shape {list(found.shape)}"
-            raise ValueError(f"{where}: {name!r} {what}, expected a tensor of rank {rank}")
+            raise UserError(f"{where}: {name!r} {what}, expected a tensor of rank {rank}")
         return found.shape
 
     width = shape("transformer.embedding.embedding.weight", 2)[1]
     if heads is not None and heads < 1:
-        raise ValueError(f"--heads={heads}, expected at least 1")
+        raise UserError(f"--heads={heads}, expected at least 1")
     if heads is None and width % 64:
-        raise ValueError(
+        raise UserError(
             f"{where} has width {width}, no multiple of 64, so that the number of heads cannot be "
             "guessed: give --heads"
         )
@@ -135,7 +136,7 @@ def check_schedule(buffers: dict, steps: int, where) -> None:
             continue
         stored = np.exp(buffers[name].astype(np.float64))  # the last entry is clean
         if stored.shape != table.shape or not np.allclose(stored[:-1], table[1:], rtol=1e-4):
-            raise ValueError(
+            raise UserError(
                 f"{where}: {name!r} is not the published linear schedule of T = {steps}, "
                 "the only one that is converted"
             )
@@ -166,12 +167,12 @@ def find_text(checkpoint_path, path, classes: int) -> text_tokenizer.Tokenizer:
     found = next((file for file in files if file.is_file()), None)
     if found is None:
         where = f"--text={path} does not exist" if path else "the text vocabulary is missing"
-        raise ValueError(f"{where}, expected {MERGES} beside the checkpoint, or --text=FILE")
+        raise UserError(f"{where}, expected {MERGES} beside the checkpoint, or --text=FILE")
     tokenizer = text_tokenizer.load(found)
     if tokenizer.kind == "clip":
         tokenizer = text_tokenizer.load(found, classes)
     if tokenizer.vocab_size != classes:
-        raise ValueError(
+        raise UserError(
             f"{found} has {tokenizer.vocab_size} entries, the network {classes} text classes: "
             "give the vocabulary that it was trained with, --text=FILE"
         )

@@ -15,13 +15,14 @@ import functools
 import numpy as np
 
 from udd_jax.data import hashing, reading
+from udd_jax.errors import UserError
 
 _ORDER, _VIEW, _CAPTION = range(3)  # the purpose of a draw
 
 
 def _examples(step: int, batch_size: int, size: int):
     if size < 1:
-        raise ValueError(f"the data set has {size} items, expected at least 1")
+        raise UserError(f"the data set has {size} items, expected at least 1")
     example = int(step) * batch_size + np.arange(batch_size, dtype=np.int64)
     return np.divmod(example, size)
 
@@ -35,7 +36,7 @@ def indices(seed: int, step: int, batch_size: int, size: int) -> np.ndarray:
 def _share(seed, step, batch_size, size, process_index, process_count):
     """Epochs and items, int64[B / count] each, for the rows of one process."""
     if batch_size % process_count:
-        raise ValueError(
+        raise UserError(
             f"batch_size is {batch_size}, expected a multiple of the {process_count} processes"
         )
     share = batch_size // process_count
@@ -93,7 +94,7 @@ def make_images(
             if example.pixels is not None:
                 break
         else:
-            raise ValueError(f"none of the {len(source)} items of {source.name} can be used")
+            raise UserError(f"none of the {len(source)} items of {source.name} can be used")
         caption = hashing.draw(_CAPTION, seed, epoch, item) % np.uint64(len(example.captions))
         batch.append((example.pixels[0], example.captions[int(caption)]))
     pixels, captions = zip(*batch, strict=True)

@@ -11,6 +11,8 @@ caption as repaired.
 import codecs
 import json
 
+from udd_jax.errors import UserError
+
 # UTF-32 comes first: its little-endian mark begins with that of UTF-16.
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
@@ -47,6 +49,6 @@ def parse_json(text: str):
     try:
         return json.loads(text)
     except RecursionError:
-        raise ValueError("no JSON: it is nested too deeply") from None
+        raise UserError("no JSON: it is nested too deeply") from None
     except ValueError as error:
-        raise ValueError(f"no JSON: {error}") from None
+        raise UserError(f"no JSON: {error}") from None

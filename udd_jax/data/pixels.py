@@ -24,6 +24,7 @@ import warnings
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
+from udd_jax.errors import UserError
 from udd_jax.runtime import files
 
 CROP, FILTER = "centre square", "lanczos"  # of `fit`
@@ -80,18 +81,18 @@ def read(source: str | os.PathLike | bytes) -> np.ndarray:
                     ImageOps.exif_transpose(image, in_place=True)
                 return _rgb(image)
     except Image.DecompressionBombError:
-        raise ValueError(f"image: {name} has more than {_MOST_PIXELS} pixels") from None
+        raise UserError(f"image: {name} has more than {_MOST_PIXELS} pixels") from None
     except IsADirectoryError:
-        raise ValueError(f"image: {name} is a folder; give an image file") from None
+        raise UserError(f"image: {name} is a folder; give an image file") from None
     except FileNotFoundError:
-        raise ValueError(f"image: there is no file {name}") from None
+        raise UserError(f"image: there is no file {name}") from None
     except PermissionError:
-        raise ValueError(f"image: no permission to read {name}") from None
+        raise UserError(f"image: no permission to read {name}") from None
     except Image.UnidentifiedImageError:
-        raise ValueError(f"image: {name} is no image of a format that is read") from None
+        raise UserError(f"image: {name} is no image of a format that is read") from None
     except Exception as error:  # the decoders of Pillow raise errors of any type
         cause = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"image: {name} is damaged: {cause}") from None
+        raise UserError(f"image: {name} is damaged: {cause}") from None
 
 
 def fit(image: np.ndarray, size: int, filter: str = FILTER) -> np.ndarray:
@@ -103,7 +104,7 @@ def fit(image: np.ndarray, size: int, filter: str = FILTER) -> np.ndarray:
     resampling = Image.Resampling.__members__.get(filter.upper())
     if resampling is None:
         names = ", ".join(name.lower() for name in Image.Resampling.__members__)
-        raise ValueError(f"filter: {filter!r} is not one of {names}")
+        raise UserError(f"filter: {filter!r} is not one of {names}")
     check(image)
     box = _centre_square(*image.shape[:2])
     if image.shape[:2] == (size, size):
@@ -137,7 +138,7 @@ def read_mask(path: str | os.PathLike, size: int | tuple[int, int]) -> np.ndarra
     height, width = (size, size) if isinstance(size, int) else size
     image = read(path)
     if image.shape[:2] != (height, width):
-        raise ValueError(
+        raise UserError(
             f"mask: {path} is {image.shape[1]} x {image.shape[0]} pixels, the image is "
             f"{width} x {height}; give a mask of the image's size"
         )
@@ -155,7 +156,7 @@ def code_mask(mask: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     """bool[H, W] to bool[h, w]: a code is free if any pixel of its cell is white."""
     (height, width), (rows, columns) = mask.shape, grid
     if height % rows or width % columns:
-        raise ValueError(
+        raise UserError(
             f"mask: {height} x {width} pixels do not divide into {rows} x {columns} codes; "
             "resize it to the image size of the run"
         )
@@ -218,9 +219,9 @@ def _centre_square(height: int, width: int) -> tuple[int, int, int, int]:
 def check(image: np.ndarray, mask: np.ndarray | None = None) -> None:
     """ValueError unless the image is uint8[H, W, 3] and its mask, if any, bool[H, W]."""
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-        raise ValueError(f"image: {image.dtype}{list(image.shape)}, expected uint8[H, W, 3]")
+        raise UserError(f"image: {image.dtype}{list(image.shape)}, expected uint8[H, W, 3]")
     if mask is not None and (mask.dtype != bool or mask.shape != image.shape[:2]):
-        raise ValueError(
+        raise UserError(
             f"mask: {mask.dtype}{list(mask.shape)}, expected bool{list(image.shape[:2])} as the "
             "image"
         )

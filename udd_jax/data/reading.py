@@ -18,6 +18,7 @@ import grain
 import numpy as np
 
 from udd_jax.data import hashing, pixels
+from udd_jax.errors import UserError
 
 # Causes for skipping a record, and causes for dropping a caption. Other causes, in `clean`, are
 # repairs.
@@ -55,9 +56,9 @@ class Views:
     def __post_init__(self):
         for name, least in (("size", 1), ("count", 1), ("min_side", 1), ("max_characters", 1)):
             if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected at least {least}")
+                raise UserError(f"{name} is {getattr(self, name)}, expected at least {least}")
         if not 0 < self.smallest <= 1:
-            raise ValueError(f"smallest is {self.smallest}, expected a share in (0, 1]")
+            raise UserError(f"smallest is {self.smallest}, expected a share in (0, 1]")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,6 +16,7 @@ import re
 
 from udd_jax.data import reading
 from udd_jax.data.sources import listing
+from udd_jax.errors import UserError
 
 FILE = "data.json"  # in the folder of a run
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # a piece of the tokenizer for one byte of a character
@@ -144,13 +145,13 @@ def check(found: dict, skip_limit: float = 0.01) -> None:
                 refused.append(f"{bad} of {of} {kind} ({where})")
                 needed = max(needed, -(-1000 * bad // of) / 1000)
     if refused:
-        raise ValueError(
+        raise UserError(
             f"data: {refused[0]} cannot be used ({causes}), expected at most {skip_limit:.1%}: "
             f"mend them, or set --config.skip_limit={needed}"
         )
     replaced = found["repaired"].get("surrogates replaced", {"count": 0})
     if replaced["count"] > _REPAIRED * max(1, whole["captions"]):
-        raise ValueError(
+        raise UserError(
             f"data: {replaced['count']} of {whole['captions']} captions are not UTF-8 (the first: "
             f"{replaced['first']}), expected UTF-8, or UTF-16 with its mark: save them as UTF-8"
         )
@@ -172,14 +173,14 @@ def asked(data: dict, split: str, only: str = "", category: str = "") -> int:
     fields = sorted({str(name) for item in source.items for name in item.extra})
     known = f"the fields are {', '.join(fields)}" if fields else "its records have no such fields"
     if category and category not in fields:
-        raise ValueError(
+        raise UserError(
             f"evaluate.category is {category!r}, which no item of the split {split} has, expected "
             f"one of its fields ({known}): name one, or set --config.evaluate.category= to nothing"
         )
     field, _, value = only.partition("=")
     count = sum(not only or str(item.extra.get(field)) == value for item in source.items)
     if not count:
-        raise ValueError(
+        raise UserError(
             f"evaluate.only is {only!r}, which is true of none of the {len(source)} items of the "
             f"split {split} ({known}): name another, or set --config.evaluate.only= to nothing"
         )

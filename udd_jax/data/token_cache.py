@@ -26,6 +26,7 @@ import numpy as np
 from array_record.python import array_record_module
 
 from udd_jax.data import reading
+from udd_jax.errors import UserError
 from udd_jax.runtime import files
 
 _FORMAT = 1
@@ -123,20 +124,19 @@ def finish(directory, skip_limit: float = 0.01) -> "TokenCache":
     directory = pathlib.Path(directory)
     manifest = _manifest(directory)
     if manifest is None:
-        raise ValueError(f"{directory} holds no token cache, expected one to finish; write it")
+        raise UserError(f"{directory} holds no token cache, expected one to finish; write it")
     if manifest["complete"]:
         return TokenCache(directory)
     shards = []
     for shard in range(_shards(manifest)):
         path = directory / f"shard-{shard:05d}.json"
         if not path.exists():
-            raise ValueError(f"{directory} has no {path.name}; write the shards before finishing")
+            raise UserError(f"{directory} has no {path.name}; write the shards before finishing")
         shards.append(json.loads(path.read_text()))
     faults = [fault for shard in shards for fault in shard["faults"]]
-    lines = [json.dumps(fault) + "\n" for fault in faults]
-    files.write_bytes(directory / "skipped.jsonl", "".join(lines).encode())
-    items = [item for shard in shards for item in shard["items"]]
-    whole = {"items": items, "faults": faults}
+    lines = "".join(json.dumps(fault) + "\n" for fault in faults)
+    files.write_bytes(directory / "skipped.jsonl", lines.encode())
+    whole = {"items": [item for shard in shards for item in shard["items"]], "faults": faults}
     try:
         _check_faults(whole, skip_limit, manifest["records"], directory / "skipped.jsonl")
     except ValueError:  # the shards with faults are written anew, in case the files are mended
@@ -144,7 +144,7 @@ def finish(directory, skip_limit: float = 0.01) -> "TokenCache":
             if shard["faults"]:
                 (directory / shard["file"]).with_suffix(".json").unlink()
         raise
-    index = np.array(items, np.int64).reshape(-1, 2)
+    index = np.array(whole["items"], np.int64).reshape(-1, 2)
     with files.open_atomic(directory / "index.npy") as file:
         np.save(file, index)
     for field in ("image_length", "text_length"):
@@ -180,7 +180,7 @@ class TokenCache:
         self.manifest = _manifest(self.directory)
         if self.manifest is None or not self.manifest["complete"]:
             state = "no token cache" if self.manifest is None else "an unfinished token cache"
-            raise ValueError(f"{directory} holds {state}, expected a finished one; write it first")
+            raise UserError(f"{directory} holds {state}, expected a finished one; write it first")
         if settings is not None:
             settings = json.loads(json.dumps(settings))
             _refuse_other(self.directory, self.manifest, {"settings": settings})
@@ -261,9 +261,9 @@ class TokenCache:
     def _compare(self, file: str, expected: str):
         path = self.directory / file
         if not path.exists():
-            raise ValueError(f"{path} is missing; delete {self.directory} and tokenize again")
+            raise UserError(f"{path} is missing; delete {self.directory} and tokenize again")
         if self._verify and _sha256(path) != expected:
-            raise ValueError(
+            raise UserError(
                 f"{path} is damaged (its sha256 is not the manifest's); "
                 f"delete {self.directory} and tokenize again"
             )
@@ -334,7 +334,7 @@ def _in_batches(encode, batch_size: int, dtype: str):
             rows.append(np.asarray(encode(full))[: len(part)])
         rows = np.concatenate(rows)
         if rows.min() < 0 or rows.max() > limit:
-            raise ValueError(
+            raise UserError(
                 f"tokens are {rows.min()}..{rows.max()}, expected 0..{limit} for dtype {dtype}; "
                 "use a wider dtype"
             )
@@ -362,7 +362,7 @@ def _check_faults(proof: dict, limit: float, records: int, where):
         counts = {cause: causes[cause] for cause in kinds if causes[cause]}
         if sum(counts.values()) > limit * whole:
             listed = ", ".join(f"{cause} {count}" for cause, count in counts.items())
-            raise ValueError(
+            raise UserError(
                 f"{sum(counts.values())} of {whole} {what} are unusable ({listed}), expected at "
                 f"most {limit:.1%}: see {where}, or raise skip_limit (--config.skip_limit=)"
             )
@@ -375,7 +375,7 @@ def _refuse_other(directory, manifest: dict, made_of: dict, prefix: str = ""):
             missing = {key: None for key in then if key not in now}
             _refuse_other(directory, then, now | missing, f"{prefix}{name}.")
         elif then != now:
-            raise ValueError(
+            raise UserError(
                 f"{directory}: {prefix}{name} is {then!r} in the token cache and {now!r} now; "
                 "delete the folder to tokenize again"
             )
@@ -392,7 +392,7 @@ def _manifest(directory: pathlib.Path) -> dict | None:
     try:
         return json.loads(path.read_text())
     except ValueError:
-        raise ValueError(f"{path} is damaged; delete {directory} and tokenize again") from None
+        raise UserError(f"{path} is damaged; delete {directory} and tokenize again") from None
 
 
 def _sha256(path: pathlib.Path) -> str:

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from udd_jax.errors import UserError
+
 TOLERANCE = 1e-12
 
 
@@ -33,34 +35,34 @@ class Schedule:
     def __post_init__(self):
         alpha, gamma, uniform = self.alpha_bar, self.gamma_bar, self.uniform_bar
         if not (alpha.shape == gamma.shape == uniform.shape) or alpha.ndim != 1:
-            raise ValueError(
+            raise UserError(
                 f"schedule: tables of shapes {alpha.shape}, {gamma.shape}, {uniform.shape}, "
                 "expected three of [T+1]"
             )
         if self.steps < 2:
-            raise ValueError(f"schedule: T = {self.steps}, expected at least 2 steps")
+            raise UserError(f"schedule: T = {self.steps}, expected at least 2 steps")
         for name, table in (("alpha_bar", alpha), ("gamma_bar", gamma), ("uniform_bar", uniform)):
             if not np.isfinite(table).all() or table.min() < 0 or table.max() > 1 + TOLERANCE:
-                raise ValueError(f"schedule: {name} leaves [0, 1]")
+                raise UserError(f"schedule: {name} leaves [0, 1]")
         if abs(alpha[0] - 1) > TOLERANCE or gamma[0] > TOLERANCE:
-            raise ValueError(
+            raise UserError(
                 f"schedule: time 0 must be clean, alpha_bar[0] = {alpha[0]}, "
                 f"gamma_bar[0] = {gamma[0]}"
             )
         if np.abs(alpha + gamma + uniform - 1).max() > TOLERANCE:
-            raise ValueError("schedule: alpha_bar + gamma_bar + uniform_bar must be 1")
+            raise UserError("schedule: alpha_bar + gamma_bar + uniform_bar must be 1")
         if np.diff(alpha).max() > TOLERANCE:
-            raise ValueError(f"schedule: alpha_bar rises at t = {np.diff(alpha).argmax() + 1}")
+            raise UserError(f"schedule: alpha_bar rises at t = {np.diff(alpha).argmax() + 1}")
         if np.diff(gamma).min() < -TOLERANCE:
-            raise ValueError(f"schedule: gamma_bar falls at t = {np.diff(gamma).argmin() + 1}")
+            raise UserError(f"schedule: gamma_bar falls at t = {np.diff(gamma).argmin() + 1}")
         if alpha[:-1].min() <= 0 or (alpha + uniform)[:-1].min() <= 0:
-            raise ValueError("schedule: alpha_bar > 0 and gamma_bar < 1 must hold before t = T")
+            raise UserError("schedule: alpha_bar > 0 and gamma_bar < 1 must hold before t = T")
         replaces = uniform[1:-1] > 0
         if replaces.any() and not replaces.all():
-            raise ValueError("schedule: uniform_bar must be positive at all 0 < t < T or at none")
+            raise UserError("schedule: uniform_bar must be positive at all 0 < t < T or at none")
         beta = uniform[1:] - alpha[1:] / alpha[:-1] * uniform[:-1]
         if beta.min() < -TOLERANCE:
-            raise ValueError(
+            raise UserError(
                 f"schedule: the replacement mass of step t = {beta.argmin() + 1} is negative"
             )
 
@@ -95,7 +97,7 @@ def linear(steps: int) -> Schedule:
 def mask_and_replace(steps: int, replace: float = 0.1) -> Schedule:
     """alpha_bar = 1 - t/T; the share `replace` of the noise is uniform, the rest is the mask."""
     if not 0 <= replace <= 1:
-        raise ValueError(f"schedule: replace = {replace}, expected a share in [0, 1]")
+        raise UserError(f"schedule: replace = {replace}, expected a share in [0, 1]")
     t = np.arange(steps + 1) / steps
     return Schedule(1 - t, (1 - replace) * t, replace * t)
 
@@ -119,9 +121,9 @@ def cosine(steps: int) -> Schedule:
 def hybrid(steps: int, uniform_share: float = 0.1, power: float = 1.0) -> Schedule:
     """GIDD's marginals (arXiv 2503.04482): the uniform share is `uniform_share` at t = T/2."""
     if not 0 < uniform_share < 1:
-        raise ValueError(f"schedule: uniform_share = {uniform_share}, expected inside (0, 1)")
+        raise UserError(f"schedule: uniform_share = {uniform_share}, expected inside (0, 1)")
     if not 0 < power <= 2:
-        raise ValueError(f"schedule: power = {power}, expected in (0, 2]")
+        raise UserError(f"schedule: power = {power}, expected in (0, 2]")
     t = np.arange(steps + 1) / steps
     scale = 2.0**power * uniform_share / (1 - uniform_share)
     c = scale * t ** (power / 2) * (1 - t) ** (power / 2)
@@ -141,7 +143,7 @@ MAKERS = {
 def make(name: str, steps: int, **options) -> Schedule:
     """The schedule called `name` (a key of MAKERS) with T = `steps`."""
     if name not in MAKERS:
-        raise ValueError(f"schedule {name!r} is not one of {', '.join(MAKERS)}")
+        raise UserError(f"schedule {name!r} is not one of {', '.join(MAKERS)}")
     return MAKERS[name](steps, **options)
 
 

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from udd_jax.diffusion.vocab import Vocab
+from udd_jax.errors import UserError
 
 EVERY = "*"  # all modalities of the vocabulary
 ALIASES = {
@@ -51,13 +52,13 @@ def parse(vocab: Vocab, task: str) -> Rule:
     expected = f"expected FREE or FREE|GIVEN of {', '.join(names)}, or one of {', '.join(ALIASES)}"
     unknown = [name for name in (*rule.free, *rule.given) if name not in names]
     if unknown:
-        raise ValueError(f"task {task!r} names {unknown[0]!r}: {expected}")
+        raise UserError(f"task {task!r} names {unknown[0]!r}: {expected}")
     if not rule.free or (bar and not rule.given):
         side = "given" if rule.free else "generated"
-        raise ValueError(f"task {task!r}: nothing is {side}, {expected}")
+        raise UserError(f"task {task!r}: nothing is {side}, {expected}")
     twice = [name for name in names if (rule.free + rule.given).count(name) > 1]
     if twice:
-        raise ValueError(f"task {task!r} names {twice[0]!r} twice: {expected}")
+        raise UserError(f"task {task!r} names {twice[0]!r} twice: {expected}")
     return rule
 
 
@@ -139,7 +140,7 @@ class Draw(NamedTuple):
 def draw(key: jax.Array, vocab: Vocab, mixture: dict[str, float], batch: int) -> Draw:
     """Tasks with the probabilities of `mixture` (name -> weight). ValueError for a bad mixture."""
     if not mixture or min(mixture.values()) < 0 or sum(mixture.values()) <= 0:
-        raise ValueError(
+        raise UserError(
             f"task mixture {dict(mixture)}: expected weights >= 0, one above 0, of rules such as "
             f"'image|text' or of {', '.join(ALIASES)}"
         )

@@ -32,6 +32,7 @@ from jax import lax
 from udd_jax.diffusion import random_words
 from udd_jax.diffusion.schedules import Schedule
 from udd_jax.diffusion.vocab import Vocab
+from udd_jax.errors import UserError
 
 
 @flax.struct.dataclass
@@ -77,9 +78,9 @@ def make_kernel(
     if isinstance(schedules, Schedule):
         schedules = [schedules] * len(vocab.modalities)
     if len(schedules) != len(vocab.modalities):
-        raise ValueError(f"{len(schedules)} schedules for {len(vocab.modalities)} modalities")
+        raise UserError(f"{len(schedules)} schedules for {len(vocab.modalities)} modalities")
     if len({s.steps for s in schedules}) != 1:
-        raise ValueError(f"schedules differ in T: {[s.steps for s in schedules]}")
+        raise UserError(f"schedules differ in T: {[s.steps for s in schedules]}")
     classes = [m.classes for m in vocab.modalities]
 
     def stack(tables):

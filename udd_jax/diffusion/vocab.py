@@ -19,6 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from udd_jax.errors import UserError
+
 
 @dataclass(frozen=True)
 class Modality:
@@ -31,12 +33,12 @@ class Modality:
 
     def __post_init__(self):
         if self.length < 1 or self.classes < 2:
-            raise ValueError(
+            raise UserError(
                 f"modality {self.name!r}: length {self.length} and classes {self.classes}, "
                 "expected at least 1 and 2"
             )
         if self.grid is not None and self.grid[0] * self.grid[1] != self.length:
-            raise ValueError(
+            raise UserError(
                 f"modality {self.name!r}: grid {self.grid} has {self.grid[0] * self.grid[1]} "
                 f"cells, expected its length {self.length}"
             )
@@ -89,7 +91,7 @@ class Vocab:
         """The index of the modality called `name`; ValueError if there is none."""
         names = [m.name for m in self.modalities]
         if name not in names:
-            raise ValueError(f"modality {name!r} is not one of {', '.join(names)}")
+            raise UserError(f"modality {name!r} is not one of {', '.join(names)}")
         return names.index(name)
 
     def fuse(self, tokens: dict[str, jax.Array]) -> jax.Array:
@@ -97,9 +99,9 @@ class Vocab:
         parts = []
         for m, offset in zip(self.modalities, self.offsets, strict=True):
             if m.name not in tokens:
-                raise ValueError(f"tokens of modality {m.name!r} are missing")
+                raise UserError(f"tokens of modality {m.name!r} are missing")
             if tokens[m.name].shape[-1] != m.length:
-                raise ValueError(
+                raise UserError(
                     f"modality {m.name!r} has {tokens[m.name].shape[-1]} positions, "
                     f"expected {m.length}"
                 )

@@ -9,6 +9,7 @@ machine. Those come first.
 import math
 import pathlib
 
+from udd_jax.errors import UserError
 from udd_jax.evaluation.suites import main as main_suite
 from udd_jax.runtime import files
 
@@ -31,7 +32,7 @@ def show(a, b) -> str:
         if one != two
     ]
     if fields:
-        raise ValueError(f"not comparable, the protocols differ in {', '.join(fields)}")
+        raise UserError(f"not comparable, the protocols differ in {', '.join(fields)}")
     named = zip("AB", results, (a, b), strict=True)
     lines = [f"{letter}  {_about(result)}  {path}" for letter, result, path in named]
     for part in ("versions", "hardware"):
@@ -78,7 +79,7 @@ def _read(path) -> dict:
     path = path / main_suite.RESULT if path.is_dir() else path
     result = files.read_json(path)
     if not isinstance(result, dict) or "protocol" not in result.get("manifest", {}):
-        raise ValueError(f"{path} is no result of an evaluation: it has no manifest.protocol")
+        raise UserError(f"{path} is no result of an evaluation: it has no manifest.protocol")
     return result
 
 

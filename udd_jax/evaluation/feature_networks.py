@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from udd_jax.convert import tensor_files
+from udd_jax.errors import NotFound, UserError
 from udd_jax.evaluation.metrics import intervals
 from udd_jax.networks import features, pretrained
 from udd_jax.tokenizers import text_tokenizer as texts
@@ -55,7 +56,7 @@ def load(folder: str) -> dict[str, Network | intervals.Unmeasured]:
             for name in NAMES
         }
     if not pathlib.Path(folder).is_dir():
-        raise ValueError(
+        raise UserError(
             f"evaluate.weights is {folder!r}, which is no folder: make it and put there "
             + " or ".join(map(_files, NAMES))
         )
@@ -127,5 +128,5 @@ def _state(folder, name) -> dict[str, np.ndarray]:
     try:
         path = pretrained.find_weights(folder, name)
     except ValueError as error:
-        raise FileNotFoundError(str(error)) from None
+        raise NotFound(str(error)) from None
     return tensor_files.read(path)

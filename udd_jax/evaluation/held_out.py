@@ -7,6 +7,7 @@ import numpy as np
 
 from udd_jax.data import reading, sources
 from udd_jax.data.sources.worlds import World
+from udd_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -96,4 +97,4 @@ def stream(pipe, count: int, split: str = ""):
             yield example, records[position].extra
     if left == count:
         only = f" with {field} = {value}" if field else ""
-        raise ValueError(f"data {pipe.config.data!r} has no readable item{only} in split {split!r}")
+        raise UserError(f"data {pipe.config.data!r} has no readable item{only} in split {split!r}")

@@ -15,6 +15,7 @@ import math
 import numpy as np
 
 from udd_jax.data.sources.worlds import World
+from udd_jax.errors import UserError
 from udd_jax.evaluation import held_out, samples
 from udd_jax.evaluation.metrics import agreement, likelihood
 from udd_jax.tokenizers import reconstruction
@@ -26,7 +27,7 @@ LOST = "given part not kept"
 def require_world(items: held_out.Items, suite: str) -> World:
     """The world of the items. ValueError if the data are not an embedded world at its own size."""
     if items.world is None:
-        raise ValueError(
+        raise UserError(
             f"suite {suite!r} needs data that can be read: an embedded world at its own size, "
             f"not {items.name}"
         )

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from udd_jax.errors import UserError
 from udd_jax.networks import features
 
 # network: (file name without its ending, where it is published)
@@ -49,7 +50,7 @@ def load(module, state: Mapping[str, np.ndarray], *inputs) -> dict:
     names = [_published([key.key for key in path[1:]]) for path, _ in flat]
     absent = [name for name in names if name not in state]
     if absent:
-        raise ValueError(
+        raise UserError(
             f"{type(module).__name__}: the weights lack {len(absent)} of {len(names)} arrays, the "
             f"first is {absent[0]}; this is another network's file"
         )
@@ -59,7 +60,7 @@ def load(module, state: Mapping[str, np.ndarray], *inputs) -> dict:
         if path[-1].key == "kernel":  # OIHW -> HWIO, OI -> IO
             value = value.transpose((2, 3, 1, 0) if value.ndim == 4 else None)
         if value.shape != leaf.shape:
-            raise ValueError(
+            raise UserError(
                 f"{type(module).__name__}: {name} gives {value.shape}, expected {leaf.shape}"
             )
         leaves.append(jnp.asarray(value))
@@ -103,7 +104,7 @@ def clip(state: Mapping[str, np.ndarray]) -> tuple[Callable, Callable]:
     needed += ("visual.positional_embedding", "positional_embedding")
     absent = [name for name in needed if name not in state]
     if absent:
-        raise ValueError(f"CLIP: the weights lack {absent[0]}; expected a ViT such as ViT-B-32.pt")
+        raise UserError(f"CLIP: the weights lack {absent[0]}; expected a ViT such as ViT-B-32.pt")
     width, _, patch, _ = state["visual.conv1.weight"].shape
     vocabulary, text_width = state["token_embedding.weight"].shape
     embedding = state["visual.proj"].shape[1]
@@ -169,7 +170,7 @@ def pixels_for_inception(images, resize: str = "clean") -> np.ndarray:
         shape = (len(images), INCEPTION_SIZE, INCEPTION_SIZE, 3)
         pixels = jnp.asarray(images, jnp.float32) / 255
         return np.asarray(2 * jax.image.resize(pixels, shape, "linear", antialias=False) - 1)
-    raise ValueError(f"resize is {resize!r}, expected 'clean' or 'legacy_pytorch'")
+    raise UserError(f"resize is {resize!r}, expected 'clean' or 'legacy_pytorch'")
 
 
 def resize_clean(image: np.ndarray, size: int) -> np.ndarray:
@@ -216,7 +217,7 @@ def find_weights(directory: str | os.PathLike, network: str) -> pathlib.Path:
         path = pathlib.Path(directory) / (stem + ending)
         if path.is_file():
             return path
-    raise ValueError(
+    raise UserError(
         f"{network} weights: no {stem}{'|'.join(ENDINGS)} in {directory}; fetch it ({source}) and "
         "put it there"
     )
@@ -267,7 +268,7 @@ def _published(path: list[str]) -> str:
 def _checked_images(images) -> np.ndarray:
     images = np.asarray(images)
     if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8:
-        raise ValueError(
+        raise UserError(
             f"images of shape {images.shape} and type {images.dtype}, expected uint8 "
             "[batch, height, width, 3]"
         )

@@ -30,6 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from udd_jax.diffusion.vocab import Vocab
+from udd_jax.errors import UserError
 from udd_jax.networks import layers, stacks
 from udd_jax.runtime import sharding
 
@@ -209,16 +210,16 @@ class Transformer(nn.Module):
         }
         for field, allowed in choices.items():
             if getattr(self, field) not in allowed:
-                raise ValueError(
+                raise UserError(
                     f"model.{field} = {getattr(self, field)!r}, expected one of {allowed}"
                 )
         if self.block_attention and (self.network != "joint" or self.time != "per_modality"):
-            raise ValueError(
+            raise UserError(
                 f"model.block_attention with model.network = {self.network!r} and model.time = "
                 f"{self.time!r}, expected 'joint' and 'per_modality'"
             )
         if self.width % self.heads:
-            raise ValueError(
+            raise UserError(
                 f"model.width = {self.width} is no multiple of model.heads = {self.heads}"
             )
 
@@ -244,7 +245,7 @@ class Transformer(nn.Module):
     def _run(self, xt, t, free, bias=None, kept=None, keep=None):
         kept, alone = kept or {}, None
         if (kept or keep) and not self.block_attention:
-            raise ValueError("keys and values are kept with model.block_attention only")
+            raise UserError("keys and values are kept with model.block_attention only")
         h = layers.FusedEmbedding(self.vocab, self.width, name="embedding")(xt)
         if self.given_vector:
             vector = self.param("given", layers.normal(), (self.width,))

@@ -21,6 +21,7 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
+from udd_jax.errors import UserError
 from udd_jax.runtime import files, trees
 
 MANIFEST = "manifest.json"
@@ -35,7 +36,7 @@ class Checkpoints:
 
     def __init__(self, directory, keep: int = 3, best: str | None = None, say=print):
         if keep < 1:
-            raise ValueError(f"keep = {keep}, expected at least 1 checkpoint")
+            raise UserError(f"keep = {keep}, expected at least 1 checkpoint")
         local = "://" not in str(directory)
         self.directory = epath.Path(os.path.abspath(directory) if local else directory)
         self.keep, self.best, self.say = keep, best, say
@@ -221,7 +222,7 @@ class Checkpoints:
         if jax.process_index() == 0:
             chosen = self._latest_good() if step is None else step
             if step is not None and (reason := self.damage(step)):
-                raise ValueError(
+                raise UserError(
                     f"checkpoint {self._path(step)}: {reason}; good ones: {self.steps()}"
                 )
         if jax.process_count() > 1:
@@ -235,7 +236,7 @@ class Checkpoints:
                 return step
             self.say(f"checkpoint {self._path(step)}: {reason}; the one before it is used")
         if self.steps():
-            raise ValueError(
+            raise UserError(
                 f"every checkpoint in {self.directory} is damaged: remove the folder to start again"
             )
         return -1

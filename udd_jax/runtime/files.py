@@ -12,6 +12,8 @@ import shutil
 
 from etils import epath
 
+from udd_jax.errors import NotFound, UserError
+
 
 def folder(path):
     """A `pathlib.Path`, or for `gs://bucket/path` the path of etils that acts like one."""
@@ -81,8 +83,8 @@ def read_json(path):
     """The value in a JSON file; FileNotFoundError or ValueError in one line."""
     path = epath.Path(path)
     if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist")
+        raise NotFound(f"{path} does not exist")
     try:
         return json.loads(path.read_text())
     except ValueError as error:
-        raise ValueError(f"{path} is damaged, expected JSON ({error}): make it again") from None
+        raise UserError(f"{path} is damaged, expected JSON ({error}): make it again") from None

@@ -16,6 +16,8 @@ import socket
 
 import jax
 
+from udd_jax.errors import UserError
+
 FILE = "lock"
 
 
@@ -34,7 +36,7 @@ def hold(directory, say=print):
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ValueError(
+            raise UserError(
                 f"{directory} is in use by {_holder(path)}: "
                 "wait for it, stop it, or choose another --workdir"
             ) from None

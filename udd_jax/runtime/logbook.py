@@ -17,6 +17,7 @@ import jax
 import tqdm
 from etils import epath
 
+from udd_jax.errors import UserError
 from udd_jax.runtime import files
 
 # Entries that may differ between two runs of the same configuration.
@@ -41,7 +42,7 @@ class Logbook:
             try:
                 import tensorboardX
             except ImportError:
-                raise ValueError(
+                raise UserError(
                     "tensorboard = True needs the package tensorboardX: pip install tensorboardX"
                 ) from None
             folder = str(epath.Path(directory) / "tensorboard")

@@ -6,6 +6,7 @@ import os
 import jax
 from jax.experimental import multihost_utils
 
+from udd_jax.errors import UserError
 from udd_jax.runtime import stopping
 
 
@@ -20,10 +21,10 @@ def join(environment=os.environ) -> None:
     if any(name in environment for name in names):
         for name in names:
             if name not in environment:
-                raise ValueError(f"{name} is not set, expected all of {', '.join(names)}")
+                raise UserError(f"{name} is not set, expected all of {', '.join(names)}")
         for name in names[1:]:
             if not environment[name].isdecimal():
-                raise ValueError(f"{name} = {environment[name]!r}, expected a number")
+                raise UserError(f"{name} = {environment[name]!r}, expected a number")
         address, count, index = (environment[name] for name in names)
         jax.distributed.initialize(address, int(count), int(index))
     elif environment.get("UDD_DISTRIBUTED") == "1":

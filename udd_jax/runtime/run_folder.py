@@ -11,6 +11,7 @@ import time
 import jax
 import ml_collections
 
+from udd_jax.errors import UserError
 from udd_jax.runtime import files, provenance
 
 CONFIG = "config.json"
@@ -52,7 +53,7 @@ def claim(config: ml_collections.ConfigDict, workdir) -> None:
             if not any(name == c or name.startswith(c + ".") for c in CHANGEABLE)
         ]
         if differ:
-            raise ValueError(
+            raise UserError(
                 f"{workdir} belongs to another config ({'; '.join(differ)}): "
                 "choose another --workdir or set these fields back"
             )

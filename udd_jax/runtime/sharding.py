@@ -23,6 +23,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from udd_jax.errors import UserError
+
 DATA, MODEL = "data", "model"
 
 # Parameter name (a regular expression that must match up to its end) -> axes of the last
@@ -65,14 +67,12 @@ def make_mesh(data: int = -1, model: int = 1) -> jax.sharding.Mesh | None:
     """
     count = jax.device_count()
     if model < 1 or (data < 1 and data != -1):
-        raise ValueError(
-            f"mesh.data = {data}, mesh.model = {model}, expected at least 1 (data: -1)"
-        )
+        raise UserError(f"mesh.data = {data}, mesh.model = {model}, expected at least 1 (data: -1)")
     if data == -1:
         data = max(1, count // model)
     wanted = data * model
     if wanted > count or (wanted != count and jax.process_count() > 1):
-        raise ValueError(
+        raise UserError(
             f"mesh.data = {data} times mesh.model = {model} is {wanted}, "
             f"but there are {count} devices: choose a product that fits, or mesh.data = -1"
         )
@@ -109,7 +109,7 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     if mesh.empty:
         return x
     if len(axes) != x.ndim:
-        raise ValueError(f"{len(axes)} axes {axes} for an array of rank {x.ndim}")
+        raise UserError(f"{len(axes)} axes {axes} for an array of rank {x.ndim}")
     return jax.lax.with_sharding_constraint(x, fit(P(*axes), x.shape, mesh))
 
 
@@ -118,12 +118,12 @@ def spec(name: str, shape: tuple[int, ...], table=TABLE) -> P:
     for pattern, axes in table:
         if re.search(f"(^|/)({pattern})$", name):
             if len(axes) > len(shape):
-                raise ValueError(
+                raise UserError(
                     f"{name!r} has shape {shape}, but the row {pattern!r} of the sharding table "
                     f"speaks of {len(axes)} dimensions"
                 )
             return P(*(None,) * (len(shape) - len(axes)), *axes)
-    raise ValueError(f"no row of the sharding table matches {name!r} {shape}: add one")
+    raise UserError(f"no row of the sharding table matches {name!r} {shape}: add one")
 
 
 def shardings(mesh, tree, table=TABLE):
@@ -173,7 +173,7 @@ def process_share(mesh) -> tuple[int, int]:
     rows = [{d.process_index for d in row} for row in mesh.devices]
     mine = [i for i, row in enumerate(rows) if jax.process_index() in row]
     if len(rows) % len(mine) or mine[0] % len(mine) or mine[-1] - mine[0] != len(mine) - 1:
-        raise ValueError(
+        raise UserError(
             f"mesh {dict(mesh.shape)}: the rows of a process are no equal slice: {rows}"
         )
     return mine[0] // len(mine), len(rows) // len(mine)
@@ -192,7 +192,7 @@ def shard_batch(mesh, batch):
     def place(leaf):
         shape = (leaf.shape[0] * count, *leaf.shape[1:])
         if shape[0] % mesh.shape[DATA]:
-            raise ValueError(
+            raise UserError(
                 f"batch size {shape[0]} is no multiple of mesh.data = {mesh.shape[DATA]}"
             )
         return jax.make_array_from_process_local_data(sharding, np.asarray(leaf), shape)

@@ -19,12 +19,14 @@ import sys
 import threading
 import time
 
+from udd_jax.errors import UserError
+
 
 def exit_code() -> int:
     """The exit code of a run that was stopped; ValueError if UDD_EXIT_CODE cannot be one."""
     code = os.environ.get("UDD_EXIT_CODE", "75")
     if not code.isdecimal() or not 0 < int(code) < 256:
-        raise ValueError(f"UDD_EXIT_CODE = {code!r}, expected a number from 1 to 255")
+        raise UserError(f"UDD_EXIT_CODE = {code!r}, expected a number from 1 to 255")
     return int(code)
 
 

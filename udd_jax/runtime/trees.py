@@ -14,6 +14,7 @@ import ml_dtypes
 import numpy as np
 from etils import epath
 
+from udd_jax.errors import NotFound, UserError
 from udd_jax.runtime import files
 
 # The names of the safetensors layout.
@@ -43,9 +44,9 @@ def flatten(tree) -> dict:
         if not hasattr(leaf, "dtype"):
             leaf = np.asarray(leaf)
         if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            raise ValueError(f"{name!r} is a typed PRNG key, expected an array: store its seed")
+            raise UserError(f"{name!r} is a typed PRNG key, expected an array: store its seed")
         if name in leaves:
-            raise ValueError(f"two leaves are named {name!r}: rename one")
+            raise UserError(f"two leaves are named {name!r}: rename one")
         leaves[name] = leaf
     return leaves
 
@@ -57,11 +58,11 @@ def require_fit(example: dict, stored: dict, where, partial: bool = False):
     if missing or (extra and not partial):
         which = [f"has no {missing[0]!r} ({len(missing)} missing)"] if missing else []
         which += [f"has {extra[0]!r} ({len(extra)} unexpected)"] if extra and not partial else []
-        raise ValueError(f"{where} {' and '.join(which)}: was it written with another config?")
+        raise UserError(f"{where} {' and '.join(which)}: was it written with another config?")
     for name, leaf in example.items():
         shape, dtype = stored[name]
         if (tuple(shape), np.dtype(dtype)) != (tuple(leaf.shape), np.dtype(leaf.dtype)):
-            raise ValueError(
+            raise UserError(
                 f"{where}: {name!r} is {np.dtype(dtype)}{list(shape)}, "
                 f"expected {leaf.dtype}{list(leaf.shape)}: was it written with another config?"
             )
@@ -79,12 +80,12 @@ def save_tree(path, tree, metadata: dict | None = None, half: bool = False):
         with np.errstate(over="ignore"):
             small = arrays[name].astype(np.float16)
         if (np.isfinite(arrays[name]) & ~np.isfinite(small)).any():
-            raise ValueError(f"{name!r} has values above 65504, too large for float16: half=False")
+            raise UserError(f"{name!r} has values above 65504, too large for float16: half=False")
         arrays[name] = small
     header, data, start = {}, [], 0
     for name, array in arrays.items():
         if array.dtype not in CODES:
-            raise ValueError(f"{name!r} has dtype {array.dtype}, expected one of {list(DTYPES)}")
+            raise UserError(f"{name!r} has dtype {array.dtype}, expected one of {list(DTYPES)}")
         data.append(np.ascontiguousarray(array).tobytes())
         header[name] = {
             "dtype": CODES[array.dtype],
@@ -113,16 +114,16 @@ def load_tree(path, example=None):
     """
     path = epath.Path(path)
     if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist")
+        raise NotFound(f"{path} does not exist")
     content = path.read_bytes()
     try:
         start = 8 + int.from_bytes(content[:8], "little")
         header = json.loads(content[8:start])
         own = header["__metadata__"]
         if own.pop("sha256") != _digest(header, [memoryview(content)[start:]]):
-            raise ValueError("its checksum disagrees")
+            raise UserError("its checksum disagrees")
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error}): restore it or make it again") from None
+        raise UserError(f"{path} is damaged ({error}): restore it or make it again") from None
     halved = set(json.loads(own["halved"]))
     leaves = {}
     for name, entry in header.items():

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import jax
 
 from udd_jax.diffusion.transition import Kernel
+from udd_jax.errors import UserError
 from udd_jax.sampling.samplers import SAMPLERS
 
 CONFIDENCES = ("probability", "margin", "entropy")
@@ -49,7 +50,7 @@ class Settings:
     def __post_init__(self):
         def demand(holds, field, expected):
             if not holds:
-                raise ValueError(f"sample.{field} = {getattr(self, field)!r}, expected {expected}")
+                raise UserError(f"sample.{field} = {getattr(self, field)!r}, expected {expected}")
 
         demand(self.sampler in SAMPLERS, "sampler", f"one of {', '.join(SAMPLERS)}")
         demand(self.confidence in CONFIDENCES, "confidence", f"one of {', '.join(CONFIDENCES)}")
@@ -108,27 +109,27 @@ class Settings:
         """
         known = isinstance(self.steps, int)
         if self.kind == "time" and known and self.steps > kernel.steps:
-            raise ValueError(
+            raise UserError(
                 f"sample.steps = {self.steps} is more than the T = {kernel.steps} of the run, "
                 "expected at most T"
             )
         if self.kind != "time" and not kernel.masks:
-            raise ValueError(
+            raise UserError(
                 f"sample.sampler = {self.sampler!r} fills masks, but this schedule hardly masks: "
                 "expected 'ancestral'"
             )
         if self.sampler.startswith("remdm") and kernel.replaces:
-            raise ValueError(
+            raise UserError(
                 f"sample.sampler = {self.sampler!r} masks tokens again, but this schedule replaces "
                 "them too: expected 'ancestral', with correct > 0 for corrections"
             )
         if self.on("correct") and (self.sampler != "ancestral" or any(kernel.masks_only)):
-            raise ValueError(
+            raise UserError(
                 f"sample.correct = {self.correct} draws replaced tokens again, expected 0 but for "
                 "sampler 'ancestral' and a schedule that replaces tokens"
             )
         if self.on("guidance") and not guidable:
-            raise ValueError(
+            raise UserError(
                 f"sample.guidance = {self.guidance}, but this run was trained without absent "
                 "conditions: expected 1 (off)"
             )

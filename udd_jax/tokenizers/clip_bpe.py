@@ -16,6 +16,8 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
+from udd_jax.errors import UserError
+
 _BYTES = 256
 _LONGEST_WORD = 500  # characters; merging takes quadratic time, so longer words are split
 _CLASSES = 8192
@@ -38,7 +40,7 @@ class Pairs:
         lines = content.decode().splitlines()[1:]
         pairs = [tuple(line.split()) for line in lines]
         if not all(len(pair) == 2 for pair in pairs):
-            raise ValueError("a line of CLIP's merges is not two pieces")
+            raise UserError("a line of CLIP's merges is not two pieces")
         self._stand_in = _byte_stand_ins()
         self._byte = {c: b for b, c in self._stand_in.items()}
         letters = list(self._stand_in.values())
@@ -95,7 +97,7 @@ def cut(content: bytes, classes: int | None) -> bytes:
         classes = _CLASSES
     keep = len(merges) if classes is None else classes - others
     if not 0 <= keep <= len(merges):
-        raise ValueError(f"classes={classes} is not in {others}..{others + len(merges)}")
+        raise UserError(f"classes={classes} is not in {others}..{others + len(merges)}")
     return "\n".join([header, *merges[:keep], ""]).encode()
 
 
@@ -103,7 +105,7 @@ def _published_cleaning(text: str) -> str:
     try:
         import ftfy
     except ImportError:
-        raise ValueError("CLIP's published text cleaning needs `pip install ftfy`") from None
+        raise UserError("CLIP's published text cleaning needs `pip install ftfy`") from None
     text = html.unescape(html.unescape(ftfy.fix_text(text)))
     return " ".join(text.split()).lower()
 

@@ -18,6 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from udd_jax.errors import UserError
+
 
 def _square_distance(vectors, codebook):
     """float[n, E], float[K, E] -> |z|^2 - 2 z e + |e|^2, float[n, K]."""
@@ -140,7 +142,7 @@ def used_codes(counts, codebook, closer_than=0.0):
     """
     counts, codebook = np.asarray(counts), np.asarray(codebook, np.float64)
     if not counts.any():
-        raise ValueError("used_codes: counts are all 0, expected the codes of a data set")
+        raise UserError("used_codes: counts are all 0, expected the codes of a data set")
     kept = []
     for code in np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]:
         apart = ((codebook[kept] - codebook[code]) ** 2).sum(-1)

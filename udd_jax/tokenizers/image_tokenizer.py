@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from udd_jax.errors import UserError
 from udd_jax.runtime import trees
 from udd_jax.tokenizers import vqgan
 
@@ -103,7 +104,7 @@ class ImageTokenizer:
         images = np.asarray(images)
         size = self.image_size
         if images.shape[1:] != (size, size, 3) or images.dtype != np.uint8:
-            raise ValueError(
+            raise UserError(
                 f"images are {images.dtype}{list(images.shape)}, the image tokenizer expects "
                 f"uint8[B, {size}, {size}, 3]: resize them (pixels.fit)"
             )
@@ -113,7 +114,7 @@ class ImageTokenizer:
             numbers = np.arange(len(images), dtype=np.int32)
             codes = self._chunked(functools.partial(_draw, key), images, numbers)
         else:
-            raise ValueError(
+            raise UserError(
                 f"codes of a {self.module.quantiser!r} quantiser are the nearest and not drawn: "
                 "give no key"
             )
@@ -128,11 +129,11 @@ class ImageTokenizer:
         codes = np.asarray(codes)
         h, w = self.grid
         if codes.ndim != 2 or codes.shape[1] != h * w:
-            raise ValueError(
+            raise UserError(
                 f"codes have shape {list(codes.shape)}, the image tokenizer expects [B, {h * w}]"
             )
         if codes.size and not 0 <= codes.min() <= codes.max() < self.codes:
-            raise ValueError(
+            raise UserError(
                 f"codes run from {codes.min()} to {codes.max()}, the image tokenizer has "
                 f"0 to {self.codes - 1}: they are not its own"
             )

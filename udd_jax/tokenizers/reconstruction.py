@@ -10,6 +10,8 @@ entirely inside the picture (Wang et al. 2004).
 
 import numpy as np
 
+from udd_jax.errors import UserError
+
 WINDOW = 11
 
 
@@ -29,7 +31,7 @@ def ssim(images, targets) -> np.ndarray:
     """
     images, targets = _pair(images, targets)
     if min(images.shape[1:3]) < WINDOW:
-        raise ValueError(
+        raise UserError(
             f"SSIM: pictures of {images.shape[1]} x {images.shape[2]}, its window needs {WINDOW}"
         )
     mean_x, mean_y = _smooth(images), _smooth(targets)
@@ -54,7 +56,7 @@ def _smooth(x: np.ndarray) -> np.ndarray:
 def _pair(images, targets) -> tuple[np.ndarray, np.ndarray]:
     images, targets = np.asarray(images, np.float64), np.asarray(targets, np.float64)
     if images.shape != targets.shape or images.ndim != 4:
-        raise ValueError(
+        raise UserError(
             f"pictures of shapes {images.shape} and {targets.shape}, expected two times the same "
             "[batch, height, width, channels]"
         )

@@ -33,6 +33,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import sentencepiece
 
+from udd_jax.errors import UserError
 from udd_jax.runtime import files
 from udd_jax.tokenizers import clip_bpe
 
@@ -96,7 +97,7 @@ class Tokenizer:
         prompt of a user, a text that is too long or has no pieces is a ValueError that names it.
         """
         if isinstance(texts, str):
-            raise ValueError(f"texts: expected a list of strings, not the string {_short(texts)}")
+            raise UserError(f"texts: expected a list of strings, not the string {_short(texts)}")
         rows = np.full((len(texts), length), self.pad_id, np.int32)
         for row, text in zip(rows, texts, strict=True):
             ids = self.pieces(text)
@@ -127,7 +128,7 @@ class Tokenizer:
         `strict`, as for captions of the data, it is cut.
         """
         if blank_tokens < 1:
-            raise ValueError(f"blank_tokens: {blank_tokens} is not at least 1")
+            raise UserError(f"blank_tokens: {blank_tokens} is not at least 1")
         first, *others = BLANK.split(text)
         ids = self.pieces(first)
         free = [False] * len(ids)
@@ -163,14 +164,14 @@ class Tokenizer:
     def _checked(self, ids: np.ndarray) -> np.ndarray:
         bad = ids[(ids < 0) | (ids >= self.vocab_size)] if ids.size else ids
         if bad.size:
-            raise ValueError(f"token ids: {bad.flat[0]} is outside 0..{self.vocab_size - 1}")
+            raise UserError(f"token ids: {bad.flat[0]} is outside 0..{self.vocab_size - 1}")
         return ids
 
     def _check_prompt(self, text: str, size: int, length: int) -> None:
         if size == 0:
-            raise ValueError(f"prompt: {_short(text)} is empty; give at least one word")
+            raise UserError(f"prompt: {_short(text)} is empty; give at least one word")
         if size > length:
-            raise ValueError(
+            raise UserError(
                 f"prompt: {_short(text)} has {size} pieces, more than the text length {length}; "
                 "shorten it"
             )
@@ -189,22 +190,22 @@ def load(path: str | os.PathLike, classes: int | None = None) -> Tokenizer:
         if content[:2] == b"\x1f\x8b":
             content = gzip.decompress(content)
     except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"text tokenizer: cannot read {path}: {_line(error)}") from None
+        raise UserError(f"text tokenizer: cannot read {path}: {_line(error)}") from None
     kind = {b"#": "clip", b'"': "clip", b"{": "huggingface", b"\n": "sentencepiece"}.get(
         content.lstrip(b" \t\r")[:1]
     )
     if kind is None:
-        raise ValueError(
+        raise UserError(
             f"text tokenizer: {path} is no SentencePiece model, tokenizer.json or CLIP merges file"
         )
     if classes is not None and kind != "clip":
-        raise ValueError(f"text tokenizer: classes={classes} is for CLIP merges; {path} is {kind}")
+        raise UserError(f"text tokenizer: classes={classes} is for CLIP merges; {path} is {kind}")
     try:
         if kind == "clip":
             content = clip_bpe.cut(content, classes)
         return Tokenizer(kind, content)
     except (RuntimeError, ValueError) as error:
-        raise ValueError(f"text tokenizer: {path}: {_line(error)}") from None
+        raise UserError(f"text tokenizer: {path}: {_line(error)}") from None
 
 
 def train_sentencepiece(
@@ -221,14 +222,14 @@ def train_sentencepiece(
     ValueError if no caption has any text or `vocab_size` is below 320.
     """
     if vocab_size < _SMALLEST:
-        raise ValueError(
+        raise UserError(
             f"vocab_size: {vocab_size} is less than {_SMALLEST}, the room that {_BYTES} bytes, "
             "padding, unknown and an alphabet need"
         )
     lines = sorted(normalise(caption[:_LONGEST]) for caption in captions)
     lines = [line for line in lines if line]
     if not lines:
-        raise ValueError("captions: no caption has any text; a text tokenizer needs at least one")
+        raise UserError("captions: no caption has any text; a text tokenizer needs at least one")
     counts = collections.Counter()
     for line in lines:
         counts.update(line)
@@ -266,7 +267,7 @@ class _SentencePiece:
         self.vocab_size = model.vocab_size()
         self.pad_id = model.pad_id()
         if self.pad_id < 0:
-            raise ValueError("the SentencePiece model has no padding piece; train it with a pad_id")
+            raise UserError("the SentencePiece model has no padding piece; train it with a pad_id")
         ids = range(self.vocab_size)
         self._lower = _is_lower(
             model.id_to_piece(i) for i in ids if not (model.is_byte(i) or model.is_control(i))
@@ -288,17 +289,17 @@ class _HuggingFace:
         try:
             import tokenizers
         except ImportError:
-            raise ValueError("a tokenizer.json needs `pip install tokenizers`") from None
+            raise UserError("a tokenizer.json needs `pip install tokenizers`") from None
         try:
             self._model = model = tokenizers.Tokenizer.from_str(content.decode())
         except Exception as error:  # the package raises bare Exception
-            raise ValueError(f"not a tokenizer.json: {_line(error)}") from None
+            raise UserError(f"not a tokenizer.json: {_line(error)}") from None
         vocabulary = model.get_vocab()
         special = {str(t) for t in model.get_added_tokens_decoder().values() if t.special}
         padding = (model.padding or {}).get("pad_token")
         names = [n for n in (padding, "[PAD]", "<pad>", "<|padding|>") if n in vocabulary]
         if not names:
-            raise ValueError("the tokenizer.json has no padding token such as [PAD]")
+            raise UserError("the tokenizer.json has no padding token such as [PAD]")
         model.no_padding()
         model.no_truncation()
         self.vocab_size = max(vocabulary.values()) + 1

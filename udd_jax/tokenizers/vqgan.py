@@ -28,6 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from udd_jax.errors import UserError
 from udd_jax.tokenizers import codebook
 
 QUANTISERS = ("ema", "straight_through", "gumbel")
@@ -306,11 +307,11 @@ class VQGAN(nn.Module):
 
     def setup(self):
         if self.quantiser not in QUANTISERS:
-            raise ValueError(
+            raise UserError(
                 f"vq quantiser is {self.quantiser!r}, expected one of {', '.join(QUANTISERS)}"
             )
         if self.resolution % self.cell:
-            raise ValueError(
+            raise UserError(
                 f"vq resolution {self.resolution} is no multiple of the cell {self.cell} "
                 f"(patch {self.patch} times 2 to the levels of ch_mult less one)"
             )

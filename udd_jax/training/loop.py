@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import multihost_utils
 
+from udd_jax.errors import UserError
 from udd_jax.runtime import checkpoints, provenance, stopping
 from udd_jax.runtime import logbook as logbooks
 
@@ -162,7 +163,7 @@ def _give_up(state, step, row, batch_at, ids_at, workdir):
     replay = checkpoints.Checkpoints(folder, keep=1)
     replay.save(step, {"state": state, "batch": batch_at(step)}, {"step": step, "ids": ids})
     replay.close()
-    raise ValueError(
+    raise UserError(
         f"the loss or the gradient was not finite in {row} steps in a row, from step {step} on"
         + (f" (samples {ids[:8]}{' and more' if len(ids) > 8 else ''})" if ids else "")
         + f": state and batch are in {folder}; lower the learning rate or look at the data"

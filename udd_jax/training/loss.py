@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from udd_jax.diffusion import objective, tasks, time_sampling, transition
+from udd_jax.errors import UserError
 from udd_jax.training import terms as loss_terms
 
 OBJECTIVES = ("discrete", "continuous")
@@ -90,10 +91,10 @@ def make_loss(
             an array of another shape.
     """
     if time not in OBJECTIVES:
-        raise ValueError(f"train.objective = {time!r}, expected one of {', '.join(OBJECTIVES)}")
+        raise UserError(f"train.objective = {time!r}, expected one of {', '.join(OBJECTIVES)}")
     continuous = time == "continuous"
     if continuous and not all(kernel.masks_only):
-        raise ValueError(
+        raise UserError(
             "train.objective = 'continuous' is for schedules that only mask: expected "
             "diffusion.schedule 'absorbing' or 'cosine'"
         )
@@ -126,7 +127,7 @@ def make_loss(
             elif value.shape == x0.shape[:1]:
                 samples = samples + weight * value.mean()
             else:
-                raise ValueError(
+                raise UserError(
                     f"loss term {name!r} has shape {value.shape}, expected [B] = {x0.shape[:1]} "
                     f"or [B, L] = {x0.shape}"
                 )

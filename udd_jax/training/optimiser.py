@@ -3,6 +3,8 @@
 import jax
 import optax
 
+from udd_jax.errors import UserError
+
 
 def make_optimiser(config) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """AdamW or Muon with warm-up and decay, after clipping the global norm of the gradient.
@@ -43,7 +45,7 @@ def make_optimiser(config) -> tuple[optax.GradientTransformation, optax.Schedule
             ns_steps=3,  # Newton-Schulz; five cost a tenth of a step more and learn no faster
         )
     else:
-        raise ValueError(f"train.optimiser = {c.optimiser!r}, expected 'adamw' or 'muon'")
+        raise UserError(f"train.optimiser = {c.optimiser!r}, expected 'adamw' or 'muon'")
     return optax.chain(optax.clip_by_global_norm(c.clip), update), learning_rate
 
 

@@ -14,6 +14,7 @@ import optax
 from jax.sharding import PartitionSpec as P
 
 from udd_jax import build
+from udd_jax.errors import UserError
 from udd_jax.runtime import bucket, checkpoints, files, sharding, trees
 from udd_jax.training import optimiser, train_diffusion
 
@@ -50,7 +51,7 @@ def run(workdir) -> Step:
     }
     found = checkpoints.Checkpoints(workdir / "replay").restore(example)
     if found is None:
-        raise ValueError(f"{workdir}/replay does not exist: no training has given up here")
+        raise UserError(f"{workdir}/replay does not exist: no training has given up here")
     kept, about = found
     key = jax.random.fold_in(train_diffusion.step_key(config), about["step"])
     gradient = jax.jit(train_diffusion.make_gradient(loss_fn, config.train.accumulate))

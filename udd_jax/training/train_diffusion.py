@@ -21,6 +21,7 @@ from jax.sharding import PartitionSpec as P
 from udd_jax import build
 from udd_jax.diffusion import time_sampling, transition
 from udd_jax.diffusion.vocab import Vocab
+from udd_jax.errors import UserError
 from udd_jax.networks import transformer
 from udd_jax.runtime import checkpoints, files, logbook, sharding, trees
 from udd_jax.training import loop, loss, optimiser
@@ -90,7 +91,7 @@ def make_gradient(loss_fn, accumulate: int = 1):
 
     def in_parts(params, sampler, key, x0):
         if x0.shape[0] % accumulate:
-            raise ValueError(
+            raise UserError(
                 f"train.batch_size = {x0.shape[0]} is no multiple of train.accumulate = "
                 f"{accumulate}: change one"
             )

@@ -26,6 +26,7 @@ import numpy as np
 import optax
 
 from udd_jax.data import batches, reading
+from udd_jax.errors import UserError
 from udd_jax.runtime import checkpoints, files, logbook, sharding
 from udd_jax.tokenizers import codebook, image_tokenizer, reconstruction, vqgan
 from udd_jax.training import loop
@@ -70,8 +71,7 @@ def make_optimisers(config):
 
 def create_state(config, model, params) -> TrainState:
     """The state before the first step, with the given parameters of the network."""
-    tx, judge_tx = make_optimisers(config)
-    judge = make_judge(config)
+    (tx, judge_tx), judge = make_optimisers(config), make_judge(config)
     key = jax.random.fold_in(jax.random.key(config.seed), 2)
     judged = jax.jit(judge.init)(key, _blank(model))["params"] if judge else {}
     per_batch = config.vq.batch_size * model.grid[0] * model.grid[1]
@@ -258,7 +258,7 @@ class Pictures:
             read = reading.examples(source, 0, self.size, self.views)
             kept = [e.pixels[0] for e in read if e.pixels is not None]
             if not kept:
-                raise ValueError(f"none of the {self.size} items of {source.name} can be used")
+                raise UserError(f"none of the {self.size} items of {source.name} can be used")
             self.size, self.kept = len(kept), np.stack(kept)
 
     def sample(self, most: int):
@@ -328,7 +328,7 @@ def rebuild(
     """
     c = config.vq.rebuild
     if tokenizer.module.quantiser == "gumbel":
-        raise ValueError("rebuild: a gumbel tokenizer has no nearest rows, expected ema")
+        raise UserError("rebuild: a gumbel tokenizer has no nearest rows, expected ema")
     config = config.copy_and_resolve_references()
     config.vq.update({"steps": c.steps, "learning_rate": c.learning_rate, "plain_steps": 0})
     config.vq.warmup = min(config.vq.warmup, c.steps // 2)

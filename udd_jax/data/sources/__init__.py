@@ -22,6 +22,7 @@ import importlib
 import inspect
 
 from udd_jax.data.sources import glyphs, shapes, worlds
+from udd_jax.errors import UserError
 
 WORLDS = {world.name: world for world in (shapes.WORLD, glyphs.WORLD)}  # add your own here
 STORED = ("folder", "webdataset", "parquet", "coco", "cub", "tfds")
@@ -53,7 +54,7 @@ def open_source(spec: str, split: str, **options):
     kind, colon, path = spec.partition(":")
     if (kind not in WORLDS or colon) and (kind not in STORED or not path):
         kinds = ", ".join([*WORLDS, *(f"{name}:PATH" for name in STORED)])
-        raise ValueError(f"data is {spec!r}, expected one of {kinds}")
+        raise UserError(f"data is {spec!r}, expected one of {kinds}")
     options = {name: value for name, value in options.items() if value is not None}
     if kind in WORLDS:
         source = functools.partial(worlds.Source, WORLDS[kind])
@@ -68,7 +69,7 @@ def open_source(spec: str, split: str, **options):
         ]
     for name in options:
         if name not in known:
-            raise ValueError(
+            raise UserError(
                 f"data_options has {name!r} for {spec!r}, expected some of {', '.join(known)}: "
                 f"leave out --config.data_options.{name}="
             )

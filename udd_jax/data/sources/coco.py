@@ -15,6 +15,7 @@ import pathlib
 
 from udd_jax.data import captions as texts
 from udd_jax.data.sources import folder, listing
+from udd_jax.errors import UserError
 
 KARPATHY = "dataset_coco.json"
 _KARPATHYS = "dataset_*.json"
@@ -32,7 +33,7 @@ def items(path: str, images: str | None = None, split_field: str = "split") -> l
     else:
         files, root = [root] if root.exists() else [], root.parent
     if not files:
-        raise ValueError(f"{path} has no captions_*.json and no {KARPATHY}, expected one of them")
+        raise UserError(f"{path} has no captions_*.json and no {KARPATHY}, expected one of them")
     shown = folder.pictures(pathlib.Path(images or root))
     places, used, found = folder.by_name(shown), set(), []
     for file in files:
@@ -41,7 +42,7 @@ def items(path: str, images: str | None = None, split_field: str = "split") -> l
             official = "annotations" in content
             rows = list(_official(content, file) if official else _karpathy(content, split_field))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(
+            raise UserError(
                 f"{file} is no COCO captions file ({error}), expected images and annotations"
             ) from None
         for name, captions, said, extra in rows:

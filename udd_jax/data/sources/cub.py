@@ -13,6 +13,7 @@ import pathlib
 
 from udd_jax.data import captions as texts
 from udd_jax.data.sources import folder, listing
+from udd_jax.errors import UserError
 
 
 def items(path: str) -> list[listing.Item]:
@@ -24,7 +25,7 @@ def items(path: str) -> list[listing.Item]:
     # The zip file has text/text: take the one that has the folders of the classes.
     places.sort(key=lambda place: not any((place / name).is_dir() for name in classes))
     if not places:
-        raise ValueError(f"{path} has no folder text_c10 or text, expected CLASS/NAME.txt in it")
+        raise UserError(f"{path} has no folder text_c10 or text, expected CLASS/NAME.txt in it")
     splits = _splits_by_class(root)
     in_train = _table(birds / "train_test_split.txt") if splits is None else {}
     found = []
@@ -59,7 +60,7 @@ def _table(path: pathlib.Path) -> dict[str, str]:
 def _first(root: pathlib.Path, name: str, what: str) -> pathlib.Path:
     found = sorted(root.rglob(name))
     if not found:
-        raise ValueError(f"{root} has no {name}, {what}; expected it at any depth")
+        raise UserError(f"{root} has no {name}, {what}; expected it at any depth")
     return found[0]
 
 

@@ -25,6 +25,7 @@ import re
 from udd_jax.data import captions as texts
 from udd_jax.data import pixels
 from udd_jax.data.sources import listing, tables
+from udd_jax.errors import UserError
 
 # Pictures that are there and cannot be decoded, or not safely: to be counted.
 UNREAD = frozenset(
@@ -49,7 +50,7 @@ def items(
     """The images of a folder, in the order of their names. ValueError if it has none."""
     root = pathlib.Path(path)
     if not root.is_dir():
-        raise ValueError(f"{path} is no folder, expected one with images and captions")
+        raise UserError(f"{path} is no folder, expected one with images and captions")
     here = _Files(root)
     (lists, others), found = here.lists(), []
     if lists:
@@ -63,7 +64,7 @@ def items(
     used = [item for item in found if not isinstance(item.where, listing.Left)]
     silent = all(isinstance(item.where, str) and not item.captions for item in used)
     if silent and not lists:
-        raise ValueError(
+        raise UserError(
             f"{path} holds no captioned images, expected captions.jsonl, .json, .csv, .tsv, .txt "
             "or .parquet, metadata.*, name.txt, name.caption or name.json beside name.png, or "
             f"pictures in a folder for each class; there are {len(here.pictures)} pictures"
@@ -293,9 +294,7 @@ def _listed(here: _Files, table: pathlib.Path, field, split_field) -> list[listi
             captions = listing.captions_of(row, field, where)
             if not files:
                 known = sorted(map(str, row))
-                raise ValueError(
-                    f"{where} has the fields {known}, expected {tables.FILE_FIELDS[0]}"
-                )
+                raise UserError(f"{where} has the fields {known}, expected {tables.FILE_FIELDS[0]}")
         except ValueError as error:
             found.append(listing.Item(where, listing.Broken(str(error)), (), {}, split))
             continue

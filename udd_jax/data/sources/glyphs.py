@@ -30,6 +30,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from udd_jax.data import hashing
 from udd_jax.data.sources import worlds
+from udd_jax.errors import UserError
 
 _NOUNS = """
     acorn anchor apple basket bell bird boat bottle branch bread bridge button candle castle cat
@@ -86,7 +87,7 @@ class Note:
     def __post_init__(self):
         known = all(text in _NUMBER_OF and ink in INKS for text, ink in self.lines)
         if self.paper not in PAPERS or not known or not 1 <= len(self.lines) <= MAX_LINES:
-            raise ValueError(
+            raise UserError(
                 f"Note {self.paper} {self.lines}: expected a paper of {', '.join(PAPERS)} and "
                 f"1 to {MAX_LINES} lines of a text and an ink of {', '.join(INKS)}"
             )
@@ -102,7 +103,6 @@ class Meaning:
 
 
 _NUMBER_OF = {text: number for number, text in enumerate(TEXTS)}
-
 # ---------------------------------------------------------------------------------- the world
 
 

@@ -26,6 +26,7 @@ import numpy as np
 
 from udd_jax.data import hashing, pixels
 from udd_jax.data.records import Record
+from udd_jax.errors import UserError
 
 SPLITS = ("train", "validation", "test")
 _SPLIT_WORDS = {
@@ -111,7 +112,7 @@ class Listing:
     def __getitem__(self, index: int) -> Record:
         item = self.items[index]
         if isinstance(item.where, Broken):
-            raise ValueError(f"{item.key}: {item.where.cause}")
+            raise UserError(f"{item.key}: {item.where.cause}")
         return Record(item.key, self.read(item.where), item.captions, item.extra)
 
     @property
@@ -160,7 +161,7 @@ def split_said(value, where: str) -> str | None:
         return None
     split = split_named(str(value))
     if split is None:
-        raise ValueError(
+        raise UserError(
             f"{where}: split is {value!r}, expected one of {', '.join(SPLIT_WORDS)}; rename it, or "
             "name another field with --config.data_options.split_field= (none reads none)"
         )
@@ -202,7 +203,7 @@ def splits_of_shards(paths, root: pathlib.Path) -> list[str | None]:
     splits = [split_of_path(path, root) for path in paths]
     if None in splits and any(splits):
         name = printable(str(paths[splits.index(None)].relative_to(root)))
-        raise ValueError(
+        raise UserError(
             f"{root}: the name of {name} names no split and others do, expected one of "
             f"{', '.join(SPLIT_WORDS)} in each; rename it, or give a pattern in --config.data="
         )
@@ -239,9 +240,9 @@ def choose(
         ValueError: unknown split, no items, or shares that leave nothing for the training.
     """
     if split not in SPLITS:
-        raise ValueError(f"split is {split!r}, expected one of {', '.join(SPLITS)}")
+        raise UserError(f"split is {split!r}, expected one of {', '.join(SPLITS)}")
     if not (min(validation, test) >= 0 and validation + test < 1):
-        raise ValueError(
+        raise UserError(
             f"shares are {validation} and {test}, expected a sum in [0, 1): set "
             "--config.data_options.validation= and .test="
         )
@@ -249,7 +250,7 @@ def choose(
     items = [item for item in items if not isinstance(item.where, Left)]
     causes = [item.where.cause for item in items if isinstance(item.where, Broken)]
     if items and len(causes) == len(items):
-        raise ValueError(f"{name}: none of {len(items)} items can be used; the first: {causes[0]}")
+        raise UserError(f"{name}: none of {len(items)} items can be used; the first: {causes[0]}")
     given = {item.split for item in items}
     held_out = {"validation": validation, "test": test}
     free = sum(item.split in (None, "train") for item in items)
@@ -287,7 +288,7 @@ def choose(
         left += [(item.key, cause) for item in chosen[size:]]
         chosen, name = chosen[:size], f"{name}, the first {size}"
     if not chosen and split == "train":
-        raise ValueError(f"{name} has no items of {len(items)} in all; check path and shares")
+        raise UserError(f"{name} has no items of {len(items)} in all; check path and shares")
     return Listing(name, tuple(chosen), read, tuple(left), decided)
 
 
@@ -373,7 +374,7 @@ def captions_of(row: dict, field: str | None, where: str) -> tuple[str, ...]:
     chosen = (field if field in row else None) if field else next(found, None)
     if chosen is None:
         wanted = field or " or ".join(CAPTION_FIELDS)
-        raise ValueError(
+        raise UserError(
             f"{where} has the fields {sorted(map(str, row))}, expected {wanted}; name it with "
             "caption_field (--config.data_options.caption_field=)"
         )

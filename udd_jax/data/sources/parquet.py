@@ -11,6 +11,7 @@ import functools
 from pyarrow import parquet
 
 from udd_jax.data.sources import listing, webdataset
+from udd_jax.errors import UserError
 
 _IMAGE_FIELDS = ("image", "img", "jpg", "png", "image_bytes", "bytes")
 
@@ -21,7 +22,7 @@ def read(where: tuple[str, str, int, int]) -> bytes:
     value = _images(path, column, group)[row]
     content = value.get("bytes") if isinstance(value, dict) else value
     if not isinstance(content, bytes):
-        raise ValueError(f"{path}, row group {group}, row {row} has no image bytes in {column!r}")
+        raise UserError(f"{path}, row group {group}, row {row} has no image bytes in {column!r}")
     return content
 
 
@@ -54,7 +55,7 @@ def _rows(table, file, name, split, image_field, caption_field, split_field):
     images = [image_field] if image_field else [n for n in _IMAGE_FIELDS if n in columns]
     if not images or images[0] not in columns:
         wanted = image_field or " or ".join(_IMAGE_FIELDS)
-        raise ValueError(
+        raise UserError(
             f"{name} has the columns {columns}, expected {wanted}; name it with image_field "
             "(--config.data_options.image_field=)"
         )

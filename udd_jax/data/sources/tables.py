@@ -9,6 +9,7 @@ import pathlib
 
 from udd_jax.data import captions as texts
 from udd_jax.data.sources import listing
+from udd_jax.errors import UserError
 
 FILE_FIELDS = (  # names of the column that has the files
     *("file_name", "filename", "file", "image", "path", "image_path"),
@@ -38,9 +39,9 @@ def _json(path: pathlib.Path):
     try:
         content = texts.parse_json(texts.decode(path.read_bytes()))
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise UserError(f"{path}: {error}") from None
     if isinstance(content, dict) and {"images", "annotations"} <= set(content):
-        raise ValueError(f"{path} is an annotation file of COCO: --config.data=coco:{path.parent}")
+        raise UserError(f"{path} is an annotation file of COCO: --config.data=coco:{path.parent}")
     if not isinstance(content, dict):
         yield from map(_object, content if isinstance(content, list) else [content])
         return
@@ -96,7 +97,7 @@ def _separated(path: pathlib.Path, delimiters: str):
         try:
             row = next(reader, None)
         except csv.Error as error:
-            raise ValueError(
+            raise UserError(
                 f"{path}, row {number + 1 if header else 0} (line {line}): {error}; a quotation "
                 'mark in a field is written twice, and the field in quotation marks: "a ""b"" c"'
             ) from None
@@ -126,7 +127,7 @@ def _parquet(path: pathlib.Path):
     try:
         yield from parquet.read_table(path).to_pylist()
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is unreadable: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{path} is unreadable: {str(error).splitlines()[0]}") from None
 
 
 READERS = {  # by suffix; a folder's first list is taken in this order

@@ -16,6 +16,7 @@ import pathlib
 import re
 
 from udd_jax.data.sources import listing
+from udd_jax.errors import UserError
 
 _HOME = "~/tensorflow_datasets"
 
@@ -36,7 +37,7 @@ def _opened(directory: str, split: str):
     features = builder.info.features
     images = [n for n, f in features.items() if isinstance(f, tensorflow_datasets.features.Image)]
     if not images:
-        raise ValueError(f"{directory} has the features {sorted(features)}, expected an image")
+        raise UserError(f"{directory} has the features {sorted(features)}, expected an image")
     decoders = {images[0]: tensorflow_datasets.decode.SkipDecoding()}
     return builder.as_data_source(split=split, decoders=decoders), images[0], features
 
@@ -48,7 +49,7 @@ def _directory(name: str, data_dir: str | None) -> pathlib.Path:
     root = root / name / version
     found = [path.parent for path in root.rglob("features.json")] if root.is_dir() else []
     if not found:
-        raise ValueError(
+        raise UserError(
             f"{root} holds no prepared data set, expected features.json and ArrayRecord files: "
             f"prepare {name} with --file_format=array_record, or give data_dir"
         )
@@ -64,7 +65,7 @@ def items(name, data_dir=None, caption_field=None, template=None) -> list[listin
         splits = list(tensorflow_datasets.builder_from_directory(directory).info.splits)
         opened = {split: _opened(directory, split) for split in splits}
     except NotImplementedError:
-        raise ValueError(
+        raise UserError(
             f"{directory} holds no ArrayRecord files; prepare it with --file_format=array_record"
         ) from None
     found = []
@@ -105,7 +106,7 @@ def _fill(template: str, row: dict, name: str) -> str:
     try:
         return template.format(**row)
     except (KeyError, IndexError, ValueError):
-        raise ValueError(
+        raise UserError(
             f"template is {template!r}, expected names among {sorted(row)} in braces for {name}"
         ) from None
 

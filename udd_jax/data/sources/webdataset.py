@@ -30,6 +30,7 @@ import zlib
 from udd_jax.data import captions as texts
 from udd_jax.data import pixels
 from udd_jax.data.sources import folder, listing
+from udd_jax.errors import UserError
 
 _CAPTION_SUFFIXES = (".json", ".txt", ".caption")
 _ENDS = (".tar", ".tar.gz", ".tgz")
@@ -43,7 +44,7 @@ def read(where: tuple[str, int, int]) -> bytes:
         file.seek(offset)
         content = file.read(size)
     if len(content) != size:
-        raise ValueError(f"{path} ends inside an image")
+        raise UserError(f"{path} ends inside an image")
     return content
 
 
@@ -99,11 +100,11 @@ def shards(path: str, ends=_ENDS) -> tuple[list[pathlib.Path], pathlib.Path]:
         matches = {p: [p] if os.path.exists(p) else glob.glob(p, recursive=True) for p in patterns}
         lacking = [p for p, files in matches.items() if not files]
         if len(patterns) > 1 and lacking:
-            raise ValueError(f"{path}: there is no file {lacking[0]}; give those that there are")
+            raise UserError(f"{path}: there is no file {lacking[0]}; give those that there are")
         found = [pathlib.Path(file) for files in matches.values() for file in files]
         root = pathlib.Path(re.split(r"[*?\[{]", path)[0] + "x").parent
     if not found:
-        raise ValueError(f"{path} matches no file, expected one or more {ends[0]} files")
+        raise UserError(f"{path} matches no file, expected one or more {ends[0]} files")
     return sorted(set(found)), root
 
 

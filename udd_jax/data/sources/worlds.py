@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from udd_jax.data.records import Record
+from udd_jax.errors import UserError
 
 SPLITS = ("train", "validation", "test")
 
@@ -95,10 +96,10 @@ class Source:
 
     def __post_init__(self):
         if self.split not in SPLITS:
-            raise ValueError(f"split={self.split!r}: expected one of {', '.join(SPLITS)}")
+            raise UserError(f"split={self.split!r}: expected one of {', '.join(SPLITS)}")
         for name, least in (("size", 1), ("seed", 0), ("captions_per_image", 1)):
             if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)}: expected at least {least}")
+                raise UserError(f"{name}={getattr(self, name)}: expected at least {least}")
 
     @property
     def name(self) -> str:

@@ -24,6 +24,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from udd_jax.data.sources.worlds import Law, World
+from udd_jax.errors import UserError
 
 BLANK = "___"
 UNREADABLE, UNPARSABLE = "unreadable image", "unparsable caption"
@@ -43,7 +44,7 @@ def rate(hits) -> dict[str, float]:
 def read(world: World, images: np.ndarray, captions: list[str]) -> list[tuple]:
     """(scene or None, meaning or None) for each image and its caption. ValueError: other counts."""
     if len(images) != len(captions):
-        raise ValueError(f"{len(images)} images and {len(captions)} captions: give one for each")
+        raise UserError(f"{len(images)} images and {len(captions)} captions: give one for each")
     return list(zip(world.read_images(images), map(world.parse_caption, captions), strict=True))
 
 
@@ -172,7 +173,7 @@ def _explained(world: World, scenes: list, given_images, free_pixels) -> np.ndar
     size = world.image_size
     expected = (len(scenes), size, size)
     if given_images.shape != (*expected, 3) or free_pixels.shape != expected:
-        raise ValueError(
+        raise UserError(
             f"given_images {given_images.shape}, free_pixels {free_pixels.shape}: expected "
             f"{(*expected, 3)} and {expected}"
         )

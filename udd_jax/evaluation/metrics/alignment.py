@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from udd_jax.errors import UserError
 from udd_jax.evaluation.metrics import arrays, intervals, likelihood
 
 REAL, GENERATED = "real", "generated"
@@ -27,7 +28,7 @@ def cosine(images, texts) -> np.ndarray:
     """
     images, texts = _unit("images", images), _unit("texts", texts)
     if images.shape != texts.shape:
-        raise ValueError(
+        raise UserError(
             f"CLIP score: embeddings of shapes {images.shape} and {texts.shape}, expected one text "
             "an image"
         )
@@ -70,7 +71,7 @@ def by_category(values, categories: Sequence[str]) -> dict[str, intervals.Estima
     """
     values = np.asarray(values)
     if len(values) != len(categories):
-        raise ValueError(f"categories: {len(values)} scores and {len(categories)} categories")
+        raise UserError(f"categories: {len(values)} scores and {len(categories)} categories")
     names = list(dict.fromkeys(categories))
     report = {
         name: intervals.bootstrap(values[[category == name for category in categories]])
@@ -111,13 +112,13 @@ def judged(answers: Sequence[Mapping[str, str]], key: Mapping[str, str]) -> dict
     for i, sheet in enumerate(answers):
         for picture, answer in sheet.items():
             if picture not in key or answer not in (REAL, GENERATED):
-                raise ValueError(
+                raise UserError(
                     f"judge {i}: {picture!r} is called {answer!r}; expected a picture of the "
                     f"answer key, called {REAL!r} or {GENERATED!r}"
                 )
             right[picture].append(answer == key[picture])
     if not any(right.values()):
-        raise ValueError("judges: the sheets hold no answers")
+        raise UserError("judges: the sheets hold no answers")
 
     def share(kinds, wrong):
         rows = [
@@ -140,5 +141,5 @@ def _unit(name: str, embeddings) -> np.ndarray:
     embeddings = np.asarray(arrays.checked(name, embeddings), np.float64)
     length = np.linalg.norm(embeddings, axis=1, keepdims=True)
     if not (length > 0).all():
-        raise ValueError(f"{name}: {int((length == 0).sum())} embeddings have length zero")
+        raise UserError(f"{name}: {int((length == 0).sum())} embeddings have length zero")
     return embeddings / length

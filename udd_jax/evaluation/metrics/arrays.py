@@ -10,6 +10,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from udd_jax.errors import UserError
+
 ROWS = 1024
 
 
@@ -20,14 +22,14 @@ def checked(name: str, features, least: int = 1):
       ValueError: not a table, too few rows, or rows with NaN or infinity (how many).
     """
     if np.ndim(features) != 2 or features.shape[1] == 0:
-        raise ValueError(
+        raise UserError(
             f"{name}: features of shape {np.shape(features)}, expected [samples, dimensions]"
         )
     if len(features) < least:
-        raise ValueError(f"{name}: {len(features)} samples, at least {least} are needed")
+        raise UserError(f"{name}: {len(features)} samples, at least {least} are needed")
     broken = sum(int((~np.isfinite(block).all(1)).sum()) for block in blocks(features))
     if broken:
-        raise ValueError(
+        raise UserError(
             f"{name}: {broken} of {len(features)} feature rows hold NaN or infinity; "
             "look at the images or the weights that they came from"
         )
@@ -37,7 +39,7 @@ def checked(name: str, features, least: int = 1):
 def same_width(name: str, features, other_name: str, other) -> None:
     """ValueError unless two tables have the same number of columns."""
     if features.shape[1] != other.shape[1]:
-        raise ValueError(
+        raise UserError(
             f"{name} has {features.shape[1]} feature dimensions and {other_name} {other.shape[1]}; "
             "both must come from the same network"
         )
@@ -65,7 +67,7 @@ def nearest(queries, keys, count: int = 1, same: bool = False) -> tuple[np.ndarr
     """
     available = len(keys) - same
     if available < count:
-        raise ValueError(f"{count} neighbours asked of {available} samples")
+        raise UserError(f"{count} neighbours asked of {available} samples")
     centre = np.mean(np.asarray(keys[:ROWS], np.float64), 0)
     indices, distances = [], []
     for i, rows in enumerate(blocks(queries)):

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
+from udd_jax.errors import UserError
 from udd_jax.runtime import files
 
 
@@ -49,7 +50,7 @@ def features(
     """
     content, count = content_hash(batches())
     if count == 0:
-        raise ValueError("features: no pictures")
+        raise UserError("features: no pictures")
     name = hashlib.sha256(f"{content} {network}".encode()).hexdigest()[:32]
     path = pathlib.Path(directory) / f"{name}.npy"
     if not path.exists():
@@ -63,7 +64,7 @@ def _write(path: pathlib.Path, batches, extract, count: int) -> None:
     for batch in batches:
         values = np.asarray(extract(batch), np.float32)
         if not np.isfinite(values).all():
-            raise ValueError(
+            raise UserError(
                 f"features: pictures {row} to {row + len(values) - 1} give NaN or infinity; "
                 "look at the feature network's weights"
             )
@@ -73,5 +74,5 @@ def _write(path: pathlib.Path, batches, extract, count: int) -> None:
         table[row : row + len(values)] = values
         row += len(values)
     if row != count:
-        raise ValueError(f"features: {count} pictures at first, {row} the second time")
+        raise UserError(f"features: {count} pictures at first, {row} the second time")
     table.flush()

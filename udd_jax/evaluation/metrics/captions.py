@@ -24,6 +24,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from udd_jax.errors import UserError
 from udd_jax.evaluation.metrics import intervals
 
 ORDERS = 4
@@ -168,7 +169,7 @@ def distinct(captions: Sequence[str], n: int) -> float:
     for caption in captions:
         grams.update(_of_order(caption.split(), n))
     if not grams:
-        raise ValueError(f"distinct-{n}: no caption has {n} words")
+        raise UserError(f"distinct-{n}: no caption has {n} words")
     return len(grams) / grams.total()
 
 
@@ -181,20 +182,20 @@ def copied(captions: Sequence[str], training: Iterable[str]) -> intervals.Estima
 
 def _check(hypotheses, references=None) -> None:
     if not len(hypotheses):
-        raise ValueError("captions: none to score")
+        raise UserError("captions: none to score")
     for i, hypothesis in enumerate(hypotheses):
         if not hypothesis.split():
-            raise ValueError(f"captions: caption {i} is empty; generate it again or leave it out")
+            raise UserError(f"captions: caption {i} is empty; generate it again or leave it out")
     if references is None:
         return
     if len(references) != len(hypotheses):
-        raise ValueError(
+        raise UserError(
             f"captions: {len(hypotheses)} captions and references for {len(references)}; one list "
             "of references for each is expected"
         )
     for i, texts in enumerate(references):
         if isinstance(texts, str) or not texts or not all(text.split() for text in texts):
-            raise ValueError(
+            raise UserError(
                 f"captions: references of caption {i} are {texts!r}, expected a list of texts, "
                 "none of them empty"
             )

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from udd_jax.errors import UserError
 from udd_jax.evaluation.metrics import arrays, intervals
 
 GROUPS = 10
@@ -70,7 +71,7 @@ def moments(features: Iterable[np.ndarray]) -> Moments:
             part = Moments(len(block), mean, deviation.T @ deviation)
             total = part if total is None else total + part
     if total is None:
-        raise ValueError("moments: no feature rows")
+        raise UserError("moments: no feature rows")
     return total
 
 
@@ -128,7 +129,7 @@ def fid(generated, reference) -> intervals.Estimate:
 def _root(m: Moments) -> np.ndarray:
     """float64[D, r] with root @ root.T = covariance; r <= count - 1, without the null space."""
     if m.count < 2:
-        raise ValueError(f"Frechet distance: {m.count} sample, at least 2 are needed")
+        raise UserError(f"Frechet distance: {m.count} sample, at least 2 are needed")
     size = len(m.mean)
     values, vectors = np.linalg.eigh(m.covariance)  # ascending
     first = max(size - (m.count - 1), 0)

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from udd_jax.errors import UserError
+
 LEVEL = 0.95
 RESAMPLES = 1000
 _DRAWS = 65536  # item draws in one call of NumPy
@@ -125,7 +127,7 @@ def paired(first, second, function: Callable | None = None, seed: int = 0):
     """
     first, second = _table(first), _table(second)
     if first.shape != second.shape:
-        raise ValueError(
+        raise UserError(
             f"paired bootstrap: {first.shape} and {second.shape} scores; both systems must be "
             "measured on the same items"
         )
@@ -188,10 +190,8 @@ def _table(rows) -> np.ndarray:
     rows = np.asarray(rows, np.float64)
     rows = rows[:, None] if rows.ndim == 1 else rows
     if rows.ndim != 2 or len(rows) == 0:
-        raise ValueError(f"bootstrap: scores of shape {rows.shape}, expected at least one item")
+        raise UserError(f"bootstrap: scores of shape {rows.shape}, expected at least one item")
     if not np.isfinite(rows).all():
         broken = int((~np.isfinite(rows).all(1)).sum())
-        raise ValueError(
-            f"bootstrap: {broken} of {len(rows)} items have a score that is not finite"
-        )
+        raise UserError(f"bootstrap: {broken} of {len(rows)} items have a score that is not finite")
     return rows

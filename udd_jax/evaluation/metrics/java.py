@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from udd_jax.errors import UserError
 from udd_jax.evaluation.metrics import captions, intervals
 
 # The PTB tokenizer's tokens for punctuation; COCO's evaluation drops them.
@@ -110,7 +111,7 @@ def spice(
 def _package(measure: str) -> pathlib.Path:
     lack = missing()
     if lack:
-        raise ValueError(f"{measure} needs pycocoevalcap and Java: {lack}")
+        raise UserError(f"{measure} needs pycocoevalcap and Java: {lack}")
     locations = importlib.util.find_spec("pycocoevalcap").submodule_search_locations
     return pathlib.Path(os.fspath(next(iter(locations))))
 

@@ -17,6 +17,7 @@ import math
 
 import numpy as np
 
+from udd_jax.errors import UserError
 from udd_jax.evaluation.metrics import intervals
 
 
@@ -33,14 +34,14 @@ def bits_per_token(nats, tokens) -> intervals.Estimate:
     """
     nats = np.asarray(nats, np.float64)
     if nats.ndim == 0 or len(nats) == 0:
-        raise ValueError(f"bits per token: nats of shape {nats.shape}, expected one row an item")
+        raise UserError(f"bits per token: nats of shape {nats.shape}, expected one row an item")
     bits = nats.reshape(len(nats), -1).sum(1) / math.log(2)
     tokens = np.asarray(tokens, np.float64)
     if tokens.shape not in ((), bits.shape):
-        raise ValueError(f"bits per token: {len(bits)} items, token counts of {tokens.shape}")
+        raise UserError(f"bits per token: {len(bits)} items, token counts of {tokens.shape}")
     tokens = np.broadcast_to(tokens, bits.shape)
     if not np.isfinite(bits).all() or not (tokens > 0).all():
-        raise ValueError(
+        raise UserError(
             f"bits per token: {int((~np.isfinite(bits)).sum())} of {len(bits)} items have a "
             f"likelihood that is not finite, {int((tokens <= 0).sum())} have no tokens"
         )
@@ -68,9 +69,9 @@ def rivals(scores, equal=None) -> tuple[np.ndarray, np.ndarray]:
     """
     scores = np.asarray(scores, np.float64)
     if scores.ndim != 2 or scores.shape[0] != scores.shape[1] or len(scores) == 0:
-        raise ValueError(f"retrieval: scores of shape {scores.shape}, expected [N, N]")
+        raise UserError(f"retrieval: scores of shape {scores.shape}, expected [N, N]")
     if np.isnan(scores).any():
-        raise ValueError(f"retrieval: {int(np.isnan(scores).sum())} scores are NaN")
+        raise UserError(f"retrieval: {int(np.isnan(scores).sum())} scores are NaN")
     wrong = ~np.eye(len(scores), dtype=bool)
     if equal is not None:
         wrong &= ~np.asarray(equal, bool)
@@ -91,7 +92,7 @@ def recall_among(scores, n: int, equal=None) -> np.ndarray:
     """
     better, wrong = rivals(scores, equal)
     if n < 2 or wrong.min() < n - 1:
-        raise ValueError(
+        raise UserError(
             f"retrieval among {n}: {int(wrong.min())} wrong candidates for some query, "
             f"{max(n - 1, 1)} are needed"
         )

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from udd_jax.errors import UserError
 from udd_jax.evaluation.metrics import arrays, intervals
 
 QUANTILE = 0.01
@@ -49,11 +50,9 @@ def nearest_tokens(samples, training) -> tuple[np.ndarray, np.ndarray]:
     """
     samples, training = np.asarray(samples), np.asarray(training)
     if samples.ndim != 2 or training.ndim != 2 or samples.shape[1] != training.shape[1]:
-        raise ValueError(
-            f"tokens: {samples.shape} and {training.shape}, expected [n, L] and [m, L]"
-        )
+        raise UserError(f"tokens: {samples.shape} and {training.shape}, expected [n, L] and [m, L]")
     if not len(training):
-        raise ValueError("tokens: no training items")
+        raise UserError("tokens: no training items")
     indices, differing = [], []
     for row in samples:
         distance = (training != row[None]).sum(1)
@@ -109,7 +108,7 @@ def check_disjoint(measured: Iterable, training: Iterable) -> None:
     known = set(digests(training))
     found = [i for i, digest in enumerate(digests(measured)) if digest in known]
     if found:
-        raise ValueError(
+        raise UserError(
             f"{len(found)} measured items are training items too (the first is item {found[0]}); "
             "choose a split that the model has not seen"
         )

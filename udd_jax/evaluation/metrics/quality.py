@@ -18,6 +18,7 @@ import math
 
 import numpy as np
 
+from udd_jax.errors import UserError
 from udd_jax.evaluation.metrics import arrays, intervals
 
 KID_SUBSETS = 100
@@ -86,7 +87,7 @@ def inception_scores(probabilities, splits: int = 10) -> np.ndarray:
         max(np.abs(block.sum(1) - 1).max(), -block.min()) for block in arrays.blocks(probabilities)
     )
     if splits < 1 or off > 1e-3:
-        raise ValueError(
+        raise UserError(
             f"Inception score: {splits} splits of rows that miss 1 by {off:.3g}, expected at least "
             "1 split of class probabilities"
         )

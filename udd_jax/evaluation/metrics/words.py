@@ -22,6 +22,7 @@ import numpy as np
 from udd_jax.data.sources import shapes
 from udd_jax.diffusion import transition
 from udd_jax.diffusion.denoiser import DenoiseFn
+from udd_jax.errors import UserError
 
 KINDS = ("other", "shape", "colour", "size", "relation", "place")
 _WHERE = frozenset({"above", "below", "left", "right", "upper", "lower"})
@@ -42,7 +43,7 @@ def kinds(captions: Sequence[str], tokenizer, length: int) -> np.ndarray:
             pieces += own
             of += [KINDS.index(_kind(word, where))] * len(own)
         if pieces != list(tokenizer.pieces(caption)):
-            raise ValueError(f"{caption!r}: the pieces of its words are not those of the caption")
+            raise UserError(f"{caption!r}: the pieces of its words are not those of the caption")
         found[row, : len(of)] = of[:length]
     return found
 

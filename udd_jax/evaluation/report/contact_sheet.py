@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from udd_jax.data import pixels
+from udd_jax.errors import UserError
 
 # Lengths in pixels, colours in RGB.
 _PAPER, _INK = (255, 255, 255), (64, 64, 64)
@@ -34,7 +35,7 @@ def sheet(
     captions = [""] * len(images) if captions is None else [str(text) for text in captions]
     marks = [None] * len(images) if marks is None else list(marks)
     if not images or not len(images) == len(captions) == len(marks):
-        raise ValueError(
+        raise UserError(
             f"sheet: {len(images)} images, {len(captions)} captions, {len(marks)} marks; "
             "expected as many of each, at least one"
         )

@@ -30,6 +30,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from udd_jax.data import reading
 from udd_jax.diffusion import tasks
+from udd_jax.errors import UserError
 from udd_jax.evaluation import (
     feature_networks,
     held_out,
@@ -68,11 +69,10 @@ def measure(pipe, workdir, items, drawn, files, nets, timed) -> dict:
         "judges": lambda: judged(items, drawn["t2i"], workdir / JUDGES, options),
         "speed": lambda: speed(pipe, drawn, options),
     }
-    found = {}
     for name, part in parts.items():
         with timed(name):
-            found[name] = plain(part())
-    return found
+            parts[name] = plain(part())
+    return parts
 
 
 def plain(tree):
@@ -106,7 +106,7 @@ def categories(items, field: str) -> list[str] | None:
         return None
     for extra in items.extra:
         if field not in extra:
-            raise ValueError(
+            raise UserError(
                 f"evaluate.category = {field!r} is no field of the data, expected one of "
                 f"{', '.join(extra) or 'none'}"
             )

@@ -16,6 +16,7 @@ import pathlib
 
 import numpy as np
 
+from udd_jax.errors import UserError
 from udd_jax.evaluation.metrics import alignment, intervals
 from udd_jax.evaluation.report import page
 from udd_jax.runtime import files
@@ -72,7 +73,7 @@ def _answers(path) -> dict[str, str]:
     with open(path, newline="", encoding="utf-8-sig") as file:
         rows = csv.DictReader(file)
         if rows.fieldnames is None or not {"picture", "answer"} <= set(rows.fieldnames):
-            raise ValueError(
+            raise UserError(
                 f"{path} has the columns {rows.fieldnames}, expected picture and answer"
             )
         answers = {r["picture"].strip(): (r["answer"] or "").strip().lower() for r in rows}

@@ -34,6 +34,7 @@ import jax
 import numpy as np
 
 from udd_jax.data.sources.worlds import World
+from udd_jax.errors import UserError
 from udd_jax.evaluation import (
     feature_networks,
     held_out,
@@ -201,7 +202,7 @@ def judge(workdir) -> dict:
     path = pathlib.Path(workdir) / RESULT
     result = files.read_json(path)
     if "full" not in result:
-        raise ValueError(f"{path} is of the suite main: --suite=full makes the sheets for judges")
+        raise UserError(f"{path} is of the suite main: --suite=full makes the sheets for judges")
     result["full"]["judges"] = full_suite.plain(
         judges.score(pathlib.Path(workdir) / full_suite.JUDGES)
     )

@@ -10,6 +10,7 @@ import numpy as np
 
 from udd_jax.data.sources.shapes import scenes
 from udd_jax.data.sources.shapes.scenes import Scene
+from udd_jax.errors import UserError
 
 ROUND = 0.93  # radius of a circle / that size, chosen so that the two nearest kinds are far apart
 GROUND = (240, 240, 240)  # so far from 0 and 255 that the noise is hardly clipped
@@ -73,7 +74,7 @@ def read_images(images: np.ndarray) -> list[Scene | None]:
     more than two.
     """
     if images.ndim != 4 or images.shape[1:] != (IMAGE_SIZE, IMAGE_SIZE, 3):
-        raise ValueError(f"images {images.shape}: expected [B, 32, 32, 3]; resize them first")
+        raise UserError(f"images {images.shape}: expected [B, 32, 32, 3]; resize them first")
     ground = np.float32(GROUND)  # measured from the ground, so that float32 is exact enough
     known = (cell_templates() - ground).reshape(len(scenes.KINDS) + 1, -1)
     cells = (as_cells(images.astype(np.float32)) - ground).reshape(-1, known.shape[1])

@@ -11,6 +11,8 @@ import itertools
 
 import numpy as np
 
+from udd_jax.errors import UserError
+
 SHAPES = ("circle", "square", "triangle")
 COLOURS = {  # seven corners of a cube: any two are 195 apart in at least one channel
     "black": (25, 25, 25),
@@ -52,9 +54,7 @@ class Scene:
     def __post_init__(self):
         cells = self.place
         if not (1 <= len(cells) <= 2 and sorted(set(cells) & {0, 1, 2, 3}) == list(cells)):
-            raise ValueError(
-                f"Scene.objects in cells {cells}: give 1 or 2 of 0..3, in rising order"
-            )
+            raise UserError(f"Scene.objects in cells {cells}: give 1 or 2 of 0..3, in rising order")
 
     @property
     def place(self) -> tuple[int, ...]:
