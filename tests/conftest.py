@@ -1,4 +1,7 @@
-"""Every test runs on the CPU, on eight devices, with strict ranks and the same examples."""
+"""Every test runs on the CPU, on eight devices, with strict ranks and the same examples.
+
+Most of the time goes into compilation, so that all tests of a session share what they compile.
+"""
 
 import os
 
@@ -20,9 +23,16 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 @pytest.fixture(scope="session")
 def compiled(tmp_path_factory):
-    """A folder for the programs of jobs that tests start, so that no two compile the same."""
+    """A folder for compiled programs, of tests and of the jobs that they start."""
     folder = tmp_path_factory.getbasetemp()
     return (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "compiled"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _compile_once(compiled):
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(compiled))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 @pytest.fixture(scope="session")
