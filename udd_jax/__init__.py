@@ -1,7 +1,23 @@
 """Unified discrete diffusion for images and text, in JAX and Flax.
 
-pipe = udd_jax.Pipeline.load("runs/t2i")
-pipe.text_to_image(["a small red circle"], seed=0).images
+    pipe = udd_jax.Pipeline.load("runs/t2i")
+    pipe.text_to_image(["a small red circle"], seed=0).images
+
+The packages, each with one question:
+
+    diffusion     What is the noise?  The transition matrix, the objective, tasks.
+    networks      What predicts x_0?
+    sampling      How is x_0 reached?  One loop, samplers, guidance.
+    tokenizers    How do pixels and words become codes, and codes pixels and words again?
+    data          How do records become batches?
+    training      How are the weights found?
+    evaluation    How good is it?
+    convert       How do published weights get in and out?
+    runtime       What does a long computation need?
+
+`pipeline` is the Python interface, `main` the command line, `stages` the main job, `generate`
+sampling from the command line, `build` goes from a config to its parts, `errors` says what a user
+can fix.
 """
 
 

@@ -1,7 +1,7 @@
 """The scores of the suite "main": verdicts on samples, the image tokenizer, the likelihood bound.
 
 Verdicts need an embedded world, whose images and captions can be read (`worlds.World`). A rate is
-{rate, error, count} with Wilson's error at one standard deviation. The decoded images are judged,
+{rate, error, count} with Wilson's error at one standard deviation. The decoded images are read,
 without pasting the given pixels back.
 
 The bound is an upper bound on -log2 p of the generated modalities given the rest, in bits per
@@ -34,7 +34,7 @@ def require_world(items: held_out.Items, suite: str) -> World:
     return items.world
 
 
-def judge(world: World, task: str, drawn: samples.Samples) -> tuple[dict, list[str | None]]:
+def verdicts(world: World, task: str, drawn: samples.Samples) -> tuple[dict, list[str | None]]:
     """The rates of a task's samples, and for each sample the reason why it is wrong, or None.
 
     Rates: `agreement`, `by_named` and `reasons` for tasks with image and caption; also

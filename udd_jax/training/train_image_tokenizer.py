@@ -54,7 +54,7 @@ def make_model(config) -> vqgan.VQGAN:
     return vqgan.VQGAN(resolution=config.image_size, **options)
 
 
-def make_judge(config) -> vqgan.Discriminator | None:
+def make_discriminator(config) -> vqgan.Discriminator | None:
     """The discriminator, or None if its weight `config.vq.adversarial.weight` is 0."""
     c = config.vq.adversarial
     return vqgan.Discriminator(c.channels, c.layers) if c.weight else None
@@ -71,21 +71,21 @@ def make_optimisers(config):
 
 def create_state(config, model, params) -> TrainState:
     """The state before the first step, with the given parameters of the network."""
-    (tx, judge_tx), judge = make_optimisers(config), make_judge(config)
+    (tx, critic_tx), critic = make_optimisers(config), make_discriminator(config)
     key = jax.random.fold_in(jax.random.key(config.seed), 2)
-    judged = jax.jit(judge.init)(key, _blank(model))["params"] if judge else {}
+    critic_params = jax.jit(critic.init)(key, _blank(model))["params"] if critic else {}
     per_batch = config.vq.batch_size * model.grid[0] * model.grid[1]
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         opt_state=tx.init(params),
         averages=codebook.averages(vqgan.rows(params), per_batch),
-        judge=judged,
-        judge_opt_state=judge_tx.init(judged),
+        judge=critic_params,
+        judge_opt_state=critic_tx.init(critic_params),
     )
 
 
-def make_step(config, model, judge, tx, judge_tx, perceptual=None, frozen=()):
+def make_step(config, model, critic, tx, critic_tx, perceptual=None, frozen=()):
     """The train step: (state, images uint8[B, S, S, 3], key, weights) -> (state, metrics).
 
     perceptual: (weights, x, y: float[B, S, S, 3]) -> float[B]; `weights` of the step are passed to
@@ -100,8 +100,8 @@ def make_step(config, model, judge, tx, judge_tx, perceptual=None, frozen=()):
             loss += c.perceptual * perceptual(weights, x, y).mean()
         return loss
 
-    def doubt(judge_params, y):
-        return -judge.apply({"params": judge_params}, y).mean()
+    def doubt(critic_params, y):
+        return -critic.apply({"params": critic_params}, y).mean()
 
     def train_step(state: TrainState, images, key, weights=None):
         x, step = image_tokenizer.to_unit(images), state.step
@@ -117,7 +117,7 @@ def make_step(config, model, judge, tx, judge_tx, perceptual=None, frozen=()):
         def loss_fn(params):
             out = forward(params)
             loss = nearness(x, out.images, weights) + c.commitment * out.loss
-            if judge is not None:
+            if critic is not None:
 
                 def last_terms(kernel):
                     y = forward(with_last(params, kernel)).images
@@ -151,15 +151,15 @@ def make_step(config, model, judge, tx, judge_tx, perceptual=None, frozen=()):
             params = params | {"quantize": {"embedding": rows}}
             metrics["restarted"] = restarted
 
-        judge_params, judge_opt_state = state.judge, state.judge_opt_state
-        if judge is not None:
-            judge_loss, judge_grads = jax.value_and_grad(hinge)(state.judge, judge, x, out.images)
+        critic_params, judge_opt_state = state.judge, state.judge_opt_state
+        if critic is not None:
+            hinge_fn = jax.value_and_grad(hinge)
+            metrics["judge_loss"], critic_grads = hinge_fn(critic_params, critic, x, out.images)
             on = step >= c.adversarial.start
-            judge_grads = jax.tree.map(lambda g: jnp.where(on, g, 0), judge_grads)
-            updates, judge_opt_state = judge_tx.update(judge_grads, judge_opt_state)
-            judge_params = optax.apply_updates(judge_params, updates)
-            metrics["judge_loss"] = judge_loss
-        new = TrainState(step, params, opt_state, averages, judge_params, judge_opt_state)
+            critic_grads = jax.tree.map(lambda g: jnp.where(on, g, 0), critic_grads)
+            updates, judge_opt_state = critic_tx.update(critic_grads, judge_opt_state)
+            critic_params = optax.apply_updates(critic_params, updates)
+        new = TrainState(step, params, opt_state, averages, critic_params, judge_opt_state)
         norm = optax.tree.norm(grads)
         new, metrics["skipped"] = loop.apply_if_finite(new, state, loss, norm)
         return new.replace(step=step + 1), metrics | {"gradient_norm": norm}
@@ -180,9 +180,9 @@ def balance(terms, kernel):
     return jax.lax.stop_gradient(jnp.minimum(a / (b + 1e-4), 1e4))
 
 
-def hinge(judge_params, judge, real, fake):
+def hinge(critic_params, critic, real, fake):
     """The loss of the discriminator: the mean of (max(0, 1 - D(x)) + max(0, 1 + D(y))) / 2."""
-    real, fake = (judge.apply({"params": judge_params}, x) for x in (real, fake))
+    real, fake = (critic.apply({"params": critic_params}, x) for x in (real, fake))
     return (jax.nn.relu(1 - real).mean() + jax.nn.relu(1 + fake).mean()) / 2
 
 
@@ -353,7 +353,7 @@ def _fit(
     share = sharding.process_share(mesh)
     function, weights = perceptual or (None, None)
     step_fn = make_step(
-        config, model, make_judge(config), *make_optimisers(config), function, frozen
+        config, model, make_discriminator(config), *make_optimisers(config), function, frozen
     )
     step_fn = jax.jit(step_fn, donate_argnums=0)
     key = jax.random.fold_in(jax.random.key(config.seed), 1)

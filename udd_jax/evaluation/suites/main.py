@@ -107,7 +107,7 @@ def run(pipe, workdir, suite: str = "main", *, say=logbook.say) -> dict:
         result["scores"] = {task: {"count": len(s)} for task, s in drawn.items()}
         for task, s in drawn.items():
             if world:
-                rates, verdicts[task] = scores.judge(world, task, s)
+                rates, verdicts[task] = scores.verdicts(world, task, s)
                 result["scores"][task] |= rates
             if s.kept is not None:
                 result["scores"][task]["given_tokens_changed"] = int((~s.kept).sum())

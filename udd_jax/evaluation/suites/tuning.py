@@ -53,7 +53,7 @@ def run(pipe, workdir, *, count: int = 256, say=logbook.say) -> dict:
         folder = pathlib.Path(workdir) / FOLDER / f"{temperature:g}-{top_r:g}"
         for task, measure in TASKS.items():
             drawn = samples.obtain(sharper, items, task, folder / f"{task}.npz", **asked)
-            rates, _ = scores.judge(world, task, drawn)
+            rates, _ = scores.verdicts(world, task, drawn)
             apart = [found["tv"] for found in rates.get("variation", {}).values()]
             row[task] = rates[measure] | ({"variation": max(apart)} if apart else {})
         result["rows"].append(row)
