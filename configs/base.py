@@ -176,9 +176,20 @@ def get_config() -> ml_collections.ConfigDict:
             "sampler": "first_hitting",
             "steps": 25,  # network calls, for samplers with a fixed number of them
             "guidance": 1.0,  # s = 1 + w; 1 is off
+            "guidance_schedule": "constant",
+            "guidance_interval": (0.0, 1.0),
             "temperature": 1.15,  # with top_r: more accurate samples with the same variety
             "top_r": 0.75,
             "top_k": 0,
+            # For some samplers only (udd_jax/sampling/settings.py).
+            "confidence": "probability",
+            "noise": 2.0,
+            "purity": 1.0,
+            "group": 1,
+            "threshold": 0.9,
+            "bound": 0.1,
+            "eta": 0.1,
+            "correct": 0,
         }
     )
 

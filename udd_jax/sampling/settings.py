@@ -5,6 +5,8 @@ numbers share a compilation. Features that are off (`OFF`) are not compiled.
 """
 
 import dataclasses
+import math
+import numbers
 from dataclasses import dataclass
 
 import jax
@@ -17,7 +19,22 @@ CONFIDENCES = ("probability", "margin", "entropy")
 GUIDANCE = ("constant", "linear", "interval")
 # The values at which numeric settings are off: their feature is then not compiled.
 OFF = {"steps": 0, "guidance": 1, "temperature": 1, "top_r": 1, "top_k": 0, "correct": 0}
+# Settings that only some samplers read, with these samplers; all samplers read the others.
+READ_BY = {
+    "confidence": ("maskgit", "best_first"),
+    "noise": ("maskgit",),
+    "purity": ("purity",),
+    "group": ("best_first", "first_hitting"),
+    "threshold": ("threshold",),
+    "bound": ("entropy_bounded",),
+    "eta": ("remdm_cap", "remdm_rescale"),
+    "correct": ("ancestral",),
+}
 NUMBERS = {*OFF, "noise", "purity", "group", "threshold", "bound", "eta"}
+
+
+# {type of a field: (what its value must be, in words)}
+_KINDS = {int: (numbers.Integral, "a whole number"), float: (numbers.Real, "a finite number")}
 
 
 @jax.tree_util.register_pytree_node_class
@@ -52,15 +69,26 @@ class Settings:
             if not holds:
                 raise UserError(f"sample.{field} = {getattr(self, field)!r}, expected {expected}")
 
-        demand(self.sampler in SAMPLERS, "sampler", f"one of {', '.join(SAMPLERS)}")
+        for field in dataclasses.fields(self):
+            value, kind = getattr(self, field.name), _KINDS.get(field.type)
+            if kind:
+                number = isinstance(value, kind[0]) and not isinstance(value, bool)
+                demand(number and math.isfinite(value), field.name, kind[1])
+        demand(self.sampler in list(SAMPLERS), "sampler", f"one of {', '.join(SAMPLERS)}")
         demand(self.confidence in CONFIDENCES, "confidence", f"one of {', '.join(CONFIDENCES)}")
         demand(
             self.guidance_schedule in GUIDANCE, "guidance_schedule", f"one of {', '.join(GUIDANCE)}"
         )
         demand(self.steps >= 0, "steps", "a number of network calls, or 0 for all of T")
         demand(self.guidance >= 0, "guidance", "at least 0; 1 is off")
-        low, high = self.guidance_interval
-        demand(0 <= low <= high <= 1, "guidance_interval", "0 <= low <= high <= 1, shares of T")
+        try:
+            low, high = self.guidance_interval
+            within = 0 <= low <= high <= 1
+        except (TypeError, ValueError):
+            within = False
+        demand(within, "guidance_interval", "(low, high) with 0 <= low <= high <= 1, shares of T")
+        # A config from a file has a list, which cannot be hashed.
+        object.__setattr__(self, "guidance_interval", tuple(self.guidance_interval))
         demand(self.temperature > 0, "temperature", "above 0; for the likeliest set top_k = 1")
         demand(0 < self.top_r <= 1, "top_r", "a mass in (0, 1]; 1 is off")
         demand(self.top_k >= 0, "top_k", "a number of classes, or 0 for all")
@@ -76,6 +104,18 @@ class Settings:
     def kind(self) -> str:
         """ "time", "count" or "order": see `samplers`."""
         return SAMPLERS[self.sampler].kind
+
+    def unread(self, name: str) -> str | None:
+        """Why the setting `name` changes nothing together with the others; None if it may."""
+        if name == "steps" and self.kind == "order":
+            return f"sampler {self.sampler} runs until no position is masked"
+        if self.sampler not in READ_BY.get(name, (self.sampler,)):
+            return f"sampler {self.sampler} does not read it, only {' and '.join(READ_BY[name])}"
+        if name in ("guidance_schedule", "guidance_interval") and not self.on("guidance"):
+            return "guidance is off"
+        if name == "guidance_interval" and self.guidance_schedule != "interval":
+            return f"guidance_schedule is {self.guidance_schedule}"
+        return None
 
     def on(self, name: str) -> bool:
         """Whether a setting is on (not at its value in `OFF`). Works while tracing, too."""

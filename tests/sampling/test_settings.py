@@ -1,0 +1,89 @@
+"""The settings of sampling: their types, and which sampler reads which."""
+
+import jax
+import numpy as np
+import pytest
+
+from tests.helpers import finite
+from udd_jax.diffusion import schedules, transition
+from udd_jax.sampling import reverse
+from udd_jax.sampling.samplers import SAMPLERS
+from udd_jax.sampling.settings import READ_BY, Settings
+
+
+def reads(sampler, monkeypatch) -> set[str]:
+    """The settings that the code reads while it traces a chain."""
+    seen = set()
+
+    def record(self, name):
+        seen.add(name)
+        return object.__getattribute__(self, name)
+
+    # Only a schedule that replaces tokens has any for the corrector.
+    options = {"correct": 1} if sampler == "ancestral" else {}
+    schedule = "uniform" if options else "absorbing"
+    kernel = transition.make_kernel(finite.LAYOUT, schedules.make(schedule, finite.STEPS))
+    settings = Settings(sampler=sampler, **options)
+    x = np.zeros((2, finite.LAYOUT.length), np.int32)
+    monkeypatch.setattr(Settings, "check", lambda *_: None)
+    monkeypatch.setattr(Settings, "__getattribute__", record)
+    jax.eval_shape(
+        lambda key: reverse.run(
+            kernel, finite.oracle(kernel), key, x, x == 0, np.zeros((2, 2), bool), settings
+        ),
+        jax.random.key(0),
+    )
+    return seen
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_sampler_reads_the_settings_that_the_table_says(sampler, monkeypatch):
+    listed = {name for name, names in READ_BY.items() if sampler in names}
+    found = reads(sampler, monkeypatch) & READ_BY.keys()
+    if sampler == "remdm_confidence":  # hands eta on to a rule that ignores it
+        found -= {"eta"}
+    assert found == listed
+
+
+@pytest.mark.parametrize(
+    ("changes", "name", "unread"),
+    [
+        ({"sampler": "first_hitting"}, "steps", "runs until no position is masked"),
+        ({"sampler": "maskgit"}, "group", "only best_first and first_hitting"),
+        ({}, "guidance_schedule", "guidance is off"),
+        ({"guidance": 2}, "guidance_interval", "guidance_schedule is constant"),
+        ({"guidance": 2, "guidance_schedule": "interval"}, "guidance_interval", None),
+        ({"sampler": "maskgit"}, "steps", None),
+        ({"sampler": "first_hitting"}, "group", None),
+        ({}, "top_r", None),
+    ],
+)
+def test_a_setting_says_why_it_changes_nothing(changes, name, unread):
+    why = Settings(**changes).unread(name)
+    assert why is None if unread is None else unread in why
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("steps", "5", "a whole number"),
+        ("steps", 2.5, "a whole number"),
+        ("top_k", True, "a whole number"),
+        ("guidance", float("inf"), "a finite number"),
+        ("temperature", None, "a finite number"),
+        ("top_r", float("nan"), "a finite number"),
+        ("guidance_interval", 0.5, "(low, high)"),
+        ("guidance_interval", ("a", "b"), "(low, high)"),
+        ("sampler", ["maskgit"], "one of"),
+    ],
+)
+def test_a_setting_of_another_type_is_one_line(name, value, expected):
+    with pytest.raises(ValueError, match=f"sample.{name} = ") as caught:
+        Settings(**{name: value})
+    assert expected in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_numbers_of_numpy_and_a_list_from_a_file_are_settings():
+    settings = Settings(steps=np.int64(5), top_r=np.float32(0.5), guidance_interval=[0.2, 0.5])
+    assert settings.guidance_interval == (0.2, 0.5)
+    hash(jax.tree.structure(settings))
