@@ -1,7 +1,9 @@
 """Claims about what a run tells: whole lines, the ones of the run that counts."""
 
+import io
 import json
 import sys
+import time
 
 import pytest
 
@@ -63,8 +65,7 @@ def test_missing_tensorboard_is_one_line(tmp_path, monkeypatch):
         logbook.Logbook(tmp_path, tensorboard=True)
 
 
-def test_progress_without_a_terminal_is_a_few_whole_lines(capsys, monkeypatch):
-    monkeypatch.setattr(logbook.Bar, "every", 0.0)
+def test_progress_without_a_terminal_is_a_few_whole_lines(capsys):
     with logbook.progress(4, "diffusion", start=1) as bar:
         bar.update(2)
         bar.set_postfix(loss=0.5)
@@ -74,6 +75,51 @@ def test_progress_without_a_terminal_is_a_few_whole_lines(capsys, monkeypatch):
     assert out == "a word\n"
     assert "\r" not in err and err.endswith("loss=0.5\n")
     assert err.splitlines()[-1].startswith("diffusion: 4/4 steps")
+
+
+def lines_during(capsys, seconds, steps=0):
+    """The lines of a bar of 1000 steps, of which each takes `seconds`, the first one ten times."""
+    with logbook.progress(1000, "diffusion") as bar:
+        time.sleep(10 * seconds)
+        compiling = capsys.readouterr().err.splitlines()
+        for _ in range(steps):
+            bar.update()
+            time.sleep(seconds)
+        return compiling, capsys.readouterr().err.splitlines(), bar.format_dict
+
+
+def test_a_log_file_gets_lines_while_the_first_step_compiles(capsys, monkeypatch):
+    monkeypatch.setattr(logbook.Bar, "every", 0.05)
+    compiling, _, _ = lines_during(capsys, 0.03)
+    assert len(compiling) >= 3
+    assert all(line.startswith("diffusion: 0/1000 steps") for line in compiling)
+    assert all(line.endswith("gone, compiling") and "left" not in line for line in compiling)
+
+
+def test_the_time_of_compilation_is_not_taken_for_that_of_a_step(capsys, monkeypatch):
+    monkeypatch.setattr(logbook.Bar, "every", 60)
+    *_, about = lines_during(capsys, 0.05, steps=8)
+    assert about["elapsed"] > 10 * 0.05
+    # 20 steps a second; 8 in .9 s with the compilation.
+    assert about["rate"] > 1.5 * 8 / 0.9
+    _, none, about = lines_during(capsys, 0.01, steps=1)
+    assert about["rate"] is None and none == []
+
+
+def test_a_terminal_says_compiling_and_no_time_left(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with logbook.progress(5000, "diffusion") as bar:
+        first = terminal.getvalue()
+        monkeypatch.setattr(bar, "_time", lambda: time.time() + 32)
+        bar.update()
+        after = terminal.getvalue()[len(first) :]
+    assert first.endswith("compiling]") and "<?" in first
+    assert "00:32<?" in after and "compiling" not in after
 
 
 def test_each_gives_every_item(capsys):

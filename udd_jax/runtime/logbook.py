@@ -10,7 +10,9 @@ In a run of many processes only the first one prints and writes.
 
 import json
 import math
+import os
 import sys
+import threading
 import time
 
 import jax
@@ -18,7 +20,7 @@ import tqdm
 from etils import epath
 
 from udd_jax.errors import UserError
-from udd_jax.runtime import files
+from udd_jax.runtime import files, provenance
 
 # Entries that may differ between two runs of the same configuration.
 TIMES = ("seconds", "step_seconds", "data_seconds", "memory_gib")
@@ -112,60 +114,119 @@ class Logbook:
         self._file = self._events = None
 
 
-def progress(total: int, description: str, start: int = 0, unit: str = "step") -> "Bar":
+def begin() -> None:
+    """The first line of a run: the machine."""
+    say(provenance.machine())
+
+
+def finish(made: str, where, *following: str) -> None:
+    """The last lines of a run: what was made, where, and what to try next."""
+    say("\n".join([f"{made}: {where}", "next:", *(f"  {line}" for line in following)]))
+
+
+def progress(
+    total: int, description: str, start: int = 0, unit: str = "step", compiles: bool = True
+) -> "Bar":
     """A bar with the rate, the time left and `set_postfix(loss=...)`; use it in a `with` block.
 
     On a terminal it is the bar of tqdm. Elsewhere it prints a line every half minute and at the
-    end, so that a log file stays readable.
+    end, so that a log file stays readable. With `compiles` the first step also compiles: until it
+    is done the bar says so, and its time does not count for the rate.
     """
-    return Bar(total=total, desc=description, initial=start, unit=unit, disable=not _is_first())
+    options = {"total": total, "desc": description, "initial": start, "unit": unit}
+    return Bar(compiles=compiles, disable=not _is_first(), **options)
 
 
 def each(items, description: str, unit: str = "item"):
     """Yields the items of a sequence while a bar counts them."""
-    with progress(len(items), description, unit=unit) as bar:
+    with progress(len(items), description, unit=unit, compiles=False) as bar:
         for item in items:
             yield item
             bar.update()
 
 
 class Bar(tqdm.tqdm):
-    """tqdm, which prints whole lines if the output is not a terminal."""
+    """tqdm, which prints whole lines if the output is not a terminal, and knows of compilation."""
 
     monitor_interval = 0
     every = 30.0
 
-    def __init__(self, **options):
+    def __init__(self, compiles=False, **options):
         self._watched = sys.stderr.isatty()
-        self._printed = time.time()
-        super().__init__(file=sys.stderr, dynamic_ncols=self._watched, **options)
+        self._compiling, self._before = compiles, 0.0  # seconds before the first step was done
+        self._over = threading.Event()
+        width = _width() if self._watched else None
+        super().__init__(file=sys.stderr, ncols=width or 80, dynamic_ncols=bool(width), **options)
+        if self.disable:
+            return
+        if compiles:
+            self.set_postfix_str("compiling", refresh=self._watched)
+        if not self._watched:
+            threading.Thread(target=self._print_lines, daemon=True).start()
+
+    def update(self, n=1):
+        if self.disable or not self._compiling:
+            return super().update(n)
+        self._compiling = False
+        if self.postfix == "compiling":
+            self.postfix = ""
+        self.n += n
+        now = self._time()
+        self._before += now - self.start_t
+        # The clock of the rate starts here.
+        self.initial = self.last_print_n = self.n
+        self.start_t = self.last_print_t = now
+        return self.refresh()
+
+    @property
+    def format_dict(self):
+        """As of tqdm; the elapsed time has that of compilation, the rate does not."""
+        found = super().format_dict
+        if not self.disable and found["elapsed"]:
+            if found["rate"] is None and self.n > self.initial:
+                found["rate"] = (self.n - self.initial) / found["elapsed"]
+            found["elapsed"] += self._before
+            if found["rate"] is None:  # else tqdm takes that of no step at all
+                found["initial"] = found["n"]
+        return found
 
     def display(self, msg=None, pos=None):
-        if self._watched:
-            return super().display(msg, pos)
-        now = time.time()
-        if now - self._printed >= self.every:
-            self._printed = now
-            self._print_line()
-        return True
+        return super().display(msg, pos) if self._watched else True
 
     def clear(self, nolock=False):
         if self._watched:
             super().clear(nolock)
 
     def close(self):
+        self._over.set()
         if not self.disable and not self._watched:
             self._print_line()
             self.disable = True  # tqdm itself would print a bar at the end
             self._decr_instances(self)
         super().close()
 
+    def _print_lines(self):
+        """In a thread, since a compilation may take longer than the time between two lines."""
+        while not self._over.wait(self.every):
+            self._print_line()
+
     def _print_line(self):
-        print(self.format_meter(**{**self.format_dict, "ncols": None, "bar_format": LINE}),
-              file=sys.stderr, flush=True)  # fmt: skip
+        found = self.format_dict
+        form = LINE if found["rate"] else SHORT
+        line = self.format_meter(**found | {"ncols": None, "bar_format": form})
+        print(line, file=sys.stderr, flush=True)
 
 
 LINE = "{desc}: {n_fmt}/{total_fmt} {unit}s, {rate_fmt}, {elapsed} gone, {remaining} left{postfix}"
+SHORT = "{desc}: {n_fmt}/{total_fmt} {unit}s, {elapsed} gone{postfix}"
+
+
+def _width() -> int:
+    """Columns of the terminal; 0 where it does not know, and tqdm would show no bar."""
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns
+    except (OSError, ValueError):
+        return 0
 
 
 def _is_first() -> bool:

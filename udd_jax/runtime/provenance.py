@@ -47,6 +47,18 @@ def provenance() -> dict:
     return found | {"devices": [str(d) for d in jax.devices()]}
 
 
+def machine() -> str:
+    """The devices in a line: "2 CPU cores, no accelerator found", or "4 x NVIDIA H100 (gpu)"."""
+    devices = jax.devices()
+    if devices[0].platform == "cpu":
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        split = f", as {len(devices)} devices" if len(devices) > 1 else ""
+        return f"{cores} CPU core{'s' * (cores != 1)}{split}, no accelerator found"
+    memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+    each = f", {memory / 2**30:.0f} GiB each" if memory else ""
+    return f"{len(devices)} x {devices[0].device_kind} ({jax.default_backend()}{each})"
+
+
 def peak_gib() -> float:
     """Peak memory so far, GiB: of the fullest device of this process.
 

@@ -231,7 +231,7 @@ def _sampled(pipe, items, folder, spent) -> dict[str, samples.Samples]:
         if jax.process_index() > 0:
             return {}
     total = len(samples.TASKS) * options.samples
-    with logbook.progress(total, "samples", unit="sample") as bar:
+    with logbook.progress(total, "samples", unit="sample", compiles=False) as bar:
         for task in samples.TASKS:
             with _timed(spent, task):
                 path = folder / f"{task}.npz"
