@@ -28,3 +28,22 @@ except BaseException:
 def test_sigterm_ends_where_an_exception_would_be_lost(code):
     done = subprocess.run([sys.executable, "-c", BEGIN + code], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (75, "said\n"), done.stderr
+
+
+INTERRUPTED = """
+import os, signal, sys, time
+from udd_jax.runtime import stopping
+stopping.end_on_interrupt()
+print("said")
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(60)
+finally:
+    print("went on")
+"""
+
+
+def test_ctrl_c_outside_a_training_is_one_line_and_130():
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (130, "said\n")
+    assert done.stderr.strip() == "stopped by Ctrl-C"

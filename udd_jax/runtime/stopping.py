@@ -1,9 +1,10 @@
 """How a run stops: on SIGTERM from a scheduler, on SIGINT from a person.
 
 In a training the loop learns of the signal (`noting`), saves and ends. Elsewhere there is nothing
-to save: the process ends at once, and the next run does its unfinished work again. Either way the
-exit code says that the same command goes on: 75 (EX_TEMPFAIL), or the value of UDD_EXIT_CODE in
-the environment.
+to save: the process ends at once, and the next run does its unfinished work again. The exit code
+after a SIGTERM, and after any signal in a training, says that the same command goes on: 75
+(EX_TEMPFAIL), or the value of UDD_EXIT_CODE in the environment. Elsewhere a SIGINT is a person who
+wants no more: one line, and 130 as of any program.
 
 Many processes have to stop after the same step. JAX coordinates this step: from
 `jax.distributed.initialize` on it handles SIGTERM, and nothing else would learn of it. `Together`
@@ -21,6 +22,8 @@ import time
 
 from udd_jax.errors import UserError
 
+INTERRUPTED = 130  # the exit code after a SIGINT outside a training: 128 + 2
+
 
 def exit_code() -> int:
     """The exit code of a run that was stopped; ValueError if UDD_EXIT_CODE cannot be one."""
@@ -37,16 +40,28 @@ def end_at_once() -> None:
     in a finaliser or a callback of the compiler, and has crashed compilations.
     """
     code = exit_code()
+    signal.signal(signal.SIGTERM, lambda *_: _end(code))
+
+
+def end_on_interrupt() -> None:
+    """From now on SIGINT (Ctrl-C) ends the process with one line and the code INTERRUPTED."""
 
     def end(*_):
-        for child in multiprocessing.active_children():
-            child.terminate()
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(Exception):  # it may be in the middle of a write
-                stream.flush()
-        os._exit(code)
+        with contextlib.suppress(Exception):
+            # Not by `print`, which may be in the middle of a write.
+            os.write(sys.stderr.fileno(), b"\nstopped by Ctrl-C\n")
+        _end(INTERRUPTED)
 
-    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGINT, end)
+
+
+def _end(code: int) -> None:
+    for child in multiprocessing.active_children():
+        child.terminate()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):  # it may be in the middle of a write
+            stream.flush()
+    os._exit(code)
 
 
 def take_back(index: int, count: int) -> None:
