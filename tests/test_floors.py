@@ -1,7 +1,7 @@
 """The house: packages import in one direction, only network files know linen, and files are short.
 
-main > stages, generate > evaluation, pipeline > convert, training > build > data
-     > networks, tokenizers, sampling > diffusion, runtime > errors
+main > stages, generate > evaluation, pipeline > convert, training > build > values > data
+     > networks, tokenizers, sampling > command_line > diffusion, runtime > errors
 """
 
 import ast
@@ -13,8 +13,10 @@ ROOT = pathlib.Path(__file__).parent.parent / "udd_jax"
 FLOORS = (  # from the ground up; rooms of one floor do not import each other
     {"errors"},
     {"diffusion", "runtime"},
+    {"command_line"},
     {"networks", "tokenizers", "sampling"},
     {"data"},
+    {"values"},
     {"build"},
     {"training"},
     {"convert"},

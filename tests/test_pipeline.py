@@ -2,11 +2,16 @@
 
 import dataclasses
 import doctest
+import os
+import pathlib
+import subprocess
+import sys
 
 import jax
 import numpy as np
 import pytest
 
+import udd_jax
 from udd_jax import build, pipeline, stages
 
 SIZE = 4  # the batch of every call here, so that one compilation serves
@@ -52,6 +57,91 @@ def test_the_same_seed_gives_the_same_samples_in_any_batch(pipe):
     other = pipe.pairs(SIZE, seed=4)
     np.testing.assert_array_equal(whole.tokens, parts.tokens)
     assert (whole.tokens != other.tokens).any()
+
+
+def test_calls_for_other_numbers_of_samples_are_one_compilation(tiny_run, pictures):
+    pipe = pipeline.Pipeline.load(tiny_run)
+    images, captions = pictures
+    for count in (1, 4, 3, 2):
+        assert len(pipe.text_to_image(captions[:count]).images) == count
+        bits = pipe.log_likelihood(images[:count], captions[:count], times=1)
+        assert len(bits) == count
+    assert len(pipe.text_to_image(captions[0], num=7, batch_size=4).images) == 7
+    assert (pipe._sample._cache_size(), pipe._bound._cache_size()) == (1, 1)
+
+
+def test_a_few_scores_are_those_of_many(pipe, pictures):
+    images, captions = pictures
+    whole = pipe.log_likelihood(images, captions, times=2)
+    few = pipe.log_likelihood(images[:3], captions[:3], times=2)
+    np.testing.assert_allclose(few, whole[:3], rtol=1e-5)
+
+
+def test_num_samples_of_each_are_the_repeated_values(pipe, pictures):
+    images, captions = pictures
+    twice = [caption for caption in captions[:2] for _ in range(2)]
+    drawn = pipe.text_to_image(captions[:2], num=2, seed=4)
+    np.testing.assert_array_equal(drawn.tokens, pipe.text_to_image(twice, seed=4).tokens)
+    assert pipe.image_to_text(images[0], num=SIZE).tokens.shape[0] == SIZE
+    against = pipe.text_to_image(captions[:2], num=2, negative="a circle", guidance=2.0)
+    one_each = ["a circle", "a circle"]
+    options = {"given": {"text": captions[:2]}, "num": 2, "guidance": 2.0}
+    same = pipe.generate("t2i", negative={"text": one_each}, **options)
+    np.testing.assert_array_equal(against.tokens, same.tokens)
+    mask = np.ones((32, 32), bool)
+    assert len(pipe.infill(images[0], mask, "a ___ circle", num=SIZE).captions) == SIZE
+
+
+def test_a_string_an_image_of_pillow_and_a_list_are_values(pipe, pictures):
+    images, captions = pictures
+    one, many = pipe.text_to_image(captions[0]), pipe.text_to_image(captions[:1])
+    np.testing.assert_array_equal(one.tokens, many.tokens)
+    shown = [pipeline.Image.fromarray(image) for image in images]
+    np.testing.assert_array_equal(
+        pipe.image_to_text(shown).tokens, pipe.image_to_text(images).tokens
+    )
+    np.testing.assert_array_equal(np.stack([np.asarray(i) for i in one.pil]), one.images)
+    assert pipe.texts(1).pil is None
+
+
+def test_batches_come_one_by_one_and_join_to_the_whole(pipe):
+    parts = list(pipe.stream("pair", 6, seed=3, batch_size=4, trace=2))
+    whole = pipe.generate("pair", 6, seed=3, batch_size=4, trace=2)
+    assert [len(part.captions) for part in parts] == [4, 2]
+    assert whole.captions == parts[0].captions + parts[1].captions
+    np.testing.assert_array_equal(whole.images, np.concatenate([part.images for part in parts]))
+    assert whole.states.shape == (2, 6, pipe.vocab.length)
+    with pytest.raises(ValueError, match="num = 0"):
+        pipe.stream("pair", 0)  # at once, and not with the first batch
+
+
+def test_a_pipeline_and_a_result_are_shown_in_a_line(pipe):
+    shown = repr(pipe)
+    assert shown.startswith("Pipeline t2i-smoke: image (16 tokens of 16), text (13 tokens of ")
+    assert " parameters; data shapes" in shown and "trained on i2t, image, " in shown
+    assert len(shown) < 200 and "\n" not in shown
+    assert repr(pipe.images(2)) == "Result: 2 samples of image"
+
+
+def test_compiled_programs_are_kept_in_the_folder_of_the_user(tiny_run, tmp_path):
+    """In another process, since the folder of this one is chosen (conftest.py)."""
+    code = (
+        "import sys, jax, udd_jax\n"
+        "jax.jit(lambda x: x + 1)(1)  # before the folder is known\n"
+        "udd_jax.Pipeline.load(sys.argv[1])\n"
+        "jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)\n"
+        "jax.jit(lambda x: x + 2)(1)"
+    )
+    hidden = ("JAX_COMPILATION_CACHE_DIR", "XDG_CACHE_HOME")
+    env = {k: v for k, v in os.environ.items() if k not in hidden}
+    env |= {"XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(pathlib.Path.cwd())}
+    subprocess.run([sys.executable, "-c", code, str(tiny_run)], env=env, check=True)
+    assert list((tmp_path / "udd_jax" / "compiled").glob("jit__lambda*"))
+
+
+def test_the_package_lists_what_it_has():
+    assert {"Pipeline", "Result", "__version__"} <= set(dir(udd_jax))
+    assert udd_jax.__version__[:1].isdigit() or udd_jax.__version__ == "unknown"
 
 
 def test_later_samples_can_be_drawn_without_the_first(pipe):
@@ -197,6 +287,10 @@ def test_the_bound_of_a_uniform_network_is_the_uniform_code_length(pipe, picture
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"seed": "a"}, "seed = 'a', expected a whole number"),
+        ({"steps": "5"}, "sample.steps = '5', expected a whole number"),
+        ({"num": 0}, "num = 0, expected a whole number, at least 1"),
+        ({"batch_size": 0}, "batch_size = 0, expected a whole number, at least 1"),
         ({"steps": 7}, "sample.steps = 7 is more than the T = 6"),
         ({"top_r": 1.5}, "sample.top_r = 1.5"),
         ({"colour": 1}, "sample.colour is not a setting"),
@@ -220,6 +314,17 @@ def test_guidance_needs_a_run_that_has_seen_absent_conditions(pipe):
 def test_a_caption_that_is_empty_or_too_long_is_an_error(pipe, caption):
     with pytest.raises(ValueError, match="prompt: "):
         pipe.text_to_image([caption])
+
+
+def test_a_score_of_what_does_not_fit_is_one_line(pipe, pictures):
+    images, captions = pictures
+    for options in ({"times": 0}, {"times": -1}, {"times": "2"}):
+        with pytest.raises(ValueError, match=r"times = .*, expected a whole number, at least 1"):
+            pipe.log_likelihood(images, captions, **options)
+    with pytest.raises(ValueError, match="different numbers of samples: image 4, text 1"):
+        pipe.log_likelihood(images, captions[0])
+    with pytest.raises(ValueError, match="prompt: "):
+        pipe.log_likelihood(images[:1], [" ".join(["circle"] * 15)])
 
 
 def test_a_folder_that_is_no_run_is_said_to_be_none(tmp_path):

@@ -1,7 +1,7 @@
 """Unified discrete diffusion for images and text, in JAX and Flax.
 
     pipe = udd_jax.Pipeline.load("runs/t2i")
-    pipe.text_to_image(["a small red circle"], seed=0).images
+    pipe.text_to_image("a small red circle", num=4, seed=0).images
 
 The packages, each with one question:
 
@@ -15,16 +15,30 @@ The packages, each with one question:
     convert       How do published weights get in and out?
     runtime       What does a long computation need?
 
-`pipeline` is the Python interface, `main` the command line, `stages` the main job, `generate`
-sampling from the command line, `build` goes from a config to its parts, `errors` says what a user
-can fix.
+`pipeline` is the Python interface, `values` what it takes, `main` the command line,
+`command_line` its flags, `stages` the main job, `generate` sampling from the command line, `build`
+goes from a config to its parts, `errors` says what a user can fix.
 """
+
+import importlib.metadata
+
+_LAZY = ("Pipeline", "Result")
+__all__ = ("Pipeline", "Result", "__version__")
 
 
 def __getattr__(name):
     # Imported on first use: `python -m udd_jax.main --help` does not import JAX.
-    if name in ("Pipeline", "Result"):
+    if name in _LAZY:
         from udd_jax import pipeline
 
         return getattr(pipeline, name)
+    if name == "__version__":
+        try:
+            return importlib.metadata.version("udd_jax")
+        except importlib.metadata.PackageNotFoundError:  # a checkout that is not installed
+            return "unknown"
     raise AttributeError(f"module 'udd_jax' has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted({*globals(), *__all__})

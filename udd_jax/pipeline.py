@@ -1,13 +1,16 @@
 """The Python interface: load a run, generate, caption, infill, score.
 
     pipe = Pipeline.load("runs/t2i")
-    pipe.text_to_image(["a small red circle"], seed=0).images       # uint8[1, S, S, 3]
+    pipe.text_to_image("a small red circle", num=4, seed=0).images       # uint8[4, S, S, 3]
     pipe.generate("image|text", given={"text": ["a small red circle"]}).values["image"]
 
-Images are uint8[B, S, S, 3] at the size of the run; captions are lists of strings. Every method
-that generates takes the fields of `sampling.settings.Settings` as keywords (`steps=20,
-guidance=2.0, top_r=0.9, ...`); the defaults are those of the run's config. Each sample of a call
-has its own key, so the result does not depend on `batch_size`.
+A prompt is a string or a list of strings, a picture is an array, an image of Pillow or a path, one
+or many (`values.py`). Results are uint8[n, S, S, 3] at the size of the run (`Result.pil` has them
+as images of Pillow), and lists of strings. Every method that generates takes the fields of
+`sampling.settings.Settings` as keywords (`top_r=0.9, guidance=2.0, ...`); the defaults are those of
+the run's config. Each sample of a call has its own key, so the result does not depend on
+`batch_size`. A batch is filled up to a power of two, so that calls for other numbers of samples
+need no new compilation, and compiled programs are kept on the disk (`runtime/compiled.py`).
 
 In one file, though it is long, since it is all that a user calls.
 """
@@ -16,28 +19,30 @@ import dataclasses
 import functools
 import math
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+from PIL import Image
 
-from udd_jax import build
+from udd_jax import build, values
 from udd_jax.data import pixels
 from udd_jax.diffusion import tasks, transition
 from udd_jax.diffusion import vocab as vocabs
 from udd_jax.errors import UserError
 from udd_jax.networks import transformer
-from udd_jax.runtime import sharding, trees
+from udd_jax.runtime import compiled, sharding, trees
 from udd_jax.sampling.settings import Settings
 from udd_jax.tokenizers import codecs
 
 LN2 = math.log(2)
+LEAST = 4  # rows of a batch
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Result:
     """The samples that a call generated.
 
@@ -61,8 +66,33 @@ class Result:
         """n strings, or None if the text is absent."""
         return self.values.get("text")
 
+    @property
+    def pil(self) -> list[Image.Image] | None:
+        """The images as images of Pillow, or None if the image is absent."""
+        return None if self.images is None else [Image.fromarray(image) for image in self.images]
 
-@dataclasses.dataclass(frozen=True, eq=False)
+    @classmethod
+    def join(cls, parts: "list[Result]") -> "Result":
+        """The samples of several results, one after the other."""
+        arrays = {
+            name: np.concatenate([getattr(part, name) for part in parts], axis=axis)
+            for name, axis in (("tokens", 0), ("calls", 0), ("states", 1))
+        }
+        return cls(
+            {n: _join([part.values[n] for part in parts]) for n in parts[0].values}, **arrays
+        )
+
+    def __repr__(self) -> str:
+        return f"Result: {len(self.tokens)} samples of {', '.join(self.values)}"
+
+
+def _join(parts: list):
+    if isinstance(parts[0], np.ndarray):
+        return np.concatenate(parts)
+    return [value for part in parts for value in part]
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Pipeline:
     """A finished run: tokenizers by modality, the kernel, the network and its averaged weights."""
 
@@ -77,6 +107,7 @@ class Pipeline:
     @classmethod
     def load(cls, directory) -> "Pipeline":
         """Reads the folder of a run. FileNotFoundError or ValueError, one line, if it has none."""
+        compiled.keep()
         directory = pathlib.Path(directory)
         config, tokenizers = build.read_config(directory), build.load_tokenizers(directory)
         return cls.assemble(config, tokenizers, build.load_weights(directory))
@@ -95,6 +126,16 @@ class Pipeline:
         )
         mesh = sharding.make_mesh(**config.mesh)
         return cls(config, tokenizers, vocab, kernel, model, jax.device_put(params), mesh)
+
+    def __repr__(self) -> str:
+        parts = [f"{m.name} ({m.length} tokens of {m.classes})" for m in self.vocab.modalities]
+        count = sum(np.size(leaf) for leaf in jax.tree.leaves(self.params))
+        mixture = self.config.train.mixture.to_dict()
+        trained = ", ".join(task for task, weight in mixture.items() if weight > 0)
+        return (
+            f"Pipeline {self.config.name}: {', '.join(parts)}; trained on {trained}; "
+            f"{count:,} parameters; data {self.config.data}"
+        )
 
     def with_config(self, **sections) -> "Pipeline":
         """A copy with another config: `pipe.with_config(sample={"top_r": 0.9})`.
@@ -118,24 +159,23 @@ class Pipeline:
     # ---- Six tasks --------------------------------------------------------------------------
 
     def text_to_image(
-        self, captions: Sequence[str], *, negative: str | None = None, seed=0, **settings
+        self, captions: str | list[str], *, num=1, negative: str | None = None, seed=0, **settings
     ) -> Result:
-        """An image for each caption; `negative` is a negative prompt for guidance, a caption.
+        """`num` images of each caption; `negative` is a negative prompt for guidance, a caption.
 
-        >>> pipe.text_to_image(["a small red circle"], seed=0).images.shape
-        (1, 32, 32, 3)
+        >>> pipe.text_to_image("a small red circle", num=2, seed=0).images.shape
+        (2, 32, 32, 3)
         """
-        against = None if negative is None else {"text": [negative]}
-        given = {"text": captions}
-        return self.generate("t2i", given=given, negative=against, seed=seed, **settings)
+        given, against = {"text": captions}, None if negative is None else {"text": negative}
+        return self.generate("t2i", given=given, num=num, negative=against, seed=seed, **settings)
 
-    def image_to_text(self, images, *, seed=0, **settings) -> Result:
-        """A caption for each image, uint8[B, S, S, 3].
+    def image_to_text(self, images, *, num=1, seed=0, **settings) -> Result:
+        """`num` captions of each image.
 
-        >>> len(pipe.image_to_text(pipe.images(2).images).captions)
+        >>> len(pipe.image_to_text(pipe.images(2).pil).captions)
         2
         """
-        return self.generate("i2t", given={"image": images}, seed=seed, **settings)
+        return self.generate("i2t", given={"image": images}, num=num, seed=seed, **settings)
 
     def pairs(self, count: int, *, seed=0, **settings) -> Result:
         """Images with their captions, without a condition.
@@ -162,9 +202,17 @@ class Pipeline:
         return self.generate("text", count, seed=seed, **settings)
 
     def infill(
-        self, images=None, image_mask=None, captions=None, *, blank_tokens=1, seed=0, **settings
+        self,
+        images=None,
+        image_mask=None,
+        captions=None,
+        *,
+        blank_tokens=1,
+        num=1,
+        seed=0,
+        **settings,
     ) -> Result:
-        """Fills in the missing parts of images, of captions, or of both at once.
+        """Fills in the missing parts of images, of captions, or of both at once, `num` times each.
 
         image_mask: bool[S, S] or bool[B, S, S], True where the image is generated. A code is free
         if any pixel of its cell is True. In a caption `___` stands for one word of `blank_tokens`
@@ -175,7 +223,7 @@ class Pipeline:
         True
         """
         given, masks = self.infilling(images, image_mask, captions, blank_tokens)
-        return self.generate("infill", given=given, masks=masks, seed=seed, **settings)
+        return self.generate("infill", given=given, masks=masks, num=num, seed=seed, **settings)
 
     def reconstruct(self, images) -> np.ndarray:
         """Encodes and decodes images with the image tokenizer: an upper limit for all samples.
@@ -184,7 +232,7 @@ class Pipeline:
         (2, 32, 32, 3)
         """
         tokenizer = self.tokenizers["image"]
-        return tokenizer.decode(tokenizer.encode(images))
+        return tokenizer.decode(tokenizer.encode(self._plain("image", images)))
 
     def infilling(
         self, images=None, image_mask=None, captions=None, blank_tokens=1, strict=True
@@ -193,11 +241,17 @@ class Pipeline:
         before encoding. Without `strict` a caption that is too long is cut."""
         if images is None and captions is None:
             raise UserError("infill: images and captions are both missing, expected one at least")
+        images = None if images is None else self._plain("image", images)
+        captions = None if captions is None else self._plain("text", captions)
         count = len(images) if images is not None else len(captions)
         given, free = {}, {m.name: np.zeros((count, m.length), bool) for m in self.vocab.modalities}
         if images is not None:
-            images, tokenizer = np.asarray(images), self.tokenizers["image"]
-            mask = np.zeros(images.shape[:3], bool) if image_mask is None else image_mask
+            tokenizer = self.tokenizers["image"]
+            mask = np.zeros(images.shape[:3], bool)
+            if image_mask is not None:
+                mask = values.mask(image_mask, tokenizer.image_size)
+            if mask.ndim == 3 and len(mask) not in (1, count):
+                raise UserError(f"infill: {count} images and {len(mask)} masks")
             mask = np.broadcast_to(mask, images.shape[:3])
             hidden = np.stack([pixels.hide(i, m) for i, m in zip(images, mask, strict=True)])
             given["image"] = tokenizer.encode(hidden)
@@ -220,7 +274,7 @@ class Pipeline:
     # ---- Scores -----------------------------------------------------------------------------
 
     def log_likelihood(
-        self, images, captions: Sequence[str], *, task="pair", times=16, seed=0
+        self, images, captions: str | list[str], *, task="pair", times=16, seed=0
     ) -> np.ndarray:
         """A lower bound on log2 p, in bits, of the modalities that `task` generates given the rest.
 
@@ -231,8 +285,8 @@ class Pipeline:
         >>> pipe.log_likelihood(*pipe.example(2)).shape
         (2, 2)
         """
-        values = {"image": images, "text": captions}
-        tokens = {name: self.codecs[name].encode(v, strict=False) for name, v in values.items()}
+        tokens = {"image": self._ids("image", images), "text": self._ids("text", captions)}
+        self._count(None, tokens)
         return self.score(tokens, task=task, times=times, seed=seed)
 
     def score(
@@ -243,6 +297,7 @@ class Pipeline:
         common: use the same noise for every row, so that scores can be compared. calls: the number
         of steps of the chain that the bound is for; 0 means T.
         """
+        values.whole("times", times, 1), values.whole("seed", seed)
         x0 = np.asarray(self.vocab.fuse(tokens))
         masks = tasks.masks(self.vocab, task, len(x0))
         if np.asarray(self._feasible(task, masks).absent != masks.absent).any():
@@ -250,17 +305,18 @@ class Pipeline:
                 f"task {task!r} has no bound: this network knows one time for both modalities, "
                 "so that none can be absent"
             )
+        free, absent = np.asarray(masks.free), np.asarray(masks.absent)
         # The bound draws an absent modality anew for each time: only a given one is constant.
         still = None if np.asarray(masks.absent).any() else self._still(masks)
         numbers = jnp.zeros(len(x0), int) if common else jnp.arange(len(x0))
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), numbers)
 
         def part(rows, keys):
-            here = tasks.Masks(masks.free[: len(keys)], masks.absent[: len(keys)])
+            here = tasks.Masks(free[rows], absent[rows])
             return self._bound(self.params, keys, x0[rows], here, times, calls, still)
 
-        nats = self._in_batches(part, keys, min(self.config.evaluate.batch_size, len(x0)))
-        return -np.asarray(nats, np.float64) / LN2
+        nats = list(self._in_batches(part, keys, self.config.evaluate.batch_size))
+        return -np.concatenate(nats).astype(np.float64) / LN2
 
     def example(self, count: int, split="test") -> tuple[np.ndarray, list[str]]:
         """The first `count` images and captions of a split of the run's data."""
@@ -303,12 +359,23 @@ class Pipeline:
         settings.check(self.kernel, self.guidable)
         return settings
 
-    def generate(
+    def generate(self, task: str, count: int | None = None, **options) -> Result:
+        """Generates any modalities from any others. All methods above call this one.
+
+        It takes the arguments of `stream`, and joins the batches.
+
+        >>> pipe.generate("text", 2, seed=1).values["text"] == pipe.texts(2, seed=1).captions
+        True
+        """
+        return Result.join(list(self.stream(task, count, **options)))
+
+    def stream(
         self,
         task: str,
         count: int | None = None,
         *,
         given: dict | None = None,
+        num: int = 1,
         masks: tasks.Masks | None = None,
         negative: dict | None = None,
         seed=0,
@@ -318,17 +385,19 @@ class Pipeline:
         guide=None,
         scorers=(),
         **settings,
-    ) -> Result:
-        """Generates any modalities from any others. All methods above call this one.
+    ) -> Iterator[Result]:
+        """Checks the arguments, then generates and returns one batch of samples after the other.
 
         Args:
             task: a rule such as "image|text", or an alias of one (`tasks.ALIASES`).
             count: the number of samples n; by default the number of given values.
             given: {modality: n values (strings, images), or local ids int[n, length]} for exactly
-                the modalities to the right of the bar.
+                the modalities to the right of the bar. A single value may stand alone.
+            num: how many samples of each given value; n is then that many times larger.
             masks: free bool[n, L] and absent bool[n, M], instead of those of the task, as in
                 infilling. Then any modality may be given.
-            negative: a negative prompt for guidance, like `given`; n values or one.
+            negative: a negative prompt for guidance, like `given`; as many, or one.
+            batch_size: most samples at once.
             seed, first: sample b has the key fold_in(key(seed), first + b), so that several calls
                 can draw the samples of one call.
             trace: the number of intermediate states to return.
@@ -338,19 +407,26 @@ class Pipeline:
         Raises:
             ValueError: one line; a rule, setting or value does not fit the run.
 
-        >>> pipe.generate("text", 2, seed=1).values["text"] == pipe.texts(2, seed=1).captions
-        True
+        >>> [len(part.captions) for part in pipe.stream("text", 6, batch_size=4)]
+        [4, 2]
         """
-        given = {name: self._ids(name, values) for name, values in (given or {}).items()}
+        values.whole("batch_size", batch_size, 1), values.whole("seed", seed)
+        num = values.whole("num", num, 1)
+        given = {name: self._ids(name, rows) for name, rows in (given or {}).items()}
         if masks is None:
             self._check_given(task, given)
-        count = self._count(count, given)
+        count = self._count(count, given) * num
+        given = {name: np.repeat(ids, num, axis=0) for name, ids in given.items()}
         settings = self.settings(**settings)
-        masks = tasks.masks(self.vocab, task, count) if masks is None else masks
+        if masks is None:
+            masks = tasks.masks(self.vocab, task, count)
+        else:
+            masks = tasks.Masks(*(np.repeat(np.asarray(part), num, axis=0) for part in masks))
         x = self._fuse(given, count, 0)
         against = None
         if negative:
-            away = {name: self._ids(name, values) for name, values in negative.items()}
+            away = {name: self._ids(name, rows) for name, rows in negative.items()}
+            away = {n: r if len(r) == 1 else np.repeat(r, num, axis=0) for n, r in away.items()}
             self._count(count, {name: ids for name, ids in away.items() if len(ids) != 1})
             against = self._fuse(away, count, self.vocab.mask_id)
         left_out = np.asarray(masks.absent)[0]
@@ -377,25 +453,37 @@ class Pipeline:
             )
             return result.tokens, result.calls, jnp.swapaxes(result.states, 0, 1)
 
-        tokens, calls, states = self._in_batches(part, keys, min(batch_size, count))
-        split = {k: np.asarray(v) for k, v in self.vocab.split(jnp.asarray(tokens)).items()}
         names = [m.name for m, out in zip(self.vocab.modalities, left_out, strict=True) if not out]
-        values = {name: self.codecs[name].decode(split[name]) for name in names}
-        return Result(values, tokens, calls, np.swapaxes(states, 0, 1))
+        batches = self._in_batches(part, keys, batch_size)
+        return (self._result(names, *batch) for batch in batches)
 
-    def _ids(self, name, values) -> np.ndarray:
+    def _result(self, names, tokens, calls, states) -> Result:
+        """The samples of a batch. names: the modalities to decode; states: int32[n, trace, L]."""
+        ids = {k: np.asarray(v) for k, v in self.vocab.split(jnp.asarray(tokens)).items()}
+        found = {name: self.codecs[name].decode(ids[name]) for name in names}
+        return Result(found, tokens, calls, np.swapaxes(states, 0, 1))
+
+    def _plain(self, name, given):
+        """Values of any usual type as the codec of the modality takes them."""
+        if name == "text":
+            return values.texts(given)
+        if name == "image":
+            return values.pictures(given, self.tokenizers["image"].image_size)
+        return given
+
+    def _ids(self, name, given) -> np.ndarray:
         """The ids int32[n, length] of a modality, from values or ids."""
         length = {m.name: m.length for m in self.vocab.modalities}
         if name not in length:
             raise UserError(f"given {name!r} is no modality, expected some of {', '.join(length)}")
-        shape = np.shape(values) if isinstance(values, np.ndarray | jax.Array) else ()
-        if len(shape) == 2 and jnp.issubdtype(values.dtype, jnp.integer):
+        shape = np.shape(given) if isinstance(given, np.ndarray | jax.Array) else ()
+        if len(shape) == 2 and jnp.issubdtype(given.dtype, jnp.integer):
             if shape[1] != length[name]:
                 raise UserError(
                     f"given {name!r} has {shape[1]} ids a sample, expected {length[name]}"
                 )
-            return np.asarray(values, np.int32)
-        return self.codecs[name].encode(values, strict=True)
+            return np.asarray(given, np.int32)
+        return self.codecs[name].encode(self._plain(name, given), strict=True)
 
     def _check_given(self, task, given) -> None:
         rule = tasks.parse(self.vocab, task)
@@ -411,7 +499,7 @@ class Pipeline:
     def _count(count, given) -> int:
         """The number of samples, from `count` and the given values. ValueError if they differ."""
         counts = {name: len(ids) for name, ids in given.items()}
-        counts |= {} if count is None else {"num": count}
+        counts |= {} if count is None else {"num": values.whole("num", count)}
         if len(set(counts.values())) > 1:
             said = ", ".join(f"{name} {n}" for name, n in counts.items())
             raise UserError(f"different numbers of samples: {said}")
@@ -449,19 +537,19 @@ class Pipeline:
                 )
         return tasks.Masks(free, absent)
 
-    def _in_batches(self, function, keys, batch_size):
-        """Calls function(rows, keys) on batches of equal size and concatenates the results.
+    def _in_batches(self, function, keys, most):
+        """Yields function(rows, keys) of batches of equal size, at most `most`.
 
-        The last batch is filled by repeating its last row.
+        The size is `most`, or for fewer keys the next power of two from LEAST on, so that few sizes
+        are ever compiled. The last batch is filled by repeating its last row.
         """
-        count, parts = len(keys), []
-        for start in range(0, count, batch_size):
-            rows = np.minimum(np.arange(start, start + batch_size), count - 1)
+        count = len(keys)
+        size = min(most, max(LEAST, 1 << (count - 1).bit_length()))
+        for start in range(0, count, size):
+            rows = np.minimum(np.arange(start, start + size), count - 1)
             with sharding.use(self.mesh):
                 result = jax.device_get(function(rows, keys[rows]))
-            keep = min(batch_size, count - start)
-            parts.append(jax.tree.map(lambda a, keep=keep: a[:keep], result))
-        return jax.tree.map(lambda *a: np.concatenate(a), *parts)
+            yield jax.tree.map(lambda a, keep=count - start: a[:keep], result)
 
     def _still(self, masks: tasks.Masks) -> str | None:
         """The one modality without a free position in any sample, if the network can cache it."""

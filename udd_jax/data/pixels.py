@@ -79,7 +79,7 @@ def read(source: str | os.PathLike | bytes) -> np.ndarray:
                 image.load()
                 with contextlib.suppress(Exception):  # a damaged EXIF block alone is fine
                     ImageOps.exif_transpose(image, in_place=True)
-                return _rgb(image)
+                return rgb(image)
     except Image.DecompressionBombError:
         raise UserError(f"image: {name} has more than {_MOST_PIXELS} pixels") from None
     except IsADirectoryError:
@@ -180,7 +180,7 @@ def composite(generated: np.ndarray, given: np.ndarray, mask: np.ndarray) -> np.
     return np.where(mask[..., None], generated, given)
 
 
-def _rgb(image: Image.Image) -> np.ndarray:
+def rgb(image: Image.Image) -> np.ndarray:
     """Any Pillow image to uint8[H, W, 3]."""
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         grey = _eight_bit(np.asarray(image), image.mode)

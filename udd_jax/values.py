@@ -1,0 +1,87 @@
+"""Values as a user of the Python interface passes them: one or many, in the usual types.
+
+A prompt is a string or a list of strings. A picture is uint8[S, S, 3], an image of Pillow or the
+path of an image file; several are uint8[n, S, S, 3] or a list. Everything else is one line.
+"""
+
+import os
+
+import numpy as np
+from PIL import Image
+
+from udd_jax.data import pixels
+from udd_jax.errors import UserError
+
+
+def texts(values, what: str = "prompt") -> list[str]:
+    """A string, or some strings -> a list of strings."""
+    values = [values] if isinstance(values, str) else values
+    if isinstance(values, bytes | dict) or not np.iterable(values):
+        raise UserError(f"{what}: {_type(values)}, expected a string or a list of strings")
+    values = list(values)
+    for i, value in enumerate(values):
+        if not isinstance(value, str):
+            raise UserError(f"{what} {i}: {_type(value)}, expected a string")
+    return [str(value) for value in values]
+
+
+def pictures(values, size: int) -> np.ndarray:
+    """One or many pictures -> uint8[n, size, size, 3].
+
+    Images of Pillow and of files are resized and cut to the size (`pixels.fit`). An array of
+    another size or dtype is a ValueError, since its meaning is unknown.
+    """
+    if isinstance(values, str | os.PathLike | Image.Image) or getattr(values, "ndim", 0) == 3:
+        values = [values]
+    if isinstance(values, bytes | dict) or not np.iterable(values):
+        raise UserError(
+            f"image: {_type(values)}, expected uint8[n, {size}, {size}, 3], an image of Pillow, "
+            "a path, or a list of these"
+        )
+    if isinstance(values, np.ndarray) and values.ndim == 4 and not len(values):
+        return values
+    rows = [picture(value, size) for value in values]
+    return np.stack(rows) if rows else np.zeros((0, size, size, 3), np.uint8)
+
+
+def picture(value, size: int) -> np.ndarray:
+    """One picture -> uint8[size, size, 3]."""
+    if isinstance(value, str | os.PathLike):
+        return pixels.fit(pixels.read(value), size)
+    if isinstance(value, Image.Image):
+        return pixels.fit(pixels.rgb(value), size)
+    if not hasattr(value, "dtype"):
+        raise UserError(f"image: {_type(value)}, expected an array, an image of Pillow or a path")
+    value = np.asarray(value)
+    if value.dtype != np.uint8 or value.shape != (size, size, 3):
+        raise UserError(
+            f"image: {value.dtype}{list(value.shape)}, expected uint8[{size}, {size}, 3], values "
+            "0 to 255: resize it (pixels.fit), or pass an image of Pillow"
+        )
+    return value
+
+
+def mask(value, size: int) -> np.ndarray:
+    """A mask of `infill` -> bool[size, size] or bool[n, size, size]; white is True."""
+    if isinstance(value, Image.Image):
+        return pixels.fit_mask(np.asarray(value.convert("L")) > 127, size)
+    value = np.asarray(value)
+    if value.dtype != bool or value.shape[-2:] != (size, size) or value.ndim not in (2, 3):
+        raise UserError(
+            f"image_mask: {value.dtype}{list(value.shape)}, expected bool[{size}, {size}], one for "
+            "each image, or an image of Pillow"
+        )
+    return value
+
+
+def whole(name: str, value, least: int | None = None) -> int:
+    """A whole number, at least `least`."""
+    good = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not good or (least is not None and value < least):
+        expected = "a whole number" if least is None else f"a whole number, at least {least}"
+        raise UserError(f"{name} = {value!r}, expected {expected}")
+    return int(value)
+
+
+def _type(value) -> str:
+    return f"{type(value).__name__} {str(value)[:40]!r}"
