@@ -1,6 +1,7 @@
 """`--mode=sample`: what it writes, and one line for each kind of bad input."""
 
 import json
+import pathlib
 import types
 
 import numpy as np
@@ -11,13 +12,15 @@ from udd_jax.data import pixels
 
 DEFAULTS = {
     "task": "t2i", "given": [], "prompt": [], "image": [], "mask": None, "negative_prompt": None,
-    "blank_tokens": 1, "num": None, "batch_size": 4, "out": None, "seed": 0, "sampler": None,
-    "steps": None, "guidance": None, "temperature": None, "top_r": None, "top_k": None,
+    "blank_tokens": 1, "num": None, "batch_size": 4, "out": None, "seed": 0,
 }  # fmt: skip
 
 
-def flags(**changes):
-    return types.SimpleNamespace(**{**DEFAULTS, **changes})
+def generated(folder, **changes):
+    """`generate.sample` with these flags; those that are no flag of DEFAULTS are settings."""
+    settings = {name: value for name, value in changes.items() if name not in DEFAULTS}
+    typed = {name: value for name, value in changes.items() if name in DEFAULTS}
+    return generate.sample(folder, types.SimpleNamespace(**DEFAULTS | typed), settings)
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +40,7 @@ def picture(tmp_path):
 
 
 def sampled(tmp_path, **changes):
-    out = generate.sample(tmp_path, flags(out=str(tmp_path / "out"), **changes))
+    out = generated(tmp_path, out=str(tmp_path / "out"), **changes)
     return out, [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
 
 
@@ -126,6 +129,17 @@ def test_an_image_of_another_size_is_resized_with_a_word_about_it(tmp_path, caps
         ({"given": ["text=a", "sound=b"]}, "--given sound= means nothing for --task=t2i"),
         ({"prompt": ["a"], "mask": "m.png"}, "--mask means nothing for --task=t2i"),
         ({"task": "pair", "negative_prompt": "a"}, "--negative_prompt means nothing"),
+        (
+            {"prompt": ["a"], "negative_prompt": "b"},
+            "--negative_prompt changes nothing, guidance is off: add --guidance=2",
+        ),
+        ({"prompt": ["a"], "blank_tokens": 2}, "--blank_tokens means nothing for --task=t2i"),
+        (
+            {"prompt": ["a"], "sampler": "threshold", "steps": 2},
+            "--steps = 2 changes nothing, sampler threshold runs until no position is masked",
+        ),
+        ({"prompt": ["a"], "eta": 0.5}, "does not read it, only remdm_cap and remdm_rescale"),
+        ({"prompt": ["a"], "guidance_schedule": "linear"}, "changes nothing, guidance is off"),
         ({"task": "infill"}, "infilling needs one or both"),
         ({"task": "infill", "prompt": ["a circle"]}, "nothing is missing"),
         ({"task": "infill", "prompt": ["a ___"], "mask": "m.png"}, "--mask needs the --image"),
@@ -133,7 +147,7 @@ def test_an_image_of_another_size_is_resized_with_a_word_about_it(tmp_path, caps
 )
 def test_bad_flags_are_one_line_and_nothing_is_written(tmp_path, changes, message):
     with pytest.raises(ValueError) as caught:
-        generate.sample(tmp_path, flags(out=str(tmp_path / "out"), **changes))
+        generated(tmp_path, out=str(tmp_path / "out"), **changes)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
@@ -143,7 +157,7 @@ def test_a_file_that_is_no_picture_and_a_folder_are_errors(tmp_path):
     (tmp_path / "no.png").write_bytes(b"hello")
     for path in (tmp_path / "no.png", tmp_path, tmp_path / "missing.png"):
         with pytest.raises((ValueError, OSError)) as caught:
-            generate.sample(tmp_path, flags(task="i2t", image=[str(path)]))
+            generated(tmp_path, task="i2t", image=[str(path)])
         assert str(path) in str(caught.value)
 
 
@@ -151,4 +165,41 @@ def test_a_mask_of_another_size_is_an_error(tmp_path, picture):
     pixels.write_png(tmp_path / "m.png", np.full((8, 8, 3), 255, np.uint8))
     changes = {"image": [str(picture)], "mask": str(tmp_path / "m.png")}
     with pytest.raises(ValueError, match="8"):
-        generate.sample(tmp_path, flags(task="infill", prompt=["a ___"], **changes))
+        generated(tmp_path, task="infill", prompt=["a ___"], **changes)
+
+
+def test_finished_batches_stay_when_the_next_one_is_stopped(tmp_path, monkeypatch):
+    def stopped(self, *arguments, **options):
+        results = whole(self, *arguments, **options)
+        yield next(results)
+        raise KeyboardInterrupt
+
+    whole = pipeline.Pipeline.stream
+    monkeypatch.setattr(pipeline.Pipeline, "stream", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        sampled(tmp_path, task="pair", num=7)
+    lines = (tmp_path / "out" / "samples.jsonl").read_text().splitlines()
+    assert [json.loads(line)["index"] for line in lines] == [0, 1, 2, 3]
+    assert all((tmp_path / "out" / json.loads(line)["image"]).exists() for line in lines)
+
+
+def test_a_sample_does_not_depend_on_how_many_are_made(tmp_path):
+    _, lines = sampled(tmp_path, task="text", num=6)
+    _, fewer = sampled(tmp_path, task="text", num=2)
+    assert [line["caption"] for line in lines[:2]] == [line["caption"] for line in fewer]
+
+
+def test_it_says_on_what_it_runs_what_it_made_and_three_things_to_try(tmp_path, capsys):
+    out, _ = sampled(tmp_path, task="image", num=4)
+    said, shown = capsys.readouterr()
+    first, made, following, *tries = said.splitlines()
+    assert "no accelerator found" in first
+    assert made == f"4 samples of image, listed in samples.jsonl: {out}"
+    assert (following, len(tries)) == ("next:", 3)
+    assert all(line.startswith("  udd_jax --mode=sample --workdir=") for line in tries)
+    assert "samples: 4/4 samples" in shown
+
+
+def test_the_folder_of_a_packaged_run_gets_no_results(tmp_path):
+    assert generate._home(generate.PACKAGED / "shapes") == pathlib.Path()
+    assert generate._home(tmp_path / "shapes") == tmp_path / "shapes"

@@ -20,13 +20,14 @@ def run(*arguments, **environment):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "--workdir or --config is missing"),
+        (("--mode=train",), "--workdir or --config is missing"),
+        (("--config=configs/t2i.py", "--prompt=a"), "--prompt does nothing in --mode=train"),
         (("--config=configs/none.py",), "configs/none.py"),
         (("--config=configs/t2i.py:mnist",), "expected one of smoke, emoji, cub, coco"),
         (("--config=configs/t2i.py", "--config.train.speed=3"), "speed"),
         (("--config=configs/t2i.py", "--config.train.steps=many"), "steps"),
         (("--mode=dance",), "dance"),
-        (("--steps=many",), "steps"),
+        (("--mode=sample", "--steps=many"), "steps"),
         (("--colour=red",), "colour"),
         (("word",), "'word' is no flag"),
         (("--mode=evaluate", "--suite=everything", "--workdir=a"), "suite 'everything' does not"),

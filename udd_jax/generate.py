@@ -1,13 +1,15 @@
 """`--mode=sample`: generates with `Pipeline` what the flags ask for, and writes files.
 
 The output folder gets a PNG for each image, `samples.jsonl` with caption, task, seed, given values
-and settings, `sheet.png`, and for infilling `composite.png`, which has the given pixels pasted
-back. READ and WRITE have the functions that read the given values and write the results.
+and settings, `sheet.png` with the first samples, and for infilling `composite.png`, which has the
+given pixels pasted back. Each batch is written as soon as it is finished. READ and WRITE have the
+functions that read the given values and write the results.
 """
 
 import dataclasses
 import json
 import pathlib
+import shlex
 
 import numpy as np
 
@@ -16,50 +18,84 @@ from udd_jax.data import pixels
 from udd_jax.diffusion import tasks
 from udd_jax.errors import UserError
 from udd_jax.evaluation.report import contact_sheet
-from udd_jax.runtime import files, logbook
+from udd_jax.runtime import logbook
 
 SHORT = {"text": "prompt", "image": "image"}  # short flags for `--given NAME=`
-SETTINGS = ("sampler", "steps", "guidance", "temperature", "top_r", "top_k")
+SHEET = 64  # most samples on the sheet
+# Runs of the package, which stay as they are.
+PACKAGED = pathlib.Path(pipeline.__file__).parent / "assets"
 
 
-def sample(workdir, flags) -> pathlib.Path:
+def sample(workdir, flags, changes: dict | None = None) -> pathlib.Path:
     """Generates what the flags ask for with the run in `workdir`; returns the output folder.
+
+    changes: the settings of the sampler that were typed.
 
     Raises:
         ValueError, FileNotFoundError: one line; the flags do not fit the task or the run. Then
             nothing is written.
     """
-    asked = _asked(flags)
+    asked, changes = _asked(flags), changes or {}
     pipe = pipeline.Pipeline.load(workdir)
     _check(flags, asked, pipe.vocab)
     # A few samples take less time than compilation, and one block compiles faster than all of them.
     pipe = pipe.with_network(unroll=1)
-    changes = {n: getattr(flags, n) for n in SETTINGS if getattr(flags, n) is not None}
     settings = pipe.settings(**changes)
-    common = {"seed": flags.seed, "batch_size": flags.batch_size, **changes}
-    given, num, mask = {}, flags.num or 1, None
-    most = max((len(values) for values in asked.values()), default=1)
+    _check_settings(flags, settings, changes)
+    given, most, mask = {}, max((len(values) for values in asked.values()), default=1), None
+    options = {"seed": flags.seed, "batch_size": flags.batch_size, **changes}
     if flags.task == "infill":
         if asked.get("image"):
             size = pipe.tokenizers["image"].image_size
             original, mask = _hidden(asked["image"][0], flags.mask, size)
-            given["image"] = np.repeat(original[None], num, axis=0)
-        texts = asked["text"] * num if asked.get("text") else None
-        blanks = {"blank_tokens": flags.blank_tokens}
-        result = pipe.infill(given.get("image"), mask, texts, **blanks, **common)
+            given["image"] = original[None]
+        blanks = flags.blank_tokens
+        ids, options["masks"] = pipe.infilling(given.get("image"), mask, asked.get("text"), blanks)
     else:
-        given = {n: _each(READ[n](pipe, values), most, num) for n, values in asked.items()}
-        away = {"text": [flags.negative_prompt]} if flags.negative_prompt else None
-        count = None if given else num
-        result = pipe.generate(flags.task, count, given=given, negative=away, **common)
-    out = pathlib.Path(flags.out or pathlib.Path(workdir) / "generated")
+        ids = {n: _each(READ[n](pipe, values), most) for n, values in asked.items()}
+    away = {"text": [flags.negative_prompt]} if flags.negative_prompt else None
+    num = flags.num or 1
+    count, repeat = (None, num) if ids else (num, 1)
+    results = pipe.stream(flags.task, count, given=ids, num=repeat, negative=away, **options)
+    out = pathlib.Path(flags.out or _home(workdir) / "generated").expanduser()
     out.mkdir(parents=True, exist_ok=True)
-    _write(out, flags, asked, settings, result)
-    if mask is not None:
-        pasted = pixels.composite(result.images, given["image"], mask)
-        for i, image in enumerate(pasted):
-            pixels.write_png(out / _name("composite", i, len(pasted)), image)
+    logbook.begin()
+    shown = {name: getattr(flags, name) for name in ("negative_prompt", "mask")}
+    common = {name: value for name, value in shown.items() if value}
+    common["settings"] = dataclasses.asdict(settings)
+    if flags.task == "infill":
+        common["blank_tokens"] = flags.blank_tokens
+    paste = None if mask is None else (given["image"][0], mask)
+    told = {
+        name: [v for v in _each(values, most) for _ in range(num)] for name, values in asked.items()
+    }
+    total = most * num
+    _write(out, flags, told, common, results, total, paste)
+    _finish(workdir, out, flags, total)
     return out
+
+
+def _home(workdir) -> pathlib.Path:
+    """The folder of the results: that of the run, or the current one for a packaged run."""
+    packaged = PACKAGED.resolve() in pathlib.Path(workdir).resolve().parents
+    return pathlib.Path() if packaged else pathlib.Path(workdir)
+
+
+def _finish(workdir, out, flags, count) -> None:
+    """Prints what was made, and what to try next."""
+    command = f"udd_jax --mode=sample --workdir={shlex.quote(str(workdir))}"
+    if _home(workdir) != pathlib.Path(workdir):
+        command = "udd_jax --mode=sample"
+    image = "image-0000.png" if (out / "image-0000.png").exists() else "a.png"
+    tries = {
+        "t2i": f'{command} --prompt="a small red circle" --num=16',
+        "pair": f"{command} --task=pair --num=16",
+        "i2t": f"{command} --task=i2t --image={shlex.quote(str(out / image))}",
+        "text": f"{command} --task=text --num=16",
+    }
+    tries.pop(flags.task, None)
+    made = f"{count} sample{'s' * (count > 1)} of {flags.task}, listed in samples.jsonl"
+    logbook.finish(made, out, *list(tries.values())[:3])
 
 
 def _asked(flags) -> dict[str, list[str]]:
@@ -106,10 +142,21 @@ def _check(flags, asked, vocab) -> None:
         raise UserError(f"{said}: expected as many of each, or one")
 
 
-def _each(values, count: int, num: int) -> list:
-    """Each of the `count` values `num` times; a single value is used for all."""
-    values = list(values) * (count if len(values) == 1 else 1)
-    return [value for value in values for _ in range(num)]
+def _check_settings(flags, settings, changes) -> None:
+    """ValueError if a typed setting, or a negative prompt, would change nothing."""
+    for name in changes:
+        why = settings.unread(name)
+        if why:
+            raise UserError(f"--{name} = {changes[name]} changes nothing, {why}: leave it out")
+    if flags.negative_prompt and not settings.on("guidance"):
+        raise UserError("--negative_prompt changes nothing, guidance is off: add --guidance=2")
+    if flags.blank_tokens != 1 and flags.task != "infill":
+        raise UserError(f"--blank_tokens means nothing for --task={flags.task}: leave it out")
+
+
+def _each(values, count: int) -> list:
+    """`count` values; a single value is used for all."""
+    return list(values) * (count if len(values) == 1 else 1)
 
 
 def _read_images(pipe, paths) -> np.ndarray:
@@ -159,22 +206,35 @@ def _write_text(out, i, text) -> dict:
 WRITE = {"image": _write_image, "text": _write_text}
 
 
-def _write(out, flags, asked, settings, result) -> None:
-    count, lines = len(result.tokens), []
-    shown = {"negative_prompt": flags.negative_prompt, "mask": flags.mask}
-    shown = {name: value for name, value in shown.items() if value}
-    most = max((len(values) for values in asked.values()), default=1)
-    given = {name: _each(values, most, count // most) for name, values in asked.items()}
-    for i in range(count):
-        line = {"task": flags.task, "seed": flags.seed, "index": i}
-        for name, values in result.values.items():
-            line |= WRITE[name](out, i, values[i])
-        if asked:
-            line["given"] = {name: values[i] for name, values in given.items()}
-        lines.append(line | shown | {"settings": dataclasses.asdict(settings)})
-    text = "".join(json.dumps(line) + "\n" for line in lines)
-    files.write_text(out / "samples.jsonl", text)
-    if result.images is not None:
-        sheet = contact_sheet.sheet(result.images, result.captions, columns=min(8, count))
+def _write(out, flags, told, common, results, total, paste) -> None:
+    """Writes each result when it comes, then the sheet.
+
+    told: {modality: the given values as typed, one for each sample}; common: fields of every line;
+    paste: (image, mask) of infilling, or None.
+    """
+    shown, captions, i = [], [], 0
+    with (
+        (out / "samples.jsonl").open("w", encoding="utf-8") as lines,
+        logbook.progress(total, "samples", unit="sample") as bar,
+    ):
+        for result in results:
+            for row in range(len(result.tokens)):
+                line = {"task": flags.task, "seed": flags.seed, "index": i}
+                for name, values in result.values.items():
+                    line |= WRITE[name](out, i, values[row])
+                if told:
+                    line["given"] = {name: values[i] for name, values in told.items()}
+                lines.write(json.dumps(line | common) + "\n")
+                if paste is not None:
+                    pasted = pixels.composite(result.images[row], *paste)
+                    pixels.write_png(out / _name("composite", i, total), pasted)
+                i += 1
+            lines.flush()
+            bar.update(len(result.tokens))
+            if result.images is not None and len(shown) < SHEET:
+                shown += list(result.images)
+                captions += result.captions or [""] * len(result.images)
+    if shown:
+        columns = min(8, total)
+        sheet = contact_sheet.sheet(shown[:SHEET], captions[:SHEET], columns=columns)
         pixels.write_png(out / "sheet.png", sheet)
-    logbook.say(f"written to {out}")

@@ -13,76 +13,35 @@ On Linux the program restarts itself in the same process, so that its memory is 
 training step is a fifth faster). UDD_KEEP_MEMORY=0 turns this off.
 
 Exit codes: 0; 1 after one line that says what is wrong and what to do; 75 if a training was stopped
-and the same command continues it (runtime/stopping.py).
+and the same command continues it; 130 after Ctrl-C elsewhere (runtime/stopping.py).
 """
 
 import os
+import pathlib
+import shlex
 import sys
 
 from absl import app, flags, logging
-from ml_collections import config_flags
 
+from udd_jax import command_line
 from udd_jax.errors import UserError
-from udd_jax.runtime import config_files, stopping
+from udd_jax.runtime import config_files, files, stopping
 
-MODES = ("train", "data", "tokenize", "sample", "evaluate", "replay", "plan", "convert", "export")
 MEMORY = ":".join(
     f"glibc.malloc.{setting}"
     for setting in ("hugetlb=1", "arena_max=1", "mmap_max=0", f"trim_threshold={4 << 30}")
 )
 
 FLAGS = flags.FLAGS
-_CONFIG = config_flags.DEFINE_config_file("config", None, "settings, such as configs/t2i.py:smoke")
-flags.DEFINE_string("workdir", None, "folder of the run, gs:// too; runs/NAME unless given")
-flags.DEFINE_enum("mode", "train", MODES, "what to do")
-flags.DEFINE_string(
-    "task", "t2i", "sample: t2i, i2t, pair, image, text, infill, or a rule such as image|text"
-)
-flags.DEFINE_multi_string("given", [], "sample: NAME=VALUE, a text or a file; may be repeated")
-flags.DEFINE_multi_string("prompt", [], "sample: --given text=; may be repeated")
-flags.DEFINE_multi_string("image", [], "sample: --given image=; may be repeated")
-flags.DEFINE_string("mask", None, "sample: a picture, white where the image is generated (infill)")
-flags.DEFINE_string("negative_prompt", None, "sample: a text that guidance leads away from")
-flags.DEFINE_integer("blank_tokens", 1, "sample: tokens that ___ in a prompt stands for")
-flags.DEFINE_integer("num", None, "sample: how many; of each prompt or image")
-flags.DEFINE_integer("batch_size", 64, "sample: how many at once")
-flags.DEFINE_string("out", None, "folder for the results; WORKDIR/generated unless given")
-flags.DEFINE_integer("seed", 0, "sample: seed")
-flags.DEFINE_string("sampler", None, "sample: order of reveal; the config's unless given")
-flags.DEFINE_integer("steps", None, "sample: network calls; the config's unless given")
-flags.DEFINE_float("guidance", None, "sample: scale, 1 is off")
-flags.DEFINE_float("temperature", None, "sample: temperature")
-flags.DEFINE_float("top_r", None, "sample: keep the likeliest classes up to this mass")
-flags.DEFINE_integer("top_k", None, "sample: keep so many classes, 0 is all")
-flags.DEFINE_bool("profile", False, "train: write a trace of a few steps to WORKDIR/profile")
-flags.DEFINE_bool("tensorboard", False, "train: write TensorBoard's event files as well")
-flags.DEFINE_multi_string("compare", [], "evaluate: two runs or results side by side: A B")
-flags.DEFINE_string("suite", "main", "evaluate: main, full, samplers, tuning or judges")
-flags.DEFINE_string("weights", None, "evaluate: folder with the weights of feature networks")
-flags.DEFINE_enum("from", None, ("unid3", "taming"), "convert: what the checkpoint is")
-flags.DEFINE_enum("to", None, ("safetensors",), "convert: a run back to published names")
-flags.DEFINE_string("checkpoint", None, "convert: a PyTorch file, or .safetensors")
-flags.DEFINE_string("vq_config", None, "convert: the YAML file of a taming VQGAN")
-flags.DEFINE_string("network", "joint", "convert: joint, image_from_text or text_from_image")
-flags.DEFINE_string(
-    "text", None, "convert: the text vocabulary, if it is not beside the checkpoint"
-)
-flags.DEFINE_string("codes", None, "convert: which image codes are used, .npy or .pt; or 2887, 974")
-flags.DEFINE_integer("heads", None, "convert: attention heads; a 64th of the width unless given")
-
-
-def _set_up_platform(workdir: str) -> None:
-    """Keeps compiled programs in the folder of the run, so that a second start is fast."""
-    import jax
-
-    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", f"{workdir}/cache")
-    jax.config.update("jax_compilation_cache_dir", cache)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+_CONFIG = command_line.CONFIG
+SHAPES = pathlib.Path(__file__).parent / "assets" / "shapes"  # the packaged run
 
 
 def _workdir() -> str:
     if FLAGS.workdir:
         return FLAGS.workdir.rstrip("/")
+    if _CONFIG.value is None and FLAGS.mode == "sample":
+        return str(SHAPES)
     if _CONFIG.value is None:
         raise UserError("--workdir or --config is missing, expected one of them")
     return f"runs/{_CONFIG.value.name}"
@@ -98,6 +57,7 @@ def main(argv) -> None:
     mode, comparing = FLAGS.mode, FLAGS.mode == "evaluate" and FLAGS.compare
     if len(argv) > 1 and not comparing:
         raise UserError(f"{argv[1]!r} is no flag, expected --NAME=VALUE")
+    command_line.check(mode)
     logging.set_verbosity(logging.WARNING)  # of the libraries; ours speak by themselves
     if mode == "plan":
         from udd_jax.training import plan
@@ -125,7 +85,10 @@ def main(argv) -> None:
     workdir = _workdir()
     if mode in ("train", "tokenize"):
         stopping.end_at_once()
-    _set_up_platform(workdir)
+    from udd_jax.runtime import compiled
+
+    # The run of a sample may be a folder that should not change, such as the packaged one.
+    compiled.keep(None if mode == "sample" else f"{workdir}/cache")
     if mode in ("train", "tokenize", "evaluate", "replay"):
         from udd_jax.runtime import processes
 
@@ -140,12 +103,14 @@ def main(argv) -> None:
             profile=f"{workdir}/profile" if FLAGS.profile else None,
             tensorboard=FLAGS.tensorboard,
         )
+        if mode == "train":
+            _finish(files.folder(workdir))
     elif mode == "sample":
         from udd_jax import generate
         from udd_jax.runtime import bucket
 
         with bucket.whole(workdir) as here:
-            generate.sample(here, FLAGS)
+            generate.sample(here, FLAGS, command_line.typed_settings())
     elif mode == "replay":
         from udd_jax.runtime import logbook
         from udd_jax.training import replay
@@ -163,30 +128,39 @@ def main(argv) -> None:
         stages.evaluate_run(workdir, FLAGS.suite, _CONFIG.value, FLAGS.weights)
 
 
+def _finish(workdir) -> None:
+    """Prints what a training left, and what to try next."""
+    from udd_jax.runtime import logbook
+
+    names = ("weights", "text.model", "vq/tokenizer", "evaluation.json", "report.html")
+    made = [name for name in names if (workdir / name).exists()]
+    again = f"--workdir={shlex.quote(str(workdir))}"
+    logbook.finish(
+        ", ".join(made),
+        workdir,
+        f"open {workdir / 'report.html'} in a browser",
+        f"udd_jax --mode=sample {again} --task=pair --num=16",
+        f"udd_jax --mode=evaluate {again} --suite=full",
+    )
+
+
 def run() -> None:
     """The entry point: like `app.run`, but an error that the user can fix is one line.
 
     That is a UserError, a bad flag, or an answer of the system, such as a full disk (OSError). All
     else is a fault of the program and shows its traceback.
     """
+    about = command_line.about(sys.argv[1:])
+    if about is not None:
+        print(about)
+        return
     try:
-        app.run(main, flags_parser=_parse)
+        app.run(main, flags_parser=command_line.parse)
     except (UserError, OSError, flags.Error) as error:
         if os.environ.get("UDD_TRACEBACK"):
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(1)
-
-
-def _parse(argv):
-    """Parses flags and config. Only a mistake in these becomes a `flags.Error`."""
-    try:
-        return FLAGS(config_files.in_arguments(argv))
-    except (KeyError, AttributeError) as error:
-        what = f"{error} is no field of the config: configs/base.py has the list"
-        raise flags.Error(what) from error
-    except (TypeError, ValueError) as error:
-        raise flags.Error(str(error)) from error
 
 
 def keep_memory() -> None:
@@ -207,6 +181,7 @@ def keep_memory() -> None:
 def command() -> None:
     """The command `udd_jax`, and `python -m udd_jax.main`."""
     keep_memory()
+    stopping.end_on_interrupt()
     run()
 
 

@@ -50,6 +50,7 @@ def run(config: ml_collections.ConfigDict, workdir, until: str | None = None, **
     """
     workdir = files.folder(workdir)
     check(config)
+    logbook.begin()
     with lock.hold(workdir, logbook.say), bucket.near(workdir) as here:
         data = open_data(config)
         found = look(config, data, workdir)
@@ -246,6 +247,7 @@ def evaluate_run(workdir, suite: str = "main", config=None, weights: str | None 
     """
     if suite not in SUITES:
         raise UserError(f"suite {suite!r} does not exist, expected one of {', '.join(SUITES)}")
+    logbook.begin()
     with bucket.whole(workdir) as here:
         _evaluate(here, suite, config, weights)
 

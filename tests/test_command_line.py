@@ -1,0 +1,116 @@
+"""The flags: each belongs to some modes, every setting of the sampler is one, and help is short."""
+
+import dataclasses
+import sys
+
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+from configs import base
+from udd_jax import command_line, main
+from udd_jax.sampling.settings import Settings
+
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+CONFIG = "--config=configs/t2i.py"
+
+
+@pytest.fixture
+def typed(monkeypatch):
+    """Parses words as the command line does. Afterwards every flag is as before."""
+
+    def parse(*words):
+        monkeypatch.setattr(sys, "argv", ["udd_jax", *words])
+        for name in command_line.TAKES:
+            command_line.FLAGS[name].unparse()
+        for name in [name for name in command_line.FLAGS if name.startswith("config.")]:
+            delattr(command_line.FLAGS, name)
+        command_line.parse(sys.argv)
+        command_line.check(command_line.FLAGS.mode)
+
+    command_line.FLAGS.mark_as_parsed()
+    with flagsaver.flagsaver():
+        yield parse
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((CONFIG, "--prompt=a"), "--prompt does nothing in --mode=train (the default): leave it"),
+        ((CONFIG, "--prompt=a"), "leave it out, or add --mode=sample"),
+        (("--mode=train", CONFIG, "--num=2"), "--num does nothing in --mode=train: leave it out"),
+        (("--mode=evaluate", "--steps=3"), "--steps does nothing in --mode=evaluate"),
+        (("--mode=sample", "--suite=full"), "--suite does nothing in --mode=sample"),
+        (("--mode=plan", CONFIG, "--workdir=a"), "--workdir does nothing in --mode=plan"),
+        (("--mode=sample", CONFIG, "--config.train.steps=3"), "where the run has its config"),
+        (("--mode=sample", "--guidance_interval=1"), "--guidance_interval=1, expected LOW,HIGH"),
+    ],
+)
+def test_a_flag_that_does_nothing_is_refused(typed, words, message):
+    with pytest.raises(ValueError) as caught:
+        typed(*words)
+        command_line.typed_settings()
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_the_flags_of_a_mode_are_taken(typed):
+    typed("--mode=sample", "--workdir=a", "--prompt=b", "--top_r=.5", "--out=c", "--seed=3")
+    typed("--mode=evaluate", "--workdir=a", "--suite=full", "--weights=b")
+
+
+def test_every_setting_of_the_sampler_can_be_typed_in_two_ways(typed):
+    values = {
+        "sampler": "maskgit", "steps": 7, "guidance": 2.5, "guidance_schedule": "interval",
+        "guidance_interval": (0.1, 0.8), "temperature": 0.5, "top_r": 0.25, "top_k": 3,
+        "confidence": "margin", "noise": 1.5, "purity": 2.0, "group": 2, "threshold": 0.5,
+        "bound": 0.25, "eta": 0.75, "correct": 1,
+    }  # fmt: skip
+    fields = {field.name: field.default for field in dataclasses.fields(Settings)}
+    assert list(values) == list(fields) == list(command_line.SETTINGS)
+    assert all(values[name] != default for name, default in fields.items())
+    shown = {n: "0.1,0.8" if n == "guidance_interval" else v for n, v in values.items()}
+    typed("--mode=sample", *(f"--{name}={value}" for name, value in shown.items()))
+    assert command_line.typed_settings() == values
+    typed("--mode=sample", CONFIG, *(f"--config.sample.{n}={v}" for n, v in values.items()))
+    assert command_line.typed_settings() == values
+    assert Settings(**command_line.typed_settings()) == Settings(**values)
+
+
+def test_the_config_has_all_settings_and_those_for_some_samplers_at_their_defaults():
+    found = base.get_config().sample.to_dict()
+    for name, default in dataclasses.asdict(Settings()).items():
+        chosen = name in ("sampler", "steps", "temperature", "top_r")
+        assert chosen or found.pop(name) == default, name
+
+
+def test_without_arguments_it_prints_ten_lines_and_no_error(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["udd_jax"])
+    main.run()
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 10 and err == ""
+    assert max(map(len, out.splitlines())) <= 100
+
+
+def test_the_commands_of_the_overview_are_commands(typed):
+    words = ("--mode=", "--config", "--workdir=", "--prompt=", "--task=", "--num=", "--help")
+    lines = [line for line in command_line.OVERVIEW.splitlines() if line.startswith("  udd_jax")]
+    assert len(lines) == 6
+    for line in lines:
+        asked = [word for word in line.split() if word.startswith("--")]
+        assert all(word.startswith(words) for word in asked)
+        typed(*(word.replace("folder:DIR", "shapes") for word in asked))
+
+
+def test_help_has_every_flag_under_its_mode_and_can_be_of_one_mode():
+    lines = command_line.about(["--help"]).splitlines()
+    heads = [line for line in lines if line.startswith("--mode=")]
+    assert [head.partition(":")[0] for head in heads] == [f"--mode={m}" for m in command_line.MODES]
+    for name in command_line.TAKES:
+        assert name == "mode" or sum(line.split()[:1] == [f"--{name}"] for line in lines) == 1
+    one = command_line.about(["--mode=sample", "--help"])
+    assert "--eta" in one and "--workdir" in one and "--suite" not in one
+
+
+def test_every_flag_of_ours_says_which_modes_take_it():
+    ours = {f.name for f in flags.FLAGS.flags_by_module_dict()["udd_jax.command_line"]}
+    assert ours - {"config"} == command_line.TAKES.keys() - {"config"}

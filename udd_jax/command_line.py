@@ -1,0 +1,198 @@
+"""The flags of the command line: which modes take them, and what is printed about them.
+
+To add a flag, add a call of `_flag` that names the modes in which it does something. In any other
+mode it is refused (`check`). Each setting of the sampler (`sample` in `configs/base.py`) is a flag
+of `--mode=sample`; SETTINGS has their descriptions. No JAX here, so that `--help` is fast.
+"""
+
+from absl import flags
+from ml_collections import config_flags
+
+from udd_jax.errors import UserError
+from udd_jax.runtime import config_files
+
+MODES = {
+    "train": "run the main job: tokenizers, training, evaluation, report",
+    "data": "read all of the data and say what is in it",
+    "tokenize": "the main job up to the token cache",
+    "sample": "generate images and captions with a finished run",
+    "evaluate": "measure a finished run and write its report, or compare two",
+    "replay": "repeat the step at which a training failed",
+    "plan": "print what a config costs",
+    "convert": "turn a published checkpoint into a run, or a run into a checkpoint",
+    "export": "copy only the files of a run that sampling needs",
+}
+OVERVIEW = """\
+udd_jax generates images and captions together, and the missing parts of both.
+
+  udd_jax --mode=sample --prompt="a small red circle above a large blue square"    at once
+  udd_jax --config=configs/t2i.py                        train on an embedded world, 15 minutes
+  udd_jax --mode=sample --workdir=runs/t2i --task=pair --num=16          generate with that run
+  udd_jax --mode=data --config=configs/t2i.py --config.data=folder:DIR          check your data
+  udd_jax --config=configs/t2i.py --config.data=folder:DIR --workdir=runs/mine    train on them
+  udd_jax --mode=evaluate --workdir=runs/mine                    measure a run, write its report
+
+udd_jax --help lists all modes and flags; udd_jax --mode=sample --help those of one mode."""
+# The settings of the sampler, each a flag of --mode=sample. Unless given, the run's config decides.
+SETTINGS = {
+    "sampler": "order of reveal",
+    "steps": "network calls, 0 is T",
+    "guidance": "scale, 1 is off",
+    "guidance_schedule": "constant, linear or interval",
+    "guidance_interval": "LOW,HIGH as shares of T, for the schedule interval",
+    "temperature": "above 1 is more varied, below 1 is more likely",
+    "top_r": "keep the likeliest classes up to this mass",
+    "top_k": "keep so many classes, 0 is all",
+    "confidence": "probability, margin or entropy; for maskgit and best_first",
+    "noise": "temperature of the noise at the start; for maskgit",
+    "purity": "weight of the purity; for purity",
+    "group": "positions revealed in a call; for best_first and first_hitting",
+    "threshold": "reveal positions with a probability above it; for threshold",
+    "bound": "nats revealed in a call; for entropy_bounded",
+    "eta": "largest probability of masking again; for remdm_cap and remdm_rescale",
+    "correct": "tokens drawn again in each step; for ancestral",
+}
+_KINDS = {int: "integer", float: "float", str: "string", tuple: "list"}
+_HELP = {"-h", "-help", "--help", "-helpshort", "--helpshort", "-helpfull", "--helpfull"}
+
+FLAGS = flags.FLAGS
+TAKES = {}  # {flag: the modes that take it}
+
+
+def _flag(modes: str, kind: str, name: str, default, *more) -> None:
+    """`absl`'s DEFINE_kind(name, default, *more), where the last of `more` is the description."""
+    TAKES[name] = tuple(modes.split())
+    getattr(flags, f"DEFINE_{kind}")(name, default, *more)
+
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "settings, such as configs/t2i.py:smoke")
+TAKES["config"] = TAKES["mode"] = tuple(MODES)
+flags.DEFINE_enum("mode", "train", tuple(MODES), "what to do")
+_flag(
+    "train tokenize sample evaluate replay convert export", "string", "workdir", None,
+    "folder of the run, gs:// too; runs/NAME unless given",
+)  # fmt: skip
+_flag(
+    "sample convert export", "string", "out", None,
+    "folder or file for the results; for sample, WORKDIR/generated unless given",
+)  # fmt: skip
+_flag("train tokenize", "bool", "tensorboard", False, "write TensorBoard's event files as well")
+_flag("train", "bool", "profile", False, "write a trace of a few steps to WORKDIR/profile")
+
+_flag(
+    "sample", "string", "task", "t2i",
+    "t2i, i2t, pair, image, text, infill, or a rule such as image|text",
+)  # fmt: skip
+_flag("sample", "multi_string", "given", [], "NAME=VALUE, a text or a file; may be repeated")
+_flag("sample", "multi_string", "prompt", [], "--given text=; may be repeated")
+_flag("sample", "multi_string", "image", [], "--given image=; may be repeated")
+_flag("sample", "string", "mask", None, "a picture, white where the image is generated (infill)")
+_flag("sample", "string", "negative_prompt", None, "a text that guidance leads away from")
+_flag("sample", "integer", "blank_tokens", 1, "tokens that ___ in a prompt stands for (infill)")
+_flag("sample", "integer", "num", None, "how many; of each prompt or image")
+_flag("sample", "integer", "batch_size", 64, "how many at once")
+_flag("sample", "integer", "seed", 0, "seed")
+_defaults = config_files.load("configs/base.py").sample
+for _name, _about in SETTINGS.items():
+    _flag("sample", _KINDS[type(_defaults[_name])], _name, None, _about)
+
+_flag("evaluate", "multi_string", "compare", [], "two runs or results side by side: A B")
+_flag("evaluate", "string", "suite", "main", "main, full, samplers, tuning or judges")
+_flag("evaluate", "string", "weights", None, "folder with the weights of feature networks")
+
+_flag("convert", "enum", "from", None, ("unid3", "taming"), "what the checkpoint is")
+_flag("convert", "enum", "to", None, ("safetensors",), "a run back to published names")
+_flag("convert", "string", "checkpoint", None, "a PyTorch file, or .safetensors")
+_flag("convert", "string", "vq_config", None, "the YAML file of a taming VQGAN")
+_flag("convert", "string", "network", "joint", "joint, image_from_text or text_from_image")
+_flag("convert", "string", "text", None, "the text vocabulary, if it is not beside the checkpoint")
+_flag("convert", "string", "codes", None, "which image codes are used, .npy or .pt; or 2887, 974")
+_flag("convert", "integer", "heads", None, "attention heads; a 64th of the width unless given")
+
+
+def parse(argv: list[str]) -> list[str]:
+    """Parses flags and config; returns the words that are no flags, after the name of the program.
+
+    `flags.Error` for a mistake in these, and for nothing else.
+    """
+    try:
+        return FLAGS(config_files.in_arguments(argv))
+    except (KeyError, AttributeError) as error:
+        what = f"{error} is no field of the config: configs/base.py has the list"
+        raise flags.Error(what) from error
+    except (TypeError, ValueError) as error:
+        raise flags.Error(str(error)) from error
+
+
+def check(mode: str) -> None:
+    """UserError, one line, if a flag was typed that does nothing in this mode."""
+    for name, modes in TAKES.items():
+        if FLAGS[name].present and mode not in modes:
+            here = f"--mode={mode}" + ("" if FLAGS["mode"].present else " (the default)")
+            others = " or ".join(f"--mode={other}" for other in modes)
+            raise UserError(f"--{name} does nothing in {here}: leave it out, or add {others}")
+    for name in typed_fields() if mode == "sample" else ():
+        if not name.startswith("sample."):
+            raise UserError(
+                f"--config.{name} does nothing in --mode=sample, where the run has its config: "
+                "leave it out; only --config.sample.* count"
+            )
+
+
+def typed_fields() -> dict:
+    """{field: value} of the fields of the config that were typed, such as "sample.steps"."""
+    return {} if CONFIG.value is None else dict(config_flags.get_override_values(FLAGS["config"]))
+
+
+def typed_settings() -> dict:
+    """{setting: value} of the settings of the sampler that were typed, in either way."""
+    prefix = "sample."
+    fields = {n.removeprefix(prefix): v for n, v in typed_fields().items() if n.startswith(prefix)}
+    given = {name: getattr(FLAGS, name) for name in SETTINGS if getattr(FLAGS, name) is not None}
+    if "guidance_interval" in given:
+        given["guidance_interval"] = _interval(given["guidance_interval"])
+    return fields | given
+
+
+def _interval(words: list[str]) -> tuple[float, ...]:
+    try:
+        low, high = map(float, words)
+    except ValueError:
+        raise UserError(
+            f"--guidance_interval={','.join(words)}, expected LOW,HIGH such as 0.1,0.8"
+        ) from None
+    return low, high
+
+
+def about(words: list[str]) -> str | None:
+    """What to print if the command line only asks what can be done; None if it asks for more."""
+    if not words:
+        return OVERVIEW
+    if not _HELP & set(words):
+        return None
+    asked = [mode for mode in MODES if {f"--mode={mode}", f"-mode={mode}"} & set(words)]
+    return describe(*asked)
+
+
+def describe(*modes: str) -> str:
+    """The flags, grouped by mode; only those of `modes` if any are given."""
+    several = [name for name, takes in TAKES.items() if len(takes) > 1 and name != "mode"]
+    if modes:
+        several = [name for name in several if set(modes) & set(TAKES[name])]
+    lines = ["udd_jax --mode=MODE [--NAME=VALUE ...]; without --mode it is train", ""]
+    lines += [_line(name, _modes(name)) for name in several]
+    for mode in modes or MODES:
+        lines += ["", f"--mode={mode}: {MODES[mode]}"]
+        lines += [_line(name) for name, takes in TAKES.items() if takes == (mode,)]
+    return "\n".join([*lines, "", "configs/base.py has the fields that --config.NAME=VALUE sets."])
+
+
+def _modes(name: str) -> str:
+    return "" if len(TAKES[name]) == len(MODES) else f" ({', '.join(TAKES[name])})"
+
+
+def _line(name: str, suffix: str = "") -> str:
+    flag = FLAGS[name]
+    default = "" if flag.default in (None, [], False) else f"; {flag.default}"
+    about = flag.help.splitlines()[0].rstrip(";")  # absl adds a line to some
+    return f"  {f'--{name}':20} {about}{default}{suffix}"
