@@ -19,7 +19,7 @@ FLOORS = (  # from the ground up; rooms of one floor do not import each other
     {"values"},
     {"build"},
     {"training"},
-    {"convert"},
+    {"convert", "hub"},
     {"pipeline"},
     {"evaluation"},
     {"stages", "generate"},

@@ -15,9 +15,9 @@ The packages, each with one question:
     convert       How do published weights get in and out?
     runtime       What does a long computation need?
 
-`pipeline` is the Python interface, `values` what it takes, `main` the command line,
-`command_line` its flags, `stages` the main job, `generate` sampling from the command line, `build`
-goes from a config to its parts, `errors` says what a user can fix.
+`pipeline` is the Python interface, `values` what it takes, `hub` a folder to pass on, `main` the
+command line, `command_line` its flags, `stages` the main job, `generate` sampling from the command
+line, `build` goes from a config to its parts, `errors` says what a user can fix.
 """
 
 import importlib.metadata

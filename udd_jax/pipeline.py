@@ -28,13 +28,13 @@ import ml_collections
 import numpy as np
 from PIL import Image
 
-from udd_jax import build, values
+from udd_jax import build, hub, values
 from udd_jax.data import pixels
 from udd_jax.diffusion import tasks, transition
 from udd_jax.diffusion import vocab as vocabs
 from udd_jax.errors import UserError
 from udd_jax.networks import transformer
-from udd_jax.runtime import compiled, sharding, trees
+from udd_jax.runtime import compiled, files, sharding, trees
 from udd_jax.sampling.settings import Settings
 from udd_jax.tokenizers import codecs
 
@@ -103,6 +103,7 @@ class Pipeline:
     model: transformer.Transformer
     params: dict
     mesh: jax.sharding.Mesh | None = None
+    folder: pathlib.Path | None = None  # where it was loaded from
 
     @classmethod
     def load(cls, directory) -> "Pipeline":
@@ -110,7 +111,34 @@ class Pipeline:
         compiled.keep()
         directory = pathlib.Path(directory)
         config, tokenizers = build.read_config(directory), build.load_tokenizers(directory)
-        return cls.assemble(config, tokenizers, build.load_weights(directory))
+        pipe = cls.assemble(config, tokenizers, build.load_weights(directory))
+        return dataclasses.replace(pipe, folder=directory)
+
+    @classmethod
+    def from_pretrained(cls, folder) -> "Pipeline":
+        """Reads a folder that `save_pretrained` wrote, or the folder of a run.
+
+        FileNotFoundError or ValueError, one line. A folder of the first kind is refused if it has
+        links or files that could run code (`hub.check`).
+        """
+        folder = pathlib.Path(folder)
+        if not hub.is_one(folder):
+            return cls.load(folder)
+        compiled.keep()
+        return dataclasses.replace(cls.assemble(*hub.read(folder)), folder=folder)
+
+    def save_pretrained(self, folder, license: str = "unknown") -> None:
+        """Writes the files of this pipeline and its model card to a new folder (`hub.py`).
+
+        license: the identifier for the card, such as "apache-2.0". The card has the results of
+        `evaluation.json` where the pipeline was loaded from. UserError if the folder has files.
+        """
+        path = self.folder and self.folder / hub.RESULT
+        evaluation = files.read_json(path) if path and path.exists() else None
+        count = sum(np.size(leaf) for leaf in jax.tree.leaves(self.params))
+        card = hub.card(self.config, self.vocab, count, evaluation, license)
+        params = jax.device_get(self.params)
+        hub.write(folder, self.config, self.tokenizers, params, evaluation, card)
 
     @classmethod
     def assemble(cls, config, tokenizers: dict, params) -> "Pipeline":

@@ -1,0 +1,216 @@
+"""A pipeline as a folder of the layout that model hubs know; `Pipeline.save_pretrained` writes it.
+
+    config.json                     the config of the run
+    model.safetensors               the weights (`trees.save_tree`)
+    image_tokenizer.safetensors     the image tokenizer
+    text.model                      the text tokenizer
+    evaluation.json                 the results, if there are any
+    README.md                       the model card (`card`)
+
+A folder from elsewhere is data and not a program. No file in it is unpickled or imported, and
+`check` refuses a folder with links, with files that could run code, or with a config that names
+files outside of it. When a folder is written, such names lose their folders.
+"""
+
+import json
+import pathlib
+
+import ml_collections
+
+from udd_jax import build
+from udd_jax.errors import NotFound, UserError
+from udd_jax.runtime import files, provenance, trees
+from udd_jax.tokenizers import image_tokenizer, text_tokenizer
+
+WEIGHTS, CARD, RESULT = "model.safetensors", "README.md", "evaluation.json"
+# {modality: (file, how its tokenizer is written, how it is read)}
+TOKENIZERS = {
+    "image": ("image_tokenizer.safetensors", image_tokenizer.save, image_tokenizer.load),
+    "text": ("text.model", lambda path, tokenizer: tokenizer.save(path), text_tokenizer.load),
+}
+FILES = (build.CONFIG, WEIGHTS, *(name for name, *_ in TOKENIZERS.values()), RESULT, CARD)
+# Endings of files that hold programs, or pickles, which are programs too.
+_PROGRAMS = (
+    *(".bin", ".ckpt", ".dill", ".joblib", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth"),
+    *(".dll", ".h5", ".keras", ".py", ".pyc", ".sh", ".so"),
+)
+_MAGIC = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK\x03\x04")  # pickles, archives
+
+
+def write(folder, config, tokenizers: dict, params, evaluation: dict | None, about: str) -> None:
+    """Writes the folder; UserError if `folder` has something already.
+
+    evaluation: the content of `evaluation.json`, or None. about: the model card.
+    """
+    folder = pathlib.Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} exists and is not an empty folder: choose another one")
+    stored = _without_folders(json.loads(config.to_json()))
+    with files.whole(folder) as new:
+        new.mkdir(parents=True)
+        record = {"config": stored, "made_with": provenance.versions()}
+        files.write_json(new / build.CONFIG, record)
+        trees.save_tree(new / WEIGHTS, params)
+        for name, tokenizer in tokenizers.items():
+            file, save, _ = TOKENIZERS[name]
+            save(new / file, tokenizer)
+        if evaluation is not None:
+            files.write_json(new / RESULT, _without_folders(evaluation))
+        files.write_text(new / CARD, about)
+
+
+def is_one(folder) -> bool:
+    """Whether `folder` has the layout of this file; else it may be the folder of a run."""
+    return (pathlib.Path(folder) / WEIGHTS).exists()
+
+
+def read(folder, links=None) -> tuple[ml_collections.ConfigDict, dict, dict]:
+    """(config, {modality: tokenizer}, weights). links: see `check`.
+
+    Raises:
+        ValueError, FileNotFoundError: one line; a file is missing, damaged or refused.
+    """
+    folder = pathlib.Path(folder)
+    check(folder, links)
+    config = build.read_config(folder)
+    for name, value in _strings(config.to_dict()):
+        if _outside(value):
+            raise UserError(
+                f"{folder / build.CONFIG} refused: {name} = {value!r} names a file outside of it"
+            )
+    tokenizers = {}
+    for name, (file, _, load) in TOKENIZERS.items():
+        if not (folder / file).exists():
+            raise NotFound(f"{folder} has no file {file!r}: it is not complete")
+        tokenizers[name] = load(folder / file)
+    return config, tokenizers, trees.load_tree(folder / WEIGHTS)[0]
+
+
+def check(folder, links=None) -> None:
+    """UserError, one line, if the folder holds a link or a file that could run code.
+
+    links: a folder into which links may lead, as in the cache of a hub; None allows none.
+    """
+    folder = pathlib.Path(folder)
+    if not folder.is_dir():
+        raise NotFound(f"{folder} is not a folder")
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink():
+            if links is None or not path.resolve().is_relative_to(pathlib.Path(links).resolve()):
+                raise UserError(f"{folder} refused: {path.name} is a link: put the file itself")
+        elif not path.is_dir() and not path.is_file():
+            raise UserError(f"{folder} refused: {path.name} is not a regular file")
+        if path.is_dir():
+            continue
+        if path.suffix.lower() in _PROGRAMS:
+            raise UserError(f"{folder} refused: {path.name} may hold a program: remove it")
+        with path.open("rb") as file:
+            start = file.read(4)
+        # A safetensors file begins with a length, which may be any number.
+        if path.suffix != ".safetensors" and start.startswith(_MAGIC):
+            raise UserError(f"{folder} refused: {path.name} is a pickle or an archive: remove it")
+
+
+def _strings(value, name: str = "config"):
+    """(name, text) of all strings in nested dicts and lists."""
+    if isinstance(value, str):
+        yield name, value
+    elif isinstance(value, dict | list | tuple):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, inner in items:
+            yield from _strings(inner, f"{name}.{key}")
+
+
+def _outside(text: str) -> bool:
+    """Whether a text, or its part after `kind:`, is a path that leads out of a folder."""
+    for word in (text, text.partition(":")[2]):
+        for kind in (pathlib.PurePosixPath, pathlib.PureWindowsPath):
+            path = kind(word)
+            if path.anchor or ".." in path.parts or word.startswith("~"):
+                return True
+    return False
+
+
+def _without_folders(value):
+    """A JSON value in which paths that lead outside are only the last of their names."""
+    if isinstance(value, dict):
+        return {key: _without_folders(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(inner) for inner in value]
+    if not isinstance(value, str) or not _outside(value):
+        return value
+    kind, colon, path = value.partition(":")
+    kept = colon and kind.isalpha() and len(kind) > 1  # "folder:", and not the drive "C:"
+    last = (path if kept else value).replace("\\", "/").rstrip("/").rpartition("/")[2]
+    return (f"{kind}:" if kept else "") + last.strip("~.")
+
+
+def card(config, vocab, count: int, evaluation: dict | None, license: str) -> str:
+    """The model card: what it is, how to use it, results, data and limits, in Markdown.
+
+    count: parameters of the network; license: an identifier such as "apache-2.0".
+    """
+    config = ml_collections.ConfigDict(_without_folders(json.loads(config.to_json())))
+    names = [m.name for m in vocab.modalities]
+    mixture = {task: weight for task, weight in config.train.mixture.items() if weight > 0}
+    tokens = "; ".join(
+        f"{m.name}: {m.length} tokens of {m.classes} classes" for m in vocab.modalities
+    )
+    lines = [
+        "---",
+        "library_name: udd_jax",
+        f"license: {json.dumps(license)}",
+        "pipeline_tag: text-to-image",
+        "tags: [jax, discrete-diffusion, text-to-image, image-to-text]",
+        "---",
+        "",
+        f"# {config.name}",
+        "",
+        f"One network with {count:,} parameters that generates {' and '.join(names)} together, one "
+        "from the other, and the missing parts of both, by discrete diffusion (UniD3, arXiv "
+        "2211.14842).",
+        "",
+        "## How to use",
+        "",
+        "    import udd_jax",
+        '    pipe = udd_jax.Pipeline.from_pretrained("THIS FOLDER")',
+        '    pipe.text_to_image("a caption", num=4, seed=0).pil',
+        "",
+        "## What it was trained on",
+        "",
+        f"Data: {config.data}. Tasks, with their weights: "
+        + ", ".join(f"{task} {weight:g}" for task, weight in mixture.items())
+        + f". {config.train.steps:,} steps of {config.train.batch_size}.",
+        "",
+        "## Results",
+        "",
+        *_results(evaluation),
+        "",
+        "## Limits",
+        "",
+        f"- Images are {config.image_size} x {config.image_size} pixels; {tokens}.",
+        "- A longer caption is refused.",
+        "- It knows what is in the data above and nothing else.",
+    ]
+    if evaluation and evaluation.get("unmeasured"):
+        lines += [f"- Not measured: {'; '.join(evaluation['unmeasured'])}."]
+    return "\n".join(lines) + "\n"
+
+
+def _results(evaluation: dict | None) -> list[str]:
+    if not evaluation or not evaluation.get("headline"):
+        return ["This model has not been evaluated."]
+    protocol = evaluation["manifest"]["protocol"]
+    lines = [
+        f"Split {protocol['split']}, {protocol['item_count']} items, suite {protocol['suite']}; "
+        "± is one standard error.",
+        "",
+        "| task | measure | value | better |",
+        "|---|---|---|---|",
+    ]
+    for row in evaluation["headline"]:
+        value = f"{row['value']:.3f} ± {row['error']:.3f}"
+        lines.append(f"| {row['task']} | {row['name']} | {value} | {row['better']} |")
+    if evaluation.get("errors"):
+        lines += ["", "Impossible results: " + "; ".join(evaluation["errors"]) + "."]
+    return lines
