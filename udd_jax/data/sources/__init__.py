@@ -33,12 +33,14 @@ _SIZES = {"train": 20000, "validation": 1000, "test": 1000}  # of an embedded wo
 _CAPTIONS = {"train": 4}  # captions of each image in an embedded world; 1 in other splits
 
 
-def open_source(spec: str, split: str, **options):
+def open_source(spec: str, split: str, image_size: int | None = None, **options):
     """Opens a source.
 
     Args:
         spec: the name of an embedded world (WORLDS), or "kind:path" as in the list above.
         split: "train", "validation" or "test".
+        image_size: the size to which pictures will be fitted; those that are then equal are never
+            in two splits of stored data. None: those whose pixels are equal.
         **options: for an embedded world `size`, `seed`, `captions_per_image`; for stored data
             `validation` and `test`, the shares for splits that the data lack, `trust_splits` and
             `size` (`listing.choose`), and the options of the `source` function of the kind. None
@@ -60,8 +62,9 @@ def open_source(spec: str, split: str, **options):
         source = functools.partial(worlds.Source, WORLDS[kind])
     else:
         source = importlib.import_module(f"udd_jax.data.sources.{kind}").source
+    shares = "shares" in inspect.signature(source).parameters
     known = [name for name in inspect.signature(source).parameters if name not in ("path", "split")]
-    if "shares" in known:
+    if shares:
         known.remove("shares")
         known = [name for name in known if name not in LAST] + [
             *SHARED,
@@ -76,4 +79,4 @@ def open_source(spec: str, split: str, **options):
     if kind in WORLDS:
         usual = {"size": _SIZES.get(split, 1), "captions_per_image": _CAPTIONS.get(split, 1)}
         return source(split, **(usual | options))
-    return source(path, split, **options)
+    return source(path, split, **options, **({"side": image_size} if shares else {}))
