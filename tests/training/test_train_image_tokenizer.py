@@ -15,7 +15,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from udd_jax.data import records, sources
 from udd_jax.data.sources import shapes
 from udd_jax.runtime import trees
-from udd_jax.tokenizers import codebook, image_tokenizer, vqgan
+from udd_jax.tokenizers import codebook, image_tokenizer, reconstruction, vqgan
 from udd_jax.training import finish, train_image_tokenizer
 
 TILES = np.random.default_rng(5).integers(0, 2, (5, 4, 4, 3)) * 160 + 48
@@ -123,7 +123,7 @@ def test_training_tells_every_tile_and_repeats_it(run):
     # One code a tile, whatever the noise, and as many codes as there are tiles.
     assert tokenizer.codes == 5
     assert len(set(zip(numbers.ravel().tolist(), codes.ravel().tolist(), strict=True))) == 5
-    decoded = train_image_tokenizer.reconstruction.psnr(tokenizer.decode(codes), images)
+    decoded = reconstruction.psnr(tokenizer.decode(codes), images)
     assert decoded.mean() > 15  # one colour for all has 10
 
 
