@@ -7,6 +7,7 @@ back. READ and WRITE have the functions that read the given values and write the
 
 import dataclasses
 import json
+import os
 import pathlib
 
 import numpy as np
@@ -19,6 +20,8 @@ from udd_jax.evaluation.report import contact_sheet
 from udd_jax.runtime import files, logbook
 
 SHORT = {"text": "prompt", "image": "image"}  # short flags for `--given NAME=`
+SEEDS = 2**32  # a key of JAX has so many
+SHEET = 400  # at most so many images on the sheet
 SETTINGS = ("sampler", "steps", "guidance", "temperature", "top_r", "top_k")
 
 
@@ -32,6 +35,7 @@ def sample(workdir, flags) -> pathlib.Path:
     asked = _asked(flags)
     pipe = pipeline.Pipeline.load(workdir)
     _check(flags, asked, pipe.vocab)
+    out = _folder(flags.out or pathlib.Path(workdir) / "generated")
     # A few samples take less time than compilation, and one block compiles faster than all of them.
     pipe = pipe.with_network(unroll=1)
     changes = {n: getattr(flags, n) for n in SETTINGS if getattr(flags, n) is not None}
@@ -52,13 +56,22 @@ def sample(workdir, flags) -> pathlib.Path:
         away = {"text": [flags.negative_prompt]} if flags.negative_prompt else None
         count = None if given else num
         result = pipe.generate(flags.task, count, given=given, negative=away, **common)
-    out = pathlib.Path(flags.out or pathlib.Path(workdir) / "generated")
     out.mkdir(parents=True, exist_ok=True)
-    _write(out, flags, asked, settings, result)
+    first = _write(out, flags, asked, settings, result)
     if mask is not None:
         pasted = pixels.composite(result.images, given["image"], mask)
-        for i, image in enumerate(pasted):
-            pixels.write_png(out / _name("composite", i, len(pasted)), image)
+        for i, image in enumerate(pasted, first):
+            pixels.write_png(out / _name("composite", i, first + len(pasted)), image)
+    return out
+
+
+def _folder(path) -> pathlib.Path:
+    """The output folder, not made yet. ValueError if it is a file or cannot be made."""
+    out = pathlib.Path(path).expanduser()
+    there = next(place for place in (out, *out.absolute().parents) if place.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        why = "may not be written to" if there.is_dir() else "is a file"
+        raise UserError(f"--out={out} cannot be a folder, since {there} {why}: name another")
     return out
 
 
@@ -89,6 +102,8 @@ def _check(flags, asked, vocab) -> None:
         raise UserError(f"{name} means nothing for --task={flags.task}: leave it out")
     if flags.num is not None and flags.num < 1:
         raise UserError(f"--num = {flags.num}, expected at least 1")
+    if not 0 <= flags.seed < SEEDS:
+        raise UserError(f"--seed = {flags.seed}, expected 0 to {SEEDS - 1}")
     if flags.batch_size < 1:
         raise UserError(f"--batch_size = {flags.batch_size}, expected at least 1")
     if infill:
@@ -159,8 +174,12 @@ def _write_text(out, i, text) -> dict:
 WRITE = {"image": _write_image, "text": _write_text}
 
 
-def _write(out, flags, asked, settings, result) -> None:
+def _write(out, flags, asked, settings, result) -> int:
+    """Writes the results, numbered on after those that are in the folder; returns the number."""
     count, lines = len(result.tokens), []
+    path = out / "samples.jsonl"
+    before = path.read_text() if path.exists() else ""
+    first = before.count("\n")
     shown = {"negative_prompt": flags.negative_prompt, "mask": flags.mask}
     shown = {name: value for name, value in shown.items() if value}
     most = max((len(values) for values in asked.values()), default=1)
@@ -168,13 +187,18 @@ def _write(out, flags, asked, settings, result) -> None:
     for i in range(count):
         line = {"task": flags.task, "seed": flags.seed, "index": i}
         for name, values in result.values.items():
-            line |= WRITE[name](out, i, values[i])
+            line |= WRITE[name](out, first + i, values[i])
         if asked:
             line["given"] = {name: values[i] for name, values in given.items()}
         lines.append(line | shown | {"settings": dataclasses.asdict(settings)})
     text = "".join(json.dumps(line) + "\n" for line in lines)
-    files.write_text(out / "samples.jsonl", text)
+    files.write_text(path, before + text)
     if result.images is not None:
-        sheet = contact_sheet.sheet(result.images, result.captions, columns=min(8, count))
+        images, captions = result.images[:SHEET], result.captions
+        captions = captions if captions is None else captions[:SHEET]
+        if count > SHEET:
+            logbook.say(f"sheet.png shows the first {SHEET} of {count} images")
+        sheet = contact_sheet.sheet(images, captions, columns=min(8, count))
         pixels.write_png(out / "sheet.png", sheet)
     logbook.say(f"written to {out}")
+    return first

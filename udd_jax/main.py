@@ -82,7 +82,7 @@ def _set_up_platform(workdir: str) -> None:
 
 def _workdir() -> str:
     if FLAGS.workdir:
-        return FLAGS.workdir.rstrip("/")
+        return os.path.expanduser(FLAGS.workdir.rstrip("/"))
     if _CONFIG.value is None:
         raise UserError("--workdir or --config is missing, expected one of them")
     return f"runs/{_CONFIG.value.name}"
@@ -100,9 +100,9 @@ def main(argv) -> None:
         raise UserError(f"{argv[1]!r} is no flag, expected --NAME=VALUE")
     logging.set_verbosity(logging.WARNING)  # of the libraries; ours speak by themselves
     if mode == "plan":
-        from udd_jax.training import plan
+        from udd_jax.training import plan, recipe
 
-        print(plan.describe(_config()))
+        print(plan.describe(recipe.fill(_config())))
         return
     if mode == "data":
         from udd_jax import stages

@@ -34,7 +34,7 @@ from udd_jax.networks import transformer
 from udd_jax.runtime import bucket, files, lock, logbook, processes, run_folder, sharding, trees
 from udd_jax.sampling.settings import Settings
 from udd_jax.tokenizers import image_tokenizer, text_tokenizer
-from udd_jax.training import limits, optimiser, plan, train_diffusion, train_image_tokenizer
+from udd_jax.training import limits, optimiser, plan, recipe, train_diffusion, train_image_tokenizer
 
 SUITES = ("main", "full", "samplers", "tuning", "judges")
 SPLITS = ("train", "validation", "test")
@@ -49,6 +49,7 @@ def run(config: ml_collections.ConfigDict, workdir, until: str | None = None, **
     `train_diffusion.train`. ValueError, one line: the config, the data or the folder do not fit.
     """
     workdir = files.folder(workdir)
+    config = recipe.fill(config, workdir)
     check(config)
     with lock.hold(workdir, logbook.say), bucket.near(workdir) as here:
         data = open_data(config)
@@ -150,6 +151,7 @@ def describe_data(config) -> None:
     Raises:
         ValueError: the data do not exist, or too much of them cannot be used.
     """
+    config = recipe.fill(config)
     data = open_data(config)
     found = look(config, data)
     with tempfile.TemporaryDirectory() as folder:

@@ -113,6 +113,20 @@ def read_for(
         raise UserError(f"image: {name} is damaged: {cause}") from None
 
 
+def size(source: bytes) -> tuple[int, int]:
+    """(width, height) of an encoded image as it is stored, without decoding it.
+
+    ValueError if it is no image.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="PIL")
+            with Image.open(io.BytesIO(source), formats=formats()) as image:
+                return image.size
+    except Exception as error:  # the decoders of Pillow raise errors of any type
+        raise UserError(f"image: the {len(source)} bytes given are damaged: {error}") from None
+
+
 def fit(image: np.ndarray, size: int, filter: str = FILTER) -> np.ndarray:
     """The centre square of uint8[H, W, 3], resized to uint8[size, size, 3].
 

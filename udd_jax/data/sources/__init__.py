@@ -20,6 +20,7 @@ use.
 import functools
 import importlib
 import inspect
+import os
 
 from udd_jax.data.sources import glyphs, shapes, worlds
 from udd_jax.errors import UserError
@@ -54,6 +55,7 @@ def open_source(spec: str, split: str, image_size: int | None = None, **options)
         ValueError: unknown kind or option, or the data do not exist.
     """
     kind, colon, path = spec.partition(":")
+    path = os.path.expanduser(path)
     if (kind not in WORLDS or colon) and (kind not in STORED or not path):
         kinds = ", ".join([*WORLDS, *(f"{name}:PATH" for name in STORED)])
         raise UserError(f"data is {spec!r}, expected one of {kinds}")
