@@ -227,8 +227,9 @@ class _Unpickler(pickle.Unpickler):
 def load(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """{name: tensor} of a file; the arrays are read-only views of it.
 
-    The tensors are those of the entry "state_dict" if it exists, or else of the dict in the file. A
-    file with a single tensor has it under "". A file of TorchScript has those of its modules.
+    The tensors are those of the entry "state_dict" or "model" if it exists, or else of the dict in
+    the file. A file with a single tensor has it under "". A file of TorchScript has those of its
+    modules.
 
     Raises:
         ValueError: one line; the file does not exist, is not a PyTorch file, is damaged or cut
@@ -263,7 +264,8 @@ def _tensors(top) -> dict[str, _Tensor]:
     if isinstance(top, _Module):
         return dict(_walk(top, ""))
     if isinstance(top, dict):
-        top = top.get("state_dict", top)
+        inner = (top.get(name) for name in ("state_dict", "model"))
+        top = next((value for value in inner if isinstance(value, dict)), top)
     items = top.items() if isinstance(top, dict) else ()
     return {str(name): value for name, value in items if isinstance(value, _Tensor)}
 
