@@ -83,6 +83,10 @@ def get_config() -> ml_collections.ConfigDict:
             "decay": 0.99,  # of the codebook's moving averages
             "restart": {"until": 0.8, "threshold": 0.02, "factor": 2.0},  # of unused codes
             "merge": 5.0,  # merges codes that differ only by noise; 0 keeps all codes
+            # dB, the most that merging may cost; .3, and any for an embedded world.
+            "merge_cost": placeholder(float),
+            # dB above cells of one colour that the tokenizer of stored data must reach; 0 is off.
+            "above_flat": 3.0,
             "temperature": (0.9, 1e-6),  # of the Gumbel quantiser: first, last
             "perceptual": 0.0,  # weight of LPIPS; needs its files in `weights`
             "weights": "",  # the folder of LPIPS' files

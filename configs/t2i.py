@@ -32,7 +32,7 @@ def smoke(c):
     """Every stage, as small as possible, for tests. The quality is bad, so there are no aims."""
     c.data_options.size = 256
     c.vq.model.update({"n_embed": 64, "ch": 32})
-    c.vq.update({"pictures": 256, "steps": 40, "plain_steps": 10})
+    c.vq.update({"pictures": 256, "steps": 40, "plain_steps": 10, "above_flat": 0.0})
     c.model.update({"layers": 1, "width": 32, "heads": 2, "unroll": 1})
     c.diffusion.steps = 20
     c.train.update({"steps": 30, "batch_size": 16, "warmup": 5, "log_every": 5, "save_every": 10})
@@ -84,6 +84,7 @@ def _published(c):
     c.vq.model.update({"local_encoder": False, "local_decoder": False})
     c.vq.update({"pictures": 0, "steps": 200_000, "batch_size": 16, "learning_rate": 1e-4})
     c.vq.update({"loss": "l1", "merge": 0.0, "plain_steps": 0, "commitment": 5e-4})
+    c.vq.above_flat = 0.0  # it is trained for looks, not for PSNR
     c.diffusion.steps = 500
     c.model.update(
         {

@@ -40,7 +40,8 @@ def picture(tmp_path):
 
 
 def sampled(tmp_path, **changes):
-    out = generated(tmp_path, out=str(tmp_path / "out"), **changes)
+    place = tmp_path / f"out{len(list(tmp_path.iterdir()))}"
+    out = generated(tmp_path, out=str(place), **changes)
     return out, [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
 
 
@@ -77,6 +78,40 @@ def test_a_line_says_all_that_makes_its_sample_again(tmp_path):
         **line["settings"],
     )
     np.testing.assert_array_equal(again.images[0], pixels.read(out / line["image"]))
+
+
+def test_what_is_in_the_folder_stays_and_new_samples_are_numbered_on(tmp_path):
+    flag = {"prompt": ["a red circle"], "out": str(tmp_path / "out")}
+    out = generated(tmp_path, num=4, **flag)
+    old = {path.name: path.read_bytes() for path in out.glob("image-*.png")}
+    generated(tmp_path, num=4, seed=1, **flag)
+    lines = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
+    assert [line["image"] for line in lines] == [f"image-{i:04d}.png" for i in range(8)]
+    assert [line["seed"] for line in lines] == [0] * 4 + [1] * 4
+    assert all((out / name).read_bytes() == content for name, content in old.items())
+
+
+def test_a_folder_that_cannot_be_and_a_seed_that_none_has_are_refused_before_sampling(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(one_pipeline.pipe.__class__, "stream", None)  # a call would raise
+    (tmp_path / "file").write_text("")
+    for out in ("file", "file/below"):
+        with pytest.raises(ValueError, match=r"--out=.*file.* cannot be a folder"):
+            generated(tmp_path, prompt=["a circle"], out=str(tmp_path / out))
+    for seed in (-1, 2**32, 2**63):
+        with pytest.raises(ValueError, match=rf"--seed = {seed}, expected 0 to 4294967295"):
+            generated(tmp_path, prompt=["a circle"], seed=seed)
+
+
+def test_a_sheet_of_many_is_bounded(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(generate, "SHEET", 3)
+    out, lines = sampled(tmp_path, prompt=["a red circle"], num=4)
+    assert len(lines) == 4 and "sheet.png shows the first 3 of 4" in capsys.readouterr().out
+    monkeypatch.setattr(generate, "SHEET", 4)
+    wider, _ = sampled(tmp_path, prompt=["a red circle"], num=4)
+    widths = [pixels.read(folder / "sheet.png").shape[1] for folder in (out, wider)]
+    assert widths[0] < widths[1]
 
 
 def test_an_image_gets_a_caption(tmp_path, picture):

@@ -2,6 +2,7 @@
 what is refused before the first, and one's own pictures through all of them.
 """
 
+import dataclasses
 import json
 
 import numpy as np
@@ -10,10 +11,10 @@ import pytest
 from configs import t2i
 from tests.helpers import tiny
 from tests.training.test_train_image_tokenizer import Tiles, make_config
-from udd_jax import build, stages
+from udd_jax import build, pipeline, stages
 from udd_jax.data import batches, pixels, records
-from udd_jax.evaluation import feature_networks
-from udd_jax.runtime import trees
+from udd_jax.evaluation import feature_networks, held_out
+from udd_jax.runtime import files, trees
 from udd_jax.tokenizers import image_tokenizer, vqgan
 from udd_jax.training import train_image_tokenizer
 
@@ -136,13 +137,52 @@ def pictures(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("count", [1, 3, 10])
+def test_a_handful_of_pictures_goes_through_all_stages_and_is_said_to_be_overfitted(
+    pictures, tmp_path, capsys, count
+):
+    few = tmp_path / "few"
+    few.mkdir()
+    for i in range(count):
+        (pictures / f"{i}.png").rename(few / f"{i}.png")
+        (few / f"{i}.txt").write_text("a spot")
+    c = tiny.config()
+    c.data, c.data_options.size = f"folder:{few}", None
+    c.vq.model.n_embed = 64
+    c.train.update({"steps": 2, "warmup": 1, "save_every": 2, "log_every": 1})
+    c.evaluate.update({"samples": 4, "batch_size": 4, "bound_samples": 4})
+    stages.run(c, tmp_path / "run")
+    assert image_tokenizer.load(tmp_path / "run" / build.IMAGE).codes >= 2
+    result = files.read_json(tmp_path / "run" / "evaluation.json")
+    assert "overlap with training" in result["unmeasured"]
+    assert "it has learned from" in (tmp_path / "run" / "report.html").read_text()
+    said = capsys.readouterr().out
+    assert f"{count} pictures are few: expect them to be learned by heart" in said
+    assert "no validation" in said and "those of the training are measured" in said
+
+
+def test_where_nothing_is_held_out_the_training_is_measured_and_that_is_said(
+    pictures, tiny_run, capsys
+):
+    pipe = pipeline.Pipeline.load(tiny_run)
+    assert held_out.measurable(pipe) is pipe  # shapes have a test split
+    config = pipe.config.copy_and_resolve_references()
+    config.data = f"folder:{pictures}"
+    for test, split in ((0.5, "test"), (0.0, "train")):
+        config.data_options.test = test
+        own = dataclasses.replace(pipe, config=config.copy_and_resolve_references())
+        assert held_out.split_of(held_out.measurable(own)) == split
+    assert "the numbers say how well they are remembered" in capsys.readouterr().out
+
+
+@pytest.mark.slow
 def test_ones_own_pictures_go_through_all_stages_and_start_from_another_run(
     pictures, tmp_path, capsys
 ):
     def config(**model):
         c = t2i.get_config("smoke")
         c.data, c.data_options = f"folder:{pictures}", {}
-        c.train.update({"steps": 4, "save_every": 4, "log_every": 2})
+        c.train.update({"steps": 4, "warmup": 2, "save_every": 4, "log_every": 2})
         c.evaluate.update({"samples": 4, "batch_size": 4, "bound_samples": 4})
         c.model.update(model)
         return c

@@ -8,6 +8,7 @@ functions that read the given values and write the results.
 
 import dataclasses
 import json
+import os
 import pathlib
 import shlex
 
@@ -21,6 +22,7 @@ from udd_jax.evaluation.report import contact_sheet
 from udd_jax.runtime import logbook
 
 SHORT = {"text": "prompt", "image": "image"}  # short flags for `--given NAME=`
+SEEDS = 2**32  # a key of JAX has so many
 SHEET = 64  # most samples on the sheet
 # Runs of the package, which stay as they are.
 PACKAGED = pathlib.Path(pipeline.__file__).parent / "assets"
@@ -38,6 +40,7 @@ def sample(workdir, flags, changes: dict | None = None) -> pathlib.Path:
     asked, changes = _asked(flags), changes or {}
     pipe = pipeline.Pipeline.load(workdir)
     _check(flags, asked, pipe.vocab)
+    out = _folder(flags.out or _home(workdir) / "generated")
     # A few samples take less time than compilation, and one block compiles faster than all of them.
     pipe = pipe.with_network(unroll=1)
     settings = pipe.settings(**changes)
@@ -57,7 +60,6 @@ def sample(workdir, flags, changes: dict | None = None) -> pathlib.Path:
     num = flags.num or 1
     count, repeat = (None, num) if ids else (num, 1)
     results = pipe.stream(flags.task, count, given=ids, num=repeat, negative=away, **options)
-    out = pathlib.Path(flags.out or _home(workdir) / "generated").expanduser()
     out.mkdir(parents=True, exist_ok=True)
     logbook.begin()
     shown = {name: getattr(flags, name) for name in ("negative_prompt", "mask")}
@@ -72,6 +74,16 @@ def sample(workdir, flags, changes: dict | None = None) -> pathlib.Path:
     total = most * num
     _write(out, flags, told, common, results, total, paste)
     _finish(workdir, out, flags, total)
+    return out
+
+
+def _folder(path) -> pathlib.Path:
+    """The output folder, not made yet. ValueError if it is a file or cannot be made."""
+    out = pathlib.Path(path).expanduser()
+    there = next(place for place in (out, *out.absolute().parents) if place.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        why = "may not be written to" if there.is_dir() else "is a file"
+        raise UserError(f"--out={out} cannot be a folder, since {there} {why}: name another")
     return out
 
 
@@ -125,6 +137,8 @@ def _check(flags, asked, vocab) -> None:
         raise UserError(f"{name} means nothing for --task={flags.task}: leave it out")
     if flags.num is not None and flags.num < 1:
         raise UserError(f"--num = {flags.num}, expected at least 1")
+    if not 0 <= flags.seed < SEEDS:
+        raise UserError(f"--seed = {flags.seed}, expected 0 to {SEEDS - 1}")
     if flags.batch_size < 1:
         raise UserError(f"--batch_size = {flags.batch_size}, expected at least 1")
     if infill:
@@ -207,33 +221,36 @@ WRITE = {"image": _write_image, "text": _write_text}
 
 
 def _write(out, flags, told, common, results, total, paste) -> None:
-    """Writes each result when it comes, then the sheet.
+    """Writes each result when it comes, numbered on after those in the folder, then the sheet.
 
     told: {modality: the given values as typed, one for each sample}; common: fields of every line;
     paste: (image, mask) of infilling, or None.
     """
-    shown, captions, i = [], [], 0
+    shown, captions, i, path = [], [], 0, out / "samples.jsonl"
+    first = path.read_text(encoding="utf-8").count("\n") if path.exists() else 0
     with (
-        (out / "samples.jsonl").open("w", encoding="utf-8") as lines,
+        path.open("a", encoding="utf-8") as lines,
         logbook.progress(total, "samples", unit="sample") as bar,
     ):
         for result in results:
             for row in range(len(result.tokens)):
                 line = {"task": flags.task, "seed": flags.seed, "index": i}
                 for name, values in result.values.items():
-                    line |= WRITE[name](out, i, values[row])
+                    line |= WRITE[name](out, first + i, values[row])
                 if told:
                     line["given"] = {name: values[i] for name, values in told.items()}
                 lines.write(json.dumps(line | common) + "\n")
                 if paste is not None:
                     pasted = pixels.composite(result.images[row], *paste)
-                    pixels.write_png(out / _name("composite", i, total), pasted)
+                    pixels.write_png(out / _name("composite", first + i, first + total), pasted)
                 i += 1
             lines.flush()
             bar.update(len(result.tokens))
             if result.images is not None and len(shown) < SHEET:
                 shown += list(result.images)
                 captions += result.captions or [""] * len(result.images)
+    if total > SHEET and shown:
+        logbook.say(f"sheet.png shows the first {SHEET} of {total} images")
     if shown:
         columns = min(8, total)
         sheet = contact_sheet.sheet(shown[:SHEET], captions[:SHEET], columns=columns)

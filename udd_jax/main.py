@@ -39,7 +39,7 @@ SHAPES = pathlib.Path(__file__).parent / "assets" / "shapes"  # the packaged run
 
 def _workdir() -> str:
     if FLAGS.workdir:
-        return FLAGS.workdir.rstrip("/")
+        return os.path.expanduser(FLAGS.workdir.rstrip("/"))
     if _CONFIG.value is None and FLAGS.mode == "sample":
         return str(SHAPES)
     if _CONFIG.value is None:
@@ -60,9 +60,9 @@ def main(argv) -> None:
     command_line.check(mode)
     logging.set_verbosity(logging.WARNING)  # of the libraries; ours speak by themselves
     if mode == "plan":
-        from udd_jax.training import plan
+        from udd_jax.training import plan, recipe
 
-        print(plan.describe(_config()))
+        print(plan.describe(recipe.fill(_config())))
         return
     if mode == "data":
         from udd_jax import stages

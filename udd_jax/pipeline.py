@@ -350,7 +350,8 @@ class Pipeline:
         """The first `count` images and captions of a split of the run's data."""
         from udd_jax.data import reading, sources
 
-        source = sources.open_source(self.config.data, split, **self.config.data_options)
+        options = {"image_size": self.config.image_size, **self.config.data_options}
+        source = sources.open_source(self.config.data, split, **options)
         views = reading.Views(self.config.image_size)
         found = []
         for example in reading.examples(source, 0, min(len(source), 2 * count), views):

@@ -23,9 +23,9 @@ import numpy as np
 from udd_jax import build, pipeline
 from udd_jax.data import batches, reading, sources, survey, token_cache
 from udd_jax.data.sources import listing
-from udd_jax.diffusion import transition
+from udd_jax.diffusion import tasks, transition
 from udd_jax.errors import UserError
-from udd_jax.evaluation import feature_networks
+from udd_jax.evaluation import feature_networks, held_out
 from udd_jax.evaluation.report import report
 from udd_jax.evaluation.suites import main as main_suite
 from udd_jax.evaluation.suites import samplers as samplers_suite
@@ -34,7 +34,7 @@ from udd_jax.networks import transformer
 from udd_jax.runtime import bucket, files, lock, logbook, processes, run_folder, sharding, trees
 from udd_jax.sampling.settings import Settings
 from udd_jax.tokenizers import image_tokenizer, text_tokenizer
-from udd_jax.training import optimiser, plan, train_diffusion, train_image_tokenizer
+from udd_jax.training import limits, optimiser, plan, recipe, train_diffusion, train_image_tokenizer
 
 SUITES = ("main", "full", "samplers", "tuning", "judges")
 SPLITS = ("train", "validation", "test")
@@ -49,6 +49,7 @@ def run(config: ml_collections.ConfigDict, workdir, until: str | None = None, **
     `train_diffusion.train`. ValueError, one line: the config, the data or the folder do not fit.
     """
     workdir = files.folder(workdir)
+    config = recipe.fill(config, workdir)
     check(config)
     logbook.begin()
     with lock.hold(workdir, logbook.say), bucket.near(workdir) as here:
@@ -60,7 +61,9 @@ def run(config: ml_collections.ConfigDict, workdir, until: str | None = None, **
 
 def check(config) -> None:
     """ValueError, one line, if a late stage would refuse the config; called before any stage."""
+    limits.check(config)
     vocab = plan.vocab_of(config)
+    tasks.check_mixture(vocab, config.train.mixture)
     train_diffusion.make_objective(config, vocab, pad_id=0)
     optimiser.make_optimiser(config)
     kernel = transition.make_kernel(vocab, build.make_schedules(config, vocab))
@@ -95,11 +98,7 @@ def _run_stages(config, workdir, here, until, data, found, profile=None, tensorb
     if here != workdir and jax.process_count() > 1:
         logbook.say(f"evaluate in one process: --mode=evaluate --workdir={workdir}")
         return
-    split = config.evaluate.get("split", "test")
-    if not len(data[split]):
-        logbook.say(f"no evaluation and no report: the split {split} has no pictures")
-        return
-    pipe = pipeline.Pipeline.assemble(config, tokenizers, params)
+    pipe = held_out.measurable(pipeline.Pipeline.assemble(config, tokenizers, params), data)
     with stage("evaluation"), on_disk(main_suite.FOLDER, main_suite.RESULT):
         main_suite.run(pipe, here, say=logbook.say)
     with stage("report"), on_disk():
@@ -113,6 +112,7 @@ def _run_stages(config, workdir, here, until, data, found, profile=None, tensorb
 def open_data(config) -> dict:
     """{split: source} for the three splits of `config.data`."""
     options = config.data_options.to_dict()
+    options["image_size"] = config.image_size
     return {split: sources.open_source(config.data, split, **options) for split in SPLITS}
 
 
@@ -152,6 +152,7 @@ def describe_data(config) -> None:
     Raises:
         ValueError: the data do not exist, or too much of them cannot be used.
     """
+    config = recipe.fill(config)
     data = open_data(config)
     found = look(config, data)
     with tempfile.TemporaryDirectory() as folder:
@@ -259,6 +260,7 @@ def _evaluate(workdir, suite, config, weights):
         pipe = pipeline.Pipeline.load(workdir)
         if config is not None:
             pipe = pipe.with_config(evaluate=config.evaluate, sample=config.sample)
+        pipe = held_out.measurable(pipe)
         if weights is not None:
             pipe = pipe.with_config(evaluate={"weights": weights})
         if suite == "samplers":

@@ -363,6 +363,31 @@ def test_a_taming_checkpoint_becomes_an_image_tokenizer(tmp_path, f, quantiser):
     assert image_tokenizer.load(tmp_path / "again" / build.IMAGE).hash == tokenizer.hash
 
 
+@pytest.mark.parametrize("prefix", ["first_stage_model.", "vqvae.", "module.", "_orig_mod."])
+def test_a_vqgan_is_found_under_a_prefix_and_its_averages_are_left_and_said(
+    tmp_path, prefix, capsys
+):
+    state = vq_state()
+    (tmp_path / "vqgan.yaml").write_text(yaml_of())
+    whole = {prefix + name: array for name, array in state.items()}
+    whole |= {"model.other.weight": np.ones(2, np.float32)}
+    whole |= {"model_ema.encoderconv_inweight": np.ones(2, np.float32)}
+    torch_writer.save(tmp_path / "a.ckpt", {"model": whole, "epoch": 3})
+    save(tmp_path / "b.ckpt", state | {"model_ema.decay": np.ones(1, np.float32)})
+    save(tmp_path / "c.ckpt", state)
+    tokens = []
+    for name in "abc":
+        command.from_taming(tmp_path / f"{name}.ckpt", tmp_path / name, tmp_path / "vqgan.yaml")
+        tokens.append(image_tokenizer.load(tmp_path / name / build.IMAGE).hash)
+    assert len(set(tokens)) == 1
+    said = capsys.readouterr().out
+    assert f"the VQGAN is under {prefix!r}, {len(state)} of {len(whole)} tensors" in said
+    assert said.count("1 tensors of averaged weights (model_ema) are not used") == 2
+    save(tmp_path / "two.ckpt", whole | {f"b.{name}": array for name, array in state.items()})
+    with pytest.raises(ValueError, match=r"has 2 VQGANs, under .* and 'b\.', expected one"):
+        command.from_taming(tmp_path / "two.ckpt", tmp_path / "d", tmp_path / "vqgan.yaml")
+
+
 def test_a_kept_subset_of_codes_is_a_map_over_them(tmp_path):
     save(tmp_path / "vqgan.ckpt", vq_state())
     (tmp_path / "vqgan.yaml").write_text(yaml_of())

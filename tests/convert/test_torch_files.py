@@ -1,9 +1,12 @@
 """PyTorch's files without PyTorch: what is rebuilt, what is forgotten, what is refused."""
 
+import enum
 import os
 import pathlib
 import pickle
+import re
 import sys
+import typing
 import zipfile
 
 import numpy as np
@@ -129,6 +132,37 @@ def test_objects_of_unknown_classes_are_inert(tmp_path, name):
     tree = {"state_dict": {"a": np.ones(2)}, "callbacks": {"k": torch_writer.instance(name)}}
     torch_writer.save(tmp_path / "a.ckpt", tree)
     assert torch_files.load(tmp_path / "a.ckpt")["a"].tolist() == [1, 1]
+
+
+class Colour(enum.Enum):
+    RED = 1
+
+
+SETTINGS = {
+    "type": typing.Any,
+    "path": pathlib.PurePosixPath("/data"),
+    "pattern": re.compile("a+"),
+    "enum": Colour.RED,
+    "random": np.random.RandomState(3),
+    "generator": np.random.default_rng(3),
+    "bits": np.random.PCG64(3),
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_settings_that_hyper_parameters_hold_are_inert(tmp_path, name):
+    path = tmp_path / "a.ckpt"
+    inner = torch_writer.Raw(pickle.dumps(SETTINGS[name], 2)[2:-1])  # without head and stop
+    torch_writer.save(path, {"state_dict": {"a": np.ones(2)}, "hyper_parameters": {"x": inner}})
+    assert torch_files.load(path)["a"].tolist() == [1, 1]
+
+
+def test_a_path_of_a_newer_python_is_inert(tmp_path):
+    path = tmp_path / "a.ckpt"
+    for name in ("pathlib._local.PosixPath", "typing.Optional"):
+        tree = {"state_dict": {"a": np.ones(2)}, "x": torch_writer.call(name, "x")}
+        torch_writer.save(path, tree)
+        assert torch_files.load(path)["a"].tolist() == [1, 1]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

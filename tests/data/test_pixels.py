@@ -351,3 +351,48 @@ def test_the_composite_shows_given_pixels_outside_the_mask():
     np.testing.assert_array_equal(made[mask], 255 - PIXELS[mask])
     both = pixels.composite(np.stack([made, made]), np.stack([PIXELS] * 2), np.stack([~mask] * 2))
     np.testing.assert_array_equal(both, [made * 0 + PIXELS] * 2)
+
+
+def photograph(width, height) -> np.ndarray:
+    """uint8[height, width, 3] with detail at every scale, as in a photograph."""
+    rng, sum_ = np.random.default_rng(0), np.zeros((height, width, 3))
+    for power in range(2, 9):
+        some = Image.fromarray(rng.integers(0, 256, (2**power, 2**power, 3), np.uint8))
+        sum_ += np.asarray(some.resize((width, height), Image.Resampling.BICUBIC)) * 2.0**-power
+    return ((sum_ - sum_.min()) / np.ptp(sum_) * 255).astype(np.uint8)
+
+
+def rms(a, b) -> float:
+    return float(np.sqrt(np.square(a.astype(float) - b).mean()))
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "decoded", "most"),
+    [
+        ((1304, 904), 32, (163, 113), 0.6),  # an eighth; the nearest pixels are 2.0 away
+        ((1304, 904), 128, (652, 452), 0.67),  # a half; the nearest pixels are .69 away
+        ((1300, 900), 32, (163, 113), 1.7),  # half a block beyond the edge is seen
+    ],
+)
+def test_a_large_jpeg_is_decoded_smaller_and_fits_as_before(shape, size, decoded, most):
+    image = photograph(*shape)
+    file = file_of(Image.fromarray(image), "JPEG", quality=90)
+    small, found = pixels.read_for(file, size)
+    assert small.shape[1::-1] == decoded and found == shape
+    assert rms(pixels.fit(small, size), pixels.fit(image, size)) < most  # grey levels
+
+
+def test_what_is_not_a_large_jpeg_is_read_as_it_is():
+    image = Image.fromarray(photograph(200, 130))
+    for kind in ("JPEG", "PNG", "WEBP"):
+        file = file_of(image, kind)
+        read, found = pixels.read_for(file, 32)
+        np.testing.assert_array_equal(read, pixels.read(file))
+        assert found == (200, 130)
+
+
+def test_a_jpeg_on_its_side_is_turned_and_its_size_too():
+    image, exif = Image.fromarray(photograph(1300, 900)), Image.Exif()
+    exif[0x0112] = 6
+    read, found = pixels.read_for(file_of(image, "JPEG", exif=exif), 32)
+    assert read.shape == (163, 113, 3) and found == (900, 1300)

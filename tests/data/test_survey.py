@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from absl import flags
 from ml_collections import config_flags
+from PIL import Image
 
 from configs import t2i
 from tests.data.test_sources_cases import fill, picture
 from udd_jax import stages
-from udd_jax.data import sources, survey, token_cache
+from udd_jax.data import pixels, reading, sources, survey, token_cache
 from udd_jax.data.sources import cub, folder, listing, parquet, tfds, webdataset
 from udd_jax.runtime import files
 from udd_jax.tokenizers import text_tokenizer
@@ -122,6 +123,9 @@ def test_too_few_pictures_for_a_validation_are_said(tmp_path):
     text = survey.describe(found)
     assert "train: 3 pictures, 3 captions (what no other split takes)" in text
     assert "5.0% of 3 pictures is less than one" in text and "no validation: " in text
+    assert "3 pictures are few: expect them to be learned by heart" in text
+    many = {"train": found["splits"]["train"] | {"records": survey.FEW}}
+    assert "by heart" not in survey.describe(found | {"splits": many})
 
 
 def test_what_the_evaluation_asks_for_is_looked_for_at_the_start(tmp_path):
@@ -139,6 +143,35 @@ def test_what_the_evaluation_asks_for_is_looked_for_at_the_start(tmp_path):
         survey.asked(data, "test", category="kind")
     assert survey.asked(opened(tmp_path, test=0), "test", "style=none") == 0
     assert survey.asked({"test": sources.open_source("shapes", "test", size=3)}, "test") == 3
+
+
+def test_pictures_that_are_equal_only_at_the_size_of_the_run_are_in_one_split(tmp_path):
+    rng = np.random.default_rng(0)
+    for n in range(12):
+        inner = rng.integers(0, 256, (16, 16, 3), np.uint8)
+        border = np.full((16, 4, 3), 7, np.uint8)
+        for split, image in (("train", np.hstack([border, inner, border])), ("test", inner)):
+            if split == "train" or n < 5:
+                (tmp_path / split).mkdir(exist_ok=True)
+                pixels.write_png(tmp_path / split / f"{n}.png", image)
+                (tmp_path / split / f"{n}.txt").write_text("dots")
+    assert len(opened(tmp_path)["train"]) == 12  # the whole pictures differ
+    config = config_of(tmp_path)
+    config.image_size = 16
+    data = stages.open_data(config)
+    assert (len(data["train"]), len(data["test"])) == (7, 5)
+    assert data["train"].left[0] == ("train/0.png", "its pixels are in test")
+    views = stages.views(config)
+    shown = {s: {reading.example(data[s], i, views).pixels.tobytes() for i in range(len(data[s]))}
+             for s in ("train", "test")}  # fmt: skip
+    assert len(shown["train"]) == 7 and not shown["train"] & shown["test"]
+
+
+def test_the_size_of_a_large_photograph_is_told_as_it_is(tmp_path):
+    Image.new("RGB", (1300, 900), "red").save(tmp_path / "a.jpg")
+    (tmp_path / "a.txt").write_text("red")
+    data = {"train": sources.open_source(f"folder:{tmp_path}", "train", image_size=32)}
+    assert survey.survey(data)["sizes"] == {"1300 x 900": 1}
 
 
 # ---- As the job does it -------------------------------------------------------------------------

@@ -190,17 +190,16 @@ def test_the_nearest_training_pair_is_found_in_the_cache(done):
     assert value(result["full"], "memory", "duplicates") < 1
 
 
-def test_a_held_out_picture_that_is_a_training_picture_is_an_error(done, tmp_path):
+def test_a_held_out_picture_that_is_a_training_picture_is_found(done, tmp_path):
     pipe, folder, _ = done
     cache, items = nearest_training.open_cache(folder), held_out.read(done[0], 4)
-    nearest_training.check_disjoint(pipe, cache, items)
+    assert nearest_training.shared(pipe, cache, items) == []
     items.images[2] = held_out.source(pipe, "train")[9].image
     items.codes[2] = pipe.tokenizers["image"].encode(items.images[2:3])[0]
-    with pytest.raises(ValueError, match="1 measured items are training items too"):
-        nearest_training.check_disjoint(pipe, cache, items)
+    assert nearest_training.shared(pipe, cache, items) == [2]
 
 
-def test_an_evaluation_of_a_split_that_overlaps_training_ends_in_an_error(done, tmp_path):
+def test_an_evaluation_leaves_out_what_was_trained_on(done, tmp_path, monkeypatch):
     pictures, texts, _ = shapes.arrays("test", 4)
     for i, splits in enumerate((("train",), ("train", "test"), ("test",), ("train", "test"))):
         for split in splits:
@@ -221,10 +220,16 @@ def test_an_evaluation_of_a_split_that_overlaps_training_ends_in_an_error(done, 
         views=reading.Views(32),
         batch_size=8,
     )
-    with pytest.raises(ValueError, match="2 measured items are training items too") as caught:
-        main_suite.run(pipe, tmp_path / "run")
-    assert "\n" not in str(caught.value) and pipe.asked == []
-    assert not (tmp_path / "run/evaluation.json").exists()
+    cache, items, said = nearest_training.open_cache(tmp_path / "run"), held_out.read(pipe, 4), []
+    kept = main_suite._not_learned(pipe, cache, items, said.append)
+    assert items.keys == ["test/1.png", "test/2.png", "test/3.png"] and kept.keys == ["test/2.png"]
+    assert np.array_equal(kept.images, items.images[1:2]) and kept.captions == [items.captions[1]]
+    assert np.array_equal(kept.ids, items.ids[1:2]) and kept.hash != items.hash
+    assert said == [
+        "evaluation: 2 of 3 pictures are training pictures, too (the first is test/1.png): left out"
+    ]
+    with pytest.raises(ValueError, match="all 2 measured pictures are training pictures"):
+        main_suite._not_learned(pipe, cache, items.without([1]), said.append)
 
 
 def test_shapes_fall_into_ten_categories(done):

@@ -15,8 +15,8 @@ from jax.experimental.compilation_cache import compilation_cache
 from udd_jax.data import records, sources
 from udd_jax.data.sources import shapes
 from udd_jax.runtime import trees
-from udd_jax.tokenizers import codebook, image_tokenizer, vqgan
-from udd_jax.training import train_image_tokenizer
+from udd_jax.tokenizers import codebook, image_tokenizer, reconstruction, vqgan
+from udd_jax.training import finish, train_image_tokenizer
 
 TILES = np.random.default_rng(5).integers(0, 2, (5, 4, 4, 3)) * 160 + 48
 
@@ -123,7 +123,7 @@ def test_training_tells_every_tile_and_repeats_it(run):
     # One code a tile, whatever the noise, and as many codes as there are tiles.
     assert tokenizer.codes == 5
     assert len(set(zip(numbers.ravel().tolist(), codes.ravel().tolist(), strict=True))) == 5
-    decoded = train_image_tokenizer.reconstruction.psnr(tokenizer.decode(codes), images)
+    decoded = reconstruction.psnr(tokenizer.decode(codes), images)
     assert decoded.mean() > 15  # one colour for all has 10
 
 
@@ -182,7 +182,7 @@ def test_codebook_starts_at_the_encoders_own_vectors(run):
     params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 12, 12, 3)))["params"]
     state = train_image_tokenizer.TrainState(0, params, None, None, {}, {})
     state = train_image_tokenizer.start_codebook(model, state, image, 16, jax.random.key(1))
-    z = train_image_tokenizer.pool_vectors(model, params, image, jax.random.key(2))
+    z = finish.pool_vectors(model, params, image, jax.random.key(2))
     assert z.shape == (32 * 9, 8)
     rows = np.asarray(vqgan.rows(state.params))
     error = ((z - rows[np.asarray(codebook.nearest(z, rows))]) ** 2).sum(-1).mean()
@@ -278,14 +278,12 @@ def test_rebuilding_uses_its_codes_at_no_higher_error(run, tmp_path):
     after = train_image_tokenizer.rebuild(config, tmp_path, before, Tiles())
 
     def error(tokenizer):
-        z = train_image_tokenizer.pool_vectors(
-            tokenizer.module, tokenizer.params, images, jax.random.key(0)
-        )
+        z = finish.pool_vectors(tokenizer.module, tokenizer.params, images, jax.random.key(0))
         rows = np.asarray(vqgan.rows(tokenizer.params))
         return ((z - rows[np.asarray(codebook.nearest(z, rows))]) ** 2).sum(-1).mean()
 
-    assert train_image_tokenizer.score(before, images)["usage"] < 0.4
-    assert train_image_tokenizer.score(after, images)["usage"] >= 0.95
+    assert finish.score(before, images)["usage"] < 0.4
+    assert finish.score(after, images)["usage"] >= 0.95
     assert error(after) <= error(before)
     for part in ("encoder", "quant_conv"):
         jax.tree.map(np.testing.assert_array_equal, after.params[part], before.params[part])
@@ -310,9 +308,7 @@ def test_the_other_quantisers_learn_the_tiles_too(quantiser, tmp_path):
         config.vq.commitment = 5e-4  # its loss pulls towards evenly likely codes
     tokenizer = train_image_tokenizer.train(config, tmp_path, Tiles())
     assert tokenizer.codes == 12
-    score = train_image_tokenizer.score(
-        tokenizer, np.stack([Tiles(seed=1)[i].image for i in range(32)])
-    )
+    score = finish.score(tokenizer, np.stack([Tiles(seed=1)[i].image for i in range(32)]))
     assert score["psnr"] > 20
 
 
@@ -376,7 +372,5 @@ def test_drawings_held_out_come_back_at_24_decibels_through_most_of_the_codes(tm
     ]
     tokenizer = train_image_tokenizer.train(config, tmp_path, *data)
     assert tokenizer.grid == (16, 16)
-    score = train_image_tokenizer.score(
-        tokenizer, train_image_tokenizer.Pictures(data[1], config).sample(740)
-    )
+    score = finish.score(tokenizer, train_image_tokenizer.Pictures(data[1], config).sample(740))
     assert score["psnr"] >= 24 and score["usage"] >= 0.8

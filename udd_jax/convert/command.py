@@ -132,7 +132,8 @@ def from_taming(path, out, vq_config, *, codes=None) -> None:
     _must_be_new(out)
     fields = taming.vq_settings(vq_config)
     full_to_used = taming.used_codes(codes, fields["n_embed"])
-    image = taming.read_tokenizer(tensor_files.read(path), fields, full_to_used, path)
+    state = taming.tensors(tensor_files.read(path), path)
+    image = taming.read_tokenizer(state, fields, full_to_used, path)
     with files.whole(out) as folder:
         origin = {"from": "taming", "checkpoint": pathlib.Path(path).name}
         image_tokenizer.save(folder / build.IMAGE, image, origin)

@@ -13,6 +13,7 @@ import numpy as np
 
 from udd_jax.convert import names, torch_files
 from udd_jax.errors import UserError
+from udd_jax.runtime import logbook
 from udd_jax.tokenizers import image_tokenizer, vqgan
 
 _ASSETS = pathlib.Path(__file__).parent.parent / "assets"
@@ -82,6 +83,37 @@ def vq_settings(path) -> dict:
         raise UserError(f"--vq_config={path}: expected 3 channels in and out, and no double_z")
     gumbel = target.endswith("GumbelVQ") or "kl_weight" in params
     return fields | {"quantiser": "gumbel" if gumbel else "straight_through"}
+
+
+def tensors(state: dict, where) -> dict:
+    """The tensors of the VQGAN in a checkpoint, under taming's names.
+
+    Other trainers put a prefix before them ("first_stage_model.", "module.", ...) and add averages
+    ("model_ema."), which are not used. Prints a line about both. ValueError if several networks
+    have these names.
+    """
+    mark = "encoder.conv_in.weight"
+    found = [name.removesuffix(mark) for name in state if name.endswith(mark)]
+    found = [prefix for prefix in found if not prefix.endswith(("ema.", "loss."))]
+    if len(found) > 1:
+        raise UserError(
+            f"{where} has {len(found)} VQGANs, under {' and '.join(map(repr, found))}, expected "
+            "one: save the one that you want"
+        )
+    prefix = found[0] if found else ""
+    parts = ("encoder.", "decoder.", "quantize.", "quant_conv.", "post_quant_conv.", "loss.")
+    own = {n.removeprefix(prefix): array for n, array in state.items() if n.startswith(prefix)}
+    averages = [name for name in own if name.startswith("model_ema.")]
+    averages += [name for name in state if name.startswith("model_ema.") and prefix]
+    if prefix:
+        own = {name: array for name, array in own.items() if name.startswith(parts)}
+        logbook.say(f"{where}: the VQGAN is under {prefix!r}, {len(own)} of {len(state)} tensors")
+    if averages:
+        own = {name: array for name, array in own.items() if name not in averages}
+        logbook.say(
+            f"{where}: {len(averages)} tensors of averaged weights (model_ema) are not used"
+        )
+    return own
 
 
 def read_tokenizer(

@@ -4,8 +4,9 @@ A checkpoint is a pickle: a small program that may name any function on the mach
 Only tensors are rebuilt here. No name is looked up or imported:
 
 - the few functions that make tensors and plain containers are known, and are functions here;
-- any other class becomes a placeholder that ignores its contents (callbacks, optimisers and
-  settings are objects of packages that may not be installed);
+- any other class, and a path, pattern, type, enum or random state, becomes a placeholder that
+  ignores its contents (callbacks, optimisers and settings are objects of packages that may not be
+  installed);
 - a name of the standard library that is not harmless, or a call of any other function, is the way
   in which a pickle runs a command. It would have no effect here, but such a file is refused.
 
@@ -107,7 +108,15 @@ def _first(value, *_):
     return value
 
 
+def _member(kind, *_):
+    """`getattr`, by which some Pythons store a member of an enum: an inert object of its class."""
+    if not isinstance(kind, _Called):
+        raise Refused("it wants to call builtins.getattr")
+    return kind.__new__(kind)
+
+
 _KNOWN: dict[str, Callable] = {
+    "builtins.getattr": _member,
     "torch._utils._rebuild_tensor": _rebuild_tensor,
     "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
     "torch._utils._rebuild_parameter": _rebuild_parameter,
@@ -126,7 +135,11 @@ _KNOWN: dict[str, Callable] = {
     "copyreg._reconstructor": lambda kind, *_: kind.__new__(kind),
 }
 # The harmless functions that NumPy uses to store arrays and scalars.
-_NUMPY = ("numpy.core.multiarray.", "numpy._core.multiarray.", "numpy.dtype", "numpy.ndarray")
+_NUMPY = (
+    *("numpy.core.multiarray.", "numpy._core.multiarray.", "numpy.dtype", "numpy.ndarray"),
+    # States of its random numbers.
+    *("numpy.random._pickle.", "numpy.random.mtrand.", "numpy.random.bit_generator."),
+)
 # Constructors of the standard library and the builtins that only hold a value.
 _HARMLESS = {
     "__builtin__": "bool bytearray complex dict float frozenset int list object range set slice "
@@ -140,10 +153,13 @@ _HARMLESS = {
     "fractions": "Fraction",
     "functools": "partial",
     "pathlib": "Path PosixPath PurePath PurePosixPath PureWindowsPath WindowsPath",
+    "re": "_compile",  # here an object that compiles nothing
     "types": "SimpleNamespace",
+    "typing": "Any Callable Dict List Literal Optional Sequence Set Tuple Type Union",
     "uuid": "UUID",
 }
 _HARMLESS = {module: names.split() for module, names in _HARMLESS.items()}
+_HARMLESS["pathlib._local"] = _HARMLESS["pathlib"]
 _HARMLESS["builtins"] = _HARMLESS["__builtin__"]
 
 
@@ -227,8 +243,9 @@ class _Unpickler(pickle.Unpickler):
 def load(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """{name: tensor} of a file; the arrays are read-only views of it.
 
-    The tensors are those of the entry "state_dict" if it exists, or else of the dict in the file. A
-    file with a single tensor has it under "". A file of TorchScript has those of its modules.
+    The tensors are those of the entry "state_dict" or "model" if it exists, or else of the dict in
+    the file. A file with a single tensor has it under "". A file of TorchScript has those of its
+    modules.
 
     Raises:
         ValueError: one line; the file does not exist, is not a PyTorch file, is damaged or cut
@@ -263,7 +280,8 @@ def _tensors(top) -> dict[str, _Tensor]:
     if isinstance(top, _Module):
         return dict(_walk(top, ""))
     if isinstance(top, dict):
-        top = top.get("state_dict", top)
+        inner = (top.get(name) for name in ("state_dict", "model"))
+        top = next((value for value in inner if isinstance(value, dict)), top)
     items = top.items() if isinstance(top, dict) else ()
     return {str(name): value for name, value in items if isinstance(value, _Tensor)}
 

@@ -133,7 +133,9 @@ def example(source, position: int, views: Views, numbers=None) -> Example:
         faults.append(("no caption", f"{len(record.captions)} given"))
         return Example(position, record.key, None, (), tuple(faults))
     try:
-        picture = pixels.read(record.image) if isinstance(record.image, bytes) else record.image
+        picture = record.image
+        if isinstance(picture, bytes):
+            picture, _ = pixels.read_for(picture, views.size)
     except (OSError, ValueError) as error:
         faults.append(("broken image", str(error)))
         return Example(position, record.key, None, (), tuple(faults))

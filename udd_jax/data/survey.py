@@ -22,6 +22,7 @@ FILE = "data.json"  # in the folder of a run
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # a piece of the tokenizer for one byte of a character
 _REPAIRED = 0.5  # share of repaired captions above which the file has another encoding
 _SHOWN = 3
+FEW = 500  # pictures; fewer are learned by heart
 
 
 class _Counts:
@@ -107,7 +108,7 @@ def _looked_at(source, min_side: int, threads: int):
     def of(item):
         if isinstance(item.where, listing.Broken):
             return item, ("unreadable record", item.where.cause), None
-        found = listing.look(source.read, item.where)
+        found = listing.look(source.read, item.where, source.side)
         fault, size = found.fault, found.size
         if size is not None and min(size) < min_side:
             fault = "tiny image", "{} x {} pixels".format(*size)
@@ -237,6 +238,12 @@ def describe(found: dict, spec: str = "") -> str:
         lines.append(f"  {split}: {row['records']} pictures{unusable}{captions}{decided}")
     if not found["splits"].get("validation", {"records": 1})["records"]:
         lines.append("  no validation: scores are those of training pictures")
+    training = found["splits"].get("train", {"captions": None})
+    if training["captions"] is not None and training["records"] < FEW:
+        lines.append(
+            f"  {training['records']} pictures are few: expect them to be learned by heart, and "
+            "little else (overfitting)"
+        )
     if found["sizes"]:
         lines.append(f"  sizes: {_sizes(found['sizes'])}")
     if found["examples"]:

@@ -137,13 +137,21 @@ class Draw(NamedTuple):
     independent: jax.Array  # bool[B]
 
 
-def draw(key: jax.Array, vocab: Vocab, mixture: dict[str, float], batch: int) -> Draw:
-    """Tasks with the probabilities of `mixture` (name -> weight). ValueError for a bad mixture."""
-    if not mixture or min(mixture.values()) < 0 or sum(mixture.values()) <= 0:
+def check_mixture(vocab: Vocab, mixture: dict[str, float]) -> None:
+    """ValueError for a mixture without a task, with a negative weight, or with an unknown rule."""
+    weights = list(mixture.values())
+    if not weights or not min(weights) >= 0 or not sum(weights) > 0:
         raise UserError(
             f"task mixture {dict(mixture)}: expected weights >= 0, one above 0, of rules such as "
             f"'image|text' or of {', '.join(ALIASES)}"
         )
+    for name in mixture:
+        parse(vocab, name)
+
+
+def draw(key: jax.Array, vocab: Vocab, mixture: dict[str, float], batch: int) -> Draw:
+    """Tasks with the probabilities of `mixture` (name -> weight). ValueError for a bad mixture."""
+    check_mixture(vocab, mixture)
     key_task, key_blocks = jax.random.split(key)
     weights = jnp.asarray(list(mixture.values()), jnp.float32)
     task = jax.random.categorical(key_task, jnp.log(weights), shape=(batch,))

@@ -8,6 +8,7 @@ import numpy as np
 from udd_jax.data import reading, sources
 from udd_jax.data.sources.worlds import World
 from udd_jax.errors import UserError
+from udd_jax.runtime import logbook
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -45,6 +46,15 @@ class Items:
     def __len__(self) -> int:
         return len(self.captions)
 
+    def without(self, numbers) -> "Items":
+        """The items but those of these numbers; the hash says which are left out."""
+        kept = [i for i in range(len(self)) if i not in set(numbers)]
+        lists = ("captions", "extra", "keys", "references")
+        changed = {name: [getattr(self, name)[i] for i in kept] for name in lists}
+        changed |= {name: getattr(self, name)[kept] for name in ("images", "codes", "ids")}
+        digest = hashlib.sha256(f"{self.hash} without {sorted(numbers)}".encode()).hexdigest()[:16]
+        return dataclasses.replace(self, hash=digest, **changed)
+
 
 def read(pipe, count: int, split: str = "") -> Items:
     """The first `count` readable items of a split, by default of `evaluate.split`; maybe fewer.
@@ -75,9 +85,25 @@ def split_of(pipe) -> str:
     return pipe.config.evaluate.get("split", "test")
 
 
+def measurable(pipe, data=None):
+    """The pipeline, which measures training pictures if the split it asks for has none at all.
+
+    data: {split: source}; opened if not given.
+    """
+    split = pipe.config.evaluate.get("split", "test")
+    if split == "train" or len(data[split] if data else source(pipe, split)):
+        return pipe
+    logbook.say(
+        f"evaluation: the split {split} has no pictures, so those of the training are measured: "
+        "the numbers say how well they are remembered"
+    )
+    return pipe.with_config(evaluate={"split": "train"})
+
+
 def source(pipe, split: str, **options):
     """A split of the run's data; `options` replace those of the config."""
-    return sources.open_source(pipe.config.data, split, **{**pipe.config.data_options, **options})
+    options = {"image_size": pipe.config.image_size, **pipe.config.data_options, **options}
+    return sources.open_source(pipe.config.data, split, **options)
 
 
 def stream(pipe, count: int, split: str = ""):

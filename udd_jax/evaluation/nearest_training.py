@@ -25,8 +25,8 @@ def open_cache(workdir) -> token_cache.TokenCache | None:
     return token_cache.TokenCache(folder, verify=False)
 
 
-def check_disjoint(pipe, cache, items: held_out.Items) -> None:
-    """ValueError if an image of the items is a training image."""
+def shared(pipe, cache, items: held_out.Items) -> list[int]:
+    """The numbers of the items whose image is a training image."""
     known = {row.tobytes() for row in items.codes.astype(np.int32)}
     records, views = held_out.source(pipe, "train"), reading.Views(pipe.config.image_size)
 
@@ -38,7 +38,7 @@ def check_disjoint(pipe, cache, items: held_out.Items) -> None:
                     if example.pixels is not None:
                         yield example.pixels[0]
 
-    memory.check_disjoint(items.images, alike())
+    return memory.shared(items.images, alike())
 
 
 def nearest(pipe, cache, found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

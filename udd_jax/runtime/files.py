@@ -17,7 +17,7 @@ from udd_jax.errors import NotFound, UserError
 
 def folder(path):
     """A `pathlib.Path`, or for `gs://bucket/path` the path of etils that acts like one."""
-    return epath.Path(path) if "://" in str(path) else pathlib.Path(path)
+    return epath.Path(path) if "://" in str(path) else pathlib.Path(path).expanduser()
 
 
 @contextlib.contextmanager

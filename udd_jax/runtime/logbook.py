@@ -29,6 +29,8 @@ TIMES = ("seconds", "step_seconds", "data_seconds", "memory_gib")
 def say(text: str):
     """Prints one line, above the progress bar if there is one."""
     if _is_first():
+        encoding = sys.stdout.encoding or "utf-8"  # an ASCII terminal gets escapes
+        text = text.encode(encoding, "backslashreplace").decode(encoding)
         tqdm.tqdm.write(text, file=sys.stdout)
         sys.stdout.flush()
 

@@ -28,6 +28,7 @@ CHANGEABLE = (
     "sample",
     "evaluate",
     "workers",
+    "vq.above_flat",
     "skip_limit",
     "mesh",
     "model.implementation",

@@ -128,7 +128,7 @@ def kmeans(key, vectors, size, steps=20):
     return centres, jnp.mean(((vectors - centres[assign(centres)]) ** 2).sum(-1))
 
 
-def used_codes(counts, codebook, closer_than=0.0):
+def used_codes(counts, codebook, closer_than=0.0, least=1):
     """The map to the codes that a data set uses, int32[K] -> 0 .. used - 1.
 
     Args:
@@ -136,6 +136,7 @@ def used_codes(counts, codebook, closer_than=0.0):
         codebook: float[K, E].
         closer_than: a code that is nearer than this to a more used code is replaced by that code,
             because the two only divide noise.
+        least: keep at least so many codes, also unused ones.
 
     The used codes are numbered in rising order. Every other code gets the number of the nearest
     used one. Raises ValueError if no code is used.
@@ -143,11 +144,12 @@ def used_codes(counts, codebook, closer_than=0.0):
     counts, codebook = np.asarray(counts), np.asarray(codebook, np.float64)
     if not counts.any():
         raise UserError("used_codes: counts are all 0, expected the codes of a data set")
-    kept = []
-    for code in np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]:
+    kept, order = [], np.argsort(-counts, kind="stable")
+    for code in order[: np.count_nonzero(counts)]:
         apart = ((codebook[kept] - codebook[code]) ** 2).sum(-1)
         if not kept or apart.min() >= closer_than**2:
             kept.append(code)
+    kept += [code for code in order if code not in kept][: max(0, least - len(kept))]
     kept = np.sort(kept)
     full = ((codebook[:, None] - codebook[kept][None]) ** 2).sum(-1).argmin(1)
     full[kept] = np.arange(len(kept))

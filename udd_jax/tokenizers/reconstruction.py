@@ -23,6 +23,19 @@ def psnr(images, targets) -> np.ndarray:
         return 10 * np.log10(255.0**2 / error)
 
 
+def flat(images, grid: tuple[int, int]) -> np.ndarray:
+    """uint8[B, H, W, C], each of the (rows, columns) cells painted in its mean colour.
+
+    A tokenizer whose pictures are no better has learned nothing about what is in a cell.
+    """
+    images, (rows, columns) = np.asarray(images), grid
+    count, height, width, channels = images.shape
+    cells = images.reshape(count, rows, height // rows, columns, width // columns, channels)
+    means = cells.mean((2, 4), keepdims=True)
+    painted = np.broadcast_to(np.rint(means).astype(np.uint8), cells.shape)
+    return painted.reshape(images.shape)
+
+
 def ssim(images, targets) -> np.ndarray:
     """uint8[B, H, W, C] twice -> float64[B], 1 for equal pictures.
 

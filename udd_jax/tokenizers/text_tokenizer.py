@@ -35,7 +35,7 @@ import sentencepiece
 
 from udd_jax.errors import UserError
 from udd_jax.runtime import files
-from udd_jax.tokenizers import clip_bpe
+from udd_jax.tokenizers import clip_bpe, unspaced
 
 BLANK = re.compile(r"_{3,}")  # three underscores or more in a prompt stand for one missing word
 
@@ -218,8 +218,9 @@ def train_sentencepiece(
     Pairs are merged, within words, until `vocab_size` is reached or every word of the captions is
     one piece. On a small corpus `Tokenizer.vocab_size` is therefore smaller than `vocab_size`. The
     result depends on the captions and their counts, but not on their order or on chance. At most
-    half of the pieces are single characters; rarer characters are spelled in bytes. Raises
-    ValueError if no caption has any text or `vocab_size` is below 320.
+    half of the pieces are single characters; rarer characters are spelled in bytes. Scripts that
+    put no spaces between words are cut as in `unspaced.cut`, so that a caption is not one piece.
+    Raises ValueError if no caption has any text or `vocab_size` is below 320.
     """
     if vocab_size < _SMALLEST:
         raise UserError(
@@ -236,6 +237,9 @@ def train_sentencepiece(
     alphabet = {c for c, _ in counts.most_common((vocab_size - _RESERVED) // 2)}
     if len(alphabet) < len(counts):
         lines = ["".join(c if c in alphabet else " " for c in line) for line in lines]
+    cuts, lines = {}, unspaced.cut(lines)
+    if any(unspaced.CUT in line for line in lines):
+        cuts = {"pretokenization_delimiter": unspaced.CUT}
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(lines),
@@ -254,6 +258,7 @@ def train_sentencepiece(
         max_sentence_length=4 * _LONGEST + 1,
         num_threads=1,
         minloglevel=2,
+        **cuts,
     )
     tokenizer = Tokenizer("sentencepiece", model.getvalue())
     tokenizer.save(path)

@@ -12,6 +12,8 @@ three parts:
 3. At the end the tokenizer keeps the codes that the images use. `merge` joins codes that differ
    only by noise: their distance is below `merge` times the root mean square distance of a vector
    from its code. Then a clean patch has one code, and a model of the codes has less to learn.
+   `merge` is halved until the joined codes cost at most `merge_cost` dB and at least two are left.
+   Then the tokenizer must be `above_flat` dB better than cells of one colour each.
 
 A step is a pure function of (state, images, key), and its images of (seed, step).
 """
@@ -28,11 +30,11 @@ import optax
 from udd_jax.data import batches, reading
 from udd_jax.errors import UserError
 from udd_jax.runtime import checkpoints, files, logbook, sharding
-from udd_jax.tokenizers import codebook, image_tokenizer, reconstruction, vqgan
-from udd_jax.training import loop
+from udd_jax.tokenizers import codebook, image_tokenizer, vqgan
+from udd_jax.training import finish, loop
 
 FILE = "tokenizer"
-POOL_IMAGES, POOL_VECTORS = 1024, 20_000  # for k-means and for counting codes
+POOL_IMAGES = 1024  # for k-means and for counting codes
 MOST_BYTES = 1 << 30  # at most so many bytes of decoded images stay in memory
 
 
@@ -190,56 +192,11 @@ def start_codebook(model, state: TrainState, images, batch_size: int, key) -> Tr
     """The state with a codebook: k-means on the encoder's vectors of images uint8[n, S, S, 3]."""
     key_pool, key_means = jax.random.split(key)
     params = jax.device_get(state.params)
-    vectors = pool_vectors(model, params, images, key_pool)
+    vectors = finish.pool_vectors(model, params, images, key_pool)
     rows, distance = codebook.kmeans(key_means, vectors, model.n_embed)
     average = codebook.averages(rows, batch_size * model.grid[0] * model.grid[1])
     variance = distance / model.embed_dim
     return state.replace(params=vqgan.with_rows(params, rows, variance), averages=average)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _vectors(model, params, images):
-    return model.apply({"params": params}, image_tokenizer.to_unit(images), method="encode")
-
-
-def pool_vectors(model, params, images, key) -> np.ndarray:
-    """Pre-quantisation vectors float32[n, E] at random positions, about POOL_VECTORS in total."""
-    each = min(model.grid[0] * model.grid[1], max(1, POOL_VECTORS // len(images)))
-    chosen = []
-    for i in range(0, len(images), 64):
-        part = images[i : i + 64]
-        z = _vectors(model, params, np.pad(part, [(0, 64 - len(part)), (0, 0), (0, 0), (0, 0)]))
-        z = np.asarray(z)[: len(part)].reshape(len(part), -1, model.embed_dim)
-        places = jax.random.uniform(jax.random.fold_in(key, i), z.shape[:2]).argsort(1)[:, :each]
-        chosen.append(np.take_along_axis(z, np.asarray(places)[..., None], 1))
-    return np.concatenate(chosen).reshape(-1, model.embed_dim)
-
-
-def finish(model, params, images, merge: float, key) -> image_tokenizer.ImageTokenizer:
-    """The tokenizer with the codes that images uint8[n, S, S, 3] use; all codes if merge = 0."""
-    whole = image_tokenizer.ImageTokenizer(model, params)
-    if not merge:
-        return whole
-    rows = np.asarray(vqgan.rows(params))
-    vectors = pool_vectors(model, params, images, key)
-    spread = ((vectors - rows[np.asarray(codebook.nearest(vectors, rows))]) ** 2).sum(-1).mean()
-    counts = np.bincount(whole.encode(images).ravel(), minlength=model.n_embed)
-    used = codebook.used_codes(counts, rows, merge * spread**0.5)
-    return image_tokenizer.ImageTokenizer(model, params, used)
-
-
-def score(tokenizer: image_tokenizer.ImageTokenizer, images) -> dict:
-    """The scores of a tokenizer on images uint8[n, S, S, 3]: psnr (dB), ssim, codes, usage, ..."""
-    codes = tokenizer.encode(images)
-    decoded = tokenizer.decode(codes)
-    counts = np.bincount(codes.ravel(), minlength=tokenizer.codes)
-    return {
-        "psnr": float(reconstruction.psnr(decoded, images).mean()),
-        "ssim": float(reconstruction.ssim(decoded, images).mean()),
-        "codes": tokenizer.codes,
-        "usage": float((counts > 0).mean()),
-        "perplexity": float(codebook.perplexity(codes, tokenizer.codes)),
-    }
 
 
 class Pictures:
@@ -312,7 +269,10 @@ def train(
     options = {"before": before, "tensorboard": tensorboard}
     state = _fit(config, directory, model, state, pictures, perceptual, **options)
     params, images = jax.device_get(state.params), pictures.sample(POOL_IMAGES)
-    tokenizer = finish(model, params, images, c.merge, key_codebook)
+    most_cost = c.get("merge_cost")
+    if most_cost is None:
+        most_cost = finish.MERGE_COST if own(source) else np.inf
+    tokenizer = finish.used(model, params, images, c.merge, key_codebook, most_cost)
     return _publish(config, directory, tokenizer, held_out or source)
 
 
@@ -334,7 +294,9 @@ def rebuild(
     config.vq.warmup = min(config.vq.warmup, c.steps // 2)
     pictures, key = Pictures(source, config), jax.random.key(config.seed)
     model = tokenizer.module.clone(n_embed=c.codes)
-    vectors = pool_vectors(model, tokenizer.params, pictures.sample(POOL_VECTORS), key)
+    vectors = finish.pool_vectors(
+        model, tokenizer.params, pictures.sample(finish.POOL_VECTORS), key
+    )
     rows, distance = codebook.kmeans(key, vectors, c.codes)
     params = vqgan.with_rows(tokenizer.params, rows, distance / model.embed_dim)
     state = create_state(config, model, params)
@@ -383,16 +345,27 @@ def _fit(
         )
 
 
+def own(source) -> bool:
+    """False for an embedded world, whose tokenizer is judged by reading its pictures back."""
+    return not hasattr(source, "world")
+
+
 def _publish(config, directory, tokenizer, source):
-    """Scores the tokenizer on a source, writes it with its scores, and returns it."""
-    scores = score(tokenizer, Pictures(source, config).sample(POOL_IMAGES))
-    if jax.process_index() == 0:
-        about = {"step": config.vq.steps, **scores}
-        image_tokenizer.save(files.folder(directory) / FILE, tokenizer, about)
+    """Scores the tokenizer on a source, writes it with its scores, and returns it.
+
+    ValueError if its pictures are hardly better than cells of one colour each.
+    """
+    images = Pictures(source, config).sample(POOL_IMAGES)
+    scores = finish.score(tokenizer, images)
     logbook.say(
         f"image tokenizer: PSNR {scores['psnr']:.2f} dB, {scores['codes']} codes, "
         f"{scores['usage']:.0%} of them used, perplexity {scores['perplexity']:.1f}"
     )
+    if own(source):
+        finish.check_worth(scores, config.vq.get("above_flat", 0.0))
+    if jax.process_index() == 0:
+        about = {"step": config.vq.steps, **scores}
+        image_tokenizer.save(files.folder(directory) / FILE, tokenizer, about)
     return tokenizer
 
 

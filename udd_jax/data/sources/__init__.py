@@ -20,6 +20,7 @@ use.
 import functools
 import importlib
 import inspect
+import os
 
 from udd_jax.data.sources import glyphs, shapes, worlds
 from udd_jax.errors import UserError
@@ -33,12 +34,14 @@ _SIZES = {"train": 20000, "validation": 1000, "test": 1000}  # of an embedded wo
 _CAPTIONS = {"train": 4}  # captions of each image in an embedded world; 1 in other splits
 
 
-def open_source(spec: str, split: str, **options):
+def open_source(spec: str, split: str, image_size: int | None = None, **options):
     """Opens a source.
 
     Args:
         spec: the name of an embedded world (WORLDS), or "kind:path" as in the list above.
         split: "train", "validation" or "test".
+        image_size: the size to which pictures will be fitted; those that are then equal are never
+            in two splits of stored data. None: those whose pixels are equal.
         **options: for an embedded world `size`, `seed`, `captions_per_image`; for stored data
             `validation` and `test`, the shares for splits that the data lack, `trust_splits` and
             `size` (`listing.choose`), and the options of the `source` function of the kind. None
@@ -52,6 +55,7 @@ def open_source(spec: str, split: str, **options):
         ValueError: unknown kind or option, or the data do not exist.
     """
     kind, colon, path = spec.partition(":")
+    path = os.path.expanduser(path)
     if (kind not in WORLDS or colon) and (kind not in STORED or not path):
         kinds = ", ".join([*WORLDS, *(f"{name}:PATH" for name in STORED)])
         raise UserError(f"data is {spec!r}, expected one of {kinds}")
@@ -60,8 +64,9 @@ def open_source(spec: str, split: str, **options):
         source = functools.partial(worlds.Source, WORLDS[kind])
     else:
         source = importlib.import_module(f"udd_jax.data.sources.{kind}").source
+    shares = "shares" in inspect.signature(source).parameters
     known = [name for name in inspect.signature(source).parameters if name not in ("path", "split")]
-    if "shares" in known:
+    if shares:
         known.remove("shares")
         known = [name for name in known if name not in LAST] + [
             *SHARED,
@@ -76,4 +81,4 @@ def open_source(spec: str, split: str, **options):
     if kind in WORLDS:
         usual = {"size": _SIZES.get(split, 1), "captions_per_image": _CAPTIONS.get(split, 1)}
         return source(split, **(usual | options))
-    return source(path, split, **options)
+    return source(path, split, **options, **({"side": image_size} if shares else {}))

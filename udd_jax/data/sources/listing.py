@@ -98,6 +98,7 @@ class Listing:
         name, items, read: as above.
         left: (key, cause) of each item in the data that this split does not use; not a fault.
         decided: how the split was decided, in words.
+        side: pixels of a side at which pictures count as equal; None compares whole pictures.
     """
 
     name: str
@@ -105,6 +106,7 @@ class Listing:
     read: Callable
     left: tuple[tuple[str, str], ...] = ()
     decided: str = ""
+    side: int | None = None
 
     def __len__(self) -> int:
         return len(self.items)
@@ -219,6 +221,7 @@ def choose(
     test=0.05,
     trust_splits=False,
     size=None,
+    side=None,
 ) -> Listing:
     """The items of one split.
 
@@ -232,6 +235,8 @@ def choose(
             once, and an image that is also in test (or, for train, in validation) is left out. The
             name of the source says how many are.
         size: keep only the first `size` items; None keeps all.
+        side: pictures that are equal when they are fitted to this size count as equal; None
+            compares all pixels.
 
     Returns:
         The listing; "validation" and "test" may be empty.
@@ -259,7 +264,7 @@ def choose(
     }
     parts = {part: [] for part in SPLITS}
     for item in items:
-        own = item.split if item.split in held_out else _hashed(item, read, lacking)
+        own = item.split if item.split in held_out else _hashed(item, read, lacking, side)
         parts[own].append(item)
     if not parts["train"] and not given & set(held_out):  # too few to hold any out
         parts, lacking = {"train": items, "validation": [], "test": []}, {}
@@ -276,8 +281,8 @@ def choose(
         decided = f"none: --config.data_options.{split}= is 0"
     others = [part for part in SPLITS[SPLITS.index(split) + 1 :] if parts[part]]
     if others and not trust_splits:
-        held = set(_pixels(read, [item for part in others for item in parts[part]]))
-        pairs = list(zip(chosen, _pixels(read, chosen), strict=True))
+        held = set(_pixels(read, [item for part in others for item in parts[part]], side))
+        pairs = list(zip(chosen, _pixels(read, chosen, side), strict=True))
         chosen = [item for item, content in pairs if content not in held]
         if len(chosen) < len(parts[split]):
             shared = f"in {' or '.join(others)}"
@@ -289,12 +294,12 @@ def choose(
         chosen, name = chosen[:size], f"{name}, the first {size}"
     if not chosen and split == "train":
         raise UserError(f"{name} has no items of {len(items)} in all; check path and shares")
-    return Listing(name, tuple(chosen), read, tuple(left), decided)
+    return Listing(name, tuple(chosen), read, tuple(left), decided, side)
 
 
-def _hashed(item: Item, read, shares: dict) -> str:
+def _hashed(item: Item, read, shares: dict, side) -> str:
     """The split of an item by the hash of its image."""
-    place = int.from_bytes(_content(read, item)[:8], "little") / 2**64 if shares else 1.0
+    place = int.from_bytes(_content(read, item, side)[:8], "little") / 2**64 if shares else 1.0
     for split, share in shares.items():
         if place < share:
             return split
@@ -302,20 +307,20 @@ def _hashed(item: Item, read, shares: dict) -> str:
     return "train"
 
 
-def _content(read, item: Item) -> bytes:
+def _content(read, item: Item, side) -> bytes:
     """The hash of an item's image file, or of its key if it has no file."""
     if isinstance(item.where, Broken):
         return hashing.content_hash(item.key.encode())
-    return look(read, item.where).file
+    return look(read, item.where, side).file
 
 
-def _pixels(read, items) -> list[bytes]:
+def _pixels(read, items, side) -> list[bytes]:
     """The hash of each item's pixels, or of its file or key if it cannot be decoded."""
 
     def of(item):
         if isinstance(item.where, Broken):
-            return _content(read, item)
-        found = look(read, item.where)
+            return _content(read, item, side)
+        found = look(read, item.where, side)
         return found.pixels or found.file
 
     with concurrent.futures.ThreadPoolExecutor(4) as threads:  # Pillow decodes outside the lock
@@ -324,11 +329,11 @@ def _pixels(read, items) -> list[bytes]:
 
 class Look:
     """The facts about one image: the hash of its file; and, decoded on access, `pixels`, the hash
-    of its pixels (None if it is broken), `size` (width, height) or None, and `fault`, why it is
-    broken, or None."""
+    of its pixels, fitted to `side` if given (None if it is broken), `size` (width, height) or None,
+    and `fault`, why it is broken, or None."""
 
-    def __init__(self, read, where):
-        self._read, self._where = read, where
+    def __init__(self, read, where, side=None):
+        self._read, self._where, self._side = read, where, side
         try:
             self.file = hashing.content_hash(read(where))
         except (OSError, ValueError):
@@ -341,10 +346,14 @@ class Look:
         except (OSError, ValueError) as error:
             return None, None, ("unreadable record", str(error))
         try:
-            image = pixels.read(image) if isinstance(image, bytes) else image
+            size = None
+            if isinstance(image, bytes):
+                image, size = pixels.read_for(image, self._side)
+            size = size or image.shape[1::-1]
+            image = pixels.fit(image, self._side) if self._side else image
         except (OSError, ValueError) as error:
             return None, None, ("broken image", str(error))
-        return hashing.content_hash(image), image.shape[1::-1], None
+        return hashing.content_hash(image), size, None
 
     pixels = property(lambda self: self._decoded[0])
     size = property(lambda self: self._decoded[1])
@@ -352,9 +361,9 @@ class Look:
 
 
 @functools.cache
-def look(read, where) -> Look:
+def look(read, where, side=None) -> Look:
     """The `Look` at the image at `where`, computed once in a process."""
-    return Look(read, where)
+    return Look(read, where, side)
 
 
 def captions_of(row: dict, field: str | None, where: str) -> tuple[str, ...]:

@@ -99,14 +99,19 @@ def digests(items: Iterable) -> list[str]:
     return out
 
 
+def shared(measured: Iterable, training: Iterable) -> list[int]:
+    """The numbers of the measured items that are in the training set, too."""
+    known = set(digests(training))
+    return [i for i, digest in enumerate(digests(measured)) if digest in known]
+
+
 def check_disjoint(measured: Iterable, training: Iterable) -> None:
     """ValueError if a measured item is in the training set, too. Items are compared by content.
 
     Args:
       measured, training: arrays or texts, as for `digests`.
     """
-    known = set(digests(training))
-    found = [i for i, digest in enumerate(digests(measured)) if digest in known]
+    found = shared(measured, training)
     if found:
         raise UserError(
             f"{len(found)} measured items are training items too (the first is item {found[0]}); "

@@ -103,6 +103,8 @@ def _opening(result: dict, found: dict | None) -> str:
     conditions += f"the {page.escape(split)} split"
     if world and world["held_out"] and split == "test":
         conditions += f", {page.escape(world['held_out'])}"
+    if split == "train":
+        conditions += ", which it has learned from: the numbers say how well it remembers them"
     sampler, calls = protocol["settings"]["sampler"], result["speed"]["calls_a_sample"].values()
     least, most = (f"{number:.3g}" for number in (min(calls), max(calls)))
     how = (

@@ -79,7 +79,7 @@ def run(pipe, workdir, suite: str = "main", *, say=logbook.say) -> dict:
     in the result. With several processes all but the first return {}.
 
     Raises:
-        ValueError: an item is also a training item.
+        ValueError: all items are training items, too.
     """
     workdir, options, nets = pathlib.Path(workdir), pipe.config.evaluate, {}
     if suite == "full":
@@ -94,8 +94,9 @@ def run(pipe, workdir, suite: str = "main", *, say=logbook.say) -> dict:
     with timed("conditions"):
         items = held_out.read(pipe, max(options.samples, options.bound_samples))
         training = nearest_training.open_cache(workdir)
-        if training is not None:
-            nearest_training.check_disjoint(pipe, training, items)
+        learned = held_out.split_of(pipe) == "train"
+        if training is not None and not learned:
+            items = _not_learned(pipe, training, items, say)
     prepared = image_sets.ready(pipe, workdir) if suite == "full" else None
     drawn = _sampled(pipe, items, workdir / FOLDER, spent)
     if jax.process_index() > 0:
@@ -149,7 +150,10 @@ def run(pipe, workdir, suite: str = "main", *, say=logbook.say) -> dict:
             f"are {items.name}"
         )
         result["unmeasured"] |= dict.fromkeys(("agreement", "variation", "reconstructions"), why)
-    if training is None:
+    if learned:
+        why = "the pictures of the training are measured, since there are none to hold out"
+        result["unmeasured"]["overlap with training"] = why
+    elif training is None:
         why = "there is no token cache of the training data in the run's folder"
         result["unmeasured"]["overlap with training"] = why
     result["speed"] = speed(drawn, spent)
@@ -166,6 +170,23 @@ def run(pipe, workdir, suite: str = "main", *, say=logbook.say) -> dict:
         say(f"evaluation: {error}")
     processes.wait_for_all("evaluation")
     return result
+
+
+def _not_learned(pipe, training, items, say) -> held_out.Items:
+    """The items without those whose picture was trained on; ValueError if no other is left."""
+    shared = nearest_training.shared(pipe, training, items)
+    if not shared:
+        return items
+    if len(shared) == len(items):
+        raise UserError(
+            f"all {len(items)} measured pictures are training pictures, too: choose another "
+            "--config.evaluate.split=, or train on data without these pictures"
+        )
+    say(
+        f"evaluation: {len(shared)} of {len(items)} pictures are training pictures, too (the first "
+        f"is {items.keys[shared[0]]}): left out"
+    )
+    return items.without(shared)
 
 
 def finished(pipe, workdir, suite: str = "main", nets: dict | None = None) -> dict | None:

@@ -1,0 +1,128 @@
+"""Open fields of a config are chosen from the data and the minutes, and kept in the run."""
+
+import json
+
+import pytest
+from absl import flags
+from ml_collections import config_flags
+
+from configs import own, t2i
+from tests.data.test_sources_cases import fill
+from udd_jax import stages
+from udd_jax.runtime import run_folder
+from udd_jax.training import limits, recipe
+
+EMOJI = {"pictures": 7000, "side": 64, "captions": 7000, "pieces": 16}
+
+
+def config_of(path, **changes):
+    c = own.get_config()
+    c.data = f"folder:{path}"
+    c.update_from_flattened_dict(changes)
+    return c
+
+
+def test_the_choice_for_emoji_and_an_hour_is_the_config_of_emoji():
+    chosen, emoji = recipe.choose(own.get_config(), EMOJI), t2i.get_config("emoji")
+    same = ("image_size", "vq.model.patch", "vq.model.n_embed", "vq.batch_size", "vq.warmup")
+    for name in (*same, "vq.plain_steps", "text.length", "text.vocab_size", "train.batch_size"):
+        assert chosen[name] == limits.value(emoji, name), name
+    assert chosen["train.image_weight"] == emoji.train.image_weight
+    assert 4000 < chosen["vq.steps"] < 6000 and 5000 < chosen["train.steps"] < 9000
+
+
+@pytest.mark.parametrize("count", [1, 3, 10, 200, 5000, 500_000])
+@pytest.mark.parametrize("minutes", [1.0, 60.0, 6000.0])
+def test_every_choice_is_complete_in_range_and_in_time(count, minutes):
+    config = own.get_config()
+    config.minutes = minutes
+    found = {"pictures": count, "side": 30 if count == 10 else 500, "captions": count, "pieces": 40}
+    config.update_from_flattened_dict(recipe.choose(config, found))
+    assert not recipe.open_fields(config)
+    limits.check(config)
+    pixels_ = config.vq.batch_size * config.image_size**2
+    tokens = config.train.batch_size * ((config.image_size // config.vq.model.patch) ** 2 + 40)
+    seconds = config.vq.steps * pixels_ * recipe.VQ_SECONDS
+    seconds += config.train.steps * tokens * recipe.SECONDS
+    assert seconds < 60 * minutes or config.vq.steps == config.train.steps == 100
+    if count <= 10:  # learned by heart: more would not help
+        assert config.train.steps <= recipe.MOST_EPOCHS
+
+
+def test_more_minutes_give_more_steps_and_a_typed_field_enters_the_others():
+    few, many = own.get_config(), own.get_config()
+    many.minutes = 600.0
+    for part in ("vq.steps", "train.steps"):
+        assert recipe.choose(many, EMOJI)[part] > 5 * recipe.choose(few, EMOJI)[part]
+    few.image_size = 128
+    chosen = recipe.choose(few, EMOJI)
+    assert (chosen["image_size"], chosen["vq.model.patch"], chosen["vq.batch_size"]) == (128, 8, 2)
+
+
+@pytest.mark.filterwarnings("ignore:the load_module")
+def test_the_open_fields_are_filled_from_the_data_printed_and_what_is_typed_stays(
+    tmp_path, capsys, monkeypatch
+):
+    fill(tmp_path, 60, text="a small box with the number {}")
+    for n in range(6):  # 10 % long captions: 98 % must stay whole
+        (tmp_path / f"{n}.txt").write_text("a box and another box " * 5)
+    command = ["job", "--config=configs/own.py", f"--config.data=folder:{tmp_path}"]
+    command += ["--config.minutes=30", "--config.train.steps=123", "--config.train.mixture.t2i=0.9"]
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values)
+    monkeypatch.setattr("sys.argv", command)
+    values(command)
+    config = recipe.fill(values.config)
+    assert not recipe.open_fields(config)
+    assert (config.train.steps, config.train.mixture.t2i, config.minutes) == (123, 0.9, 30.0)
+    assert config.image_size == 32  # pictures of 16 pixels
+    said = capsys.readouterr().out
+    assert "pictures of about 16 pixels and 30 minutes of two cores: --config.image_size=32" in said
+    assert f"--config.text.length={config.text.length}" in said
+    assert "--config.train.steps=" not in said and "--config.train.mixture.pair=0.1" in said
+    stages.check(config)
+    assert values.config.train.batch_size is None  # the command's own config is left alone
+
+
+def test_the_chosen_text_length_keeps_98_percent_of_the_captions_whole(tmp_path, capsys):
+    fill(tmp_path, 60, text="a small box with the number {}")
+    for n in range(6):
+        (tmp_path / f"{n}.txt").write_text("a box and another box " * 5)
+    stages.describe_data(config_of(tmp_path, **{"skip_limit": 0.5}))
+    (said,) = [s for s in capsys.readouterr().out.splitlines() if s.startswith("text.length=")]
+    cut, captions = (int(said.split()[i]) for i in (2, 4))
+    assert cut <= 0.02 * captions and captions == 60
+
+
+def test_a_run_keeps_what_was_chosen_also_when_the_data_have_grown(tmp_path):
+    fill(tmp_path / "data", 30)
+    config = config_of(tmp_path / "data")
+    first = recipe.fill(config, tmp_path)
+    (tmp_path / run_folder.CONFIG).write_text(json.dumps({"config": json.loads(first.to_json())}))
+    fill(tmp_path / "data", 200)
+    assert recipe.fill(config, tmp_path).to_dict() == first.to_dict()
+    assert recipe.fill(config).to_dict() != first.to_dict()
+
+
+@pytest.mark.slow
+def test_a_job_with_open_fields_runs_twice_with_the_same_fields(tmp_path, capsys):
+    fill(tmp_path / "data", 40)
+    small = {"vq.steps": 12, "vq.warmup": 2, "vq.plain_steps": 4, "vq.batch_size": 8}
+    small |= {"vq.model.ch": 8, "vq.model.embed_dim": 4, "vq.model.z_channels": 8}
+    config = config_of(tmp_path / "data", **{"vq.above_flat": 0.0, "mesh.data": 1}, **small)
+    stages.run(config, tmp_path / "run", until="token cache")
+    kept = json.loads((tmp_path / "run" / run_folder.CONFIG).read_text())["config"]
+    assert kept["vq"]["steps"] == 12 and kept["text"]["length"] >= 4 and kept["image_size"] == 32
+    assert None not in (kept["train"]["steps"], *kept["train"]["mixture"].values())
+    capsys.readouterr()
+    stages.run(config, tmp_path / "run", until="token cache")
+    assert "chosen for" not in capsys.readouterr().out
+
+
+def test_configs_without_open_fields_are_left_alone_and_bad_minutes_refused(tmp_path):
+    config = t2i.get_config()
+    assert recipe.fill(config) is config
+    with pytest.raises(ValueError, match=r"data is missing, expected --config.data="):
+        recipe.fill(own.get_config())
+    with pytest.raises(ValueError, match=r"minutes = 0\.0, expected more than 0"):
+        recipe.fill(config_of(tmp_path, minutes=0.0))

@@ -1,0 +1,119 @@
+"""The end of an image tokenizer's training: which codes it keeps, and whether it is worth having.
+
+    used          codes that the images use; codes that differ only by noise become one
+    score         how well it shows images
+    check_worth   refuses a tokenizer that shows little more than one colour a cell
+
+Joining codes makes a model's work easier, but joining too many throws away what the pictures show.
+So it has a limit: a loss of PSNR in dB, measured on the images.
+"""
+
+import functools
+
+import jax
+import numpy as np
+
+from udd_jax.errors import UserError
+from udd_jax.runtime import logbook
+from udd_jax.tokenizers import codebook, image_tokenizer, reconstruction, vqgan
+
+POOL_VECTORS = 20_000  # for k-means and for the spread around the codes
+MERGE_COST = 0.3  # dB, the most that joining may cost
+SMALLEST_MERGE = 0.1  # below this, no codes are joined
+GOOD = 30.0  # dB, enough for any picture, also where cells of one colour are as good
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _vectors(model, params, images):
+    return model.apply({"params": params}, image_tokenizer.to_unit(images), method="encode")
+
+
+def pool_vectors(model, params, images, key) -> np.ndarray:
+    """Pre-quantisation vectors float32[n, E] at random positions, about POOL_VECTORS in total."""
+    each = min(model.grid[0] * model.grid[1], max(1, POOL_VECTORS // len(images)))
+    chosen = []
+    for i in range(0, len(images), 64):
+        part = images[i : i + 64]
+        z = _vectors(model, params, np.pad(part, [(0, 64 - len(part)), (0, 0), (0, 0), (0, 0)]))
+        z = np.asarray(z)[: len(part)].reshape(len(part), -1, model.embed_dim)
+        places = jax.random.uniform(jax.random.fold_in(key, i), z.shape[:2]).argsort(1)[:, :each]
+        chosen.append(np.take_along_axis(z, np.asarray(places)[..., None], 1))
+    return np.concatenate(chosen).reshape(-1, model.embed_dim)
+
+
+def used(
+    model, params, images, merge: float, key, most_cost: float = MERGE_COST
+) -> image_tokenizer.ImageTokenizer:
+    """The tokenizer with the codes that images uint8[n, S, S, 3] use; all codes if merge = 0.
+
+    Joined codes cost at most `most_cost` dB of PSNR on these images; `merge` is halved until that
+    holds. At least two codes are left.
+    """
+    whole = image_tokenizer.ImageTokenizer(model, params)
+    if not merge:
+        return whole
+    rows = np.asarray(vqgan.rows(params))
+    vectors = pool_vectors(model, params, images, key)
+    spread = ((vectors - rows[np.asarray(codebook.nearest(vectors, rows))]) ** 2).sum(-1).mean()
+    codes = whole.encode(images)
+    counts = np.bincount(codes.ravel(), minlength=model.n_embed)
+
+    def joined(merge):
+        kept = codebook.used_codes(counts, rows, merge * spread**0.5, least=2)
+        return image_tokenizer.ImageTokenizer(model, params, kept)
+
+    if most_cost == np.inf:
+        return joined(merge)
+    best = _pooled_psnr(whole.decode(codes), images)
+    while merge:
+        tokenizer = joined(merge)
+        decoded = tokenizer.decode(tokenizer.full_to_used[codes])
+        cost = best - _pooled_psnr(decoded, images)
+        if cost <= most_cost:
+            return tokenizer
+        smaller = merge / 2 if merge / 2 >= SMALLEST_MERGE else 0.0
+        logbook.say(
+            f"image tokenizer: vq.merge={merge:g} leaves {tokenizer.codes} codes and costs "
+            f"{cost:.2f} dB, more than {most_cost:g}: {smaller:g} instead"
+        )
+        merge = smaller
+    return joined(0.0)
+
+
+def _pooled_psnr(images, targets) -> float:
+    """The PSNR of all pixels together, at most 100 dB; finite for equal pictures, too."""
+    errors = [np.square(np.float32(a) - b).mean() for a, b in zip(images, targets, strict=True)]
+    return float(10 * np.log10(255**2 / max(np.mean(errors), 255**2 * 1e-10)))
+
+
+def score(tokenizer: image_tokenizer.ImageTokenizer, images) -> dict:
+    """The scores of a tokenizer on images uint8[n, S, S, 3]: psnr (dB), ssim, codes, usage, ...
+
+    `above_flat` (dB) compares with the same images painted in one colour a cell.
+    """
+    codes = tokenizer.encode(images)
+    decoded = tokenizer.decode(codes)
+    counts = np.bincount(codes.ravel(), minlength=tokenizer.codes)
+    return {
+        "psnr": float(reconstruction.psnr(decoded, images).mean()),
+        "above_flat": _pooled_psnr(decoded, images)
+        - _pooled_psnr(reconstruction.flat(images, tokenizer.grid), images),
+        "ssim": float(reconstruction.ssim(decoded, images).mean()),
+        "codes": tokenizer.codes,
+        "usage": float((counts > 0).mean()),
+        "perplexity": float(codebook.perplexity(codes, tokenizer.codes)),
+    }
+
+
+def check_worth(scores: dict, above_flat: float) -> None:
+    """ValueError, one line, if a tokenizer is not `above_flat` dB better than flat cells.
+
+    scores: of `score`; GOOD dB of PSNR are always enough. above_flat: 0 allows everything.
+    """
+    if above_flat and scores["above_flat"] < above_flat and scores["psnr"] < GOOD:
+        raise UserError(
+            f"image tokenizer: it is {scores['above_flat']:.2f} dB better than one colour a cell, "
+            f"expected at least {above_flat:g}: choose another --workdir= and more "
+            "--config.vq.steps= or --config.vq.model.n_embed=, or a smaller "
+            "--config.vq.model.patch=; --config.vq.above_flat=0 goes on with this tokenizer"
+        )

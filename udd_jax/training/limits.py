@@ -1,0 +1,70 @@
+"""The range of each number in a config. A number out of its range is refused before any stage.
+
+Without this, a bad number ends a job after hours, or trains a useless model without a word.
+"""
+
+import math
+
+from udd_jax.errors import UserError
+
+AT_LEAST_ONE = (
+    *("views", "vq.steps", "vq.batch_size", "vq.log_every", "vq.save_every", "vq.keep"),
+    *("diffusion.steps", "model.layers", "model.width", "model.heads", "model.unroll"),
+    *("train.steps", "train.batch_size", "train.accumulate", "train.log_every"),
+    *("train.save_every", "train.keep", "evaluate.samples", "evaluate.batch_size"),
+    *("evaluate.bound_samples", "evaluate.bound_times"),
+)
+NOT_BELOW_ZERO = (
+    *("workers", "vq.pictures", "vq.learning_rate", "vq.commitment", "vq.merge", "vq.merge_cost"),
+    *("vq.perceptual", "vq.above_flat", "vq.adversarial.weight", "vq.rebuild.codes"),
+    *("train.learning_rate", "train.final_rate", "train.weight_decay", "train.auxiliary"),
+    *("train.pad_weight", "train.image_weight", "train.held_out", "evaluate.pictures"),
+    *("evaluate.retrieval", "evaluate.round_trips", "evaluate.judged"),
+)
+ABOVE_ZERO = ("vq.clip", "train.clip", "model.mlp_ratio")
+SHARES = ("skip_limit", "data_options.validation", "data_options.test")  # in [0, 1]
+BELOW_ONE = ("vq.beta1", "vq.beta2", "vq.decay", "train.beta1", "train.beta2", "train.ema")
+LEAST_TEXT, LEAST_SIDE, LEAST_VOCABULARY = 2, 8, 320
+
+
+def check(config) -> None:
+    """UserError, one line that names the field, if a number of the config is out of its range.
+
+    Fields that the config lacks, or that are None, are passed over.
+    """
+    for names, least, most, words in (
+        (AT_LEAST_ONE, 1, math.inf, "at least 1"),
+        (NOT_BELOW_ZERO, 0, math.inf, "at least 0"),
+        (ABOVE_ZERO, math.ulp(0.0), math.inf, "more than 0"),
+        (SHARES, 0, 1, "a share from 0 to 1"),
+        (BELOW_ONE, 0, math.nextafter(1, 0), "at least 0 and below 1"),
+        (("seed",), 0, 2**32 - 1, f"0 to {2**32 - 1}"),
+        (("text.length",), LEAST_TEXT, math.inf, f"at least {LEAST_TEXT} pieces"),
+        (("image_size",), LEAST_SIDE, math.inf, f"at least {LEAST_SIDE} pixels"),
+        (("vq.model.n_embed",), 2, math.inf, "at least 2 codes"),
+    ):
+        for name in names:
+            _within(config, name, least, most, words)
+    if not value(config, "text.file"):
+        words = f"at least {LEAST_VOCABULARY}, the room for bytes and an alphabet"
+        _within(config, "text.vocab_size", LEAST_VOCABULARY, math.inf, words)
+    for part in ("vq", "train"):
+        steps = value(config, f"{part}.steps")
+        words = f"from 0 to {part}.steps = {steps}: set --config.{part}.warmup= too"
+        _within(config, f"{part}.warmup", 0, steps, words)
+    steps = value(config, "vq.steps")
+    words = f"from 0 to less than vq.steps = {steps}: set --config.vq.plain_steps= too"
+    _within(config, "vq.plain_steps", 0, (steps or math.inf) - 1, words)
+
+
+def value(config, name: str):
+    """The field `name`, with dots, or None if the config lacks it."""
+    for part in name.split("."):
+        config = config.get(part) if config is not None else None
+    return config
+
+
+def _within(config, name: str, least, most, words: str) -> None:
+    found = value(config, name)
+    if found is not None and not least <= found <= (math.inf if most is None else most):
+        raise UserError(f"{name} = {found}, expected {words}: set --config.{name}=")

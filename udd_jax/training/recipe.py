@@ -1,0 +1,173 @@
+"""The open fields of a config, chosen from the data and from the minutes that a user gives.
+
+`configs/own.py` leaves fields open: they are None. `fill` chooses them by the rules of `choose`,
+for an image tokenizer of small cells and a diffusion of three layers, as `configs/t2i.py:emoji` has
+them. The times are those of that run on two CPU cores, scaled by the work of a step:
+
+    image tokenizer   .155 s for 8 images of 64 x 64          a fifth of the minutes
+    diffusion         .39 s for 16 pairs of 256 + 16 tokens   seven tenths of them
+
+The rest is for compilation, evaluation and the report. Nothing is measured here, so that the same
+command always chooses the same fields on the same data.
+"""
+
+import pathlib
+import tempfile
+
+import numpy as np
+
+from udd_jax.data import pixels, reading, sources, survey
+from udd_jax.data.sources import listing
+from udd_jax.errors import UserError
+from udd_jax.runtime import files, logbook, run_folder
+from udd_jax.tokenizers import text_tokenizer
+
+VQ_SECONDS = 0.155 / (8 * 64**2)  # for a pixel of a batch
+SECONDS = 0.39 / (16 * (256 + 16))  # for a token of a batch
+VQ_SHARE, SHARE = 0.2, 0.7  # of the minutes
+LOOKED_AT = 1000  # images whose sizes are read
+MOST_EPOCHS = 500  # a handful of pictures is learned by heart long before
+FIELDS = (
+    *("image_size", "vq.model.patch", "vq.model.n_embed", "vq.batch_size", "vq.steps"),
+    *("vq.warmup", "vq.plain_steps", "text.vocab_size", "text.length", "train.batch_size"),
+    *("train.steps", "train.warmup", "train.image_weight"),
+    *(f"train.mixture.{task}" for task in ("pair", "t2i", "i2t", "infill", "image", "text")),
+)
+
+
+def fill(config, workdir=None):
+    """The config with its open fields chosen and printed; the config itself if none is open.
+
+    workdir: where an earlier start of this run has kept its fields, which are taken. ValueError if
+    the data do not exist or `minutes` is not positive.
+    """
+    fields = open_fields(config)
+    if not fields:
+        return config
+    if not config.minutes > 0:
+        raise UserError(f"minutes = {config.minutes}, expected more than 0: set --config.minutes=")
+    if not config.data:
+        raise UserError("data is missing, expected --config.data=folder:/path or another source")
+    config = config.copy_and_resolve_references()
+    path = workdir and workdir / run_folder.CONFIG
+    if path and path.exists():
+        kept = _flat(files.read_json(path)["config"])
+        chosen = {name: kept[name] for name in fields if kept.get(name) is not None}
+        config.update_from_flattened_dict(chosen)
+    if open_fields(config):
+        found = facts(config)
+        chosen = choose(config, found)
+        chosen = {name: chosen[name] for name in open_fields(config)}
+        config.update_from_flattened_dict(chosen)
+        said = " ".join(f"--config.{name}={value}" for name, value in chosen.items())
+        logbook.say(
+            f"chosen for {found['pictures']} pictures of about {found['side']} pixels and "
+            f"{config.minutes:g} minutes of two cores: {said}"
+        )
+    return config
+
+
+def open_fields(config) -> list[str]:
+    """The names of the fields that `choose` knows and that are None; [] without `minutes`."""
+    if config.get("minutes") is None:
+        return []
+    flat = _flat(config.to_dict())
+    return [name for name in FIELDS if name in flat and flat[name] is None]
+
+
+def facts(config) -> dict:
+    """What the choice depends on.
+
+    Returns:
+        {"pictures": of the training, "side": the median of their shorter sides, "captions":
+        captions of the training, "pieces": the text length that keeps 98 % of all captions whole}.
+    """
+    options = config.data_options.to_dict() | {"trust_splits": True}
+    if config.data in sources.WORLDS:
+        options.pop("trust_splits")
+    data = {s: sources.open_source(config.data, s, **options) for s in listing.SPLITS}
+    train, sides = data["train"], []
+    for index in np.linspace(0, len(train) - 1, min(LOOKED_AT, len(train))).astype(int):
+        try:
+            image = train[int(index)].image
+            size = pixels.size(image) if isinstance(image, bytes) else image.shape[:2]
+            sides.append(min(size))
+        except (OSError, ValueError):
+            continue  # the survey counts it
+    if not sides:
+        raise UserError(f"{train.name}: none of {len(train)} pictures can be read")
+    captions = list(reading.captions(train))
+    with tempfile.TemporaryDirectory() as folder:
+        size = config.text.vocab_size or vocabulary(len(captions))
+        if config.text.file:
+            tokenizer = text_tokenizer.load(config.text.file)
+        else:
+            path = pathlib.Path(folder) / "text.model"
+            tokenizer = text_tokenizer.train_sentencepiece(captions, path, size)
+        pieces = survey.texts(data, tokenizer, 1)["covers"]
+        if not pieces:  # an embedded world
+            pieces = max(len(tokenizer.pieces(caption)) for caption in captions)
+    return {
+        "pictures": len(train),
+        "side": int(np.median(sides)),
+        "captions": len(captions),
+        "pieces": pieces,
+    }
+
+
+def vocabulary(captions: int) -> int:
+    """K of the text for a number of captions."""
+    return 2048 if captions >= 1000 else 1024
+
+
+def choose(config, found: dict) -> dict:
+    """{field: value} for all of FIELDS; a field that the config has enters the other choices.
+
+    found: of `facts`.
+    """
+    flat, chosen = _flat(config.to_dict()), {}
+
+    def take(name, value):
+        chosen[name] = value if flat.get(name) is None else flat[name]
+        return chosen[name]
+
+    minutes, count = config.minutes, found["pictures"]
+    large = found["side"] >= 48 and minutes >= 20
+    size = take("image_size", 64 if large else 32)
+    patch = take("vq.model.patch", max(4, 4 * (size // 64)))
+    cells = (size // patch) ** 2
+    take("vq.model.n_embed", 1024 if count * cells >= 50_000 else 256)
+    batch = take("vq.batch_size", max(1, 8 * 64**2 // size**2))
+    steps = VQ_SHARE * 60 * minutes / (VQ_SECONDS * batch * size**2)
+    steps = take("vq.steps", _steps(steps, count, batch))
+    take("vq.warmup", min(50, steps // 10))
+    take("vq.plain_steps", min(300, steps // 10))
+    take("text.vocab_size", vocabulary(found["captions"]))
+    length = take("text.length", max(4, found["pieces"]))
+    batch = take("train.batch_size", 16 if cells > 100 else 64)
+    steps = SHARE * 60 * minutes / (SECONDS * batch * (cells + length))
+    steps = take("train.steps", _steps(steps, count, batch))
+    take("train.warmup", min(100, steps // 10))
+    # A caption has far fewer tokens than an image, and must not drown in them.
+    take("train.image_weight", round(min(1.0, max(0.05, 1.6 * length / cells)), 2))
+    weights = {"pair": 0.1, "t2i": 0.33, "i2t": 0.5, "infill": 0.03, "image": 0.0, "text": 0.04}
+    for task, weight in weights.items():
+        take(f"train.mixture.{task}", weight)
+    return chosen
+
+
+def _steps(affordable: float, pictures: int, batch: int) -> int:
+    """The steps that there is time for, at most MOST_EPOCHS and at least 100."""
+    most = MOST_EPOCHS * max(1.0, pictures / batch)
+    return max(100, int(min(affordable, most)))
+
+
+def _flat(tree: dict, prefix: str = "") -> dict:
+    """{"a.b": value} of nested dicts."""
+    out = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            out |= _flat(value, f"{prefix}{name}.")
+        else:
+            out[prefix + name] = value
+    return out
