@@ -117,6 +117,8 @@ def get_config() -> ml_collections.ConfigDict:
             "width": 128,
             "heads": 4,
             "mlp_ratio": 2,
+            "stack": "plain",  # or "long_skips", "encoder_decoder": networks/stacks.py
+            "decoder_layers": 0,  # of "encoder_decoder": so many of the layers are the decoder
             "attention": "mutual",
             "block_attention": False,  # True: compute given modalities once a chain, not each step
             "time": "per_modality",

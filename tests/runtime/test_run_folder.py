@@ -60,6 +60,20 @@ def test_a_run_goes_on_where_the_config_has_a_new_field_that_is_off(tmp_path):
         run_folder.claim(config, tmp_path)
 
 
+def test_a_run_that_began_before_stacks_goes_on_with_the_plain_one_and_with_no_other(tmp_path):
+    config = tiny.config()
+    run_folder.claim(config, tmp_path)
+    stored = record(tmp_path)
+    del stored["config"]["model"]["stack"], stored["config"]["model"]["decoder_layers"]
+    files.write_json(tmp_path / build.CONFIG, stored)
+    config.model.stack = "long_skips"
+    with pytest.raises(ValueError, match=r"model\.stack: 'plain' there, 'long_skips' here"):
+        run_folder.claim(config, tmp_path)
+    config.model.stack = "plain"
+    run_folder.claim(config, tmp_path)
+    assert record(tmp_path)["config"]["model"]["stack"] == "plain"
+
+
 def test_an_image_without_a_checkout_says_its_commit(monkeypatch, tmp_path):
     monkeypatch.setattr(provenance, "__file__", str(tmp_path / "udd_jax" / "runtime" / "a.py"))
     assert "commit" not in provenance.provenance()
