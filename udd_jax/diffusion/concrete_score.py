@@ -60,10 +60,11 @@ def reverse_rates(
     time t, times the score at t:
 
         j = mask:   (gbar_t - gbar_s) / gbar_t (abar_t p(y) + bbar_t) / (1 - gbar_t)
-        j a class:  b (abar_t w(y) + bbar_t W),  b of the step from s to t
+        j a class:  b (abar_t w(y) + bbar_t W)
 
+    b of the step from s to t is the forward rate times the length of the step, up to its square.
     At a time T that masks everything, 1 - gbar is 0, the forward rate infinite and the score 0.
-    Their product is its limit then, along a straight line of the tables between s and T.
+    Their product is then its limit along a straight line of the tables between s and T.
     """
     classes = kernel.vocab.modalities[m].classes
     s, t = jnp.broadcast_to(s, xt.shape), jnp.broadcast_to(t, xt.shape)
