@@ -115,7 +115,7 @@ def test_its_gradient_raises_x_0_and_lowers_the_negatives(kind):
         run = finite.quick(jax.value_and_grad(lambda logits: on(logits) - off(logits)))
         before, gradient = run(logits)
         after, _ = run(tuple(y - 0.1 * g for y, g in zip(logits, gradient, strict=True)))
-    size = sum((g**2).sum() for g in gradient)
+        size = float(sum((g**2).sum() for g in gradient))
     assert size > 1e-6
     np.testing.assert_allclose(before - after, 0.1 * size, rtol=0.1)
 
