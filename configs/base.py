@@ -121,6 +121,8 @@ def get_config() -> ml_collections.ConfigDict:
             "width": 128,
             "heads": 4,
             "mlp_ratio": 2,
+            "stack": "plain",  # or "long_skips", "encoder_decoder": networks/stacks.py
+            "decoder_layers": 0,  # of "encoder_decoder": so many of the layers are the decoder
             "attention": "mutual",
             "block_attention": False,  # True: compute given modalities once a chain, not each step
             "time": "per_modality",
@@ -156,6 +158,14 @@ def get_config() -> ml_collections.ConfigDict:
             # The bound of T steps; or "continuous", for schedules that only mask.
             "objective": "discrete",
             "auxiliary": 0.2,  # lambda, the weight of -log p(x_0 | x_t)
+            # Weights of terms that contrast x_0 with wrong ones (training/contrastive.py).
+            "contrastive": {
+                "step_intra": 0.0,
+                "step_inter": 0.0,
+                "sample_intra": 0.0,
+                "sample_inter": 0.0,
+                "negatives": 4,  # wrong ones for each sample
+            },
             "pad_weight": 1.0,  # weight of padding tokens in the loss
             "image_weight": 1.0,  # of image tokens; less if an image has far more than its text
             "mixture": {  # weights of the tasks in a batch

@@ -52,3 +52,8 @@ def test_counted_flops_are_those_of_the_matrix_products():
     mlp = 2 * (n + m) * 2 * 2 * 64
     heads = 2 * 8 * sum(modality.length * modality.classes for modality in vocab.modalities)
     assert plan.forward_flops(config, vocab) == self_attention + mutual + mlp + heads
+    config.model.update({"layers": 3, "stack": "encoder_decoder", "decoder_layers": 2})
+    block, skip = self_attention + mutual + mlp, 2 * (n + m) * 2 * 64
+    assert plan.forward_flops(config, vocab) == 3 * block + 2 * skip + heads
+    config.model.update({"stack": "long_skips", "decoder_layers": 0})
+    assert plan.forward_flops(config, vocab) == 3 * block + skip + heads

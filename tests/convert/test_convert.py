@@ -204,7 +204,6 @@ def test_a_conversion_settles_every_option_that_makes_the_network_another_functi
     options = {f.name: f.default for f in dataclasses.fields(transformer.Transformer)}
     from_weights = {"vocab", "steps", "layers", "width", "heads", "mlp_ratio", "rezero"}
     others = {"network", "dtype", "padding", "implementation", "unroll", "remat", "parent", "name"}
-    others |= {"stack"}  # which no config sets
     assert set(unid3.PUBLISHED) - {"mask_padding"} == options.keys() - from_weights - others
 
 

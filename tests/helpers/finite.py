@@ -114,6 +114,34 @@ def chain(tables, times, x: np.ndarray, free: np.ndarray, rng, correct=0) -> np.
     return xt
 
 
+def leap(tables, times, x: np.ndarray, free: np.ndarray, rng) -> np.ndarray:
+    """Tau-leaping through `times` by scores from dense matrices; all masked at the start."""
+    xt, ids = np.where(free, LAYOUT.mask_id, x), np.arange(LAYOUT.size)
+    classes = [m.classes for m in LAYOUT.modalities]
+    for t, s in itertools.pairwise(times):
+        p, masked = predict(tables, xt, t, free), xt == LAYOUT.mask_id  # p of x_0, [B, L, V]
+        at_t, move = dense.cumulative(LAYOUT, tables, t), dense.step(LAYOUT, tables, s, t)
+        chance = at_t[xt]  # q(x_t | i)
+        if s == 0:  # a token that only one x_0 explains stays
+            return np.where(free & (masked | ((chance > 0).sum(-1) > 1)), draw(p, rng), xt)
+        ratio = np.divide(p, chance, out=np.zeros_like(p), where=chance > 0)
+        forward = move[xt] * (ids != xt[..., None])  # from every y to x_t, times tau
+        rates = forward * np.einsum("yi,bli->bly", at_t, ratio)
+        # The step has the rate of masking per token that is left at s; the rate at t is per token
+        # that is left at t. Where none is left, the rate is that of a moment before.
+        left_s, left_t = (np.repeat([a.unmasked[k] for a in tables], classes) for k in (s, t))
+        early = np.where(left_t > 0, left_t, left_s)
+        shown = dense.cumulative(LAYOUT, tables, t if left_t.all() else s)[:-1]
+        hidden = move[-1, :-1] * left_s * np.einsum("yi,bli->bly", shown / early[:, None], p)
+        gamma = np.repeat([a.gamma_bar[t] for a in tables], classes)
+        hidden = np.pad(hidden / np.where(gamma > 0, gamma, 1), ((0, 0), (0, 0), (0, 1)))
+        rates = np.where(masked[..., None], hidden, rates)
+        total = rates.sum(-1)
+        jumps = free & (rng.random(xt.shape) < 1 - np.exp(-total))
+        xt = np.where(jumps, draw(np.where(total[..., None] > 0, rates, 1), rng), xt)
+    return xt
+
+
 def remask(rule: str, eta: float, gamma, times, count: int, rng) -> np.ndarray:
     """ReMDM (arXiv 2503.00307) through `times` from nothing: sigma masks what was revealed again.
 

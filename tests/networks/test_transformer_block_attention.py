@@ -110,6 +110,7 @@ def test_what_nothing_is_free_of_does_not_see_the_other(name, attention):
         (PAIR, "text", {}),
         (PAIR, "image", {"attention": "self", "remat": "dots"}),
         (PAIR, "text", {"implementation": "xla", "padding": PAD}),
+        (PAIR, "text", {"attention": "self", "stack": "long_skips"}),
         (THREE, "text", {}),
         (THREE, "image", {"rotary": True, "remat": "full"}),
     ],

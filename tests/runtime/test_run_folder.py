@@ -60,6 +60,27 @@ def test_a_run_goes_on_where_the_config_has_a_new_field_that_is_off(tmp_path):
         run_folder.claim(config, tmp_path)
 
 
+def test_a_run_that_began_before_a_field_goes_on_with_what_it_did_and_with_nothing_else(tmp_path):
+    config = tiny.config()
+    run_folder.claim(config, tmp_path)
+    stored = record(tmp_path)
+    del stored["config"]["model"]["stack"], stored["config"]["model"]["decoder_layers"]
+    del stored["config"]["train"]["contrastive"]
+    files.write_json(tmp_path / build.CONFIG, stored)
+    config.model.stack = "long_skips"
+    with pytest.raises(ValueError, match=r"model\.stack: 'plain' there, 'long_skips' here"):
+        run_folder.claim(config, tmp_path)
+    config.model.stack = "plain"
+    config.train.contrastive.step_inter = 0.5
+    with pytest.raises(
+        ValueError, match=r"\(train\.contrastive\.step_inter: None there, 0\.5 here"
+    ):
+        run_folder.claim(config, tmp_path)
+    config.train.contrastive.step_inter = 0.0
+    run_folder.claim(config, tmp_path)
+    assert record(tmp_path)["config"]["model"]["stack"] == "plain"
+
+
 def test_an_image_without_a_checkout_says_its_commit(monkeypatch, tmp_path):
     monkeypatch.setattr(provenance, "__file__", str(tmp_path / "udd_jax" / "runtime" / "a.py"))
     assert "commit" not in provenance.provenance()

@@ -49,6 +49,39 @@ def test_drawing_in_two_stages_has_the_law_of_the_reverse_step(name):
             assert stats.chisquare(seen[~rare], even).pvalue > 1e-3
 
 
+@pytest.mark.parametrize("name", ("mask_and_replace", "absorbing"))
+def test_a_leap_jumps_once_in_proportion_to_the_rates_and_the_last_one_draws_from_p(name):
+    """The rates by hand, from the tables in float64."""
+    table, count, m, classes = schedules.make(name, T), 20_000, 1, 4
+    kernel, p = transition.make_kernel(LAYOUT, table), np.array([0.5, 0.1, 0.3, 0.1])
+    full = jnp.broadcast_to(jnp.log(jnp.asarray(p)), (1, count, classes))
+    rule = finite.quick(rules.tau_leaping, static_argnums=1)
+    words = random_words.words(jax.random.key(0), (1, count, 4))
+    for s, t, j in ((3, 4, 4), (1, 7, 4), (1, 7, 3), (5, 8, 4), (0, 5, 4), (0, 5, 2)):
+        xt = jnp.full((1, count), j, jnp.int32)
+        drawn = rule(kernel, m, words, full, xt, jnp.int32(s), jnp.int32(t))
+        at = t if table.unmasked[t] else s  # the limit at T
+        alpha, beta = table.alpha_bar[at], table.uniform_bar[at] / classes
+        if j == classes:
+            q = np.full(classes, table.gamma_bar[t])
+            forward = (table.gamma_bar[t] - table.gamma_bar[s]) / table.unmasked[at]
+        else:
+            q = alpha * np.eye(classes)[j] + beta
+            forward = dense.step(LAYOUT, [table] * 2, s, t)[3 + j, 3 + (j + 1) % classes]
+        w = np.divide(p, q, out=np.zeros(classes), where=q > 0)
+        rates = forward * (alpha * w + beta * w.sum()) * (np.arange(classes) != j)
+        jump = 1 - np.exp(-rates.sum())
+        law = jump * rates / max(rates.sum(), 1e-9)
+        law = np.append(law, 0) + (1 - jump) * np.eye(classes + 1)[j]
+        if s == 0:
+            certain = name == "absorbing" and j < classes
+            law = np.eye(classes + 1)[j] if certain else np.append(p, 0)
+        seen = np.bincount(np.asarray(drawn)[0], minlength=classes + 1)
+        assert seen[law == 0].sum() == 0
+        if (law > 0).sum() > 1:
+            assert stats.chisquare(seen[law > 0], law[law > 0] * count).pvalue > 1e-3, (s, t, j)
+
+
 def test_a_prediction_without_its_own_token_is_that_of_the_others():
     tables = [schedules.mask_and_replace(finite.STEPS, 0.5)] * 2
     t, rng = 30, np.random.default_rng(0)

@@ -156,6 +156,45 @@ def test_masking_the_least_confident_again_mends_too():
     assert (items >= 0).mean() > plain + 0.03
 
 
+# ---- Tau-leaping --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name, steps",
+    [
+        ("absorbing", 10),
+        pytest.param("mask_and_replace", 5, marks=SLOW),
+        pytest.param("linear", 10, marks=SLOW),
+        pytest.param("hybrid", 5, marks=SLOW),
+    ],
+)
+def test_leaps_are_their_simulation_by_scores(name, steps):
+    table, rng = schedules.make(name, finite.STEPS), np.random.default_rng(0)
+    times = schedules.chain_times(finite.STEPS, steps)
+    x, free = np.zeros((600, 16), int), np.ones((600, 16), bool)
+    others = finite.which(finite.leap([table, table], times, x, free, rng))
+    items, calls, _ = run(table, sampler="tau_leaping", steps=steps)
+    agree((items >= 0).sum(), COUNT, (others >= 0).sum(), 600)
+    same_law(items, others)
+    assert (calls == steps).all()
+
+
+@pytest.mark.parametrize(
+    "name",
+    (
+        "mask_and_replace",
+        pytest.param("absorbing", marks=SLOW),
+        pytest.param("linear", marks=SLOW),
+    ),
+)
+def test_with_a_hundred_leaps_every_item_is_made_equally_often_as_by_the_chain(name):
+    items, calls, tokens = run(name, sampler="tau_leaping", steps=100)
+    same_law(items)
+    hits, of = finite.FIXTURE["shares"][name]["1"]
+    assert abs((items >= 0).mean() - hits / of) < 0.08 and (calls == 100).all()
+    assert (tokens != finite.LAYOUT.mask_id).all()
+
+
 # ---- Orders of reveal ---------------------------------------------------------------------------
 
 ORDERS = {

@@ -36,6 +36,8 @@ _FUNCTION = (
     "rotary",
     "qk_norm",
     "activation",
+    "stack",
+    "decoder_layers",
 )
 PUBLISHED = {name: getattr(transformer.Transformer, name) for name in _FUNCTION}
 PUBLISHED["mask_padding"] = False

@@ -168,7 +168,8 @@ class Transformer(nn.Module):
 
     Raises:
         ValueError: an unknown choice, block attention without per-modality times or with a
-            conditional network, or a width that is not a multiple of the heads.
+            conditional network, decoder layers that the stack does not have, or a width that is
+            not a multiple of the heads.
     """
 
     vocab: Vocab
@@ -194,6 +195,7 @@ class Transformer(nn.Module):
     remat: str = "none"  # or "full", or "dots": keep the results of matrix products
     dtype: Any = jnp.float32
     stack: Any = "plain"  # a name in STACKS, or your own function (stacks.py)
+    decoder_layers: int = 0  # so many of the layers are the decoder of "encoder_decoder"
 
     def __post_init__(self):
         super().__post_init__()
@@ -217,6 +219,16 @@ class Transformer(nn.Module):
             raise UserError(
                 f"model.block_attention with model.network = {self.network!r} and model.time = "
                 f"{self.time!r}, expected 'joint' and 'per_modality'"
+            )
+        if not 0 <= self.decoder_layers < self.layers:
+            raise UserError(
+                f"model.decoder_layers = {self.decoder_layers} of model.layers = {self.layers}, "
+                "expected at least 0 and fewer than all"
+            )
+        if self.decoder_layers and self.stack in ("plain", "long_skips"):
+            raise UserError(
+                f"model.decoder_layers = {self.decoder_layers} with model.stack = {self.stack!r}, "
+                "expected 0, or the stack 'encoder_decoder'"
             )
         if self.width % self.heads:
             raise UserError(
@@ -272,6 +284,8 @@ class Transformer(nn.Module):
         shared = {f.name: getattr(self, f.name) for f in fields(BlockSettings)}
         stack = stacks.STACKS.get(self.stack, self.stack)
         size = {"layers": self.layers, "unroll": self.unroll, "remat": self.remat}
+        if self.decoder_layers:
+            size["decoder_layers"] = self.decoder_layers
         blocks = stack(Block, BlockSettings(**shared), keep, **size)
         h, to_keep = blocks(h, time, bias, alone, kept)
         if keep is not None:

@@ -35,6 +35,8 @@ CHANGEABLE = (
     "model.unroll",
     "model.remat",
 )
+# Fields that came later and are not off at 0, with what runs without them do.
+LATER = {"model.stack": "plain", "train.contrastive.negatives": 4}
 
 
 def claim(config: ml_collections.ConfigDict, workdir) -> None:
@@ -65,9 +67,9 @@ def claim(config: ml_collections.ConfigDict, workdir) -> None:
 
 def _differences(old: dict, new: dict, prefix: str = ""):
     for name in sorted({*old, *new}):
-        a, b = old.get(name), new.get(name)
-        if isinstance(a, dict) and isinstance(b, dict):
-            yield from _differences(a, b, f"{prefix}{name}.")
+        a, b = (x.get(name, LATER.get(prefix + name)) for x in (old, new))
+        if isinstance(a, dict) or isinstance(b, dict):
+            yield from _differences(a or {}, b or {}, f"{prefix}{name}.")
         elif a != b and (name in old or b):  # a newer field that is off is equal
             yield prefix + name, a, b
 

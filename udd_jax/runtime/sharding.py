@@ -41,6 +41,9 @@ TABLE = (
     ("(query|key|value|mlp/in)/bias", P(MODEL)),
     (r"(self_attention|\w+_from_\w+|mlp)/out/kernel", P(MODEL, DATA)),
     (r"(self_attention|\w+_from_\w+|mlp)/out/bias", P(None)),
+    # The projections of long skips.
+    ("skip/kernel", P(DATA, MODEL)),
+    ("skip/bias", P(MODEL)),
     # Time: activations are [B, D], small enough to be summed over `model`.
     ("time/table/embedding", P(None, MODEL)),
     ("time/in/kernel", P(DATA, MODEL)),

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from udd_jax.diffusion import random_words, transition
+from udd_jax.diffusion import concrete_score, random_words, transition
 from udd_jax.diffusion.transition import Kernel
 
 # ---- The input of a rule ------------------------------------------------------------------------
@@ -107,6 +107,35 @@ def ancestral(
     some = random_words.below(words[..., 3], jnp.where(masked, classes, classes - 1))
     some = some + (~masked & (some >= xt))  # one of the K - 1 that are not j
     token = jnp.where(mixed, some, random_words.categorical(words[..., 1], others))
+    return jnp.where(moves, token, xt)
+
+
+def tau_leaping(
+    kernel: Kernel,
+    m: int,
+    words: jax.Array,
+    log_p: jax.Array,
+    xt: jax.Array,
+    s: jax.Array,
+    t: jax.Array,
+) -> jax.Array:
+    """A step of tau-leaping (arXiv 2205.14987): each position jumps with the rates at time t.
+
+    words: uint32[B, n, 4]; log_p: float[B, n, K], normalised; xt: int32[B, n]; s, t: int32 scalars.
+    Returns int32[B, n]. With tau rate from `concrete_score.reverse_rates` and its sum R over the
+    classes, a position jumps at most once, with probability 1 - exp(-R), to a class in proportion
+    to its rate. The law of a step is that of `ancestral` up to O(tau^2). The last step, to s = 0,
+    is exact: it draws x_0 from p.
+    """
+    rates = concrete_score.reverse_rates(kernel, m, log_p, xt, s, t)
+    total = rates.sum(-1)
+    log_law = transition.safe_log(rates / jnp.where(total > 0, total, 1)[..., None])
+    unsure = (xt == log_p.shape[-1]) | (transition.marginal(kernel, m, t).beta > 0)
+    last = s == 0
+    moves = random_words.bernoulli(
+        words[..., 0], jnp.where(last, unsure.astype(total.dtype), -jnp.expm1(-total))
+    )
+    token = random_words.categorical(words[..., 1], jnp.where(last, log_p, log_law))
     return jnp.where(moves, token, xt)
 
 

@@ -81,6 +81,14 @@ def _ancestral(move: Move):
     return chunks.in_pieces(draw, move.words, log_p, move.xt, *fresh), move.psi
 
 
+def _tau_leaping(move: Move):
+    def draw(words, log_p, xt):
+        log_p = truncation.adjust(log_p, move.settings)
+        return rules.tau_leaping(move.kernel, move.m, words, log_p, xt, move.s, move.t)
+
+    return chunks.in_pieces(draw, move.words, move.log_p, move.xt), move.psi
+
+
 def doubtful(kernel: Kernel, m: int, log_p, xt, t, free, count):
     """Finds the `count` least likely visible tokens; the corrector draws them again.
 
@@ -189,6 +197,7 @@ class Sampler:
 
 SAMPLERS = {
     "ancestral": Sampler("time", _ancestral),
+    "tau_leaping": Sampler("time", _tau_leaping),
     "remdm_cap": Sampler("time", _remdm("cap")),
     "remdm_rescale": Sampler("time", _remdm("rescale")),
     "remdm_confidence": Sampler("time", _remdm("confidence")),

@@ -47,7 +47,8 @@ def forward_flops(config, vocab: Vocab) -> int:
         dense += 2 * d * d + 2 * d * d * (len(lengths) - 1)
     block = 2 * total * dense + 4 * attention * d
     heads = sum(2 * m.length * m.classes * d for m in vocab.modalities)
-    return c.layers * block + heads
+    skips = c.layers // 2 if c.get("stack") == "long_skips" else c.get("decoder_layers", 0)
+    return c.layers * block + skips * 4 * total * d * d + heads
 
 
 def time_rows(config, vocab: Vocab) -> int:

@@ -24,7 +24,7 @@ from udd_jax.diffusion.vocab import Vocab
 from udd_jax.errors import UserError
 from udd_jax.networks import transformer
 from udd_jax.runtime import checkpoints, files, logbook, sharding, trees
-from udd_jax.training import loop, loss, optimiser
+from udd_jax.training import contrastive, loop, loss, optimiser
 
 
 @flax.struct.dataclass
@@ -57,6 +57,7 @@ def make_objective(config, vocab: Vocab, pad_id: int, terms=None):
     """(network, loss function) of a config; see `build.make_model` and `loss.make_loss`."""
     kernel = transition.make_kernel(vocab, build.make_schedules(config, vocab))
     model, c = build.make_model(config, vocab, pad_id), config.train
+    terms = contrastive.from_config(config, kernel) | (terms or {})
     loss_fn = LOSSES[config.model.get("kind", "diffusion")](
         kernel,
         model,
