@@ -26,7 +26,6 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-from PIL import Image
 
 from udd_jax import build, hub, values
 from udd_jax.data import pixels
@@ -37,59 +36,10 @@ from udd_jax.networks import transformer
 from udd_jax.runtime import compiled, files, sharding, trees
 from udd_jax.sampling.settings import Settings
 from udd_jax.tokenizers import codecs
+from udd_jax.values import Result
 
 LN2 = math.log(2)
 LEAST = 4  # rows of a batch
-
-
-@dataclasses.dataclass(frozen=True, repr=False)
-class Result:
-    """The samples that a call generated.
-
-    values: {modality: n values, such as images or strings}, without absent modalities; tokens:
-    int32[n, L], global ids; calls: int32[n], network calls of each sample; states:
-    int32[trace, n, L], intermediate tokens (`reverse.run`).
-    """
-
-    values: dict[str, Any]
-    tokens: np.ndarray
-    calls: np.ndarray
-    states: np.ndarray
-
-    @property
-    def images(self) -> np.ndarray | None:
-        """uint8[n, S, S, 3], or None if the image is absent."""
-        return self.values.get("image")
-
-    @property
-    def captions(self) -> list[str] | None:
-        """n strings, or None if the text is absent."""
-        return self.values.get("text")
-
-    @property
-    def pil(self) -> list[Image.Image] | None:
-        """The images as images of Pillow, or None if the image is absent."""
-        return None if self.images is None else [Image.fromarray(image) for image in self.images]
-
-    @classmethod
-    def join(cls, parts: "list[Result]") -> "Result":
-        """The samples of several results, one after the other."""
-        arrays = {
-            name: np.concatenate([getattr(part, name) for part in parts], axis=axis)
-            for name, axis in (("tokens", 0), ("calls", 0), ("states", 1))
-        }
-        return cls(
-            {n: _join([part.values[n] for part in parts]) for n in parts[0].values}, **arrays
-        )
-
-    def __repr__(self) -> str:
-        return f"Result: {len(self.tokens)} samples of {', '.join(self.values)}"
-
-
-def _join(parts: list):
-    if isinstance(parts[0], np.ndarray):
-        return np.concatenate(parts)
-    return [value for part in parts for value in part]
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
