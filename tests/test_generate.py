@@ -213,9 +213,9 @@ def test_finished_batches_stay_when_the_next_one_is_stopped(tmp_path, monkeypatc
     monkeypatch.setattr(pipeline.Pipeline, "stream", stopped)
     with pytest.raises(KeyboardInterrupt):
         sampled(tmp_path, task="pair", num=7)
-    lines = (tmp_path / "out" / "samples.jsonl").read_text().splitlines()
+    lines = (tmp_path / "out0" / "samples.jsonl").read_text().splitlines()
     assert [json.loads(line)["index"] for line in lines] == [0, 1, 2, 3]
-    assert all((tmp_path / "out" / json.loads(line)["image"]).exists() for line in lines)
+    assert all((tmp_path / "out0" / json.loads(line)["image"]).exists() for line in lines)
 
 
 def test_a_sample_does_not_depend_on_how_many_are_made(tmp_path):

@@ -84,6 +84,7 @@ def test_a_fault_of_the_program_is_a_traceback_and_never_a_line_about_the_config
         raise fault
 
     monkeypatch.setattr(main.app, "run", broken)
+    monkeypatch.setattr(sys, "argv", ["udd_jax", "--config=configs/t2i.py"])
     with pytest.raises(type(fault)):
         main.run()
 

@@ -344,7 +344,7 @@ def test_training_hides_the_padding_of_given_texts_if_the_config_says_so(hides):
 def test_a_run_samples_and_trains_with_the_padding_of_its_own_vocabulary(tiny_run, monkeypatch):
     config = build.read_config(tiny_run)
     parts = build.load_tokenizers(tiny_run), build.load_weights(tiny_run)
-    monkeypatch.setattr(parts[0], "pad_id", 3)
+    monkeypatch.setattr(parts[0]["text"], "pad_id", 3)
     assert pipeline.Pipeline.assemble(config, *parts).model.padding is None
     config.model.mask_padding = True
     pipe = pipeline.Pipeline.assemble(config, *parts)

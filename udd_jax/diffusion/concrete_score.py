@@ -39,8 +39,8 @@ def concrete_score(
     hidden = (at_t.alpha[..., None] * p + at_t.beta[..., None]) / some[..., None]
 
     # w(i) = p(i) / bbar_t for all classes but j; `total` is bbar_t W.
-    r = beta_t / (at_t.alpha + beta_t)
-    total = (p * jnp.where(here, r[..., None], 1)).sum(-1)
+    own = beta_t / (at_t.alpha + beta_t)
+    total = (p * jnp.where(here, own[..., None], 1)).sum(-1)
     visible = (at_t.alpha / beta_t)[..., None] * p + total[..., None]
     visible = jnp.where((at_t.beta > 0)[..., None], visible, 0)
     to_mask = jnp.where(at_t.beta > 0, at_t.gamma * total / beta_t, 0)
