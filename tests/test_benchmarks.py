@@ -69,6 +69,7 @@ def run(tmp_path, *arguments) -> dict:
 KEPT = (("network", "given"), ("the same", "kept"))
 
 
+@pytest.mark.slow
 def test_a_reverse_step_is_split_into_the_network_and_the_rest(tmp_path, capsys):
     rows = run(tmp_path, "--only=reverse")
     steps = ["reverse step, top_r 0.88", "reverse step, not truncated"]

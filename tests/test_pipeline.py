@@ -339,6 +339,7 @@ def test_weights_that_do_not_fit_the_config_are_refused(pipe):
         pipeline.Pipeline.assemble(config, pipe.tokenizers, jax.device_get(pipe.params))
 
 
+@pytest.mark.slow
 def test_eight_devices_give_the_samples_of_one(pipe):
     one = pipe.pairs(8, seed=5)
     assert pipe.mesh is None

@@ -17,7 +17,7 @@ def arrays(batch=8):
     return [jnp.asarray(rng.normal(size=(batch, *shape[1:])), jnp.float32) for shape in SHAPES]
 
 
-@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("with_bias", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_the_kernel_is_the_plain_attention_forwards_and_backwards(with_bias):
     q, k, v = arrays(batch=1)
     bias = jnp.where(jnp.arange(128) < 100, 0.0, -1e9)[None, None, None] if with_bias else None

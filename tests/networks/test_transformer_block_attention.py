@@ -144,7 +144,7 @@ def draw(params, x, free, absent, negative, still, settings):
     return reverse.sample(kernel, denoise_fn, key, x, free, absent, settings, negative)
 
 
-@pytest.mark.parametrize("guidance", [1.0, 2.0])
+@pytest.mark.parametrize("guidance", [pytest.param(1.0, marks=pytest.mark.slow), 2.0])
 @pytest.mark.parametrize("sampler", ["ancestral", "first_hitting"])
 @pytest.mark.parametrize("still", ["image", "text"])
 def test_a_chain_with_kept_keys_and_values_draws_the_same(still, sampler, guidance):
@@ -197,6 +197,7 @@ def test_nothing_is_kept_of_a_network_without_block_attention():
         model.apply({"params": params}, x, t, free, "text", method="cache")
 
 
+@pytest.mark.slow
 def test_a_run_keeps_what_a_task_leaves_as_it_is(tmp_path, monkeypatch):
     config = tiny.config()
     config.model.block_attention = True

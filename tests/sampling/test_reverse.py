@@ -207,6 +207,7 @@ def test_float32_draws_what_float64_draws():
         np.testing.assert_array_equal(narrow, run(*few(kernel=wide), options))
 
 
+@pytest.mark.slow
 def test_sampling_and_its_loss_are_clean_of_nans_and_of_keys_used_twice():
     with jax.debug_nans(True), jax.debug_key_reuse(True):
         for options in (

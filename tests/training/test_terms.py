@@ -1,5 +1,7 @@
 """A user's own loss terms: functions in a table. With weight 0 no bit of the loss changes."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from tests.training import test_train_diffusion as plain
 from udd_jax.training import train_diffusion
 
 
+@functools.cache  # without terms it is asked three times
 def value(**terms):
     """(loss, metrics, gradient) of a batch of pairs, with these terms."""
     _, kernel, model, tx, _, _ = plain.setting()

@@ -81,6 +81,7 @@ def batch(seed, size=16):
     return {"image": image, "text": text}
 
 
+@pytest.mark.slow
 def test_the_step_learns_a_small_world():
     _, _, model, tx, _, step = setting()
     state = train_diffusion.create_state(model, tx, jax.random.key(0))

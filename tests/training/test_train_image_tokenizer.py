@@ -138,6 +138,7 @@ def test_scores_are_logged_and_kept_with_the_tokenizer(run):
     assert image_tokenizer.load(folder / "tokenizer").hash == tokenizer.hash
 
 
+@pytest.mark.slow
 def test_resume_is_bit_exact(run, tmp_path, monkeypatch):
     config, _, whole = run
     at = train_image_tokenizer.Pictures.at
