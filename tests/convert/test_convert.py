@@ -20,7 +20,7 @@ from absl.testing import flagsaver
 
 from configs import t2i
 from tests.helpers import torch_writer
-from udd_jax import build, generate, main, pipeline
+from udd_jax import build, command_line, generate, main, pipeline
 from udd_jax.convert import command, names, taming, tensor_files, unid3
 from udd_jax.data import pixels
 from udd_jax.diffusion import schedules, tasks, vocab
@@ -723,9 +723,8 @@ def test_the_command_line_samples_every_task_that_the_weights_can_do(pipe, tmp_p
     }
     for task, flags in taken.items():
         with flagsaver.flagsaver():
-            out = generate.sample(
-                "run", sample_flags(*flags, f"--task={task}", f"--out={tmp_path}/{task}")
-            )
+            flags = sample_flags(*flags, f"--task={task}", f"--out={tmp_path}/{task}")
+            out = generate.sample("run", flags, command_line.typed_settings())
         lines = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
         assert len(lines) == 2 and all(line["task"] == task for line in lines)
         assert all(
@@ -734,7 +733,8 @@ def test_the_command_line_samples_every_task_that_the_weights_can_do(pipe, tmp_p
         )
     for flag, message in (("--guidance=2", "trained without absent"), ("--steps=7", "T = 6")):
         with flagsaver.flagsaver(), pytest.raises(ValueError, match=message):
-            generate.sample("run", sample_flags("--task=pair", f"--out={tmp_path}/no", flag))
+            flags = sample_flags("--task=pair", f"--out={tmp_path}/no", flag)
+            generate.sample("run", flags, command_line.typed_settings())
     assert not (tmp_path / "no").exists()
 
 
