@@ -57,7 +57,7 @@ def losses() -> list[str]:
     c = t2i.get_config()
     c.data_options = {"size": 512}
     c.text.file, c.vq.file = str(RUN / "text.model"), str(RUN / "vq" / "tokenizer")
-    c.train.update({"steps": 20, "log_every": 1})
+    c.train.update({"steps": 20, "warmup": 10, "log_every": 1})
     with tempfile.TemporaryDirectory() as folder:
         stages.run(c, folder, until="diffusion")
         lines = (pathlib.Path(folder) / "metrics.jsonl").read_text().splitlines()

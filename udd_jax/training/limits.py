@@ -50,10 +50,10 @@ def check(config) -> None:
         _within(config, "text.vocab_size", LEAST_VOCABULARY, math.inf, words)
     for part in ("vq", "train"):
         steps = value(config, f"{part}.steps")
-        words = f"from 0 to {part}.steps = {steps}: set --config.{part}.warmup= too"
+        words = f"from 0 to {part}.steps = {steps}"
         _within(config, f"{part}.warmup", 0, steps, words)
     steps = value(config, "vq.steps")
-    words = f"from 0 to less than vq.steps = {steps}: set --config.vq.plain_steps= too"
+    words = f"from 0 to less than vq.steps = {steps}"
     _within(config, "vq.plain_steps", 0, (steps or math.inf) - 1, words)
 
 
