@@ -10,6 +10,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 import udd_jax
 from udd_jax import build, pipeline, stages
@@ -96,7 +97,7 @@ def test_a_string_an_image_of_pillow_and_a_list_are_values(pipe, pictures):
     images, captions = pictures
     one, many = pipe.text_to_image(captions[0]), pipe.text_to_image(captions[:1])
     np.testing.assert_array_equal(one.tokens, many.tokens)
-    shown = [pipeline.Image.fromarray(image) for image in images]
+    shown = [Image.fromarray(image) for image in images]
     np.testing.assert_array_equal(
         pipe.image_to_text(shown).tokens, pipe.image_to_text(images).tokens
     )
