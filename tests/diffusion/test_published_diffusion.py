@@ -171,39 +171,10 @@ def test_distributions_within_a_modality_equal_the_recorded_ones(recording, prec
 @pytest.mark.parametrize("precision", recorded.PRECISIONS)
 @recorded.both_sets
 def test_the_dense_twin_with_the_leak_equals_every_recorded_distribution(recording, precision):
-    twin, n = recording.twin, recording.vocab.slices[0].stop
     stored = recording.arrays(f"diffusion_{precision}")
-    t, x0, xt = stored["t"], stored["x0"], stored["xt"]
-    p0 = twin.p_x0([stored["logits_img"], stored["logits_txt"]])
-    truth = twin.one_hot(x0)
-
-    def columns(matrices, x):
-        return np.stack([matrix[:, row] for matrix, row in zip(matrices, x, strict=True)])
-
-    steps = [twin.step_matrix(k, leak=True) for k in t]
-    products = [twin.cumulative_matrix(k, leak=True) for k in t]
-    delta = recording.config["skip_delta"]
-    early = np.where(t >= delta, t - delta, t)
-    dense = {
-        "log_onehot_x0": truth,
-        "log_q_xt_given_x0": columns(products, x0),
-        "log_q_xt_given_xt1": columns(steps, stored["x_prev"]),
-        "log_q_x0_wrap": truth,
-        "log_q_posterior": twin.posterior(truth[:, :-1], xt, t, leak=True),
-        "log_p_x0": np.concatenate([p0, 0 * p0[:, :1]], axis=1),
-        "log_p_xtm1": twin.posterior(p0, xt, t, leak=True),
-        "log_p_xtm1_skip": twin.posterior(p0, xt, early, leak=True),
-        "log_q_posterior_cond_txt": twin.posterior(
-            truth[:, :-1, :n], xt[:, :n], t, leak=True, swapped=True
-        ),
-        "log_q_posterior_cond_img": twin.posterior(
-            truth[:, :-1, n:], xt[:, n:], t, leak=True, swapped=True
-        ),
-        "log_Q_onestep": [twin.step_matrix(k, leak=True) for k in stored["mat_t"]],
-        "log_Q_cum": [twin.cumulative_matrix(k, leak=True) for k in stored["mat_t"]],
-    }
+    dense = recording.twin.distributions(stored, recording.config["skip_delta"])
     for name, p in dense.items():
-        assert_logs(log(p), stored[name], LOG[precision], name)
+        assert_logs(log(p), stored[f"log_{name}"], LOG[precision], f"log_{name}")
 
 
 @pytest.mark.slow

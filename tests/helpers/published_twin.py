@@ -110,6 +110,36 @@ class Twin:
         p = np.stack(rows)
         return np.where(p.real > 1, 1, p)  # with the errors on it can be: the published code clamps
 
+    def distributions(self, a, delta: int) -> dict[str, np.ndarray]:
+        """Every distribution that a recording has, as published, by its name without `log_`.
+
+        a: the inputs `x0`, `xt`, `x_prev`, `t`, `mat_t` and the logits; delta: steps of a skip.
+        """
+        x0, xt, t, n = a["x0"], a["xt"], a["t"], a["logits_img"].shape[1]
+        p0, truth = self.p_x0([a["logits_img"], a["logits_txt"]]), self.one_hot(x0)
+
+        def columns(matrix, x):
+            matrices = [matrix(k, leak=True) for k in t]
+            return np.stack([q[:, row] for q, row in zip(matrices, x, strict=True)])
+
+        found = {
+            "onehot_x0": truth,
+            "q_xt_given_x0": columns(self.cumulative_matrix, x0),
+            "q_xt_given_xt1": columns(self.step_matrix, a["x_prev"]),
+            "q_x0_wrap": truth,
+            "q_posterior": self.posterior(truth[:, :-1], xt, t, leak=True),
+            "p_x0": with_mask(p0),
+            "p_xtm1": self.posterior(p0, xt, t, leak=True),
+            "p_xtm1_skip": self.posterior(p0, xt, np.where(t >= delta, t - delta, t), leak=True),
+            "Q_onestep": np.stack([self.step_matrix(k, leak=True) for k in a["mat_t"]]),
+            "Q_cum": np.stack([self.cumulative_matrix(k, leak=True) for k in a["mat_t"]]),
+        }
+        for given, part in (("txt", slice(0, n)), ("img", slice(n, None))):
+            found[f"q_posterior_cond_{given}"] = self.posterior(
+                truth[:, :-1, part], xt[:, part], t, leak=True, swapped=True
+            )
+        return found
+
     def terms(self, logits, x0, xt, t, *, leak: bool, swapped: bool = False):
         """KL(q || p), -log p(x_{t-1} = x_0 | x_t) and -log p(x_0 | x_t) a position, [B, L] each."""
         p0, truth = self.p_x0(logits), self.one_hot(x0)
@@ -122,6 +152,11 @@ class Twin:
         here = truth > 0
         decode = -np.log(np.where(here, p, 1)).sum(1)
         return kl, decode, -np.log(np.where(here[:, :-1], p0, 1)).sum(1)
+
+
+def with_mask(p: np.ndarray) -> np.ndarray:
+    """p of the classes, [B, V - 1, L], with a row of zeros for the mask."""
+    return np.concatenate([p, 0 * p[:, :1]], axis=1)
 
 
 def truncate(p0: np.ndarray, rate: float) -> np.ndarray:

@@ -107,39 +107,13 @@ def inputs(rng, dtype):
 
 def diffusion(rng, dtype):
     a = inputs(rng, dtype)
-    x0, xt, t = a["x0"], a["xt"], a["t"]
+    x0, t = a["x0"], a["t"]
     a |= {"x_prev": noisy(rng, x0, t), "mat_t": np.array([0, 1, 15, T - 1])}
     p0 = TWIN.p_x0([a["logits_img"], a["logits_txt"]])
-    truth = TWIN.one_hot(x0)
-    delta = CONFIG["skip_delta"]
     u = uniform(rng, len(t), TWIN.classes, N + M)
-    steps = [TWIN.step_matrix(k, leak=True) for k in t]
-    products = [TWIN.cumulative_matrix(k, leak=True) for k in t]
-
-    def columns(matrices, x):
-        return np.stack([q[:, row] for q, row in zip(matrices, x, strict=True)])
-
-    def with_mask(p):
-        return np.concatenate([p, 0 * p[:, :1]], axis=1)
-
-    p = {
-        "onehot_x0": truth,
-        "q_xt_given_x0": columns(products, x0),
-        "q_xt_given_xt1": columns(steps, a["x_prev"]),
-        "q_x0_wrap": truth,
-        "q_posterior": TWIN.posterior(truth[:, :-1], xt, t, leak=True),
-        "p_x0": with_mask(p0),
-        "p_xtm1": TWIN.posterior(p0, xt, t, leak=True),
-        "p_xtm1_skip": TWIN.posterior(p0, xt, np.where(t >= delta, t - delta, t), leak=True),
-        "Q_onestep": np.stack([TWIN.step_matrix(k, leak=True) for k in a["mat_t"]]),
-        "Q_cum": np.stack([TWIN.cumulative_matrix(k, leak=True) for k in a["mat_t"]]),
-    }
-    for given, part in (("txt", slice(0, N)), ("img", slice(N, None))):
-        p[f"q_posterior_cond_{given}"] = TWIN.posterior(
-            truth[:, :-1, part], xt[:, part], t, leak=True, swapped=True
-        )
+    p = TWIN.distributions(a, CONFIG["skip_delta"])
     for rate in (0.6, 0.85):
-        p[f"p_x0_top{rate}"] = with_mask(published_twin.truncate(p0, rate))
+        p[f"p_x0_top{rate}"] = published_twin.with_mask(published_twin.truncate(p0, rate))
     logs = {f"log_{name}": log(value) for name, value in p.items()}
     drawn = recorded.gumbel_argmax(logs["log_q_xt_given_x0"], u)
     return a | logs | {"u_q_sample": u, "x_q_sample": drawn}
