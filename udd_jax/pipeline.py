@@ -85,8 +85,7 @@ class Pipeline:
         """
         path = self.folder and self.folder / hub.RESULT
         evaluation = files.read_json(path) if path and path.exists() else None
-        count = sum(np.size(leaf) for leaf in jax.tree.leaves(self.params))
-        card = hub.card(self.config, self.vocab, count, evaluation, license)
+        card = hub.card(self.config, self.vocab, self._size, evaluation, license)
         params = jax.device_get(self.params)
         hub.write(folder, self.config, self.tokenizers, params, evaluation, card)
 
@@ -105,14 +104,18 @@ class Pipeline:
         mesh = sharding.make_mesh(**config.mesh)
         return cls(config, tokenizers, vocab, kernel, model, jax.device_put(params), mesh)
 
+    @property
+    def _size(self) -> int:
+        """The number of parameters."""
+        return sum(np.size(leaf) for leaf in jax.tree.leaves(self.params))
+
     def __repr__(self) -> str:
         parts = [f"{m.name} ({m.length} tokens of {m.classes})" for m in self.vocab.modalities]
-        count = sum(np.size(leaf) for leaf in jax.tree.leaves(self.params))
         mixture = self.config.train.mixture.to_dict()
         trained = ", ".join(task for task, weight in mixture.items() if weight > 0)
         return (
             f"Pipeline {self.config.name}: {', '.join(parts)}; trained on {trained}; "
-            f"{count:,} parameters; data {self.config.data}"
+            f"{self._size:,} parameters; data {self.config.data}"
         )
 
     def with_config(self, **sections) -> "Pipeline":

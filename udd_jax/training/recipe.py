@@ -15,6 +15,7 @@ import pathlib
 import tempfile
 
 import numpy as np
+from flax import traverse_util
 
 from udd_jax.data import pixels, reading, sources, survey
 from udd_jax.data.sources import listing
@@ -51,7 +52,7 @@ def fill(config, workdir=None):
     config = config.copy_and_resolve_references()
     path = workdir and workdir / run_folder.CONFIG
     if path and path.exists():
-        kept = _flat(files.read_json(path)["config"])
+        kept = traverse_util.flatten_dict(files.read_json(path)["config"], sep=".")
         chosen = {name: kept[name] for name in fields if kept.get(name) is not None}
         config.update_from_flattened_dict(chosen)
     if open_fields(config):
@@ -71,7 +72,7 @@ def open_fields(config) -> list[str]:
     """The names of the fields that `choose` knows and that are None; [] without `minutes`."""
     if config.get("minutes") is None:
         return []
-    flat = _flat(config.to_dict())
+    flat = traverse_util.flatten_dict(config.to_dict(), sep=".")
     return [name for name in FIELDS if name in flat and flat[name] is None]
 
 
@@ -125,7 +126,7 @@ def choose(config, found: dict) -> dict:
 
     found: of `facts`.
     """
-    flat, chosen = _flat(config.to_dict()), {}
+    flat, chosen = traverse_util.flatten_dict(config.to_dict(), sep="."), {}
 
     def take(name, value):
         chosen[name] = value if flat.get(name) is None else flat[name]
@@ -160,14 +161,3 @@ def _steps(affordable: float, pictures: int, batch: int) -> int:
     """The steps that there is time for, at most MOST_EPOCHS and at least 100."""
     most = MOST_EPOCHS * max(1.0, pictures / batch)
     return max(100, int(min(affordable, most)))
-
-
-def _flat(tree: dict, prefix: str = "") -> dict:
-    """{"a.b": value} of nested dicts."""
-    out = {}
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            out |= _flat(value, f"{prefix}{name}.")
-        else:
-            out[prefix + name] = value
-    return out
