@@ -28,8 +28,8 @@ udd_jax generates images and captions together, and the missing parts of both.
   udd_jax --mode=sample --prompt="a small red circle above a large blue square"    at once
   udd_jax --config=configs/t2i.py                        train on an embedded world, 15 minutes
   udd_jax --mode=sample --workdir=runs/t2i --task=pair --num=16          generate with that run
-  udd_jax --mode=data --config=configs/t2i.py --config.data=folder:DIR          check your data
-  udd_jax --config=configs/t2i.py --config.data=folder:DIR --workdir=runs/mine    train on them
+  udd_jax --mode=data --config=configs/own.py --config.data=folder:DIR          check your data
+  udd_jax --config=configs/own.py --config.data=folder:DIR --workdir=runs/mine    train on them
   udd_jax --mode=evaluate --workdir=runs/mine                    measure a run, write its report
 
 udd_jax --help lists all modes and flags; udd_jax --mode=sample --help those of one mode."""
