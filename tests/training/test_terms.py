@@ -8,19 +8,16 @@ import numpy as np
 import pytest
 
 from tests.training import test_train_diffusion as plain
-from udd_jax.training import train_diffusion
 
 
-@functools.cache  # without terms it is asked three times
-def value(**terms):
-    """(loss, metrics, gradient) of a batch of pairs, with these terms."""
-    _, kernel, model, tx, _, _ = plain.setting()
-    state = train_diffusion.create_state(model, tx, jax.random.key(0), fan_in=True)
+@functools.cache  # without terms it is asked several times
+def value(of=lambda f: f, **terms):
+    """`of` the loss of a batch of pairs with these terms: (loss, (metrics, time sampler))."""
+    _, kernel, model, *_ = plain.setting()
+    state = plain.fresh()
     loss_fn = plain.make_loss(kernel, model, mixture={"i2t": 1.0}, terms=terms)
     x0 = plain.VOCAB.fuse(plain.batch(0))
-    run = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))
-    (loss, (metrics, _)), gradient = run(state.params, state.times, jax.random.key(3), x0)
-    return float(loss), metrics, gradient
+    return jax.jit(of(loss_fn))(state.params, state.times, jax.random.key(3), x0)
 
 
 def wide(denoise_fn, outcome, key):
@@ -35,16 +32,15 @@ def lengthy(denoise_fn, outcome, key):
 
 
 def test_a_term_of_weight_0_changes_no_bit():
-    bare, with_none = value(), value(mine=(0.0, wide))
-    assert bare[0] == with_none[0] and bare[1].keys() == with_none[1].keys()
-    jax.tree.map(np.testing.assert_array_equal, bare[2], with_none[2])
+    gradient = functools.partial(jax.value_and_grad, has_aux=True)
+    bare, with_none = value(gradient), value(gradient, mine=(0.0, wide))
+    jax.tree.map(np.testing.assert_array_equal, bare, with_none)
 
 
 def test_a_term_by_position_is_weighed_like_the_auxiliary_loss():
     """The auxiliary loss has weight .1 in both: .1 + 2 x .2 = .5."""
-    mine, metrics, _ = value(mine=(0.2, wide))
-    bare, _, _ = value()
-    alone, _, _ = value(mine=(0.1, wide))
+    mine, (metrics, _) = value(mine=(0.2, wide))
+    bare, alone = value()[0], value(mine=(0.1, wide))[0]
     np.testing.assert_allclose(mine - bare, 2 * (alone - bare), rtol=1e-5)
     assert metrics["wide"] > 0
 
