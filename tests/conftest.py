@@ -21,6 +21,14 @@ hypothesis.settings.load_profile("fixed")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+def pytest_collection_modifyitems(config, items):
+    """Tests that are marked `long` run only where the selection names them."""
+    if "long" not in config.option.markexpr:
+        long = [item for item in items if item.get_closest_marker("long")]
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in long]
+
+
 @pytest.fixture(scope="session")
 def compiled(tmp_path_factory):
     """A folder for compiled programs, of tests and of the jobs that they start."""

@@ -137,7 +137,9 @@ def pictures(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [1, 3, 10])
+@pytest.mark.parametrize(
+    "count", [pytest.param(1, marks=pytest.mark.long), pytest.param(3, marks=pytest.mark.long), 10]
+)
 def test_a_handful_of_pictures_goes_through_all_stages_and_is_said_to_be_overfitted(
     pictures, tmp_path, capsys, count
 ):

@@ -1,8 +1,8 @@
 """The claim of claims: killed at any moment, the job ends with the numbers of a job left alone.
 
 A job runs once undisturbed; then again, killed with SIGKILL and started again each time with the
-same command. `pytest -m slow` kills a very small job twice; UDD_LONG=1 the smoke job, at 25 random
-moments and at 9 chosen ones. With -s the stage and moment of every kill is printed.
+same command. `pytest -m slow` kills a very small job twice; `pytest -m long` the smoke job, at 25
+random moments and at 9 chosen ones. With -s the stage and moment of every kill is printed.
 """
 
 import contextlib
@@ -40,7 +40,7 @@ SMALL = (
 )
 
 pytestmark = pytest.mark.slow
-long = pytest.mark.skipif(not os.environ.get("UDD_LONG"), reason="takes minutes: UDD_LONG=1")
+LONG = pytest.mark.long
 
 
 class Job:
@@ -211,7 +211,7 @@ def test_sigterm_before_there_is_anything_to_save_ends_with_75(tmp_path):
     assert job.kill(signal.SIGTERM) == 75
 
 
-@long
+@LONG
 def test_killed_at_random_moments_the_numbers_are_the_same(whole):
     """At 25 wall times that are uniform over the whole job."""
     folder, seconds = whole
@@ -231,7 +231,7 @@ def test_killed_at_random_moments_the_numbers_are_the_same(whole):
             return
 
 
-@long
+@LONG
 def test_killed_in_the_delicate_moments_the_numbers_are_the_same(whole):
     """In those that random times seldom meet, three times each at least."""
     folder, _ = whole
@@ -248,7 +248,7 @@ def test_killed_in_the_delicate_moments_the_numbers_are_the_same(whole):
             return
 
 
-@long
+@LONG
 def test_sigterm_ends_with_75_and_a_second_start_goes_on(whole):
     folder, _ = whole
     job = Job(folder.parent / "stopped")

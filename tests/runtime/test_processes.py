@@ -1,7 +1,7 @@
 """Claims about many devices and many processes: they train the model that one device trains.
 
-`pytest -m slow` has every mesh, and a run of four processes that two go on with, and then one.
-UDD_LONG=1 adds two and four processes that go on as they were, and the whole job in two.
+`pytest -m slow` has two meshes. `pytest -m long` has the others, a run of four processes that two go
+on with, and then one, two and four processes that go on as they were, and the whole job in two.
 """
 
 import json
@@ -33,7 +33,7 @@ VOCAB = vocab.image_text((4, 4), image_classes=16, text_classes=24, text_length=
 STEPS = 20
 
 pytestmark = pytest.mark.slow
-long = pytest.mark.skipif(not os.environ.get("UDD_LONG"), reason="takes minutes: UDD_LONG=1")
+LONG = pytest.mark.long
 
 
 def config(data, model):
@@ -112,7 +112,9 @@ def alone(tmp_path_factory):
     return losses(folder), weights, sample(weights, 1, 1)
 
 
-@pytest.mark.parametrize("shape", [(8, 1), (4, 2), (2, 4), (1, 8)])
+@pytest.mark.parametrize(
+    "shape", [(8, 1), pytest.param((4, 2), marks=LONG), (2, 4), pytest.param((1, 8), marks=LONG)]
+)
 def test_every_mesh_trains_and_samples_alike(alone, tmp_path, shape):
     run(tmp_path, *shape)
     assert np.abs(losses(tmp_path) - alone[0]).max() < 1e-5
@@ -154,6 +156,7 @@ def start(commands, folder, more):
     return started
 
 
+@LONG
 def test_four_processes_then_two_then_one_train_the_model_that_one_trains(alone, tmp_path):
     """Each is stopped, saves, and the next ones go on, with the losses of a run by one process."""
     assert run_many(tmp_path, 4, model=2, stop_at=4) == [75] * 4
@@ -166,7 +169,7 @@ def test_four_processes_then_two_then_one_train_the_model_that_one_trains(alone,
         assert np.allclose(ours, theirs, atol=1e-5)
 
 
-@long
+@LONG
 @pytest.mark.parametrize("count, model", [(2, 1), (4, 2)])
 def test_processes_train_save_and_resume_to_the_same_numbers(alone, tmp_path, count, model):
     assert run_many(tmp_path, count, model, stop_at=7) == [75] * count
@@ -198,7 +201,7 @@ def test_sigterm_ends_processes_that_wait_for_each_other(tmp_path):
     assert [process.wait(600) for process in started] == [76, 76]
 
 
-@long
+@LONG
 def test_the_whole_job_runs_in_two_processes(tmp_path):
     """The same command in each, as the launch files start it; stopped once on the way."""
     command = [sys.executable, "-m", "udd_jax.main", "--config=configs/t2i.py:smoke"]

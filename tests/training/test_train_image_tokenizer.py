@@ -338,7 +338,7 @@ def test_a_mesh_trains_the_same_tokenizer(run, tmp_path):
     assert close.mean() < 2
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_shapes_are_read_right_from_16_codes(tmp_path):
     from configs import t2i
 
@@ -361,7 +361,7 @@ EMOJI = pathlib.Path(
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not os.environ.get("UDD_LONG"), reason="takes minutes: UDD_LONG=1")
+@pytest.mark.long
 @pytest.mark.skipif(not EMOJI.is_dir(), reason="the emoji data are not there")
 def test_drawings_held_out_come_back_at_24_decibels_through_most_of_the_codes(tmp_path):
     from configs import t2i
