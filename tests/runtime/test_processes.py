@@ -1,7 +1,7 @@
 """Claims about many devices and many processes: they train the model that one device trains.
 
-`pytest -m slow` has two meshes. `pytest -m long` has the others, a run of four processes that two go
-on with, and then one, two and four processes that go on as they were, and the whole job in two.
+`pytest -m slow` has two meshes. `pytest -m long` has the others, a run of four processes that two
+go on with and then one, two and four processes that go on as they were, and the whole job in two.
 """
 
 import json
