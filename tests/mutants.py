@@ -405,8 +405,8 @@ MUTANTS = (
         ("tasks: weights as logits", "jnp.log(weights), shape", "weights, shape"),
         (
             "tasks: a text may be left without a free place",
-            "return (score < rate) | (score == score.min(axis=1, keepdims=True))",
-            "return score < rate",
+            "return (score < chance) | (score == score.min(axis=1, keepdims=True))",
+            "return score < chance",
         ),
         (
             "tasks: a picture may be left without a free place",

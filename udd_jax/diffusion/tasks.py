@@ -92,7 +92,7 @@ def random_blocks(key: jax.Array, vocab: Vocab, batch: int) -> jax.Array:
     """Free positions for infilling, bool[B, L], at least one in every row.
 
     A picture has a free rectangle, or is free except for a rectangle (halves are frequent). In a
-    text, each place is free with a rate that its row draws. Half of the rows free parts of both,
+    text, each place is free with a chance that its row draws. Half of the rows free parts of both,
     the others of one alone.
     """
     key_which, *keys = jax.random.split(key, 1 + len(vocab.modalities))
@@ -108,10 +108,10 @@ def random_blocks(key: jax.Array, vocab: Vocab, batch: int) -> jax.Array:
 
 
 def _random_places(key, batch, length):
-    key_rate, key_place = jax.random.split(key)
-    rate = jax.random.uniform(key_rate, (batch, 1))
+    key_chance, key_place = jax.random.split(key)
+    chance = jax.random.uniform(key_chance, (batch, 1))
     score = jax.random.uniform(key_place, (batch, length))
-    return (score < rate) | (score == score.min(axis=1, keepdims=True))
+    return (score < chance) | (score == score.min(axis=1, keepdims=True))
 
 
 def _random_rectangle(key, batch, grid):

@@ -97,13 +97,13 @@ def rotary_angles(vocab: Vocab, pairs: int) -> np.ndarray:
     """The rotation of each pair of channels at each position, in radians: float32[L, pairs].
 
     The pairs are divided among the axes of all modalities (rows and columns of a grid, places of a
-    text). The angle is the coordinate of the position on that axis times a rate between 1 and
+    text). The angle is the coordinate of the position on that axis times a frequency from 1 to
     1/100. On the axes of other modalities the angle is 0.
     """
     axes = [(m, a) for m in vocab.modalities for a in range(1 if m.grid is None else 2)]
     angles = []
     for share, (owner, axis) in zip(np.array_split(np.arange(pairs), len(axes)), axes, strict=True):
-        rates = 100.0 ** (-np.arange(len(share)) / len(share))
+        frequencies = 100.0 ** (-np.arange(len(share)) / len(share))
         coordinates = []
         for m in vocab.modalities:
             place = np.arange(m.length)
@@ -112,7 +112,7 @@ def rotary_angles(vocab: Vocab, pairs: int) -> np.ndarray:
             elif m.grid is not None:
                 place = np.unravel_index(place, m.grid)[axis]
             coordinates.append(place)
-        angles.append(np.concatenate(coordinates)[:, None] * rates[None])
+        angles.append(np.concatenate(coordinates)[:, None] * frequencies[None])
     return np.concatenate(angles, axis=1).astype(np.float32)
 
 
@@ -175,8 +175,8 @@ class TimeEmbedding(nn.Module):
         if not self.sinusoidal:
             return nn.Embed(self.steps + 1, self.width, embedding_init=normal(), name="table")(t)
         half = self.width // 2
-        rates = jnp.exp(-math.log(10000) / (half - 1) * jnp.arange(half))
-        angles = t[..., None] / self.steps * 4000 * rates.reshape((1,) * t.ndim + (half,))
+        frequencies = jnp.exp(-math.log(10000) / (half - 1) * jnp.arange(half))
+        angles = t[..., None] / self.steps * 4000 * frequencies.reshape((1,) * t.ndim + (half,))
         y = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
         y = Dense(self.width, name="in")(y)
         return Dense(self.width, name="out")(nn.silu(y))
