@@ -277,6 +277,30 @@ def test_the_bound_is_of_the_free_modalities_only(pipe, pictures):
     assert (pipe.log_likelihood(images, captions, times=2) < 0).all()
 
 
+def test_the_parts_of_the_tokens_sum_to_the_bound(pipe, pictures):
+    for task in ("pair", "i2t"):
+        whole = pipe.log_likelihood(*pictures, task=task, times=2, seed=3)
+        each = pipe.log_likelihood(*pictures, task=task, times=2, seed=3, each=True)
+        assert each.shape == (SIZE, pipe.vocab.length)
+        sums = np.stack([each[:, where].sum(axis=1) for where in pipe.vocab.slices], axis=1)
+        np.testing.assert_allclose(sums, whole, rtol=1e-5)
+    assert (each[:, pipe.vocab.slices[0]] == 0).all() and (each[:, pipe.vocab.slices[1]] < 0).any()
+
+
+def test_calls_with_several_seeds_join_in_one_batch(pipe):
+    keys = [pipeline.sample_keys(seed, count) for seed, count in ((7, 1), (8, 3))]
+    both = pipe.generate("pair", SIZE, keys=jax.numpy.concatenate(keys))
+    np.testing.assert_array_equal(both.rows(0, 1).tokens, pipe.pairs(1, seed=7).tokens)
+    np.testing.assert_array_equal(both.rows(1, SIZE).tokens, pipe.pairs(3, seed=8).tokens)
+    assert both.rows(1, SIZE).captions == both.captions[1:]
+
+
+def test_a_run_says_what_it_can(pipe):
+    assert all(pipe.can(task) for task in ("pair", "t2i", "text", "infill"))
+    conditional = dataclasses.replace(pipe, model=pipe.model.clone(network="image_from_text"))
+    assert conditional.can("t2i") and not conditional.can("i2t")
+
+
 def test_the_bound_of_a_uniform_network_is_the_uniform_code_length(pipe, pictures):
     """With all logits 0 each token costs log2 K bits at least, and at a mask exactly."""
     silent = dataclasses.replace(pipe, params=pipe.params | {"rezero": np.float32(0)})

@@ -65,10 +65,10 @@ class Diffusion:
         options = (x, free, absent, settings, negative, trace, guide, scorers)
         return reverse.run(self.kernel, denoise_fn, keys, *options)
 
-    def bound(self, params, keys, x0, masks, times, calls, still) -> jax.Array:
+    def bound(self, params, keys, x0, masks, times, calls, still, each=False) -> jax.Array:
         """An upper bound on -log p in nats, float32[B, M]: `objective.bound`."""
         denoise_fn = transformer.Denoiser(self.model, params, still)
-        return objective.bound(self.kernel, denoise_fn, keys, x0, *masks, times, calls)
+        return objective.bound(self.kernel, denoise_fn, keys, x0, *masks, times, calls, each)
 
 
 GENERATORS = {"diffusion": Diffusion}

@@ -34,7 +34,7 @@ MEMORY = ":".join(
 
 FLAGS = flags.FLAGS
 _CONFIG = command_line.CONFIG
-SHAPES = pathlib.Path(__file__).parent / "assets" / "shapes"  # the packaged run
+SHAPES = pathlib.Path(__file__).parent / "assets" / "shapes"  # the run of the package
 
 
 def _workdir() -> str:

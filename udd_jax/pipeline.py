@@ -17,6 +17,7 @@ In one file, though it is long, since it is all that a user calls.
 
 import dataclasses
 import functools
+import inspect
 import math
 import pathlib
 from collections.abc import Iterator
@@ -40,6 +41,13 @@ from udd_jax.values import Result
 
 LN2 = math.log(2)
 LEAST = 4  # rows of a batch
+PACKAGED = pathlib.Path(__file__).parent / "assets" / "shapes"  # the run of the package
+
+
+def sample_keys(seed: int, count: int, first: int = 0) -> jax.Array:
+    """The keys of samples `first`, `first` + 1, ... of a call with this seed: [count]."""
+    numbers = jnp.arange(first, first + count)
+    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), numbers)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -56,8 +64,11 @@ class Pipeline:
     folder: pathlib.Path | None = None  # where it was loaded from
 
     @classmethod
-    def load(cls, directory) -> "Pipeline":
-        """Reads the folder of a run. FileNotFoundError or ValueError, one line, if it has none."""
+    def load(cls, directory=PACKAGED) -> "Pipeline":
+        """Reads the folder of a run, by default the run of the package.
+
+        FileNotFoundError or ValueError, one line, if it has none.
+        """
         compiled.keep()
         directory = pathlib.Path(directory)
         config, tokenizers = build.read_config(directory), build.load_tokenizers(directory)
@@ -255,28 +266,30 @@ class Pipeline:
     # ---- Scores -----------------------------------------------------------------------------
 
     def log_likelihood(
-        self, images, captions: str | list[str], *, task="pair", times=16, seed=0
+        self, images, captions: str | list[str], *, task="pair", times=16, seed=0, each=False
     ) -> np.ndarray:
         """A lower bound on log2 p, in bits, of the modalities that `task` generates given the rest.
 
         task: "pair", "t2i" (image given text), "i2t", "image" or "text". The estimate uses `times`
         noise levels for each item. Returns float64[B, M], one column for each modality; their sum
-        is the bound. ValueError for a task that the network cannot do.
+        is the bound. each: return the part of each token, float64[B, L]. ValueError for a task that
+        the network cannot do.
 
         >>> pipe.log_likelihood(*pipe.example(2)).shape
         (2, 2)
         """
         tokens = {"image": self._ids("image", images), "text": self._ids("text", captions)}
         self._count(None, tokens)
-        return self.score(tokens, task=task, times=times, seed=seed)
+        return self.score(tokens, task=task, times=times, seed=seed, each=each)
 
     def score(
-        self, tokens: dict, *, task="pair", times=16, seed=0, common=False, calls=0
+        self, tokens: dict, *, task="pair", times=16, seed=0, common=False, calls=0, each=False
     ) -> np.ndarray:
         """`log_likelihood` of tokens, {modality: local ids int32[B, length]}.
 
         common: use the same noise for every row, so that scores can be compared. calls: the number
-        of steps of the chain that the bound is for; 0 means T.
+        of steps of the chain that the bound is for; 0 means T. each: float64[B, L], the part of
+        each token.
         """
         values.whole("times", times, 1), values.whole("seed", seed)
         x0 = np.asarray(self.vocab.fuse(tokens))
@@ -291,10 +304,11 @@ class Pipeline:
         still = None if np.asarray(masks.absent).any() else self._still(masks)
         numbers = jnp.zeros(len(x0), int) if common else jnp.arange(len(x0))
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), numbers)
+        more = {"each": True} if each else {}  # not every generator has it
 
         def part(rows, keys):
             here = tasks.Masks(free[rows], absent[rows])
-            return self._bound(self.params, keys, x0[rows], here, times, calls, still)
+            return self._bound(self.params, keys, x0[rows], here, times, calls, still, **more)
 
         nats = list(self._in_batches(part, keys, self.config.evaluate.batch_size))
         return -np.concatenate(nats).astype(np.float64) / LN2
@@ -331,6 +345,18 @@ class Pipeline:
         leaves_out = [np.asarray(tasks.masks(self.vocab, task, 1).absent).any() for task in trained]
         return "independent" in trained or any(leaves_out)
 
+    def can(self, task: str) -> bool:
+        """Whether the network of this run can do a task, a rule or an alias of one.
+
+        >>> pipe.can("image|text")
+        True
+        """
+        try:
+            self._feasible(task, tasks.masks(self.vocab, task, 1))
+        except UserError:
+            return False
+        return True
+
     def settings(self, **changes) -> Settings:
         """The sampler settings of the run with these changes. ValueError for a bad one."""
         fields = {f.name for f in dataclasses.fields(Settings)}
@@ -364,6 +390,7 @@ class Pipeline:
         batch_size=64,
         trace=0,
         first=0,
+        keys=None,
         guide=None,
         scorers=(),
         **settings,
@@ -382,6 +409,7 @@ class Pipeline:
             batch_size: most samples at once.
             seed, first: sample b has the key fold_in(key(seed), first + b), so that several calls
                 can draw the samples of one call.
+            keys: the keys of the samples, [n], instead of those of `seed` and `first`.
             trace: the number of intermediate states to return.
             guide, scorers: your own functions that steer (`sampling.guidance`). Each new function
                 needs a new compilation.
@@ -415,8 +443,7 @@ class Pipeline:
         masks = self._feasible(task, masks)
         still = self._still(masks)
         free, absent = np.asarray(masks.free), np.asarray(masks.absent)
-        numbers = jnp.arange(first, first + count)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), numbers)
+        keys = sample_keys(seed, count, first) if keys is None else keys
 
         def part(rows, keys):
             away = None if against is None else against[rows]
@@ -553,4 +580,6 @@ class Pipeline:
 
     @functools.cached_property
     def _bound(self):
-        return jax.jit(self._generator.bound, static_argnames=("times", "calls", "still"))
+        known = inspect.signature(self._generator.bound).parameters
+        names = ("times", "calls", "still", "each")
+        return jax.jit(self._generator.bound, static_argnames=[n for n in names if n in known])

@@ -55,6 +55,12 @@ class Result:
             {n: _join([part.values[n] for part in parts]) for n in parts[0].values}, **arrays
         )
 
+    def rows(self, start: int, stop: int) -> "Result":
+        """The samples start .. stop - 1."""
+        part = slice(start, stop)
+        found = {name: values[part] for name, values in self.values.items()}
+        return Result(found, self.tokens[part], self.calls[part], self.states[:, part])
+
     def __repr__(self) -> str:
         return f"Result: {len(self.tokens)} samples of {', '.join(self.values)}"
 

@@ -194,6 +194,7 @@ def bound(
     absent: jax.Array,
     times: int,
     calls: int = 0,
+    each: bool = False,
 ) -> jax.Array:
     """An upper bound on -log p of the free modalities given the others, nats, float[B, M].
 
@@ -202,7 +203,8 @@ def bound(
     `times` of its terms, one from each of as many strata; the mean over keys is exact for any
     `times`. keys: one a sample, [B]; x0: int32[B, L]; free: bool[B, L], whole modalities; absent:
     bool[B, M]. An absent modality is drawn anew at every time, so `denoise_fn.prepare` may
-    precompute given modalities only.
+    precompute given modalities only. each: return the terms of each position, float[B, L], whose
+    sums over a modality are the bound.
     """
     vocab, calls = kernel.vocab, calls or kernel.steps
     clock = jnp.asarray(schedules.chain_times(kernel.steps, calls)[::-1].astype(np.int32))
@@ -226,9 +228,11 @@ def bound(
         s = jnp.broadcast_to(s, t.shape)
         kl, _ = loss_terms(kernel, denoise_fn(xt, t, free), x0, xt, t, free, s)
         sums = jnp.stack([kl[:, where].sum(axis=1) for where in vocab.slices], axis=1)
-        return total + calls / times * sums, None
+        return total + calls / times * (kl if each else sums), None
 
-    priors = [prior_kl(kernel, m) * vocab.modalities[m].length for m in range(lead.shape[1])]
+    lengths = [1 if each else m.length for m in vocab.modalities]
+    priors = [prior_kl(kernel, m) * length for m, length in enumerate(lengths)]
     start = jnp.where(lead, jnp.stack(priors)[None], 0)
+    start = start[:, vocab.modality_of] if each else start
     total, _ = jax.lax.scan(one_time, start, jnp.arange(times))
     return total

@@ -113,7 +113,7 @@ def make(
         made = _cut(made, wanted["count"] - start)
         about["seconds"] = round(time.perf_counter() - started, 3)
         if task == "pair" and k == 0:
-            write(path.with_name("trace.npz"), _frames(pipe, states, made.tokens))
+            write(path.with_name("trace.npz"), frames(pipe, states, made.tokens))
         _keep(files[-1], dataclasses.replace(made, about=about))
     return files
 
@@ -211,7 +211,7 @@ def _kept(vocab, tokens, given, free):
     return kept
 
 
-def _frames(pipe, states, tokens):
+def frames(pipe, states, tokens):
     """The denoising of pairs: images uint8[FRAMES, n, S, S, 3], pieces str[FRAMES, n, M].
 
     A masked code is a grey cell, a masked token is `_`. A decoder also sees neighbouring codes, so
