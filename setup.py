@@ -7,6 +7,7 @@ from setuptools import find_namespace_packages, setup
 PACKAGES = find_namespace_packages(include=["udd_jax*"], exclude=["*.__pycache__*"])
 # Published text vocabularies: CLIP's cleaning, and tokenizer.json.
 TEXT = ["ftfy>=6", "tokenizers>=0.20"]
+DEMO = ["gradio>=6,<7"]
 DEV = [
     "pytest>=8",
     "pytest-xdist>=3.6",
@@ -20,6 +21,9 @@ DEV = [
     "tensorboardX>=2.6",
     "gcsfs>=2026.4",
     "gcp-storage-emulator>=2026.7",
+    "playwright>=1.50",  # with Debian's chromium
+    "axe-playwright-python>=0.1.4",
+    *DEMO,
     *TEXT,
 ]
 
@@ -60,6 +64,7 @@ setup(
     extras_require={
         "dev": DEV,
         "text": TEXT,
+        "demo": DEMO,
         "torch": ["torch==2.13.0", *TEXT],
         "eval": ["pycocoevalcap>=1.2"],
         "tpu": ["jax[tpu]>=0.10.2,<0.11"],

@@ -1,6 +1,6 @@
 """The house: packages import in one direction, only network files know linen, and files are short.
 
-main > stages, generate > evaluation, pipeline > convert, training > build > values > data
+main > stages, generate, demo > evaluation, pipeline > convert, training > build > values > data
      > networks, tokenizers, sampling > command_line > diffusion, runtime > errors
 """
 
@@ -22,7 +22,7 @@ FLOORS = (  # from the ground up; rooms of one floor do not import each other
     {"convert", "hub"},
     {"pipeline"},
     {"evaluation"},
-    {"stages", "generate"},
+    {"stages", "generate", "demo"},
     {"main"},
 )
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}

@@ -16,6 +16,7 @@ MODES = {
     "data": "read all of the data and say what is in it",
     "tokenize": "the main job up to the token cache",
     "sample": "generate images and captions with a finished run",
+    "demo": "open a page in the browser, for a finished run",
     "evaluate": "measure a finished run and write its report, or compare two",
     "replay": "repeat the step at which a training failed",
     "plan": "print what a config costs",
@@ -27,7 +28,7 @@ udd_jax generates images and captions together, and the missing parts of both.
 
   udd_jax --mode=sample --prompt="a small red circle above a large blue square"    at once
   udd_jax --config=configs/t2i.py                        train on an embedded world, 15 minutes
-  udd_jax --mode=sample --workdir=runs/t2i --task=pair --num=16          generate with that run
+  udd_jax --mode=demo --workdir=runs/t2i       try that run in a browser, or the one of the package
   udd_jax --mode=data --config=configs/own.py --config.data=folder:DIR          check your data
   udd_jax --config=configs/own.py --config.data=folder:DIR --workdir=runs/mine    train on them
   udd_jax --mode=evaluate --workdir=runs/mine                    measure a run, write its report
@@ -69,7 +70,7 @@ CONFIG = config_flags.DEFINE_config_file("config", None, "settings, such as conf
 TAKES["config"] = TAKES["mode"] = tuple(MODES)
 flags.DEFINE_enum("mode", "train", tuple(MODES), "what to do")
 _flag(
-    "train tokenize sample evaluate replay convert export", "string", "workdir", None,
+    "train tokenize sample demo evaluate replay convert export", "string", "workdir", None,
     "folder of the run, gs:// too; runs/NAME unless given",
 )  # fmt: skip
 _flag(
@@ -95,6 +96,9 @@ _flag("sample", "integer", "seed", 0, "seed")
 _defaults = config_files.load("configs/base.py").sample
 for _name, _about in SETTINGS.items():
     _flag("sample", _KINDS[type(_defaults[_name])], _name, None, _about)
+
+_flag("demo", "integer", "port", None, "port on 127.0.0.1; the first free one from 7860 on")
+_flag("demo", "bool", "share", False, "a public address as well, through Gradio's servers")
 
 _flag("evaluate", "multi_string", "compare", [], "two runs or results side by side: A B")
 _flag("evaluate", "string", "suite", "main", "main, full, samplers, tuning or judges")

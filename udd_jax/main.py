@@ -3,6 +3,7 @@
     python -m udd_jax.main --config=configs/t2i.py                    the main job, all stages
     python -m udd_jax.main --mode=sample --workdir=DIR --task=t2i --prompt="a small red circle"
     python -m udd_jax.main --mode=evaluate --workdir=DIR
+    python -m udd_jax.main --mode=demo                                a page in the browser
     python -m udd_jax.main --mode=data --config=configs/t2i.py --config.data=folder:DIR
     python -m udd_jax.main --mode=plan --config=configs/t2i.py:coco
     python -m udd_jax.main --mode=replay --workdir=DIR                repeat the step that failed
@@ -40,7 +41,7 @@ SHAPES = pathlib.Path(__file__).parent / "assets" / "shapes"  # the run of the p
 def _workdir() -> str:
     if FLAGS.workdir:
         return os.path.expanduser(FLAGS.workdir.rstrip("/"))
-    if _CONFIG.value is None and FLAGS.mode == "sample":
+    if _CONFIG.value is None and FLAGS.mode in ("sample", "demo"):
         return str(SHAPES)
     if _CONFIG.value is None:
         raise UserError("--workdir or --config is missing, expected one of them")
@@ -88,7 +89,7 @@ def main(argv) -> None:
     from udd_jax.runtime import compiled
 
     # The run of a sample may be a folder that should not change, such as the packaged one.
-    compiled.keep(None if mode == "sample" else f"{workdir}/cache")
+    compiled.keep(None if mode in ("sample", "demo") else f"{workdir}/cache")
     if mode in ("train", "tokenize", "evaluate", "replay"):
         from udd_jax.runtime import processes
 
@@ -111,6 +112,12 @@ def main(argv) -> None:
 
         with bucket.whole(workdir) as here:
             generate.sample(here, FLAGS, command_line.typed_settings())
+    elif mode == "demo":
+        from udd_jax.demo import server
+        from udd_jax.runtime import bucket
+
+        with bucket.whole(workdir) as here:
+            server.run(None if workdir == str(SHAPES) else here, FLAGS.port, FLAGS.share)
     elif mode == "replay":
         from udd_jax.runtime import logbook
         from udd_jax.training import replay

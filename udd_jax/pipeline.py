@@ -301,7 +301,7 @@ class Pipeline:
             )
         free, absent = np.asarray(masks.free), np.asarray(masks.absent)
         # The bound draws an absent modality anew for each time: only a given one is constant.
-        still = None if np.asarray(masks.absent).any() else self._still(masks)
+        still = None if np.asarray(masks.absent).any() else self.still(masks)
         numbers = jnp.zeros(len(x0), int) if common else jnp.arange(len(x0))
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), numbers)
         more = {"each": True} if each else {}  # not every generator has it
@@ -441,7 +441,7 @@ class Pipeline:
             against = self._fuse(away, count, self.vocab.mask_id)
         left_out = np.asarray(masks.absent)[0]
         masks = self._feasible(task, masks)
-        still = self._still(masks)
+        still = self.still(masks)
         free, absent = np.asarray(masks.free), np.asarray(masks.absent)
         keys = sample_keys(seed, count, first) if keys is None else keys
 
@@ -560,7 +560,7 @@ class Pipeline:
                 result = jax.device_get(function(rows, keys[rows]))
             yield jax.tree.map(lambda a, keep=count - start: a[:keep], result)
 
-    def _still(self, masks: tasks.Masks) -> str | None:
+    def still(self, masks: tasks.Masks) -> str | None:
         """The one modality without a free position in any sample, if the network can cache it."""
         if not self.model.block_attention:
             return None

@@ -214,7 +214,7 @@ def test_a_run_keeps_what_a_task_leaves_as_it_is(tmp_path, monkeypatch):
     config.model.block_attention = True
     pipe = pipeline.Pipeline.load(tiny.make(tmp_path / "run", config))
     images, captions = pipe.example(4)
-    still = {task: pipe._still(tasks.masks(pipe.vocab, task, 4)) for task in tasks.ALIASES}
+    still = {task: pipe.still(tasks.masks(pipe.vocab, task, 4)) for task in tasks.ALIASES}
     kept = {"t2i": "text", "i2t": "image", "image": "text", "text": "image"}
     assert {task: name for task, name in still.items() if name} == kept
 

@@ -224,7 +224,7 @@ def frames(pipe, states, tokens):
     picture = pipe.vocab.slices[pipe.vocab.index("image")]
     words = pipe.vocab.slices[pipe.vocab.index("text")]
     image, text = pipe.tokenizers["image"], pipe.tokenizers["text"]
-    shown = image.decode(np.asarray(split["image"]))
+    shown = image.decode(np.minimum(split["image"], image.codes - 1))  # an absent one stays masked
     (rows, columns), size = image.grid, shown.shape[1]
     cells = masked[..., picture].reshape(-1, rows, columns)
     hidden = cells.repeat(size // rows, axis=1).repeat(size // columns, axis=2)
