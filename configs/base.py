@@ -117,6 +117,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     c.model = ml_collections.ConfigDict(
         {
+            "kind": "diffusion",  # or "autoregressive", the baseline: one token a call
             "layers": 4,
             "width": 128,
             "heads": 4,

@@ -14,8 +14,9 @@ import ml_collections
 from udd_jax.diffusion import objective, schedules, transition, vocab
 from udd_jax.diffusion.vocab import Vocab
 from udd_jax.errors import NotFound, UserError
-from udd_jax.networks import transformer
+from udd_jax.networks import autoregressive, transformer
 from udd_jax.runtime import files, run_folder, trees
+from udd_jax.sampling import autoregressive as one_by_one
 from udd_jax.sampling import reverse
 from udd_jax.tokenizers import image_tokenizer, text_tokenizer
 
@@ -46,7 +47,8 @@ def make_model(config, vocab: Vocab, pad_id: int = 0) -> transformer.Transformer
     options = {name: value for name, value in config.model.items() if name != "kind"}
     options["dtype"] = jnp.dtype(options.get("dtype", "float32"))
     options["padding"] = pad_id if options.pop("mask_padding", False) else None
-    return transformer.Transformer(vocab, config.diffusion.steps, **options)
+    network = NETWORKS.get(config.model.get("kind"), transformer.Transformer)
+    return network(vocab, config.diffusion.steps, **options)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +73,36 @@ class Diffusion:
         return objective.bound(self.kernel, denoise_fn, keys, x0, *masks, times, calls, each)
 
 
-GENERATORS = {"diffusion": Diffusion}
+@dataclasses.dataclass(frozen=True)
+class Autoregression:
+    """The autoregressive baseline (`networks/autoregressive.py`)."""
+
+    kernel: transition.Kernel
+    model: autoregressive.Autoregressive
+
+    def sample(
+        self, params, keys, x, free, absent, settings, negative, trace, still, guide, scorers
+    ) -> reverse.Sample:
+        """One token after another."""
+        predictor, sequence = autoregressive.Predictor(self.model, params), self._sequence
+        options = (x, free, absent, settings, negative, trace, guide, scorers)
+        return one_by_one.run(self.kernel, predictor, sequence, keys, *options)
+
+    def bound(self, params, keys, x0, masks, times, calls, still) -> jax.Array:
+        """-log p in nats, float32[B, M], exact: keys, times and calls change nothing."""
+        vocab, (free, absent) = self.kernel.vocab, masks
+        t = jnp.where(absent, self.kernel.steps, 0)
+        logits = autoregressive.Predictor(self.model, params)(x0, t, free)
+        nll = objective.negative_log_likelihood(vocab, logits, x0, free)
+        return jnp.stack([nll[:, where].sum(axis=1) for where in vocab.slices], axis=1)
+
+    @property
+    def _sequence(self):
+        return autoregressive.order(self.kernel.vocab)
+
+
+GENERATORS = {"diffusion": Diffusion, "autoregressive": Autoregression}
+NETWORKS = {"autoregressive": autoregressive.Autoregressive}  # of the kinds with one of their own
 
 
 def make_generator(config, kernel: transition.Kernel, model):

@@ -174,6 +174,23 @@ def loss_terms(
     return jnp.where(free, kl, 0), jnp.where(free, nll, 0)
 
 
+def negative_log_likelihood(vocab, logits, x0: jax.Array, free: jax.Array) -> jax.Array:
+    """-log p(x_0) of each position, float[B, L] in nats, 0 where it is not free; see `loss_terms`.
+
+    logits: one float[B, length_m, K_m] a modality; x0: int32[B, L]; free: bool[B, L].
+    """
+    parts = [
+        _frugal_terms(_token_nll, logits[m], vocab.local(m, x0[:, where]))
+        for m, where in enumerate(vocab.slices)
+    ]
+    return jnp.where(free, jnp.concatenate(parts, axis=1), 0)
+
+
+def _token_nll(logits, x0):
+    own = jnp.where(transition.is_class(x0, logits.shape[-1]), logits, 0).sum(-1)
+    return jax.nn.logsumexp(logits, axis=-1) - own
+
+
 def continuous_terms(kernel: Kernel, nll: jax.Array, xt: jax.Array, rate: jax.Array) -> jax.Array:
     """The contribution of each position to the bound with infinitely many steps, float[B, L].
 

@@ -116,12 +116,15 @@ def rotary_angles(vocab: Vocab, pairs: int) -> np.ndarray:
     return np.concatenate(angles, axis=1).astype(np.float32)
 
 
-def rotate(x: jax.Array, angles: np.ndarray) -> jax.Array:
+def rotate(x: jax.Array, angles: np.ndarray | jax.Array) -> jax.Array:
     """Rotary positions (Su et al. 2021): rotates pairs (i, i + d/2) of x [B, n, H, d] by angles.
 
-    angles: float32[n, d/2], see `rotary_angles`. Returns [B, n, H, d].
+    angles: float32[n, d/2], see `rotary_angles`, or float32[B, n, d/2]. Returns [B, n, H, d].
     """
-    cos, sin = (f(angles)[None, :, None].astype(x.dtype) for f in (np.cos, np.sin))
+    if angles.ndim == 2:
+        cos, sin = (f(angles)[None, :, None].astype(x.dtype) for f in (np.cos, np.sin))
+    else:
+        cos, sin = (f(angles)[:, :, None].astype(x.dtype) for f in (jnp.cos, jnp.sin))
     a, b = jnp.split(x, 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1)
 
@@ -230,14 +233,14 @@ class FusedEmbedding(nn.Module):
     """Global ids int32[B, L] -> [B, L, D]: one table for all ids, plus learned positions.
 
     The position is the sum of a row and a column vector on a grid, or one vector for each place of
-    a text.
+    a text. `at`, int32[B, n], are the positions of xt int32[B, n]; None: all of them.
     """
 
     vocab: Vocab
     width: int
 
     @nn.compact
-    def __call__(self, xt):
+    def __call__(self, xt, at=None):
         def table(name, rows):
             return self.param(name, normal(), (rows, self.width))
 
@@ -251,4 +254,5 @@ class FusedEmbedding(nn.Module):
                 row = table(f"{modality.name}_row", rows)[:, None]
                 column = table(f"{modality.name}_column", columns)[None]
                 positions.append((row + column).reshape(modality.length, self.width))
-        return h + jnp.concatenate(positions)[None]
+        positions = jnp.concatenate(positions)
+        return h + (positions[None] if at is None else positions[at])

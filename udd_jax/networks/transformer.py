@@ -258,10 +258,7 @@ class Transformer(nn.Module):
         kept, alone = kept or {}, None
         if (kept or keep) and not self.block_attention:
             raise UserError("keys and values are kept with model.block_attention only")
-        h = layers.FusedEmbedding(self.vocab, self.width, name="embedding")(xt)
-        if self.given_vector:
-            vector = self.param("given", layers.normal(), (self.width,))
-            h = h + jnp.where(self._given(t, free)[..., None], vector[None, None], 0)
+        h = self._embed(xt, self._given(t, free))
         parts, here = computed(self.vocab, kept, keep)
         if kept or keep:
             h = jnp.concatenate([h[:, self.vocab.slices[m]] for m in parts], axis=1)
@@ -276,28 +273,46 @@ class Transformer(nn.Module):
             apart = jnp.where(apart, -1e9, 0.0)[:, None]
             bias = apart if bias is None else bias + apart
 
+        h, to_keep = self._blocks(Block, keep)(h, self._times(t), bias, alone, kept)
+        if keep is not None:
+            return {keep: to_keep}
+
+        return self._heads(h, here)
+
+    def _embed(self, xt, given, at=None):
+        """Tokens, positions and the vector of given tokens. The positions are `at`, or all."""
+        h = layers.FusedEmbedding(self.vocab, self.width, name="embedding")(xt, at)
+        if self.given_vector:
+            vector = self.param("given", layers.normal(), (self.width,))
+            h = h + jnp.where(given[..., None], vector[None, None], 0)
+        return h
+
+    def _times(self, t):
+        """What the blocks get of the times t int32[B, M]: times, or embeddings of them."""
         time = jnp.max(t, axis=1, keepdims=True) if self.time == "shared" else t
         if self.time_table != "untied":
             sinusoidal = self.time_table == "sinusoidal"
             time = layers.TimeEmbedding(self.steps, self.width, sinusoidal, name="time")(time)
+        return time
 
+    def _blocks(self, block, keep):
+        """The stack of the network's blocks, a function (`stacks`)."""
         shared = {f.name: getattr(self, f.name) for f in fields(BlockSettings)}
         stack = stacks.STACKS.get(self.stack, self.stack)
         size = {"layers": self.layers, "unroll": self.unroll, "remat": self.remat}
         if self.decoder_layers:
             size["decoder_layers"] = self.decoder_layers
-        blocks = stack(Block, BlockSettings(**shared), keep, **size)
-        h, to_keep = blocks(h, time, bias, alone, kept)
-        if keep is not None:
-            return {keep: to_keep}
+        return stack(block, BlockSettings(**shared), keep, **size)
 
+    def _heads(self, h, here: dict[int, slice]):
+        """h [B, n, D] -> logits; `here`: the part of h of each modality, 0 for the others."""
         h = layers.layer_norm(True, self.dtype, "norm")(h)
         rezero = self.param("rezero", nn.initializers.constant(self.rezero), ())
         logits = []
         for m, modality in enumerate(self.vocab.modalities):
             y = jnp.zeros((h.shape[0], modality.length, modality.classes), self.dtype)
             own = self.network in ("joint", mutual_name(self.vocab, m)) or self.is_initializing()
-            if m in parts and own:
+            if m in here and own:
                 name = f"{modality.name}_head"
                 y = layers.Dense(modality.classes, dtype=self.dtype, name=name)(h[:, here[m]])
             y = y.astype(jnp.promote_types(jnp.float32, y.dtype)) * rezero

@@ -36,7 +36,7 @@ CHANGEABLE = (
     "model.remat",
 )
 # Fields that came later and are not off at 0, with what runs without them do.
-LATER = {"model.stack": "plain", "train.contrastive.negatives": 4}
+LATER = {"model.kind": "diffusion", "model.stack": "plain", "train.contrastive.negatives": 4}
 
 
 def claim(config: ml_collections.ConfigDict, workdir) -> None:

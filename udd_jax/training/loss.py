@@ -115,22 +115,7 @@ def make_loss(
         if continuous:
             kl = objective.continuous_terms(kernel, nll, xt, noised.rate)
         outcome = loss_terms.Outcome(x0, xt, t, noised.masks, logits, kl, nll)
-        positions, samples, metrics = kl, 0.0, {}
-        for number, (name, (weight, term)) in enumerate(terms.items()):
-            if weight == 0:
-                continue
-            key_term = jax.random.fold_in(key, TERM_KEYS + number)
-            value, logged = term(denoise_fn, outcome, key_term)
-            metrics |= logged
-            if value.shape == x0.shape:
-                positions = positions + weight * value
-            elif value.shape == x0.shape[:1]:
-                samples = samples + weight * value.mean()
-            else:
-                raise UserError(
-                    f"loss term {name!r} has shape {value.shape}, expected [B] = {x0.shape[:1]} "
-                    f"or [B, L] = {x0.shape}"
-                )
+        positions, samples, metrics = add(terms, denoise_fn, outcome, key)
         weight = jnp.where(x0 == pad, pad_weight, jnp.where(of_image, image_weight, 1.0))
         loss = (weight * positions / p[:, vocab.modality_of]).sum() / x0.size + samples
 
@@ -142,13 +127,42 @@ def make_loss(
                 sampler, noised.histories, clock, size, ~noised.independent
             )
         metrics |= {"loss": loss, "bound": (kl / p[:, vocab.modality_of]).sum() / count.sum()}
-        for m, where in enumerate(vocab.slices):
-            name = vocab.modalities[m].name
-            guess = jnp.argmax(logits[m], axis=-1) == vocab.local(m, x0[:, where])
-            hidden = free[:, where] & (xt[:, where] == vocab.mask_id)
-            some = jnp.maximum(hidden.sum(), 1)
-            metrics[f"{name}_nll"] = (nll[:, where] * hidden).sum() / some
-            metrics[f"{name}_accuracy"] = (guess & hidden).sum() / some
-        return loss, (metrics, sampler)
+        hidden = free & (xt == vocab.mask_id)
+        return loss, (metrics | guesses(vocab, logits, x0, nll, hidden), sampler)
 
     return loss_fn
+
+
+def add(terms, denoise_fn, outcome: loss_terms.Outcome, key):
+    """The objective with weighted terms added: (float[B, L], a scalar, what the terms log).
+
+    ValueError while tracing: a term returns an array of another shape.
+    """
+    x0, positions, samples, metrics = outcome.x0, outcome.kl, 0.0, {}
+    for number, (name, (weight, term)) in enumerate(terms.items()):
+        if weight == 0:
+            continue
+        value, logged = term(denoise_fn, outcome, jax.random.fold_in(key, TERM_KEYS + number))
+        metrics |= logged
+        if value.shape == x0.shape:
+            positions = positions + weight * value
+        elif value.shape == x0.shape[:1]:
+            samples = samples + weight * value.mean()
+        else:
+            raise UserError(
+                f"loss term {name!r} has shape {value.shape}, expected [B] = {x0.shape[:1]} "
+                f"or [B, L] = {x0.shape}"
+            )
+    return positions, samples, metrics
+
+
+def guesses(vocab, logits, x0, nll, hidden) -> dict[str, jax.Array]:
+    """Mean -log p in nats and accuracy of each modality, at the positions hidden bool[B, L]."""
+    metrics = {}
+    for m, (modality, where) in enumerate(zip(vocab.modalities, vocab.slices, strict=True)):
+        right = jnp.argmax(logits[m], axis=-1) == vocab.local(m, x0[:, where])
+        here = hidden[:, where]
+        some = jnp.maximum(here.sum(), 1)
+        metrics[f"{modality.name}_nll"] = (nll[:, where] * here).sum() / some
+        metrics[f"{modality.name}_accuracy"] = (right & here).sum() / some
+    return metrics

@@ -24,7 +24,7 @@ from udd_jax.diffusion.vocab import Vocab
 from udd_jax.errors import UserError
 from udd_jax.networks import transformer
 from udd_jax.runtime import checkpoints, files, logbook, sharding, trees
-from udd_jax.training import contrastive, loop, loss, optimiser
+from udd_jax.training import autoregressive, contrastive, loop, loss, optimiser
 
 
 @flax.struct.dataclass
@@ -50,15 +50,23 @@ def create_state(model, tx, key: jax.Array, start: dict | None = None, fan_in=Fa
     )
 
 
-LOSSES = {"diffusion": loss.make_loss}  # {model.kind: loss}, like `build.GENERATORS`
+# {model.kind: loss}, like `build.GENERATORS`
+LOSSES = {"diffusion": loss.make_loss, "autoregressive": autoregressive.make_loss}
 
 
 def make_objective(config, vocab: Vocab, pad_id: int, terms=None):
     """(network, loss function) of a config; see `build.make_model` and `loss.make_loss`."""
     kernel = transition.make_kernel(vocab, build.make_schedules(config, vocab))
     model, c = build.make_model(config, vocab, pad_id), config.train
-    terms = contrastive.from_config(config, kernel) | (terms or {})
-    loss_fn = LOSSES[config.model.get("kind", "diffusion")](
+    kind, contrasts = config.model.get("kind", "diffusion"), contrastive.from_config(config, kernel)
+    if kind not in LOSSES:
+        raise UserError(f"model.kind = {kind!r}, expected one of {', '.join(LOSSES)}")
+    if contrasts and kind != "diffusion":
+        raise UserError(
+            f"train.contrastive with model.kind = {kind!r}: expected weights of 0, or 'diffusion'"
+        )
+    terms = contrasts | (terms or {})
+    loss_fn = LOSSES[kind](
         kernel,
         model,
         mixture=c.mixture.to_dict(),

@@ -1,0 +1,59 @@
+"""The loss of the autoregressive baseline: -log p of each free token given what comes before it.
+
+    loss = sum over free positions of weight (-log p(x_i | given, x before i) + ...), divided by B L
+
+Tasks are drawn as for the diffusion (`loss.py`). So the mixture of both directions gives the sum of
+their two losses, as in ERNIE-ViLG (arXiv 2112.15283).
+"""
+
+import jax
+import jax.numpy as jnp
+
+from udd_jax.diffusion import objective, tasks
+from udd_jax.errors import UserError
+from udd_jax.training import loss
+from udd_jax.training import terms as loss_terms
+
+
+def make_loss(
+    kernel,
+    model,
+    *,
+    mixture,
+    auxiliary,
+    pad_id,
+    pad_weight,
+    image_weight: float = 1.0,
+    time: str = "discrete",
+    terms: dict[str, tuple[float, loss_terms.Term]] | None = None,
+):
+    """As `loss.make_loss`: (params, sampler, key, x0) -> (loss, (metrics, sampler)).
+
+    The auxiliary loss is the loss itself, and there is no time: `auxiliary` is not read, and
+    `sampler` is returned as it is. ValueError for a `time` other than the default.
+    """
+    if time != "discrete":
+        raise UserError(
+            f"train.objective = {time!r} with model.kind = 'autoregressive', which has no time: "
+            "expected 'discrete'"
+        )
+    vocab, terms = kernel.vocab, terms or {}
+    pad = vocab.offsets[vocab.index("text")] + pad_id
+    of_image = (vocab.modality_of == vocab.index("image"))[None]
+
+    def loss_fn(params, sampler, key, x0):
+        def predict(x, t, free):
+            return model.apply({"params": params}, x, t, free)
+
+        masks = tasks.draw(jax.random.split(key, 4)[0], vocab, mixture, len(x0)).masks
+        t = jnp.where(masks.absent, kernel.steps, 0)
+        logits = predict(x0, t, masks.free)
+        nll = objective.negative_log_likelihood(vocab, logits, x0, masks.free)
+        outcome = loss_terms.Outcome(x0, x0, t, masks, logits, nll, nll)
+        positions, samples, metrics = loss.add(terms, predict, outcome, key)
+        weight = jnp.where(x0 == pad, pad_weight, jnp.where(of_image, image_weight, 1.0))
+        total = (weight * positions).sum() / x0.size + samples
+        metrics |= {"loss": total, "bound": nll.sum() / masks.free.sum()}
+        return total, (metrics | loss.guesses(vocab, logits, x0, nll, masks.free), sampler)
+
+    return loss_fn
