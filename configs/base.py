@@ -13,6 +13,9 @@ def get_config() -> ml_collections.ConfigDict:
     c.name = "t2i"
     c.seed = 0
     c.init_from = ""  # a finished run; training starts from its weights where their shapes fit
+    # Shares of T, such as (0.33, 0.66): a copy of the network for each interval of times, best from
+    # a finished run in `init_from` (udd_jax/networks/experts.py).
+    c.experts = ()
     # The task that the evaluation and the report show first; the model does every task.
     c.task = "t2i"
 

@@ -14,7 +14,7 @@ import ml_collections
 from udd_jax.diffusion import objective, schedules, transition, vocab
 from udd_jax.diffusion.vocab import Vocab
 from udd_jax.errors import NotFound, UserError
-from udd_jax.networks import autoregressive, transformer
+from udd_jax.networks import autoregressive, experts, transformer
 from udd_jax.runtime import files, run_folder, trees
 from udd_jax.sampling import autoregressive as one_by_one
 from udd_jax.sampling import reverse
@@ -43,11 +43,21 @@ def make_schedules(config, vocab: Vocab) -> list[schedules.Schedule]:
 
 
 def make_model(config, vocab: Vocab, pad_id: int = 0) -> transformer.Transformer:
-    """`config.model` -> the network. pad_id: the text's padding id, used with `mask_padding`."""
+    """`config.model` and `config.experts` -> the network. ValueError for a bad option.
+
+    pad_id: the text's padding id, used with `mask_padding`.
+    """
     options = {name: value for name, value in config.model.items() if name != "kind"}
     options["dtype"] = jnp.dtype(options.get("dtype", "float32"))
     options["padding"] = pad_id if options.pop("mask_padding", False) else None
     network = NETWORKS.get(config.model.get("kind"), transformer.Transformer)
+    if config.get("experts"):
+        if network is not transformer.Transformer:
+            raise UserError(
+                f"experts = {tuple(config.experts)} with model.kind = {config.model.kind!r}, "
+                "expected 'diffusion', or no experts"
+            )
+        network, options["boundaries"] = experts.Experts, tuple(config.experts)
     return network(vocab, config.diffusion.steps, **options)
 
 

@@ -30,7 +30,7 @@ from udd_jax.evaluation.report import report
 from udd_jax.evaluation.suites import main as main_suite
 from udd_jax.evaluation.suites import samplers as samplers_suite
 from udd_jax.evaluation.suites import tuning
-from udd_jax.networks import transformer
+from udd_jax.networks import experts, transformer
 from udd_jax.runtime import bucket, files, lock, logbook, processes, run_folder, sharding, trees
 from udd_jax.sampling.settings import Settings
 from udd_jax.tokenizers import image_tokenizer, text_tokenizer
@@ -157,12 +157,8 @@ def describe_data(config) -> None:
     found = look(config, data)
     with tempfile.TemporaryDirectory() as folder:
         if isinstance(data["train"], listing.Listing):
-            tell(
-                config,
-                data,
-                found,
-                make_text_tokenizer(config, pathlib.Path(folder), data["train"]),
-            )
+            tokenizer = make_text_tokenizer(config, pathlib.Path(folder), data["train"])
+            tell(config, data, found, tokenizer)
 
 
 def views(config) -> reading.Views:
@@ -385,7 +381,10 @@ def make_weights(config, workdir, cache, tokenizers: dict, data, **options) -> d
 
 
 def reuse(config, vocab, weights: dict) -> dict:
-    """New parameters; those with the name and shape of an array in `weights` are taken from it."""
+    """New parameters; those with the name and shape of an array in `weights` are taken from it.
+    Each of `config.experts` takes those of a run without experts."""
+    if config.get("experts") and not any(name.startswith("expert_") for name in weights):
+        weights = experts.split(weights, config.experts)
     model = build.make_model(config, vocab)
     fresh = jax.device_get(
         transformer.init(model, jax.random.key(config.seed), config.train.fan_in)

@@ -1,0 +1,127 @@
+"""Stage experts: copies change no bit, a row has the expert of its time, and only that learns."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from tests.helpers import tiny
+from udd_jax import build, pipeline, stages
+from udd_jax.diffusion import vocab
+from udd_jax.networks import experts, transformer
+from udd_jax.runtime import sharding, trees
+
+VOCAB = vocab.image_text(grid=(2, 2), image_classes=3, text_classes=4, text_length=3)
+T, L, B = 10, 7, 3
+OPTIONS = {"layers": 1, "width": 8, "heads": 2, "rezero": 1.0, "attention": "self"}
+OPTIONS |= {"time": "per_modality", "block_attention": True}
+ENDS = (0.3, 0.6)
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+@pytest.fixture(scope="module")
+def made():
+    one = transformer.Transformer(VOCAB, T, **OPTIONS)
+    several = experts.Experts(VOCAB, T, **OPTIONS, boundaries=ENDS)
+    params = transformer.init(one, jax.random.key(0), fan_in=True)
+
+    def loss(params, x, t, free):
+        return sum((y**2).sum() for y in several.apply({"params": params}, x, t, free))
+
+    call = jit(lambda params, *inputs: several.apply({"params": params}, *inputs))
+    plain = jit(lambda params, *inputs: one.apply({"params": params}, *inputs))
+    return several, params, plain, call, jit(jax.grad(loss))
+
+
+def inputs(*clock):
+    """A text to generate, given an image, at each of these times."""
+    x = np.tile(np.array([[0, 1, 2, 0, 3, VOCAB.mask_id, 6]], np.int32), (len(clock), 1))
+    free = np.tile(np.arange(L)[None] >= 4, (len(clock), 1))
+    return x, np.stack([np.zeros(len(clock)), clock], axis=1).astype(np.int32), free
+
+
+def test_copies_are_bit_for_bit_one_network(made):
+    _, params, plain, call, _ = made
+    asked = inputs(2, 5, 9)
+    copies = experts.split(params, ENDS)
+    for one, several in zip(plain(params, *asked), call(copies, *asked), strict=True):
+        np.testing.assert_array_equal(one, several)
+
+
+def test_each_row_is_answered_by_the_expert_of_its_time(made):
+    """At 3 = .3 T still the first one, at 4 the second."""
+    _, params, plain, call, _ = made
+    scaled = [jax.tree.map(lambda p, f=f: p * f, params) for f in (1.0, 0.5, 2.0)]
+    asked = inputs(3, 4, 7)
+    found = call(dict(zip(experts.split(params, ENDS), scaled, strict=True)), *asked)
+    for row, weights in enumerate(scaled):
+        for one, several in zip(plain(weights, *asked), found, strict=True):
+            np.testing.assert_array_equal(one[row], several[row])
+
+
+def test_a_batch_at_one_time_moves_only_its_expert(made):
+    _, params, _, _, gradient = made
+    for number, clock in enumerate((1, 5, 8)):
+        grads = gradient(experts.split(params, ENDS), *inputs(*[clock] * B))
+        moved = [any(np.any(g) for g in jax.tree.leaves(grads[f"expert_{i}"])) for i in range(3)]
+        assert moved == [i == number for i in range(3)]
+
+
+def test_the_cache_of_a_chain_holds_every_expert(made):
+    several, params, _, call, _ = made
+    copies = experts.split(params, ENDS)
+    copies["expert_1"] = jax.tree.map(lambda p: 0.5 * p, params)
+    x, t, free = inputs(2, 5, 9)
+
+    @jit
+    def chain(params):
+        start = transformer.Denoiser(several, params, "image").prepare(x, 0 * t, free)
+        return start(x, t, free)
+
+    for cached, plain in zip(chain(copies)[1:], call(copies, x, t, free)[1:], strict=True):
+        np.testing.assert_allclose(cached, plain, rtol=0, atol=1e-5)
+
+
+def test_every_parameter_of_an_expert_has_a_place(made):
+    """The same one as in one network."""
+    places = {n: sharding.spec(n, p.shape) for n, p in trees.flatten(made[1]).items()}
+    for name, p in trees.flatten(experts.split(made[1], ENDS)).items():
+        assert sharding.spec(name, p.shape) == places[name.partition("/")[2]]
+
+
+def test_boundaries_ascend_between_0_and_1():
+    for ends in ((), (0.5, 0.5), (0.6, 0.3), (0.0,), (1.0,)):
+        with pytest.raises(ValueError, match="expected shares of T that ascend"):
+            experts.Experts(VOCAB, T, **OPTIONS, boundaries=ends)
+    c = tiny.config()
+    c.experts, c.model.kind = (0.5,), "autoregressive"
+    with pytest.raises(ValueError, match=r"experts = \(0.5,\) with model.kind = 'autoregressive'"):
+        build.make_model(c, VOCAB)
+
+
+@pytest.fixture
+def split(tiny_run):
+    """(a run, the same one split: each copy has its weights)."""
+    before = pipeline.Pipeline.load(tiny_run)
+    c = tiny.config()
+    c.experts = ENDS
+    params = stages.reuse(c, before.vocab, build.load_weights(tiny_run))
+    return before, pipeline.Pipeline.assemble(c, before.tokenizers, params)
+
+
+def test_a_finished_run_is_split_saved_and_read(split, tmp_path):
+    before, after = split
+    after.save_pretrained(tmp_path / "saved")
+    again = pipeline.Pipeline.from_pretrained(tmp_path / "saved")
+    one = trees.flatten(before.params)
+    for name, p in trees.flatten(again.params).items():
+        np.testing.assert_array_equal(p, one[name.partition("/")[2]])
+    assert len(trees.flatten(again.params)) == 3 * len(one)
+
+
+@pytest.mark.slow
+def test_a_run_that_was_split_samples_as_before(split):
+    asked = {"seed": 1, "sampler": "ancestral", "steps": 3}
+    tokens = [pipe.text_to_image(["a red circle"], **asked).tokens for pipe in split]
+    np.testing.assert_array_equal(*tokens)

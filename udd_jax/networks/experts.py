@@ -1,0 +1,87 @@
+"""Stage experts: copies of the network, each for an interval of times (eDiff-I, 2211.01324).
+
+    expert i answers for rows with  boundaries[i - 1] < t / T <= boundaries[i]
+
+`split` copies a trained network; training goes on with all copies. A row's time is that of what it
+generates. An expert without any row in the batch is not evaluated, so a step of a sampler in which
+all rows have one time costs as much as one network. Training, where they differ, costs up to as
+many times as much as there are experts.
+
+The parameters are those of the network, under `expert_0`, `expert_1`, and so on.
+"""
+
+import itertools
+from dataclasses import fields
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from udd_jax.errors import UserError
+from udd_jax.networks import transformer
+
+NAME = "expert_{}"
+
+
+class Experts(transformer.Transformer):
+    """A `transformer.Transformer` that switches on t, with the same calls and results.
+
+    boundaries: shares of T, ascending; n of them make n + 1 experts. ValueError for others.
+    """
+
+    boundaries: tuple[float, ...] = ()
+
+    def __post_init__(self):
+        super().__post_init__()
+        ends = (0.0, *self.boundaries, 1.0)
+        if not self.boundaries or not all(a < b for a, b in itertools.pairwise(ends)):
+            raise UserError(
+                f"experts = {tuple(self.boundaries)}, expected shares of T that ascend between 0 "
+                "and 1, such as (0.33, 0.66)"
+            )
+
+    @nn.compact
+    def _run(self, xt, t, free, bias=None, kept=None, keep=None):
+        names = [
+            f.name for f in fields(transformer.Transformer) if f.name not in ("parent", "name")
+        ]
+        options = {name: getattr(self, name) for name in names}
+        experts = [NAME.format(i) for i in range(len(self.boundaries) + 1)]
+        if self.is_initializing():
+            made = [transformer.Transformer(**options, name=name)(xt, t, free) for name in experts]
+            return made[0]
+        one, params = transformer.Transformer(**options, parent=None), self.variables["params"]
+
+        def answer(name, kept):
+            inputs = (xt, t, free, bias, kept, keep)
+            return one.apply({"params": params[name]}, *inputs, method="_run")
+
+        if keep is not None:
+            return {name: answer(name, None) for name in experts}
+        some = jnp.stack([free[:, where].any(axis=1) for where in self.vocab.slices], axis=1)
+        clock = jnp.where(some, t, 0).max(axis=1)
+        ends = jnp.asarray(self.boundaries) * self.steps
+        mine = (clock[:, None] > ends[None]).sum(axis=1)  # int[B]
+        logits = None
+        for i, name in enumerate(experts):
+            given = kept[name] if kept else None
+
+            def evaluated(kept, name=name):
+                return answer(name, kept)
+
+            def skipped(kept, evaluated=evaluated):
+                shapes = jax.eval_shape(evaluated, kept)
+                return tuple(jnp.zeros(y.shape, y.dtype) for y in shapes)
+
+            found = lax.cond((mine == i).any(), evaluated, skipped, given)
+            if logits is not None:
+                own = (mine == i)[:, None, None]
+                found = tuple(jnp.where(own, y, x) for x, y in zip(logits, found, strict=True))
+            logits = found
+        return logits
+
+
+def split(params: dict, boundaries) -> dict:
+    """The parameters of `Experts` that are copies of one network's."""
+    return {NAME.format(i): jax.tree.map(lambda p: p, params) for i in range(len(boundaries) + 1)}
