@@ -169,7 +169,9 @@ def get_config() -> ml_collections.ConfigDict:
                 "sample_intra": 0.0,
                 "sample_inter": 0.0,
                 "negatives": 4,  # wrong ones for each sample
+                "form": "bounded",  # or "released", for weights such as 5e-5
             },
+            "round_trip": 0.0,  # weight of the way there and back (training/round_trip.py)
             "pad_weight": 1.0,  # weight of padding tokens in the loss
             "image_weight": 1.0,  # of image tokens; less if an image has far more than its text
             "mixture": {  # weights of the tasks in a batch

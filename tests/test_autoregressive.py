@@ -67,7 +67,7 @@ def test_its_loss_is_the_mean_surprise_of_free_tokens(pipe):
 def test_what_needs_a_diffusion_is_refused_before_any_stage():
     for change, told in (
         ({"train.objective": "continuous", "diffusion.schedule": "absorbing"}, "has no time"),
-        ({"train.contrastive.sample_intra": 1e-4}, "train.contrastive with model.kind"),
+        ({"train.contrastive.sample_intra": 1e-4}, "the loss terms contrastive_sample_intra with"),
         ({"model.kind": "odd"}, "model.kind = 'odd', expected one of diffusion, autoregressive"),
         ({"model.block_attention": True}, "model.block_attention = True"),
     ):

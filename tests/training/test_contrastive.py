@@ -10,8 +10,8 @@ import pytest
 
 from configs import t2i
 from tests.helpers import dense, finite
-from udd_jax.diffusion import schedules, time_sampling, transition, vocab
-from udd_jax.training import contrastive, loss, train_diffusion
+from udd_jax.diffusion import schedules, tasks, time_sampling, transition, vocab
+from udd_jax.training import contrastive, loss, terms, train_diffusion
 
 VOCAB = vocab.image_text((2, 4), image_classes=3, text_classes=5, text_length=5)
 T, BATCH, J = 7, 6, 3
@@ -165,3 +165,45 @@ def test_the_config_has_no_term_unless_its_weight_is_set(monkeypatch):
     del config.train.contrastive  # a run that began before there was one
     train_diffusion.make_objective(config, VOCAB, 0)
     assert seen.pop()["terms"] == {}
+
+
+def test_the_released_form_subtracts_the_mean_of_the_negatives():
+    """A token counts for at most 70 nats. By hand, for the loss -log p of two wrong x_0."""
+    kernel = transition.make_kernel(VOCAB, schedules.make("linear", T))
+    rng = np.random.default_rng(1)
+    logits = [rng.normal(size=(BATCH, m.length, m.classes)) * 40 for m in VOCAB.modalities]
+    logits = tuple(y.astype(np.float32) for y in logits)
+    free, t = np.arange(VOCAB.length)[None] >= 6, np.full((BATCH, 2), 3, np.int32)
+    free = np.broadcast_to(free, (BATCH, VOCAB.length))
+    xt = np.where(free, VOCAB.mask_id, x0())
+    masks = tasks.Masks(free, np.zeros((BATCH, 2), bool))
+    zeros = np.zeros(xt.shape, np.float32)
+    outcome = terms.Outcome(x0(), xt, t, masks, logits, zeros, zeros)
+    asked = (kernel, "sample_inter", 2, None, outcome, KEY)
+    value, _ = contrastive.contrast(*asked, form="released")
+    wrong = np.asarray(contrastive.negatives(KEY, VOCAB, x0(), "inter", 2))
+    high = 0
+    for b in range(BATCH):
+        sums = np.zeros(2)
+        for z in wrong:
+            for n in range(6, VOCAB.length):
+                m, place = (0, n) if n < 8 else (1, n - 8)
+                y = logits[m][b, place].astype(float)
+                nats = np.log(np.exp(y - y.max()).sum()) + y.max() - y[z[b, n] - (0, 3)[m]]
+                sums[m] -= min(nats, 70) / 2
+                high += nats > 70
+        parts = [value[b, where].sum() for where in VOCAB.slices]
+        np.testing.assert_allclose(parts, (3 / T + 1) * sums, rtol=1e-5)
+    assert high
+
+
+def test_a_large_weight_of_the_released_form_is_refused():
+    c = t2i.get_config("smoke")
+    c.train.contrastive.update({"form": "released", "sample_intra": 0.01})
+    with pytest.raises(ValueError, match=r"sample_intra = 0.01 with the form 'released'"):
+        contrastive.from_config(c, None)
+    c.train.contrastive.sample_intra = 5e-5
+    assert list(contrastive.from_config(c, None)) == ["contrastive_sample_intra"]
+    c.train.contrastive.form = "odd"
+    with pytest.raises(ValueError, match="expected one of bounded, released"):
+        contrastive.from_config(c, None)

@@ -233,18 +233,26 @@ class FusedEmbedding(nn.Module):
     """Global ids int32[B, L] -> [B, L, D]: one table for all ids, plus learned positions.
 
     The position is the sum of a row and a column vector on a grid, or one vector for each place of
-    a text. `at`, int32[B, n], are the positions of xt int32[B, n]; None: all of them.
+    a text. `at`, int32[B, n], are the positions of xt int32[B, n]; None: all of them. `soft` has
+    for each modality None, or probabilities float[B, length, K] of its tokens. They change no
+    value, and get the gradient of the embedding they would give ("straight through").
     """
 
     vocab: Vocab
     width: int
 
     @nn.compact
-    def __call__(self, xt, at=None):
+    def __call__(self, xt, at=None, soft=None):
         def table(name, rows):
             return self.param(name, normal(), (rows, self.width))
 
-        h = jnp.take(table("token", self.vocab.size), xt, axis=0)  # [B, L, D]
+        tokens = table("token", self.vocab.size)
+        h = jnp.take(tokens, xt, axis=0)  # [B, L, D]
+        for m, p in enumerate(soft or ()):
+            if p is not None:
+                start, size = self.vocab.offsets[m], self.vocab.modalities[m].classes
+                mean = (p - jax.lax.stop_gradient(p)) @ tokens[start : start + size]
+                h = h.at[:, self.vocab.slices[m]].add(mean)
         positions = []
         for modality in self.vocab.modalities:
             if modality.grid is None:

@@ -235,9 +235,9 @@ class Transformer(nn.Module):
                 f"model.width = {self.width} is no multiple of model.heads = {self.heads}"
             )
 
-    def __call__(self, xt, t, free, bias=None):
-        """Logits over x_0, float32[B, length_m, K_m] a modality."""
-        return self._run(xt, t, free, bias)
+    def __call__(self, xt, t, free, bias=None, soft=None):
+        """Logits over x_0, float32[B, length_m, K_m] a modality. soft: see `FusedEmbedding`."""
+        return self._run(xt, t, free, bias, soft=soft)
 
     def cache(self, xt, t, free, modality: str):
         """{modality: its keys and values}, with a leading axis of layers.
@@ -254,11 +254,11 @@ class Transformer(nn.Module):
         return self._run(xt, t, free, kept=cache)
 
     @nn.compact
-    def _run(self, xt, t, free, bias=None, kept=None, keep=None):
+    def _run(self, xt, t, free, bias=None, kept=None, keep=None, soft=None):
         kept, alone = kept or {}, None
         if (kept or keep) and not self.block_attention:
             raise UserError("keys and values are kept with model.block_attention only")
-        h = self._embed(xt, self._given(t, free))
+        h = self._embed(xt, self._given(t, free), soft=soft)
         parts, here = computed(self.vocab, kept, keep)
         if kept or keep:
             h = jnp.concatenate([h[:, self.vocab.slices[m]] for m in parts], axis=1)
@@ -279,9 +279,9 @@ class Transformer(nn.Module):
 
         return self._heads(h, here)
 
-    def _embed(self, xt, given, at=None):
+    def _embed(self, xt, given, at=None, soft=None):
         """Tokens, positions and the vector of given tokens. The positions are `at`, or all."""
-        h = layers.FusedEmbedding(self.vocab, self.width, name="embedding")(xt, at)
+        h = layers.FusedEmbedding(self.vocab, self.width, name="embedding")(xt, at, soft)
         if self.given_vector:
             vector = self.param("given", layers.normal(), (self.width,))
             h = h + jnp.where(given[..., None], vector[None, None], 0)

@@ -36,7 +36,12 @@ CHANGEABLE = (
     "model.remat",
 )
 # Fields that came later and are not off at 0, with what runs without them do.
-LATER = {"model.kind": "diffusion", "model.stack": "plain", "train.contrastive.negatives": 4}
+LATER = {
+    "model.kind": "diffusion",
+    "model.stack": "plain",
+    "train.contrastive.negatives": 4,
+    "train.contrastive.form": "bounded",
+}
 
 
 def claim(config: ml_collections.ConfigDict, workdir) -> None:

@@ -1,4 +1,4 @@
-"""Contrastive loss terms (CDCD, Zhu et al. 2022, arXiv 2206.07771), in their bounded form.
+"""Contrastive loss terms (CDCD, Zhu et al. 2022, arXiv 2206.07771), bounded or as released.
 
 A negative z is a wrong x_0 for the same x_t and the same output of the network. With l(z), the loss
 of z, summed over the free positions of a modality, the term of a sample is InfoNCE:
@@ -12,8 +12,12 @@ of z, summed over the free positions of a modality, the term of a sample is Info
              half its height and a quarter of its width, which is ours)
     inter    z has the tokens of another sample of the batch
 
-The released code subtracts lambda / J sum_j l(z_j) instead, which has no lower bound. A modality is
-contrasted by itself, because it has a time of its own (ours).
+The released code subtracts the mean of the l(z_j) instead, which has no lower bound:
+
+    L = -(t/T + 1) (1/J) sum_j l(z_j) / p(t)
+
+`form="released"` does that. No token counts for more than 70 nats, and a weight of .01 or more is
+refused. A modality is contrasted by itself, because it has a time of its own (ours).
 """
 
 import functools
@@ -29,6 +33,8 @@ from udd_jax.errors import UserError
 from udd_jax.training import terms
 
 KINDS = ("step_intra", "step_inter", "sample_intra", "sample_inter")
+FORMS = ("bounded", "released")
+MOST, LIMIT = 70.0, 1e-2  # of the released form: nats of a token; weights from here on are refused
 
 
 def from_config(config, kernel: Kernel) -> dict[str, tuple[float, terms.Term]]:
@@ -41,18 +47,35 @@ def from_config(config, kernel: Kernel) -> dict[str, tuple[float, terms.Term]]:
             f"train.contrastive.{steps[0]} = {found[steps[0]]} with train.objective = "
             "'continuous', which has no steps: expected 0"
         )
+    form = asked.get("form", "bounded")
+    if form not in FORMS:
+        raise UserError(f"train.contrastive.form = {form!r}, expected one of {', '.join(FORMS)}")
+    large = [kind for kind in KINDS if found[kind] >= LIMIT]
+    if large and form == "released":
+        raise UserError(
+            f"train.contrastive.{large[0]} = {found[large[0]]} with the form 'released', which has "
+            f"no lower bound: expected less than {LIMIT}, such as 5e-5, or the form 'bounded'"
+        )
     count = asked.get("negatives", 0)
     if any(found.values()) and count < 1:
         raise UserError(f"train.contrastive.negatives = {count}, expected at least 1")
     return {
-        f"contrastive_{kind}": (weight, functools.partial(contrast, kernel, kind, count))
+        f"contrastive_{kind}": (weight, functools.partial(contrast, kernel, kind, count, form=form))
         for kind, weight in found.items()
         if weight
     }
 
 
-def contrast(kernel: Kernel, kind: str, count: int, denoise_fn, outcome: terms.Outcome, key):
-    """A loss term (`terms.Term`) with `count` negatives; kind: one of KINDS.
+def contrast(
+    kernel: Kernel,
+    kind: str,
+    count: int,
+    denoise_fn,
+    outcome: terms.Outcome,
+    key,
+    form: str = "bounded",
+):
+    """A loss term (`terms.Term`) with `count` negatives; kind: one of KINDS, form: one of FORMS.
 
     Returns float[B, L]: the value of a modality is spread evenly over its free positions.
     ValueError if the batch is too small for as many negatives of kind "inter".
@@ -69,8 +92,11 @@ def contrast(kernel: Kernel, kind: str, count: int, denoise_fn, outcome: terms.O
     values = []
     for m, where in enumerate(vocab.slices):
         right = own[number][:, where].sum(-1)
-        margin = right[None] - others[..., where].sum(-1)
-        value = jax.nn.softplus(jax.nn.logsumexp(margin, axis=0))  # [B]
+        if form == "released":
+            value = -jnp.minimum(others[..., where], MOST).sum(-1).mean(0)  # [B]
+        else:
+            margin = right[None] - others[..., where].sum(-1)
+            value = jax.nn.softplus(jax.nn.logsumexp(margin, axis=0))
         value = value * (t[:, m] / kernel.steps + 1)
         here = free[:, where]
         share = here / jnp.maximum(here.sum(-1, keepdims=True), 1)

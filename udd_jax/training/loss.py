@@ -105,8 +105,8 @@ def make_loss(
     of_image = (vocab.modality_of == vocab.index("image"))[None]
 
     def loss_fn(params, sampler, key, x0):
-        def denoise_fn(xt, t, free):
-            return model.apply({"params": params}, xt, t, free)
+        def denoise_fn(xt, t, free, **soft):
+            return model.apply({"params": params}, xt, t, free, **soft)
 
         noised = noised_batch(kernel, sampler, key, x0, mixture, continuous)
         xt, t, (free, absent), p = noised.xt, noised.t, noised.masks, noised.p

@@ -24,7 +24,7 @@ from udd_jax.diffusion.vocab import Vocab
 from udd_jax.errors import UserError
 from udd_jax.networks import transformer
 from udd_jax.runtime import checkpoints, files, logbook, sharding, trees
-from udd_jax.training import autoregressive, contrastive, loop, loss, optimiser
+from udd_jax.training import autoregressive, contrastive, loop, loss, optimiser, round_trip
 
 
 @flax.struct.dataclass
@@ -58,14 +58,16 @@ def make_objective(config, vocab: Vocab, pad_id: int, terms=None):
     """(network, loss function) of a config; see `build.make_model` and `loss.make_loss`."""
     kernel = transition.make_kernel(vocab, build.make_schedules(config, vocab))
     model, c = build.make_model(config, vocab, pad_id), config.train
-    kind, contrasts = config.model.get("kind", "diffusion"), contrastive.from_config(config, kernel)
+    kind = config.model.get("kind", "diffusion")
+    ours = contrastive.from_config(config, kernel) | round_trip.from_config(config, kernel)
     if kind not in LOSSES:
         raise UserError(f"model.kind = {kind!r}, expected one of {', '.join(LOSSES)}")
-    if contrasts and kind != "diffusion":
+    if ours and kind != "diffusion":
         raise UserError(
-            f"train.contrastive with model.kind = {kind!r}: expected weights of 0, or 'diffusion'"
+            f"the loss terms {', '.join(ours)} with model.kind = {kind!r}: expected weights of 0, "
+            "or 'diffusion'"
         )
-    terms = contrasts | (terms or {})
+    terms = ours | (terms or {})
     loss_fn = LOSSES[kind](
         kernel,
         model,
