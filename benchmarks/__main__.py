@@ -5,7 +5,7 @@
 Groups of `--only`: train (a step and its parts), reverse (a sampling step), pairs (whole
 generations from `--run`), start (compilation, memory), data (the input pipeline), arithmetic (what
 the diffusion adds to the network). README.md beside this says how to read the table, and what was
-found.
+found. `python -m benchmarks contest --help` trains the ways of the literature side by side.
 
 ms: by the clock, the median of the rounds; spread: between their quartiles, of the median;
 products: as a ratio to a large matrix product of the same round, by the clock and by the
@@ -19,7 +19,7 @@ import platform as machine
 import subprocess
 import sys
 
-from benchmarks import arithmetic, compiling, data, generating, sizes, timing, training
+from benchmarks import arithmetic, compiling, contest, data, generating, sizes, timing, training
 from udd_jax import main as command_line
 from udd_jax.training import plan
 
@@ -139,6 +139,9 @@ def line(row: dict) -> str:
 
 
 def main(arguments=None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["contest"]:
+        return contest.main(arguments[1:])
     options = parse(arguments)
     import jax
 

@@ -1,0 +1,274 @@
+"""The ways of the literature side by side, each trained for the same time.
+
+    python -m benchmarks contest --config=configs/t2i.py --minutes=10 --workdir=runs/contest
+                                 [--seeds=3] [--recipes=ours,autoregressive] [--set=FIELD=VALUE ...]
+
+All runs share the tokenizers and the token cache of the first one. A recipe changes the config. The
+seconds of its train step are measured first, and the number of its steps is what the minutes allow:
+the learning rate needs to know it. Every run is a run of the main job in a folder of its own. A
+finished one is not repeated, a killed one goes on. After each, table.md and contest.json are
+written.
+
+An interval of several seeds is Student's, at 95 %; that of one seed is over its items, and says
+nothing of another training. What the recipes leave out of the papers is in their docstrings.
+"""
+
+import argparse
+import ast
+import os
+import pathlib
+import time
+
+import jax
+import numpy as np
+
+from benchmarks import sizes, training
+from udd_jax import build, stages
+from udd_jax.diffusion import transition
+from udd_jax.errors import UserError
+from udd_jax.evaluation.metrics import intervals
+from udd_jax.runtime import config_files, files, logbook
+
+SHARED = (build.TEXT, "vq", "tokens")
+WARM, TIMED = 3, 8  # steps
+
+
+def ours(c):
+    """The config as it is."""
+
+
+def unid3(c):
+    """UniD3 as published: pairs alone, one time, AdamW, no gains. A given modality is set back in
+    every step. The sizes stay those of the config; the learning rate is at most .001."""
+    c.train.mixture = {"pair": 1.0}
+    c.train.update({"optimiser": "adamw", "auxiliary": 0.01, "beta2": 0.96, "weight_decay": 4.5e-2})
+    c.train.learning_rate = min(c.train.learning_rate, 1e-3)  # not Muon's
+    c.model.update({"time": "shared", "time_table": "untied", "given_vector": False})
+    c.model.update({"mutual_gain": 0.0, "rotary": False, "qk_norm": False, "activation": "gelu"})
+
+
+def vq_diffusion(c):
+    """VQ-Diffusion: text to image alone, a tenth of it without the text, for guidance."""
+    c.train.mixture = {"t2i": 0.9, "image": 0.1}
+
+
+def masked(c):
+    """MDLM and UniDisc: a schedule that only masks, the continuous bound, self-attention."""
+    c.diffusion.schedule, c.model.attention = "absorbing", "self"
+    c.train.update({"objective": "continuous", "auxiliary": 0.0})
+
+
+def muse(c):
+    """MaskGIT and Muse: the cosine schedule, all times with one weight. The weight is that of the
+    auxiliary loss, twenty times the bound's."""
+    c.diffusion.schedule, c.train.auxiliary = "cosine", 20.0
+    c.sample.update({"sampler": "maskgit", "steps": 12})
+
+
+def self_attention(c):
+    c.model.attention = "self"
+
+
+def autoregressive(c):
+    """Prefix attention, text before image, self-attention (DALL-E, ERNIE-ViLG)."""
+    c.model.kind, c.model.attention = "autoregressive", "self"
+
+
+def _contrastive(kind, weight, form="bounded"):
+    def change(c):
+        c.train.contrastive.update({kind: weight, "form": form})
+
+    return change
+
+
+def round_trip(c):
+    c.train.round_trip = 0.3
+
+
+def long_skips(c):
+    c.model.stack = "long_skips"
+
+
+def encoder_decoder(c):
+    """A quarter of the layers are the decoder."""
+    c.model.stack, c.model.decoder_layers = "encoder_decoder", max(1, c.model.layers // 4)
+
+
+def experts(c):
+    """Two, from the beginning: nothing is trained together first, as eDiff-I does."""
+    c.experts = (0.5,)
+
+
+def block_attention(c):
+    c.model.block_attention = True
+
+
+RECIPES = {
+    "ours": ours,
+    "unid3": unid3,
+    "vq_diffusion": vq_diffusion,
+    "masked": masked,
+    "muse": muse,
+    "self_attention": self_attention,
+    "autoregressive": autoregressive,
+    "cdcd_step_intra": _contrastive("step_intra", 0.05),
+    "cdcd_step_inter": _contrastive("step_inter", 0.05),
+    "cdcd_sample_intra": _contrastive("sample_intra", 0.05),
+    "cdcd_sample_inter": _contrastive("sample_inter", 0.05),
+    "cdcd_released": _contrastive("step_intra", 5e-5, "released"),
+    "round_trip": round_trip,
+    "long_skips": long_skips,
+    "encoder_decoder": encoder_decoder,
+    "experts": experts,
+    "block_attention": block_attention,
+}
+
+
+def recipe(config, name: str, seed: int):
+    """The config of a run. UserError for an unknown recipe."""
+    if name not in RECIPES:
+        raise UserError(f"recipe {name!r} does not exist, expected one of {', '.join(RECIPES)}")
+    c = config.copy_and_resolve_references()
+    RECIPES[name](c)
+    c.seed, c.name = seed, f"{c.name}-{name}"
+    return c
+
+
+def run(config, minutes: float, workdir, recipes=tuple(RECIPES), seeds: int = 3) -> list[dict]:
+    """Runs what is missing and returns one row a run; see the docstring of this file."""
+    workdir = pathlib.Path(workdir)
+    for name in recipes:
+        stages.check(recipe(config, name, 0))
+    shared = workdir / "shared"
+    stages.run(config, shared, until="token cache")
+    rows = []
+    for seed in range(seeds):  # every recipe once, before any a second time
+        for name in recipes:
+            rows.append(
+                one(recipe(config, name, seed), minutes, workdir / f"{name}-{seed}", shared)
+            )
+            rows[-1] |= {"recipe": name, "seed": seed}
+            files.write_json(workdir / "contest.json", {"minutes": minutes, "rows": rows})
+            files.write_bytes(workdir / "table.md", table(rows).encode())
+    return rows
+
+
+def one(config, minutes: float, folder: pathlib.Path, shared: pathlib.Path) -> dict:
+    """The row of one run, which is trained and evaluated as far as that is missing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in SHARED:
+        if not (folder / name).exists():
+            os.symlink((shared / name).absolute(), folder / name)
+    pace = folder / "pace.json"
+    if not pace.exists():
+        files.write_json(pace, {"minutes": minutes, "step_seconds": step_seconds(config, folder)})
+    found = files.read_json(pace)
+    if found["minutes"] != minutes:
+        raise UserError(
+            f"minutes = {minutes}, but {folder} was trained for {found['minutes']}: choose another "
+            "--workdir"
+        )
+    steps = max(1, round(60 * minutes / found["step_seconds"]))
+    config.train.steps = steps
+    config.train.warmup = min(config.train.warmup, steps // 10)
+    logbook.say(f"contest: {folder.name}, {steps} steps of {found['step_seconds']:.3f} s")
+    stages.run(config, folder)
+    result = files.read_json(folder / "evaluation.json")
+    seconds = files.read_json(folder / "stages.json")["diffusion"]
+    return {"steps": steps, "training_seconds": seconds, "values": values(result)}
+
+
+def step_seconds(config, folder) -> float:
+    """The median time of a train step, in seconds, on random tokens."""
+    layout = build.make_vocab(config, build.load_tokenizers(folder))
+    kernel = transition.make_kernel(layout, build.make_schedules(config, layout))
+    p = sizes.Parts(config, layout, kernel, build.make_model(config, layout))
+    step, state = training.make_step(p)
+    batch, key, times = p.batch, jax.random.key(1), []
+    for _ in range(WARM + TIMED):
+        start = time.perf_counter()
+        state, _ = step(state, batch, key)
+        jax.block_until_ready(state)
+        times.append(time.perf_counter() - start)
+    return float(np.median(times[WARM:]))
+
+
+def values(result: dict) -> dict[str, list[float]]:
+    """{measure: [value, its standard error]} of an evaluation; the error is 0 where none is."""
+    found = {}
+    for row in result["headline"]:
+        if row["value"] is not None:
+            found[f"{row['task']}: {row['name']}"] = [row["value"], row["error"] or 0.0]
+    for task, bound in result["bounds"].items():
+        if bound.get("value") is not None:
+            found[f"{task}: bits a token"] = [bound["value"], bound["standard_error"]]
+    speed = result["speed"]
+    found["samples a second"] = [speed["samples_a_second"], 0.0]
+    for task, calls in speed["calls_a_sample"].items():
+        found[f"{task}: network calls"] = [calls, 0.0]
+    found["memory, GiB"] = [speed["peak_memory_gib"], 0.0]
+    return found
+
+
+def table(rows: list[dict]) -> str:
+    """One table, a row a recipe, a column a measure: mean [low, high] over the seeds."""
+    recipes = list(dict.fromkeys(row["recipe"] for row in rows))
+    measures = list(dict.fromkeys(name for row in rows for name in row["values"]))
+    lines = ["| recipe | seeds | steps | " + " | ".join(measures) + " |"]
+    lines.append("|" + "---|" * (3 + len(measures)))
+    for name in recipes:
+        mine = [row for row in rows if row["recipe"] == name]
+        cells = [name, str(len(mine)), f"{np.mean([row['steps'] for row in mine]):.0f}"]
+        for measure in measures:
+            found = [row["values"][measure] for row in mine if measure in row["values"]]
+            cells.append(cell(found))
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def cell(found: list[list[float]]) -> str:
+    """The mean of [value, error] pairs with its interval, "-" without any."""
+    if not found:
+        return "-"
+    mean, count = float(np.mean([value for value, _ in found])), len(found)
+    if count > 1:
+        error = float(np.std([value for value, _ in found], ddof=1)) / count**0.5
+        estimate = intervals.spread(mean, error, count - 1, count, "seeds")
+        low, high = estimate.low, estimate.high
+    else:
+        low, high = (mean + side * 1.96 * found[0][1] for side in (-1, 1))
+    return f"{mean:.3g}" if low == high else f"{mean:.3g} [{low:.3g}, {high:.3g}]"
+
+
+def main(arguments) -> int:
+    names = lambda text: text.split(",")  # noqa: E731
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks contest",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", default="configs/t2i.py")
+    parser.add_argument("--minutes", type=float, required=True, help="of training, a run")
+    parser.add_argument("--workdir", default="runs/contest")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--recipes", type=names, default=list(RECIPES), help=", ".join(RECIPES))
+    parser.add_argument("--set", action="append", default=[], help="FIELD=VALUE of the config")
+    options = parser.parse_args(arguments)
+    if not options.minutes > 0 or options.seeds < 1:
+        parser.error("--minutes and --seeds: expected more than 0")
+    config = config_files.load(options.config)
+    for field, _, value in (change.partition("=") for change in options.set):
+        config.update_from_flattened_dict({field: _parsed(value)})
+    try:
+        rows = run(config, options.minutes, options.workdir, options.recipes, options.seeds)
+    except UserError as error:
+        parser.error(str(error))
+    print(table(rows))
+    return 0
+
+
+def _parsed(text: str):
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return text

@@ -1,0 +1,60 @@
+"""The contest: recipes that fit the config, a table with intervals; once, all of it for real."""
+
+import pytest
+
+from benchmarks import __main__ as benchmarks
+from benchmarks import contest
+from configs import t2i
+from tests.helpers import tiny
+from udd_jax import stages
+from udd_jax.runtime import files
+
+
+@pytest.mark.parametrize("name", contest.RECIPES)
+def test_a_recipe_changes_the_config_and_fits_it(name):
+    for base in (t2i.get_config(), t2i.get_config("emoji")):
+        c = contest.recipe(base, name, seed=2)
+        stages.check(c)
+        fields = (set(c.train.mixture), c.seed, c.name)
+        changed = c.to_dict() | {"seed": 0, "name": base.name} != base.to_dict()
+        assert changed == (name != "ours"), fields
+
+
+def test_the_table_has_the_mean_of_the_seeds_and_its_interval():
+    """By hand: 1, 2, 3 have mean 2 and standard error 3 ** -.5; t = 4.303 for two degrees."""
+    rows = [
+        {"recipe": "ours", "steps": 10, "values": {"a": [float(k), 0.1], "b": [4.0, 0.0]}}
+        for k in (1, 2, 3)
+    ]
+    rows += [{"recipe": "muse", "steps": 30, "values": {"a": [1.0, 0.1]}}]
+    head, _, first, second = contest.table(rows).splitlines()
+    assert head == "| recipe | seeds | steps | a | b |"
+    assert first == "| ours | 3 | 10 | 2 [-0.484, 4.48] | 4 |"
+    assert second == "| muse | 1 | 30 | 1 [0.804, 1.2] | - |"
+
+
+def test_an_unknown_recipe_is_refused_before_any_work(tmp_path, capsys):
+    asked = ["contest", "--minutes=1", "--recipes=odd", f"--workdir={tmp_path / 'new'}"]
+    with pytest.raises(SystemExit):
+        benchmarks.main(asked)
+    assert "recipe 'odd' does not exist, expected one of ours" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.slow
+def test_two_recipes_share_a_cache_and_a_finished_run_is_not_repeated(tmp_path):
+    c = tiny.config()
+    c.vq.update({"steps": 20, "plain_steps": 5})
+    c.evaluate.update({"samples": 4, "batch_size": 4, "bound_samples": 4, "bound_times": 1})
+    asked = (c, 0.002, tmp_path, ("ours", "autoregressive"), 1)
+    rows = contest.run(*asked)
+    assert [row["recipe"] for row in rows] == ["ours", "autoregressive"]
+    assert all(row["values"]["pair: bits a token"][0] > 0 for row in rows)
+    assert rows[1]["values"]["t2i: network calls"] == [16.0, 0.0]
+    for name in ("ours-0", "autoregressive-0"):
+        assert (tmp_path / name / "tokens").resolve() == tmp_path / "shared" / "tokens"
+    before = (tmp_path / "ours-0" / "weights").stat().st_mtime_ns
+    assert contest.run(*asked) == rows
+    assert (tmp_path / "ours-0" / "weights").stat().st_mtime_ns == before
+    assert len(files.read_json(tmp_path / "contest.json")["rows"]) == 2
+    assert (tmp_path / "table.md").read_text() == contest.table(rows)
