@@ -44,7 +44,7 @@ def test_an_unknown_recipe_is_refused_before_any_work(tmp_path, capsys):
 @pytest.mark.slow
 def test_two_recipes_share_a_cache_and_a_finished_run_is_not_repeated(tmp_path):
     c = tiny.config()
-    c.vq.update({"steps": 20, "plain_steps": 5})
+    c.vq.update({"steps": 20, "warmup": 2, "plain_steps": 5})
     c.evaluate.update({"samples": 4, "batch_size": 4, "bound_samples": 4, "bound_times": 1})
     asked = (c, 0.002, tmp_path, ("ours", "autoregressive"), 1)
     rows = contest.run(*asked)
