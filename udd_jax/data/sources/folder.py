@@ -24,7 +24,7 @@ import re
 
 from udd_jax.data import captions as texts
 from udd_jax.data import pixels
-from udd_jax.data.sources import listing, tables
+from udd_jax.data.sources import downloads, listing, tables
 from udd_jax.errors import UserError
 
 # Pictures that are there and cannot be decoded, or not safely: to be counted.
@@ -151,7 +151,7 @@ class _Files:
         names = {name for names in self.folders.values() for name in names}
         for kind, ends in (
             ("webdataset", (".tar", ".tar.gz", ".tgz")),
-            ("parquet", (".parquet",)),
+            ("parquet", (".parquet", ".arrow")),
             ("cub", ("train_test_split.txt",)),
         ):
             if any(name.lower().endswith(ends) for name in names):
@@ -241,6 +241,9 @@ def _beside(here: _Files, field: str | None, split_field: str) -> list[listing.I
         found.append(listing.Item(here.key(place), cause, (), {}, here.split(place)))
     for stem in unknown:
         for place in here.texts[stem].values():
+            if place.endswith(downloads.END) and downloads.statistics(pathlib.Path(place)):
+                found += downloads.failed(pathlib.Path(place), here.key(place))
+                continue
             cause = listing.Left("a text without a picture of its name")
             found.append(listing.Item(here.key(place), cause, ()))
     return found

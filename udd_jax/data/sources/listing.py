@@ -51,7 +51,9 @@ _PLAIN_WORDS = frozenset(
         *("shard", "shards", "split", "splits", "part", "parts", "of", "out", "held"),
     )
 )
-CAPTION_FIELDS = ("captions", "caption", "sentences", "text", "texts", "comment", "prompt")
+CAPTION_FIELDS = (
+    *("captions", "caption", "sentences", "text", "texts", "comment", "prompt", "txt"),
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,19 +1,55 @@
-"""Parquet files with image bytes and captions in columns: the Hugging Face `datasets` layout.
+"""Parquet and Arrow files with image bytes and captions in columns: Hugging Face `datasets`.
 
 The image column holds struct{bytes, path} or plain bytes. The caption column holds a text or a list
-of texts; several columns with one text each are possible, too. Captions are read when the files are
-opened. Images are read on access, one row group at a time: neighbours are cheap, a jump costs a row
-group. A column "split", or train, validation or test in the name of a file, gives the split.
+of texts; several columns with one text each are possible, too. Without a caption column, the name
+of the class in a column `label` is the caption, if the file has the names (`ClassLabel`). Captions
+are read when the files are opened. Images are read on access, one row group at a time: neighbours
+are cheap, a jump costs a row group. A column "split", or train, validation or test in the name of a
+file or folder, gives the split.
+
+A folder of `Dataset.save_to_disk` has `.arrow` files. Files of img2dataset have a row for each
+picture that could not be downloaded; these rows are counted as left out.
 """
 
 import functools
+import json
 
-from pyarrow import parquet
+import pyarrow
+from pyarrow import ipc, parquet
 
-from udd_jax.data.sources import listing, webdataset
+from udd_jax.data.sources import downloads, listing, webdataset
 from udd_jax.errors import UserError
 
-_IMAGE_FIELDS = ("image", "img", "jpg", "png", "image_bytes", "bytes")
+_IMAGE_FIELDS = ("image", "img", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes")
+_ENDS = (".parquet", ".arrow")
+_CLASSES = ("label", "labels")
+
+
+class _Arrow:
+    """An Arrow file, a stream or a file of `ipc`, with the methods of `ParquetFile`."""
+
+    def __init__(self, path):
+        with pyarrow.memory_map(str(path)) as file:
+            try:
+                table = ipc.open_stream(file).read_all()
+            except pyarrow.ArrowInvalid:
+                file.seek(0)
+                table = ipc.open_file(file).read_all()
+        self._batches, self.schema_arrow = table.to_batches(), table.schema
+        self.num_row_groups = len(self._batches)
+
+    def read_row_group(self, group: int, columns: list[str]) -> pyarrow.Table:
+        return pyarrow.Table.from_batches([self._batches[group]]).select(columns)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+
+def _open(path):
+    return _Arrow(path) if str(path).endswith(".arrow") else parquet.ParquetFile(path)
 
 
 def read(where: tuple[str, str, int, int]) -> bytes:
@@ -28,18 +64,18 @@ def read(where: tuple[str, str, int, int]) -> bytes:
 
 @functools.lru_cache(4)
 def _images(path: str, column: str, group: int) -> list:
-    with parquet.ParquetFile(path) as file:
+    with _open(path) as file:
         return file.read_row_group(group, columns=[column])[column].to_pylist()
 
 
 def items(path, image_field=None, caption_field=None, split_field="split") -> list[listing.Item]:
     """The rows of all files, in order. `caption_field` may name several columns: "a,b"."""
-    files, root = webdataset.shards(path, (".parquet",))
+    files, root = webdataset.shards(path, _ENDS)
     splits, found = listing.splits_of_shards(files, root), []
     for file, split in zip(files, splits, strict=True):
         name = str(file.relative_to(root))
         try:
-            table = parquet.ParquetFile(file)
+            table = _open(file)
         except (OSError, ValueError) as error:
             broken = listing.Broken(f"unreadable: {str(error).splitlines()[0]}")
             found.append(listing.Item(name, broken, (), {}, split))
@@ -57,27 +93,60 @@ def _rows(table, file, name, split, image_field, caption_field, split_field):
         wanted = image_field or " or ".join(_IMAGE_FIELDS)
         raise UserError(
             f"{name} has the columns {columns}, expected {wanted}; name it with image_field "
-            "(--config.data_options.image_field=)"
+            f"(--config.data_options.image_field=){_hint(columns)}"
         )
     others = [
         field.name
         for field in table.schema_arrow
         if field.name != images[0] and "binary" not in str(field.type)
     ]
+    classes = _classes(table.schema_arrow)
     number = 0
     for group in range(table.num_row_groups):
         rows = table.read_row_group(group, columns=others).to_pylist() if others else []
         for row, values in enumerate(rows):
-            where = f"{name}, row {number}"
+            where, key = f"{name}, row {number}", f"{name}/{number}"
+            number += 1
+            status = values.get("status", downloads.STORED)
+            if str(status).startswith("failed_to_"):
+                yield listing.Item(key, listing.Left(downloads.cause_of(status)), ())
+                continue
+            if not caption_field and not _captioned(values) and classes:
+                values["text"] = classes[1].get(values[classes[0]])
             fields = caption_field.split(",") if caption_field else [None]
             captions = sum((listing.captions_of(values, field, where) for field in fields), ())
-            known = {*fields, *listing.CAPTION_FIELDS, split_field}
-            extra = {key: value for key, value in values.items() if key not in known}
+            known = {*fields, split_field}
+            extra = {k: v for k, v in values.items() if k not in known and not _captioned((k,))}
             own = listing.split_said(values.get(split_field), where) or split
-            place = (file, images[0], group, row)
-            found = listing.Item(f"{name}/{number}", place, captions, extra, own)
-            number += 1
-            yield found
+            yield listing.Item(key, (file, images[0], group, row), captions, extra, own)
+
+
+def _captioned(names) -> bool:
+    """Whether one of the columns has captions."""
+    return any(str(name).strip().lower() in listing.CAPTION_FIELDS for name in names)
+
+
+def _classes(schema) -> tuple[str, dict[int, str]] | None:
+    """(the column of classes, {class: its name in words}), as `datasets` notes them in a file."""
+    try:
+        features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
+        column = next(name for name in _CLASSES if name in features and name in schema.names)
+        names = features[column]["names"]
+        if isinstance(names, list):
+            return column, {n: str(name).replace("_", " ") for n, name in enumerate(names)}
+    except (KeyError, TypeError, ValueError, StopIteration, RecursionError):
+        pass
+    return None
+
+
+def _hint(columns) -> str:
+    """What a table without pictures is, for a message."""
+    if any(name.lower() in ("url", "image_url") for name in columns):
+        return (
+            "; it has the addresses of pictures and no pictures: download them first (img2dataset),"
+            " then --config.data=webdataset:PATH names what was downloaded"
+        )
+    return ""
 
 
 def source(

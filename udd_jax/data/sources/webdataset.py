@@ -12,7 +12,8 @@ the first dot (`s1.input.jpg` with `s1.output.txt`).
 
 Damage is skipped and counted: a bad header (reading continues at the next good one), or a shard
 that ends inside a member or between two members. Concatenated tar files are one shard. If
-`NAME_stats.json` of img2dataset has the number of items of a shard, lost items are counted.
+`NAME_stats.json` of img2dataset has the number of items of a shard, lost items are counted, and so
+are the pictures that it could not download.
 """
 
 import atexit
@@ -29,7 +30,7 @@ import zlib
 
 from udd_jax.data import captions as texts
 from udd_jax.data import pixels
-from udd_jax.data.sources import folder, listing
+from udd_jax.data.sources import downloads, folder, listing
 from udd_jax.errors import UserError
 
 _CAPTION_SUFFIXES = (".json", ".txt", ".caption")
@@ -165,9 +166,10 @@ def _shard(file, modified, name, split, caption_field, split_field):
         where = f"{listing.printable(str(file))}, {stem}.json"
         inside = listing.split_said(extra.pop(split_field, None), where)
         found.append(listing.Item(key, pictures[stem], captions, extra, inside or split))
-    for number in range(_lost(file, len(pictures))):
+    stats = file.with_name(file.name.partition(".")[0] + downloads.END)
+    for number in range(downloads.statistics(stats).get("successes", 0) - len(pictures)):
         broken(f"{name}, lost {number}", "an item that the shard's statistics count is not there")
-    return found
+    return found + downloads.failed(stats, name)
 
 
 def _pairs(pictures: dict, said: dict) -> tuple[dict, list]:
@@ -261,18 +263,6 @@ def _behind(opened, place: int):
             damaged = True
             yield f"byte {at}", listing.Broken("a bad header")
     return None
-
-
-def _lost(file: pathlib.Path, found: int) -> int:
-    """How many items are missing, compared with the statistics of img2dataset."""
-    stats = file.with_name(f"{file.name.partition('.')[0]}_stats.json")
-    if not stats.exists():
-        return 0
-    try:
-        said = texts.parse_json(texts.decode(stats.read_bytes()))["successes"]
-        return max(0, int(said) - found)
-    except (ValueError, KeyError, TypeError, OSError):
-        return 0
 
 
 def _captions(own: dict[str, bytes], field: str | None, where: str):
