@@ -13,6 +13,7 @@ from udd_jax.data import pixels
 DEFAULTS = {
     "task": "t2i", "given": [], "prompt": [], "image": [], "mask": None, "negative_prompt": None,
     "blank_tokens": 1, "num": None, "batch_size": 4, "out": None, "seed": 0,
+    "weight": [], "best_of": 1, "share": None, "rounds": None, "extend": [],
 }  # fmt: skip
 
 
@@ -139,6 +140,31 @@ def test_infilling_pastes_the_given_pixels_back(tmp_path, picture):
     np.testing.assert_array_equal(composite[:, :16], drawn[:, :16])
 
 
+def test_weights_make_one_condition_of_all_prompts(tmp_path, capsys):
+    prompts = ["a red circle", "a blue square"]
+    out, lines = sampled(tmp_path, prompt=prompts, weight=["1", ".5:linear"], num=4)
+    assert "at most 3 network calls a step" in capsys.readouterr().out
+    assert [line["given"] for line in lines] == [{"text": prompts}] * 4
+    assert lines[0]["weight"] == ["1", ".5:linear"]
+    asked = [(prompts[0], 1), (prompts[1], 0.5, "linear")]
+    again = one_pipeline.pipe.text_to_image(prompts=asked, num=4)
+    np.testing.assert_array_equal(again.images[3], pixels.read(out / "image-0003.png"))
+
+
+def test_an_edit_an_outpainting_and_the_best_of_some_are_flags(tmp_path, picture):
+    image = {"image": [str(picture)], "num": 4}
+    out, lines = sampled(tmp_path, task="edit", prompt=["a red circle"], rounds=1, **image)
+    same = one_pipeline.pipe.edit(pixels.read(picture), "a red circle", rounds=1, num=4)
+    assert len(lines) == 4 and lines[0]["caption"] == "a red circle"
+    np.testing.assert_array_equal(same.images[0], pixels.read(out / lines[0]["image"]))
+    out, lines = sampled(tmp_path, task="outpaint", extend=["left:8"], **image)
+    wide = pixels.read(out / lines[3]["image"])
+    np.testing.assert_array_equal(wide[:, 8:], pixels.read(picture))
+    out, lines = sampled(tmp_path, prompt=["a red circle"], best_of=4)
+    best = one_pipeline.pipe.text_to_image("a red circle", best_of=4).images[0]
+    np.testing.assert_array_equal(best, pixels.read(out / lines[0]["image"]))
+
+
 def test_an_image_of_another_size_is_resized_with_a_word_about_it(tmp_path, capsys):
     pixels.write_png(tmp_path / "b.png", np.zeros((40, 50, 3), np.uint8))
     sampled(tmp_path, task="i2t", image=[str(tmp_path / "b.png")], num=4)
@@ -175,6 +201,15 @@ def test_an_image_of_another_size_is_resized_with_a_word_about_it(tmp_path, caps
         ),
         ({"prompt": ["a"], "eta": 0.5}, "does not read it, only remdm_cap and remdm_rescale"),
         ({"prompt": ["a"], "guidance_schedule": "linear"}, "changes nothing, guidance is off"),
+        ({"prompt": ["a", "b"], "weight": ["1"]}, "2 of --prompt, 1 of --weight: expected as many"),
+        ({"prompt": ["a"], "weight": ["x"]}, "--weight=x, expected a number such as .5"),
+        ({"prompt": ["a", "b"], "weight": ["1", "-1"]}, "prompts (1, -1) sum to 0"),
+        ({"task": "pair", "weight": ["1"]}, "--weight means nothing for --task=pair"),
+        ({"prompt": ["a"], "best_of": 0}, "--best_of = 0, expected at least 1"),
+        ({"task": "image", "best_of": 2}, "task 'image' has no other direction"),
+        ({"prompt": ["a"], "share": 0.5}, "--share means nothing for --task=t2i"),
+        ({"task": "edit", "prompt": ["a"]}, "--image is missing, --task=edit needs it"),
+        ({"task": "outpaint", "image": ["a.png"]}, "--extend is missing, --task=outpaint needs it"),
         ({"task": "infill"}, "infilling needs one or both"),
         ({"task": "infill", "prompt": ["a circle"]}, "nothing is missing"),
         ({"task": "infill", "prompt": ["a ___"], "mask": "m.png"}, "--mask needs the --image"),

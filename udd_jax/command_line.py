@@ -82,7 +82,7 @@ _flag("train", "bool", "profile", False, "write a trace of a few steps to WORKDI
 
 _flag(
     "sample", "string", "task", "t2i",
-    "t2i, i2t, pair, image, text, infill, or a rule such as image|text",
+    "t2i, i2t, pair, image, text, infill, edit, outpaint, or a rule such as image|text",
 )  # fmt: skip
 _flag("sample", "multi_string", "given", [], "NAME=VALUE, a text or a file; may be repeated")
 _flag("sample", "multi_string", "prompt", [], "--given text=; may be repeated")
@@ -90,6 +90,14 @@ _flag("sample", "multi_string", "image", [], "--given image=; may be repeated")
 _flag("sample", "string", "mask", None, "a picture, white where the image is generated (infill)")
 _flag("sample", "string", "negative_prompt", None, "a text that guidance leads away from")
 _flag("sample", "integer", "blank_tokens", 1, "tokens that ___ in a prompt stands for (infill)")
+_flag(
+    "sample", "multi_string", "weight", [],
+    "weight of each prompt, which are then one condition; .5:linear or .5:0.2,0.8 over time",
+)  # fmt: skip
+_flag("sample", "integer", "best_of", 1, "candidates of each sample; the best one by the bound")
+_flag("sample", "float", "share", None, "codes masked in a round; for edit, .25")
+_flag("sample", "integer", "rounds", None, "rounds of masking; for edit, 8")
+_flag("sample", "multi_string", "extend", [], "SIDE:PIXELS such as left:8; for outpaint")
 _flag("sample", "integer", "num", None, "how many; of each prompt or image")
 _flag("sample", "integer", "batch_size", 64, "how many at once")
 _flag("sample", "integer", "seed", 0, "seed")

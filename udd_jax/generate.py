@@ -14,7 +14,7 @@ import shlex
 
 import numpy as np
 
-from udd_jax import pipeline
+from udd_jax import pipeline, values
 from udd_jax.data import pixels
 from udd_jax.diffusion import tasks
 from udd_jax.errors import UserError
@@ -45,21 +45,31 @@ def sample(workdir, flags, changes: dict | None = None) -> pathlib.Path:
     pipe = pipe.with_network(unroll=1)
     settings = pipe.settings(**changes)
     _check_settings(flags, settings, changes)
-    given, most, mask = {}, max((len(values) for values in asked.values()), default=1), None
+    given, most, mask = {}, max((len(rows) for rows in asked.values()), default=1), None
     options = {"seed": flags.seed, "batch_size": flags.batch_size, **changes}
-    if flags.task == "infill":
+    if flags.best_of > 1:
+        options["best_of"] = flags.best_of
+    if flags.task in EDITS:
+        ids = {n: _each(READ[n](pipe, rows), most) for n, rows in asked.items()}
+    elif flags.task == "infill":
         if asked.get("image"):
             size = pipe.tokenizers["image"].image_size
             original, mask = _hidden(asked["image"][0], flags.mask, size)
             given["image"] = original[None]
         blanks = flags.blank_tokens
         ids, options["masks"] = pipe.infilling(given.get("image"), mask, asked.get("text"), blanks)
+    elif flags.weight:
+        options["prompts"] = _prompts(asked["text"], flags.weight)
+        ids, most = {n: READ[n](pipe, v) for n, v in asked.items() if n != "text"}, 1
     else:
-        ids = {n: _each(READ[n](pipe, values), most) for n, values in asked.items()}
+        ids = {n: _each(READ[n](pipe, rows), most) for n, rows in asked.items()}
     away = {"text": [flags.negative_prompt]} if flags.negative_prompt else None
     num = flags.num or 1
-    count, repeat = (None, num) if ids else (num, 1)
-    results = pipe.stream(flags.task, count, given=ids, num=repeat, negative=away, **options)
+    if flags.task in EDITS:
+        results = EDITS[flags.task](pipe, flags, ids, {"num": num, **options})
+    else:
+        count, repeat = (None, num) if ids or flags.weight else (num, 1)
+        results = pipe.stream(flags.task, count, given=ids, num=repeat, negative=away, **options)
     out.mkdir(parents=True, exist_ok=True)
     logbook.begin()
     shown = {name: getattr(flags, name) for name in ("negative_prompt", "mask")}
@@ -68,13 +78,58 @@ def sample(workdir, flags, changes: dict | None = None) -> pathlib.Path:
     if flags.task == "infill":
         common["blank_tokens"] = flags.blank_tokens
     paste = None if mask is None else (given["image"][0], mask)
+    if flags.weight:
+        asked["text"], common["weight"] = [asked["text"]], flags.weight
     told = {
-        name: [v for v in _each(values, most) for _ in range(num)] for name, values in asked.items()
+        name: [v for v in _each(rows, most) for _ in range(num)] for name, rows in asked.items()
     }
     total = most * num
     _write(out, flags, told, common, results, total, paste)
     _finish(workdir, out, flags, total)
     return out
+
+
+def _prompts(texts, weights) -> list[tuple]:
+    """`--prompt`s and `--weight`s -> [(text, weight, schedule)] (`sampling.prompts`)."""
+    if len(texts) != len(weights):
+        raise UserError(f"{len(texts)} of --prompt, {len(weights)} of --weight: expected as many")
+    found = []
+    for text, typed in zip(texts, weights, strict=True):
+        weight, _, schedule = typed.partition(":")
+        try:
+            number = float(weight)
+        except ValueError:
+            raise UserError(f"--weight={typed}, expected a number such as .5") from None
+        if "," in schedule:
+            schedule = tuple(schedule.split(","))
+        found.append((text, number, schedule or "constant"))
+    return found
+
+
+def _edit(pipe, flags, ids, options):
+    """`--task=edit`: see `Pipeline.edit`."""
+    chosen = {name: getattr(flags, name) for name in ("share", "rounds")}
+    options |= {name: value for name, value in chosen.items() if value is not None}
+    return [pipe.edit(ids["image"], ids["text"], **options)]
+
+
+def _outpaint(pipe, flags, ids, options):
+    """`--task=outpaint`: see `Pipeline.outpaint`."""
+    extend = {}
+    for typed in flags.extend:
+        side, _, number = typed.partition(":")
+        if not number.isdecimal():
+            raise UserError(f"--extend={typed}, expected SIDE:PIXELS such as left:8")
+        extend[side] = int(number)
+    images = pipe.outpaint(ids["image"], ids.get("text"), extend=extend, **options)
+    none = np.zeros((len(images), 0), np.int32)
+    return [values.Result({"image": images}, none, none.sum(1), none[None, :, :0])]
+
+
+# Tasks that are no rule: {name: (pipe, flags, {modality: values}, options) -> results}
+EDITS = {"edit": _edit, "outpaint": _outpaint}
+NEEDS = {"edit": ("image", "text"), "outpaint": ("image",)}
+OWN = {"share": "edit", "rounds": "edit", "extend": "outpaint"}  # flags of one task
 
 
 def _folder(path) -> pathlib.Path:
@@ -118,27 +173,37 @@ def _asked(flags) -> dict[str, list[str]]:
         if not equals:
             raise UserError(f"--given={word}: expected --given NAME=VALUE, as --given text=...")
         asked.setdefault(name, []).append(value)
-    return {name: values for name, values in asked.items() if values}
+    return {name: rows for name, rows in asked.items() if rows}
 
 
 def _check(flags, asked, vocab) -> None:
     """ValueError if a flag that the task needs is missing, or a flag does not fit the task."""
-    rule = tasks.parse(vocab, flags.task)
-    infill = flags.task == "infill"
-    takes = rule.free if infill else rule.given
+    infill, edits = flags.task == "infill", flags.task in EDITS
+    rule = tasks.parse(vocab, "image|text" if edits else flags.task)
+    takes = rule.free if infill else ("image", "text") if edits else rule.given
     flag = lambda name: f"--{SHORT[name]}" if name in SHORT else f"--given {name}="  # noqa: E731
-    for name in () if infill else rule.given:
+    for name in NEEDS[flags.task] if edits else () if infill else rule.given:
         if name not in asked:
             raise UserError(f"{flag(name)} is missing, --task={flags.task} needs it")
     unused = [flag(name) for name in asked if name not in takes]
     unused += ["--mask"] if flags.mask and not infill else []
-    away = flags.negative_prompt and "text" not in rule.given
+    for name, task in OWN.items():
+        unused += (
+            [f"--{name}"] if getattr(flags, name) not in (None, []) and flags.task != task else []
+        )
+    unused += ["--best_of"] if flags.best_of != 1 and (edits or infill) else []
+    unused += ["--weight"] if flags.weight and (edits or infill or "text" not in rule.given) else []
+    away = flags.negative_prompt and ("text" not in rule.given or edits)
     for name in unused + (["--negative_prompt"] if away else []):
         raise UserError(f"{name} means nothing for --task={flags.task}: leave it out")
     if flags.num is not None and flags.num < 1:
         raise UserError(f"--num = {flags.num}, expected at least 1")
     if not 0 <= flags.seed < SEEDS:
         raise UserError(f"--seed = {flags.seed}, expected 0 to {SEEDS - 1}")
+    if flags.best_of < 1:
+        raise UserError(f"--best_of = {flags.best_of}, expected at least 1")
+    if flags.task == "outpaint" and not flags.extend:
+        raise UserError("--extend is missing, --task=outpaint needs it, such as --extend=left:8")
     if flags.batch_size < 1:
         raise UserError(f"--batch_size = {flags.batch_size}, expected at least 1")
     if infill:
@@ -150,8 +215,10 @@ def _check(flags, asked, vocab) -> None:
             raise UserError("--mask needs the --image that it is the mask of")
     if any(not text.strip() for text in asked.get("text", ())):
         raise UserError("--prompt is empty, expected a caption")
-    counts = {name: len(values) for name, values in asked.items()}
-    if len({count for count in counts.values() if count > 1}) > 1:
+    counts = {name: len(rows) for name, rows in asked.items()}
+    if flags.weight and any(count > 1 for name, count in counts.items() if name != "text"):
+        raise UserError("--weight makes one condition of all prompts: give one of each other value")
+    if not flags.weight and len({count for count in counts.values() if count > 1}) > 1:
         said = ", ".join(f"{count} of {flag(name)}" for name, count in counts.items())
         raise UserError(f"{said}: expected as many of each, or one")
 
@@ -168,9 +235,9 @@ def _check_settings(flags, settings, changes) -> None:
         raise UserError(f"--blank_tokens means nothing for --task={flags.task}: leave it out")
 
 
-def _each(values, count: int) -> list:
+def _each(given, count: int) -> list:
     """`count` values; a single value is used for all."""
-    return list(values) * (count if len(values) == 1 else 1)
+    return list(given) * (count if len(given) == 1 else 1)
 
 
 def _read_images(pipe, paths) -> np.ndarray:
@@ -233,12 +300,14 @@ def _write(out, flags, told, common, results, total, paste) -> None:
         logbook.progress(total, "samples", unit="sample") as bar,
     ):
         for result in results:
+            if i == 0 and result.branches > 1:
+                logbook.say(f"at most {result.branches} network calls a step")
             for row in range(len(result.tokens)):
                 line = {"task": flags.task, "seed": flags.seed, "index": i}
-                for name, values in result.values.items():
-                    line |= WRITE[name](out, first + i, values[row])
+                for name, made in result.values.items():
+                    line |= WRITE[name](out, first + i, made[row])
                 if told:
-                    line["given"] = {name: values[i] for name, values in told.items()}
+                    line["given"] = {name: given[i] for name, given in told.items()}
                 lines.write(json.dumps(line | common) + "\n")
                 if paste is not None:
                     pasted = pixels.composite(result.images[row], *paste)

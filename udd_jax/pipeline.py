@@ -19,9 +19,10 @@ import dataclasses
 import functools
 import inspect
 import math
+import numbers
 import pathlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +36,8 @@ from udd_jax.diffusion import vocab as vocabs
 from udd_jax.errors import UserError
 from udd_jax.networks import transformer
 from udd_jax.runtime import compiled, files, sharding, trees
+from udd_jax.sampling import outpainting
+from udd_jax.sampling import prompts as weighted
 from udd_jax.sampling.settings import Settings
 from udd_jax.tokenizers import codecs
 from udd_jax.values import Result
@@ -46,8 +49,15 @@ PACKAGED = pathlib.Path(__file__).parent / "assets" / "shapes"  # the run of the
 
 def sample_keys(seed: int, count: int, first: int = 0) -> jax.Array:
     """The keys of samples `first`, `first` + 1, ... of a call with this seed: [count]."""
-    numbers = jnp.arange(first, first + count)
-    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), numbers)
+    each = jnp.arange(first, first + count)
+    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), each)
+
+
+class Ranking(NamedTuple):
+    """Candidates in groups of `num`: of `Pipeline.rerank`."""
+
+    order: np.ndarray  # int64[groups, num], the best first
+    scores: np.ndarray  # float64[groups, num], in the order of the candidates; larger is better
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -151,14 +161,18 @@ class Pipeline:
     # ---- Six tasks --------------------------------------------------------------------------
 
     def text_to_image(
-        self, captions: str | list[str], *, num=1, negative: str | None = None, seed=0, **settings
+        self, captions=None, *, num=1, negative: str | None = None, seed=0, **settings
     ) -> Result:
-        """`num` images of each caption; `negative` is a negative prompt for guidance, a caption.
+        """`num` images of each caption, a string or a list of strings.
+
+        `negative` is a negative prompt for guidance, a caption. `prompts=[(caption, weight), ...]`
+        instead of captions combines several.
 
         >>> pipe.text_to_image("a small red circle", num=2, seed=0).images.shape
         (2, 32, 32, 3)
         """
-        given, against = {"text": captions}, None if negative is None else {"text": negative}
+        given = None if captions is None else {"text": captions}
+        against = None if negative is None else {"text": negative}
         return self.generate("t2i", given=given, num=num, negative=against, seed=seed, **settings)
 
     def image_to_text(self, images, *, num=1, seed=0, **settings) -> Result:
@@ -216,6 +230,68 @@ class Pipeline:
         """
         given, masks = self.infilling(images, image_mask, captions, blank_tokens)
         return self.generate("infill", given=given, masks=masks, num=num, seed=seed, **settings)
+
+    def edit(
+        self, images, captions, *, share=0.25, rounds=8, num=1, seed=0, batch_size=64, **settings
+    ) -> Result:
+        """Changes images to follow new captions, without a mask (Muse, arXiv 2301.00704).
+
+        Each of `rounds` rounds masks a random `share` of the image's codes anew and draws them
+        given the others and the caption, like a Gibbs sampler. More rounds follow the caption
+        further, a smaller share keeps more.
+
+        >>> images, captions = pipe.example(1)
+        >>> pipe.edit(images, "a blue circle", rounds=1).images.shape
+        (1, 32, 32, 3)
+        """
+        rounds = values.whole("rounds", rounds, 1)
+        number = isinstance(share, numbers.Real) and not isinstance(share, bool)
+        if not number or not 0 < share <= 1:
+            raise UserError(f"share = {share!r}, expected a number in (0, 1]")
+        num = values.whole("num", num, 1)
+        given = {"image": self._ids("image", images), "text": self._ids("text", captions)}
+        count = self._count(None, {n: r for n, r in given.items() if len(r) != 1} or given)
+        given = {n: np.repeat(r, count * num // len(r), axis=0) for n, r in given.items()}
+        rng, where = np.random.default_rng(values.whole("seed", seed)), self._slice("image")
+        absent = np.zeros((count * num, len(self.vocab.modalities)), bool)
+        drawn = max(1, round(share * (where.stop - where.start)))
+        for _ in range(rounds):
+            free = np.zeros((count * num, self.vocab.length), bool)
+            order = rng.random((count * num, where.stop - where.start)).argsort(axis=1)
+            free[:, where] = order < drawn
+            masks, options = tasks.Masks(free, absent), {"batch_size": batch_size, **settings}
+            key = int(rng.integers(2**31))
+            result = self.generate("infill", given=given, masks=masks, seed=key, **options)
+            given["image"] = np.asarray(self.vocab.split(jnp.asarray(result.tokens))["image"])
+        return result
+
+    def outpaint(
+        self, images, captions=None, *, extend: dict[str, int], num=1, seed=0, **settings
+    ) -> np.ndarray:
+        """Adds pixels at the sides of images: uint8[n, S + top + bottom, S + left + right, 3].
+
+        extend: {"left", "right", "top" or "bottom": pixels}. Windows of the model's size are
+        infilled one after the other (`sampling.outpainting`). captions: of the whole, or none.
+
+        >>> pipe.outpaint(pipe.example(1)[0], extend={"left": 8}).shape
+        (1, 32, 40, 3)
+        """
+        tokenizer = self.tokenizers["image"]
+        extend = outpainting.sides(extend, tokenizer.image_size)
+        num = values.whole("num", num, 1)
+        images = np.repeat(self._plain("image", images), num, axis=0)
+        if captions is not None:
+            captions = self._plain("text", captions)
+            if len(captions) * num not in (num, len(images)):
+                raise UserError(f"outpaint: {len(images) // num} images, {len(captions)} captions")
+            captions = [c for c in captions for _ in range(len(images) // len(captions))]
+
+        def infill(windows, mask, number):
+            options = {"seed": seed + number, **settings}
+            return self.infill(windows, mask, captions, **options).images
+
+        cell = tokenizer.image_size // tokenizer.grid[0]
+        return outpainting.outpaint(infill, images, extend, cell)
 
     def reconstruct(self, images) -> np.ndarray:
         """Encodes and decodes images with the image tokenizer: an upper limit for all samples.
@@ -302,8 +378,8 @@ class Pipeline:
         free, absent = np.asarray(masks.free), np.asarray(masks.absent)
         # The bound draws an absent modality anew for each time: only a given one is constant.
         still = None if np.asarray(masks.absent).any() else self.still(masks)
-        numbers = jnp.zeros(len(x0), int) if common else jnp.arange(len(x0))
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), numbers)
+        each_number = jnp.zeros(len(x0), int) if common else jnp.arange(len(x0))
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), each_number)
         more = {"each": True} if each else {}  # not every generator has it
 
         def part(rows, keys):
@@ -312,6 +388,60 @@ class Pipeline:
 
         nats = list(self._in_batches(part, keys, self.config.evaluate.batch_size))
         return -np.concatenate(nats).astype(np.float64) / LN2
+
+    def rerank(
+        self, images, captions, *, num: int, task="t2i", by="bound", times=8, seed=0
+    ) -> "Ranking":
+        """Ranks candidates, `num` consecutive rows each, by how well image and caption fit.
+
+        task: what was generated. by: "bound", the model's bound on log2 p in the other direction
+        (of a caption given its generated image, of an image given its generated caption, of both
+        for a pair), with the same noise for all (arXiv 2212.12249; the bound is ours); or your own
+        function of {modality: ids int32[n, length]} -> float[n], larger is better.
+
+        >>> images, captions = pipe.example(2)
+        >>> pipe.rerank(images, captions[:1] * 2, num=2).order.shape
+        (1, 2)
+        """
+        tokens = {"image": self._ids("image", images), "text": self._ids("text", captions)}
+        count = self._count(None, tokens)
+        if count % values.whole("num", num, 1):
+            raise UserError(f"rerank: {count} candidates are no multiple of num = {num}")
+        return self._rank(tokens, num, self._directions(task), by, times, seed)
+
+    def _directions(self, task) -> tuple[str, ...]:
+        """The tasks whose bounds say how well a sample of `task` fits. UserError if there is none.
+
+        Of a task with given modalities the other way round; else each modality given the others.
+        """
+        rule = tasks.parse(self.vocab, task)
+        if task == "infill" or len(rule.free + rule.given) < 2:
+            raise UserError(f"task {task!r} has no other direction to rank candidates by")
+        if rule.given:
+            return (f"{','.join(rule.given)}|{','.join(rule.free)}",)
+        others = lambda name: ",".join(n for n in rule.free if n != name)  # noqa: E731
+        return tuple(f"{name}|{others(name)}" for name in rule.free)
+
+    def _rank(self, tokens, num, directions, by="bound", times=8, seed=0) -> "Ranking":
+        if by == "bound":
+            parts = [
+                self.score(tokens, task=task, times=times, seed=seed, common=True).sum(1)
+                for task in directions
+            ]
+            scores = np.sum(parts, axis=0)
+        elif callable(by):
+            scores = np.asarray(by(tokens), np.float64)
+        else:
+            raise UserError(f"rerank: by = {by!r}, expected 'bound' or a function")
+        scores = scores.reshape(-1, num)
+        return Ranking(np.argsort(-scores, axis=1, kind="stable"), scores)
+
+    def _best(self, tokens, calls, states, num, directions, by):
+        """Keeps the best of each `num` consecutive samples of a batch."""
+        ids = {k: np.asarray(v) for k, v in self.vocab.split(jnp.asarray(tokens)).items()}
+        order = self._rank(ids, num, directions, by).order[:, 0]
+        rows = np.arange(len(order)) * num + order
+        return tokens[rows], calls[rows], states[rows]
 
     def example(self, count: int, split="test") -> tuple[np.ndarray, list[str]]:
         """The first `count` images and captions of a split of the run's data."""
@@ -325,6 +455,9 @@ class Pipeline:
             if example.pixels is not None and example.captions:
                 found.append((example.pixels[0], example.captions[0]))
         return np.stack([image for image, _ in found[:count]]), [c for _, c in found[:count]]
+
+    def _slice(self, name) -> slice:
+        return self.vocab.slices[self.vocab.index(name)]
 
     @property
     def text_length(self) -> int:
@@ -391,6 +524,9 @@ class Pipeline:
         trace=0,
         first=0,
         keys=None,
+        prompts=None,
+        best_of=1,
+        by="bound",
         guide=None,
         scorers=(),
         **settings,
@@ -411,8 +547,11 @@ class Pipeline:
                 can draw the samples of one call.
             keys: the keys of the samples, [n], instead of those of `seed` and `first`.
             trace: the number of intermediate states to return.
+            prompts: [(prompt, weight) or (prompt, weight, schedule), ...], several conditions at
+                once (`sampling.prompts`). A prompt is a text or, like `given`, {modality: values}.
+            best_of, by: draw so many candidates of each sample and keep the best one (`rerank`).
             guide, scorers: your own functions that steer (`sampling.guidance`). Each new function
-                needs a new compilation.
+                needs a new compilation, but the arrays of a `jax.tree_util.Partial` do not.
 
         Raises:
             ValueError: one line; a rule, setting or value does not fit the run.
@@ -421,8 +560,13 @@ class Pipeline:
         [4, 2]
         """
         values.whole("batch_size", batch_size, 1), values.whole("seed", seed)
-        num = values.whole("num", num, 1)
+        best_of = values.whole("best_of", best_of, 1)
+        num = values.whole("num", num, 1) * best_of
+        directions = self._directions(task) if best_of > 1 else ()
         given = {name: self._ids(name, rows) for name, rows in (given or {}).items()}
+        asked = self._prompts(prompts, given, guide) if prompts is not None else None
+        if asked is not None:
+            given = given | weighted.together(asked)
         if masks is None:
             self._check_given(task, given)
         count = self._count(count, given) * num
@@ -443,10 +587,25 @@ class Pipeline:
         masks = self._feasible(task, masks)
         still = self.still(masks)
         free, absent = np.asarray(masks.free), np.asarray(masks.absent)
-        keys = sample_keys(seed, count, first) if keys is None else keys
+        if asked is not None:
+            asked = self._branched(asked, count, free)
+        branches = 1
+        if guide is not None:
+            branches = 0
+        elif asked is not None:
+            branches = weighted.calls(asked, settings.guidance)
+        elif settings.on("guidance"):
+            any_free = np.stack([free[:, where].any(1) for where in self.vocab.slices])
+            branches += int(any_free.sum(0).max())
+        keys = sample_keys(seed, count, first * best_of) if keys is None else keys
+        scorers = tuple(map(jax.tree_util.Partial, scorers))
 
         def part(rows, keys):
             away = None if against is None else against[rows]
+            steer = None if guide is None else jax.tree_util.Partial(guide)
+            if asked is not None:
+                here = asked._replace(x=asked.x[:, rows])
+                steer = jax.tree_util.Partial(weighted.branches, here)
             result = self._sample(
                 self.params,
                 keys,
@@ -457,20 +616,58 @@ class Pipeline:
                 away,
                 trace,
                 still,
-                guide,
-                tuple(scorers),
+                steer,
+                scorers,
             )
             return result.tokens, result.calls, jnp.swapaxes(result.states, 0, 1)
 
         names = [m.name for m, out in zip(self.vocab.modalities, left_out, strict=True) if not out]
-        batches = self._in_batches(part, keys, batch_size)
-        return (self._result(names, *batch) for batch in batches)
+        batches = self._in_batches(part, keys, max(batch_size // best_of, 1) * best_of)
+        if best_of > 1:
+            batches = (self._best(*batch, best_of, directions, by) for batch in batches)
+        return (self._result(names, *batch, branches) for batch in batches)
 
-    def _result(self, names, tokens, calls, states) -> Result:
+    def _prompts(self, prompts, given, guide) -> list:
+        """[(ids by modality int32[1 or n, length], weight, schedule)] of weighted prompts."""
+        if guide is not None:
+            raise UserError("prompts and guide are both given, expected one of them")
+        found = []
+        for value, weight, schedule in weighted.parse(prompts):
+            ids = value if isinstance(value, dict) else {"text": value}
+            twice = [name for name in ids if name in given]
+            if twice:
+                raise UserError(f"prompts and given both have {twice[0]!r}, expected one of them")
+            ids = {name: self._ids(name, rows) for name, rows in ids.items()}
+            found.append((ids, weight, schedule))
+        return found
+
+    def _branched(self, asked, count, free) -> weighted.Prompts | None:
+        """The prompts as branches for `count` samples, or None for a single one of weight 1."""
+        rows = [
+            {n: np.repeat(r, count // len(r), axis=0) for n, r in ids.items()} for ids, *_ in asked
+        ]
+        names = [m.name for m in self.vocab.modalities]
+        has = np.array([[name in ids for name in names] for ids in rows])
+        for name, where, some in zip(names, self.vocab.slices, has.any(0), strict=True):
+            if some and free[:, where].any():
+                raise UserError(f"prompts have {name!r}, which is generated: leave it out")
+        x = np.stack([self._fuse(ids, count, self.vocab.mask_id) for ids in rows])
+        weights, schedules = zip(*(entry[1:] for entry in asked), strict=True)
+        found = weighted.merge(x, has, weights, schedules, self.kernel.steps)
+        if weighted.plain(found) and (found.has[0] == has.any(0)).all():
+            return None
+        if not self.guidable:
+            raise UserError(
+                "prompts with weights need a run that was trained with absent conditions: expected "
+                "one prompt of weight 1"
+            )
+        return found
+
+    def _result(self, names, tokens, calls, states, branches) -> Result:
         """The samples of a batch. names: the modalities to decode; states: int32[n, trace, L]."""
         ids = {k: np.asarray(v) for k, v in self.vocab.split(jnp.asarray(tokens)).items()}
         found = {name: self.codecs[name].decode(ids[name]) for name in names}
-        return Result(found, tokens, calls, np.swapaxes(states, 0, 1))
+        return Result(found, tokens, calls, np.swapaxes(states, 0, 1), branches)
 
     def _plain(self, name, given):
         """Values of any usual type as the codec of the modality takes them."""
@@ -575,8 +772,7 @@ class Pipeline:
 
     @functools.cached_property
     def _sample(self):
-        names = ("trace", "still", "guide", "scorers")
-        return jax.jit(self._generator.sample, static_argnames=names)
+        return jax.jit(self._generator.sample, static_argnames=("trace", "still"))
 
     @functools.cached_property
     def _bound(self):

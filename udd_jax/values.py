@@ -21,13 +21,15 @@ class Result:
 
     values: {modality: n values, such as images or strings}, without absent modalities; tokens:
     int32[n, L], global ids; calls: int32[n], network calls of each sample; states:
-    int32[trace, n, L], intermediate tokens (`reverse.run`).
+    int32[trace, n, L], intermediate tokens (`reverse.run`); branches: the inputs that the network
+    is evaluated for in each call, where they are most (`sampling.guidance`); 0 if unknown.
     """
 
     values: dict[str, Any]
     tokens: np.ndarray
     calls: np.ndarray
     states: np.ndarray
+    branches: int = 1
 
     @property
     def images(self) -> np.ndarray | None:
@@ -52,7 +54,9 @@ class Result:
             for name, axis in (("tokens", 0), ("calls", 0), ("states", 1))
         }
         return cls(
-            {n: _join([part.values[n] for part in parts]) for n in parts[0].values}, **arrays
+            {n: _join([part.values[n] for part in parts]) for n in parts[0].values},
+            **arrays,
+            branches=parts[0].branches,
         )
 
     def rows(self, start: int, stop: int) -> "Result":

@@ -65,18 +65,25 @@ def strength(settings, t: jax.Array, steps: int) -> jax.Array:
     return jnp.full(t.shape, 1 + w)
 
 
+def instead(scene: Scene) -> tuple[jax.Array, jax.Array]:
+    """What stands in place of a condition: (the modalities of the negative prompt bool[B, M],
+    tokens int32[B, L] of it, and of the prior elsewhere)."""
+    vocab, negative = scene.kernel.vocab, scene.negative
+    if negative is None:
+        return jnp.zeros_like(scene.masks.absent), scene.prior
+    known = jnp.stack([(negative[:, w] != vocab.mask_id).any(-1) for w in vocab.slices], 1)
+    return known, jnp.where(known[:, vocab.modality_of], negative, scene.prior)
+
+
 def classifier_free(scene: Scene, x: jax.Array, t: jax.Array) -> list[Branch]:
     """Classifier-free guidance (arXiv 2207.12598) of each modality by all the others.
 
     x: int32[B, L]; t: int32[B]. Returns 1 + M branches: the conditional one, then one a modality.
     """
-    kernel, settings, (free, absent), prior, negative = scene
+    kernel, settings, (free, absent), _, _ = scene
     vocab, modalities = kernel.vocab, np.arange(len(kernel.vocab.modalities))
     at = vocab.modality_of
-    known, instead = jnp.zeros_like(absent), prior
-    if negative is not None:
-        known = jnp.stack([(negative[:, w] != vocab.mask_id).any(-1) for w in vocab.slices], 1)
-        instead = jnp.where(known[:, at], negative, prior)
+    known, instead_of_it = instead(scene)
     has_free = jnp.stack([free[:, w].any(-1) for w in vocab.slices], axis=1)
     others = [((~absent | known) & (modalities != m)[None]).any(-1) for m in modalities]
     guided = has_free & jnp.stack(others, axis=1)  # [B, M]
@@ -87,7 +94,7 @@ def classifier_free(scene: Scene, x: jax.Array, t: jax.Array) -> list[Branch]:
         own, here = (at == m)[None], (modalities == m)[None]
         then = jnp.where(here, now, jnp.where(known, 0, kernel.steps))
         weight = jnp.where(here, 1 - s, 0)
-        branches.append(Branch(jnp.where(own, x, instead), then, free & own, weight))
+        branches.append(Branch(jnp.where(own, x, instead_of_it), then, free & own, weight))
     return branches
 
 

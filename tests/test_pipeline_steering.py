@@ -1,0 +1,103 @@
+"""Steering through the Python face, on a run that was never trained."""
+
+import numpy as np
+import pytest
+
+from udd_jax import pipeline
+
+A, B = "a red circle", "a small blue square"
+
+
+@pytest.fixture(scope="module")
+def pipe(tiny_run):
+    return pipeline.Pipeline.load(tiny_run)
+
+
+@pytest.fixture(scope="module")
+def pictures(pipe):
+    return pipe.example(4)
+
+
+def test_weights_1_and_0_are_one_prompt_bit_for_bit(pipe):
+    bare = pipe.text_to_image(A, num=4, seed=2)
+    for prompts in ([(A, 1), (B, 0)], [(B, 0), (A, 1)], [(A, 0.25), (A, 0.75)]):
+        result = pipe.text_to_image(prompts=prompts, num=4, seed=2)
+        np.testing.assert_array_equal(result.tokens, bare.tokens)
+        assert result.branches == 1 and result.captions == [A] * 4
+
+
+def test_weighted_prompts_steer_and_say_their_calls(pipe):
+    bare = pipe.text_to_image(A, num=4, seed=2)
+    result = pipe.text_to_image(prompts=[(A, 1), (B, 0.5)], num=4, seed=2)
+    assert result.branches == 3 and (result.tokens != bare.tokens).any()
+    size = pipe._sample._cache_size()
+    other = pipe.text_to_image(prompts=[(B, 1), ([A], 0.7, "linear")], num=4, seed=2)
+    assert pipe._sample._cache_size() == size  # new prompts and weights need no compilation
+    assert (other.tokens != result.tokens).any()
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"prompts": [(A, 1), (B, -1)]}, r"the weights of the prompts \(1, -1\) sum to 0"),
+        ({"prompts": [({"sound": A}, 1)]}, r"'sound' is no modality"),
+        ({"prompts": [(A, 1)], "given": {"text": B}}, r"prompts and given both have 'text'"),
+        ({"prompts": [(A, 1)], "guide": print}, r"prompts and guide are both given"),
+        ({"prompts": [([A, B], 1), ([A] * 3, 1)]}, r"prompts: 2 and 3 of 'text'"),
+        ({"given": {"text": A}, "best_of": 0}, r"best_of = 0, expected a whole number, at least 1"),
+        ({"given": {"text": A}, "best_of": 2, "by": "taste"}, r"by = 'taste', expected 'bound'"),
+    ],
+)
+def test_bad_steering_is_one_line(pipe, options, message):
+    with pytest.raises(ValueError, match=message):
+        pipe.generate("t2i", **options)
+
+
+def test_the_best_of_4_is_the_candidate_of_the_largest_bound(pipe):
+    """In the other direction; the batches do not matter."""
+    all_of_them = pipe.text_to_image([A, B], num=4, seed=3)
+    ids = {k: np.asarray(v) for k, v in pipe.vocab.split(all_of_them.tokens).items()}
+    bits = pipe.score(ids, task="i2t", times=8, common=True).sum(1).reshape(2, 4)
+    ranking = pipe.rerank(ids["image"], ids["text"], num=4)
+    np.testing.assert_allclose(ranking.scores, bits)
+    np.testing.assert_array_equal(ranking.order, (-bits).argsort(axis=1))
+    best = [pipe.text_to_image([A, B], best_of=4, seed=3, batch_size=n).tokens for n in (64, 5)]
+    np.testing.assert_array_equal(*best)
+    np.testing.assert_array_equal(
+        best[0], all_of_them.tokens[np.array([0, 4]) + ranking.order[:, 0]]
+    )
+
+
+def test_candidates_are_ranked_by_a_function_of_ones_own(pipe):
+    def darkest(tokens):
+        return -tokens["image"].sum(1)
+
+    all_of_them = pipe.images(4, seed=1)
+    captions = [A] * 4
+    ranking = pipe.rerank(all_of_them.images, captions, num=4, by=darkest)
+    ids = pipe.codecs["image"].encode(all_of_them.images)
+    np.testing.assert_array_equal(ranking.order[0], ids.sum(1).argsort(kind="stable"))
+    with pytest.raises(ValueError, match="task 'image' has no other direction"):
+        pipe.images(2, best_of=2)
+    with pytest.raises(ValueError, match="4 candidates are no multiple of num = 3"):
+        pipe.rerank(all_of_them.images, captions, num=3)
+
+
+def test_an_edit_changes_a_share_of_the_codes_in_each_round(pipe, pictures):
+    images, _ = pictures
+    before = pipe.codecs["image"].encode(images)
+    after = pipe.edit(images, A, rounds=1, share=0.25, seed=1)
+    changed = np.asarray(pipe.vocab.split(after.tokens)["image"]) != before
+    assert changed.any() and (changed.sum(1) <= 4).all() and after.captions == [A] * 4
+    again = pipe.edit(images, A, rounds=1, share=0.25, seed=1)
+    np.testing.assert_array_equal(after.tokens, again.tokens)
+    with pytest.raises(ValueError, match=r"share = 2, expected a number in \(0, 1\]"):
+        pipe.edit(images, A, share=2)
+
+
+def test_outpainting_keeps_the_picture(pipe, pictures):
+    images, captions = pictures
+    wide = pipe.outpaint(images, captions, extend={"left": 8}, seed=1)
+    assert wide.shape == (4, 32, 40, 3)
+    np.testing.assert_array_equal(wide[:, :, 8:], images)
+    assert (wide[:, :, :8] != pipe.outpaint(images, extend={"left": 8}, seed=2)[:, :, :8]).any()
