@@ -8,6 +8,8 @@ PACKAGES = find_namespace_packages(include=["udd_jax*"], exclude=["*.__pycache__
 # Published text vocabularies: CLIP's cleaning, and tokenizer.json.
 TEXT = ["ftfy>=6", "tokenizers>=0.20"]
 DEMO = ["gradio>=6,<7"]
+HUB = ["huggingface_hub>=1"]
+DOCS = ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"]
 DEV = [
     "pytest>=8",
     "pytest-xdist>=3.6",
@@ -22,8 +24,12 @@ DEV = [
     "gcsfs>=2026.4",
     "gcp-storage-emulator>=2026.7",
     "playwright>=1.50",  # with Debian's chromium
+    "build>=1",
+    "twine>=6",
     "axe-playwright-python>=0.1.4",
     *DEMO,
+    *HUB,
+    *DOCS,
     *TEXT,
 ]
 
@@ -34,6 +40,20 @@ setup(
     long_description=pathlib.Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
+    license_files=["LICENSE"],
+    keywords=["diffusion", "discrete diffusion", "jax", "flax", "text-to-image", "captioning"],
+    project_urls={"Paper": "https://arxiv.org/abs/2211.14842"},
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Environment :: Console",
+        "Intended Audience :: Science/Research",
+        "Operating System :: OS Independent",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Scientific/Engineering :: Image Processing",
+    ],
     python_requires=">=3.11",
     # An installed package has the configs inside: `--config=configs/t2i.py` works from any folder.
     packages=[*PACKAGES, "udd_jax.configs"],
@@ -65,6 +85,8 @@ setup(
         "dev": DEV,
         "text": TEXT,
         "demo": DEMO,
+        "hub": HUB,
+        "docs": DOCS,
         "torch": ["torch==2.13.0", *TEXT],
         "eval": ["pycocoevalcap>=1.2"],
         "tpu": ["jax[tpu]>=0.10.2,<0.11"],

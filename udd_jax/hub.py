@@ -1,21 +1,29 @@
 """A pipeline as a folder of the layout that model hubs know; `Pipeline.save_pretrained` writes it.
 
     config.json                     the config of the run
-    model.safetensors               the weights (`trees.save_tree`)
+    model.safetensors               the weights (`trees.save_tree`); above SHARD bytes several files
+                                    and `model.safetensors.index.json`, which lists them
     image_tokenizer.safetensors     the image tokenizer
     text.model                      the text tokenizer
     evaluation.json                 the results, if there are any
     README.md                       the model card (`card`)
+
+`fetch` downloads such a folder from a hub, `push` uploads one, both with the package
+huggingface_hub (the extra `hub`).
 
 A folder from elsewhere is data and not a program. No file in it is unpickled or imported, and
 `check` refuses a folder with links, with files that could run code, or with a config that names
 files outside of it. When a folder is written, such names lose their folders.
 """
 
+import contextlib
 import json
 import pathlib
+import re
 
 import ml_collections
+import ml_dtypes
+import numpy as np
 
 from udd_jax import build
 from udd_jax.errors import NotFound, UserError
@@ -28,6 +36,10 @@ TOKENIZERS = {
     "image": ("image_tokenizer.safetensors", image_tokenizer.save, image_tokenizer.load),
     "text": ("text.model", lambda path, tokenizer: tokenizer.save(path), text_tokenizer.load),
 }
+INDEX = f"{WEIGHTS}.index.json"
+SHARD = 5 * 10**9  # most bytes of a file of weights, the custom of hubs
+NAME = re.compile(r"[\w.-]+/[\w.-]+")  # of a model on a hub
+DTYPES = ("float32", "bfloat16")
 FILES = (build.CONFIG, WEIGHTS, *(name for name, *_ in TOKENIZERS.values()), RESULT, CARD)
 # Endings of files that hold programs, or pickles, which are programs too.
 _PROGRAMS = (
@@ -37,12 +49,26 @@ _PROGRAMS = (
 _MAGIC = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK\x03\x04")  # pickles, archives
 
 
-def write(folder, config, tokenizers: dict, params, evaluation: dict | None, about: str) -> None:
+def write(
+    folder,
+    config,
+    tokenizers: dict,
+    params,
+    evaluation: dict | None,
+    about: str,
+    dtype: str = "float32",
+    shard: int = SHARD,
+) -> None:
     """Writes the folder; UserError if `folder` has something already.
 
-    evaluation: the content of `evaluation.json`, or None. about: the model card.
+    evaluation: the content of `evaluation.json`, or None. about: the model card. dtype: of the
+    weights in the file, float32 or bfloat16. shard: the most bytes of one file of weights.
     """
     folder = pathlib.Path(folder)
+    if dtype not in DTYPES:
+        raise UserError(f"dtype = {dtype!r}, expected {' or '.join(DTYPES)}")
+    if shard < 1:
+        raise UserError(f"shard = {shard}, expected a number of bytes, at least 1")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists and is not an empty folder: choose another one")
     stored = _without_folders(json.loads(config.to_json()))
@@ -50,7 +76,7 @@ def write(folder, config, tokenizers: dict, params, evaluation: dict | None, abo
         new.mkdir(parents=True)
         record = {"config": stored, "made_with": provenance.versions()}
         files.write_json(new / build.CONFIG, record)
-        trees.save_tree(new / WEIGHTS, params)
+        _write_weights(new, params, dtype, shard)
         for name, tokenizer in tokenizers.items():
             file, save, _ = TOKENIZERS[name]
             save(new / file, tokenizer)
@@ -59,9 +85,50 @@ def write(folder, config, tokenizers: dict, params, evaluation: dict | None, abo
         files.write_text(new / CARD, about)
 
 
+def _write_weights(folder, params, dtype, shard) -> None:
+    leaves = {name: np.asarray(leaf) for name, leaf in trees.flatten(params).items()}
+    if dtype == "bfloat16":
+        small = lambda a: a.astype(ml_dtypes.bfloat16) if a.dtype == np.float32 else a  # noqa: E731
+        leaves = {name: small(leaf) for name, leaf in leaves.items()}
+    parts, size = [{}], 0
+    for name, leaf in leaves.items():
+        if parts[-1] and size + leaf.nbytes > shard:
+            parts.append({})
+            size = 0
+        parts[-1][name] = leaf
+        size += leaf.nbytes
+    if len(parts) == 1:
+        trees.save_tree(folder / WEIGHTS, trees.nest(leaves))
+        return
+    stem, where = WEIGHTS.removesuffix(".safetensors"), {}
+    for i, part in enumerate(parts):
+        file = f"{stem}-{i + 1:05d}-of-{len(parts):05d}.safetensors"
+        trees.save_tree(folder / file, trees.nest(part))
+        where |= dict.fromkeys(part, file)
+    total = {"total_size": sum(leaf.nbytes for leaf in leaves.values())}
+    files.write_json(folder / INDEX, {"metadata": total, "weight_map": where})
+
+
+def _read_weights(folder) -> dict:
+    """The tree of the weights; bfloat16 becomes float32."""
+    found = [WEIGHTS]
+    if not (folder / WEIGHTS).exists():
+        where = files.read_json(folder / INDEX).get("weight_map")
+        if not isinstance(where, dict) or not all(isinstance(v, str) for v in where.values()):
+            raise UserError(f"{folder / INDEX} is damaged, expected a weight_map: make it again")
+        found = sorted(set(where.values()))
+    leaves = {}
+    for name in found:
+        if _outside(name) or "/" in name or "\\" in name:
+            raise UserError(f"{folder / INDEX} refused: {name!r} is a file outside of the folder")
+        leaves |= trees.flatten(trees.load_tree(folder / name)[0])
+    large = lambda a: a.astype(np.float32) if a.dtype == ml_dtypes.bfloat16 else a  # noqa: E731
+    return trees.nest({name: large(leaf) for name, leaf in leaves.items()})
+
+
 def is_one(folder) -> bool:
     """Whether `folder` has the layout of this file; else it may be the folder of a run."""
-    return (pathlib.Path(folder) / WEIGHTS).exists()
+    return any((pathlib.Path(folder) / name).exists() for name in (WEIGHTS, INDEX))
 
 
 def read(folder, links=None) -> tuple[ml_collections.ConfigDict, dict, dict]:
@@ -83,7 +150,52 @@ def read(folder, links=None) -> tuple[ml_collections.ConfigDict, dict, dict]:
         if not (folder / file).exists():
             raise NotFound(f"{folder} has no file {file!r}: it is not complete")
         tokenizers[name] = load(folder / file)
-    return config, tokenizers, trees.load_tree(folder / WEIGHTS)[0]
+    return config, tokenizers, _read_weights(folder)
+
+
+def fetch(name: str, revision: str | None = None, **options) -> pathlib.Path:
+    """Downloads a model of a hub, only the files of this layout; returns its folder in the cache.
+
+    revision: a branch, a tag or a commit. options: those of `huggingface_hub.snapshot_download`,
+    such as token, cache_dir, endpoint and local_files_only. UserError, one line.
+    """
+    shards = f"{WEIGHTS.removesuffix('.safetensors')}-*-of-*.safetensors"
+    with _online(name) as client:
+        allowed = [*FILES, INDEX, shards]
+        path = client.snapshot_download(name, revision=revision, allow_patterns=allowed, **options)
+    return pathlib.Path(path)
+
+
+def push(folder, name: str, private=False, message="Upload a pipeline", **options) -> str:
+    """Uploads a folder that `write` wrote; makes the model if it does not exist.
+
+    options: token, endpoint of `huggingface_hub.HfApi`. Returns the address of the commit.
+    UserError, one line.
+    """
+    if not NAME.fullmatch(name):
+        raise UserError(f"{name!r} is not the name of a model, expected org/name")
+    with _online(name) as client:
+        hub = client.HfApi(library_name="udd_jax", **options)
+        hub.create_repo(name, private=private, exist_ok=True)
+        return str(hub.upload_folder(repo_id=name, folder_path=folder, commit_message=message))
+
+
+@contextlib.contextmanager
+def _online(name):
+    """The client of a hub; what goes wrong there, or on the way, is one line."""
+    try:
+        import httpx
+        import huggingface_hub as client
+    except ImportError:
+        raise UserError(
+            f"{name!r} is no folder here; a model of a hub needs: pip install 'udd_jax[hub]'"
+        ) from None
+    try:
+        yield client
+    except (httpx.HTTPError, RuntimeError, ValueError, OSError) as error:
+        # An upload that fails in a thread is a RuntimeError, whose cause says why.
+        why = " ".join(f"{error} {error.__cause__ or ''}".split()) or type(error).__name__
+        raise UserError(f"{name!r} on the hub: {why}") from None
 
 
 def check(folder, links=None) -> None:
@@ -145,10 +257,13 @@ def _without_folders(value):
     return (f"{kind}:" if kept else "") + last.strip("~.")
 
 
-def card(config, vocab, count: int, evaluation: dict | None, license: str) -> str:
+def card(
+    config, vocab, count: int, evaluation: dict | None, license: str, name: str = "THIS FOLDER"
+) -> str:
     """The model card: what it is, how to use it, results, data and limits, in Markdown.
 
-    count: parameters of the network; license: an identifier such as "apache-2.0".
+    count: parameters of the network; license: an identifier such as "apache-2.0"; name: what
+    `from_pretrained` takes.
     """
     config = ml_collections.ConfigDict(_without_folders(json.loads(config.to_json())))
     names = [m.name for m in vocab.modalities]
@@ -173,7 +288,7 @@ def card(config, vocab, count: int, evaluation: dict | None, license: str) -> st
         "## How to use",
         "",
         "    import udd_jax",
-        '    pipe = udd_jax.Pipeline.from_pretrained("THIS FOLDER")',
+        f"    pipe = udd_jax.Pipeline.from_pretrained({json.dumps(name)})",
         '    pipe.text_to_image("a caption", num=4, seed=0).pil',
         "",
         "## What it was trained on",

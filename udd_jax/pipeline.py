@@ -21,6 +21,7 @@ import inspect
 import math
 import numbers
 import pathlib
+import tempfile
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -86,29 +87,55 @@ class Pipeline:
         return dataclasses.replace(pipe, folder=directory)
 
     @classmethod
-    def from_pretrained(cls, folder) -> "Pipeline":
-        """Reads a folder that `save_pretrained` wrote, or the folder of a run.
+    def from_pretrained(cls, folder, revision: str | None = None, **options) -> "Pipeline":
+        """Reads a folder that `save_pretrained` wrote, the folder of a run, or a model of a hub.
+
+        folder: a path, or "org/name" where no such folder exists. revision: its branch, tag or
+        commit; options: token, cache_dir and others (`hub.fetch`).
 
         FileNotFoundError or ValueError, one line. A folder of the first kind is refused if it has
         links or files that could run code (`hub.check`).
         """
-        folder = pathlib.Path(folder)
+        name, folder, links = str(folder), pathlib.Path(folder), None
+        if not folder.exists() and hub.NAME.fullmatch(name):
+            folder = hub.fetch(name, revision, **options)
+            links = folder.parent.parent  # the cache keeps a file once, for all revisions
+        elif revision is not None or options:
+            given = ", ".join([*(["revision"] if revision is not None else []), *options])
+            raise UserError(f"{name!r} is a folder or no name of a model: leave out {given}")
         if not hub.is_one(folder):
             return cls.load(folder)
         compiled.keep()
-        return dataclasses.replace(cls.assemble(*hub.read(folder)), folder=folder)
+        return dataclasses.replace(cls.assemble(*hub.read(folder, links)), folder=folder)
 
-    def save_pretrained(self, folder, license: str = "unknown") -> None:
+    def push_to_hub(
+        self, name: str, *, license="unknown", dtype="float32", shard=hub.SHARD, **options
+    ) -> str:
+        """Uploads this pipeline as the model "org/name" of a hub; returns the address.
+
+        license, dtype, shard: as of `save_pretrained`. options: private, message, token, endpoint
+        (`hub.push`). UserError, one line.
+        """
+        with tempfile.TemporaryDirectory() as place:
+            folder = pathlib.Path(place) / "model"
+            self.save_pretrained(folder, license, dtype, shard, name)
+            return hub.push(folder, name, **options)
+
+    def save_pretrained(
+        self, folder, license="unknown", dtype="float32", shard=hub.SHARD, name="THIS FOLDER"
+    ) -> None:
         """Writes the files of this pipeline and its model card to a new folder (`hub.py`).
 
-        license: the identifier for the card, such as "apache-2.0". The card has the results of
-        `evaluation.json` where the pipeline was loaded from. UserError if the folder has files.
+        license: the identifier for the card, such as "apache-2.0". dtype: float32, or bfloat16 for
+        half of the bytes, which no longer keeps every bit. shard: the most bytes of a file of
+        weights. name: how the card says to load it. The card has the results of `evaluation.json`
+        where the pipeline was loaded from. UserError if the folder has files.
         """
         path = self.folder and self.folder / hub.RESULT
         evaluation = files.read_json(path) if path and path.exists() else None
-        card = hub.card(self.config, self.vocab, self._size, evaluation, license)
+        card = hub.card(self.config, self.vocab, self._size, evaluation, license, name)
         params = jax.device_get(self.params)
-        hub.write(folder, self.config, self.tokenizers, params, evaluation, card)
+        hub.write(folder, self.config, self.tokenizers, params, evaluation, card, dtype, shard)
 
     @classmethod
     def assemble(cls, config, tokenizers: dict, params) -> "Pipeline":

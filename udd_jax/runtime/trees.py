@@ -133,7 +133,7 @@ def load_tree(path, example=None):
             leaf = np.frombuffer(piece, DTYPES[entry["dtype"]]).reshape(entry["shape"])
             leaves[name] = leaf.astype(np.float32) if name in halved else leaf
     if example is None:
-        tree = _nest(leaves)
+        tree = nest(leaves)
     else:
         wanted = flatten(example)
         require_fit(wanted, {n: (a.shape, a.dtype) for n, a in leaves.items()}, path)
@@ -148,7 +148,8 @@ def _digest(header: dict, data) -> str:
     return digest.hexdigest()
 
 
-def _nest(leaves: dict):
+def nest(leaves: dict) -> dict:
+    """The inverse of `flatten` for nested dicts."""
     tree = {}
     for name, leaf in leaves.items():
         *parents, last = name.split("/")

@@ -1,0 +1,157 @@
+"""Models of a hub, with the real client and a small server on this machine (helpers/hub_server)."""
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from tests.helpers import hub_server
+from udd_jax import hub, pipeline
+from udd_jax.runtime import files, trees
+
+pytest.importorskip("huggingface_hub", reason="huggingface_hub is not installed")
+# The client's own way of calling httpx.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content:DeprecationWarning")
+
+
+@pytest.fixture(scope="module")
+def pipe(tiny_run):
+    return pipeline.Pipeline.load(tiny_run)
+
+
+@pytest.fixture
+def online(tmp_path, monkeypatch):
+    """(the hub, options for fetching, options for pushing)."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_PROGRESS_BARS", True)
+    with hub_server.running() as (content, address):
+        options = {"endpoint": address, "token": hub_server.TOKEN}
+        yield content, options | {"cache_dir": tmp_path / "cache"}, options
+
+
+def same(a, b):
+    ours, theirs = trees.flatten(a.params), trees.flatten(b.params)
+    return ours.keys() == theirs.keys() and all(
+        np.asarray(ours[n]).tobytes() == np.asarray(theirs[n]).tobytes() for n in ours
+    )
+
+
+def test_every_bit_comes_back_from_a_hub(pipe, online):
+    content, fetching, pushing = online
+    address = pipe.push_to_hub("org/tiny", license="apache-2.0", **pushing)
+    assert "/org/tiny" in address
+    assert set(content.models["org/tiny"][-1][1]) == set(hub.FILES) - {hub.RESULT}
+    again = pipeline.Pipeline.from_pretrained("org/tiny", **fetching)
+    assert same(pipe, again) and again.config.to_dict() == pipe.config.to_dict()
+    card = content.models["org/tiny"][-1][1]["README.md"].decode()
+    assert 'from_pretrained("org/tiny")' in card and 'license: "apache-2.0"' in card
+
+
+def test_a_revision_is_the_model_of_that_commit(pipe, online):
+    content, fetching, pushing = online
+    pipe.push_to_hub("org/tiny", **pushing)
+    first = content.models["org/tiny"][-1][0]
+    other = pipeline.dataclasses.replace(pipe, params=jax.tree.map(lambda a: a + 1, pipe.params))
+    other.push_to_hub("org/tiny", message="Add one", **pushing)
+    find = pipeline.Pipeline.from_pretrained
+    assert same(find("org/tiny", revision=first, **fetching), pipe)
+    assert same(find("org/tiny", **fetching), other)
+    content.models.clear()  # from the cache, without the hub
+    assert same(find("org/tiny", revision=first, local_files_only=True, **fetching), pipe)
+
+
+def test_no_file_but_those_of_the_layout_is_fetched(pipe, online):
+    content, fetching, pushing = online
+    pipe.push_to_hub("org/tiny", **pushing)
+    content.add("org/tiny", {"modeling.py": b"raise SystemExit", "weights.pkl": b"\x80\x04."})
+    assert same(pipeline.Pipeline.from_pretrained("org/tiny", **fetching), pipe)
+    assert not any("modeling.py" in line or ".pkl" in line for line in content.asked)
+
+
+def test_a_hostile_file_under_a_name_of_the_layout_is_refused(pipe, online):
+    content, fetching, pushing = online
+    pipe.push_to_hub("org/tiny", **pushing)
+    content.add("org/tiny", {"text.model": b"\x80\x04\x95cos\nsystem\n."})
+    with pytest.raises(ValueError, match=r"text.model is a pickle or an archive"):
+        pipeline.Pipeline.from_pretrained("org/tiny", **fetching)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("org/none", {}, "'org/none' on the hub: "),
+        ("org/tiny", {"revision": "v9"}, "'org/tiny' on the hub: "),
+        ("org/tiny", {"endpoint": "http://127.0.0.1:9"}, "'org/tiny' on the hub: "),
+        ("org/tiny/more", {"revision": "v1"}, "is a folder or no name of a model: leave out"),
+    ],
+)
+def test_what_the_hub_lacks_is_one_line(online, name, options, message):
+    content, fetching, _ = online
+    content.add("org/tiny", {"README.md": b""})
+    with pytest.raises(ValueError) as caught:
+        pipeline.Pipeline.from_pretrained(name, **fetching | options)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_pushing_without_the_right_token_is_one_line(pipe, online):
+    _, _, pushing = online
+    with pytest.raises(ValueError, match=r"'org/tiny' on the hub: .*401") as caught:
+        pipe.push_to_hub("org/tiny", **pushing | {"token": "hf_wrong"})
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="'tiny' is not the name of a model, expected org/name"):
+        pipe.push_to_hub("tiny", **pushing)
+
+
+def test_weights_above_the_limit_are_several_files(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path / "model", shard=20_000)
+    shards = sorted(path.name for path in (tmp_path / "model").glob("model-*.safetensors"))
+    assert len(shards) > 2 and shards[0] == f"model-00001-of-{len(shards):05d}.safetensors"
+    assert not (tmp_path / "model" / hub.WEIGHTS).exists()
+    index = files.read_json(tmp_path / "model" / hub.INDEX)
+    ours = trees.flatten(pipe.params)
+    assert index["weight_map"].keys() == ours.keys()
+    assert index["metadata"]["total_size"] == sum(np.asarray(a).nbytes for a in ours.values())
+    for file in shards:
+        found = safetensors.numpy.load_file(tmp_path / "model" / file)
+        assert found.keys() == {
+            name for name, where in index["weight_map"].items() if where == file
+        }
+        assert len(found) == 1 or sum(a.nbytes for a in found.values()) <= 20_000
+    assert same(pipeline.Pipeline.from_pretrained(tmp_path / "model"), pipe)
+
+
+@pytest.mark.parametrize("where", ["../weights.safetensors", "more/a.safetensors", 3])
+def test_an_index_that_leads_outside_is_refused(pipe, tmp_path, where):
+    pipe.save_pretrained(tmp_path / "model", shard=20_000)
+    path = tmp_path / "model" / hub.INDEX
+    index = files.read_json(path)
+    index["weight_map"][next(iter(index["weight_map"]))] = where
+    files.write_json(path, index)
+    with pytest.raises(
+        ValueError, match=r"outside of the folder|is damaged, expected a weight_map"
+    ):
+        pipeline.Pipeline.from_pretrained(tmp_path / "model")
+
+
+def test_bfloat16_is_half_of_the_bytes_and_reads_as_float32(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path / "whole")
+    pipe.save_pretrained(tmp_path / "half", dtype="bfloat16")
+    sizes = [(tmp_path / name / hub.WEIGHTS).stat().st_size for name in ("half", "whole")]
+    assert sizes[0] < 0.62 * sizes[1]
+    again = trees.flatten(pipeline.Pipeline.from_pretrained(tmp_path / "half").params)
+    for name, array in trees.flatten(pipe.params).items():
+        assert again[name].dtype == array.dtype
+        np.testing.assert_allclose(again[name], array, rtol=2**-8)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dtype": "int8"}, "dtype = 'int8', expected float32 or bfloat16"),
+        ({"shard": 0}, "shard = 0"),
+    ],
+)
+def test_a_bad_option_of_saving_is_named(pipe, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        pipe.save_pretrained(tmp_path / "model", **options)
+    assert list(tmp_path.iterdir()) == []
