@@ -583,8 +583,8 @@ class Pipeline:
         Raises:
             ValueError: one line; a rule, setting or value does not fit the run.
 
-        >>> [len(part.captions) for part in pipe.stream("text", 6, batch_size=4)]
-        [4, 2]
+        >>> tuple(len(part.captions) for part in pipe.stream("text", 6, batch_size=4))
+        (4, 2)
         """
         values.whole("batch_size", batch_size, 1), values.whole("seed", seed)
         best_of = values.whole("best_of", best_of, 1)
