@@ -58,7 +58,14 @@ def typed(monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
-@pytest.mark.parametrize("line"@pytest.fixture(scope="module")
+@pytest.mark.parametrize("line", [*commands()])
+def test_a_command_of_the_documents_is_a_command(typed, line):
+    words = shlex.split(re.sub(r"\[.*?\]|\.\.\.", "", line), comments=True)
+    rest = typed([word.replace("folder:/path", "shapes") for word in words])
+    assert rest == (["runs/b"] if "--compare" in words else [])
+
+
+@pytest.fixture(scope="module")
 def pipe(tiny_run):
     return pipeline.Pipeline.load(tiny_run)
 
@@ -84,15 +91,6 @@ def test_links_between_the_pages_lead_to_files():
     for page in [*PAGES, ROOT / "CONTRIBUTING.md"]:
         for link in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
             assert "://" in link or (page.parent / link).exists(), f"{page.name}: {link}"
-
-
-table in (samplers.SAMPLERS, schedules.MAKERS, sources.WORLDS):
-        kept = dict(table)
-        request.addfinalizer(lambda t=table, k=kept: (t.clear(), t.update(k)))
-    found = {}
-    assert len(blocks("extending.md")) == 7
-    for block in blocks("extending.md"):
-        exec(block, found)
 
 
 @pytest.mark.slow

@@ -106,7 +106,7 @@ for _name, _about in SETTINGS.items():
     _flag("sample", _KINDS[type(_defaults[_name])], _name, None, _about)
 
 _flag("demo", "integer", "port", None, "port on 127.0.0.1; the first free one from 7860 on")
-_flag("demo", "bool", "share", False, "a public address as well, through Gradio's servers")
+_flag("demo", "bool", "public", False, "a public address as well, through Gradio's servers")
 
 _flag("evaluate", "multi_string", "compare", [], "two runs or results side by side: A B")
 _flag("evaluate", "string", "suite", "main", "main, full, samplers, tuning or judges")

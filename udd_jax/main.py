@@ -117,7 +117,7 @@ def main(argv) -> None:
         from udd_jax.runtime import bucket
 
         with bucket.whole(workdir) as here:
-            server.run(None if workdir == str(SHAPES) else here, FLAGS.port, FLAGS.share)
+            server.run(None if workdir == str(SHAPES) else here, FLAGS.port, FLAGS.public)
     elif mode == "replay":
         from udd_jax.runtime import logbook
         from udd_jax.training import replay

@@ -1,6 +1,7 @@
 """Agreement of image and caption: verdicts, rates, variety, infilling."""
 
 import collections
+import dataclasses
 import math
 
 import numpy as np
@@ -103,6 +104,16 @@ def test_ground_truth_agrees_and_the_reader_reports_its_error(ground_truth):
         "pairs": 500,
     }
     assert max(error["rate"] for error in errors.values()) <= 0.002
+
+
+def test_each_kind_of_reading_error_is_counted_apart():
+    """One image of four cannot be read, and the caption of another is not true of it."""
+    records = list(shapes.source("test", 4, seed=2))
+    records[0] = dataclasses.replace(records[0], image=np.zeros((32, 32, 3), np.uint8))
+    records[1] = dataclasses.replace(records[1], captions=("a small red circle",))
+    errors = agreement.reader_error(WORLD, records)
+    shares = {name: error["rate"] for name, error in errors.items()}
+    assert shares == {"images": 0.25, "captions": 0.25, "pairs": 0.5}
 
 
 def test_total_variation_by_hand():
@@ -221,11 +232,12 @@ def test_infilling_must_keep_what_was_given():
 
 def test_a_blank_stands_for_exactly_one_word():
     given = ["a ___ circle"] * 4
-    texts = ["a red circle", "a circle", "a small red circle", "a red square"]
+    texts = ["a red circle", "a circle", "a small red circle", "a red circle below it"]
     images = np.stack([shapes.drawing.render(SCENE)] * 4)
     nothing_given = np.ones((4, 32, 32), bool)
     _, rates = consistency(images, texts, images, nothing_given, given)
     assert rates["words"]["rate"] == 0.25 and rates["image"]["rate"] == 1
+    assert rates["consistency"]["rate"] == 0  # it is kept, and not true: there are two objects
     images[1] = 0  # what cannot be read keeps nothing
     _, rates = consistency(images, texts, images, nothing_given, given)
     assert rates["image"]["rate"] == 0.75
