@@ -99,6 +99,12 @@ def experts(c):
     c.experts = (0.5,)
 
 
+def concentrated(c):
+    """DDCap's attention, its best-first sampler and its guidance; no length is drawn first."""
+    c.model.concentrated = True
+    c.sample.update({"sampler": "best_first", "guidance": 1.06})
+
+
 def block_attention(c):
     c.model.block_attention = True
 
@@ -120,6 +126,7 @@ RECIPES = {
     "long_skips": long_skips,
     "encoder_decoder": encoder_decoder,
     "experts": experts,
+    "concentrated": concentrated,
     "block_attention": block_attention,
 }
 

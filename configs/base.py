@@ -134,6 +134,7 @@ def get_config() -> ml_collections.ConfigDict:
             "given_vector": True,
             "mutual_gain": 0.1,
             "rotary": True,
+            "concentrated": False,  # True: text tokens do not see masked text tokens (DDCap)
             "mask_padding": False,  # True: attention ignores the padding of given texts
             "qk_norm": True,
             "activation": "relu",

@@ -149,11 +149,11 @@ class Autoregressive(transformer.Transformer):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.block_attention or self.network != "joint":
+        if self.block_attention or self.concentrated or self.network != "joint":
             raise UserError(
                 f"model.kind = 'autoregressive' with model.block_attention = "
-                f"{self.block_attention} and model.network = {self.network!r}, expected False and "
-                "'joint'"
+                f"{self.block_attention}, model.concentrated = {self.concentrated} and "
+                f"model.network = {self.network!r}, expected False, False and 'joint'"
             )
 
     def start(self, x, t, free) -> Cache:

@@ -184,6 +184,7 @@ class Transformer(nn.Module):
     time: str = "shared"  # or "per_modality"
     time_table: str = "untied"  # one table for each AdaLN; or "tied", or "sinusoidal"
     given_vector: bool = False
+    concentrated: bool = False  # text tokens do not see masked ones (DDCap, arXiv 2211.11694)
     padding: int | None = None  # the padding id of the text, hidden where all of the text is given
     mutual_gain: float = 0.0  # initial value of learned gains of mutual attention; 0: no gains
     rotary: bool = False  # rotary positions in self-attention, in addition to the learned ones
@@ -266,6 +267,9 @@ class Transformer(nn.Module):
         if self.padding is not None:
             hidden = jnp.where(self._padded(xt, t, free), -1e9, 0.0)[:, None, None]  # of the keys
             bias = hidden if bias is None else bias + hidden
+        if self.concentrated:
+            apart = self._concentrated(xt)
+            bias = apart if bias is None else bias + apart
         if self.block_attention and not kept and keep is None:
             alone = ~jnp.stack([free[:, w].any(axis=1) for w in self.vocab.slices], axis=1)
             at = self.vocab.modality_of
@@ -321,11 +325,16 @@ class Transformer(nn.Module):
 
     def _given(self, t, free):
         """Positions of given tokens: not free, and the modality is not absent. bool[B, L]."""
-        given = []
-        for m, here in enumerate(self.vocab.slices):
-            absent = (t[:, m] == self.steps) & ~free[:, here].any(axis=1)
-            given.append(~free[:, here] & ~absent[:, None])
-        return jnp.concatenate(given, axis=1)
+        some = jnp.stack([free[:, here].any(axis=1) for here in self.vocab.slices], axis=1)
+        absent = (t == self.steps) & ~some
+        return ~free & ~absent[:, self.vocab.modality_of]
+
+    def _concentrated(self, xt):
+        """The bias that hides masked text tokens from all other text tokens, [B, 1, L, L]."""
+        text = (self.vocab.modality_of == self.vocab.index("text"))[None]
+        hidden = text[:, :, None] & (text & (xt == self.vocab.mask_id))[:, None]
+        hidden = hidden & ~np.eye(self.vocab.length, dtype=bool)[None]
+        return jnp.where(hidden, -1e9, 0.0)[:, None]
 
     def _padded(self, xt, t, free):
         """Positions of padding in fully given texts, bool[B, L].
@@ -372,9 +381,8 @@ def init(model: Transformer, key: jax.Array, fan_in: bool = False) -> dict:
     the given vector. Narrow networks learn much later with 0.02.
     """
     length, modalities = model.vocab.length, len(model.vocab.modalities)
-    xt = jnp.zeros((1, length), jnp.int32)
+    xt, free = jnp.zeros((1, length), jnp.int32), jnp.ones((1, length), bool)
     t = jnp.ones((1, modalities), jnp.int32)
-    free = jnp.ones((1, length), bool)
     params = jax.jit(model.init)(key, xt, t, free)["params"]
 
     def widen(path, p):
