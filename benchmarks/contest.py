@@ -204,7 +204,8 @@ def values(result: dict) -> dict[str, list[float]]:
     """{measure: [value, its standard error]} of an evaluation; the error is 0 where none is."""
     found = {}
     for row in result["headline"]:
-        if row["value"] is not None:
+        rate = row["better"] == "higher" and row["task"] != "tokenizer"  # that is shared
+        if rate and row["value"] is not None:
             found[f"{row['task']}: {row['name']}"] = [row["value"], row["error"] or 0.0]
     for task, bound in result["bounds"].items():
         if bound.get("value") is not None:
