@@ -42,6 +42,8 @@ def test_it_generates_scores_and_infills(pipe, tmp_path):
         kept = ~np.asarray(masks.free)
         np.testing.assert_array_equal(filled.tokens[kept], one._fuse(given, 2, 0)[kept])
         bits = one.log_likelihood(images, captions, task="pair")
+        tokens = one.log_likelihood(images, captions, task="pair", each=True)
+        np.testing.assert_allclose(tokens.sum(1), bits.sum(1), rtol=1e-5)
         text = one.log_likelihood(images, captions, task="text")
         np.testing.assert_allclose(bits[:, 1], text[:, 1], rtol=1e-5)  # it comes first
         found.append([drawn.tokens, told.tokens, filled.tokens, bits])

@@ -98,12 +98,15 @@ class Autoregression:
         options = (x, free, absent, settings, negative, trace, guide, scorers)
         return one_by_one.run(self.kernel, predictor, sequence, keys, *options)
 
-    def bound(self, params, keys, x0, masks, times, calls, still) -> jax.Array:
-        """-log p in nats, float32[B, M], exact: keys, times and calls change nothing."""
+    def bound(self, params, keys, x0, masks, times, calls, still, each=False) -> jax.Array:
+        """-log p in nats, float32[B, M], exact: keys, times and calls change nothing. each: of
+        each token given those before it, float32[B, L]."""
         vocab, (free, absent) = self.kernel.vocab, masks
         t = jnp.where(absent, self.kernel.steps, 0)
         logits = autoregressive.Predictor(self.model, params)(x0, t, free)
         nll = objective.negative_log_likelihood(vocab, logits, x0, free)
+        if each:
+            return nll
         return jnp.stack([nll[:, where].sum(axis=1) for where in vocab.slices], axis=1)
 
     @property
