@@ -20,7 +20,7 @@ from udd_jax.runtime import files
 from udd_jax.sampling import reverse
 from udd_jax.sampling.settings import Settings
 
-COUNT, STEPS = 2000, (2, 4, 8, 16, 32, 64, 100)
+COUNT, STEPS = 1000, (2, 4, 8, 16, 32, 64, 100)
 LINES = {  # name -> (schedule, sampler)
     "chain, mask only": ("absorbing", "ancestral"),
     "leaps, mask only": ("absorbing", "tau_leaping"),
