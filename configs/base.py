@@ -162,6 +162,8 @@ def get_config() -> ml_collections.ConfigDict:
             "ema": 0.995,  # decay of the averaged weights
             # The bound of T steps; or "continuous", for schedules that only mask.
             "objective": "discrete",
+            # r of low-rank adapters for the run `init_from` (training/adapters.py); 0 trains all.
+            "adapters": {"rank": 0},
             "auxiliary": 0.2,  # lambda, the weight of -log p(x_0 | x_t)
             # Weights of terms that contrast x_0 with wrong ones (training/contrastive.py).
             "contrastive": {

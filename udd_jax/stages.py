@@ -30,11 +30,18 @@ from udd_jax.evaluation.report import report
 from udd_jax.evaluation.suites import main as main_suite
 from udd_jax.evaluation.suites import samplers as samplers_suite
 from udd_jax.evaluation.suites import tuning
-from udd_jax.networks import experts, transformer
 from udd_jax.runtime import bucket, files, lock, logbook, processes, run_folder, sharding, trees
 from udd_jax.sampling.settings import Settings
 from udd_jax.tokenizers import image_tokenizer, text_tokenizer
-from udd_jax.training import limits, optimiser, plan, recipe, train_diffusion, train_image_tokenizer
+from udd_jax.training import (
+    limits,
+    optimiser,
+    plan,
+    recipe,
+    start,
+    train_diffusion,
+    train_image_tokenizer,
+)
 
 SUITES = ("main", "full", "samplers", "tuning", "judges")
 SPLITS = ("train", "validation", "test")
@@ -49,6 +56,7 @@ def run(config: ml_collections.ConfigDict, workdir, until: str | None = None, **
     `train_diffusion.train`. ValueError, one line: the config, the data or the folder do not fit.
     """
     workdir = files.folder(workdir)
+    start.check(config, workdir)
     config = recipe.fill(config, workdir)
     check(config)
     logbook.begin()
@@ -359,9 +367,6 @@ def make_weights(config, workdir, cache, tokenizers: dict, data, **options) -> d
         if metadata["step"] >= config.train.steps:
             return params
     vocab = build.make_vocab(config, tokenizers)
-    start = None
-    if config.init_from:
-        start = reuse(config, vocab, build.load_weights(config.init_from))
     seed, size = config.seed, config.train.batch_size
     share = sharding.process_share(sharding.make_mesh(**config.mesh))
     items = data["train"] if cache is None else cache
@@ -370,7 +375,7 @@ def make_weights(config, workdir, cache, tokenizers: dict, data, **options) -> d
     else:
         ahead = batches.Ahead(lambda step: batches.make(cache, seed, step, size, *share))
     options |= {
-        "start": start,
+        "start": start.weights(config, vocab),
         "held_out": held_out_tokens(config, data["validation"], tokenizers),
         "ids_at": lambda step: batches.indices(seed, step, size, len(items)),
     }
@@ -378,22 +383,3 @@ def make_weights(config, workdir, cache, tokenizers: dict, data, **options) -> d
         return train_diffusion.train(
             config, workdir, vocab, tokenizers["text"].pad_id, ahead, **options
         )
-
-
-def reuse(config, vocab, weights: dict) -> dict:
-    """New parameters; those with the name and shape of an array in `weights` are taken from it.
-    Each of `config.experts` takes those of a run without experts."""
-    if config.get("experts") and not any(name.startswith("expert_") for name in weights):
-        weights = experts.split(weights, config.experts)
-    model = build.make_model(config, vocab)
-    fresh = jax.device_get(
-        transformer.init(model, jax.random.key(config.seed), config.train.fan_in)
-    )
-    names, other = trees.flatten(fresh), trees.flatten(weights)
-    fits = {n for n, p in names.items() if n in other and other[n].shape == p.shape}
-    for name in sorted(set(names) - fits):
-        found = f"shape {other[name].shape}" if name in other else "nothing"
-        logbook.say(f"init_from: {name} {names[name].shape} starts fresh, there is {found}")
-    logbook.say(f"init_from: {len(fits)} of {len(names)} arrays reused")
-    leaves = [np.asarray(other[n]) if n in fits else p for n, p in names.items()]
-    return jax.tree.unflatten(jax.tree.structure(fresh), leaves)

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from tests.helpers import tiny
-from udd_jax import build, pipeline, stages
+from udd_jax import build, pipeline
 from udd_jax.diffusion import vocab
 from udd_jax.networks import experts, transformer
 from udd_jax.runtime import sharding, trees
+from udd_jax.training import start
 
 VOCAB = vocab.image_text(grid=(2, 2), image_classes=3, text_classes=4, text_length=3)
 T, L, B = 10, 7, 3
@@ -105,8 +106,8 @@ def split(tiny_run):
     """(a run, the same one split: each copy has its weights)."""
     before = pipeline.Pipeline.load(tiny_run)
     c = tiny.config()
-    c.experts = ENDS
-    params = stages.reuse(c, before.vocab, build.load_weights(tiny_run))
+    c.experts, c.init_from = ENDS, str(tiny_run)
+    params = start.weights(c, before.vocab)
     return before, pipeline.Pipeline.assemble(c, before.tokenizers, params)
 
 

@@ -51,6 +51,7 @@ TABLE = (
     ("time/(in|out)/bias", P(None)),
     ("modulation/kernel", P(MODEL, DATA)),
     ("modulation/bias", P(None)),
+    ("kernel/(down|up)", P(None, None)),  # low-rank adapters
     # Vectors and scalars.
     (r"(query_norm|key_norm|mlp_norm|norm|\w+_result)/(scale|bias)", P(None)),
     ("given", P(None)),

@@ -19,6 +19,7 @@ NOT_BELOW_ZERO = (
     *("vq.perceptual", "vq.above_flat", "vq.adversarial.weight", "vq.rebuild.codes"),
     *("train.learning_rate", "train.final_rate", "train.weight_decay", "train.auxiliary"),
     *("train.pad_weight", "train.image_weight", "train.held_out", "evaluate.pictures"),
+    "train.adapters.rank",
     *("evaluate.retrieval", "evaluate.round_trips", "evaluate.judged"),
 )
 ABOVE_ZERO = ("vq.clip", "train.clip", "model.mlp_ratio")

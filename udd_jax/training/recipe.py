@@ -22,6 +22,7 @@ from udd_jax.data.sources import listing
 from udd_jax.errors import UserError
 from udd_jax.runtime import files, logbook, run_folder
 from udd_jax.tokenizers import text_tokenizer
+from udd_jax.training import start
 
 VQ_SECONDS = 0.155 / (8 * 64**2)  # for a pixel of a batch
 SECONDS = 0.39 / (16 * (256 + 16))  # for a token of a batch
@@ -50,6 +51,9 @@ def fill(config, workdir=None):
     if not config.data:
         raise UserError("data is missing, expected --config.data=folder:/path or another source")
     config = config.copy_and_resolve_references()
+    if config.init_from:
+        config.update_from_flattened_dict(start.settings(config))
+        logbook.say(f"init_from: sizes and tokenizers are those of {config.init_from}")
     path = workdir and workdir / run_folder.CONFIG
     if path and path.exists():
         kept = traverse_util.flatten_dict(files.read_json(path)["config"], sep=".")
@@ -146,7 +150,8 @@ def choose(config, found: dict) -> dict:
     take("text.vocab_size", vocabulary(found["captions"]))
     length = take("text.length", max(4, found["pieces"]))
     batch = take("train.batch_size", 16 if cells > 100 else 64)
-    steps = SHARE * 60 * minutes / (SECONDS * batch * (cells + length))
+    share = SHARE + VQ_SHARE * bool(config.vq.file)  # a finished tokenizer takes no time
+    steps = share * 60 * minutes / (SECONDS * batch * (cells + length))
     steps = take("train.steps", _steps(steps, count, batch))
     take("train.warmup", min(100, steps // 10))
     # A caption has far fewer tokens than an image, and must not drown in them.

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 from udd_jax import build
 from udd_jax.errors import UserError
 from udd_jax.runtime import bucket, checkpoints, files, sharding, trees
-from udd_jax.training import optimiser, train_diffusion
+from udd_jax.training import adapters, optimiser, start, train_diffusion
 
 ROWS = ((".*", P(sharding.DATA, None)),)
 
@@ -42,7 +42,14 @@ def run(workdir) -> Step:
     mesh = sharding.make_mesh(**config.mesh)
     model, loss_fn = train_diffusion.make_objective(config, vocab, text.pad_id)
     tx, _ = optimiser.make_optimiser(config)
-    state = jax.eval_shape(lambda: train_diffusion.create_state(model, tx, jax.random.key(0)))
+    base = start.weights(config, vocab) if adapters.rank_of(config) else None
+
+    def first_state():
+        low = base and adapters.create(base, adapters.rank_of(config), jax.random.key(0))
+        return train_diffusion.create_state(model, tx, jax.random.key(0), low)
+
+    state = jax.eval_shape(first_state)
+    loss_fn = adapters.over(loss_fn, base)
     size = config.train.batch_size
     batch = {m.name: jax.ShapeDtypeStruct((size, m.length), jnp.int32) for m in vocab.modalities}
     example = {

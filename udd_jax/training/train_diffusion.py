@@ -24,7 +24,15 @@ from udd_jax.diffusion.vocab import Vocab
 from udd_jax.errors import UserError
 from udd_jax.networks import transformer
 from udd_jax.runtime import checkpoints, files, logbook, sharding, trees
-from udd_jax.training import autoregressive, contrastive, loop, loss, optimiser, round_trip
+from udd_jax.training import (
+    adapters,
+    autoregressive,
+    contrastive,
+    loop,
+    loss,
+    optimiser,
+    round_trip,
+)
 
 
 @flax.struct.dataclass
@@ -146,7 +154,7 @@ def make_step(loss_fn, tx, learning_rate, ema_decay, vocab: Vocab, accumulate: i
     return train_step
 
 
-def make_held_out(loss_fn, batch, batch_size: int, vocab: Vocab, mesh):
+def make_held_out(loss_fn, batch, batch_size: int, vocab: Vocab, mesh, base=None):
     """`evaluate` for `loop.fit`: the bound of the averaged weights on held-out pairs, nats a token.
 
     batch: {name: int32[n, length]}, all of it in every process. It is processed in batches of equal
@@ -159,12 +167,13 @@ def make_held_out(loss_fn, batch, batch_size: int, vocab: Vocab, mesh):
     parts = sharding.shard_tree(mesh, list(x0.reshape(-1, batch_size, vocab.length)), table)
 
     @jax.jit
-    def bound(state, number, x0):
+    def bound(state, number, x0, base):
         key = jax.random.fold_in(jax.random.key(0), number)
-        return loss_fn(state.ema_params, state.times, key, x0)[1][0]["bound"]
+        loss_of = adapters.over(loss_fn, base)
+        return loss_of(state.ema_params, state.times, key, x0)[1][0]["bound"]
 
     def evaluate(state, done):
-        bounds = [bound(state, np.int32(i), part) for i, part in enumerate(parts)]
+        bounds = [bound(state, np.int32(i), part, base) for i, part in enumerate(parts)]
         return {"held_out_bound": float(np.mean(jax.device_get(bounds)))}
 
     return evaluate
@@ -192,7 +201,8 @@ def train(
         workdir: a folder or an address of a bucket.
         vocab: the vocabulary; pad_id: the local id of the text's padding.
         batch_at: step -> {name: int32[B, length]}, the share of this process.
-        start: initial parameters (`config.init_from`), with this network's names and shapes.
+        start: initial parameters (`config.init_from`), with this network's names and shapes. With
+            `train.adapters.rank` only low-rank adapters of them are trained (`adapters`).
         held_out: {name: int32[n, length]}, pairs whose bound is logged at each checkpoint; the best
             checkpoint is then kept as well.
         terms: {name: (weight, term)}, the caller's own loss terms (`terms`).
@@ -206,21 +216,29 @@ def train(
     mesh = sharding.make_mesh(**config.mesh)
     model, loss_fn = make_objective(config, vocab, pad_id, terms)
     tx, learning_rate = optimiser.make_optimiser(config)
-    c, key = config.train, jax.random.key(config.seed)
+    c, key, base = config.train, jax.random.key(config.seed), None
+    if rank := adapters.rank_of(config):
+        base = sharding.shard_tree(mesh, start)
+        start = adapters.create(start, rank, jax.random.fold_in(key, 2))
     make = functools.partial(create_state, model, tx, jax.random.fold_in(key, 0), start, c.fan_in)
     state = sharding.create(mesh, make) if start is None else sharding.shard_tree(mesh, make())
     # Explicit, because otherwise the compiler may change the sharding of the state in a step.
     places = sharding.shardings(mesh, state), None
-    train_step = make_step(loss_fn, tx, learning_rate, c.ema, vocab, c.accumulate)
+
+    def train_step(state, batch, key, base):
+        loss_of = adapters.over(loss_fn, base)
+        step = make_step(loss_of, tx, learning_rate, c.ema, vocab, c.accumulate)
+        return step(state, batch, key)
+
     step_fn = jax.jit(train_step, donate_argnums=0, out_shardings=places)
 
     evaluate = None
     if held_out is not None:
-        evaluate = make_held_out(loss_fn, held_out, c.batch_size, vocab, mesh)
+        evaluate = make_held_out(loss_fn, held_out, c.batch_size, vocab, mesh, base)
 
     with sharding.use(mesh):
         state = loop.fit(
-            lambda state, batch, step: step_fn(state, batch, step_key(config)),
+            lambda state, batch, step: step_fn(state, batch, step_key(config), base),
             state,
             steps=c.steps,
             batch_at=lambda step: sharding.shard_batch(mesh, batch_at(step)),
@@ -235,7 +253,8 @@ def train(
             evaluate=evaluate,
             **options,
         )
-    params = sharding.to_host(state.ema_params)
+        params = state.ema_params if base is None else adapters.merge(base, state.ema_params)
+    params = sharding.to_host(params)
     if jax.process_index() == 0:
         trees.save_tree(workdir / "weights", params, {"step": int(state.step)})
     return params

@@ -1,0 +1,93 @@
+"""A training that starts from a finished run (`init_from`): its settings and its weights.
+
+check      the run exists, before anything is trained                  ValueError
+settings   the fields of a config that the run decides                 -> {field: value}
+weights    parameters for a new training                               -> dict
+"""
+
+import functools
+import pathlib
+
+import jax
+import numpy as np
+from flax import traverse_util
+
+from udd_jax import build
+from udd_jax.errors import UserError
+from udd_jax.networks import experts, transformer
+from udd_jax.runtime import logbook, trees
+from udd_jax.training import adapters
+
+_SAME = ("image_size", "diffusion.", "model.", "text.", "vq.model.")
+_OWN = ("model.implementation", "model.unroll", "model.remat")
+
+
+def check(config, workdir=None) -> None:
+    """UserError if `init_from` is not a finished run, or adapters have no run to start from.
+
+    workdir: of the new run; if it is finished already, nothing is asked for.
+    """
+    rank = adapters.rank_of(config)
+    if rank and not config.init_from:
+        raise UserError(
+            f"train.adapters.rank = {rank} changes a finished run: name one with "
+            "--config.init_from=, or set --config.train.adapters.rank=0"
+        )
+    if not config.init_from or (workdir and (workdir / build.WEIGHTS).exists()):
+        return
+    run = pathlib.Path(config.init_from).expanduser()
+    for name in (build.CONFIG, build.WEIGHTS):
+        if not (run / name).exists():
+            raise UserError(
+                f"init_from = {config.init_from!r} has no file {name!r}, expected the folder of a "
+                "finished run: set --config.init_from= to one"
+            )
+
+
+def settings(config) -> dict:
+    """The fields of `config` that must be those of the run `init_from`: sizes and tokenizers."""
+    run = pathlib.Path(config.init_from).expanduser()
+    old, new = (
+        traverse_util.flatten_dict(c.to_dict(), sep=".") for c in (build.read_config(run), config)
+    )
+    same = {
+        name: value
+        for name, value in old.items()
+        if name.startswith(_SAME) and name in new and name not in _OWN
+    }
+    return same | {"text.file": str(run / build.TEXT), "vq.file": str(run / build.IMAGE)}
+
+
+def weights(config, vocab) -> dict | None:
+    """Parameters for a new training; those that `init_from` has with the same shape are taken.
+
+    Each of `config.experts` takes those of a run without experts. None without `init_from`.
+    UserError if there are adapters, and not all parameters fit.
+    """
+    if not config.init_from:
+        return None
+    there = build.load_weights(pathlib.Path(config.init_from).expanduser())
+    if config.get("experts") and not any(name.startswith("expert_") for name in there):
+        there = experts.split(there, config.experts)
+    model = build.make_model(config, vocab)
+    fresh = functools.partial(
+        transformer.init, model, jax.random.key(config.seed), config.train.fan_in
+    )
+    shapes = jax.eval_shape(fresh)
+    names, other = trees.flatten(shapes), trees.flatten(there)
+    fits = {n for n, p in names.items() if n in other and other[n].shape == p.shape}
+    lacking = sorted(set(names) - fits)
+    if lacking and adapters.rank_of(config):
+        raise UserError(
+            f"train.adapters.rank needs the sizes and tokenizers of {config.init_from}, but "
+            f"{len(lacking)} arrays differ (the first: {lacking[0]}): use --config=configs/own.py, "
+            f"which takes them, or set --config.vq.file={config.init_from}/{build.IMAGE} "
+            f"--config.text.file={config.init_from}/{build.TEXT} and the sizes of that run"
+        )
+    for name in lacking:
+        found = f"shape {other[name].shape}" if name in other else "nothing"
+        logbook.say(f"init_from: {name} {names[name].shape} starts fresh, there is {found}")
+    logbook.say(f"init_from: {len(fits)} of {len(names)} arrays reused")
+    new = trees.flatten(jax.device_get(fresh())) if lacking else {}  # to be compiled
+    leaves = [np.asarray(other[n]) if n in fits else new[n] for n in names]
+    return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
