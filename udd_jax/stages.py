@@ -62,8 +62,10 @@ def run(config: ml_collections.ConfigDict, workdir, until: str | None = None, **
     logbook.begin()
     with lock.hold(workdir, logbook.say), bucket.near(workdir) as here:
         data = open_data(config)
+        path = workdir / SURVEY
+        moved = path.exists() and survey.same(files.read_json(path), data)
         found = look(config, data, workdir)
-        run_folder.claim(config, workdir)
+        run_folder.claim(config, workdir, ("data",) if moved else ())
         _run_stages(config, workdir, here, until, data, found, **options)
 
 

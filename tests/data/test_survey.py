@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -11,10 +12,10 @@ from PIL import Image
 
 from configs import t2i
 from tests.data.test_sources_cases import fill, picture
-from udd_jax import stages
+from udd_jax import build, stages
 from udd_jax.data import pixels, reading, sources, survey, token_cache
 from udd_jax.data.sources import cub, folder, listing, parquet, tfds, webdataset
-from udd_jax.runtime import files
+from udd_jax.runtime import files, run_folder
 from udd_jax.tokenizers import text_tokenizer
 
 
@@ -209,6 +210,43 @@ def test_a_folder_is_claimed_when_its_data_have_passed_and_decided_anew_before(t
     assert stages.look(config, data, run) == json.loads(json.dumps(found))
     fill(path, 1, text="another", first=7)
     assert "text" not in stages.look(config, stages.open_data(config), run)
+
+
+def test_data_that_moved_go_on_and_data_that_changed_do_not(tmp_path):
+    here, there, run = tmp_path / "here", tmp_path / "there", tmp_path / "run"
+    fill(here, 30)
+    run.mkdir()
+
+    def start(path):
+        """What a start of the job does before its first stage."""
+        config = config_of(path)
+        data = stages.open_data(config)
+        before = run / stages.SURVEY
+        moved = before.exists() and survey.same(files.read_json(before), data)
+        files.write_json(before, json.loads(json.dumps(stages.look(config, data, run))))
+        run_folder.claim(config, run, ("data",) if moved else ())
+        token_cache.write_shards(
+            data["train"],
+            lambda pictures: np.zeros((len(pictures), 2), np.int32),
+            lambda captions: np.zeros((len(captions), 3), np.int32),
+            run / "tokens",
+            settings={},
+            views=reading.Views(8),
+        )
+
+    start(here)
+    here.rename(there)
+    with pytest.raises(ValueError, match=r"is no folder.*--config\.data=, and a run goes on"):
+        start(here)
+    start(there)
+    assert build.read_config(run).data == f"folder:{there}"
+    fill(there, 1, text="another", first=7)
+    with pytest.raises(ValueError, match="put the data back, or delete"):
+        start(there)
+    shutil.copytree(there, here)
+    fill(here, 1, text="a third", first=8)
+    with pytest.raises(ValueError, match=r"belongs to another config .data: "):
+        start(here)
 
 
 def test_shards_that_were_refused_are_written_anew_when_the_files_are_mended(tmp_path):

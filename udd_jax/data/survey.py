@@ -102,6 +102,18 @@ def identity(data: dict) -> dict:
     return {s: [source.name, getattr(source, "hash", None)] for s, source in data.items()}
 
 
+def same(found: dict, data: dict) -> bool:
+    """Whether stored data, maybe at another place, are those of an earlier survey.
+
+    found: of `survey`, as written down. The names and captions of all items decide.
+    """
+    then, now = (
+        {split: part for split, (_, part) in hashes.items()}
+        for hashes in (found["hash"], identity(data))
+    )
+    return then == now and None not in now.values()
+
+
 def _looked_at(source, min_side: int, threads: int):
     """(item, (cause, detail) or None, (width, height) or None) of each item, in order."""
 

@@ -29,7 +29,7 @@ from udd_jax.data import reading
 from udd_jax.errors import UserError
 from udd_jax.runtime import files
 
-_FORMAT = 1
+_FORMAT, _SOURCE = 1, ("source", "source_hash", "records")
 _READER = "readahead_buffer_size:0,max_parallelism:1"
 
 
@@ -95,8 +95,9 @@ def write_shards(
         "dtype": dtype,
     }
     made_of = json.loads(json.dumps(made_of))
-    manifest = _manifest(directory)
-    if manifest is not None:
+    if (manifest := _manifest(directory)) is not None:
+        if made_of["source_hash"] == manifest["source_hash"] is not None:
+            manifest["source"] = made_of["source"]  # the data moved
         _refuse_other(directory, manifest, made_of)
     elif process_index == 0:
         files.write_json(directory / "manifest.json", made_of | {"complete": False})
@@ -375,10 +376,9 @@ def _refuse_other(directory, manifest: dict, made_of: dict, prefix: str = ""):
             missing = {key: None for key in then if key not in now}
             _refuse_other(directory, then, now | missing, f"{prefix}{name}.")
         elif then != now:
-            raise UserError(
-                f"{directory}: {prefix}{name} is {then!r} in the token cache and {now!r} now; "
-                "delete the folder to tokenize again"
-            )
+            mend = "put the data back, or " if name in _SOURCE else ""
+            what = f"{prefix}{name} is {then!r} in the token cache and {now!r} now"
+            raise UserError(f"{directory}: {what}; {mend}delete the folder to tokenize again")
 
 
 def _shards(manifest: dict) -> int:

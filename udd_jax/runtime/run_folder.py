@@ -44,8 +44,10 @@ LATER = {
 }
 
 
-def claim(config: ml_collections.ConfigDict, workdir) -> None:
+def claim(config: ml_collections.ConfigDict, workdir, changeable=()) -> None:
     """Writes `config.json`, or compares with the existing one; ValueError if they differ.
+
+    changeable: fields that may differ, in addition to CHANGEABLE.
 
     The file also has the provenance of the run, and that of earlier starts with other versions.
     """
@@ -58,7 +60,7 @@ def claim(config: ml_collections.ConfigDict, workdir) -> None:
         differ = [
             f"{name}: {a!r} there, {b!r} here"
             for name, a, b in _differences(old, new)
-            if not any(name == c or name.startswith(c + ".") for c in CHANGEABLE)
+            if not any(name == c or name.startswith(c + ".") for c in (*CHANGEABLE, *changeable))
         ]
         if differ:
             raise UserError(

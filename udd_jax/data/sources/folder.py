@@ -34,6 +34,7 @@ UNREAD = frozenset(
         *(".cr2", ".cr3", ".nef", ".arw", ".dng", ".raw", ".orf"),
     )
 )
+MOVED = "; if they moved, name the new place in --config.data=, and a run goes on with them"
 _BESIDE = (".txt", ".caption", ".json")
 _COCO = ("captions_*.json", "dataset_*.json")
 _TOKENS = ("*.token", "*.token.txt", "results*.csv")
@@ -50,7 +51,7 @@ def items(
     """The images of a folder, in the order of their names. ValueError if it has none."""
     root = pathlib.Path(path)
     if not root.is_dir():
-        raise UserError(f"{path} is no folder, expected one with images and captions")
+        raise UserError(f"{path} is no folder, expected one with images and captions{MOVED}")
     here = _Files(root)
     (lists, others), found = here.lists(), []
     if lists:

@@ -105,7 +105,9 @@ def shards(path: str, ends=_ENDS) -> tuple[list[pathlib.Path], pathlib.Path]:
         found = [pathlib.Path(file) for files in matches.values() for file in files]
         root = pathlib.Path(re.split(r"[*?\[{]", path)[0] + "x").parent
     if not found:
-        raise UserError(f"{path} matches no file, expected one or more {ends[0]} files")
+        raise UserError(
+            f"{path} matches no file, expected one or more {ends[0]} files{folder.MOVED}"
+        )
     return sorted(set(found)), root
 
 
