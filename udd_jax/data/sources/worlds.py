@@ -25,6 +25,20 @@ SPLITS = ("train", "validation", "test")
 Law = Callable[[Any, Any], tuple[Any, Mapping[Any, float], Any]]
 
 
+@dataclasses.dataclass(frozen=True)
+class Sense:
+    """One more way to show a scene, such as a sound.
+
+    render: (scene, rng=None) -> array, with noise if `rng` is given.
+    read: arrays stacked along the first axis -> list of what each tells, None if it is unclear.
+    told: scene -> what a clear one tells of it. Hashable; compared with ==.
+    """
+
+    render: Callable[..., np.ndarray]
+    read: Callable[[np.ndarray], list]
+    told: Callable[[Any], Any]
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class World:
     """The functions that draw, describe and read the scenes of a world.
@@ -53,6 +67,7 @@ class World:
     aims: {task or "tokenizer": the rate that a full training should reach, "variation": the largest
         total variation}; floors: {task: the rate below which something is broken}. Both are used if
         `evaluate.aims` of the config is on.
+    senses: {modality: Sense} besides image and text. A source renders those in its `senses`.
     """
 
     name: str
@@ -75,6 +90,7 @@ class World:
     laws: Mapping[str, Mapping[str, Law]] = dataclasses.field(default_factory=dict)
     aims: Mapping[str, float] = dataclasses.field(default_factory=dict)
     floors: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    senses: Mapping[str, Sense] = dataclasses.field(default_factory=dict)
 
     def agrees(self, scene, meaning) -> bool:
         """Whether the caption is true of the scene."""
@@ -85,7 +101,8 @@ class World:
 class Source:
     """`size` records of a world; record i depends on (split, seed, i) and nothing else.
 
-    `record.extra["scene"]` is its scene.
+    `record.extra["scene"]` is its scene, `record.extra[name]` the array of each of `senses`. A
+    sense has random numbers of its own, so image and captions do not depend on `senses`.
     """
 
     world: World
@@ -93,6 +110,7 @@ class Source:
     size: int
     seed: int = 0
     captions_per_image: int = 1
+    senses: tuple[str, ...] = ()
 
     def __post_init__(self):
         if self.split not in SPLITS:
@@ -100,6 +118,10 @@ class Source:
         for name, least in (("size", 1), ("seed", 0), ("captions_per_image", 1)):
             if getattr(self, name) < least:
                 raise UserError(f"{name}={getattr(self, name)}: expected at least {least}")
+        for name in self.senses:
+            if name not in self.world.senses:
+                known = ", ".join(self.world.senses) or "none"
+                raise UserError(f"senses: {self.world.name} has no {name!r}, expected of {known}")
 
     @property
     def name(self) -> str:
@@ -117,4 +139,9 @@ class Source:
         scene = self.world.draw(self.split, rng)
         captions = tuple(self.world.caption(scene, rng) for _ in range(self.captions_per_image))
         image = self.world.render(scene, rng)
-        return Record(f"{self.split}-{self.seed}-{index}", image, captions, {"scene": scene})
+        extra = {"scene": scene}
+        for name in self.senses:
+            place = sorted(self.world.senses).index(name) + 1
+            own = np.random.default_rng((SPLITS.index(self.split), self.seed, index, place))
+            extra[name] = self.world.senses[name].render(scene, own)
+        return Record(f"{self.split}-{self.seed}-{index}", image, captions, extra)

@@ -8,6 +8,8 @@ A scene is one object (probability .2) or two (.8) on a 2 x 2 grid of cells, num
     scenes.py     objects and scenes, and the held-out pairs of kinds
     grammar.py    captions: their distribution, and their parser
     drawing.py    images of 32 x 32 pixels: drawing and reading them
+    sounds.py     a sound of each scene: playing and reading it
+    layouts.py    a map of categories of each scene, and its reading
     laws.py       the distributions of the properties of samples
 """
 
@@ -17,7 +19,7 @@ import itertools
 import numpy as np
 
 from udd_jax.data.sources import worlds
-from udd_jax.data.sources.shapes import drawing, grammar, laws, scenes
+from udd_jax.data.sources.shapes import drawing, grammar, laws, layouts, scenes, sounds
 from udd_jax.data.sources.shapes.scenes import Scene
 
 
@@ -70,10 +72,41 @@ WORLD = worlds.World(
     aims={"t2i": 0.95, "i2t": 0.95, "pair": 0.90, "infill": 0.90, "tokenizer": 0.99}
     | {"variation": 0.10},
     floors={"pair": 0.80},
+    senses={
+        "sound": worlds.Sense(sounds.render, sounds.read, sounds.told),
+        "layout": worlds.Sense(layouts.render, layouts.read, layouts.told),
+    },
 )
 
 # `source(split, size, seed=0, captions_per_image=1)`: records of this world.
 source = functools.partial(worlds.Source, WORLD)
+
+
+@functools.cache
+def _told(name: str) -> dict:
+    """{what the sense tells: the numbers of the scenes of which it tells this}."""
+    found: dict = {}
+    for number, scene in enumerate(scenes.all_scenes()):
+        found.setdefault(WORLD.senses[name].told(scene), []).append(number)
+    return found
+
+
+def fitting(image: Scene | None = None, text=None, **told) -> tuple[Scene, ...]:
+    """The scenes that fit all readings: a scene of `read_images`, the meaning of `parse_caption`,
+    and by name what each of `WORLD.senses` read. What is None is not known.
+
+    Modalities agree if at least one scene fits. All scenes with the same number of objects have the
+    same probability, and what a sense tells includes the number. So the scenes that fit a sense are
+    its exact posterior, uniform (without the held-out pairs in `train` and `validation`).
+    """
+    numbers = set(range(len(scenes.all_scenes())))
+    for name, reading in told.items():
+        if reading is not None:
+            numbers &= set(_told(name).get(reading, ()))
+    found = tuple(scenes.all_scenes()[number] for number in sorted(numbers))
+    if image is not None:
+        found = (image,) if image in found else ()
+    return tuple(s for s in found if text is None or WORLD.agrees(s, text))
 
 
 def arrays(split: str, size: int, seed: int = 0) -> tuple[np.ndarray, list[str], list[Scene]]:
