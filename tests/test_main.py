@@ -6,9 +6,11 @@ import subprocess
 import sys
 import time
 
+import jax
 import pytest
+from absl.testing import flagsaver
 
-from udd_jax import main
+from udd_jax import command_line, main
 
 
 def run(*arguments, **environment):
@@ -87,6 +89,25 @@ def test_a_fault_of_the_program_is_a_traceback_and_never_a_line_about_the_config
     monkeypatch.setattr(sys, "argv", ["udd_jax", "--config=configs/t2i.py"])
     with pytest.raises(type(fault)):
         main.run()
+
+
+@pytest.mark.parametrize("mode", ["train", "sample", "evaluate"])
+def test_too_little_memory_is_a_line_that_names_what_to_lower(monkeypatch, capsys, mode):
+    huge = 2**46 if mode != "evaluate" else None
+
+    def greedy(*arguments, **options):
+        if huge is None:
+            raise MemoryError
+        return jax.numpy.zeros(huge, jax.numpy.uint8).block_until_ready()
+
+    monkeypatch.setattr(main.app, "run", greedy)
+    monkeypatch.setattr(sys, "argv", ["udd_jax", "--config=configs/t2i.py"])
+    command_line.FLAGS.mark_as_parsed()
+    with flagsaver.flagsaver(mode=mode), pytest.raises(SystemExit) as ended:
+        main.run()
+    said = capsys.readouterr().err
+    assert ended.value.code == 1 and said.startswith("error: out of memory: lower --")
+    assert "batch_size" in said and len(said.splitlines()) == 1
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="settings of glibc")

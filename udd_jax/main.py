@@ -33,6 +33,15 @@ MEMORY = ":".join(
     for setting in ("hugetlb=1", "arena_max=1", "mmap_max=0", f"trim_threshold={4 << 30}")
 )
 
+# {mode: what to lower if the memory is too little}
+SMALLER = {
+    "train": "--config.train.batch_size, or raise --config.train.accumulate; in the stage of the "
+    "image tokenizer lower --config.vq.batch_size",
+    "tokenize": "--config.vq.batch_size",
+    "sample": "--batch_size",
+    "demo": "the number of samples, or show a smaller run",
+    "evaluate": "--config.evaluate.batch_size",
+}
 FLAGS = flags.FLAGS
 _CONFIG = command_line.CONFIG
 SHAPES = pathlib.Path(__file__).parent / "assets" / "shapes"  # the run of the package
@@ -154,8 +163,8 @@ def _finish(workdir) -> None:
 def run() -> None:
     """The entry point: like `app.run`, but an error that the user can fix is one line.
 
-    That is a UserError, a bad flag, or an answer of the system, such as a full disk (OSError). All
-    else is a fault of the program and shows its traceback.
+    That is a UserError, a bad flag, an answer of the system, such as a full disk (OSError), or too
+    little memory. All else is a fault of the program and shows its traceback.
     """
     about = command_line.about(sys.argv[1:])
     if about is not None:
@@ -168,6 +177,16 @@ def run() -> None:
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(1)
+    except Exception as error:  # JAX has its own types, and several
+        if not _out_of_memory(error) or os.environ.get("UDD_TRACEBACK"):
+            raise
+        lower = SMALLER.get(FLAGS.mode, "the size of what you ask for")
+        print(f"error: out of memory: lower {lower}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _out_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
 
 
 def keep_memory() -> None:
