@@ -24,7 +24,7 @@ def built(tmp_path_factory):
         if name and not name.startswith("tests/fixtures/") and (ROOT / name).is_file():
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, source / name)
-    subprocess.run([sys.executable, "-m", "build", "--outdir", out, source], check=True)
+    subprocess.run([sys.executable, "-m", "build", "-q", "--outdir", out, source], check=True)
     (sdist,), (wheel,) = out.glob("*.tar.gz"), out.glob("*.whl")
     return sdist, wheel
 
