@@ -14,6 +14,7 @@ import numpy as np
 
 from udd_jax.data import pixels
 from udd_jax.demo import painter, recipes, requests, service, views
+from udd_jax.diffusion import tasks
 from udd_jax.errors import UserError
 from udd_jax.sampling import samplers
 
@@ -239,11 +240,13 @@ class Page:
         files = {} if image is None else {"image.png": image}
         if mask is not None:
             files["mask.png"] = np.repeat(mask[..., None] * np.uint8(255), 3, axis=2)
-        drawn = result.images is not None
+        new = tasks.parse(self.pipe.vocab, tab.task).free  # what was given needs no second look
+        drawn = "image" in new and result.images is not None
+        written = "text" in new and result.captions is not None
         return [
             views.note(f"{count} sample{'s' * (count > 1)}, seed {seed}."),
             gr.Gallery(list(result.images) if drawn else None, visible=drawn),
-            gr.HTML(views.captions(result.captions or ()), visible=result.captions is not None),
+            gr.HTML(views.captions(result.captions or ()), visible=written),
             gr.Accordion(visible=True),
             views.chain(self.pipe, result),
             gr.Accordion(visible=True),
