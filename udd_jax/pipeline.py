@@ -39,6 +39,7 @@ from udd_jax.networks import transformer
 from udd_jax.runtime import compiled, files, sharding, trees
 from udd_jax.sampling import outpainting
 from udd_jax.sampling import prompts as weighted
+from udd_jax.sampling import scorers as scoring
 from udd_jax.sampling.settings import Settings
 from udd_jax.tokenizers import codecs
 from udd_jax.values import Result
@@ -577,7 +578,9 @@ class Pipeline:
             prompts: [(prompt, weight) or (prompt, weight, schedule), ...], several conditions at
                 once (`sampling.prompts`). A prompt is a text or, like `given`, {modality: values}.
             best_of, by: draw so many candidates of each sample and keep the best one (`rerank`).
-            guide, scorers: your own functions that steer (`sampling.guidance`). Each new function
+            guide: your own function that makes branches (`sampling.guidance`).
+            scorers: [(F, scale), ...], differentiable functions of the predicted tokens
+                (`sampling.scorers`), or functions whose value is added to log p. Each new function
                 needs a new compilation, but the arrays of a `jax.tree_util.Partial` do not.
 
         Raises:
@@ -625,7 +628,7 @@ class Pipeline:
             any_free = np.stack([free[:, where].any(1) for where in self.vocab.slices])
             branches += int(any_free.sum(0).max())
         keys = sample_keys(seed, count, first * best_of) if keys is None else keys
-        scorers = tuple(map(jax.tree_util.Partial, scorers))
+        scorers = scoring.parse(scorers, self.vocab)
 
         def part(rows, keys):
             away = None if against is None else against[rows]

@@ -1,0 +1,99 @@
+"""Scorers against the enumerated tilt."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from udd_jax.diffusion import vocab
+from udd_jax.sampling import scorers
+
+LAYOUT = vocab.image_text((1, 3), 4, 5, 2)
+
+
+def laws(seed=0):
+    rng = np.random.default_rng(seed)
+    return tuple(rng.dirichlet(np.ones(m.classes), (2, m.length)) for m in LAYOUT.modalities)
+
+
+def steered(asked, p):
+    """The law after the scorers, float64[B, n, K] a modality."""
+    x, t = jnp.full((2, LAYOUT.length), LAYOUT.mask_id), jnp.ones(2, int)
+    log_p = tuple(jnp.log(jnp.asarray(y, jnp.float32)) for y in p)
+    for scorer in scorers.parse(asked, LAYOUT):
+        added = jax.jit(scorer)(x, t, log_p)
+        log_p = tuple(jax.nn.log_softmax(y + more) for y, more in zip(log_p, added, strict=True))
+    return [np.exp(np.asarray(y, float)) for y in log_p]
+
+
+@pytest.mark.parametrize("point", scorers.POINTS)
+def test_an_additive_score_is_the_enumerated_tilt(point):
+    """Of whole images, 4^3 of them: the marginals of p(x) exp(1.5 F(x)), with places of its own."""
+    p, table = laws(), np.random.default_rng(1).normal(size=(3, 4))
+    ours, text = steered([(scorers.additive(table), 1.5, point)], p)
+    expected = np.zeros_like(p[0])
+    for x in itertools.product(range(4), repeat=3):
+        at = (range(3), x)
+        weight = p[0][:, *at].prod(1) * np.exp(1.5 * table[at].sum())
+        expected[:, *at] += weight[:, None]
+    np.testing.assert_allclose(ours, expected / expected.sum(-1, keepdims=True), atol=1e-6)
+    np.testing.assert_allclose(text, p[1], atol=1e-6)
+    assert np.abs(ours - p[0]).max() > 0.1
+
+
+def test_drawn_frequencies_are_those_of_the_tilt():
+    p, table = laws(), np.array([0.0, 1, -1, 2])
+    ours = steered([(scorers.additive(table), 1.0)], p)[0][0, 0]
+    expected = p[0][0, 0] * np.exp(table)
+    expected /= expected.sum()
+    drawn = np.random.default_rng(0).choice(4, 20_000, p=ours / ours.sum())
+    error = np.sqrt(expected * (1 - expected) / 20_000)
+    assert (np.abs(np.bincount(drawn, minlength=4) / 20_000 - expected) < 3 * error).all()
+
+
+def test_a_scale_of_0_leaves_the_scorer_out():
+    assert scorers.parse([(scorers.additive(np.ones(4)), 0)], LAYOUT) == ()
+
+
+def test_likeness_is_largest_for_the_reference_and_pulls_towards_it():
+    vectors, codes = np.random.default_rng(2).normal(size=(4, 3)), np.array([0, 3, 1])
+    score = scorers.likeness(vectors, codes)
+    every = np.array(list(itertools.product(range(4), repeat=3)))
+    values = score((jnp.eye(4)[every], None), None, None)
+    assert every[values.argmax()].tolist() == codes.tolist()
+    np.testing.assert_allclose(values.max(), 1, atol=1e-5)
+    p = laws()
+    pulled = steered([(score, 0.5)], p)[0]
+    before, after = (score((jnp.asarray(y),), None, None) for y in (p[0], pulled))
+    assert (after > before).all()
+
+
+def test_the_distance_and_the_variation_are_known():
+    u = scorers.unit(jnp.asarray([[3.0, 4.0], [1.0, 0.0]]))
+    np.testing.assert_allclose(scorers.distance(u, u), 0, atol=1e-6)
+    np.testing.assert_allclose(scorers.distance(u, -u), np.pi**2 / 2, rtol=1e-5)
+    image = jnp.zeros((1, 2, 2, 1)).at[0, 0, 0].set(2)
+    np.testing.assert_allclose(scorers.total_variation(image), [4])
+    cut = scorers.cut_outs(jax.random.key(0), jnp.ones((2, 8, 8, 3)), 5)
+    assert cut.shape == (5, 2, 4, 4, 3) and (cut == 1).all()
+
+
+@pytest.mark.parametrize(
+    "asked, message",
+    [
+        (
+            (lambda p, x, t: p[0].sum((1, 2)), "x"),
+            r"scale 'x', expected a finite",
+        ),
+        ((lambda p, x, t: p[0].sum((1, 2)), jnp.nan), r"scorers 0: scale nan"),
+        ((lambda p, x, t: p[0].sum(), 1), r"scorers 0 returns the shape \[\] for one sample"),
+        ((lambda p, x, t: p[0].sum((1, 2)) / 0, 1), r"scorers 0 returns NaN or infinity"),
+        ((lambda p, x, t: p[0].sum((1, 2)), 1, "here"), r"'here', expected one of expected"),
+        ((3, 1), r"scorers 0: \(3, 1\), expected \(function, scale\)"),
+    ],
+)
+def test_a_bad_scorer_is_one_line(asked, message):
+    with pytest.raises(ValueError, match=message):
+        scorers.parse([asked], LAYOUT)

@@ -1,0 +1,148 @@
+"""Scorers: differentiable functions of the predicted tokens that steer a chain.
+
+    log p = log p + scale dF/dp,    F(p, x_t, t) -> float[B],   p: float[B, n, K] a modality
+
+p is the network's distribution at each position, a point in the simplex. The gradient of F is taken
+at p ("expected"), or at the likeliest tokens as one-hots ("straight_through"). If F is additive
+over positions, the gradient is F itself, and the guided marginals are those of p exp(scale F),
+renormalised: exact. Semantic Diffusion Guidance (arXiv 2112.05744) guides pixels in this way; on
+the simplex of tokens it is ours.
+
+A function of your own goes to `Pipeline.generate(scorers=[(F, scale)])`. Arrays that it needs go
+into a `jax.tree_util.Partial(F, arrays)`, so that other arrays need no new compilation.
+"""
+
+import functools
+import math
+import numbers
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from udd_jax.errors import UserError
+
+FORM = "(tokens: float[B, n, K] a modality, x_t int32[B, L], t int32[B]) -> float[B]"
+
+
+def tilt(score: Callable, scale, x, t, log_p, straight=False):
+    """The scorer (`guidance.Scorer`) of a function F: scale times its gradient."""
+    p = tuple(map(jnp.exp, log_p))
+    if straight:
+        p = tuple(jax.nn.one_hot(y.argmax(-1), y.shape[-1], dtype=y.dtype) for y in p)
+    gradient = jax.grad(lambda p: score(p, x, t).sum())(p)
+    return tuple(scale * y for y in gradient)
+
+
+# Where the gradient is taken. Made once: compiled functions are found by their identity.
+POINTS = {"expected": tilt, "straight_through": functools.partial(tilt, straight=True)}
+
+
+def parse(asked, vocab) -> tuple:
+    """[F's with scales, or `guidance.Scorer`s] -> scorers; a scale of 0 leaves its F out.
+
+    An entry is (F, scale), (F, scale, a word of POINTS), or a function that returns terms of log p.
+    UserError, one line: a scale that is no finite number, or an F whose value at uniform tokens has
+    another shape, or whose value or gradient there is not finite.
+    """
+    found = []
+    for i, entry in enumerate(asked):
+        if callable(entry):
+            found.append(jax.tree_util.Partial(entry))
+            continue
+        if not (isinstance(entry, tuple | list) and len(entry) in (2, 3) and callable(entry[0])):
+            raise UserError(f"scorers {i}: {entry!r}, expected (function, scale) or a function")
+        score, scale, point = (*entry, "expected")[:3]
+        number = isinstance(scale, numbers.Real) and not isinstance(scale, bool)
+        if not number or not math.isfinite(scale):
+            raise UserError(f"scorers {i}: scale {scale!r}, expected a finite number")
+        if point not in POINTS:
+            raise UserError(f"scorers {i}: {point!r}, expected one of {', '.join(POINTS)}")
+        if scale:
+            score = jax.tree_util.Partial(score)
+            _check(i, score, vocab)
+            found.append(jax.tree_util.Partial(POINTS[point], score, jnp.float32(scale)))
+    return tuple(found)
+
+
+def _check(i, score, vocab) -> None:
+    tokens = tuple(jnp.full((1, m.length, m.classes), 1 / m.classes) for m in vocab.modalities)
+    x, t = jnp.full((1, vocab.length), vocab.mask_id), jnp.ones(1, int)
+    shape = list(jax.eval_shape(score, tokens, x, t).shape)
+    if shape != [1]:
+        raise UserError(
+            f"scorers {i} returns the shape {shape} for one sample, expected [1]: {FORM}"
+        )
+    both = jax.jit(jax.value_and_grad(lambda tokens: score(tokens, x, t).sum()))(tokens)
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(both)):
+        raise UserError(f"scorers {i} returns NaN or infinity for even tokens: expected numbers")
+
+
+# ---- Built in -----------------------------------------------------------------------------------
+
+
+def additive(table):
+    """F = sum over places of the value of the image's code there, table float[K] or float[N, K].
+
+    Its gradient is the table itself: a log-linear preference for some codes.
+    """
+    return jax.tree_util.Partial(_additive, jnp.asarray(table, jnp.float32))
+
+
+def _additive(table, tokens, x, t):
+    return (tokens[0] * jnp.broadcast_to(table, tokens[0].shape)).sum((1, 2))
+
+
+def likeness(vectors, codes, content: float = 1.0, style: float = 1.0):
+    """F = content cosine + style likeness of a picture to a reference.
+
+    vectors: float[K, d], the tokenizer's vector of each code; codes: int[N] of the reference.
+    Content is the mean cosine of the expected vectors at each place (SDG); style is minus the
+    squared distance of Gram matrices, relative to that of the reference, and ignores the places.
+    """
+    vectors = jnp.asarray(vectors, jnp.float32)
+    vectors = vectors - vectors.mean(0)[None]
+    weights = jnp.float32([content, style])
+    return jax.tree_util.Partial(_likeness, vectors, vectors[jnp.asarray(codes)], weights)
+
+
+def _likeness(vectors, reference, weights, tokens, x, t):
+    shown = tokens[0] @ vectors  # [B, N, d]
+    gram = jnp.einsum("bnd,bne->bde", shown, shown) / shown.shape[1]
+    target = reference.T @ reference / len(reference)
+    style = -((gram - target[None]) ** 2).sum((1, 2)) / (target**2).sum()
+    content = (unit(shown) * unit(reference)[None]).sum(-1).mean(-1)
+    return weights[0] * content + weights[1] * style
+
+
+def unit(u: jax.Array) -> jax.Array:
+    """u / |u| along the last axis; its gradient is finite at 0."""
+    return u * jax.lax.rsqrt((u**2).sum(-1, keepdims=True) + 1e-12)
+
+
+def distance(u: jax.Array, v: jax.Array) -> jax.Array:
+    """MGAD's distance of unit vectors float[..., d] (arXiv 2209.13360): 2 arcsin^2(|u - v| / 2).
+
+    0 for equal vectors and pi^2 / 2 for opposite ones. float[...].
+    """
+    half = jnp.sqrt(((u - v) ** 2).sum(-1) + 1e-30) / 2
+    return 2 * jnp.arcsin(jnp.minimum(half, 1)) ** 2
+
+
+def cut_outs(key: jax.Array, images: jax.Array, count: int, share: float = 0.5) -> jax.Array:
+    """`count` random squares of each image: float[B, S, S, c] -> float[count, B, s, s, c]."""
+    side = max(1, round(share * images.shape[1]))
+    corners = jax.random.randint(key, (count, 2), 0, images.shape[1] - side + 1)
+
+    def cut(corner):
+        start = (0, corner[0], corner[1], 0)
+        return jax.lax.dynamic_slice(images, start, (len(images), side, side, images.shape[3]))
+
+    return jax.vmap(cut)(corners)
+
+
+def total_variation(images: jax.Array) -> jax.Array:
+    """The mean squared difference of neighbours: float[B, h, w, c] -> float[B]."""
+    down, right = jnp.diff(images, axis=1), jnp.diff(images, axis=2)
+    return (down**2).mean((1, 2, 3)) + (right**2).mean((1, 2, 3))
