@@ -95,8 +95,8 @@ _flag(
     "weight of each prompt, which are then one condition; .5:linear or .5:0.2,0.8 over time",
 )  # fmt: skip
 _flag("sample", "integer", "best_of", 1, "candidates of each sample; the best one by the bound")
-_flag("sample", "float", "share", None, "codes masked in a round; for edit, .25")
-_flag("sample", "integer", "rounds", None, "rounds of masking; for edit, 8")
+_flag("sample", "float", "share", None, "codes masked in a round; for edit, .4")
+_flag("sample", "integer", "rounds", None, "rounds of masking; for edit, 24")
 _flag("sample", "multi_string", "extend", [], "SIDE:PIXELS such as left:8; for outpaint")
 _flag("sample", "integer", "num", None, "how many; of each prompt or image")
 _flag("sample", "integer", "batch_size", 64, "how many at once")

@@ -43,6 +43,8 @@ def sample(workdir, flags, changes: dict | None = None) -> pathlib.Path:
     out = _folder(flags.out or _home(workdir) / "generated")
     # A few samples take less time than compilation, and one block compiles faster than all of them.
     pipe = pipe.with_network(unroll=1)
+    if flags.task == "edit" and pipe.guidable:
+        changes = {"guidance": pipeline.EDIT_GUIDANCE, **changes}
     settings = pipe.settings(**changes)
     _check_settings(flags, settings, changes)
     given, most, mask = {}, max((len(rows) for rows in asked.values()), default=1), None

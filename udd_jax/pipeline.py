@@ -47,6 +47,7 @@ from udd_jax.values import Result
 LN2 = math.log(2)
 LEAST = 4  # rows of a batch
 PACKAGED = pathlib.Path(__file__).parent / "assets" / "shapes"  # the run of the package
+EDIT_GUIDANCE = 2.0  # of `edit`, measured on shapes (benchmarks/RESULTS.md)
 
 
 def sample_keys(seed: int, count: int, first: int = 0) -> jax.Array:
@@ -260,13 +261,13 @@ class Pipeline:
         return self.generate("infill", given=given, masks=masks, num=num, seed=seed, **settings)
 
     def edit(
-        self, images, captions, *, share=0.25, rounds=8, num=1, seed=0, batch_size=64, **settings
+        self, images, captions, *, share=0.4, rounds=24, num=1, seed=0, batch_size=64, **settings
     ) -> Result:
         """Changes images to follow new captions, without a mask (Muse, arXiv 2301.00704).
 
         Each of `rounds` rounds masks a random `share` of the image's codes anew and draws them
-        given the others and the caption, like a Gibbs sampler. More rounds follow the caption
-        further, a smaller share keeps more.
+        given the others and the caption, like a Gibbs sampler. More rounds, a larger share and more
+        guidance follow the caption further. The guidance is EDIT_GUIDANCE unless given.
 
         >>> images, captions = pipe.example(1)
         >>> pipe.edit(images, "a blue circle", rounds=1).images.shape
@@ -282,6 +283,8 @@ class Pipeline:
         given = {n: np.repeat(r, count * num // len(r), axis=0) for n, r in given.items()}
         rng, where = np.random.default_rng(values.whole("seed", seed)), self._slice("image")
         absent = np.zeros((count * num, len(self.vocab.modalities)), bool)
+        if self.guidable:
+            settings = {"guidance": EDIT_GUIDANCE, **settings}
         drawn = max(1, round(share * (where.stop - where.start)))
         for _ in range(rounds):
             free = np.zeros((count * num, self.vocab.length), bool)

@@ -234,3 +234,14 @@ def test_how_sure_p_is_has_its_three_measures():
     entropy = -(0.5 * np.log(0.5) + 0.2 * np.log(0.2) + 0.3 * np.log(0.3))
     np.testing.assert_allclose(look.entropy, [[entropy, 0]], rtol=1e-5)
     assert int(look.token[0, 1]) == 1 and float(look.log_prob[0, 1]) == 0
+
+
+def test_how_sure_p_is_comes_from_before_truncation():
+    """The token is drawn from what is left; the confidence is that of the whole."""
+    p = jnp.log(jnp.asarray([[[0.5, 0.3, 0.2]]]))
+    words = random_words.words(jax.random.key(0), (1, 1))
+    look = rules.look(words, jnp.log(jnp.asarray([[[1.0, 0, 0]]])), p)
+    assert int(look.token[0, 0]) == 0
+    for found, expected in ((look.log_best, 0.5), (look.log_prob, 0.5)):
+        np.testing.assert_allclose(np.exp(found), [[expected]], rtol=1e-6)
+    np.testing.assert_allclose(look.margin, [[0.2]], rtol=1e-5)

@@ -19,12 +19,12 @@ from udd_jax.diffusion.transition import Kernel
 class Look(NamedTuple):
     """The drawn tokens and how certain p is at each position, [B, L] (or [B, n]) each."""
 
-    token: jax.Array  # int32, local ids, drawn from p
-    log_prob: jax.Array  # its log p
+    token: jax.Array  # int32, local ids, drawn from p after temperature and truncation
+    log_prob: jax.Array  # its log p; this and all below: before temperature and truncation
     best: jax.Array  # int32, the most likely class
     log_best: jax.Array  # its log p
     margin: jax.Array  # p of the most likely class minus p of the second
-    entropy: jax.Array  # in nats, of p before temperature and truncation
+    entropy: jax.Array  # in nats
     purity: jax.Array | None = None  # for the sampler "purity": log purity
 
 
@@ -32,24 +32,29 @@ def look(words: jax.Array, log_p: jax.Array, log_plain: jax.Array | None = None)
     """Draws tokens from p and measures how certain p is. Fields that a rule ignores cost nothing.
 
     words: uint32[B, n]; log_p: float[B, n, K] of one modality, normalised. log_plain: log p before
-    temperature and truncation, if it differs; the entropy is computed from it. If truncation leaves
-    one class of two, the token is certain but the network is not.
+    temperature and truncation, if it differs; all but the token is computed from it. If truncation
+    leaves one class of two, the token is certain but the network is not.
     """
     token = random_words.categorical(words, log_p)
-    best = jnp.argmax(log_p, axis=-1).astype(jnp.int32)
-    log_best = jnp.max(log_p, axis=-1)
-    own = transition.is_class(best, log_p.shape[-1])
-    second = jnp.max(jnp.where(own, -jnp.inf, log_p), axis=-1)
     log_q = log_p if log_plain is None else log_plain
-    q = jnp.exp(log_q)
+    best = jnp.argmax(log_q, axis=-1).astype(jnp.int32)
+    log_best = jnp.max(log_q, axis=-1)
+    own = transition.is_class(best, log_q.shape[-1])
+    second = jnp.max(jnp.where(own, -jnp.inf, log_q), axis=-1)
     return Look(
         token,
-        jnp.take_along_axis(log_p, token[..., None], axis=-1)[..., 0],
+        jnp.take_along_axis(log_q, token[..., None], axis=-1)[..., 0],
         best,
         log_best,
         jnp.exp(log_best) - jnp.exp(second),
-        -jnp.where(q > 0, q * jnp.where(q > 0, log_q, 0), 0).sum(-1),
+        entropy(log_q),
     )
+
+
+def entropy(log_p: jax.Array) -> jax.Array:
+    """In nats, of normalised log p: float[..., K] -> float[...]."""
+    p = jnp.exp(log_p)
+    return -jnp.where(p > 0, p * jnp.where(p > 0, log_p, 0), 0).sum(-1)
 
 
 # ---- Rules by time ------------------------------------------------------------------------------

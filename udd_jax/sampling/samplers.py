@@ -106,7 +106,7 @@ def doubtful(kernel: Kernel, m: int, log_p, xt, t, free, count):
 
 def _remdm(rule: str):
     def draw(move: Move):
-        found = adjusted_look(move.words[..., 1], move.log_p, None, move.settings)
+        found = _truncated_look(move.words[..., 1], move.log_p, None, move.settings)
         words, eta = move.words[..., 0], move.settings.eta
         where = (move.xt, move.s, move.t, move.free, move.psi)
         return rules.remdm(move.kernel, move.m, words, found, *where, rule, eta)
@@ -115,14 +115,26 @@ def _remdm(rule: str):
 
 
 def adjusted_look(words, log_p, masked, settings) -> rules.Look:
-    """The `look` of most samplers: tokens are drawn after temperature and truncation."""
+    """The `look` of most samplers: tokens are drawn after temperature and truncation, but how
+    certain the network is comes from before."""
     return chunks.in_pieces(
         lambda w, p: rules.look(w, truncation.adjust(p, settings), p), words, log_p
     )
 
 
+def _truncated_look(words, log_p, masked, settings) -> rules.Look:
+    """As `adjusted_look`, but all except the entropy comes from after truncation: for ReMDM, whose
+    psi is the probability with which a token was drawn, and for best-first (RESULTS.md)."""
+
+    def found(words, log_p):
+        look = rules.look(words, truncation.adjust(log_p, settings))
+        return look._replace(entropy=rules.entropy(log_p))
+
+    return chunks.in_pieces(found, words, log_p)
+
+
 def _likeliest_look(words, log_p, masked, settings) -> rules.Look:
-    found = adjusted_look(words, log_p, masked, settings)
+    found = _truncated_look(words, log_p, masked, settings)
     return found._replace(token=found.best)
 
 
