@@ -629,10 +629,14 @@ MUTANTS = (
         "sampling",
         GUIDANCE,
         ("guidance: linear upwards", "return 1 + w * (1 - part)", "return 1 + w * part"),
-        ("guidance: an open interval", "(part <= high)", "(part < high)"),
+        (
+            "guidance: an open interval",
+            "w * ((part >= low) & (part <= high))",
+            "w * ((part >= low) & (part < high))",
+        ),
         (
             "guidance: the unconditional branch sees the condition",
-            "Branch(jnp.where(own, x, instead), then, free & own, weight)",
+            "Branch(jnp.where(own, x, instead_of_it), then, free & own, weight)",
             "Branch(x, then, free & own, weight)",
         ),
         (
