@@ -51,6 +51,7 @@ def server(place, compiled):
     yield process, found[1]
     if process.poll() is None:
         process.kill()
+    process.wait()
     process.stdout.close()
 
 
