@@ -58,18 +58,21 @@ def main(path: str) -> None:
     series["next jump, mask only"] = tuple(zip(*points, strict=True))
     print("next jump", *(f"{calls:.0f}: {share:.3f}" for calls, share in points), flush=True)
 
-    drawn = page.plot("", series, "network calls", log_x=True, dots=True)
+    size = (480, 240)
+    drawn = page.plot("", series, "network calls", log_x=True, dots=True, size=size)
     drawn = drawn[drawn.index("<svg") : drawn.index("</svg>")]
     for i, colour in enumerate(COLOURS):
         drawn = drawn.replace(f"var(--c{i})", colour)
     style = "text{font:11px sans-serif;fill:#57606a}.grid{stroke:#d0d7de;fill:none}"
-    names = [
-        f'<text x="60" y="{26 + 14 * i}" style="fill:{COLOURS[i]}">{page.escape(name)}</text>'
-        for i, name in enumerate(series)
-    ]
+    names = []
+    for i, name in enumerate(series):
+        place = f'x="{size[0] + 4}" y="{60 + 18 * i}" style="fill:{COLOURS[i]}"'
+        names.append(f"<text {place}>{page.escape(name)}</text>")
     white = '<rect width="100%" height="100%" fill="#fff"/>'
     head, _, rest = drawn.partition(">")
-    head = head.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"')
+    wide = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size[0] + 150} {size[1]}"'
+    head = head.replace(f'<svg viewBox="0 0 {size[0]} {size[1]}" width="{size[0]}"', wide)
+    assert wide in head
     text = f"{head}><style>{style}</style>{white}{rest}{''.join(names)}</svg>\n"
     files.write_bytes(pathlib.Path(path), text.encode())
 
