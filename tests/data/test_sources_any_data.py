@@ -8,6 +8,7 @@ import tarfile
 import tempfile
 
 import hypothesis
+import pytest
 from hypothesis import strategies
 
 from tests.data.test_sources_cases import members, picture, shard
@@ -15,6 +16,13 @@ from udd_jax.data import captions, sources, survey
 from udd_jax.data.sources import listing
 
 SOME = hypothesis.settings(max_examples=60, deadline=None)
+MANY = hypothesis.settings(
+    max_examples=1000,
+    deadline=None,
+    derandomize=False,
+    suppress_health_check=list(hypothesis.HealthCheck),
+)
+LONG = {}
 LETTERS = strategies.text(
     strategies.characters(blacklist_characters="/\x00", blacklist_categories=("Cs",)), max_size=6
 )
@@ -35,10 +43,21 @@ CELLS = strategies.one_of(
     strategies.sampled_from(["a.png", "train/a.png", "../a.png", "/a.png", "a\\b.png", "", "\0"]),
     strategies.sampled_from([None, 3, [], ["a", "b"], {"raw": "x"}, 1e308, True]),
 )
+WRITTEN = pathlib.Path(__file__).parents[1] / "fixtures" / "written"
 FIELDS = ["file_name", "image", "text", "captions", "split", "", "other"]
 ROWS = strategies.lists(
     strategies.dictionaries(strategies.sampled_from(FIELDS), CELLS, max_size=4), max_size=5
 )
+
+
+def claim(*given):
+    """A claim for 60 inputs; the slow tests try 1,000 others, new ones each time."""
+
+    def decorate(test):
+        LONG[test.__name__] = MANY(hypothesis.given(*given)(test))
+        return SOME(hypothesis.given(*given)(test))
+
+    return decorate
 
 
 @contextlib.contextmanager
@@ -73,8 +92,7 @@ def write(root, name, content):
     path.write_bytes(content)
 
 
-@SOME
-@hypothesis.given(
+@claim(
     strategies.dictionaries(strategies.tuples(FOLDERS, NAMES), PICTURES, max_size=8),
     strategies.dictionaries(
         strategies.tuples(FOLDERS, NAMES, strategies.sampled_from([".txt", ".json", ".caption"])),
@@ -103,8 +121,7 @@ def table(rows, end):
     return "\n".join(",".join(map(str, line)) for line in lines).encode()
 
 
-@SOME
-@hypothesis.given(ROWS, strategies.sampled_from(["json", "jsonl", "csv", "txt", "tsv"]), WORDS)
+@claim(ROWS, strategies.sampled_from(["json", "jsonl", "csv", "txt", "tsv"]), WORDS)
 def test_any_list_is_read_or_refused_in_one_line(rows, end, rubbish):
     with tempfile.TemporaryDirectory() as root:
         for name in ("a", "b", "train/a"):
@@ -116,8 +133,7 @@ def test_any_list_is_read_or_refused_in_one_line(rows, end, rubbish):
                 assert keys >= {"a.png", "b.png", "train/a.png"}
 
 
-@SOME
-@hypothesis.given(strategies.data())
+@claim(strategies.data())
 def test_any_damage_to_a_shard_is_a_fault_and_never_a_traceback(data):
     with tempfile.TemporaryDirectory() as root:
         path = pathlib.Path(root, "a.tar")
@@ -140,8 +156,7 @@ def test_any_damage_to_a_shard_is_a_fault_and_never_a_traceback(data):
             opened(f"webdataset:{path}")
 
 
-@SOME
-@hypothesis.given(strategies.dictionaries(LETTERS, WORDS, max_size=6))
+@claim(strategies.dictionaries(LETTERS, WORDS, max_size=6))
 @hypothesis.example({"\n": b"[]"})
 def test_any_names_in_a_shard_are_read_or_counted(files):
     with tempfile.TemporaryDirectory() as root:
@@ -157,8 +172,32 @@ def test_any_names_in_a_shard_are_read_or_counted(files):
             opened(f"webdataset:{root}")
 
 
-@SOME
-@hypothesis.given(strategies.binary(max_size=200))
+@claim(strategies.binary(max_size=200))
 def test_any_bytes_are_decoded_to_text_without_a_mark(content):
     assert "\ufeff" not in captions.decode(content)
     assert all(line.strip() for line in captions.lines(content)[1:])
+
+
+@claim(
+    strategies.sampled_from(["datasets_parquet", "datasets_disk", "img2dataset_parquet"]),
+    strategies.lists(strategies.tuples(strategies.floats(0, 0.999), strategies.integers(0, 7))),
+    strategies.floats(0, 1),
+)
+def test_any_damage_to_a_table_of_pictures_is_a_fault_or_one_line(name, flips, kept):
+    with tempfile.TemporaryDirectory() as root:
+        for path in (WRITTEN / name).rglob("*.[pa]*r*"):
+            if path.suffix in (".parquet", ".arrow"):
+                content = bytearray(path.read_bytes())
+                for place, bit in flips[:3]:
+                    content[int(place * len(content))] ^= 1 << bit
+                if kept < 0.5:
+                    content = content[: int(2 * kept * len(content))]
+                write(root, path.relative_to(WRITTEN / name), content)
+        with one_line():
+            opened(f"parquet:{root}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LONG)
+def test_many_more_inputs_hold_to_the_claim(name):
+    LONG[name]()

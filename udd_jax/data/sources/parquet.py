@@ -22,7 +22,12 @@ from udd_jax.errors import UserError
 
 _IMAGE_FIELDS = ("image", "img", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes")
 _ENDS = (".parquet", ".arrow")
+_DAMAGE = (OSError, ValueError, pyarrow.ArrowException)
 _CLASSES = ("label", "labels")
+
+
+def _line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 class _Arrow:
@@ -36,7 +41,10 @@ class _Arrow:
                 file.seek(0)
                 table = ipc.open_file(file).read_all()
         self._batches, self.schema_arrow = table.to_batches(), table.schema
-        self.num_row_groups = len(self._batches)
+        self.num_row_groups, self.metadata = len(self._batches), self
+
+    def row_group(self, group: int):
+        return self._batches[group]
 
     def read_row_group(self, group: int, columns: list[str]) -> pyarrow.Table:
         return pyarrow.Table.from_batches([self._batches[group]]).select(columns)
@@ -55,7 +63,10 @@ def _open(path):
 def read(where: tuple[str, str, int, int]) -> bytes:
     """The image bytes at (file, column, row group, row)."""
     path, column, group, row = where
-    value = _images(path, column, group)[row]
+    try:
+        value = _images(path, column, group)[row]
+    except (*_DAMAGE, IndexError) as error:
+        raise UserError(f"{path}, row group {group} is damaged: {_line(error)}") from None
     content = value.get("bytes") if isinstance(value, dict) else value
     if not isinstance(content, bytes):
         raise UserError(f"{path}, row group {group}, row {row} has no image bytes in {column!r}")
@@ -76,8 +87,8 @@ def items(path, image_field=None, caption_field=None, split_field="split") -> li
         name = str(file.relative_to(root))
         try:
             table = _open(file)
-        except (OSError, ValueError) as error:
-            broken = listing.Broken(f"unreadable: {str(error).splitlines()[0]}")
+        except _DAMAGE as error:
+            broken = listing.Broken(f"unreadable: {_line(error)}")
             found.append(listing.Item(name, broken, (), {}, split))
             continue
         fields = image_field, caption_field, split_field
@@ -103,7 +114,14 @@ def _rows(table, file, name, split, image_field, caption_field, split_field):
     classes = _classes(table.schema_arrow)
     number = 0
     for group in range(table.num_row_groups):
-        rows = table.read_row_group(group, columns=others).to_pylist() if others else []
+        try:
+            rows = table.read_row_group(group, columns=others).to_pylist() if others else []
+        except _DAMAGE as error:
+            for _ in range(table.metadata.row_group(group).num_rows):
+                broken = listing.Broken(f"row group {group} is damaged: {_line(error)}")
+                yield listing.Item(f"{name}/{number}", broken, (), {}, split)
+                number += 1
+            continue
         for row, values in enumerate(rows):
             where, key = f"{name}, row {number}", f"{name}/{number}"
             number += 1
