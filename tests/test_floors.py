@@ -1,7 +1,7 @@
 """The house: packages import in one direction, only network files know linen, and files are short.
 
-main > stages, generate, demo > evaluation, pipeline > convert, training > build > values > data
-     > networks, tokenizers, sampling > command_line > diffusion, runtime > errors
+main > stages, generate, demo > evaluation > pipeline > convert, hub, steering > training > build
+     > values > data > networks, tokenizers, sampling > command_line > diffusion, runtime > errors
 """
 
 import ast
@@ -19,7 +19,7 @@ FLOORS = (  # from the ground up; rooms of one floor do not import each other
     {"values"},
     {"build"},
     {"training"},
-    {"convert", "hub"},
+    {"convert", "hub", "steering"},
     {"pipeline"},
     {"evaluation"},
     {"stages", "generate", "demo"},

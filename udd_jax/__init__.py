@@ -11,7 +11,9 @@ The packages, each with one question:
     tokenizers    How do pixels and words become codes, and codes pixels and words again?
     data          How do records become batches?
     training      How are the weights found?
+    steering      How is a result pushed, chosen or changed?  Weights, candidates, edits.
     evaluation    How good is it?
+    demo          How do I try it in a browser?
     convert       How do published weights get in and out?
     runtime       What does a long computation need?
 

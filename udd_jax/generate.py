@@ -20,6 +20,7 @@ from udd_jax.diffusion import tasks
 from udd_jax.errors import UserError
 from udd_jax.evaluation.report import contact_sheet
 from udd_jax.runtime import logbook
+from udd_jax.steering import edits
 
 SHORT = {"text": "prompt", "image": "image"}  # short flags for `--given NAME=`
 SEEDS = 2**32  # a key of JAX has so many
@@ -44,7 +45,7 @@ def sample(workdir, flags, changes: dict | None = None) -> pathlib.Path:
     # A few samples take less time than compilation, and one block compiles faster than all of them.
     pipe = pipe.with_network(unroll=1)
     if flags.task == "edit" and pipe.guidable:
-        changes = {"guidance": pipeline.EDIT_GUIDANCE, **changes}
+        changes = {"guidance": edits.GUIDANCE, **changes}
     settings = pipe.settings(**changes)
     _check_settings(flags, settings, changes)
     given, most, mask = {}, max((len(rows) for rows in asked.values()), default=1), None

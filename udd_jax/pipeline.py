@@ -19,11 +19,10 @@ import dataclasses
 import functools
 import inspect
 import math
-import numbers
 import pathlib
 import tempfile
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,30 +36,22 @@ from udd_jax.diffusion import vocab as vocabs
 from udd_jax.errors import UserError
 from udd_jax.networks import transformer
 from udd_jax.runtime import compiled, files, sharding, trees
-from udd_jax.sampling import outpainting
-from udd_jax.sampling import prompts as weighted
+from udd_jax.sampling import prompts as branching
 from udd_jax.sampling import scorers as scoring
 from udd_jax.sampling.settings import Settings
+from udd_jax.steering import candidates, edits, weighted
 from udd_jax.tokenizers import codecs
 from udd_jax.values import Result
 
 LN2 = math.log(2)
 LEAST = 4  # rows of a batch
 PACKAGED = pathlib.Path(__file__).parent / "assets" / "shapes"  # the run of the package
-EDIT_GUIDANCE = 2.0  # of `edit`, measured on shapes (benchmarks/RESULTS.md)
 
 
 def sample_keys(seed: int, count: int, first: int = 0) -> jax.Array:
     """The keys of samples `first`, `first` + 1, ... of a call with this seed: [count]."""
     each = jnp.arange(first, first + count)
     return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), each)
-
-
-class Ranking(NamedTuple):
-    """Candidates in groups of `num`: of `Pipeline.rerank`."""
-
-    order: np.ndarray  # int64[groups, num], the best first
-    scores: np.ndarray  # float64[groups, num], in the order of the candidates; larger is better
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -267,34 +258,14 @@ class Pipeline:
 
         Each of `rounds` rounds masks a random `share` of the image's codes anew and draws them
         given the others and the caption, like a Gibbs sampler. More rounds, a larger share and more
-        guidance follow the caption further. The guidance is EDIT_GUIDANCE unless given.
+        guidance follow the caption further. The guidance is `edits.GUIDANCE` unless given.
 
         >>> images, captions = pipe.example(1)
         >>> pipe.edit(images, "a blue circle", rounds=1).images.shape
         (1, 32, 32, 3)
         """
-        rounds = values.whole("rounds", rounds, 1)
-        number = isinstance(share, numbers.Real) and not isinstance(share, bool)
-        if not number or not 0 < share <= 1:
-            raise UserError(f"share = {share!r}, expected a number in (0, 1]")
-        num = values.whole("num", num, 1)
-        given = {"image": self._ids("image", images), "text": self._ids("text", captions)}
-        count = self._count(None, {n: r for n, r in given.items() if len(r) != 1} or given)
-        given = {n: np.repeat(r, count * num // len(r), axis=0) for n, r in given.items()}
-        rng, where = np.random.default_rng(values.whole("seed", seed)), self._slice("image")
-        absent = np.zeros((count * num, len(self.vocab.modalities)), bool)
-        if self.guidable:
-            settings = {"guidance": EDIT_GUIDANCE, **settings}
-        drawn = max(1, round(share * (where.stop - where.start)))
-        for _ in range(rounds):
-            free = np.zeros((count * num, self.vocab.length), bool)
-            order = rng.random((count * num, where.stop - where.start)).argsort(axis=1)
-            free[:, where] = order < drawn
-            masks, options = tasks.Masks(free, absent), {"batch_size": batch_size, **settings}
-            key = int(rng.integers(2**31))
-            result = self.generate("infill", given=given, masks=masks, seed=key, **options)
-            given["image"] = np.asarray(self.vocab.split(jnp.asarray(result.tokens))["image"])
-        return result
+        options = {"num": num, "seed": seed, "batch_size": batch_size}
+        return edits.edit(self, images, captions, share, rounds, **options, **settings)
 
     def outpaint(
         self, images, captions=None, *, extend: dict[str, int], num=1, seed=0, **settings
@@ -307,22 +278,7 @@ class Pipeline:
         >>> pipe.outpaint(pipe.example(1)[0], extend={"left": 8}).shape
         (1, 32, 40, 3)
         """
-        tokenizer = self.tokenizers["image"]
-        extend = outpainting.sides(extend, tokenizer.image_size)
-        num = values.whole("num", num, 1)
-        images = np.repeat(self._plain("image", images), num, axis=0)
-        if captions is not None:
-            captions = self._plain("text", captions)
-            if len(captions) * num not in (num, len(images)):
-                raise UserError(f"outpaint: {len(images) // num} images, {len(captions)} captions")
-            captions = [c for c in captions for _ in range(len(images) // len(captions))]
-
-        def infill(windows, mask, number):
-            options = {"seed": seed + number, **settings}
-            return self.infill(windows, mask, captions, **options).images
-
-        cell = tokenizer.image_size // tokenizer.grid[0]
-        return outpainting.outpaint(infill, images, extend, cell)
+        return edits.outpaint(self, images, captions, extend, num, seed, **settings)
 
     def reconstruct(self, images) -> np.ndarray:
         """Encodes and decodes images with the image tokenizer: an upper limit for all samples.
@@ -422,7 +378,7 @@ class Pipeline:
 
     def rerank(
         self, images, captions, *, num: int, task="t2i", by="bound", times=8, seed=0
-    ) -> "Ranking":
+    ) -> candidates.Ranking:
         """Ranks candidates, `num` consecutive rows each, by how well image and caption fit.
 
         task: what was generated. by: "bound", the model's bound on log2 p in the other direction
@@ -438,41 +394,8 @@ class Pipeline:
         count = self._count(None, tokens)
         if count % values.whole("num", num, 1):
             raise UserError(f"rerank: {count} candidates are no multiple of num = {num}")
-        return self._rank(tokens, num, self._directions(task), by, times, seed)
-
-    def _directions(self, task) -> tuple[str, ...]:
-        """The tasks whose bounds say how well a sample of `task` fits. UserError if there is none.
-
-        Of a task with given modalities the other way round; else each modality given the others.
-        """
-        rule = tasks.parse(self.vocab, task)
-        if task == "infill" or len(rule.free + rule.given) < 2:
-            raise UserError(f"task {task!r} has no other direction to rank candidates by")
-        if rule.given:
-            return (f"{','.join(rule.given)}|{','.join(rule.free)}",)
-        others = lambda name: ",".join(n for n in rule.free if n != name)  # noqa: E731
-        return tuple(f"{name}|{others(name)}" for name in rule.free)
-
-    def _rank(self, tokens, num, directions, by="bound", times=8, seed=0) -> "Ranking":
-        if by == "bound":
-            parts = [
-                self.score(tokens, task=task, times=times, seed=seed, common=True).sum(1)
-                for task in directions
-            ]
-            scores = np.sum(parts, axis=0)
-        elif callable(by):
-            scores = np.asarray(by(tokens), np.float64)
-        else:
-            raise UserError(f"rerank: by = {by!r}, expected 'bound' or a function")
-        scores = scores.reshape(-1, num)
-        return Ranking(np.argsort(-scores, axis=1, kind="stable"), scores)
-
-    def _best(self, tokens, calls, states, num, directions, by):
-        """Keeps the best of each `num` consecutive samples of a batch."""
-        ids = {k: np.asarray(v) for k, v in self.vocab.split(jnp.asarray(tokens)).items()}
-        order = self._rank(ids, num, directions, by).order[:, 0]
-        rows = np.arange(len(order)) * num + order
-        return tokens[rows], calls[rows], states[rows]
+        ways = candidates.directions(self, task)
+        return candidates.rank(self, tokens, num, ways, by, times, seed)
 
     def example(self, count: int, split="test") -> tuple[np.ndarray, list[str]]:
         """The first `count` images and captions of a split of the run's data."""
@@ -595,11 +518,11 @@ class Pipeline:
         values.whole("batch_size", batch_size, 1), values.whole("seed", seed)
         best_of = values.whole("best_of", best_of, 1)
         num = values.whole("num", num, 1) * best_of
-        directions = self._directions(task) if best_of > 1 else ()
+        ways = candidates.directions(self, task) if best_of > 1 else ()
         given = {name: self._ids(name, rows) for name, rows in (given or {}).items()}
-        asked = self._prompts(prompts, given, guide) if prompts is not None else None
+        asked = weighted.read(self, prompts, given, guide) if prompts is not None else None
         if asked is not None:
-            given = given | weighted.together(asked)
+            given = given | branching.together(asked)
         if masks is None:
             self._check_given(task, given)
         count = self._count(count, given) * num
@@ -621,12 +544,12 @@ class Pipeline:
         still = self.still(masks)
         free, absent = np.asarray(masks.free), np.asarray(masks.absent)
         if asked is not None:
-            asked = self._branched(asked, count, free)
+            asked = weighted.branched(self, asked, count, free)
         branches = 1
         if guide is not None:
             branches = 0
         elif asked is not None:
-            branches = weighted.calls(asked, settings.guidance)
+            branches = branching.calls(asked, settings.guidance)
         elif settings.on("guidance"):
             any_free = np.stack([free[:, where].any(1) for where in self.vocab.slices])
             branches += int(any_free.sum(0).max())
@@ -638,7 +561,7 @@ class Pipeline:
             steer = None if guide is None else jax.tree_util.Partial(guide)
             if asked is not None:
                 here = asked._replace(x=asked.x[:, rows])
-                steer = jax.tree_util.Partial(weighted.branches, here)
+                steer = jax.tree_util.Partial(branching.branches, here)
             result = self._sample(
                 self.params,
                 keys,
@@ -657,44 +580,8 @@ class Pipeline:
         names = [m.name for m, out in zip(self.vocab.modalities, left_out, strict=True) if not out]
         batches = self._in_batches(part, keys, max(batch_size // best_of, 1) * best_of)
         if best_of > 1:
-            batches = (self._best(*batch, best_of, directions, by) for batch in batches)
+            batches = (candidates.best(self, *batch, best_of, ways, by) for batch in batches)
         return (self._result(names, *batch, branches) for batch in batches)
-
-    def _prompts(self, prompts, given, guide) -> list:
-        """[(ids by modality int32[1 or n, length], weight, schedule)] of weighted prompts."""
-        if guide is not None:
-            raise UserError("prompts and guide are both given, expected one of them")
-        found = []
-        for value, weight, schedule in weighted.parse(prompts):
-            ids = value if isinstance(value, dict) else {"text": value}
-            twice = [name for name in ids if name in given]
-            if twice:
-                raise UserError(f"prompts and given both have {twice[0]!r}, expected one of them")
-            ids = {name: self._ids(name, rows) for name, rows in ids.items()}
-            found.append((ids, weight, schedule))
-        return found
-
-    def _branched(self, asked, count, free) -> weighted.Prompts | None:
-        """The prompts as branches for `count` samples, or None for a single one of weight 1."""
-        rows = [
-            {n: np.repeat(r, count // len(r), axis=0) for n, r in ids.items()} for ids, *_ in asked
-        ]
-        names = [m.name for m in self.vocab.modalities]
-        has = np.array([[name in ids for name in names] for ids in rows])
-        for name, where, some in zip(names, self.vocab.slices, has.any(0), strict=True):
-            if some and free[:, where].any():
-                raise UserError(f"prompts have {name!r}, which is generated: leave it out")
-        x = np.stack([self._fuse(ids, count, self.vocab.mask_id) for ids in rows])
-        weights, schedules = zip(*(entry[1:] for entry in asked), strict=True)
-        found = weighted.merge(x, has, weights, schedules, self.kernel.steps)
-        if weighted.plain(found) and (found.has[0] == has.any(0)).all():
-            return None
-        if not self.guidable:
-            raise UserError(
-                "prompts with weights need a run that was trained with absent conditions: expected "
-                "one prompt of weight 1"
-            )
-        return found
 
     def _result(self, names, tokens, calls, states, branches) -> Result:
         """The samples of a batch. names: the modalities to decode; states: int32[n, trace, L]."""

@@ -1,0 +1,57 @@
+"""Candidates, ranked by the model's own bound in the other direction, or by a user's function."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from udd_jax.diffusion import tasks
+from udd_jax.errors import UserError
+
+
+class Ranking(NamedTuple):
+    """Candidates in groups of `num`: of `Pipeline.rerank`."""
+
+    order: np.ndarray  # int64[groups, num], the best first
+    scores: np.ndarray  # float64[groups, num], in the order of the candidates; larger is better
+
+
+def directions(pipe, task: str) -> tuple[str, ...]:
+    """The tasks whose bounds say how well a sample of `task` fits. UserError if there is none.
+
+    Of a task with given modalities the other way round; else each modality given the others.
+    """
+    rule = tasks.parse(pipe.vocab, task)
+    if task == "infill" or len(rule.free + rule.given) < 2:
+        raise UserError(f"task {task!r} has no other direction to rank candidates by")
+    if rule.given:
+        return (f"{','.join(rule.given)}|{','.join(rule.free)}",)
+    others = lambda name: ",".join(n for n in rule.free if n != name)  # noqa: E731
+    return tuple(f"{name}|{others(name)}" for name in rule.free)
+
+
+def rank(pipe, tokens: dict, num: int, ways, by="bound", times=8, seed=0) -> Ranking:
+    """Ranks rows of {modality: ids int32[n, length]}, `num` consecutive ones at a time.
+
+    ways: of `directions`. by, times, seed: as in `Pipeline.rerank`. UserError for another `by`.
+    """
+    if by == "bound":
+        parts = [
+            pipe.score(tokens, task=task, times=times, seed=seed, common=True).sum(1)
+            for task in ways
+        ]
+        scores = np.sum(parts, axis=0)
+    elif callable(by):
+        scores = np.asarray(by(tokens), np.float64)
+    else:
+        raise UserError(f"rerank: by = {by!r}, expected 'bound' or a function")
+    scores = scores.reshape(-1, num)
+    return Ranking(np.argsort(-scores, axis=1, kind="stable"), scores)
+
+
+def best(pipe, tokens, calls, states, num: int, ways, by):
+    """Keeps the best of each `num` consecutive samples of a batch."""
+    ids = {k: np.asarray(v) for k, v in pipe.vocab.split(jnp.asarray(tokens)).items()}
+    order = rank(pipe, ids, num, ways, by).order[:, 0]
+    rows = np.arange(len(order)) * num + order
+    return tokens[rows], calls[rows], states[rows]

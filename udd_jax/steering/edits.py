@@ -1,0 +1,59 @@
+"""Edits of images: to a new caption without a mask, and beyond their sides."""
+
+import numbers
+
+import jax.numpy as jnp
+import numpy as np
+
+from udd_jax import values
+from udd_jax.diffusion import tasks
+from udd_jax.errors import UserError
+from udd_jax.sampling import outpainting
+
+GUIDANCE = 2.0  # of `edit`, measured on shapes (benchmarks/RESULTS.md)
+
+
+def edit(pipe, images, captions, share, rounds, num, seed, batch_size, **settings):
+    """The samples of `Pipeline.edit`."""
+    rounds = values.whole("rounds", rounds, 1)
+    number = isinstance(share, numbers.Real) and not isinstance(share, bool)
+    if not number or not 0 < share <= 1:
+        raise UserError(f"share = {share!r}, expected a number in (0, 1]")
+    num = values.whole("num", num, 1)
+    given = {"image": pipe._ids("image", images), "text": pipe._ids("text", captions)}
+    count = pipe._count(None, {n: r for n, r in given.items() if len(r) != 1} or given)
+    given = {n: np.repeat(r, count * num // len(r), axis=0) for n, r in given.items()}
+    rng, where = np.random.default_rng(values.whole("seed", seed)), pipe._slice("image")
+    absent = np.zeros((count * num, len(pipe.vocab.modalities)), bool)
+    if pipe.guidable:
+        settings = {"guidance": GUIDANCE, **settings}
+    drawn = max(1, round(share * (where.stop - where.start)))
+    for _ in range(rounds):
+        free = np.zeros((count * num, pipe.vocab.length), bool)
+        order = rng.random((count * num, where.stop - where.start)).argsort(axis=1)
+        free[:, where] = order < drawn
+        masks, options = tasks.Masks(free, absent), {"batch_size": batch_size, **settings}
+        key = int(rng.integers(2**31))
+        result = pipe.generate("infill", given=given, masks=masks, seed=key, **options)
+        given["image"] = np.asarray(pipe.vocab.split(jnp.asarray(result.tokens))["image"])
+    return result
+
+
+def outpaint(pipe, images, captions, extend, num, seed, **settings) -> np.ndarray:
+    """The images of `Pipeline.outpaint`."""
+    tokenizer = pipe.tokenizers["image"]
+    extend = outpainting.sides(extend, tokenizer.image_size)
+    num = values.whole("num", num, 1)
+    images = np.repeat(pipe._plain("image", images), num, axis=0)
+    if captions is not None:
+        captions = pipe._plain("text", captions)
+        if len(captions) * num not in (num, len(images)):
+            raise UserError(f"outpaint: {len(images) // num} images, {len(captions)} captions")
+        captions = [c for c in captions for _ in range(len(images) // len(captions))]
+
+    def infill(windows, mask, number):
+        options = {"seed": seed + number, **settings}
+        return pipe.infill(windows, mask, captions, **options).images
+
+    cell = tokenizer.image_size // tokenizer.grid[0]
+    return outpainting.outpaint(infill, images, extend, cell)
