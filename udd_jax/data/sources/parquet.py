@@ -40,6 +40,7 @@ class _Arrow:
             except pyarrow.ArrowInvalid:
                 file.seek(0)
                 table = ipc.open_file(file).read_all()
+        table.validate(full=True)  # offsets of damaged files would be followed out of memory
         self._batches, self.schema_arrow = table.to_batches(), table.schema
         self.num_row_groups, self.metadata = len(self._batches), self
 
