@@ -32,7 +32,8 @@ START = re.compile(r"(?:^|&& )(?:python -m udd_jax\.main|udd_jax) (--.*)")
 
 def commands():
     for path in PAGES:
-        for line in path.read_text().splitlines():
+        whole = re.sub(r"\\\n +", "", path.read_text())  # commands of several lines
+        for line in whole.splitlines():
             found = START.search(line.strip()) if line.startswith("    ") else None
             if found:
                 yield pytest.param(found[1], id=f"{path.name}: {found[1][:60]}")

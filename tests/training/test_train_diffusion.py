@@ -48,13 +48,13 @@ def fresh():
 @functools.cache
 def loss_of(task):
     """Compiled (x0, weights of padding and of images) -> metrics of `fresh` on one task."""
-    _, kernel, model, *_ = setting()
+    (_, kernel, model, *_), state = setting(), fresh()
 
     @jax.jit
     def metrics(x0, pad_weight=1.0, image_weight=1.0):
         changes = {"pad_weight": pad_weight, "image_weight": image_weight}
         loss_fn = make_loss(kernel, model, mixture={task: 1.0}, **changes)
-        return loss_fn(fresh().params, fresh().times, jax.random.key(3), x0)[1][0]
+        return loss_fn(state.params, state.times, jax.random.key(3), x0)[1][0]
 
     return metrics
 

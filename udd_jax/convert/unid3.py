@@ -34,6 +34,7 @@ _FUNCTION = (
     "given_vector",
     "mutual_gain",
     "rotary",
+    "concentrated",
     "qk_norm",
     "activation",
     "stack",
