@@ -239,3 +239,20 @@ def test_a_split_that_overlaps_training_is_refused():
     memory.check_disjoint(training + 100, training)
     with pytest.raises(ValueError, match=r"1 measured items are training items too .* item 1"):
         memory.check_disjoint([[9, 9, 9], training[2]], training)
+
+
+def test_a_bootstrap_interval_holds_95_percent_of_a_normal_distribution():
+    found = intervals.bootstrap(np.random.default_rng(0).normal(size=400))
+    assert 3.7 < (found.high - found.low) / found.standard_error < 4.15  # 2 x 1.96 = 3.92
+
+
+def test_what_is_right_too_may_differ_between_the_two_ways():
+    """Text 1 is right for image 0 as well, while image 0 is not the picture of text 1."""
+    scores = np.array([[1.0, 2.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    equal = np.zeros((3, 3), bool)
+    equal[0, 1] = True
+    found = likelihood.retrieval(scores, among=(), ks=(1,), equal=equal)
+    assert found["text_of_image"]["R@1"].value == 1
+    assert found["image_of_text"]["R@1"].value == 1
+    found = likelihood.retrieval(scores, among=(), ks=(1,), equal=equal.T)
+    assert found["text_of_image"]["R@1"].value == pytest.approx(2 / 3)
