@@ -26,8 +26,6 @@ from udd_jax.errors import UserError
 from udd_jax.networks import layers, transformer
 from udd_jax.runtime import sharding
 
-HIDDEN = -1e9  # what is added to the scores of keys that a query does not see
-
 
 def order(vocab: Vocab) -> np.ndarray:
     """All positions in the order of generation, int[L]: lines of tokens first, then grids."""
@@ -59,13 +57,13 @@ class Block(nn.Module):
     """One block of `transformer`, with the same parameters, on all positions or on some.
 
     h: [B, n, D]. time: as in `transformer.Block`, or for some positions the time of each, with one
-    column. bias: float[B, 1, n, L], HIDDEN for keys that a query does not see. at: int32[B, 1], the
-    position of h in each row, or None if h has all L. cached: the keys and values of all positions,
-    {attention: KeysValues}; those of h replace theirs. wrote: bool[B, 1] or None, the rows whose
-    keys and values do so. Returns h, and with `keep` the keys and values of h.
+    column. bias: float[B, 1, n, L], `layers.HIDDEN` for keys that a query does not see. at:
+    int32[B, 1], the position of h in each row, or None if h has all L. cached: the keys and values
+    of all positions, {attention: KeysValues}; those of h replace theirs. wrote: bool[B, 1] or None,
+    the rows whose keys and values do so. Returns h, and with `keep` the keys and values of h.
     """
 
-    settings: transformer.BlockSettings
+    settings: layers.BlockSettings
     keep: str | None = None
 
     @nn.compact
@@ -73,14 +71,6 @@ class Block(nn.Module):
         c, (at, wrote) = self.settings, place or (None, None)
         vocab, width, new = c.vocab, h.shape[-1], {}
         every, keys = range(len(vocab.modalities)), sources(vocab)
-
-        def ada(name, x, parts):
-            theirs = time if time.shape[1] == 1 else jnp.stack([time[:, m] for m in parts], axis=1)
-            lengths = tuple(vocab.modalities[m].length for m in parts)
-            return layers.AdaLayerNorm(c.steps, c.dtype, name=name)(x, theirs, lengths)
-
-        def attention(name):
-            return layers.Attention(width, c.heads, c.qk_norm, c.implementation, c.dtype, name=name)
 
         def seen(name, projected):
             """The keys and values of an attention, after those of h are written."""
@@ -97,8 +87,8 @@ class Block(nn.Module):
         if c.rotary:
             angles = layers.rotary_angles(vocab, width // c.heads // 2)
             angles = angles if at is None else jnp.asarray(angles)[at]
-        x = ada("self_norm", h, every)
-        attend = attention("self_attention")
+        x = c.ada(time, "self_norm", h, every)
+        attend = c.attend(width, "self_attention")
         context = seen("self", attend.project(x, angles))
         h = h + attend(x, context, bias, angles)
 
@@ -106,13 +96,13 @@ class Block(nn.Module):
             results = []
             for m in every:
                 name, here = transformer.mutual_name(vocab, m), vocab.slices[m]
-                attend = attention(name)
+                attend = c.attend(width, name)
                 context = seen(name, attend.project(h if at is not None else h[:, keys[name]]))
                 y = h if at is not None else h[:, here]
                 hidden = (bias if at is not None else bias[:, :, here])[..., keys[name]]
-                y = attend(ada(f"{name}_norm", y, [m]), context, hidden)
+                y = attend(c.ada(time, f"{name}_norm", y, [m]), context, hidden)
                 y = layers.layer_norm(False, c.dtype, f"{name}_result", c.mutual_gain)(y)
-                blind = (hidden[:, 0] < HIDDEN / 2).all(axis=-1)  # [B, n]: sees no key
+                blind = (hidden[:, 0] < layers.HIDDEN / 2).all(axis=-1)  # [B, n]: sees no key
                 results.append(jnp.where(blind[..., None], 0, y))
             if at is None:  # positions of all modalities, one modality after the other
                 h = h + jnp.concatenate(results, axis=1)
@@ -201,7 +191,7 @@ class Autoregressive(transformer.Transformer):
                 own = jnp.asarray(vocab.modality_of)[at]  # [B, 1]
                 own = own if time.ndim == 2 else own[..., None]
                 time = jnp.take_along_axis(time, own, axis=1)
-        hidden = jnp.where(see, 0.0, HIDDEN)[:, None]
+        hidden = jnp.where(see, 0.0, layers.HIDDEN)[:, None]
         hidden = hidden if bias is None else hidden + bias
         if soft is not None:
             raise UserError("soft tokens are for model.kind = 'diffusion': expected none")

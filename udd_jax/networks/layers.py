@@ -6,6 +6,7 @@ them. The defaults are those of the published network.
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -17,6 +18,7 @@ from udd_jax.diffusion.vocab import Vocab
 from udd_jax.networks import fused_attention
 from udd_jax.runtime import sharding
 
+HIDDEN = -1e9  # what is added to the scores of keys that a query does not see
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": lambda x: nn.gelu(x, approximate=False),  # as published: exact erf
     "gelu_tanh": nn.gelu,
@@ -227,6 +229,37 @@ class MLP(nn.Module):
         y = Dense(self.ratio * width, dtype=self.dtype, name="in")(h)
         y = sharding.constrain(ACTIVATIONS[self.activation](y), "data", None, "model")
         return Dense(width, dtype=self.dtype, name="out")(y)
+
+
+@dataclass(frozen=True)
+class BlockSettings:
+    """The settings that all blocks of a network share; for the fields see `Transformer`."""
+
+    vocab: Vocab
+    heads: int
+    steps: int
+    attention: str
+    network: str
+    mutual_gain: float
+    rotary: bool
+    qk_norm: bool
+    mlp_ratio: int
+    activation: str
+    implementation: str
+    dtype: Any
+
+    def ada(self, time, name: str, x, parts) -> jax.Array:
+        """AdaLayerNorm of x, positions of the modalities `parts`, at their own times or a shared
+        one. For use inside a block's `__call__`, like `attend`."""
+        theirs = time if time.shape[1] == 1 else jnp.stack([time[:, m] for m in parts], axis=1)
+        lengths = tuple(self.vocab.modalities[m].length for m in parts)
+        return AdaLayerNorm(self.steps, self.dtype, name=name)(x, theirs, lengths)
+
+    def attend(self, width: int, name: str) -> Attention:
+        """An attention layer of a block."""
+        return Attention(
+            width, self.heads, self.qk_norm, self.implementation, self.dtype, name=name
+        )
 
 
 class FusedEmbedding(nn.Module):

@@ -35,24 +35,6 @@ from udd_jax.networks import layers, stacks
 from udd_jax.runtime import sharding
 
 
-@dataclass(frozen=True)
-class BlockSettings:
-    """The settings that all blocks of a network share; for the fields see `Transformer`."""
-
-    vocab: Vocab
-    heads: int
-    steps: int
-    attention: str
-    network: str
-    mutual_gain: float
-    rotary: bool
-    qk_norm: bool
-    mlp_ratio: int
-    activation: str
-    implementation: str
-    dtype: Any
-
-
 class Block(nn.Module):
     """One block; see the docstring of this file.
 
@@ -63,7 +45,7 @@ class Block(nn.Module):
     values of the modality `keep`, or None.
     """
 
-    settings: BlockSettings
+    settings: layers.BlockSettings
     keep: str | None = None
 
     @nn.compact
@@ -72,14 +54,6 @@ class Block(nn.Module):
         vocab, width = c.vocab, h.shape[-1]
         known = {vocab.index(name): values for name, values in kept.items()}
         every, (parts, here) = range(len(vocab.modalities)), computed(vocab, kept, keep)
-
-        def ada(name, x, parts):
-            theirs = time if time.shape[1] == 1 else jnp.stack([time[:, m] for m in parts], axis=1)
-            lengths = tuple(vocab.modalities[m].length for m in parts)
-            return layers.AdaLayerNorm(c.steps, c.dtype, name=name)(x, theirs, lengths)
-
-        def attention(name):
-            return layers.Attention(width, c.heads, c.qk_norm, c.implementation, c.dtype, name=name)
 
         def seen(projected, name, modalities):
             """Joins the keys and values in `projected` and those cached for `modalities`."""
@@ -100,26 +74,26 @@ class Block(nn.Module):
         if c.rotary:
             angles = layers.rotary_angles(vocab, width // c.heads // 2)
             angles = np.concatenate([angles[vocab.slices[m]] for m in parts])
-        x = ada("self_norm", h, parts)
-        attend = attention("self_attention")
+        x = c.ada(time, "self_norm", h, parts)
+        attend = c.attend(width, "self_attention")
         to_keep = {"self": attend.project(x, angles)}
         context = seen(to_keep["self"], "self", every)
         h = h + attend(x, context, biases(parts, every), angles)
 
         if c.attention == "mutual" and keep is not None:
             for name in (mutual_name(vocab, m) for m in every if m not in parts):
-                to_keep[name] = attention(name).project(h)
+                to_keep[name] = c.attend(width, name).project(h)
         elif c.attention == "mutual":
             results = []
             for m in parts:
                 name, y = mutual_name(vocab, m), h[:, here[m]]
                 if c.network in ("joint", name) or self.is_initializing():
-                    attend, context = attention(name), None
+                    attend, context = c.attend(width, name), None
                     others = [o for o in every if o != m]
                     near = [h[:, here[o]] for o in others if o in parts]
                     if near:
                         context = attend.project(jnp.concatenate(near, axis=1))
-                    queries = ada(f"{name}_norm", y, [m])
+                    queries = c.ada(time, f"{name}_norm", y, [m])
                     y = attend(queries, seen(context, name, others), biases([m], others))
                 # The published code calls this an instance norm; it is a LayerNorm.
                 y = layers.layer_norm(False, c.dtype, f"{name}_result", c.mutual_gain)(y)
@@ -265,7 +239,9 @@ class Transformer(nn.Module):
             h = jnp.concatenate([h[:, self.vocab.slices[m]] for m in parts], axis=1)
         h = sharding.constrain(h.astype(self.dtype), "data", None, None)
         if self.padding is not None:
-            hidden = jnp.where(self._padded(xt, t, free), -1e9, 0.0)[:, None, None]  # of the keys
+            hidden = jnp.where(self._padded(xt, t, free), layers.HIDDEN, 0.0)[
+                :, None, None
+            ]  # of the keys
             bias = hidden if bias is None else bias + hidden
         if self.concentrated:
             apart = self._concentrated(xt)
@@ -274,7 +250,7 @@ class Transformer(nn.Module):
             alone = ~jnp.stack([free[:, w].any(axis=1) for w in self.vocab.slices], axis=1)
             at = self.vocab.modality_of
             apart = alone[:, at, None] & (at[:, None] != at)[None]  # [B, queries, keys]
-            apart = jnp.where(apart, -1e9, 0.0)[:, None]
+            apart = jnp.where(apart, layers.HIDDEN, 0.0)[:, None]
             bias = apart if bias is None else bias + apart
 
         h, to_keep = self._blocks(Block, keep)(h, self._times(t), bias, alone, kept)
@@ -301,12 +277,12 @@ class Transformer(nn.Module):
 
     def _blocks(self, block, keep):
         """The stack of the network's blocks, a function (`stacks`)."""
-        shared = {f.name: getattr(self, f.name) for f in fields(BlockSettings)}
+        shared = {f.name: getattr(self, f.name) for f in fields(layers.BlockSettings)}
         stack = stacks.STACKS.get(self.stack, self.stack)
         size = {"layers": self.layers, "unroll": self.unroll, "remat": self.remat}
         if self.decoder_layers:
             size["decoder_layers"] = self.decoder_layers
-        return stack(block, BlockSettings(**shared), keep, **size)
+        return stack(block, layers.BlockSettings(**shared), keep, **size)
 
     def _heads(self, h, here: dict[int, slice]):
         """h [B, n, D] -> logits; `here`: the part of h of each modality, 0 for the others."""
@@ -334,7 +310,7 @@ class Transformer(nn.Module):
         text = (self.vocab.modality_of == self.vocab.index("text"))[None]
         hidden = text[:, :, None] & (text & (xt == self.vocab.mask_id))[:, None]
         hidden = hidden & ~np.eye(self.vocab.length, dtype=bool)[None]
-        return jnp.where(hidden, -1e9, 0.0)[:, None]
+        return jnp.where(hidden, layers.HIDDEN, 0.0)[:, None]
 
     def _padded(self, xt, t, free):
         """Positions of padding in fully given texts, bool[B, L].
