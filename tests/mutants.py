@@ -628,11 +628,11 @@ MUTANTS = (
     *_in(
         "sampling",
         GUIDANCE,
-        ("guidance: linear upwards", "return 1 + w * (1 - part)", "return 1 + w * part"),
+        ("guidance: linear upwards", "return 1 - part", "return part"),
         (
             "guidance: an open interval",
-            "w * ((part >= low) & (part <= high))",
-            "w * ((part >= low) & (part < high))",
+            "(part >= low) & (part <= high)",
+            "(part >= low) & (part < high)",
         ),
         (
             "guidance: the unconditional branch sees the condition",
@@ -720,8 +720,8 @@ MUTANTS = (
         ),
         (
             "training: not over the chance of the time",
-            "(weight * positions / p[:, vocab.modality_of]).sum()",
-            "(weight * positions).sum()",
+            "(weigh(x0) * positions / p[:, vocab.modality_of]).sum()",
+            "(weigh(x0) * positions).sum()",
         ),
         (
             "training: independent rows enter a history",

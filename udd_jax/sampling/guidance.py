@@ -56,13 +56,21 @@ Scorer = Callable[[jax.Array, jax.Array, tuple[jax.Array, ...]], tuple[jax.Array
 
 def strength(settings, t: jax.Array, steps: int) -> jax.Array:
     """s(t) = 1 + w(t) for t, int32[...]: constant, w (1 - t/T), or w inside an interval of t/T."""
-    w, part = settings.guidance - 1, t / steps
-    if settings.guidance_schedule == "linear":
-        return 1 + w * (1 - part)
-    if settings.guidance_schedule == "interval":
-        low, high = settings.guidance_interval
-        return 1 + w * ((part >= low) & (part <= high))
-    return jnp.full(t.shape, 1 + w)
+    w, schedule = settings.guidance - 1, settings.guidance_schedule
+    if schedule == "constant":
+        return jnp.full(t.shape, 1 + w)
+    if schedule == "interval":
+        schedule = settings.guidance_interval
+    return 1 + w * share(schedule, t / steps)
+
+
+def share(schedule, part):
+    """By what a weight is multiplied at `part` = t/T, of the same shape: "linear", 1 - t/T, or an
+    interval (low, high) of t/T in which it is 1, and 0 elsewhere."""
+    if schedule == "linear":
+        return 1 - part
+    low, high = schedule
+    return (part >= low) & (part <= high)
 
 
 def instead(scene: Scene) -> tuple[jax.Array, jax.Array]:

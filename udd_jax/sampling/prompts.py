@@ -63,7 +63,7 @@ def shares(schedule, steps: int) -> np.ndarray:
     if schedule == "constant":
         return np.ones_like(part)
     if schedule == "linear":
-        return 1 - part
+        return guidance.share(schedule, part)
     try:
         low, high = map(float, schedule)
         good = 0 <= low <= high <= 1
@@ -74,7 +74,7 @@ def shares(schedule, steps: int) -> np.ndarray:
             f"the schedule {schedule!r} of a prompt: expected 'constant', 'linear', or (low, high) "
             "with 0 <= low <= high <= 1, shares of T"
         )
-    return ((part >= low) & (part <= high)).astype(float)
+    return guidance.share((low, high), part).astype(float)
 
 
 def merge(x: np.ndarray, has: np.ndarray, weights, schedules, steps: int) -> Prompts:

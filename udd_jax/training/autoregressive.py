@@ -38,8 +38,7 @@ def make_loss(
             "expected 'discrete'"
         )
     vocab, terms = kernel.vocab, terms or {}
-    pad = vocab.offsets[vocab.index("text")] + pad_id
-    of_image = (vocab.modality_of == vocab.index("image"))[None]
+    weigh = loss.token_weights(vocab, pad_id, pad_weight, image_weight)
 
     def loss_fn(params, sampler, key, x0):
         def predict(x, t, free):
@@ -51,8 +50,7 @@ def make_loss(
         nll = objective.negative_log_likelihood(vocab, logits, x0, masks.free)
         outcome = loss_terms.Outcome(x0, x0, t, masks, logits, nll, nll)
         positions, samples, metrics = loss.add(terms, predict, outcome, key)
-        weight = jnp.where(x0 == pad, pad_weight, jnp.where(of_image, image_weight, 1.0))
-        total = (weight * positions).sum() / x0.size + samples
+        total = (weigh(x0) * positions).sum() / x0.size + samples
         metrics |= {"loss": total, "bound": nll.sum() / masks.free.sum()}
         return total, (metrics | loss.guesses(vocab, logits, x0, nll, masks.free), sampler)
 

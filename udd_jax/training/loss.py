@@ -100,9 +100,7 @@ def make_loss(
         )
     terms = {"auxiliary": (auxiliary, loss_terms.auxiliary), **(terms or {})}
     vocab = kernel.vocab
-    text = vocab.index("text")
-    pad = vocab.offsets[text] + pad_id
-    of_image = (vocab.modality_of == vocab.index("image"))[None]
+    weigh = token_weights(vocab, pad_id, pad_weight, image_weight)
 
     def loss_fn(params, sampler, key, x0):
         def denoise_fn(xt, t, free, **soft):
@@ -116,8 +114,7 @@ def make_loss(
             kl = objective.continuous_terms(kernel, nll, xt, noised.rate)
         outcome = loss_terms.Outcome(x0, xt, t, noised.masks, logits, kl, nll)
         positions, samples, metrics = add(terms, denoise_fn, outcome, key)
-        weight = jnp.where(x0 == pad, pad_weight, jnp.where(of_image, image_weight, 1.0))
-        loss = (weight * positions / p[:, vocab.modality_of]).sum() / x0.size + samples
+        loss = (weigh(x0) * positions / p[:, vocab.modality_of]).sum() / x0.size + samples
 
         count = free.sum(axis=1)
         if not continuous:
@@ -131,6 +128,13 @@ def make_loss(
         return loss, (metrics | guesses(vocab, logits, x0, nll, hidden), sampler)
 
     return loss_fn
+
+
+def token_weights(vocab, pad_id: int, pad_weight, image_weight):
+    """x0 int32[B, L] -> the weight of each token, float[B, L]: of padding, of images, else 1."""
+    pad = vocab.offsets[vocab.index("text")] + pad_id
+    of_image = (vocab.modality_of == vocab.index("image"))[None]
+    return lambda x0: jnp.where(x0 == pad, pad_weight, jnp.where(of_image, image_weight, 1.0))
 
 
 def add(terms, denoise_fn, outcome: loss_terms.Outcome, key):
