@@ -271,5 +271,5 @@ def test_it_says_on_what_it_runs_what_it_made_and_three_things_to_try(tmp_path, 
 
 
 def test_the_folder_of_a_packaged_run_gets_no_results(tmp_path):
-    assert generate._home(generate.PACKAGED / "shapes") == pathlib.Path()
+    assert generate._home(generate.pipeline.PACKAGED) == pathlib.Path()
     assert generate._home(tmp_path / "shapes") == tmp_path / "shapes"

@@ -79,3 +79,12 @@ def test_a_mask_is_an_array_or_an_image_that_is_white_where_it_is_generated():
 def test_a_number_that_is_none_is_one_line(value):
     with pytest.raises(ValueError, match=r"num = .*, expected a whole number, at least 1"):
         values.whole("num", value, 1)
+
+
+def test_some_rows_of_a_result_keep_all_else_that_it_says():
+    tokens = np.arange(6).reshape(3, 2)
+    whole = values.Result({"text": list("abc")}, tokens, np.array([4, 5, 6]), tokens[None], 3)
+    part = whole.rows(1, 3)
+    assert part.captions == ["b", "c"] and part.branches == 3
+    assert part.tokens.tolist() == part.states[0].tolist() == [[2, 3], [4, 5]]
+    assert part.calls.tolist() == [5, 6]

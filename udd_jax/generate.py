@@ -23,10 +23,7 @@ from udd_jax.runtime import logbook
 from udd_jax.steering import edits
 
 SHORT = {"text": "prompt", "image": "image"}  # short flags for `--given NAME=`
-SEEDS = 2**32  # a key of JAX has so many
 SHEET = 64  # most samples on the sheet
-# Runs of the package, which stay as they are.
-PACKAGED = pathlib.Path(pipeline.__file__).parent / "assets"
 
 
 def sample(workdir, flags, changes: dict | None = None) -> pathlib.Path:
@@ -146,8 +143,9 @@ def _folder(path) -> pathlib.Path:
 
 
 def _home(workdir) -> pathlib.Path:
-    """The folder of the results: that of the run, or the current one for a packaged run."""
-    packaged = PACKAGED.resolve() in pathlib.Path(workdir).resolve().parents
+    """The folder of the results: that of the run, or the current one for a run of the package,
+    which stays as it is."""
+    packaged = pipeline.PACKAGED.parent.resolve() in pathlib.Path(workdir).resolve().parents
     return pathlib.Path() if packaged else pathlib.Path(workdir)
 
 
@@ -201,8 +199,8 @@ def _check(flags, asked, vocab) -> None:
         raise UserError(f"{name} means nothing for --task={flags.task}: leave it out")
     if flags.num is not None and flags.num < 1:
         raise UserError(f"--num = {flags.num}, expected at least 1")
-    if not 0 <= flags.seed < SEEDS:
-        raise UserError(f"--seed = {flags.seed}, expected 0 to {SEEDS - 1}")
+    if not 0 <= flags.seed < values.SEEDS:
+        raise UserError(f"--seed = {flags.seed}, expected 0 to {values.SEEDS - 1}")
     if flags.best_of < 1:
         raise UserError(f"--best_of = {flags.best_of}, expected at least 1")
     if flags.task == "outpaint" and not flags.extend:

@@ -287,7 +287,7 @@ class Pipeline:
         (2, 32, 32, 3)
         """
         tokenizer = self.tokenizers["image"]
-        return tokenizer.decode(tokenizer.encode(self._plain("image", images)))
+        return tokenizer.decode(tokenizer.encode(values.plain(self, "image", images)))
 
     def infilling(
         self, images=None, image_mask=None, captions=None, blank_tokens=1, strict=True
@@ -296,8 +296,8 @@ class Pipeline:
         before encoding. Without `strict` a caption that is too long is cut."""
         if images is None and captions is None:
             raise UserError("infill: images and captions are both missing, expected one at least")
-        images = None if images is None else self._plain("image", images)
-        captions = None if captions is None else self._plain("text", captions)
+        images = None if images is None else values.plain(self, "image", images)
+        captions = None if captions is None else values.plain(self, "text", captions)
         count = len(images) if images is not None else len(captions)
         given, free = {}, {m.name: np.zeros((count, m.length), bool) for m in self.vocab.modalities}
         if images is not None:
@@ -341,8 +341,9 @@ class Pipeline:
         >>> pipe.log_likelihood(*pipe.example(2)).shape
         (2, 2)
         """
-        tokens = {"image": self._ids("image", images), "text": self._ids("text", captions)}
-        self._count(None, tokens)
+        given = {"image": images, "text": captions}
+        tokens = {name: values.ids(self, name, rows) for name, rows in given.items()}
+        values.count(None, tokens)
         return self.score(tokens, task=task, times=times, seed=seed, each=each)
 
     def score(
@@ -390,8 +391,9 @@ class Pipeline:
         >>> pipe.rerank(images, captions[:1] * 2, num=2).order.shape
         (1, 2)
         """
-        tokens = {"image": self._ids("image", images), "text": self._ids("text", captions)}
-        count = self._count(None, tokens)
+        given = {"image": images, "text": captions}
+        tokens = {name: values.ids(self, name, rows) for name, rows in given.items()}
+        count = values.count(None, tokens)
         if count % values.whole("num", num, 1):
             raise UserError(f"rerank: {count} candidates are no multiple of num = {num}")
         ways = candidates.directions(self, task)
@@ -409,9 +411,6 @@ class Pipeline:
             if example.pixels is not None and example.captions:
                 found.append((example.pixels[0], example.captions[0]))
         return np.stack([image for image, _ in found[:count]]), [c for _, c in found[:count]]
-
-    def _slice(self, name) -> slice:
-        return self.vocab.slices[self.vocab.index(name)]
 
     @property
     def text_length(self) -> int:
@@ -519,26 +518,26 @@ class Pipeline:
         best_of = values.whole("best_of", best_of, 1)
         num = values.whole("num", num, 1) * best_of
         ways = candidates.directions(self, task) if best_of > 1 else ()
-        given = {name: self._ids(name, rows) for name, rows in (given or {}).items()}
+        given = {name: values.ids(self, name, rows) for name, rows in (given or {}).items()}
         asked = weighted.read(self, prompts, given, guide) if prompts is not None else None
         if asked is not None:
             given = given | branching.together(asked)
         if masks is None:
             self._check_given(task, given)
-        count = self._count(count, given) * num
+        count = values.count(count, given) * num
         given = {name: np.repeat(ids, num, axis=0) for name, ids in given.items()}
         settings = self.settings(**settings)
         if masks is None:
             masks = tasks.masks(self.vocab, task, count)
         else:
             masks = tasks.Masks(*(np.repeat(np.asarray(part), num, axis=0) for part in masks))
-        x = self._fuse(given, count, 0)
+        x = values.fuse(self.vocab, given, count, 0)
         against = None
         if negative:
-            away = {name: self._ids(name, rows) for name, rows in negative.items()}
+            away = {name: values.ids(self, name, rows) for name, rows in negative.items()}
             away = {n: r if len(r) == 1 else np.repeat(r, num, axis=0) for n, r in away.items()}
-            self._count(count, {name: ids for name, ids in away.items() if len(ids) != 1})
-            against = self._fuse(away, count, self.vocab.mask_id)
+            values.count(count, {name: ids for name, ids in away.items() if len(ids) != 1})
+            against = values.fuse(self.vocab, away, count, self.vocab.mask_id)
         left_out = np.asarray(masks.absent)[0]
         masks = self._feasible(task, masks)
         still = self.still(masks)
@@ -589,28 +588,6 @@ class Pipeline:
         found = {name: self.codecs[name].decode(ids[name]) for name in names}
         return Result(found, tokens, calls, np.swapaxes(states, 0, 1), branches)
 
-    def _plain(self, name, given):
-        """Values of any usual type as the codec of the modality takes them."""
-        if name == "text":
-            return values.texts(given)
-        if name == "image":
-            return values.pictures(given, self.tokenizers["image"].image_size)
-        return given
-
-    def _ids(self, name, given) -> np.ndarray:
-        """The ids int32[n, length] of a modality, from values or ids."""
-        length = {m.name: m.length for m in self.vocab.modalities}
-        if name not in length:
-            raise UserError(f"given {name!r} is no modality, expected some of {', '.join(length)}")
-        shape = np.shape(given) if isinstance(given, np.ndarray | jax.Array) else ()
-        if len(shape) == 2 and jnp.issubdtype(given.dtype, jnp.integer):
-            if shape[1] != length[name]:
-                raise UserError(
-                    f"given {name!r} has {shape[1]} ids a sample, expected {length[name]}"
-                )
-            return np.asarray(given, np.int32)
-        return self.codecs[name].encode(self._plain(name, given), strict=True)
-
     def _check_given(self, task, given) -> None:
         rule = tasks.parse(self.vocab, task)
         for name in rule.given:
@@ -620,28 +597,6 @@ class Pipeline:
             if name not in rule.given:
                 expected = ", ".join(rule.given) or "nothing"
                 raise UserError(f"task {task!r}: {name!r} is not given in it, expected {expected}")
-
-    @staticmethod
-    def _count(count, given) -> int:
-        """The number of samples, from `count` and the given values. ValueError if they differ."""
-        counts = {name: len(ids) for name, ids in given.items()}
-        counts |= {} if count is None else {"num": values.whole("num", count)}
-        if len(set(counts.values())) > 1:
-            said = ", ".join(f"{name} {n}" for name, n in counts.items())
-            raise UserError(f"different numbers of samples: {said}")
-        found = next(iter(counts.values()), 0)
-        if found < 1:
-            raise UserError(f"num = {found}, expected at least 1")
-        return found
-
-    def _fuse(self, ids: dict, count: int, elsewhere: int) -> np.ndarray:
-        """{modality: local ids} -> x, int32[count, L]. A single row is repeated; other modalities
-        get the token `elsewhere`."""
-        x = np.full((count, self.vocab.length), elsewhere, np.int32)
-        for name, rows in ids.items():
-            m = self.vocab.index(name)
-            x[:, self.vocab.slices[m]] = rows + self.vocab.offsets[m]
-        return x
 
     def _feasible(self, task, masks: tasks.Masks) -> tasks.Masks:
         """Changes the masks to fit this network. ValueError for a task that it cannot do.

@@ -8,11 +8,15 @@ import dataclasses
 import os
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
 from udd_jax.data import pixels
 from udd_jax.errors import UserError
+
+SEEDS = 2**32  # a key of JAX has so many
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -63,7 +67,8 @@ class Result:
         """The samples start .. stop - 1."""
         part = slice(start, stop)
         found = {name: values[part] for name, values in self.values.items()}
-        return Result(found, self.tokens[part], self.calls[part], self.states[:, part])
+        arrays = {"tokens": self.tokens[part], "calls": self.calls[part]}
+        return dataclasses.replace(self, values=found, states=self.states[:, part], **arrays)
 
     def __repr__(self) -> str:
         return f"Result: {len(self.tokens)} samples of {', '.join(self.values)}"
@@ -147,3 +152,48 @@ def whole(name: str, value, least: int | None = None) -> int:
 
 def _type(value) -> str:
     return f"{type(value).__name__} {str(value)[:40]!r}"
+
+
+def plain(pipe, name: str, given):
+    """Values of any usual type as the codec of the modality takes them."""
+    if name == "text":
+        return texts(given)
+    if name == "image":
+        return pictures(given, pipe.tokenizers["image"].image_size)
+    return given
+
+
+def ids(pipe, name: str, given) -> np.ndarray:
+    """The ids int32[n, length] of a modality, from values or ids."""
+    length = {m.name: m.length for m in pipe.vocab.modalities}
+    if name not in length:
+        raise UserError(f"given {name!r} is no modality, expected some of {', '.join(length)}")
+    shape = np.shape(given) if isinstance(given, np.ndarray | jax.Array) else ()
+    if len(shape) == 2 and jnp.issubdtype(given.dtype, jnp.integer):
+        if shape[1] != length[name]:
+            raise UserError(f"given {name!r} has {shape[1]} ids a sample, expected {length[name]}")
+        return np.asarray(given, np.int32)
+    return pipe.codecs[name].encode(plain(pipe, name, given), strict=True)
+
+
+def count(asked, given: dict) -> int:
+    """The number of samples, from `asked` and the given values. ValueError if they differ."""
+    counts = {name: len(ids) for name, ids in given.items()}
+    counts |= {} if asked is None else {"num": whole("num", asked)}
+    if len(set(counts.values())) > 1:
+        said = ", ".join(f"{name} {n}" for name, n in counts.items())
+        raise UserError(f"different numbers of samples: {said}")
+    found = next(iter(counts.values()), 0)
+    if found < 1:
+        raise UserError(f"num = {found}, expected at least 1")
+    return found
+
+
+def fuse(vocab, local: dict, count: int, elsewhere: int) -> np.ndarray:
+    """{modality: local ids} -> x, int32[count, L]. A single row is repeated; other modalities
+    get the token `elsewhere`."""
+    x = np.full((count, vocab.length), elsewhere, np.int32)
+    for name, rows in local.items():
+        m = vocab.index(name)
+        x[:, vocab.slices[m]] = rows + vocab.offsets[m]
+    return x

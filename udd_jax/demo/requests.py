@@ -19,7 +19,6 @@ MOST = 16  # samples of one request
 CHARACTERS = 2000  # of a text
 PIXELS = 25_000_000  # of a picture
 BYTES = 20_000_000  # of its file
-SEEDS = 2**32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,8 +95,8 @@ def make(
     """
     if values.whole("number of samples", count, 1) > MOST:
         raise UserError(f"number of samples = {count}, expected at most {MOST}")
-    if values.whole("seed", seed, 0) >= SEEDS:
-        raise UserError(f"seed = {seed}, expected 0 to {SEEDS - 1}")
+    if values.whole("seed", seed, 0) >= values.SEEDS:
+        raise UserError(f"seed = {seed}, expected 0 to {values.SEEDS - 1}")
     text, negative = check_text(text, "the text"), check_text(negative, "the negative prompt")
     settings = dict(settings or {})
     chosen = pipe.settings(**settings)

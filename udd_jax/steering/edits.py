@@ -20,10 +20,12 @@ def edit(pipe, images, captions, share, rounds, num, seed, batch_size, **setting
     if not number or not 0 < share <= 1:
         raise UserError(f"share = {share!r}, expected a number in (0, 1]")
     num = values.whole("num", num, 1)
-    given = {"image": pipe._ids("image", images), "text": pipe._ids("text", captions)}
-    count = pipe._count(None, {n: r for n, r in given.items() if len(r) != 1} or given)
+    given = {"image": images, "text": captions}
+    given = {name: values.ids(pipe, name, rows) for name, rows in given.items()}
+    count = values.count(None, {n: r for n, r in given.items() if len(r) != 1} or given)
     given = {n: np.repeat(r, count * num // len(r), axis=0) for n, r in given.items()}
-    rng, where = np.random.default_rng(values.whole("seed", seed)), pipe._slice("image")
+    rng = np.random.default_rng(values.whole("seed", seed))
+    where = pipe.vocab.slices[pipe.vocab.index("image")]
     absent = np.zeros((count * num, len(pipe.vocab.modalities)), bool)
     if pipe.guidable:
         settings = {"guidance": GUIDANCE, **settings}
@@ -44,9 +46,9 @@ def outpaint(pipe, images, captions, extend, num, seed, **settings) -> np.ndarra
     tokenizer = pipe.tokenizers["image"]
     extend = outpainting.sides(extend, tokenizer.image_size)
     num = values.whole("num", num, 1)
-    images = np.repeat(pipe._plain("image", images), num, axis=0)
+    images = np.repeat(values.plain(pipe, "image", images), num, axis=0)
     if captions is not None:
-        captions = pipe._plain("text", captions)
+        captions = values.plain(pipe, "text", captions)
         if len(captions) * num not in (num, len(images)):
             raise UserError(f"outpaint: {len(images) // num} images, {len(captions)} captions")
         captions = [c for c in captions for _ in range(len(images) // len(captions))]

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from udd_jax import values
 from udd_jax.errors import UserError
 from udd_jax.sampling import prompts
 
@@ -16,7 +17,7 @@ def read(pipe, asked, given: dict, guide) -> list:
         twice = [name for name in ids if name in given]
         if twice:
             raise UserError(f"prompts and given both have {twice[0]!r}, expected one of them")
-        ids = {name: pipe._ids(name, rows) for name, rows in ids.items()}
+        ids = {name: values.ids(pipe, name, rows) for name, rows in ids.items()}
         found.append((ids, weight, schedule))
     return found
 
@@ -29,7 +30,7 @@ def branched(pipe, asked: list, count: int, free) -> prompts.Prompts | None:
     for name, where, some in zip(names, pipe.vocab.slices, has.any(0), strict=True):
         if some and free[:, where].any():
             raise UserError(f"prompts have {name!r}, which is generated: leave it out")
-    x = np.stack([pipe._fuse(ids, count, pipe.vocab.mask_id) for ids in rows])
+    x = np.stack([values.fuse(pipe.vocab, ids, count, pipe.vocab.mask_id) for ids in rows])
     weights, schedules = zip(*(entry[1:] for entry in asked), strict=True)
     found = prompts.merge(x, has, weights, schedules, pipe.kernel.steps)
     if prompts.plain(found) and (found.has[0] == has.any(0)).all():

@@ -5,6 +5,7 @@ Without this, a bad number ends a job after hours, or trains a useless model wit
 
 import math
 
+from udd_jax import values
 from udd_jax.errors import UserError
 
 AT_LEAST_ONE = (
@@ -39,7 +40,7 @@ def check(config) -> None:
         (ABOVE_ZERO, math.ulp(0.0), math.inf, "more than 0"),
         (SHARES, 0, 1, "a share from 0 to 1"),
         (BELOW_ONE, 0, math.nextafter(1, 0), "at least 0 and below 1"),
-        (("seed",), 0, 2**32 - 1, f"0 to {2**32 - 1}"),
+        (("seed",), 0, values.SEEDS - 1, f"0 to {values.SEEDS - 1}"),
         (("text.length",), LEAST_TEXT, math.inf, f"at least {LEAST_TEXT} pieces"),
         (("image_size",), LEAST_SIDE, math.inf, f"at least {LEAST_SIDE} pixels"),
         (("vq.model.n_embed",), 2, math.inf, "at least 2 codes"),
