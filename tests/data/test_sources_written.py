@@ -5,11 +5,14 @@ import json
 import os
 import pathlib
 
+import pyarrow
 import pytest
+from pyarrow import ipc
 
 from tests.data.test_sources_cases import NONE, causes, fill, opened, pairs, picture
 from tests.helpers import written
 from udd_jax.data import survey
+from udd_jax.data.sources import parquet
 
 RECORDED = pathlib.Path(__file__).parents[1] / "fixtures" / "written"
 LIBRARIES = ("datasets", "webdataset", "img2dataset")
@@ -129,3 +132,22 @@ def test_a_file_of_statistics_that_is_none_is_not_believed(tmp_path, said):
     fill(tmp_path, 3)
     (tmp_path / "x_stats.json").write_text(said)
     assert causes(opened(f"folder:{tmp_path}")) == ["a text without a picture of its name"]
+
+
+def test_an_arrow_file_of_many_groups_is_checked_once_and_again_when_it_is_written_anew(tmp_path):
+    def write(count):
+        rows = [
+            {"image": {"bytes": picture(20 * n), "path": None}, "text": f"t{n}"}
+            for n in range(count)
+        ]
+        table = pyarrow.Table.from_pylist(rows)
+        with ipc.new_stream(tmp_path / "data.arrow", table.schema) as file:
+            file.write_table(table, max_chunksize=1)
+
+    write(6)
+    before = parquet._arrow.cache_info().misses
+    assert len(pairs(opened(f"parquet:{tmp_path}"))) == 6
+    assert parquet._arrow.cache_info().misses == before + 1
+    write(3)
+    os.utime(tmp_path / "data.arrow", ns=(1, 1))
+    assert len(pairs(opened(f"parquet:{tmp_path}"))) == 3

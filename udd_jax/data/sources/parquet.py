@@ -13,6 +13,7 @@ picture that could not be downloaded; these rows are counted as left out.
 
 import functools
 import json
+import os
 
 import pyarrow
 from pyarrow import ipc, parquet
@@ -57,8 +58,17 @@ class _Arrow:
         pass
 
 
+@functools.lru_cache(4)
+def _arrow(path: str, written: int) -> _Arrow:
+    """An Arrow file that was written at that time; it is checked as a whole, so only once."""
+    return _Arrow(path)
+
+
 def _open(path):
-    return _Arrow(path) if str(path).endswith(".arrow") else parquet.ParquetFile(path)
+    path = str(path)
+    if path.endswith(".arrow"):
+        return _arrow(path, os.stat(path).st_mtime_ns)
+    return parquet.ParquetFile(path)
 
 
 def read(where: tuple[str, str, int, int]) -> bytes:
