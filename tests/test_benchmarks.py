@@ -81,7 +81,7 @@ def test_a_reverse_step_is_split_into_the_network_and_the_rest(tmp_path, capsys)
     assert all(f"\n{step}" in printed for step in steps) and "products" in printed
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_train_step_is_split_into_its_parts(tmp_path):
     rows = run(tmp_path, "--only=train")
     parts = ["network forward", "network backward", "loss arithmetic", "optimiser", "data"]
@@ -104,7 +104,7 @@ def test_the_input_pipeline_is_compared_with_pillow_alone():
     assert rows["batches of 64, pairs"]["per_core_second"] > 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_pairs_are_counted_and_a_warm_start_hardly_compiles(tmp_path, tiny_run, monkeypatch):
     monkeypatch.delenv("XLA_FLAGS")  # of the processes that it starts
     options = ["--only=pairs,start", f"--run={tiny_run}", "--samplers=,maskgit:2", "--count=3"]

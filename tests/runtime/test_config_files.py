@@ -1,11 +1,7 @@
 """Config files are found from any folder, and may import each other wherever they are."""
 
-import os
 import pathlib
-import shutil
-import subprocess
 import sys
-import zipfile
 
 import pytest
 
@@ -54,38 +50,3 @@ def test_a_command_line_gets_the_path_that_exists(elsewhere, flag):
     assert found[-2:] == ["--config.train.steps=3", "--configure=a"]
     assert found[-3].removeprefix(flag) == f"{config_files.FOLDER / 'i2t.py'}:smoke"
     assert sys.modules["configs"].__path__[-1] == str(config_files.FOLDER)
-
-
-@pytest.mark.slow
-def test_an_installed_wheel_works_in_an_empty_folder(elsewhere):
-    """What `pip install .` puts in place, without anything of the checkout on the path."""
-    source, wheels, library, folder = (elsewhere / n for n in ("source", "wheels", "lib", "empty"))
-    source.mkdir()
-    for name in ("udd_jax", "configs"):
-        shutil.copytree(ROOT / name, source / name)
-    for name in ("setup.py", "pyproject.toml", "README.md"):
-        shutil.copy(ROOT / name, source)
-    build = ["pip", "wheel", "-q", "--no-deps", str(source), "-w", str(wheels)]
-    subprocess.run([sys.executable, "-m", *build], check=True, capture_output=True)
-    with zipfile.ZipFile(next(wheels.iterdir())) as wheel:
-        wheel.extractall(library)
-    folder.mkdir()
-    environment = {**os.environ, "PYTHONPATH": str(library)}
-
-    def run(*arguments):
-        command = [sys.executable, "-m", "udd_jax.main", *arguments]
-        return subprocess.run(
-            command, cwd=folder, env=environment, capture_output=True, text=True, check=False
-        )
-
-    where = [sys.executable, "-c", "import udd_jax; print(udd_jax.__file__)"]
-    found = subprocess.run(where, cwd=folder, env=environment, capture_output=True, text=True)
-    assert found.stdout.startswith(str(library))
-    planned = run("--mode=plan", "--config=configs/t2i.py:coco")
-    assert planned.returncode == 0 and "t2i-coco" in planned.stdout, planned.stderr
-    converted = run("--mode=convert", "--from=unid3", "--checkpoint=none.ckpt", "--out=run")
-    assert converted.returncode == 1 and converted.stderr.startswith("error: none.ckpt")
-    run_folder = library / "udd_jax" / "assets" / "shapes"
-    sampled = run("--mode=sample", f"--workdir={run_folder}", "--prompt=a red circle", "--out=made")
-    assert sampled.returncode == 0, sampled.stderr
-    assert (folder / "made" / "sheet.png").exists()
