@@ -5,7 +5,8 @@
 Groups of `--only`: train (a step and its parts), reverse (a sampling step), pairs (whole
 generations from `--run`), start (compilation, memory), data (the input pipeline), arithmetic (what
 the diffusion adds to the network). README.md beside this says how to read the table, and what was
-found. `python -m benchmarks contest --help` trains the ways of the literature side by side.
+found. Three more commands (`python -m benchmarks card --help`): `contest` trains the ways of the
+literature side by side, `card` measures what wants a GPU, `table` prints what `card` found.
 
 ms: by the clock, the median of the rounds; spread: between their quartiles, of the median;
 products: as a ratio to a large matrix product of the same round, by the clock and by the
@@ -14,15 +15,24 @@ processor's time.
 
 import argparse
 import json
-import os
-import platform as machine
-import subprocess
 import sys
 
-from benchmarks import arithmetic, compiling, contest, data, generating, sizes, timing, training
+from benchmarks import (
+    arithmetic,
+    card,
+    compiling,
+    contest,
+    data,
+    devices,
+    generating,
+    sizes,
+    tables,
+    timing,
+    training,
+)
 from udd_jax import main as command_line
-from udd_jax.training import plan
 
+COMMANDS = {"contest": contest, "card": card, "table": tables}
 GROUPS = ("train", "reverse", "pairs", "start", "data", "arithmetic")
 
 
@@ -50,43 +60,11 @@ def parse(arguments):
     return options
 
 
-def surroundings(device) -> dict:
-    """What everything ran on."""
-    import jax
-
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
-    return {
-        "commit": commit.stdout.strip(),
-        "jax": jax.__version__,
-        "device": device.device_kind,
-        "machine": f"{machine.machine()}, {len(os.sched_getaffinity(0))} cores",
-        "load": os.getloadavg()[0],
-        "memory_setting": os.environ.get("GLIBC_TUNABLES", ""),
-    }
-
-
-# A piece of the name that a device gives itself -> the chip in plan.CHIPS.
-KINDS = {
-    "H100": "H100",
-    "H200": "H200",
-    "A100": "A100 80GB",
-    "TPU v4": "TPU v4",
-    "TPU v5 lite": "TPU v5e",
-    "TPU v5p": "TPU v5p",
-    "TPU v6 lite": "TPU v6e",
-}
-
-
-def peak_of(device) -> float | None:
-    """FLOP/s of the chip by its maker, bfloat16; None where there is no such number."""
-    return next((plan.CHIPS[c][0] for k, c in KINDS.items() if k in device.device_kind), None)
-
-
 def measure(options, platform: str, device):
     """Yields (group, row) for all that was asked for, on one device."""
     import jax.numpy as jnp
 
-    asked, repeats, peak = options.only, options.repeats, peak_of(device)
+    asked, repeats, peak = options.only, options.repeats, devices.peak_of(device)
     side = options.side or timing.SIDE[platform]
     for size in options.sizes:
         p = sizes.parts(sizes.SIZES[size]())
@@ -140,8 +118,8 @@ def line(row: dict) -> str:
 
 def main(arguments=None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments[:1] == ["contest"]:
-        return contest.main(arguments[1:])
+    if arguments and arguments[0] in COMMANDS:
+        return COMMANDS[arguments[0]].main(arguments[1:])
     options = parse(arguments)
     import jax
 
@@ -155,7 +133,7 @@ def main(arguments=None) -> int:
             print(f"{platform}: none here, nothing measured", flush=True)
             report.append({"on": platform, "found": False})
             continue
-        found = surroundings(device)
+        found = devices.surroundings(device)
         print(f"{platform}: {', '.join(f'{k} {v}' for k, v in found.items())}", flush=True)
         entry = {"on": platform, "found": True, **found, "rows": []}
         report.append(entry)

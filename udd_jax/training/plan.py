@@ -62,6 +62,22 @@ def time_rows(config, vocab: Vocab) -> int:
     return tables * config.model.width
 
 
+def memory(config, vocab: Vocab, count: int) -> dict[str, float]:
+    """Bytes of a train step: of the state, the kept activations, the logits and their gradient.
+
+    count: of the parameters, each of which has two moments, an average and a gradient, in float32.
+    """
+    batch, c = config.train.batch_size, config.model
+    kept = {"none": 34 * c.layers, "dots": 14 * c.layers, "full": c.layers}[c.remat]
+    token = kept * c.width * jnp.dtype(c.dtype).itemsize
+    logits = sum(m.length * m.classes for m in vocab.modalities) * 4
+    return {
+        "state": 5 * 4 * count,
+        "activations": batch * vocab.length * token,
+        "logits": 2 * batch * logits,
+    }
+
+
 def describe(config) -> str:
     """The plan as text, several lines."""
     vocab = vocab_of(config)
@@ -70,14 +86,7 @@ def describe(config) -> str:
     count, rows = transformer.count_parameters(shapes), time_rows(config, vocab)
     batch, steps = config.train.batch_size, config.train.steps
     flops = 3 * forward_flops(config, vocab) * batch
-    width = jnp.dtype(config.model.dtype).itemsize
-    kept = {"none": 34, "dots": 14, "full": 2}[config.model.remat]
-    activations = batch * vocab.length * config.model.width * width
-    activations *= (
-        kept * config.model.layers if config.model.remat != "full" else config.model.layers
-    )
-    logits = batch * sum(m.length * m.classes for m in vocab.modalities) * 4
-    state = 5 * 4 * count  # weights, two moments, average, gradient in float32
+    state, activations, logits = memory(config, vocab, count).values()
     gib = 2**30
     lines = [
         f"config      {config.name}: {config.data}, image {config.image_size}, batch {batch}",
@@ -87,13 +96,11 @@ def describe(config) -> str:
         f"a step      {flops:.3e} FLOPs, {batch * vocab.length:,} tokens",
         f"training    {steps:,} steps, {steps * batch:,} pairs, {flops * steps:.3e} FLOPs",
         f"memory      {state / gib:.2f} GiB state, about {activations / gib:.2f} GiB activations"
-        f" ({config.model.remat} recomputed), {2 * logits / gib:.2f} GiB logits and gradient",
+        f" ({config.model.remat} recomputed), {logits / gib:.2f} GiB logits and gradient",
     ]
-    for chip, (peak, memory) in CHIPS.items():
+    for chip, (peak, room) in CHIPS.items():
         hours = flops * steps / (peak * UTILISATION) / 3600
-        need = (state + activations + 2 * logits) / gib
-        fits = (
-            "fits one" if need < 0.9 * memory else f"needs {int(need / (0.9 * memory)) + 1} or more"
-        )
+        need = (state + activations + logits) / gib
+        fits = "fits one" if need < 0.9 * room else f"needs {int(need / (0.9 * room)) + 1} or more"
         lines.append(f"  {chip:10s} {hours:10.1f} chip hours at {UTILISATION:.0%}, {fits}")
     return "\n".join(lines)
