@@ -11,6 +11,15 @@ the results. A fragment must be in one place of the package that its line names,
 from file to file leaves the list as it is; `tests/test_mutants.py` sees to that.
 """
 
-from tests.mutants import diffusion, learning, metrics, sampling
+from tests.mutants import (
+    captions,
+    diffusion,
+    learning,
+    metrics,
+    networks,
+    sampling,
+    tokenizers,
+)
 
-MUTANTS = diffusion.MUTANTS + sampling.MUTANTS + learning.MUTANTS + metrics.MUTANTS
+PARTS = (diffusion, sampling, learning, metrics, networks, tokenizers, captions)
+MUTANTS = tuple(mutant for part in PARTS for mutant in part.MUTANTS)

@@ -375,4 +375,72 @@ MUTANTS = (
             "return x + offset",
         ),
     ),
+    # ---- Scores, tasks, the vocabulary ----------------------------------------------------------
+    *of(
+        "diffusion",
+        "tests/diffusion/test_concrete_score.py",
+        (
+            "score: a mask moves to the mask with 0",
+            "mask = jnp.where(masked, 1, to_mask)",
+            "mask = jnp.where(masked, 0, to_mask)",
+        ),
+        (
+            "score: a visible token is certain",
+            "visible = (at_t.alpha / beta_t)[..., None] * p + total[..., None]",
+            "visible = total[..., None] + 0 * p",
+        ),
+        (
+            "score: the own token has no weight of its own",
+            "own = beta_t / (at_t.alpha + beta_t)",
+            "own = beta_t / beta_t",
+        ),
+        (
+            "score: a token stays with a rate",
+            "visible = jnp.where(transition.is_class(xt, classes), 0, visible)",
+            "visible = visible + 0",
+        ),
+        (
+            "score: the rate of all tokens",
+            "hidden = (gone / at.unmasked)[..., None] * shown",
+            "hidden = gone[..., None] * shown",
+        ),
+    ),
+    *of(
+        "diffusion",
+        "tests/diffusion/test_tasks.py -k 'not infill'",
+        (
+            "tasks: a modality twice in a rule",
+            "(rule.free + rule.given).count(name) > 1",
+            "(rule.free + rule.given).count(name) > 2",
+        ),
+        (
+            "tasks: what is not named is given",
+            "name not in rule.free + rule.given for name in names",
+            "name in () for name in names",
+        ),
+        (
+            "tasks: a bar with nothing given",
+            "if not rule.free or (bar and not rule.given):",
+            "if not rule.free:",
+        ),
+    ),
+    *of(
+        "diffusion",
+        VOCAB,
+        (
+            "vocab: no place for the mask",
+            "sum(m.classes for m in self.modalities) + 1",
+            "sum(m.classes for m in self.modalities)",
+        ),
+        (
+            "vocab: a grid of another length",
+            "self.grid[0] * self.grid[1] != self.length",
+            "self.grid[0] * self.grid[1] < self.length",
+        ),
+        (
+            "vocab: tokens of another length",
+            "if tokens[m.name].shape[-1] != m.length:",
+            "if tokens[m.name].shape[-1] > m.length:",
+        ),
+    ),
 )

@@ -79,4 +79,159 @@ MUTANTS = (
             "key = jax.random.fold_in(key, 0)",
         ),
     ),
+    *of(
+        "training",
+        "tests/training/test_train_diffusion.py -k 'learning_rate or weight_decay or muon'",
+        (
+            "optimiser: no warm-up",
+            "optax.linear_schedule(0.0, c.learning_rate, c.warmup)",
+            "optax.linear_schedule(c.learning_rate, c.learning_rate, c.warmup)",
+        ),
+        (
+            "optimiser: the decay ends after the last step",
+            "c.learning_rate * c.final_rate, c.steps - c.warmup",
+            "c.learning_rate * c.final_rate, c.steps",
+        ),
+        (
+            "optimiser: the cosine ends at 0",
+            "c.warmup, c.steps, c.learning_rate * c.final_rate",
+            "c.warmup, c.steps, 0.0",
+        ),
+        (
+            "optimiser: biases decay, too",
+            'path[-1].key in ("kernel", "embedding", "token")',
+            'path[-1].key in ("kernel", "embedding", "token", "bias")',
+        ),
+        (
+            "optimiser: token tables do not decay",
+            'path[-1].key in ("kernel", "embedding", "token")',
+            'path[-1].key in ("kernel", "embedding")',
+        ),
+        ("optimiser: muon of twice the size", "consistent_rms=0.2", "consistent_rms=0.4"),
+        (
+            "optimiser: every value is clipped by itself",
+            "optax.chain(optax.clip_by_global_norm(c.clip), update)",
+            "optax.chain(optax.clip(c.clip), update)",
+        ),
+    ),
+    *of(
+        "training",
+        "tests/training/test_train_diffusion.py -k 'padding_weighs or weight_of_image'",
+        (
+            "loss: the padding is an image code",
+            'pad = vocab.offsets[vocab.index("text")] + pad_id',
+            'pad = 0 * vocab.offsets[vocab.index("text")] + pad_id',
+        ),
+        (
+            "loss: image tokens weigh 1",
+            "jnp.where(of_image, image_weight, 1.0)",
+            "jnp.where(of_image, 1.0, 1.0)",
+        ),
+        (
+            "loss: the mean over samples",
+            "p[:, vocab.modality_of]).sum() / x0.size + samples",
+            "p[:, vocab.modality_of]).sum() / len(x0) + samples",
+        ),
+    ),
+    *of(
+        "training",
+        "tests/training/test_terms.py",
+        (
+            "terms: one key for all",
+            "jax.random.fold_in(key, TERM_KEYS + number)",
+            "jax.random.fold_in(key, TERM_KEYS)",
+        ),
+        (
+            "terms: the sum over samples",
+            "samples = samples + weight * value.mean()",
+            "samples = samples + weight * value.sum()",
+        ),
+        (
+            "terms: one of weight 0 is called",
+            "        if weight == 0:\n            continue\n",
+            "",
+        ),
+        (
+            "terms: positions without their weight",
+            "positions = positions + weight * value",
+            "positions = positions + value",
+        ),
+    ),
+    *of(
+        "training",
+        "tests/training/test_train_diffusion_by_hand.py",
+        (
+            "loss: accuracy of visible tokens",
+            "hidden = free & (xt == vocab.mask_id)",
+            "hidden = free | (xt == vocab.mask_id)",
+        ),
+        (
+            "loss: accuracy counts all places",
+            "(right & here).sum() / some",
+            "right.sum() / some",
+        ),
+        (
+            "loss: the nll is a sum",
+            "(nll[:, where] * here).sum() / some",
+            "(nll[:, where] * here).sum()",
+        ),
+        (
+            "training: the average of the old weights",
+            "decay * e + (1 - decay) * p",
+            "decay * p + (1 - decay) * e",
+        ),
+    ),
+    *of(
+        "training",
+        "tests/training/test_train_diffusion.py -k 'in_parts or parts_of'",
+        (
+            "training: parts are added",
+            "lambda g: g / accumulate",
+            "lambda g: g",
+        ),
+        (
+            "training: one noise for all parts",
+            "key_part = jax.random.fold_in(key, number)",
+            "key_part = jax.random.fold_in(key, 0 * number)",
+        ),
+    ),
+    *of(
+        "training",
+        "tests/training/test_contrastive.py -k 'infonce or negatives'",
+        (
+            "contrastive: no weight of the time",
+            "value = value * (t[:, m] / kernel.steps + 1)",
+            "value = value * (0 * t[:, m] / kernel.steps + 1)",
+        ),
+        (
+            "contrastive: the negatives pull",
+            "margin = right[None] - others[..., where].sum(-1)",
+            "margin = others[..., where].sum(-1) - right[None]",
+        ),
+        (
+            "contrastive: a sample is its own negative",
+            "shifts = 1 + jax.random.permutation(key, batch - 1)[:count]",
+            "shifts = jax.random.permutation(key, batch)[:count]",
+        ),
+        (
+            "contrastive: four chunks",
+            "np.arange(modality.length) * 8 // modality.length",
+            "np.arange(modality.length) * 4 // modality.length",
+        ),
+        (
+            "contrastive: the value at every place",
+            "share = here / jnp.maximum(here.sum(-1, keepdims=True), 1)",
+            "share = here / 1",
+        ),
+    ),
+    *of(
+        "training",
+        f"{LOOP} tests/training/test_loop.py -k 'finite or bad or best'",
+        (
+            "loop: means of what is not finite",
+            "values = [m[name] for m in window if m.get(name) is not None]",
+            "values = [m[name] or 0.0 for m in window]",
+        ),
+        ("loop: the lowest loss", "max(values, default=math.nan)", "min(values, default=math.nan)"),
+    ),
 )

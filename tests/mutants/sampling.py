@@ -247,4 +247,135 @@ MUTANTS = (
         ),
         ("truncation: the last of equals", "(tie & (index <= last))", "(tie & (index >= last))"),
     ),
+    # ---- Settings, prompts, scorers -------------------------------------------------------------
+    *of(
+        "sampling",
+        "tests/sampling/test_settings.py tests/sampling/test_reverse.py "
+        "-k 'setting or one_line or type or numbers or fit'",
+        (
+            "settings: T calls are too many",
+            'if self.kind == "time" and known and self.steps > kernel.steps:',
+            'if self.kind == "time" and known and self.steps >= kernel.steps:',
+        ),
+        (
+            "settings: more than T calls",
+            'if self.kind == "time" and known and self.steps > kernel.steps:',
+            "if False and known:",
+        ),
+        (
+            "settings: samplers that fill masks without masks",
+            'if self.kind != "time" and not kernel.masks:',
+            'if self.kind == "time" and not kernel.masks:',
+        ),
+        (
+            "settings: remasking where tokens are replaced",
+            'self.sampler.startswith("remdm") and kernel.replaces',
+            'self.sampler.startswith("remdmm") and kernel.replaces',
+        ),
+        (
+            "settings: guidance without absent conditions",
+            'if self.on("guidance") and not guidable:',
+            'if self.on("guidance") and guidable is None:',
+        ),
+        (
+            "settings: top_r of 0",
+            "demand(0 < self.top_r <= 1",
+            "demand(0 <= self.top_r <= 1",
+        ),
+        (
+            "settings: a temperature of 0",
+            "demand(self.temperature > 0",
+            "demand(self.temperature >= 0",
+        ),
+        (
+            "settings: a truth value is a number",
+            "isinstance(value, kind[0]) and not isinstance(value, bool)",
+            "isinstance(value, kind[0])",
+        ),
+        (
+            "settings: infinity is a number",
+            "demand(number and math.isfinite(value)",
+            "demand(number",
+        ),
+        (
+            "settings: steps of an order count",
+            'if name == "steps" and self.kind == "order":',
+            'if name == "steps" and self.kind == "count":',
+        ),
+        (
+            "settings: off is on",
+            "value == OFF.get(name))",
+            "value is None)",
+        ),
+    ),
+    *of(
+        "sampling",
+        "tests/sampling/test_prompts.py",
+        (
+            "prompts: equal ones do not add up",
+            "found[key][2] + table if key in found else table",
+            "table",
+        ),
+        (
+            "prompts: those of no weight stay",
+            "kept = [entry for entry in found.values() if entry[2].any()]",
+            "kept = list(found.values())",
+        ),
+        (
+            "prompts: the rest is 1",
+            "rest = rest - weight",
+            "rest = rest - 0 * weight",
+        ),
+        ("prompts: without the scale of guidance", "weight = s * table[t]", "weight = table[t]"),
+        (
+            "prompts: weights that sum to 0",
+            "if abs(total) < SLIGHT:",
+            "if abs(total) < 0:",
+        ),
+        (
+            "prompts: a prompt at its own time",
+            "then = jnp.where(has, 0, jnp.where(asked[None], steps, now))",
+            "then = jnp.where(has, now, jnp.where(asked[None], steps, now))",
+        ),
+    ),
+    *of(
+        "sampling",
+        "tests/sampling/test_scorers.py",
+        (
+            "scorers: the likeliest tokens at every point",
+            "    if straight:\n",
+            "    if True:\n",
+        ),
+        (
+            "scorers: without their scale",
+            "return tuple(scale * y for y in gradient)",
+            "return tuple(gradient)",
+        ),
+        ("scorers: half the distance", "return 2 * jnp.arcsin(", "return jnp.arcsin("),
+        ("scorers: a scale of 0 is called", "        if scale:\n", "        if True:\n"),
+        (
+            "scorers: style in the place of content",
+            "weights[0] * content + weights[1] * style",
+            "weights[1] * content + weights[0] * style",
+        ),
+        (
+            "scorers: vectors around zero",
+            "vectors = vectors - vectors.mean(0)[None]",
+            "vectors = vectors - 0 * vectors.mean(0)[None]",
+        ),
+    ),
+    *of(
+        "sampling",
+        "tests/sampling/test_outpainting.py",
+        (
+            "outpainting: known pixels are drawn again",
+            "np.where(mask[None, ..., None], drawn, canvas[:, *here])",
+            "drawn",
+        ),
+        (
+            "outpainting: windows of mostly unknown pixels",
+            "if share >= 0.5 else share",
+            "if share >= 0 else share",
+        ),
+    ),
 )

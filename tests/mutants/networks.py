@@ -1,0 +1,300 @@
+"""The transformer: layers, blocks, stacks, experts."""
+
+from tests.mutants.mutant import of
+
+NETWORK = "tests/networks/test_transformer.py -k "
+PUBLISHED = "tests/networks/test_published_network.py"
+APART = "tests/networks/test_transformer_block_attention.py"
+STACKS = "tests/networks/test_stacks.py"
+
+MUTANTS = (
+    # ---- Attention ------------------------------------------------------------------------------
+    *of(
+        "networks",
+        NETWORK + "every_implementation",
+        (
+            "attention: over the size, not its root",
+            "flat(q) * (1 / math.sqrt(size))",
+            "flat(q) * (1 / size)",
+        ),
+        (
+            "attention: no bias",
+            "scores = scores + bias.reshape(scores.shape)",
+            "scores = scores + 0 * bias.reshape(scores.shape)",
+        ),
+        (
+            "attention: weights of a key sum to 1",
+            "weights = jax.nn.softmax(scores, axis=-1)",
+            "weights = jax.nn.softmax(scores, axis=-2)",
+        ),
+        (
+            "attention: heads and places exchanged",
+            "return out.reshape(batch, heads, n, size).transpose(0, 2, 1, 3)",
+            "return out.reshape(batch, n, heads, size)",
+        ),
+    ),
+    *of(
+        "networks",
+        NETWORK + "'rotated or rotary'",
+        (
+            "rotary: rows for columns",
+            "place = np.unravel_index(place, m.grid)[axis]",
+            "place = np.unravel_index(place, m.grid)[0]",
+        ),
+        (
+            "rotary: the second half is not turned",
+            "[a * cos - b * sin, a * sin + b * cos]",
+            "[a * cos - b * sin, b]",
+        ),
+        (
+            "rotary: other modalities turn, too",
+            "place = np.zeros(m.length)",
+            "place = np.arange(m.length)",
+        ),
+        ("rotary: frequencies to 1/10", "frequencies = 100.0 **", "frequencies = 10.0 **"),
+        (
+            "rotary: queries are not turned",
+            "q = q if angles is None else rotate(q, angles)",
+            "q = q if angles is None else q",
+        ),
+    ),
+    *of(
+        "networks",
+        NETWORK + "query_key",
+        (
+            "attention: keys are not normalised",
+            "k = self.key_norm(k) if self.qk_norm else k",
+            "k = k if self.qk_norm else k",
+        ),
+        (
+            "attention: queries are not normalised",
+            "q = self.query_norm(q) if self.qk_norm else q",
+            "q = q if self.qk_norm else q",
+        ),
+    ),
+    # ---- Times ----------------------------------------------------------------------------------
+    *of(
+        "networks",
+        NETWORK + "'shared_time or two_equal or sinusoids'",
+        ("time: the earlier one is shared", "time = jnp.max(t, axis=1", "time = jnp.min(t, axis=1"),
+        (
+            "adaln: the scale of the first modality for all",
+            "part * (1 + scale[:, c : c + 1])",
+            "part * (1 + scale[:, :1])",
+        ),
+        (
+            "adaln: the shift of the first modality for all",
+            "+ shift[:, c : c + 1])",
+            "+ shift[:, :1])",
+        ),
+        (
+            "time: sinusoids of the share of T alone",
+            "angles = t[..., None] / self.steps * 4000 *",
+            "angles = t[..., None] / self.steps *",
+        ),
+        (
+            "time: sines twice",
+            "[jnp.sin(angles), jnp.cos(angles)]",
+            "[jnp.sin(angles), jnp.sin(angles)]",
+        ),
+    ),
+    # ---- The published network ------------------------------------------------------------------
+    *of(
+        "networks",
+        PUBLISHED,
+        ("adaln: the scale itself", "return h * (1 + scale) + shift", "return h * scale + shift"),
+        (
+            "norm: a larger epsilon",
+            "epsilon=1e-5,\n        use_bias=affine",
+            "epsilon=1e-3,\n        use_bias=affine",
+        ),
+        (
+            "embedding: rows alone",
+            "(row + column).reshape(",
+            "(row + 0 * column).reshape(",
+        ),
+        (
+            "embedding: no positions",
+            "return h + (positions[None] if at is None else positions[at])",
+            "return h + 0 * (positions[None] if at is None else positions[at])",
+        ),
+        (
+            "block: the MLP without its residual",
+            'h = h + layers.MLP(c.mlp_ratio, c.activation, c.dtype, name="mlp")(x)\n        return '
+            'sharding.constrain(h, "data", None, None), to_keep',
+            'h = layers.MLP(c.mlp_ratio, c.activation, c.dtype, name="mlp")(x)\n        return '
+            'sharding.constrain(h, "data", None, None), to_keep',
+        ),
+        (
+            "block: self-attention without its residual",
+            "h = h + attend(x, context, biases(parts, every), angles)",
+            "h = attend(x, context, biases(parts, every), angles)",
+        ),
+        (
+            "block: mutual results are not normalised",
+            '{name}_result", c.mutual_gain)(y)\n                if alone',
+            '{name}_result", c.mutual_gain)(y) * 0 + y\n                if alone',
+        ),
+        (
+            "block: mutual attention replaces h",
+            "h = h + jnp.concatenate(results, axis=1)\n\n",
+            "h = jnp.concatenate(results, axis=1)\n\n",
+        ),
+        (
+            "block: mutual queries without the time",
+            'queries = c.ada(time, f"{name}_norm", y, [m])',
+            'queries = y + 0 * c.ada(time, f"{name}_norm", y, [m])',
+        ),
+        (
+            "mlp: GELU by tanh",
+            "nn.gelu(x, approximate=False)",
+            "nn.gelu(x, approximate=True)",
+        ),
+        (
+            "heads: without the last norm",
+            'h = layers.layer_norm(True, self.dtype, "norm")(h)',
+            'h = h + 0 * layers.layer_norm(True, self.dtype, "norm")(h)',
+        ),
+    ),
+    # ---- Options --------------------------------------------------------------------------------
+    *of(
+        "networks",
+        NETWORK + "'padding_of_a_given_text_is'",
+        (
+            "padding: seen",
+            "jnp.where(self._padded(xt, t, free), layers.HIDDEN, 0.0)",
+            "jnp.where(self._padded(xt, t, free), 0.0, 0.0)",
+        ),
+        (
+            "padding: hidden in an absent text",
+            "& (t[:, m] < self.steps)",
+            "& (t[:, m] <= self.steps)",
+        ),
+        (
+            "padding: hidden in a text with free places",
+            "whole = ~free[:, self.vocab.slices[m]].any(axis=1)",
+            "whole = ~free[:, self.vocab.slices[m]].all(axis=1)",
+        ),
+        (
+            "padding: image codes of its number, too",
+            "(xt == self.vocab.offsets[m] + self.padding)",
+            "((xt - self.vocab.offsets[m]) % self.vocab.offsets[m] == self.padding)",
+        ),
+    ),
+    *of(
+        "networks",
+        NETWORK + "'learned_vector or gains or plain_joint'",
+        (
+            "given: the vector everywhere",
+            "jnp.where(given[..., None], vector[None, None], 0)",
+            "jnp.where(given[..., None] | True, vector[None, None], 0)",
+        ),
+        (
+            "given: absent tokens, too",
+            "return ~free & ~absent[:, self.vocab.modality_of]",
+            "return ~free & (absent[:, self.vocab.modality_of] | True)",
+        ),
+        (
+            "given: at time T nothing is",
+            "absent = (t == self.steps) & ~some",
+            "absent = t == self.steps",
+        ),
+        (
+            "block: gains start at 0",
+            "nn.initializers.constant(1.0 if affine else gain)",
+            "nn.initializers.constant(1.0 if affine else 0.0)",
+        ),
+    ),
+    *of(
+        "networks",
+        "tests/networks/test_concentrated.py",
+        (
+            "concentrated: a masked word does not see itself",
+            "hidden = hidden & ~np.eye(self.vocab.length, dtype=bool)[None]",
+            "hidden = hidden & True",
+        ),
+        (
+            "concentrated: the image does not see masked words",
+            "hidden = text[:, :, None] & (text",
+            "hidden = (text | True)[:, :, None] & (text",
+        ),
+        (
+            "concentrated: no word is seen",
+            "(text & (xt == self.vocab.mask_id))[:, None]",
+            "(text & (xt >= 0))[:, None]",
+        ),
+    ),
+    *of(
+        "networks",
+        APART,
+        (
+            "block attention: who is alone is not seen",
+            "apart = alone[:, at, None] &",
+            "apart = alone[:, None, at] &",
+        ),
+        (
+            "block attention: mutual results where nothing is seen",
+            "y = jnp.where(alone[:, m, None, None], 0, y)",
+            "y = jnp.where(alone[:, m, None, None], y, y)",
+        ),
+        (
+            "block attention: no cached keys in mutual attention",
+            "found += [known[m][name] for m in modalities if m in known]",
+            'found += [known[m][name] for m in modalities if m in known and name == "self"]',
+        ),
+        (
+            "block attention: alone if one place is given",
+            "alone = ~jnp.stack([free[:, w].any(axis=1)",
+            "alone = ~jnp.stack([free[:, w].all(axis=1)",
+        ),
+    ),
+    # ---- Stacks and experts ---------------------------------------------------------------------
+    *of(
+        "networks",
+        STACKS + " -k 'decoder_takes or is_a_loop'",
+        (
+            "stack: long skips in the order of the outputs",
+            "skips = tuple(reversed(range(layers // 2)))",
+            "skips = tuple(range(layers // 2))",
+        ),
+        (
+            "stack: the decoder takes its last outputs only",
+            "(decoder_layers - 1 - j) * encoder // decoder_layers",
+            "(decoder_layers - 1 - j)",
+        ),
+        (
+            "stack: a skip replaces h",
+            'h = h + project.apply({"params": weights}, both)',
+            'h = project.apply({"params": weights}, both)',
+        ),
+        (
+            "stack: h and the skip exchanged",
+            "both = jnp.concatenate([h, earlier], axis=-1)",
+            "both = jnp.concatenate([earlier, h], axis=-1)",
+        ),
+    ),
+    *of(
+        "networks",
+        "tests/networks/test_experts.py -k 'answered or ascend'",
+        (
+            "experts: a boundary belongs to the later expert",
+            "mine = (clock[:, None] > ends[None])",
+            "mine = (clock[:, None] >= ends[None])",
+        ),
+        (
+            "experts: the time of what is absent decides",
+            "clock = jnp.where(some, t, 0).max(axis=1)",
+            "clock = t.max(axis=1)",
+        ),
+        (
+            "experts: one row decides for all",
+            "own = (mine == i)[:, None, None]",
+            "own = (mine == i).any()[None, None, None]",
+        ),
+        (
+            "experts: equal boundaries",
+            "all(a < b for a, b in itertools.pairwise(ends))",
+            "all(a <= b for a, b in itertools.pairwise(ends))",
+        ),
+    ),
+)
