@@ -10,8 +10,8 @@ from ml_collections.config_dict import placeholder
 
 def get_config() -> ml_collections.ConfigDict:
     c = ml_collections.ConfigDict()
-    c.name = "t2i"
-    c.seed = 0
+    c.name = "t2i"  # without --workdir, the run is in runs/NAME
+    c.seed = 0  # of weights, batches, times and noise
     c.init_from = ""  # a finished run; training starts from its weights where their shapes fit
     # Shares of T, such as (0.33, 0.66): a copy of the network for each interval of times, best from
     # a finished run in `init_from` (udd_jax/networks/experts.py).
@@ -30,7 +30,7 @@ def get_config() -> ml_collections.ConfigDict:
             "validation": placeholder(float),  # share, if the data have no such split; .05
             "test": placeholder(float),  # the same for the test split
             "trust_splits": placeholder(bool),  # True: do not check for images in two splits
-            "caption_field": placeholder(str),
+            "caption_field": placeholder(str),  # where a row has its caption
             "split_field": placeholder(str),  # "split"; an unknown name ignores the field
             "image_field": placeholder(str),  # for parquet
             "images": placeholder(str),  # for coco: the folder of the image files
@@ -41,7 +41,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.skip_limit = 0.01  # largest share of images, or of captions, that may be unusable
     c.image_size = 32  # S, pixels of a side
     c.views = 1  # cached random crops and flips of an image; 1: the image without augmentation
-    c.flip = False
+    c.flip = False  # True: half of the views are mirrored
     c.cache = True  # False: read, crop and tokenize the images again in every epoch
     c.workers = 0  # processes that read and decode images; 0: threads of the main process
 
@@ -60,31 +60,35 @@ def get_config() -> ml_collections.ConfigDict:
             "file": "",  # a finished tokenizer; "" trains one
             "model": {
                 "n_embed": 192,  # K, at most
-                "embed_dim": 32,
-                "z_channels": 32,
-                "ch": 64,
-                "ch_mult": (1,),
-                "num_res_blocks": 0,
-                "attn_resolutions": (),
+                "embed_dim": 32,  # length of a code's vector
+                "z_channels": 32,  # channels on both sides of the codebook
+                "ch": 64,  # channels of the first level
+                "ch_mult": (1,),  # channels / ch of each level; a further level halves the grid
+                "num_res_blocks": 0,  # residual blocks of a level
+                "attn_resolutions": (),  # grids that have attention, such as (16,)
                 "quantiser": "ema",  # or "straight_through", "gumbel"
-                "beta": 0.25,
-                "patch": 8,
-                "local_encoder": True,
-                "local_decoder": True,
+                "beta": 0.25,  # weight that draws the encoder to its codes
+                "patch": 8,  # blocks of so many pixels become channels first; 1 as published
+                "local_encoder": True,  # a code depends on its own cell only
+                "local_decoder": True,  # a cell is painted from its own code only
             },
             "pictures": 4096,  # most images of the training split to train on; 0: all
-            "steps": 800,
-            "batch_size": 64,
-            "learning_rate": 5e-3,
-            "warmup": 20,
-            "beta1": 0.9,
-            "beta2": 0.99,
-            "clip": 1.0,
+            "steps": 800,  # of the training
+            "batch_size": 64,  # pictures of a step
+            "learning_rate": 5e-3,  # of Adam, the largest
+            "warmup": 20,  # steps until that
+            "beta1": 0.9,  # of Adam
+            "beta2": 0.99,  # of Adam
+            "clip": 1.0,  # largest global norm of the gradient
             "plain_steps": 100,  # steps as an autoencoder without a codebook
             "loss": "l2",  # or "l1"
             "commitment": 1.0,  # weight of the quantiser's loss; much smaller for "gumbel": 5e-4
             "decay": 0.99,  # of the codebook's moving averages
-            "restart": {"until": 0.8, "threshold": 0.02, "factor": 2.0},  # of unused codes
+            "restart": {
+                "until": 0.8,  # share of the steps in which unused codes move
+                "threshold": 0.02,  # a code is unused if its count is below it times the mean count
+                "factor": 2.0,  # it moves to vectors with so many times the usual error
+            },
             "merge": 5.0,  # merges codes that differ only by noise; 0 keeps all codes
             # dB, the most that merging may cost; .3, and any for an embedded world.
             "merge_cost": placeholder(float),
@@ -94,70 +98,73 @@ def get_config() -> ml_collections.ConfigDict:
             "perceptual": 0.0,  # weight of LPIPS; needs its files in `weights`
             "weights": "",  # the folder of LPIPS' files
             "adversarial": {
-                "weight": 0.0,
-                "start": 0,
-                "channels": 64,
-                "layers": 3,
-                "learning_rate": 1e-4,
+                "weight": 0.0,  # of a discriminator; .8 is usual
+                "start": 0,  # first step with it
+                "channels": 64,  # of its first layer
+                "layers": 3,  # convolutions between the first and the last
+                "learning_rate": 1e-4,  # of the discriminator
             },
-            # A new codebook with so many codes for the trained tokenizer; 0 keeps the old one.
-            "rebuild": {"codes": 0, "steps": 400, "learning_rate": 1e-4},
-            "log_every": 50,
-            "save_every": 400,
-            "keep": 1,
+            "rebuild": {
+                "codes": 0,  # of a new codebook for the trained tokenizer; 0 keeps the old one
+                "steps": 400,  # in which the decoder learns the new codes
+                "learning_rate": 1e-4,  # of these steps
+            },
+            "log_every": 50,  # steps between two lines of metrics.jsonl
+            "save_every": 400,  # steps between two checkpoints
+            "keep": 1,  # checkpoints that stay
         }
     )
 
     c.diffusion = ml_collections.ConfigDict(
         {
             "steps": 100,  # T
-            "schedule": "linear",
+            "schedule": "linear",  # a name in MAKERS: udd_jax/diffusion/schedules.py
             "image_schedule": "",  # "" is `schedule`
             "text_schedule": "",  # "" is `schedule`
-            "schedule_options": {},
+            "schedule_options": {},  # arguments of that function
         }
     )
 
     c.model = ml_collections.ConfigDict(
         {
             "kind": "diffusion",  # or "autoregressive", the baseline: one token a call
-            "layers": 4,
-            "width": 128,
-            "heads": 4,
-            "mlp_ratio": 2,
+            "layers": 4,  # blocks
+            "width": 128,  # D
+            "heads": 4,  # H, of each attention
+            "mlp_ratio": 2,  # width of an MLP / D
             "stack": "plain",  # or "long_skips", "encoder_decoder": networks/stacks.py
             "decoder_layers": 0,  # of "encoder_decoder": so many of the layers are the decoder
-            "attention": "mutual",
+            "attention": "mutual",  # or "self", without attention between the modalities
             "block_attention": False,  # True: compute given modalities once a chain, not each step
-            "time": "per_modality",
-            "time_table": "tied",
-            "given_vector": True,
-            "mutual_gain": 0.1,
-            "rotary": True,
+            "time": "per_modality",  # or "shared", one time for all, as published
+            "time_table": "tied",  # one for all norms; or "untied", one each; or "sinusoidal"
+            "given_vector": True,  # a learned vector is added at given positions
+            "mutual_gain": 0.1,  # first value of learned gains of mutual attention; 0: no gains
+            "rotary": True,  # rotary positions, in addition to the learned ones
             "concentrated": False,  # True: text tokens do not see masked text tokens (DDCap)
             "mask_padding": False,  # True: attention ignores the padding of given texts
-            "qk_norm": True,
-            "activation": "relu",
-            "rezero": 1.0,
-            "implementation": "flat",
-            "unroll": 4,
-            "remat": "none",
-            "dtype": "float32",
+            "qk_norm": True,  # queries and keys are normalised
+            "activation": "relu",  # of the MLPs; or "gelu"
+            "rezero": 1.0,  # first value of the scalar that multiplies all logits
+            "implementation": "flat",  # of attention; or "xla", "cudnn" (GPU), "fused" (TPU)
+            "unroll": 4,  # blocks in one iteration of the compiled loop; more is faster on CPUs
+            "remat": "none",  # computed again in the backward pass: "none", "dots" or "full"
+            "dtype": "float32",  # of the network; or "bfloat16"
         }
     )
 
     c.train = ml_collections.ConfigDict(
         {
-            "steps": 5000,
-            "batch_size": 64,
+            "steps": 5000,  # of the training
+            "batch_size": 64,  # pairs of a step
             "optimiser": "muon",  # or "adamw"
-            "learning_rate": 4e-3,
-            "warmup": 150,
+            "learning_rate": 4e-3,  # the largest
+            "warmup": 150,  # steps until that
             "decay": "linear",  # or "cosine"
             "final_rate": 0.05,  # last learning rate / learning_rate
-            "beta1": 0.9,
-            "beta2": 0.98,
-            "weight_decay": 0.02,
+            "beta1": 0.9,  # of AdamW, and of Muon's vectors
+            "beta2": 0.98,  # of AdamW, and of Muon's vectors
+            "weight_decay": 0.02,  # of matrices and embeddings
             "clip": 5.0,  # largest global norm of the gradient
             "ema": 0.995,  # decay of the averaged weights
             # The bound of T steps; or "continuous", for schedules that only mask.
@@ -167,10 +174,10 @@ def get_config() -> ml_collections.ConfigDict:
             "auxiliary": 0.2,  # lambda, the weight of -log p(x_0 | x_t)
             # Weights of terms that contrast x_0 with wrong ones (training/contrastive.py).
             "contrastive": {
-                "step_intra": 0.0,
-                "step_inter": 0.0,
-                "sample_intra": 0.0,
-                "sample_inter": 0.0,
+                "step_intra": 0.0,  # the bound's term; the sample's own tokens in another order
+                "step_inter": 0.0,  # the bound's term; another sample's tokens
+                "sample_intra": 0.0,  # -log p(x_0 | x_t); its own tokens in another order
+                "sample_inter": 0.0,  # -log p(x_0 | x_t); another sample's tokens
                 "negatives": 4,  # wrong ones for each sample
                 "form": "bounded",  # or "released", for weights such as 5e-5
             },
@@ -178,51 +185,51 @@ def get_config() -> ml_collections.ConfigDict:
             "pad_weight": 1.0,  # weight of padding tokens in the loss
             "image_weight": 1.0,  # of image tokens; less if an image has far more than its text
             "mixture": {  # weights of the tasks in a batch
-                "pair": 0.25,
-                "t2i": 0.2,
-                "i2t": 0.4,
-                "infill": 0.11,
-                "image": 0.02,
-                "text": 0.02,
+                "pair": 0.25,  # image and text, at one time
+                "t2i": 0.2,  # the image, given the text
+                "i2t": 0.4,  # the text, given the image
+                "infill": 0.11,  # parts of both
+                "image": 0.02,  # the image, without a text
+                "text": 0.02,  # the text, without an image
             },
             "accumulate": 1,  # parts of a batch that are processed one after the other
             "held_out": 0,  # held-out pairs; their bound selects the best checkpoint; 0: the last
-            "log_every": 50,
-            "save_every": 500,
-            "keep": 2,
+            "log_every": 50,  # steps between two lines of metrics.jsonl
+            "save_every": 500,  # steps between two checkpoints
+            "keep": 2,  # checkpoints that stay
             "fan_in": True,  # initialisation by fan-in; False: the published N(0, 0.02^2)
         }
     )
 
     c.sample = ml_collections.ConfigDict(
         {
-            "sampler": "first_hitting",
+            "sampler": "first_hitting",  # order of reveal: docs/method.md, section 7
             "steps": 25,  # network calls, for samplers with a fixed number of them
             "guidance": 1.0,  # s = 1 + w; 1 is off
-            "guidance_schedule": "constant",
-            "guidance_interval": (0.0, 1.0),
+            "guidance_schedule": "constant",  # or "linear", "interval"
+            "guidance_interval": (0.0, 1.0),  # shares of T, for "interval"
             "temperature": 1.15,  # with top_r: more accurate samples with the same variety
-            "top_r": 0.75,
-            "top_k": 0,
+            "top_r": 0.75,  # keeps the likeliest classes up to this mass; 1 is off
+            "top_k": 0,  # keeps so many classes; 0 is off
             # For some samplers only (udd_jax/sampling/settings.py).
-            "confidence": "probability",
-            "noise": 2.0,
-            "purity": 1.0,
-            "group": 1,
-            "threshold": 0.9,
-            "bound": 0.1,
-            "eta": 0.1,
-            "correct": 0,
+            "confidence": "probability",  # maskgit and best_first; or "margin", "entropy"
+            "noise": 2.0,  # maskgit: temperature of the noise at the start
+            "purity": 1.0,  # purity: how much the purity sharpens p
+            "group": 1,  # best_first and first_hitting: positions revealed in a call
+            "threshold": 0.9,  # threshold: reveals positions with a probability above it
+            "bound": 0.1,  # entropy_bounded: nats revealed in a call
+            "eta": 0.1,  # remdm_cap and remdm_rescale: largest probability of masking again
+            "correct": 0,  # ancestral: tokens drawn again in each step
         }
     )
 
     c.evaluate = ml_collections.ConfigDict(
         {
             "samples": 512,  # for each task
-            "batch_size": 128,
+            "batch_size": 128,  # how many at once
             "bound_samples": 256,  # items for the bound
             "bound_times": 16,  # noise levels of each item for the bound
-            "seed": 1,
+            "seed": 1,  # of the samples
             "split": "test",  # settings are chosen on "validation"
             "aims": True,  # compare the rates with the world's aims; False for a tiny config
             "only": "",  # "field=value" measures only items whose record has this value
@@ -231,11 +238,16 @@ def get_config() -> ml_collections.ConfigDict:
             "pictures": 0,  # generated images for Frechet distance, KID, ...; 0 is `samples`
             "retrieval": 200,  # items for retrieval
             "among": 20,  # group size of retrieval
-            "round_trips": 128,
+            "round_trips": 128,  # items that go to the other modality and back
             "category": "",  # a field of the records, for the report by category
             "judged": 24,  # real and as many generated images on the sheets for judges
         }
     )
 
-    c.mesh = ml_collections.ConfigDict({"data": -1, "model": 1})
+    c.mesh = ml_collections.ConfigDict(
+        {
+            "data": -1,  # devices over which a batch is split; -1: all that there are
+            "model": 1,  # devices over which the weights are split as well
+        }
+    )
     return c

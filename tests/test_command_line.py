@@ -5,31 +5,18 @@ import sys
 
 import pytest
 from absl import flags
-from absl.testing import flagsaver
 
 from configs import base
+from tests.helpers import shell
 from udd_jax import command_line, main
 from udd_jax.sampling.settings import Settings
 
-pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 CONFIG = "--config=configs/t2i.py"
 
 
 @pytest.fixture
-def typed(monkeypatch):
-    """Parses words as the command line does. Afterwards every flag is as before."""
-
-    def parse(*words):
-        monkeypatch.setattr(sys, "argv", ["udd_jax", *words])
-        for name in command_line.TAKES:
-            command_line.FLAGS[name].unparse()
-        for name in [name for name in command_line.FLAGS if name.startswith("config.")]:
-            delattr(command_line.FLAGS, name)
-        command_line.parse(sys.argv)
-        command_line.check(command_line.FLAGS.mode)
-
-    command_line.FLAGS.mark_as_parsed()
-    with flagsaver.flagsaver():
+def typed():
+    with shell.flags() as parse:
         yield parse
 
 

@@ -1,9 +1,12 @@
-"""The documents: their commands are commands, their Python runs, and the site builds strictly."""
+"""The documents: all of their commands and code run, their links lead somewhere, the site builds.
 
+What cannot run says so in the page, with the reason (tests/helpers/documented.py). A training is as
+small as that of `tests/helpers/tiny.py`; files that a page only names are made here.
+"""
+
+import contextlib
 import functools
-import pathlib
 import re
-import shlex
 import subprocess
 import sys
 
@@ -11,64 +14,120 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl.testing import flagsaver
+from flax import traverse_util
+from PIL import Image
 
-from udd_jax import command_line, pipeline
+import udd_jax
+from configs import t2i
+from tests.helpers import documented, published_files, settings_page, shell, tiny
+from udd_jax import pipeline
 from udd_jax.data import sources
+from udd_jax.data.sources import shapes
 from udd_jax.diffusion import schedules
 from udd_jax.sampling import samplers
 
-ROOT = pathlib.Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-EXTENDING = (ROOT / "docs" / "extending.md").read_text()
-SECTIONS = dict(re.findall(r"^## (.*)\n((?:(?!^## ).*\n)*)", EXTENDING, re.MULTILINE))
-EXAMPLES = {
-    heading: code
-    for heading, text in SECTIONS.items()
-    if (code := "\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL)))
+ROOT = documented.ROOT
+BLOCKS = {page: documented.blocks(page) for page in documented.PAGES}
+COMMANDS = {
+    f"{page.relative_to(ROOT)}:{block.line}+{i} {' '.join(words)[-60:]}": words
+    for page, blocks in BLOCKS.items()
+    for block in blocks
+    if block.shell
+    for i, words in enumerate(block.commands())
 }
-START = re.compile(r"(?:^|&& )(?:python -m udd_jax\.main|udd_jax) (--.*)")
+OURS = {name: flags for name, words in COMMANDS.items() if (flags := documented.arguments(words))}
+# {what a page says: what a test has in its place}
+STANDS_FOR = {"folder:/path": "folder:drawings", "folder:/drawings": "folder:drawings"}
+# What a small checkpoint needs in addition.
+MORE = {"--from=unid3": ["--heads=2", "--codes=used.npy"]}
+FEW = {
+    "vq.steps": 6, "vq.plain_steps": 2, "vq.warmup": 1, "vq.pictures": 64, "vq.batch_size": 16,
+    "train.steps": 4, "train.warmup": 1, "train.batch_size": 8, "data_options.size": 64,
+    "evaluate.samples": 4, "evaluate.batch_size": 4, "evaluate.bound_samples": 4,
+    "evaluate.retrieval": 4, "evaluate.among": 2, "evaluate.round_trips": 4, "evaluate.judged": 2,
+}  # fmt: skip
 
 
-def commands():
-    for path in PAGES:
-        whole = re.sub(r"\\\n +", "", path.read_text())  # commands of several lines
-        for line in whole.splitlines():
-            found = START.search(line.strip()) if line.startswith("    ") else None
-            if found:
-                yield pytest.param(found[1], id=f"{path.name}: {found[1][:60]}")
+def small(flags) -> list[str]:
+    """The flags that make a command of the documents as small as a test; those typed stay."""
+    more = [flag for word, flags_ in MORE.items() if word in flags for flag in flags_]
+    modes = [flag for flag in flags if flag.startswith("--mode=")]
+    if modes not in ([], ["--mode=train"]):
+        return more
+    usual, least = (
+        traverse_util.flatten_dict(config.to_dict(), sep=".")
+        for config in (t2i.get_config(), tiny.config())
+    )
+    changed = {name: least[name] for name in least if least[name] != usual[name]} | FEW
+    typed = {flag.partition("=")[0] for flag in flags} | {"--config.name"}
+    changed = {f"--config.{name}": value for name, value in changed.items()}
+    return more + [f"{flag}={value}" for flag, value in changed.items() if flag not in typed]
 
 
-@pytest.fixture
-def typed(monkeypatch):
-    """Parses words as the command line does. Afterwards every flag is as before."""
-
-    def parse(words):
-        monkeypatch.setattr(sys, "argv", ["udd_jax", *words])
-        for name in command_line.TAKES:
-            command_line.FLAGS[name].unparse()
-        for name in [name for name in command_line.FLAGS if name.startswith("config.")]:
-            delattr(command_line.FLAGS, name)
-        rest = command_line.parse(sys.argv)
-        command_line.check(command_line.FLAGS.mode)
-        return rest[1:]
-
-    command_line.FLAGS.mark_as_parsed()
-    with flagsaver.flagsaver():
-        yield parse
+def as_typed(flags) -> list[str]:
+    """The flags with the stand-ins of a test."""
+    return [functools.reduce(lambda w, o: w.replace(*o), STANDS_FOR.items(), w) for w in flags]
 
 
-@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
-@pytest.mark.parametrize("line", [*commands()])
-def test_a_command_of_the_documents_is_a_command(typed, line):
-    words = shlex.split(re.sub(r"\[.*?\]|\.\.\.", "", line), comments=True)
-    rest = typed([word.replace("folder:/path", "shapes") for word in words])
-    assert rest == (["runs/b"] if "--compare" in words else [])
+# ---- Commands -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("flags", OURS.values(), ids=OURS)
+def test_a_command_of_the_documents_is_a_command(flags):
+    with shell.flags() as parse:
+        rest = parse(*as_typed(flags))
+    assert rest == (["runs/b"] if "--compare" in flags else [])
+
+
+def test_what_the_documents_install_are_extras_of_the_package():
+    extras = re.findall(r'^        "(\w+)":', (ROOT / "setup.py").read_text(), re.MULTILINE)
+    installs = [words for words in COMMANDS.values() if words[0] == "pip"]
+    for words in installs:
+        what = words[-1]
+        asked = re.fullmatch(r"(?:\.|udd_jax)(?:\[(.+)\])?", what)
+        assert words[1] == "install" and asked, what
+        assert set((asked[1] or "dev").split(",")) <= set(extras), what
+
+
+def test_every_command_is_ours_or_installs_or_says_why_it_is_not_run():
+    others = [words for words in COMMANDS.values() if documented.arguments(words) is None]
+    assert {words[0] for words in others} == {"pip"}
+    assert len(OURS) > 25
 
 
 @pytest.fixture(scope="module")
-def pipe(tiny_run):
-    return pipeline.Pipeline.load(tiny_run)
+def place(tmp_path_factory):
+    """The folder of a reader: pictures of his own, a checkpoint, the run of the first command."""
+    folder = published_files.write(tmp_path_factory.mktemp("reader"))
+    (folder / "drawings").mkdir()
+    for i, record in enumerate(shapes.source("train", 24)):
+        Image.fromarray(record.image).save(folder / "drawings" / f"{i}.png")
+        (folder / "drawings" / f"{i}.txt").write_text(record.captions[0])
+    Image.fromarray(record.image).save(folder / "a.png")
+    Image.fromarray(np.uint8([[0] * 16 + [255] * 16] * 32)).save(folder / "m.png")
+    with contextlib.chdir(folder):
+        first = next(flags for flags in OURS.values() if "--config=configs/t2i.py" in flags)
+        shell.run(*first, *small(first))
+    for name in ("emoji", "a", "b"):
+        (folder / "runs" / name).symlink_to("t2i")
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", OURS.values(), ids=OURS)
+def test_a_command_of_the_documents_runs(flags, place):
+    with contextlib.chdir(place):
+        shell.run(*as_typed(flags), *small(flags))
+
+
+@pytest.mark.slow
+def test_the_run_has_the_files_that_the_page_of_training_names(place):
+    table = (ROOT / "docs" / "training.md").read_text().partition("leaves in")[2].partition("\n\n")
+    files = re.findall(r"`([^`]+)`", table[0])
+    assert len(files) > 8 and all((place / "runs" / "t2i" / name).exists() for name in files)
+
+
+# ---- Python -------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -82,14 +141,46 @@ def tables():
         table.update(entries)
 
 
-@pytest.mark.parametrize("heading", EXAMPLES)
-def test_an_example_of_how_to_extend_runs(heading, pipe, tables):
-    names = {"pipe": pipe, "jax": jax, "jnp": jnp, "np": np, "functools": functools}
-    exec(compile(EXAMPLES[heading], heading, "exec"), names)
+@pytest.fixture(scope="module")
+def names(tiny_run):
+    """What the lines of a page may take for known."""
+    pipe, records = pipeline.Pipeline.load(tiny_run), shapes.source("train", 8)
+    images = np.stack([record.image for record in records])
+    mask = np.zeros((32, 32), bool)
+    mask[:, 16:] = True
+    known = {"udd_jax": udd_jax, "pipe": pipe, "images": images, "image": images[0], "mask": mask}
+    known |= {"captions": [record.captions[0] for record in records]}
+    known |= {"F": lambda tokens, xt, t: tokens[0][..., 0].sum(-1)}
+    return known | {"jax": jax, "jnp": jnp, "np": np, "functools": functools}
+
+
+WITH_PYTHON = [page for page, blocks in BLOCKS.items() if any(not b.shell for b in blocks)]
+
+
+@pytest.mark.parametrize("page", WITH_PYTHON, ids=lambda page: page.name)
+def test_the_python_of_a_page_runs(page, names, tables, tiny_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "t2i").symlink_to(tiny_run)
+    monkeypatch.setattr(pipeline.Pipeline, "load", lambda *folder: names["pipe"])  # compiled once
+    known = dict(names)
+    for block in BLOCKS[page]:
+        if not block.shell and block.runs():
+            exec(compile("\n" * (block.line - 1) + block.text, page.name, "exec"), known)
+
+
+# ---- Pages --------------------------------------------------------------------------------------
+
+
+def test_the_page_of_training_has_every_setting_with_its_default_and_what_it_does():
+    assert settings_page.comments().keys() == settings_page.fields().keys()
+    assert all(settings_page.comments().values())
+    written = settings_page.PAGE.read_text(encoding="utf-8").partition(settings_page.MARK)[2]
+    assert written == settings_page.tables(), "run: python -m tests.helpers.settings_page"
 
 
 def test_links_between_the_pages_lead_to_files():
-    for page in [*PAGES, ROOT / "CONTRIBUTING.md"]:
+    for page in [*documented.PAGES, ROOT / "CONTRIBUTING.md"]:
         for link in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
             assert "://" in link or (page.parent / link).exists(), f"{page.name}: {link}"
 
