@@ -198,16 +198,66 @@ def test_notebook_is_valid_clean_and_compiles():
         compile(source, "cell", "exec")
 
 
+SMALL = """
+from tests.helpers import tiny
+
+
+def get_config():
+    c = tiny.config()
+    c.data_options.size = 64
+    c.vq.update({"steps": 6, "plain_steps": 2, "warmup": 1, "pictures": 64, "batch_size": 16})
+    c.train.update({"steps": 4, "warmup": 1, "batch_size": 8})
+    c.evaluate.update({"samples": 4, "batch_size": 4, "bound_samples": 4})
+    return c
+"""
+ASK = """
+import urllib.request
+with urllib.request.urlopen(address) as answer:
+    assert answer.status == 200 and b"gradio" in answer.read()
+page.close()
+"""
+
+
 @pytest.mark.slow
-def test_notebook_trains_and_samples_all_tasks(tmp_path, compiled):
+def test_the_notebook_runs_from_top_to_bottom_in_a_fresh_folder_and_ends_with_the_page(
+    tmp_path, compiled
+):
+    nbformat = pytest.importorskip("nbformat")
+    for name in ("nbclient", "ipykernel", "gradio"):
+        pytest.importorskip(name)
+    book = nbformat.read(LAUNCH / "colab.ipynb", as_version=4)
+    book.cells.append(nbformat.v4.new_code_cell(ASK))
+    nbformat.write(book, tmp_path / "colab.ipynb")
+    (tmp_path / "small.py").write_text(SMALL)
     env = {
         **{k: v for k, v in os.environ.items() if k != "XLA_FLAGS"},
-        "UDD_CONFIG": "configs/t2i.py:smoke",
-        "UDD_WORKDIR": str(tmp_path / "run"),
-        "UDD_INSTALLED": "1",
+        "UDD_CONFIG": "small.py",
+        "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": str(compiled),
-        "MPLBACKEND": "agg",
+        "PYTHONPATH": str(LAUNCH.parent),
     }
-    code = "\n\n".join(cells())
-    subprocess.run([sys.executable, "-c", code], cwd=LAUNCH.parent, env=env, check=True)
-    assert (tmp_path / "run" / "report.html").exists()
+    run = "from nbclient import cli; cli.main()"
+    options = ["--timeout=600", "--output={notebook_name}-done", "colab.ipynb"]
+    command = [sys.executable, "-W", "ignore", "-c", run, *options]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    book = nbformat.read(tmp_path / "colab-done.ipynb", as_version=4)
+    pictures = [cell for cell in book.cells if "image/png" in str(cell.get("outputs"))]
+    assert len(pictures) == 5 and "http://127.0.0.1" in str(book.cells[-2].outputs)
+    assert (tmp_path / "runs" / "colab" / "report.html").exists()
+
+
+@pytest.mark.long
+def test_the_notebook_installs_the_folder_that_it_lies_in(tmp_path):
+    shutil.copytree(
+        LAUNCH.parent, tmp_path / "copy", ignore=shutil.ignore_patterns(".*", "tests", "runs")
+    )
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    subprocess.run(
+        [python, "-c", cells()[0]], cwd=tmp_path / "copy" / "launch", env=env, check=True
+    )
+    code = "import gradio, udd_jax; print(udd_jax.__file__)"
+    done = subprocess.run([python, "-c", code], cwd=tmp_path, env=env, capture_output=True)
+    assert str(tmp_path / "venv") in done.stdout.decode()
