@@ -201,6 +201,23 @@ def get_config() -> ml_collections.ConfigDict:
         }
     )
 
+    # A dual encoder of images and texts (training/train_dual_encoder.py): match scores, a scorer,
+    # ranks. It may be trained later, too, by the same command with other steps.
+    c.dual_encoder = ml_collections.ConfigDict(
+        {
+            "steps": 0,  # 0 trains none; on `shapes` 1500
+            "file": "",  # a finished one with the tokenizers of this run; "" trains one
+            "width": 64,
+            "layers": 2,
+            "heads": 2,
+            "batch_size": 64,
+            "learning_rate": 2e-3,
+            "warmup": 100,
+            "log_every": 50,
+            "save_every": 500,
+        }
+    )
+
     c.sample = ml_collections.ConfigDict(
         {
             "sampler": "first_hitting",  # order of reveal: docs/method.md, section 7

@@ -1,7 +1,7 @@
 """The main job: its stages in order. A finished stage is skipped; a killed one continues.
 
-    data -> text tokenizer -> image tokenizer -> token cache -> diffusion -> samples and evaluation
-         -> report
+    data -> text tokenizer -> image tokenizer -> token cache -> (dual encoder) -> diffusion
+         -> samples and evaluation -> report
 
 The files that a stage leaves in the work folder show that it is done. The folder belongs to one
 config. Another config is an error that names the fields, except those in `run_folder.CHANGEABLE`.
@@ -30,6 +30,7 @@ from udd_jax.evaluation.report import report
 from udd_jax.evaluation.suites import main as main_suite
 from udd_jax.evaluation.suites import samplers as samplers_suite
 from udd_jax.evaluation.suites import tuning
+from udd_jax.networks import matching
 from udd_jax.runtime import bucket, files, lock, logbook, processes, run_folder, sharding, trees
 from udd_jax.sampling.settings import Settings
 from udd_jax.tokenizers import image_tokenizer, text_tokenizer
@@ -40,6 +41,7 @@ from udd_jax.training import (
     recipe,
     start,
     train_diffusion,
+    train_dual_encoder,
     train_image_tokenizer,
 )
 
@@ -75,6 +77,7 @@ def check(config) -> None:
     vocab = plan.vocab_of(config)
     tasks.check_mixture(vocab, config.train.mixture)
     train_diffusion.make_objective(config, vocab, pad_id=0)
+    train_dual_encoder.wanted(config)
     optimiser.make_optimiser(config)
     kernel = transition.make_kernel(vocab, build.make_schedules(config, vocab))
     Settings(**config.sample).check(kernel)
@@ -100,6 +103,9 @@ def _run_stages(config, workdir, here, until, data, found, profile=None, tensorb
                 cache = token_cache.finish(here / "tokens", config.get("skip_limit", SKIPPED))
     if until == "token cache":
         return
+    if train_dual_encoder.wanted(config):
+        with stage("dual encoder"):
+            train_dual_encoder.make(config, workdir, cache, tokenizers)
     with stage("diffusion"):
         options = {"profile": profile, "tensorboard": tensorboard}
         params = make_weights(config, workdir, cache, tokenizers, data, **options)
@@ -238,7 +244,7 @@ def export(workdir, out) -> None:
         raise UserError(f"{out} holds a run already: choose another --out")
     weights, metadata = trees.load_tree(workdir / build.WEIGHTS)
     trees.save_tree(out / build.WEIGHTS, weights, metadata, half=True)
-    names = [build.TEXT, build.IMAGE, main_suite.RESULT, build.CONFIG]
+    names = [build.TEXT, build.IMAGE, matching.FILE, main_suite.RESULT, build.CONFIG]
     for name in names:
         if (workdir / name).exists():
             files.write_bytes(out / name, (workdir / name).read_bytes())

@@ -42,7 +42,7 @@ class Experts(transformer.Transformer):
             )
 
     @nn.compact
-    def _run(self, xt, t, free, bias=None, kept=None, keep=None, soft=None):
+    def _run(self, xt, t, free, bias=None, kept=None, keep=None, soft=None, paint=None):
         names = [
             f.name for f in fields(transformer.Transformer) if f.name not in ("parent", "name")
         ]
@@ -54,7 +54,7 @@ class Experts(transformer.Transformer):
         one, params = transformer.Transformer(**options, parent=None), self.variables["params"]
 
         def answer(name, kept):
-            inputs = (xt, t, free, bias, kept, keep, soft)
+            inputs = (xt, t, free, bias, kept, keep, soft, paint)
             return one.apply({"params": params[name]}, *inputs, method="_run")
 
         if keep is not None:

@@ -31,6 +31,20 @@ def normal(std: float = 0.02):
     return nn.initializers.normal(std)
 
 
+def fan_in(params: dict) -> dict:
+    """Parameters drawn with `normal()`, scaled: the standard deviation is 1 / sqrt(inputs) for
+    matrices and 0.6 for embeddings and other vectors. Biases, gains and scalars stay."""
+
+    def widen(path, p):
+        name = path[-1].key
+        if name == "kernel":
+            return p * (p.shape[-2] ** -0.5 / 0.02)
+        constant = name in ("bias", "scale") or p.ndim == 0
+        return p if constant else p * (0.6 / 0.02)
+
+    return jax.tree.map_with_path(widen, params)
+
+
 def layer_norm(affine: bool, dtype, name: str | None = None, gain: float = 0.0) -> nn.LayerNorm:
     # The fast variance E[x^2] - E[x]^2 loses three digits; the published code does not use it.
     return nn.LayerNorm(
@@ -44,11 +58,21 @@ def layer_norm(affine: bool, dtype, name: str | None = None, gain: float = 0.0) 
     )
 
 
+class Painted(NamedTuple):
+    """A bias with a part that is relative to the largest score of a head: bias + paint max(q k').
+
+    Both are as `bias` of `dot_product_attention`, which is then computed as "flat".
+    """
+
+    bias: jax.Array | None
+    paint: jax.Array
+
+
 def dot_product_attention(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
-    bias: jax.Array | None = None,
+    bias: "jax.Array | Painted | None" = None,
     implementation: str = "flat",
 ) -> jax.Array:
     """softmax(q k' / sqrt(d) + bias) v for q [B, n, H, d], k and v [B, n', H, d] -> [B, n, H, d].
@@ -58,6 +82,9 @@ def dot_product_attention(
     `jax.nn.dot_product_attention`), or "fused" (fused_attention.py, for TPUs). Scores and softmax
     are at least float32.
     """
+    paint = None
+    if isinstance(bias, Painted):
+        (bias, paint), implementation = bias, "flat"
     if implementation == "fused":
         return fused_attention.attention(q, k, v, bias)
     if implementation == "cudnn" and bias is not None:
@@ -71,6 +98,9 @@ def dot_product_attention(
 
     scores = jnp.matmul(flat(q) * (1 / math.sqrt(size)), flat(k).transpose(0, 2, 1))
     scores = scores.astype(jnp.promote_types(jnp.float32, scores.dtype))
+    if paint is not None:
+        paint = jnp.broadcast_to(paint, (batch, heads, n, k.shape[1]))
+        scores = scores + paint.reshape(scores.shape) * scores.max((1, 2), keepdims=True)
     if bias is not None:
         bias = jnp.broadcast_to(bias, (batch, heads, n, k.shape[1]))
         scores = scores + bias.reshape(scores.shape)

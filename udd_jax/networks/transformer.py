@@ -63,12 +63,14 @@ class Block(nn.Module):
 
         def biases(queries, keys):
             """The part of `bias` for these modalities; its columns have the order of `seen`."""
-            if bias is None:
-                return None
-            full = jnp.broadcast_to(bias, (*bias.shape[:2], vocab.length, vocab.length))
-            full = jnp.concatenate([full[:, :, vocab.slices[m]] for m in queries], axis=2)
             keys = [m for group in (parts, known) for m in keys if m in group]
-            return jnp.concatenate([full[..., vocab.slices[m]] for m in keys], axis=3)
+
+            def part(bias):
+                full = jnp.broadcast_to(bias, (*bias.shape[:2], vocab.length, vocab.length))
+                full = jnp.concatenate([full[:, :, vocab.slices[m]] for m in queries], axis=2)
+                return jnp.concatenate([full[..., vocab.slices[m]] for m in keys], axis=3)
+
+            return jax.tree.map(part, bias)
 
         angles = None
         if c.rotary:
@@ -210,9 +212,10 @@ class Transformer(nn.Module):
                 f"model.width = {self.width} is no multiple of model.heads = {self.heads}"
             )
 
-    def __call__(self, xt, t, free, bias=None, soft=None):
-        """Logits over x_0, float32[B, length_m, K_m] a modality. soft: see `FusedEmbedding`."""
-        return self._run(xt, t, free, bias, soft=soft)
+    def __call__(self, xt, t, free, bias=None, soft=None, paint=None):
+        """Logits over x_0, float32[B, length_m, K_m] a modality. soft: see `FusedEmbedding`; paint:
+        see `layers.Painted`."""
+        return self._run(xt, t, free, bias, soft=soft, paint=paint)
 
     def cache(self, xt, t, free, modality: str):
         """{modality: its keys and values}, with a leading axis of layers.
@@ -221,15 +224,15 @@ class Transformer(nn.Module):
         """
         return self._run(xt, t, free, keep=modality)
 
-    def with_cache(self, xt, t, free, cache: dict):
+    def with_cache(self, xt, t, free, cache: dict, paint=None):
         """The logits of `__call__`, without computing the modalities in `cache`.
 
         ValueError without `block_attention`.
         """
-        return self._run(xt, t, free, kept=cache)
+        return self._run(xt, t, free, kept=cache, paint=paint)
 
     @nn.compact
-    def _run(self, xt, t, free, bias=None, kept=None, keep=None, soft=None):
+    def _run(self, xt, t, free, bias=None, kept=None, keep=None, soft=None, paint=None):
         kept, alone = kept or {}, None
         if (kept or keep) and not self.block_attention:
             raise UserError("keys and values are kept with model.block_attention only")
@@ -252,6 +255,8 @@ class Transformer(nn.Module):
             apart = alone[:, at, None] & (at[:, None] != at)[None]  # [B, queries, keys]
             apart = jnp.where(apart, layers.HIDDEN, 0.0)[:, None]
             bias = apart if bias is None else bias + apart
+        if paint is not None:
+            bias = layers.Painted(bias, paint)
 
         h, to_keep = self._blocks(Block, keep)(h, self._times(t), bias, alone, kept)
         if keep is not None:
@@ -329,17 +334,20 @@ class Denoiser:
 
     `still` names a modality that has no free position in any sample of the batch and stays constant
     during the chain. With block attention its keys and values are computed once for the chain.
+    `paint` is a function (xt, t, free) -> float[B, 1, L, L] for `layers.Painted`, or None.
     """
 
     model: Transformer
     params: Any
     still: str | None = None
+    paint: Any = None
 
     def __call__(self, xt, t, free, cache=None):
         variables = {"params": self.params}
+        options = {} if self.paint is None else {"paint": self.paint(xt, t, free)}
         if cache is None:
-            return self.model.apply(variables, xt, t, free)
-        return self.model.apply(variables, xt, t, free, cache, method="with_cache")
+            return self.model.apply(variables, xt, t, free, **options)
+        return self.model.apply(variables, xt, t, free, cache, **options, method="with_cache")
 
     def prepare(self, xt, t, free):
         """The function for a chain that begins with these inputs (see `denoiser.prepare`)."""
@@ -361,14 +369,7 @@ def init(model: Transformer, key: jax.Array, fan_in: bool = False) -> dict:
     t = jnp.ones((1, modalities), jnp.int32)
     params = jax.jit(model.init)(key, xt, t, free)["params"]
 
-    def widen(path, p):
-        name = path[-1].key
-        if name == "kernel":
-            return p * (p.shape[-2] ** -0.5 / 0.02)
-        constant = name in ("bias", "scale", "rezero")
-        return p if constant else p * (0.6 / 0.02)
-
-    return jax.tree.map_with_path(widen, params) if fan_in else params
+    return layers.fan_in(params) if fan_in else params
 
 
 def count_parameters(params) -> int:

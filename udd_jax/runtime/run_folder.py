@@ -29,6 +29,7 @@ CHANGEABLE = (
     "evaluate",
     "workers",
     "vq.above_flat",
+    "dual_encoder",
     "skip_limit",
     "mesh",
     "model.implementation",

@@ -1,0 +1,119 @@
+"""The dual encoder: its towers, its comparisons against a slow twin, its file."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from udd_jax.diffusion import transition, vocab
+from udd_jax.diffusion.schedules import make as make_schedule
+from udd_jax.networks import dual_encoder, matching
+from udd_jax.training import train_dual_encoder
+
+LAYOUT = vocab.image_text((2, 3), 4, 5, 3)
+PAD = 2
+HASHES = {"image": "a" * 16, "text": "b" * 16}
+
+
+@pytest.fixture(scope="module")
+def matcher():
+    model = dual_encoder.DualEncoder(LAYOUT, 6, PAD, width=8, layers=1, heads=2)
+    params = jax.jit(lambda key: dual_encoder.init(model, key))(jax.random.key(0))
+    return matching.Matcher(model, jax.device_get(params), HASHES)
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    rng = np.random.default_rng(0)
+    codes, ids = rng.integers(0, 4, (5, 6)), rng.integers(0, 5, (5, 3))
+    ids[:, 2], ids[0, 1] = PAD, PAD  # two words, or one
+    ids[:, 0] = 3
+    return codes, ids
+
+
+def slow(words, regions):
+    """The local part, in loops, of words float[m, E] and regions float[n, E]."""
+    s = np.exp(words @ regions.T)
+    s = s / s.sum(0)
+    cosines = []
+    for row, word in zip(s, words, strict=True):
+        a = np.exp(5 * row)
+        c = (a / a.sum()) @ regions
+        cosines.append(c @ word / np.linalg.norm(c) / np.linalg.norm(word))
+    return np.log(np.exp(5 * np.array(cosines)).sum()) / 5
+
+
+def test_the_match_is_that_of_the_equations(matcher, tokens):
+    """Padding counts neither in the mean nor as a word."""
+    codes, ids = tokens
+    images, texts = matcher.encode("image", codes), matcher.encode("text", ids)
+    scale = np.exp(matcher.params["tau"])
+    for i in range(5):
+        words = texts.parts[i][ids[i] != PAD].astype(float)
+        local = slow(words, images.parts[i].astype(float))
+        expected = scale * (images.whole[i] @ texts.whole[i] + local) / 2
+        np.testing.assert_allclose(matcher.match(codes, ids)[i], expected, rtol=1e-4)
+    np.testing.assert_allclose(np.diag(matcher.table(codes, ids)), matcher.match(codes, ids), 1e-4)
+    np.testing.assert_allclose(np.linalg.norm(images.whole, axis=1), 1, rtol=1e-5)
+
+
+def test_what_stands_for_padding_changes_nothing_but_as_a_word(matcher, tokens):
+    """The text tower does not see padding: a text is the same after more of it."""
+    _, ids = tokens
+    longer = vocab.image_text((2, 3), 4, 5, 4)
+    model = matcher.model.clone(vocab=longer)
+    params = jax.tree.map(lambda p: p, matcher.params)
+    position = np.concatenate([params["text"]["position"], np.ones((1, 8), np.float32)])
+    params["text"] = {**params["text"], "position": position}
+    wide = matching.Matcher(model, params, HASHES)
+    padded = np.concatenate([ids, np.full((5, 1), PAD)], axis=1)
+    np.testing.assert_allclose(
+        wide.encode("text", padded).whole, matcher.encode("text", ids).whole, atol=1e-5
+    )
+
+
+def test_a_scorer_is_the_match_and_a_corner_of_the_simplex_is_its_token(matcher, tokens):
+    codes, ids = tokens
+    corners = jax.nn.one_hot(codes, 4), jax.nn.one_hot(ids, 5)
+    found = jax.jit(matcher.scorer(ids[1:2]))(corners, jnp.zeros(5), jnp.zeros(5, int))
+    np.testing.assert_allclose(found, matcher.match(codes, np.repeat(ids[1:2], 5, 0)), rtol=1e-4)
+
+
+def test_vlms_of_the_real_image_with_itself_is_the_mean_of_both_parts(matcher, tokens):
+    codes, ids = tokens
+    images = matcher.encode("image", codes)
+    own = [(1 + slow(*[images.parts[i].astype(float)] * 2)) / 2 for i in range(5)]
+    text = matcher.match(codes, ids) / np.exp(matcher.params["tau"])
+    np.testing.assert_allclose(matcher.vlms(codes, codes, ids), (text + own) / 2, rtol=1e-4)
+
+
+def test_a_file_keeps_it_and_refuses_tokens_of_another_tokenizer(matcher, tokens, tmp_path):
+    matching.save(tmp_path / "encoder", matcher)
+    again = matching.load(tmp_path / "encoder", HASHES)
+    np.testing.assert_array_equal(again.match(*tokens), matcher.match(*tokens))
+    with pytest.raises(ValueError, match=r"another image tokenizer \(aaaaaaaa, here cccccccc\)"):
+        matching.load(tmp_path / "encoder", {**HASHES, "image": "c" * 16})
+
+
+def test_the_training_mixes_noise_only_and_learns_equal_texts_as_equal():
+    """Shares are on noise alone; a batch of one text has nothing to contrast, so its loss is 0."""
+    kernel = transition.make_kernel(LAYOUT, [make_schedule("linear", 6)] * 2)
+    x0 = jnp.asarray(np.random.default_rng(1).integers(0, 4, (64, 9)) + np.repeat([0, 4], [6, 3]))
+    noisy = jax.jit(functools.partial(train_dual_encoder.noisy, kernel))
+    codes, words, times, (others, share) = noisy(jax.random.key(0), x0)
+    mixed = share > 0
+    assert 0.1 < mixed.any(1).mean() < 0.4 and 0.3 < (times == 0).mean() < 0.7
+    assert (jnp.where(mixed, codes, x0[:, :6]) == x0[:, :6]).all() and others.shape == (4, 64, 6)
+    assert not (mixed & (times[:, :1] == 0)).any() and (codes == 4).any() and (words == 5).any()
+    rng = np.random.default_rng(2)
+    rows = [
+        dual_encoder.Encoded(
+            *(jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((3, 8), (3, n, 8))),
+            jnp.ones((3, n), bool),
+        )
+        for n in (6, 3)
+    ]
+    loss = jax.jit(lambda equal: train_dual_encoder.contrast(2.0, *rows, equal)[0])
+    assert abs(loss(jnp.ones((3, 3), bool))) < 1e-6 < loss(jnp.eye(3, dtype=bool))

@@ -1,0 +1,151 @@
+"""A dual encoder: a tower for images and a tower for texts, over tokens, compared by cosines.
+
+    match = e^tau (global + local) / 2        global = cos(image, text), of the whole vectors
+                                              local = (1/5) log sum_i exp(5 cos(c_i, e_i))
+
+The local part compares words e_i with regions v_j, as in AttnGAN's DAMSM (arXiv 1711.10485):
+
+    s = softmax over words of e_i . v_j;    a_ij = softmax over regions of 5 s_ij;    c_i = a_ij v_j
+
+A tower is a small pre-norm transformer. It takes tokens of any time of the noise, masks among them,
+and also points of the simplex, so that a scorer can take its gradient. The towers are trained with
+CLIP's loss (arXiv 2103.00020) in training/train_dual_encoder.py.
+"""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from udd_jax.diffusion.vocab import Vocab
+from udd_jax.networks import layers
+
+SHARPNESS = 5.0  # of the local part
+
+
+class Encoded(NamedTuple):
+    """What a tower makes of B rows."""
+
+    whole: jax.Array  # float[B, E], of length 1
+    parts: jax.Array  # float[B, n, E], a region or word each, of any length
+    seen: jax.Array  # bool[B, n], False for padding
+
+
+class Tower(nn.Module):
+    """Tokens of one modality, int32[B, n] local ids (`classes` is the mask) or points of the
+    simplex float[B, n, classes], at times int32[B] -> `Encoded`."""
+
+    classes: int
+    length: int
+    steps: int  # T
+    padding: int | None  # the id that is not seen
+    width: int
+    layers: int
+    heads: int
+
+    @nn.compact
+    def __call__(self, tokens, t, blend=None):
+        table = self.param("token", layers.normal(), (self.classes + 1, self.width))
+        if tokens.ndim == 3:
+            h, seen = tokens @ table[:-1], jnp.ones(tokens.shape[:2], bool)
+            if self.padding is not None:
+                seen = tokens[..., self.padding] < 0.5
+        else:
+            h, seen = table[tokens], tokens != (-1 if self.padding is None else self.padding)
+        if blend is not None:
+            others, share = blend
+            h = h + share[..., None] * (table[others].mean(0) - h)
+        h = h + self.param("position", layers.normal(), (self.length, self.width))[None]
+        seen = seen | ~seen.any(axis=1, keepdims=True)  # a row of padding alone sees it
+        time = layers.TimeEmbedding(self.steps, self.width, sinusoidal=True, name="time")(t)[
+            :, None
+        ]
+        hidden = jnp.where(seen, 0.0, layers.HIDDEN)[:, None, None]
+        for i in range(self.layers):
+            x = layers.AdaLayerNorm(self.steps, name=f"norm_{i}")(h, time, (self.length,))
+            attend = layers.Attention(self.width, self.heads, name=f"attention_{i}")
+            h = h + attend(x, attend.project(x), hidden)
+            x = layers.layer_norm(True, h.dtype, f"mlp_norm_{i}")(h)
+            h = h + layers.MLP(2, name=f"mlp_{i}")(x)
+        h = layers.layer_norm(True, h.dtype, "norm")(h)
+        weight = seen / seen.sum(axis=1, keepdims=True)
+        whole = layers.Dense(self.width, name="whole")((h * weight[..., None]).sum(axis=1))
+        return Encoded(unit(whole), layers.Dense(self.width, name="parts")(h), seen)
+
+
+class DualEncoder(nn.Module):
+    """The two towers and their temperature."""
+
+    vocab: Vocab
+    steps: int
+    padding: int  # of the text
+    width: int = 64
+    layers: int = 2
+    heads: int = 2
+
+    def setup(self):
+        def tower(name, padding):
+            m = self.vocab.modalities[self.vocab.index(name)]
+            sizes = (self.width, self.layers, self.heads)
+            return Tower(m.classes, m.length, self.steps, padding, *sizes)
+
+        self.image, self.text = tower("image", None), tower("text", self.padding)
+        self.tau = self.param("tau", nn.initializers.constant(2.5), ())
+
+    def __call__(self, image, text, times, blend=None):
+        """(Encoded images, Encoded texts, e^tau). times: int32[B, 2]; blend: of the image,
+        (others int32[J, B, n], share float[B, n]) mixes the mean of other tokens in, or None."""
+        return self.image(image, times[:, 0], blend), self.text(text, times[:, 1]), self.scale()
+
+    def encode(self, name: str, tokens, t):
+        """`Encoded` of one modality, "image" or "text"."""
+        return {"image": self.image, "text": self.text}[name](tokens, t)
+
+    def scale(self):
+        """e^tau, at most 100, as in CLIP."""
+        return jnp.exp(jnp.minimum(self.tau, jnp.log(100.0)))
+
+
+def whole(images: Encoded, texts: Encoded) -> jax.Array:
+    """The global part, float[B]: cosines of rows."""
+    return (images.whole * texts.whole).sum(-1)
+
+
+def local(regions: Encoded, words: Encoded) -> jax.Array:
+    """The local part of rows, float[B]; regions and words may be of any modality."""
+    s = jnp.einsum("bie,bje->bij", words.parts, regions.parts)
+    s = jax.nn.softmax(jnp.where(words.seen[:, :, None], s, -jnp.inf), axis=1)
+    s = jnp.where(regions.seen[:, None], SHARPNESS * s, -jnp.inf)
+    context = jnp.einsum("bij,bje->bie", jax.nn.softmax(s, axis=2), regions.parts)
+    cosine = (unit(context) * unit(words.parts)).sum(-1)
+    cosine = jnp.where(words.seen, SHARPNESS * cosine, -jnp.inf)
+    return jax.nn.logsumexp(cosine, axis=1) / SHARPNESS
+
+
+def both(images: Encoded, texts: Encoded) -> jax.Array:
+    """The mean of the global and the local part of rows, float[B]; times e^tau the match."""
+    return (whole(images, texts) + local(images, texts)) / 2
+
+
+def pairs(score, images: Encoded, texts: Encoded) -> jax.Array:
+    """`score` (`whole` or `local`) of every image with every text, float[B, B']."""
+
+    def row(image):
+        every = jax.tree.map(lambda y: jnp.broadcast_to(y[None], (len(texts[0]), *y.shape)), image)
+        return score(every, texts)
+
+    return jax.vmap(row)(images)
+
+
+def init(model: DualEncoder, key: jax.Array) -> dict:
+    """New parameters, a dict of float32 arrays, scaled by fan-in (`layers.fan_in`)."""
+    one = [jnp.zeros((1, m.length), jnp.int32) for m in model.vocab.modalities]
+    both = {m.name: x for m, x in zip(model.vocab.modalities, one, strict=True)}
+    times = jnp.zeros((1, 2), jnp.int32)
+    return layers.fan_in(model.init(key, both["image"], both["text"], times)["params"])
+
+
+def unit(u: jax.Array) -> jax.Array:
+    """u / |u| along the last axis; its gradient is finite at 0."""
+    return u * jax.lax.rsqrt((u**2).sum(-1, keepdims=True) + 1e-12)

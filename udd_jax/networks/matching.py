@@ -1,0 +1,142 @@
+"""A trained dual encoder as functions of tokens: embeddings, match scores, a scorer.
+
+    encoder = matching.load("runs/t2i/dual_encoder/encoder")
+    encoder.match(codes, ids)            int32[n, N], int32[n, M] -> float64[n]
+    encoder.table(codes, ids)            every image with every text, float64[n, m]
+
+The match (`dual_encoder.py`) is about log p(text | image) / p(text) up to a constant, since CLIP's
+loss makes it so. VLMS is the visual-linguistic matching score of VLMGAN* (arXiv 2208.09596), in a
+form of ours: its formula could not be read.
+"""
+
+import dataclasses
+import functools
+import operator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from udd_jax.diffusion.vocab import Modality, Vocab
+from udd_jax.errors import UserError
+from udd_jax.networks import dual_encoder
+from udd_jax.runtime import trees
+
+FOLDER = "dual_encoder"
+FILE = f"{FOLDER}/encoder"  # in the folder of a run
+ROWS = 64  # encoded at once
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Matcher:
+    """A dual encoder with its parameters.
+
+    hashes: {modality: of the tokenizer whose tokens it knows}.
+    """
+
+    model: dual_encoder.DualEncoder
+    params: dict
+    hashes: dict[str, str]
+
+    def encode(self, name: str, ids, t=0) -> dual_encoder.Encoded:
+        """Rows of "image" or "text", local ids int32[n, length] at time t -> `Encoded`, NumPy."""
+        ids = np.asarray(ids)
+        encode = lambda rows: self._encode(self.params, name, rows, jnp.full(ROWS, t))  # noqa: E731
+        return _in_parts(encode, ids)
+
+    def match(self, codes, ids) -> np.ndarray:
+        """The match of image and text of each row, float64[n]."""
+        return self._score(self.encode("image", codes), self.encode("text", ids))
+
+    def table(self, codes, ids) -> np.ndarray:
+        """The match of every image with every text, float64[n, m]."""
+        images, texts = self.encode("image", codes), self.encode("text", ids)
+        rows = []
+        for i in range(len(images.whole)):
+            one = jax.tree.map(lambda y, i=i: np.repeat(y[i : i + 1], len(ids), axis=0), images)
+            rows.append(self._score(one, texts))
+        return np.stack(rows)
+
+    def vlms(self, made, real, ids) -> np.ndarray:
+        """VLMS of each generated image `made` for its text and the real image, float64[n].
+
+        The mean of two parts, text with image and image with image. Each part is the mean of the
+        global and the local comparison.
+        """
+        made, real = self.encode("image", made), self.encode("image", real)
+        others = self.encode("text", ids), real
+        return np.mean([_in_parts(_halves, made, other) for other in others], axis=0)
+
+    def scorer(self, ids):
+        """F for `sampling.scorers`: the match of the image's tokens with a text, int32[1, M].
+
+        A scale of 1 is about Bayes' rule for this text.
+        """
+        text = jax.tree.map(jnp.asarray, self.encode("text", ids))
+        return jax.tree_util.Partial(self._scorer, self.params, text)
+
+    @functools.cached_property
+    def _encode(self):
+        apply = functools.partial(self.model.apply, method="encode")
+        encode = lambda params, name, ids, t: apply({"params": params}, name, ids, t)  # noqa: E731
+        return jax.jit(encode, static_argnums=1)
+
+    @functools.cached_property
+    def _score(self):
+        scale = float(self.model.apply({"params": self.params}, method="scale"))
+        return lambda images, texts: scale * _in_parts(_halves, images, texts).astype(float)
+
+    @functools.cached_property
+    def _scorer(self):
+        """Made once: compiled functions are found by its identity."""
+        m, model = self.model.vocab.index("image"), self.model
+
+        def score(params, text, tokens, x, t):
+            image = model.apply({"params": params}, "image", tokens[m], t, method="encode")
+            shape = lambda y: jnp.broadcast_to(y, (len(t), *y.shape[1:]))  # noqa: E731
+            scale = model.apply({"params": params}, method="scale")
+            return scale * dual_encoder.both(image, jax.tree.map(shape, text))
+
+        return score
+
+
+_halves = jax.jit(dual_encoder.both)
+
+
+def _in_parts(function, *trees):
+    """A function of trees of n rows, ROWS at a time so that it is compiled once -> NumPy."""
+    count, found = len(jax.tree.leaves(trees)[0]), []
+    for start in range(0, count, ROWS):
+        rows, kept = np.minimum(np.arange(start, start + ROWS), count - 1), count - start
+        part = jax.device_get(function(*jax.tree.map(operator.itemgetter(rows), trees)))
+        found.append(jax.tree.map(operator.itemgetter(slice(kept)), part))
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *found)
+
+
+def save(path, matcher: Matcher, about: dict | None = None, half=False) -> None:
+    """Writes one file, `about` into its metadata. half: float16, half of the bytes."""
+    model = matcher.model
+    settings = {"vocab": [dataclasses.asdict(m) for m in model.vocab.modalities]}
+    settings |= {n: getattr(model, n) for n in ("steps", "padding", "width", "layers", "heads")}
+    metadata = {"settings": settings, "hashes": matcher.hashes, "about": about or {}}
+    trees.save_tree(path, matcher.params, metadata, half=half)
+
+
+def load(path, hashes: dict | None = None) -> Matcher:
+    """The dual encoder of a file, which may be of another run.
+
+    FileNotFoundError, or UserError if `hashes` are those of other tokenizers.
+    """
+    params, metadata = trees.load_tree(path)
+    for name, value in metadata["hashes"].items():
+        if hashes is not None and hashes.get(name) != value:
+            raise UserError(
+                f"{path} was trained on tokens of another {name} tokenizer ({value[:8]}, here "
+                f"{str(hashes.get(name))[:8]}): expected a dual encoder with the tokenizers of "
+                "this run"
+            )
+    settings = dict(metadata["settings"])
+    grid = lambda m: m["grid"] and tuple(m["grid"])  # noqa: E731
+    modalities = [Modality(**{**m, "grid": grid(m)}) for m in settings.pop("vocab")]
+    model = dual_encoder.DualEncoder(Vocab(tuple(modalities)), **settings)
+    return Matcher(model, params, metadata["hashes"])
