@@ -81,6 +81,34 @@ def test_a_line_says_all_that_makes_its_sample_again(tmp_path):
     np.testing.assert_array_equal(again.images[0], pixels.read(out / line["image"]))
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"task": "infill", "prompt": ["a ___ circle"], "blank_tokens": 2, "mask": "m.png"},
+        {"task": "edit", "prompt": ["a red circle"], "rounds": 1, "share": 0.5},
+        {"task": "outpaint", "extend": ["left:8"]},
+        {"prompt": ["a red circle", "a square"], "best_of": 2},
+    ],
+    ids=lambda changes: changes.get("task", "best of"),
+)
+def test_the_flags_in_a_line_make_its_sample_again_from_any_folder(
+    tmp_path, picture, changes, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    pixels.write_png(tmp_path / "m.png", np.full((32, 32, 3), 255, np.uint8))
+    if "best_of" not in changes:
+        changes = {"image": [picture.name], **changes}
+    out, lines = sampled(tmp_path, num=2, **changes)
+    line = lines[-1]
+    assert line["run"] == str(tmp_path)
+    monkeypatch.chdir("/")
+    flags = {name: line[name] for name in line.keys() & DEFAULTS.keys() - {"image"}}
+    flags["given"] = [f"{name}={value}" for name, value in line["given"].items()]
+    new, again = sampled(tmp_path, num=line["index"] + 1, **flags)
+    assert again[-1] == line
+    np.testing.assert_array_equal(*(pixels.read(folder / line["image"]) for folder in (out, new)))
+
+
 def test_what_is_in_the_folder_stays_and_new_samples_are_numbered_on(tmp_path):
     flag = {"prompt": ["a red circle"], "out": str(tmp_path / "out")}
     out = generated(tmp_path, num=4, **flag)

@@ -1,8 +1,9 @@
 """`--mode=sample`: generates with `Pipeline` what the flags ask for, and writes files.
 
-The output folder gets a PNG for each image, `samples.jsonl` with caption, task, seed, given values
-and settings, `sheet.png` with the first samples, and for infilling `composite.png`, which has the
-given pixels pasted back. Each batch is written as soon as it is finished. READ and WRITE have the
+The output folder gets a PNG for each image, `sheet.png` with the first samples, and for infilling
+`composite.png`, which has the given pixels pasted back. `samples.jsonl` has a line for each sample:
+its caption and all that makes it again (run, task, seed, index, given values, other flags,
+settings). Each batch is written as soon as it is finished. READ and WRITE have the
 functions that read the given values and write the results.
 """
 
@@ -72,14 +73,14 @@ def sample(workdir, flags, changes: dict | None = None) -> pathlib.Path:
         results = pipe.stream(flags.task, count, given=ids, num=repeat, negative=away, **options)
     out.mkdir(parents=True, exist_ok=True)
     logbook.begin()
-    shown = {name: getattr(flags, name) for name in ("negative_prompt", "mask")}
-    common = {name: value for name, value in shown.items() if value}
+    common = {"run": os.path.abspath(workdir), **_typed(flags)}
     common["settings"] = dataclasses.asdict(settings)
-    if flags.task == "infill":
-        common["blank_tokens"] = flags.blank_tokens
     paste = None if mask is None else (given["image"][0], mask)
     if flags.weight:
-        asked["text"], common["weight"] = [asked["text"]], flags.weight
+        asked["text"] = [asked["text"]]
+    asked = {
+        n: rows if n == "text" else list(map(os.path.abspath, rows)) for n, rows in asked.items()
+    }
     told = {
         name: [v for v in _each(rows, most) for _ in range(num)] for name, rows in asked.items()
     }
@@ -87,6 +88,18 @@ def sample(workdir, flags, changes: dict | None = None) -> pathlib.Path:
     _write(out, flags, told, common, results, total, paste)
     _finish(workdir, out, flags, total)
     return out
+
+
+def _typed(flags) -> dict:
+    """The flags that change a sample, in addition to the given values and the settings."""
+    names = ("negative_prompt", "mask", "weight", "extend", "share", "rounds")
+    found = {name: getattr(flags, name) for name in names}
+    found = {name: value for name, value in found.items() if value not in (None, [])}
+    if flags.task == "infill":
+        found["blank_tokens"] = flags.blank_tokens
+    if flags.best_of > 1:
+        found["best_of"] = flags.best_of
+    return found | ({"mask": os.path.abspath(flags.mask)} if flags.mask else {})
 
 
 def _prompts(texts, weights) -> list[tuple]:
