@@ -1,6 +1,7 @@
 """Numbers out of their range are refused, and every config of the repository is in range."""
 
 import pytest
+from flax import traverse_util
 
 from configs import base, i2t, pair, t2i
 from tests.helpers import tiny
@@ -25,6 +26,7 @@ BAD = {
     "model.heads": 0,
     "skip_limit": 1.5,
     "data_options.test": -0.1,
+    "data_options.size": 0,
     "evaluate.samples": 0,
     "image_size": 4,
 }
@@ -39,6 +41,20 @@ def test_a_number_out_of_its_range_is_refused_with_the_flag_that_mends_it(name):
     ) as error:
         limits.check(c)
     assert "\n" not in str(error.value)
+
+
+# Any number is allowed, or another module checks it: `sampling.settings`, `tasks.check_mixture`.
+FREE = ("mesh.data", "model.mutual_gain", "model.rezero", "sample.", "train.mixture.")
+
+
+def test_every_number_of_a_config_has_a_range():
+    for name, value in traverse_util.flatten_dict(base.get_config().to_dict(), sep=".").items():
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if number and not name.startswith(FREE):
+            c = base.get_config()
+            c.update_from_flattened_dict({name: type(value)(-1)})
+            with pytest.raises(ValueError, match=rf"^{name} = -1"):
+                limits.check(c)
 
 
 def test_every_config_is_in_range_and_so_is_one_from_before_a_field_was_there():

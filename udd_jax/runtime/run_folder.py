@@ -38,10 +38,14 @@ CHANGEABLE = (
 )
 # Fields that came later and are not off at 0, with what runs without them do.
 LATER = {
+    "cache": True,
     "model.kind": "diffusion",
     "model.stack": "plain",
     "train.contrastive.negatives": 4,
     "train.contrastive.form": "bounded",
+    "train.image_weight": 1.0,
+    "vq.rebuild.steps": 400,
+    "vq.rebuild.learning_rate": 1e-4,
 }
 
 
@@ -78,7 +82,7 @@ def _differences(old: dict, new: dict, prefix: str = ""):
         a, b = (x.get(name, LATER.get(prefix + name)) for x in (old, new))
         if isinstance(a, dict) or isinstance(b, dict):
             yield from _differences(a or {}, b or {}, f"{prefix}{name}.")
-        elif a != b and (name in old or b):  # a newer field that is off is equal
+        elif a != b and (a or b or (name in old and name in new)):  # a field of one, off, is equal
             yield prefix + name, a, b
 
 

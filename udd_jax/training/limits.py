@@ -13,18 +13,25 @@ AT_LEAST_ONE = (
     *("diffusion.steps", "model.layers", "model.width", "model.heads", "model.unroll"),
     *("train.steps", "train.batch_size", "train.accumulate", "train.log_every"),
     *("train.save_every", "train.keep", "evaluate.samples", "evaluate.batch_size"),
-    *("evaluate.bound_samples", "evaluate.bound_times"),
+    *("evaluate.bound_samples", "evaluate.bound_times", "evaluate.among"),
+    *("data_options.size", "data_options.captions_per_image", "train.contrastive.negatives"),
+    *("vq.model.embed_dim", "vq.model.z_channels", "vq.model.ch", "vq.model.patch"),
+    *("vq.adversarial.channels", "vq.adversarial.layers", "vq.rebuild.steps", "mesh.model"),
 )
 NOT_BELOW_ZERO = (
     *("workers", "vq.pictures", "vq.learning_rate", "vq.commitment", "vq.merge", "vq.merge_cost"),
     *("vq.perceptual", "vq.above_flat", "vq.adversarial.weight", "vq.rebuild.codes"),
     *("train.learning_rate", "train.final_rate", "train.weight_decay", "train.auxiliary"),
     *("train.pad_weight", "train.image_weight", "train.held_out", "evaluate.pictures"),
-    "train.adapters.rank",
+    *("train.adapters.rank", "train.round_trip", "model.decoder_layers", "data_options.seed"),
+    *(f"train.contrastive.{a}_{b}" for a in ("step", "sample") for b in ("intra", "inter")),
+    *("vq.model.num_res_blocks", "vq.model.beta", "vq.adversarial.learning_rate"),
+    *("vq.adversarial.start", "vq.rebuild.learning_rate", "vq.restart.threshold"),
+    *("vq.restart.factor", "evaluate.seed"),
     *("evaluate.retrieval", "evaluate.round_trips", "evaluate.judged"),
 )
 ABOVE_ZERO = ("vq.clip", "train.clip", "model.mlp_ratio")
-SHARES = ("skip_limit", "data_options.validation", "data_options.test")  # in [0, 1]
+SHARES = ("skip_limit", "data_options.validation", "data_options.test", "vq.restart.until")
 BELOW_ONE = ("vq.beta1", "vq.beta2", "vq.decay", "train.beta1", "train.beta2", "train.ema")
 LEAST_TEXT, LEAST_SIDE, LEAST_VOCABULARY = 2, 8, 320
 
