@@ -290,10 +290,10 @@ class Pipeline:
         return tokenizer.decode(tokenizer.encode(values.plain(self, "image", images)))
 
     def infilling(
-        self, images=None, image_mask=None, captions=None, blank_tokens=1, strict=True
+        self, images=None, image_mask=None, captions=None, blank_tokens=1
     ) -> tuple[dict, tasks.Masks]:
         """The input of `infill`: ({modality: local ids}, masks). Pixels under the mask are filled
-        before encoding. Without `strict` a caption that is too long is cut."""
+        before encoding."""
         if images is None and captions is None:
             raise UserError("infill: images and captions are both missing, expected one at least")
         images = None if images is None else values.plain(self, "image", images)
@@ -316,13 +316,13 @@ class Pipeline:
             if len(captions) != count:
                 raise UserError(f"infill: {count} images and {len(captions)} captions")
             encode, length = self.tokenizers["text"].encode_with_blanks, self.text_length
-            rows = [encode(caption, length, blank_tokens, strict) for caption in captions]
+            rows = [encode(caption, length, blank_tokens) for caption in captions]
             given["text"], free["text"] = map(np.stack, zip(*rows, strict=True))
         absent = [name not in given for name in free]
         masks = tasks.Masks(
             np.concatenate(list(free.values()), axis=1), np.broadcast_to(absent, (count, len(free)))
         )
-        if strict and not masks.free.any(axis=1).all():
+        if not masks.free.any(axis=1).all():
             raise UserError("infill: nothing is missing, expected white in the mask or a ___")
         return given, masks
 

@@ -159,14 +159,14 @@ def test_a_long_text_is_cut_at_a_whole_character(small, length):
     assert again == shown
 
 
-def test_captions_of_the_data_with_blanks_are_cut_where_a_prompt_is_refused(small):
-    text = "a ___ circle above a ___ square"
-    with pytest.raises(ValueError, match="length 4"):
-        small.encode_with_blanks(text, 4)
-    ids, free = small.encode_with_blanks(text, 4, strict=False)
-    assert ids.shape == free.shape == (4,) and free.sum() == 1
-    ids, free = small.encode_with_blanks("", 4, strict=False)
-    assert not free.any() and (ids == small.pad_id).all()
+def test_each_id_of_a_text_knows_its_word(small):
+    text = "a xyz \u8d64 circle"
+    ids = small.pieces(text)
+    words = small.words(ids)
+    assert sorted(set(words)) == [0, 1, 2, 3] and words == sorted(words) and len(ids) > 4
+    assert [words.count(n) for n in (0, 3)] == [1, 1] and words.count(1) >= 3
+    assert small.words(small.pieces("\u8d64\u3044")) == list(range(7))  # a space and six bytes
+    assert small.words([]) == []
 
 
 def test_a_long_text_is_cut_unless_strict(small):

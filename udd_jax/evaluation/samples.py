@@ -170,9 +170,13 @@ def _generate(pipe, items, task, rows, seed):
     if task == "i2t":
         given["image"] = items.codes[rows]
     if task == "infill":
-        shown, texts = items.images[rows], [items.captions[row] for row in rows]
-        halves, blanks = _holes(texts, shown.shape[1], seed, first)
-        given, masks = pipe.infilling(shown, halves, blanks, strict=False)
+        shown, text = items.images[rows], pipe.tokenizers["text"]
+        halves, hidden, blanks = _holes(text, items.ids[rows], shown.shape[1], seed, first)
+        given, masks = pipe.infilling(shown, halves)
+        given["text"] = np.where(hidden, text.pad_id, items.ids[rows])
+        free, where = np.array(masks.free), pipe.vocab.slices[pipe.vocab.index("text")]
+        free[:, where] = hidden
+        masks = tasks.Masks(free, np.zeros_like(masks.absent))
         extra = {"given_images": shown, "given_captions": blanks, "free_pixels": halves}
     options = {"masks": masks, "seed": seed, "batch_size": len(rows), "first": first}
     pairs = pipe.generate(task, len(rows), given=given, trace=FRAMES, **options)
@@ -183,22 +187,33 @@ def _generate(pipe, items, task, rows, seed):
     return samples, pairs.states[:, :TRACED]
 
 
-def _holes(captions, size, seed, first):
+def _holes(tokenizer, ids, size, seed, first):
     """Draws the missing parts for infilling: a half of each image, and half of the words.
 
-    The half is left, right, upper or lower; words become `___`. Item `first` + i has its own seed.
+    The half is left, right, upper or lower. Of a missing word all ids are. Item `first` + i has its
+    own seed. ids: int32[n, M] of the captions.
+
+    Returns:
+        (bool[n, size, size] and bool[n, M], both True where missing; the captions with `___`).
     """
-    halves, blanks = np.zeros((len(captions), size, size), bool), []
-    for i, (half, caption) in enumerate(zip(halves, captions, strict=True)):
+    halves, hidden = np.zeros((len(ids), size, size), bool), np.zeros(ids.shape, bool)
+    blanks = []
+    for i, (half, row) in enumerate(zip(halves, ids, strict=True)):
         rng = np.random.default_rng((seed, first + i))
         side = rng.integers(4)
         rows = half if side < 2 else half.T
         rows[size // 2 * (side % 2) : size // 2 * (1 + side % 2)] = True
-        words = caption.split()
-        for word in rng.permutation(len(words))[: (len(words) + 1) // 2]:
-            words[word] = "___"
-        blanks.append(" ".join(words))
-    return halves, blanks
+        row = row[row != tokenizer.pad_id]
+        words = np.array(tokenizer.words(row.tolist()), int)
+        count = len(set(words.tolist()))
+        missing = rng.permutation(count)[: (count + 1) // 2]
+        hidden[i, : len(row)] = np.isin(words, missing)
+        shown = [
+            "___" if word in missing else tokenizer.decode(row[None, words == word])[0].strip()
+            for word in range(count)
+        ]
+        blanks.append(" ".join(shown))
+    return halves, hidden, blanks
 
 
 def _kept(vocab, tokens, given, free):

@@ -116,16 +116,28 @@ class Tokenizer:
             ids = ids[:-1]
         return ids
 
+    def words(self, ids: Sequence[int]) -> list[int]:
+        """The number, from 0 on, of the word that each id of a text belongs to.
+
+        Words are what spaces part; a space of its own belongs to the word after it. In a text of
+        one word, such as one of a script without spaces, each id is a word.
+        """
+        ids, text = list(ids), self._backing.text
+        counts = [len(text(ids[: i + 1]).split()) for i in range(len(ids))]
+        if not counts or counts[-1] < 2:
+            return list(range(len(ids)))
+        starts = [count - bool(text([i]).strip()) for i, count in zip(ids, counts, strict=True)]
+        return [min(start, counts[-1] - 1) for start in starts]
+
     def encode_with_blanks(
-        self, text: str, length: int, blank_tokens: int = 1, strict: bool = True
+        self, text: str, length: int, blank_tokens: int = 1
     ) -> tuple[np.ndarray, np.ndarray]:
         """A prompt such as "a ___ circle" to (ids int32[length], free bool[length]).
 
         Each `___` becomes `blank_tokens` free positions, which hold `pad_id` until tokens are
         generated there. Everything else is given (free False) and stays: the words, and also the
         padding after them, so that the text does not grow beyond its blanks. A prompt without
-        blanks is entirely given. Raises ValueError if the prompt is empty or does not fit; without
-        `strict`, as for captions of the data, it is cut.
+        blanks is entirely given. Raises ValueError if the prompt is empty or does not fit.
         """
         if blank_tokens < 1:
             raise UserError(f"blank_tokens: {blank_tokens} is not at least 1")
@@ -136,9 +148,7 @@ class Tokenizer:
             given = self.pieces(part)
             ids += [self.pad_id] * blank_tokens + given
             free += [True] * blank_tokens + [False] * len(given)
-        if strict:
-            self._check_prompt(text, len(ids), length)
-        ids, free = ids[:length], free[:length]
+        self._check_prompt(text, len(ids), length)
         padding = length - len(ids)
         return (
             np.asarray(ids + [self.pad_id] * padding, np.int32),
