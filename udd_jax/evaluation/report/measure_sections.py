@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from udd_jax.evaluation import recognition
 from udd_jax.evaluation.report import page
 
 PARTS = {  # part of result["full"]: (heading, a sentence that explains it)
@@ -46,6 +47,12 @@ PARTS = {  # part of result["full"]: (heading, a sentence that explains it)
         "The image tokenizer by other measures",
         "Held-out images through the image tokenizer and back.",
     ),
+    "recognition": (
+        "Recognition",
+        "Does a classifier see in a picture what its name says, among so many names? It was "
+        "trained on the real pictures of the training split; what it says of held-out real ones is "
+        "what a perfect model would reach.",
+    ),
     "judges": (
         "Human judges",
         "Is a picture real or generated? Who is right half of the time cannot tell.",
@@ -65,7 +72,7 @@ def show(folder, result: dict) -> list[str]:
             continue
         heading, text = PARTS[name]
         content = page.tag("p", text) + _table(part)
-        content += {"round_trips": _trips, "memory": _neighbours}.get(name, _nothing)(folder)
+        content += FIGURES.get(name, _nothing)(folder)
         warnings = "".join(page.tag("li", page.escape(w)) for w in _warnings(part))
         content += page.tag("ul", warnings, "note") if warnings else ""
         sections.append(page.section(name, heading, content))
@@ -194,3 +201,25 @@ def _neighbours(folder) -> str:
     ]
     heading = "The generated pairs nearest to training, and the training pairs beside them"
     return page.tag("h3", heading) + page.tag("div", "".join(figures), "row")
+
+
+def _recognised(folder) -> str:
+    kept = _load(folder / recognition.KEPT)
+    if kept is None:
+        return ""
+    figures = [
+        page.figure(
+            [page.picture(image), page.picture(near)],
+            f'{page.escape(name)}<br><span class="soft">looks like {page.escape(seen)}</span>',
+            f"double {'right' if right else 'wrong'}",
+        )
+        for image, near, name, seen, right in zip(
+            *(kept[key] for key in ("images", "near_images", "names", "seen", "right")),
+            strict=True,
+        )
+    ]
+    heading = "The first of text to image, the nearest training picture, and what it looks like"
+    return page.tag("h3", heading) + page.tag("div", "".join(figures), "row")
+
+
+FIGURES = {"round_trips": _trips, "memory": _neighbours, "recognition": _recognised}

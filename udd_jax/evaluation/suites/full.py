@@ -9,6 +9,7 @@
     round_trips     image -> text -> image and text -> image -> text
     memory          pairs and their nearest training pairs; duplicates
     reconstruction  of the image tokenizer: SSIM, LPIPS, Frechet distance
+    recognition     names of pictures, read by a classifier of real ones (recognition.py)
     judges          the answers of human judges (judges.py)
     speed           samples a second, cold and warm; network calls; peak memory
 
@@ -37,6 +38,7 @@ from udd_jax.evaluation import (
     image_sets,
     manifest,
     nearest_training,
+    recognition,
     retrieval,
     samples,
 )
@@ -66,6 +68,7 @@ def measure(pipe, workdir, items, drawn, files, nets, timed) -> dict:
         "round_trips": lambda: round_trips(pipe, items, drawn, folder),
         "memory": lambda: remembered(pipe, items, drawn["pair"], training, folder),
         "reconstruction": lambda: image_sets.reconstructed(pipe, items, workdir, nets),
+        "recognition": lambda: recognition.measure(pipe, items, drawn, workdir, folder),
         "judges": lambda: judged(items, drawn["t2i"], workdir / JUDGES, options),
         "speed": lambda: speed(pipe, drawn, options),
     }
@@ -129,12 +132,8 @@ def agreements(items, drawn, kinds, clip) -> dict:
         report |= {"CLIP score": lack, "R-precision": lack}
     else:
         of_images = np.concatenate([clip.images(b) for b in image_sets.batched(drawn.images)])
-        of_texts = np.concatenate(
-            [
-                clip.texts(texts[i : i + image_sets.ROWS])
-                for i in range(0, len(texts), image_sets.ROWS)
-            ]
-        )
+        starts = range(0, len(texts), image_sets.ROWS)
+        of_texts = np.concatenate([clip.texts(texts[i : i + image_sets.ROWS]) for i in starts])
         report["CLIP score"] = alignment.clip_score(of_images, of_texts)
         equal = same(texts)
         among = min(100, len(texts) - int(equal.sum(1).max()) + 1)
