@@ -167,6 +167,8 @@ def get_config() -> ml_collections.ConfigDict:
             "weight_decay": 0.02,  # of matrices and embeddings
             "clip": 5.0,  # largest global norm of the gradient
             "ema": 0.995,  # decay of the averaged weights
+            # "" is that of model.kind; "distilled": a student of the run `init_from`.
+            "loss": "",
             # The bound of T steps; or "continuous", for schedules that only mask.
             "objective": "discrete",
             # r of low-rank adapters for the run `init_from` (training/adapters.py); 0 trains all.

@@ -59,7 +59,7 @@ def run(config: ml_collections.ConfigDict, workdir, until: str | None = None, **
     """
     workdir = files.folder(workdir)
     start.check(config, workdir)
-    config = recipe.fill(config, workdir)
+    config = recipe.fill(start.student(config), workdir)
     check(config)
     logbook.begin()
     with lock.hold(workdir, logbook.say), bucket.near(workdir) as here:

@@ -18,6 +18,12 @@ def rank_of(config) -> int:
     return config.train.get("adapters", {}).get("rank", 0)
 
 
+def begin(config, start: dict | None, key: jax.Array) -> tuple[dict | None, dict | None]:
+    """(what stays the same, the parameters to begin with); nothing stays without adapters."""
+    rank = rank_of(config)
+    return (start, create(start, rank, key)) if rank else (None, start)
+
+
 def create(base: dict, rank: int, key: jax.Array) -> dict:
     """Adapters for the matrices of the blocks of `base`: {..., "kernel": {"down", "up"}}.
 
@@ -33,8 +39,10 @@ def create(base: dict, rank: int, key: jax.Array) -> dict:
     return traverse_util.unflatten_dict(made)
 
 
-def merge(base: dict, adapters: dict) -> dict:
-    """The weights W + down up, with the names and shapes of `base`."""
+def merge(base: dict | None, adapters: dict) -> dict:
+    """The weights W + down up, with the names and shapes of `base`; without one, `adapters`."""
+    if base is None:
+        return adapters
     low, merged = traverse_util.flatten_dict(adapters), traverse_util.flatten_dict(base)
     for *path, name in low:
         if name == "down":

@@ -1,6 +1,7 @@
 """A training that starts from a finished run (`init_from`): its settings and its weights.
 
 check      the run exists, before anything is trained                  ValueError
+student    the config of a student, with what its teacher decides      -> config
 settings   the fields of a config that the run decides                 -> {field: value}
 weights    parameters for a new training                               -> dict
 """
@@ -16,7 +17,7 @@ from udd_jax import build
 from udd_jax.errors import UserError
 from udd_jax.networks import experts, transformer
 from udd_jax.runtime import logbook, trees
-from udd_jax.training import adapters
+from udd_jax.training import adapters, distillation
 
 _SAME = ("image_size", "diffusion.", "model.", "text.", "vq.model.")
 _OWN = ("model.implementation", "model.unroll", "model.remat")
@@ -33,6 +34,11 @@ def check(config, workdir=None) -> None:
             f"train.adapters.rank = {rank} changes a finished run: name one with "
             "--config.init_from=, or set --config.train.adapters.rank=0"
         )
+    if distilled(config) and not config.init_from:
+        raise UserError(
+            f"train.loss = {config.train.loss!r} needs a teacher: name the folder of a finished "
+            "run with --config.init_from="
+        )
     if not config.init_from or (workdir and (workdir / build.WEIGHTS).exists()):
         return
     run = pathlib.Path(config.init_from).expanduser()
@@ -42,6 +48,27 @@ def check(config, workdir=None) -> None:
                 f"init_from = {config.init_from!r} has no file {name!r}, expected the folder of a "
                 "finished run: set --config.init_from= to one"
             )
+
+
+def distilled(config) -> bool:
+    """Whether the run `init_from` is a teacher."""
+    return config.train.get("loss") == distillation.NAME
+
+
+def student(config):
+    """The config with its teacher's sizes, tokenizers and, if it names none, data.
+
+    Any other config is returned as it is.
+    """
+    if not distilled(config):
+        return config
+    config = config.copy_and_resolve_references()
+    if not config.data:
+        old = build.read_config(pathlib.Path(config.init_from).expanduser())
+        config.data = old.data
+        config.data_options.update({k: v for k, v in old.data_options.items() if v is not None})
+    config.update_from_flattened_dict(settings(config))
+    return config
 
 
 def settings(config) -> dict:

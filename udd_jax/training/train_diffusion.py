@@ -28,6 +28,7 @@ from udd_jax.training import (
     adapters,
     autoregressive,
     contrastive,
+    distillation,
     loop,
     loss,
     optimiser,
@@ -58,18 +59,25 @@ def create_state(model, tx, key: jax.Array, start: dict | None = None, fan_in=Fa
     )
 
 
-# {model.kind: loss}, like `build.GENERATORS`
-LOSSES = {"diffusion": loss.make_loss, "autoregressive": autoregressive.make_loss}
+# {`train.loss`, or model.kind if that is "": loss}, like `build.GENERATORS`
+LOSSES = {
+    "diffusion": loss.make_loss,
+    "autoregressive": autoregressive.make_loss,
+    distillation.NAME: distillation.make_loss,
+}
+# {`train.loss`: how a training starts from weights}; `adapters` for all others
+STARTS = {distillation.NAME: distillation}
 
 
 def make_objective(config, vocab: Vocab, pad_id: int, terms=None):
     """(network, loss function) of a config; see `build.make_model` and `loss.make_loss`."""
     kernel = transition.make_kernel(vocab, build.make_schedules(config, vocab))
     model, c = build.make_model(config, vocab, pad_id), config.train
-    kind = config.model.get("kind", "diffusion")
+    kind = c.get("loss") or config.model.get("kind", "diffusion")
     ours = contrastive.from_config(config, kernel) | round_trip.from_config(config, kernel)
     if kind not in LOSSES:
-        raise UserError(f"model.kind = {kind!r}, expected one of {', '.join(LOSSES)}")
+        field = "train.loss" if c.get("loss") else "model.kind"
+        raise UserError(f"{field} = {kind!r}, expected one of {', '.join(LOSSES)}")
     if ours and kind != "diffusion":
         raise UserError(
             f"the loss terms {', '.join(ours)} with model.kind = {kind!r}: expected weights of 0, "
@@ -154,7 +162,9 @@ def make_step(loss_fn, tx, learning_rate, ema_decay, vocab: Vocab, accumulate: i
     return train_step
 
 
-def make_held_out(loss_fn, batch, batch_size: int, vocab: Vocab, mesh, base=None):
+def make_held_out(
+    loss_fn, batch, batch_size: int, vocab: Vocab, mesh, base=None, over=adapters.over
+):
     """`evaluate` for `loop.fit`: the bound of the averaged weights on held-out pairs, nats a token.
 
     batch: {name: int32[n, length]}, all of it in every process. It is processed in batches of equal
@@ -169,8 +179,7 @@ def make_held_out(loss_fn, batch, batch_size: int, vocab: Vocab, mesh, base=None
     @jax.jit
     def bound(state, number, x0, base):
         key = jax.random.fold_in(jax.random.key(0), number)
-        loss_of = adapters.over(loss_fn, base)
-        return loss_of(state.ema_params, state.times, key, x0)[1][0]["bound"]
+        return over(loss_fn, base)(state.ema_params, state.times, key, x0)[1][0]["bound"]
 
     def evaluate(state, done):
         bounds = [bound(state, np.int32(i), part, base) for i, part in enumerate(parts)]
@@ -216,17 +225,17 @@ def train(
     mesh = sharding.make_mesh(**config.mesh)
     model, loss_fn = make_objective(config, vocab, pad_id, terms)
     tx, learning_rate = optimiser.make_optimiser(config)
-    c, key, base = config.train, jax.random.key(config.seed), None
-    if rank := adapters.rank_of(config):
-        base = sharding.shard_tree(mesh, start)
-        start = adapters.create(start, rank, jax.random.fold_in(key, 2))
+    c, key = config.train, jax.random.key(config.seed)
+    way = STARTS.get(c.get("loss"), adapters)
+    base, start = way.begin(config, start, jax.random.fold_in(key, 2))
+    base = base and sharding.shard_tree(mesh, base)
     make = functools.partial(create_state, model, tx, jax.random.fold_in(key, 0), start, c.fan_in)
     state = sharding.create(mesh, make) if start is None else sharding.shard_tree(mesh, make())
     # Explicit, because otherwise the compiler may change the sharding of the state in a step.
     places = sharding.shardings(mesh, state), None
 
     def train_step(state, batch, key, base):
-        loss_of = adapters.over(loss_fn, base)
+        loss_of = way.over(loss_fn, base)
         step = make_step(loss_of, tx, learning_rate, c.ema, vocab, c.accumulate)
         return step(state, batch, key)
 
@@ -234,7 +243,7 @@ def train(
 
     evaluate = None
     if held_out is not None:
-        evaluate = make_held_out(loss_fn, held_out, c.batch_size, vocab, mesh, base)
+        evaluate = make_held_out(loss_fn, held_out, c.batch_size, vocab, mesh, base, way.over)
 
     with sharding.use(mesh):
         state = loop.fit(
@@ -253,7 +262,7 @@ def train(
             evaluate=evaluate,
             **options,
         )
-        params = state.ema_params if base is None else adapters.merge(base, state.ema_params)
+        params = way.merge(base, state.ema_params)
     params = sharding.to_host(params)
     if jax.process_index() == 0:
         trees.save_tree(workdir / "weights", params, {"step": int(state.step)})
