@@ -5,8 +5,9 @@
 Groups of `--only`: train (a step and its parts), reverse (a sampling step), pairs (whole
 generations from `--run`), start (compilation, memory), data (the input pipeline), arithmetic (what
 the diffusion adds to the network). README.md beside this says how to read the table, and what was
-found. Three more commands (`python -m benchmarks card --help`): `contest` trains the ways of the
-literature side by side, `card` measures what wants a GPU, `table` prints what `card` found.
+found. More commands (`python -m benchmarks card --help`): `contest` trains the ways of the
+literature side by side, `card` measures what wants a GPU, `table` prints what `card` found, `calls`
+draws quality against network calls.
 
 ms: by the clock, the median of the rounds; spread: between their quartiles, of the median;
 products: as a ratio to a large matrix product of the same round, by the clock and by the
@@ -19,6 +20,7 @@ import sys
 
 from benchmarks import (
     arithmetic,
+    calls,
     card,
     compiling,
     contest,
@@ -32,7 +34,7 @@ from benchmarks import (
 )
 from udd_jax import main as command_line
 
-COMMANDS = {"contest": contest, "card": card, "table": tables}
+COMMANDS = {"contest": contest, "card": card, "table": tables, "calls": calls}
 GROUPS = ("train", "reverse", "pairs", "start", "data", "arithmetic")
 
 

@@ -68,7 +68,7 @@ def run(pipe, workdir, *, count: int = 64, say=logbook.say) -> dict:
         except ValueError as error:
             result["left_out"].append({"settings": changes, "reason": str(error)})
         else:
-            row = _measure(pipe, items, changes, count, options.seed)
+            row = measure(pipe, items, changes, count, options.seed)
             if changes["sampler"] == "ancestral":
                 row["bounds"] = scores.bounds(
                     pipe,
@@ -87,7 +87,7 @@ def run(pipe, workdir, *, count: int = 64, say=logbook.say) -> dict:
         if result["again"].get(name, {}).get("settings") != row["settings"]:
             same = [r for r in result["again"].values() if r["settings"] == row["settings"]]
             again = same or [
-                _measure(pipe, items, row["settings"], options.samples, options.seed + 1)
+                measure(pipe, items, row["settings"], options.samples, options.seed + 1)
             ]
             result["again"][name] = again[0]
             say(f"{name}: {_line(again[0])}")
@@ -124,7 +124,7 @@ def grid(pipe) -> list[dict]:
     return by_time + by_count + others
 
 
-def _measure(pipe, items, changes: dict, count: int, seed: int) -> dict:
+def measure(pipe, items, changes: dict, count: int, seed: int) -> dict:
     """One row: `count` samples of three tasks in one call, after a first call that compiles."""
     names = agreement.TASKS
     parts = [tasks.masks(pipe.vocab, task, count) for task in names]

@@ -1,0 +1,142 @@
+"""`python -m benchmarks card`, `table` and `calls`: rows, what goes wrong, once all of it."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from benchmarks import __main__ as benchmarks
+from benchmarks import calls, card, card_parts, tables
+from udd_jax.runtime import files
+
+FINE = {"ms": 2.0}
+SHARES = {"numerics": 1, "train": 1, "sampling": 1, "data": 1}
+
+
+def begin(part, asked):
+    """Parts that fail in every way, and one that does not."""
+    folder = asked.out
+
+    def measured(name):
+        (folder / name).write_text(f"{time.time()}")
+        return dict(FINE)
+
+    def failing():
+        if (folder / "mended").exists():
+            return dict(FINE)
+        raise ValueError("too large\nfor this machine")
+
+    return {
+        "numerics": lambda: {"good": lambda: measured("good"), "bad": failing},
+        "train": lambda: {"first": lambda: measured("first"), "long": lambda: time.sleep(60)},
+        "sampling": lambda: {"dead": lambda: os._exit(3)},
+        "data": lambda: 1 / 0,
+    }[part]()
+
+
+@pytest.mark.filterwarnings("ignore:os.fork")
+def test_what_fails_is_recorded_the_others_go_on_and_good_rows_are_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(card_parts, "begin", begin)
+    monkeypatch.setattr(card, "LEAST", 0.01)
+    asked = card_parts.Asked("toy", tmp_path, "")
+    report = card.run(tmp_path, 0.03, SHARES, asked)
+    assert report == files.read_json(tmp_path / card.FILE)
+    parts = report["parts"]
+    assert parts["numerics"]["good"].pop("took") >= 0 and parts["numerics"]["good"] == FINE
+    assert parts["numerics"]["bad"]["failed"] == "ValueError: too large"
+    assert set(parts["train"]) == {"first", "long"} and parts["train"]["first"]["ms"] == 2.0
+    assert parts["train"]["long"]["failed"].startswith("ran out of its")
+    assert parts["sampling"] == {"dead": {"failed": "the process ended with code 3"}}
+    assert parts["data"]["all"]["failed"] == "ZeroDivisionError: division by zero"
+
+    (tmp_path / "mended").write_text("")
+    before = (tmp_path / "good").read_text()
+    again = card.run(tmp_path, 0.03, {"numerics": 1}, asked)["parts"]
+    assert again["numerics"]["bad"]["ms"] == 2.0 and (tmp_path / "good").read_text() == before
+    assert again["sampling"] == parts["sampling"]  # what was not asked for stays
+    with pytest.raises(SystemExit, match="choose another --out"):
+        card.run(tmp_path, 1, SHARES, asked._replace(size="paper"))
+
+
+def test_no_part_is_started_without_time(tmp_path):
+    report = card.run(tmp_path, 1e-4, {"train": 1}, card_parts.Asked("toy", tmp_path, ""))
+    assert "of the minutes were left" in report["parts"]["train"]["start"]["failed"]
+
+
+def test_the_tables_have_the_best_row_the_aim_and_what_was_not_measured(tmp_path, capsys):
+    rows = {
+        "cudnn, batch 64": {"ms": 100.0, "pairs_a_second": 640.0, "mfu": 0.41},
+        "cudnn, batch 128": {"ms": 190.0, "pairs_a_second": 674.0, "mfu": 0.43, "plan_gib": 9.5},
+        "cudnn, batch 256": {"failed": "RESOURCE_EXHAUSTED"},
+    }
+    data = {"batches of 64, pairs": {"per_second": 1348.0}}
+    report = {"size": "paper", "parts": {"train": rows, "data": data, "emoji": {}}}
+    files.write_json(tmp_path / card.FILE, report)
+    assert benchmarks.main(["table", str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    assert "| | ms | pairs a second | mfu | plan gib |" in text
+    assert "| cudnn, batch 64 | 100 | 640 | 41.0% |  |" in text
+    assert "- cudnn, batch 256: not measured (RESOURCE_EXHAUSTED)" in text
+    assert "- best: cudnn, batch 128, MFU 43.0% (aim 50%)" in text
+    assert "Token cache: 2.0 times what the fastest step takes." in text
+    assert text.strip() == tables.markdown(report).strip()
+
+
+def test_bad_arguments_are_refused_before_any_work(tmp_path, capsys):
+    for asked in (["--minutes=0"], ["--only=everything"], ["--size=huge"]):
+        with pytest.raises(SystemExit):
+            benchmarks.main(["card", f"--out={tmp_path / 'new'}", *asked])
+    assert "expected some of machine, numerics, train" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.slow
+def test_every_part_runs_at_toy_size(tmp_path, compiled):
+    """Without cuDNN and PyTorch, which is recorded."""
+    settings = {"XLA_FLAGS": "--xla_backend_optimization_level=0", "JAX_PLATFORMS": "cpu"}
+    settings |= {"JAX_COMPILATION_CACHE_DIR": str(compiled)}
+    command = [sys.executable, "-m", "benchmarks", "card", "--size=toy", f"--out={tmp_path}"]
+    subprocess.run(command, env=os.environ | settings, check=True, timeout=600)
+    parts = json.loads((tmp_path / card.FILE).read_text())["parts"]
+    assert parts.keys() == card_parts.PARTS.keys()
+    failed = {
+        f"{p}: {n}" for p, rows in parts.items() for n, row in rows.items() if "failed" in row
+    }
+    assert all("cudnn" in name or name == "published: train step" for name in failed), failed
+    assert parts["numerics"]["float32, default products"]["gradient_cosine"] > 0.9999
+    assert 0.9 < parts["numerics"]["bfloat16, flat"]["gradient_cosine"] < 1
+    step = parts["train"]["flat, batch 2"]
+    assert step["program_gib"] > 0 and step["plan_gib"] > 0 and step["cudnn_calls"] == 0
+    assert parts["sampling"]["decoding, batch 2"]["pairs_a_second"] > 0
+    assert parts["emoji"]["training"]["steps"] >= 2
+    assert (tmp_path / "emoji.png").exists() and (tmp_path / "tables.md").exists()
+
+
+# ---- Quality against calls ----------------------------------------------------------------------
+
+
+def test_the_plot_of_quality_has_a_line_for_each_run_and_task():
+    rows = [
+        {"run": run, "steps": n, **{task: {"rate": n / 10, "error": 0.01} for task in calls.TASKS}}
+        for n in (4, 1)
+        for run in ("teacher", "a <student>")
+    ]
+    drawn = calls.plot(rows)
+    assert drawn.count("<polyline") == 2 * len(calls.TASKS) and "a &lt;student&gt;" in drawn
+    assert drawn.count("<svg") == drawn.count("</svg>") == 1 and "var(" not in drawn
+    lines = calls.table(rows).splitlines()
+    assert lines[2] == "| 1 | teacher | 0.100 ± 0.010 | 0.100 ± 0.010 | 0.100 ± 0.010 |"
+    assert [line.split(" | ")[0] for line in lines[2:]] == ["| 1", "| 1", "| 4", "| 4"]
+
+
+@pytest.mark.slow
+def test_a_run_is_as_good_as_itself(tiny_run, tmp_path):
+    asked = ["calls", f"a={tiny_run}", f"b={tiny_run}", f"--out={tmp_path}", "--calls=1"]
+    assert benchmarks.main([*asked, "--count=2"]) == 0
+    first, second = files.read_json(tmp_path / "calls.json")
+    assert [first[task] for task in calls.TASKS] == [second[task] for task in calls.TASKS]
+    assert first["steps"] == first["calls"] == 1
+    assert (tmp_path / "calls.svg").exists() and (tmp_path / "table.md").exists()
