@@ -121,3 +121,8 @@ ZERO, ONE = np.zeros(4), np.array([1, 0.5, 0.2, 0])
 def test_what_is_no_forward_process_is_an_error_that_names_the_time(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_a_chain_is_spaced_evenly_and_ends_at_0():
+    assert schedules.chain_times(7, 4).tolist() == [7, 6, 4, 2, 0]
+    assert schedules.chain_times(7, 7).tolist() == [7, 6, 5, 4, 3, 2, 1, 0]

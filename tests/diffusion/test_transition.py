@@ -528,3 +528,25 @@ def test_the_loss_holds_no_array_of_the_size_of_the_logits():
         assert memory.output_size_in_bytes >= size
         held.append(memory.temp_size_in_bytes / size)
     assert held[0] < 0.6 and held[1] > 1.5, held  # in quarters, and at once
+
+
+# ---- Between the times --------------------------------------------------------------------------
+
+
+def test_between_its_entries_gamma_is_on_a_straight_line_and_the_rate_is_its_slope_over_it():
+    tables = [schedules.cosine(T), schedules.absorbing(T)]
+    kernel = transition.make_kernel(LAYOUT, tables)
+    found = transition.instant(kernel, jnp.array([[2.25, 4.5]]))
+    (a, b), (c, d) = (table.gamma_bar[i : i + 2] for table, i in zip(tables, (2, 4), strict=True))
+    gamma = np.array([[0.75 * a + 0.25 * b, (c + d) / 2]])
+    np.testing.assert_array_equal(found.t, [[3, 5]])
+    np.testing.assert_allclose(found.gamma, gamma, rtol=1e-6)
+    np.testing.assert_allclose(found.rate, np.array([[b - a, d - c]]) / gamma, rtol=1e-5)
+
+
+def test_the_continuous_bound_counts_masks_alone_at_the_rate_of_their_modality():
+    kernel = transition.make_kernel(LAYOUT, [schedules.absorbing(T)] * 2)
+    xt = jnp.array([[0, LAYOUT.mask_id, 3, LAYOUT.mask_id, 4]])
+    nll, rate = jnp.array([[1.0, 2, 3, 4, 5]]), jnp.array([[10.0, 100.0]])
+    found = objective.continuous_terms(kernel, nll, xt, rate)
+    np.testing.assert_array_equal(found, [[0, 20, 0, 400, 0]])

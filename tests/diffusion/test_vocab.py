@@ -39,10 +39,12 @@ def test_split_undoes_fuse_and_keeps_each_modality_in_its_own_ids(sizes, seed):
         np.testing.assert_array_equal(layout.split(x)[m.name], tokens[m.name])
 
 
-def test_a_mask_is_the_local_id_behind_the_classes_and_comes_back():
-    x = jnp.array([[5, 8, 9]])
-    np.testing.assert_array_equal(LAYOUT.local(1, x), [[0, 3, 4]])
-    np.testing.assert_array_equal(LAYOUT.globalise(1, LAYOUT.local(1, x)), x)
+@pytest.mark.parametrize(
+    ("m", "x", "local"), [(0, [0, 4, 9], [0, 4, 5]), (1, [5, 8, 9], [0, 3, 4])]
+)
+def test_a_mask_is_the_local_id_behind_the_classes_and_comes_back(m, x, local):
+    np.testing.assert_array_equal(LAYOUT.local(m, jnp.array(x)), local)
+    np.testing.assert_array_equal(LAYOUT.globalise(m, jnp.array(local)), x)
 
 
 @pytest.mark.parametrize(

@@ -212,7 +212,7 @@ MUTANTS = (
     ),
     *of(
         "diffusion",
-        "tests/sampling/test_samplers.py -k 'continuous_bound and cosine'",
+        KERNEL + "'straight_line or masks_alone'",
         (
             "objective: the continuous bound at visible tokens, too",
             "jnp.where(xt == kernel.vocab.mask_id, weight * nll, 0)",
@@ -256,7 +256,7 @@ MUTANTS = (
         "diffusion",
         "return steps - number * steps // calls",
         "return steps - number * (steps // calls)",
-        ENUMERATED,
+        f"{SCHEDULES} -k spaced",
     ),
     # ---- Times ----------------------------------------------------------------------------------
     *of(
