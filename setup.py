@@ -9,6 +9,7 @@ PACKAGES = find_namespace_packages(include=["udd_jax*"], exclude=["*.__pycache__
 TEXT = ["ftfy>=6", "tokenizers>=0.20"]
 DEMO = ["gradio>=6,<7"]
 HUB = ["huggingface_hub>=1"]
+SOUND = ["soundfile>=0.13"]
 DOCS = ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"]
 DEV = [
     "pytest>=8",
@@ -31,6 +32,7 @@ DEV = [
     "axe-playwright-python>=0.1.4",
     *DEMO,
     *HUB,
+    *SOUND,
     *DOCS,
     *TEXT,
 ]
@@ -88,6 +90,7 @@ setup(
         "text": TEXT,
         "demo": DEMO,
         "hub": HUB,
+        "sound": SOUND,
         "docs": DOCS,
         "torch": ["torch==2.13.0", *TEXT],
         "eval": ["pycocoevalcap>=1.2"],

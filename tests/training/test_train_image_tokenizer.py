@@ -16,7 +16,7 @@ from udd_jax.data import records, sources
 from udd_jax.data.sources import shapes
 from udd_jax.runtime import trees
 from udd_jax.tokenizers import codebook, image_tokenizer, reconstruction, vqgan
-from udd_jax.training import finish, train_image_tokenizer
+from udd_jax.training import finish, pictures, train_image_tokenizer
 
 TILES = np.random.default_rng(5).integers(0, 2, (5, 4, 4, 3)) * 160 + 48
 
@@ -141,7 +141,7 @@ def test_scores_are_logged_and_kept_with_the_tokenizer(run):
 @pytest.mark.slow
 def test_resume_is_bit_exact(run, tmp_path, monkeypatch):
     config, _, whole = run
-    at = train_image_tokenizer.Pictures.at
+    at = pictures.Pictures.at
 
     def until_the_lights_go_out(self, step, *args):
         if step == 34:  # after the checkpoint of step 30, itself after the k-means
@@ -149,7 +149,7 @@ def test_resume_is_bit_exact(run, tmp_path, monkeypatch):
         return at(self, step, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train_image_tokenizer.Pictures, "at", until_the_lights_go_out)
+        patch.setattr(pictures.Pictures, "at", until_the_lights_go_out)
         with pytest.raises(InterruptedError):
             train_image_tokenizer.train(config, tmp_path, Tiles())
     assert not (tmp_path / "tokenizer").exists()
@@ -157,9 +157,9 @@ def test_resume_is_bit_exact(run, tmp_path, monkeypatch):
 
 
 def test_pictures_are_the_same_kept_or_read_again(monkeypatch):
-    kept = train_image_tokenizer.Pictures(Tiles(10), make_config())
-    monkeypatch.setattr(train_image_tokenizer, "MOST_BYTES", 0)
-    read = train_image_tokenizer.Pictures(Tiles(10), make_config())
+    kept = pictures.Pictures(Tiles(10), make_config())
+    monkeypatch.setattr(pictures, "MOST_BYTES", 0)
+    read = pictures.Pictures(Tiles(10), make_config())
     assert read.kept is None and len(kept.kept) == 10
     for step in (0, 3):
         np.testing.assert_array_equal(kept.at(step, 4), read.at(step, 4))
@@ -173,7 +173,7 @@ def test_a_source_without_a_usable_picture_is_an_error():
             return records.Record("0", b"no image", ("words",))
 
     with pytest.raises(ValueError, match="none of the 3 items of tiles can be used"):
-        train_image_tokenizer.Pictures(Broken(3), make_config())
+        pictures.Pictures(Broken(3), make_config())
 
 
 def test_codebook_starts_at_the_encoders_own_vectors(run):
@@ -373,5 +373,5 @@ def test_drawings_held_out_come_back_at_24_decibels_through_most_of_the_codes(tm
     ]
     tokenizer = train_image_tokenizer.train(config, tmp_path, *data)
     assert tokenizer.grid == (16, 16)
-    score = finish.score(tokenizer, train_image_tokenizer.Pictures(data[1], config).sample(740))
+    score = finish.score(tokenizer, pictures.Pictures(data[1], config).sample(740))
     assert score["psnr"] >= 24 and score["usage"] >= 0.8

@@ -83,7 +83,13 @@ class ImageTokenizer:
 
     @property
     def image_size(self):
+        """The side of the images, or (height, width)."""
         return self.module.resolution
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(height, width, channels) of an image."""
+        return (*self.module.size, self.module.channels)
 
     @functools.cached_property
     def hash(self):
@@ -102,11 +108,10 @@ class ImageTokenizer:
         another size or dtype, and for a key if the quantiser draws nothing.
         """
         images = np.asarray(images)
-        size = self.image_size
-        if images.shape[1:] != (size, size, 3) or images.dtype != np.uint8:
+        if images.shape[1:] != self.shape or images.dtype != np.uint8:
             raise UserError(
                 f"images are {images.dtype}{list(images.shape)}, the image tokenizer expects "
-                f"uint8[B, {size}, {size}, 3]: resize them (pixels.fit)"
+                f"uint8[B, {', '.join(map(str, self.shape))}]: resize them (pixels.fit)"
             )
         if key is None:
             codes = self._chunked(_encode, images)
@@ -156,7 +161,10 @@ class ImageTokenizer:
 
 def _settings(module):
     fields = (f.name for f in dataclasses.fields(module) if f.name not in ("parent", "name"))
-    return {name: getattr(module, name) for name in fields}
+    settings = {name: getattr(module, name) for name in fields}
+    if settings["channels"] == 3:  # as before there were others: hashes and files stay
+        del settings["channels"]
+    return settings
 
 
 def save(path, tokenizer, metadata=None):

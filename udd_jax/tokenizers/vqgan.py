@@ -162,6 +162,7 @@ class Decoder(nn.Module):
     attn_resolutions: tuple[int, ...]
     patch: int
     local: bool
+    channels: int
 
     @nn.compact
     def __call__(self, z):
@@ -178,7 +179,9 @@ class Decoder(nn.Module):
                 h = Upsample(self.local, name=f"up_{i}_upsample")(h)
                 size *= 2
         h = nn.swish(_norm(h, self.local, "norm_out"))
-        return depth_to_space(_conv(3 * self.patch**2, kernel, "conv_out")(h), self.patch)
+        return depth_to_space(
+            _conv(self.channels * self.patch**2, kernel, "conv_out")(h), self.patch
+        )
 
 
 def _middle(h, local):
@@ -277,11 +280,12 @@ class Output:
 class VQGAN(nn.Module):
     """Encoder, codebook and decoder. The defaults are the published f = 8 network for 256 x 256.
 
-    `n_embed` is K, `embed_dim` the width of a codebook row, `attn_resolutions` the sizes of the
-    feature maps with attention. Raises ValueError if the sizes do not fit together.
+    `resolution` is the side of the images, or (height, width). `n_embed` is K, `embed_dim` the
+    width of a codebook row, `attn_resolutions` the heights of the feature maps with attention.
+    Raises ValueError if the sizes do not fit together.
     """
 
-    resolution: int = 256
+    resolution: int | tuple[int, int] = 256
     n_embed: int = 8192
     embed_dim: int = 256
     z_channels: int = 256
@@ -294,6 +298,13 @@ class VQGAN(nn.Module):
     patch: int = 1
     local_encoder: bool = False
     local_decoder: bool = False
+    channels: int = 3
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the images."""
+        whole = isinstance(self.resolution, int)
+        return (self.resolution,) * 2 if whole else tuple(self.resolution)
 
     @property
     def cell(self):
@@ -303,22 +314,22 @@ class VQGAN(nn.Module):
     @property
     def grid(self):
         """(h, w), codes down and across."""
-        return (self.resolution // self.cell,) * 2
+        return self.size[0] // self.cell, self.size[1] // self.cell
 
     def setup(self):
         if self.quantiser not in QUANTISERS:
             raise UserError(
                 f"vq quantiser is {self.quantiser!r}, expected one of {', '.join(QUANTISERS)}"
             )
-        if self.resolution % self.cell:
+        if self.size[0] % self.cell or self.size[1] % self.cell:
             raise UserError(
                 f"vq resolution {self.resolution} is no multiple of the cell {self.cell} "
                 f"(patch {self.patch} times 2 to the levels of ch_mult less one)"
             )
-        shared = (self.resolution, self.ch, self.ch_mult, self.num_res_blocks)
+        shared = (self.size[0], self.ch, self.ch_mult, self.num_res_blocks)
         shared += (self.attn_resolutions,)
         self.encoder = Encoder(*shared, self.z_channels, self.patch, self.local_encoder)
-        self.decoder = Decoder(*shared, self.patch, self.local_decoder)
+        self.decoder = Decoder(*shared, self.patch, self.local_decoder, self.channels)
         self.quantize = Quantizer(self.quantiser, self.n_embed, self.embed_dim, self.beta)
         self.quant_conv = _Conv(self.embed_dim, (1, 1))
         self.post_quant_conv = _Conv(self.z_channels, (1, 1))

@@ -27,15 +27,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from udd_jax.data import batches, reading
 from udd_jax.errors import UserError
 from udd_jax.runtime import checkpoints, files, logbook, sharding
 from udd_jax.tokenizers import codebook, image_tokenizer, vqgan
 from udd_jax.training import finish, loop
+from udd_jax.training import pictures as pictures_of
 
 FILE = "tokenizer"
 POOL_IMAGES = 1024  # for k-means and for counting codes
-MOST_BYTES = 1 << 30  # at most so many bytes of decoded images stay in memory
 
 
 @flax.struct.dataclass
@@ -199,47 +198,15 @@ def start_codebook(model, state: TrainState, images, batch_size: int, key) -> Tr
     return state.replace(params=vqgan.with_rows(params, rows, variance), averages=average)
 
 
-class Pictures:
-    """The images of a source without augmentation.
-
-    `at(step, B)` returns uint8[B, S, S, 3], a pure function of the step. A small source is decoded
-    once and kept in memory. Images that cannot be read are left out (ValueError if none is left);
-    the token cache counts them.
-    """
-
-    def __init__(self, source, config):
-        self.source, self.config, self._read = source, config, {}
-        self.views = reading.Views(config.image_size)
-        self.size, self.kept = min(len(source), config.vq.pictures or len(source)), None
-        if self.size * config.image_size**2 * 3 <= MOST_BYTES:
-            read = reading.examples(source, 0, self.size, self.views)
-            kept = [e.pixels[0] for e in read if e.pixels is not None]
-            if not kept:
-                raise UserError(f"none of the {self.size} items of {source.name} can be used")
-            self.size, self.kept = len(kept), np.stack(kept)
-
-    def sample(self, most: int):
-        """uint8[n, S, S, 3], always the same images; n is `most`, or all of them if fewer."""
-        count, seed = min(most, self.size), self.config.seed
-        if self.kept is None:
-            return batches.make_images(self.source, self.views, seed, 0, count)["image"]
-        return self.at(0, count)
-
-    def at(self, step: int, batch_size: int, share=(0, 1)):
-        c = self.config
-        if self.kept is None:
-            if (batch_size, share) not in self._read:
-                options = {"steps": c.vq.steps, "share": share, "workers": c.workers}
-                decoded = batches.Decoded(self.source, self.views, c.seed, batch_size, **options)
-                self._read[batch_size, share] = decoded
-            return self._read[batch_size, share](step)["image"]
-        items = batches.indices(c.seed, step, batch_size, len(self.kept))
-        per = batch_size // share[1]
-        return self.kept[items[share[0] * per : (share[0] + 1) * per]]
-
-
 def train(
-    config, directory, source, held_out=None, perceptual=None, tensorboard=False
+    config,
+    directory,
+    source,
+    held_out=None,
+    perceptual=None,
+    tensorboard=False,
+    show=None,
+    what="image",
 ) -> image_tokenizer.ImageTokenizer:
     """Trains an image tokenizer in `directory`, or continues, and returns it.
 
@@ -251,10 +218,14 @@ def train(
         held_out: images for the scores, by default those of `source`.
         perceptual: (function, weights) as in `make_step`, for `vq.perceptual` > 0.
         tensorboard: whether to write event files.
+        show: (source, at most so many records) -> uint8[n, height, width, channels], the pictures
+            of another modality, such as spectrograms; by default the images of the records.
+        what: the modality, for the log.
 
     Errors as in `loop.fit`.
     """
-    c, model, pictures = config.vq, make_model(config), Pictures(source, config)
+    show = _shown(show)
+    c, model, pictures = config.vq, make_model(config), show(source, config)
     key_params, key_codebook = jax.random.split(jax.random.key(config.seed))
     state = create_state(
         config, model, jax.jit(model.init)(key_params, _blank(model), key_params)["params"]
@@ -266,14 +237,25 @@ def train(
         images = pictures.sample(POOL_IMAGES)
         return start_codebook(model, state, images, c.batch_size, key_codebook)
 
-    options = {"before": before, "tensorboard": tensorboard}
+    options = {"before": before, "tensorboard": tensorboard, "what": what}
     state = _fit(config, directory, model, state, pictures, perceptual, **options)
     params, images = jax.device_get(state.params), pictures.sample(POOL_IMAGES)
     most_cost = c.get("merge_cost")
     if most_cost is None:
         most_cost = finish.MERGE_COST if own(source) else np.inf
     tokenizer = finish.used(model, params, images, c.merge, key_codebook, most_cost)
-    return _publish(config, directory, tokenizer, held_out or source)
+    scored = held_out or source
+    return _publish(config, directory, tokenizer, show(scored, config), own(scored), what)
+
+
+def _shown(show):
+    if show is None:
+        return pictures_of.Pictures
+
+    def pictures(source, config):
+        return pictures_of.Stacked(show(source, config.vq.pictures or len(source)), config)
+
+    return pictures
 
 
 def rebuild(
@@ -292,7 +274,7 @@ def rebuild(
     config = config.copy_and_resolve_references()
     config.vq.update({"steps": c.steps, "learning_rate": c.learning_rate, "plain_steps": 0})
     config.vq.warmup = min(config.vq.warmup, c.steps // 2)
-    pictures, key = Pictures(source, config), jax.random.key(config.seed)
+    pictures, key = pictures_of.Pictures(source, config), jax.random.key(config.seed)
     model = tokenizer.module.clone(n_embed=c.codes)
     vectors = finish.pool_vectors(
         model, tokenizer.params, pictures.sample(finish.POOL_VECTORS), key
@@ -303,11 +285,21 @@ def rebuild(
     frozen = ("encoder", "quant_conv", "quantize")
     state = _fit(config, directory, model, state, pictures, perceptual, frozen=frozen)
     tokenizer = image_tokenizer.ImageTokenizer(model, jax.device_get(state.params))
-    return _publish(config, directory, tokenizer, held_out or source)
+    shown = pictures_of.Pictures(held_out or source, config)
+    return _publish(config, directory, tokenizer, shown, own(held_out or source))
 
 
 def _fit(
-    config, directory, model, state, pictures, perceptual, before=None, frozen=(), tensorboard=False
+    config,
+    directory,
+    model,
+    state,
+    pictures,
+    perceptual,
+    before=None,
+    frozen=(),
+    what="image",
+    **log,
 ):
     """Runs `config.vq.steps` steps from `state`; `before(state, step)` may replace it."""
     c, directory = config.vq, files.folder(directory)
@@ -338,8 +330,8 @@ def _fit(
             checkpoints=checkpoints.Checkpoints(
                 directory / "checkpoints", keep=c.keep, say=logbook.say
             ),
-            logbook=logbook.Logbook(directory, tensorboard),
-            description="image tokenizer",
+            logbook=logbook.Logbook(directory, **log),
+            description=f"{what} tokenizer",
             log_every=c.log_every,
             save_every=c.save_every,
         )
@@ -350,18 +342,18 @@ def own(source) -> bool:
     return not hasattr(source, "world")
 
 
-def _publish(config, directory, tokenizer, source):
-    """Scores the tokenizer on a source, writes it with its scores, and returns it.
+def _publish(config, directory, tokenizer, pictures, stored: bool, what="image"):
+    """Scores the tokenizer on pictures, writes it with its scores, and returns it.
 
-    ValueError if its pictures are hardly better than cells of one colour each.
+    ValueError if, with stored data, its pictures are hardly better than cells of one colour each.
     """
-    images = Pictures(source, config).sample(POOL_IMAGES)
+    images = pictures.sample(POOL_IMAGES)
     scores = finish.score(tokenizer, images)
     logbook.say(
-        f"image tokenizer: PSNR {scores['psnr']:.2f} dB, {scores['codes']} codes, "
+        f"{what} tokenizer: PSNR {scores['psnr']:.2f} dB, {scores['codes']} codes, "
         f"{scores['usage']:.0%} of them used, perplexity {scores['perplexity']:.1f}"
     )
-    if own(source):
+    if stored:
         finish.check_worth(scores, config.vq.get("above_flat", 0.0))
     if jax.process_index() == 0:
         about = {"step": config.vq.steps, **scores}
@@ -370,4 +362,4 @@ def _publish(config, directory, tokenizer, source):
 
 
 def _blank(model):
-    return jnp.zeros((1, model.resolution, model.resolution, 3))
+    return jnp.zeros((1, *model.size, model.channels))

@@ -1,0 +1,61 @@
+"""Sound files and layout files."""
+
+import json
+
+import numpy as np
+import pytest
+
+from udd_jax.data import layouts, pixels, sounds
+
+
+def test_a_wav_file_comes_back_within_its_16_bits(tmp_path):
+    sound = np.float32(0.5 * np.sin(np.arange(800) / 9))
+    sounds.write_wav(tmp_path / "a.wav", sound, 8000)
+    read, rate = sounds.read(tmp_path / "a.wav")
+    assert rate == 8000 and read.dtype == np.float32
+    np.testing.assert_allclose(read, sound, atol=2**-15)
+    assert sounds.data_uri(sound, 8000).startswith("data:audio/wav;base64,UklGR")
+
+
+def test_another_rate_keeps_the_pitch_and_a_short_sound_ends_in_silence():
+    sound = np.sin(2 * np.pi * 440 * np.arange(22050) / 22050)
+    fitted = sounds.fit(sound, 22050, 8000, 8192)
+    assert fitted.shape == (8192,) and not fitted[8010:].any()
+    assert abs(np.fft.rfft(fitted[:8000])).argmax() == 440
+    assert len(sounds.fit(sound, 22050, 8000, 100)) == 100
+
+
+def test_what_is_no_sound_is_one_line(tmp_path):
+    path = tmp_path / "a.wav"
+    path.write_bytes(b"RIFFhello")
+    with pytest.raises(ValueError, match=r"a\.wav is no sound that can be read"):
+        sounds.read(path)
+    with pytest.raises(FileNotFoundError):
+        sounds.read(tmp_path / "b.wav")
+
+
+def test_a_layout_is_read_from_json_npy_and_a_picture_of_ids(tmp_path):
+    layout = np.array([[0, 1, 2], [3, 0, 1]], np.int32)
+    layouts.write(tmp_path / "a.json", layout)
+    np.save(tmp_path / "a.npy", layout)
+    pixels.Image.fromarray(layout.astype(np.uint8)).save(tmp_path / "a.seg.png")
+    for name in ("a.json", "a.npy", "a.seg.png"):
+        np.testing.assert_array_equal(layouts.read(tmp_path / name), layout)
+    assert json.loads((tmp_path / "a.json").read_text()) == layout.tolist()
+    np.testing.assert_array_equal(layouts.fit(layout.repeat(4, 0).repeat(2, 1), (2, 3)), layout)
+
+
+@pytest.mark.parametrize(
+    "text, message", [("[[0.5]]", r"float64\[1, 1\], expected int"), ("[[1", "is no layout")]
+)
+def test_what_is_no_layout_is_one_line(tmp_path, text, message):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        layouts.read(tmp_path / "a.json")
+
+
+def test_each_id_has_its_colour():
+    shown = layouts.picture(np.array([[0, 3], [1, 0]]))
+    assert shown.shape == (16, 16, 3)
+    assert (shown[:8, 8:] == layouts.COLOURS[3]).all()
+    assert (shown[8:, :8] == layouts.COLOURS[1]).all()
