@@ -38,6 +38,9 @@ def get_config() -> ml_collections.ConfigDict:
             "data_dir": placeholder(str),  # for tfds
         }
     )
+    # What the model learns together: {name: {"kind": image, text, sound or layout, settings of the
+    # kind}} (docs/modalities.md). Image and text have their settings below.
+    c.modalities = ml_collections.ConfigDict({"image": {"kind": "image"}, "text": {"kind": "text"}})
     c.skip_limit = 0.01  # largest share of images, or of captions, that may be unusable
     c.image_size = 32  # S, pixels of a side
     c.views = 1  # cached random crops and flips of an image; 1: the image without augmentation
@@ -251,6 +254,9 @@ def get_config() -> ml_collections.ConfigDict:
             "seed": 1,  # of the samples
             "split": "test",  # settings are chosen on "validation"
             "aims": True,  # compare the rates with the world's aims; False for a tiny config
+            # Rules such as "sound|text" to measure as well; "every" stands for each modality from
+            # each other one and from all others, and all from nothing.
+            "rules": (),
             "only": "",  # "field=value" measures only items whose record has this value
             # For the suite "full".
             "weights": "",  # folder with the weights of Inception, CLIP, LPIPS

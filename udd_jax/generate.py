@@ -1,10 +1,10 @@
 """`--mode=sample`: generates with `Pipeline` what the flags ask for, and writes files.
 
-The output folder gets a PNG for each image, `sheet.png` with the first samples, and for infilling
-`composite.png`, which has the given pixels pasted back. `samples.jsonl` has a line for each sample:
-its caption and all that makes it again (run, task, seed, index, given values, other flags,
-settings). Each batch is written as soon as it is finished. READ and WRITE have the
-functions that read the given values and write the results.
+The output folder gets a file for each value (PNG, WAV, JSON), `sheet.png` with the first samples,
+and for infilling `composite.png`, which has the given pixels pasted back. `samples.jsonl` has a
+line for each sample: its caption and all that makes it again (run, task, seed, index, given values,
+other flags, settings). Each batch is written as soon as it is finished. READ and WRITE have, for
+each kind of modality, the functions that read the given values and write the results.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ import shlex
 import numpy as np
 
 from udd_jax import pipeline, values
-from udd_jax.data import pixels
+from udd_jax.data import layouts, pixels, sounds
 from udd_jax.diffusion import tasks
 from udd_jax.errors import UserError
 from udd_jax.evaluation.report import contact_sheet
@@ -51,7 +51,7 @@ def sample(workdir, flags, changes: dict | None = None) -> pathlib.Path:
     if flags.best_of > 1:
         options["best_of"] = flags.best_of
     if flags.task in EDITS:
-        ids = {n: _each(READ[n](pipe, rows), most) for n, rows in asked.items()}
+        ids = {n: _each(_read(pipe, n, rows), most) for n, rows in asked.items()}
     elif flags.task == "infill":
         if asked.get("image"):
             size = pipe.tokenizers["image"].image_size
@@ -61,9 +61,9 @@ def sample(workdir, flags, changes: dict | None = None) -> pathlib.Path:
         ids, options["masks"] = pipe.infilling(given.get("image"), mask, asked.get("text"), blanks)
     elif flags.weight:
         options["prompts"] = _prompts(asked["text"], flags.weight)
-        ids, most = {n: READ[n](pipe, v) for n, v in asked.items() if n != "text"}, 1
+        ids, most = {n: _read(pipe, n, v) for n, v in asked.items() if n != "text"}, 1
     else:
-        ids = {n: _each(READ[n](pipe, rows), most) for n, rows in asked.items()}
+        ids = {n: _each(_read(pipe, n, rows), most) for n, rows in asked.items()}
     away = {"text": [flags.negative_prompt]} if flags.negative_prompt else None
     num = flags.num or 1
     if flags.task in EDITS:
@@ -85,7 +85,7 @@ def sample(workdir, flags, changes: dict | None = None) -> pathlib.Path:
         name: [v for v in _each(rows, most) for _ in range(num)] for name, rows in asked.items()
     }
     total = most * num
-    _write(out, flags, told, common, results, total, paste)
+    _write(out, pipe, flags, told, common, results, total, paste)
     _finish(workdir, out, flags, total)
     return out
 
@@ -254,9 +254,15 @@ def _each(given, count: int) -> list:
     return list(given) * (count if len(given) == 1 else 1)
 
 
-def _read_images(pipe, paths) -> np.ndarray:
+def _read(pipe, name: str, typed) -> list:
+    """The values of `--given NAME=VALUE`; what has no reader is taken as `values.plain` does."""
+    read = READ.get(pipe.kinds[name])
+    return read(typed, pipe.tokenizers[name]) if read else values.plain(pipe, name, typed)
+
+
+def _read_images(paths, tokenizer) -> np.ndarray:
     """The images at the size of the run; prints a line about an image of another size."""
-    size, read = pipe.tokenizers["image"].image_size, []
+    size, read = tokenizer.image_size, []
     for path in paths:
         original = pixels.read(path)
         if original.shape[:2] != (size, size):
@@ -266,8 +272,8 @@ def _read_images(pipe, paths) -> np.ndarray:
     return np.stack(read)
 
 
-# {modality: function that reads the values of `--given NAME=VALUE`}
-READ = {"image": _read_images, "text": lambda pipe, texts: texts}
+# {kind: (the values of `--given NAME=VALUE`, tokenizer) -> values}
+READ = {"image": _read_images, "text": lambda typed, tokenizer: typed}
 
 
 def _hidden(path, mask, size):
@@ -286,22 +292,41 @@ def _name(stem, i, count):
     return f"{stem}.png" if count == 1 and stem == "composite" else f"{stem}-{i:04d}.png"
 
 
-def _write_image(out, i, image) -> dict:
-    name = _name("image", i, 0)
-    pixels.write_png(out / name, image)
-    return {"image": name}
+def _write_image(out, name, i, image, tokenizer) -> dict:
+    file = _name(name, i, 0)
+    pixels.write_png(out / file, image)
+    return {name: file}
 
 
-def _write_text(out, i, text) -> dict:
+def _write_text(out, name, i, text, tokenizer) -> dict:
     logbook.say(f"{i:4d}  {text}")
     return {"caption": text}
 
 
-# {modality: function that writes value i and returns its fields for samples.jsonl}
-WRITE = {"image": _write_image, "text": _write_text}
+def _write_sound(out, name, i, sound, tokenizer) -> dict:
+    file = f"{name}-{i:04d}.wav"
+    sounds.write_wav(out / file, sound, tokenizer.settings.rate)
+    return {name: file}
 
 
-def _write(out, flags, told, common, results, total, paste) -> None:
+def _write_layout(out, name, i, layout, tokenizer) -> dict:
+    """The ids as JSON, and a picture of them."""
+    file = f"{name}-{i:04d}.json"
+    layouts.write(out / file, layout)
+    pixels.write_png(out / _name(name, i, 0), layouts.picture(layout))
+    return {name: file}
+
+
+# {kind: (folder, modality, i, value, tokenizer) -> fields for samples.jsonl}; writes value i
+WRITE = {
+    "image": _write_image,
+    "text": _write_text,
+    "sound": _write_sound,
+    "layout": _write_layout,
+}
+
+
+def _write(out, pipe, flags, told, common, results, total, paste) -> None:
     """Writes each result when it comes, numbered on after those in the folder, then the sheet.
 
     told: {modality: the given values as typed, one for each sample}; common: fields of every line;
@@ -319,7 +344,8 @@ def _write(out, flags, told, common, results, total, paste) -> None:
             for row in range(len(result.tokens)):
                 line = {"task": flags.task, "seed": flags.seed, "index": i}
                 for name, made in result.values.items():
-                    line |= WRITE[name](out, first + i, made[row])
+                    write = WRITE[pipe.kinds[name]]
+                    line |= write(out, name, first + i, made[row], pipe.tokenizers[name])
                 if told:
                     line["given"] = {name: given[i] for name, given in told.items()}
                 lines.write(json.dumps(line | common) + "\n")

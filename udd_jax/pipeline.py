@@ -75,7 +75,8 @@ class Pipeline:
         """
         compiled.keep()
         directory = pathlib.Path(directory)
-        config, tokenizers = build.read_config(directory), build.load_tokenizers(directory)
+        config = build.read_config(directory)
+        tokenizers = build.load_tokenizers(directory, config)
         pipe = cls.assemble(config, tokenizers, build.load_weights(directory))
         return dataclasses.replace(pipe, folder=directory)
 
@@ -351,11 +352,14 @@ class Pipeline:
     ) -> np.ndarray:
         """`log_likelihood` of tokens, {modality: local ids int32[B, length]}.
 
+        Modalities that are absent in the task may be missing.
+
         common: use the same noise for every row, so that scores can be compared. calls: the number
         of steps of the chain that the bound is for; 0 means T. each: float64[B, L], the part of
         each token.
         """
         values.whole("times", times, 1), values.whole("seed", seed)
+        tokens = values.with_absent(self.vocab, task, tokens)
         x0 = np.asarray(self.vocab.fuse(tokens))
         masks = tasks.masks(self.vocab, task, len(x0))
         if np.asarray(self._feasible(task, masks).absent != masks.absent).any():
@@ -403,8 +407,7 @@ class Pipeline:
         """The first `count` images and captions of a split of the run's data."""
         from udd_jax.data import reading, sources
 
-        options = {"image_size": self.config.image_size, **self.config.data_options}
-        source = sources.open_source(self.config.data, split, **options)
+        source = sources.open_source(self.config.data, split, **build.source_options(self.config))
         views = reading.Views(self.config.image_size)
         found = []
         for example in reading.examples(source, 0, min(len(source), 2 * count), views):
@@ -421,7 +424,12 @@ class Pipeline:
     @functools.cached_property
     def codecs(self) -> dict[str, codecs.Codec]:
         """{modality: its codec}, which turns values into ids and ids into values."""
-        return codecs.make(self.vocab, self.tokenizers)
+        return codecs.make(self.vocab, self.tokenizers, self.kinds)
+
+    @functools.cached_property
+    def kinds(self) -> dict[str, str]:
+        """{modality: its kind}, such as "image" or "sound"."""
+        return build.kinds(self.config)
 
     @property
     def guidable(self) -> bool:
@@ -429,7 +437,7 @@ class Pipeline:
         mixture = self.config.train.mixture.to_dict()
         trained = [task for task, weight in mixture.items() if weight > 0]
         leaves_out = [np.asarray(tasks.masks(self.vocab, task, 1).absent).any() for task in trained]
-        return "independent" in trained or any(leaves_out)
+        return bool({"independent", "any"} & set(trained)) or any(leaves_out)
 
     def can(self, task: str) -> bool:
         """Whether the network of this run can do a task, a rule or an alias of one.

@@ -35,6 +35,7 @@ from udd_jax.runtime import bucket, files, lock, logbook, processes, run_folder,
 from udd_jax.sampling.settings import Settings
 from udd_jax.tokenizers import image_tokenizer, text_tokenizer
 from udd_jax.training import (
+    further,
     limits,
     optimiser,
     plan,
@@ -94,6 +95,9 @@ def _run_stages(config, workdir, here, until, data, found, profile=None, tensorb
         tell(config, data, found, tokenizers["text"], workdir)
     with stage("image tokenizer"):
         tokenizers["image"] = make_image_tokenizer(config, workdir, data, tensorboard)
+    for name in build.further(config):
+        with stage(f"{name} tokenizer"):
+            tokenizers[name] = further.make_tokenizer(config, name, workdir, data)
     if config.cache or until == "token cache":
         with stage("token cache"):
             with on_disk("tokens"):
@@ -127,8 +131,7 @@ def _run_stages(config, workdir, here, until, data, found, profile=None, tensorb
 
 def open_data(config) -> dict:
     """{split: source} for the three splits of `config.data`."""
-    options = config.data_options.to_dict()
-    options["image_size"] = config.image_size
+    options = build.source_options(config)
     return {split: sources.open_source(config.data, split, **options) for split in SPLITS}
 
 
@@ -244,8 +247,8 @@ def export(workdir, out) -> None:
         raise UserError(f"{out} holds a run already: choose another --out")
     weights, metadata = trees.load_tree(workdir / build.WEIGHTS)
     trees.save_tree(out / build.WEIGHTS, weights, metadata, half=True)
-    names = [build.TEXT, build.IMAGE, matching.FILE, main_suite.RESULT, build.CONFIG]
-    for name in names:
+    names = build.tokenizer_files(build.read_config(workdir))
+    for name in [*names, matching.FILE, main_suite.RESULT, build.CONFIG]:
         if (workdir / name).exists():
             files.write_bytes(out / name, (workdir / name).read_bytes())
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
@@ -293,6 +296,7 @@ def write_shards(config, workdir, source, tokenizers: dict) -> None:
         "image": tokenizers["image"].hash,
         "length": config.text.length,
     }
+    settings |= {name: tokenizers[name].hash for name in build.further(config)}
     with logbook.progress(len(source), "token cache", unit="image") as bar:
         token_cache.write_shards(
             source,
@@ -301,6 +305,7 @@ def write_shards(config, workdir, source, tokenizers: dict) -> None:
             workdir / "tokens",
             settings=settings,
             views=views(config),
+            encode_further=further.encoders(config, tokenizers),
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             workers=config.workers,
@@ -323,6 +328,7 @@ def held_out_tokens(config, source, tokenizers: dict) -> dict | None:
     return {
         "image": tokenizers["image"].encode(np.concatenate([example.pixels for example in read])),
         "text": tokenizers["text"].encode(captions, config.text.length),
+        **further.ids(config, tokenizers, [example.extra for example in read]),
     }
 
 
@@ -360,7 +366,8 @@ def pairs(config, workdir, source, tokenizers: dict, share):
                     f"than {limit:.0%}; {path} lists them: mend them, or set --config.skip_limit="
                 )
         ids = tokenizers["text"].encode(batch["captions"], c.text.length)
-        return {"image": tokenizers["image"].encode(batch["image"]), "text": ids}
+        found = {"image": tokenizers["image"].encode(batch["image"]), "text": ids}
+        return found | further.ids(config, tokenizers, batch["extra"])
 
     return pairs_at
 

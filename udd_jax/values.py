@@ -1,7 +1,9 @@
 """Values as a user of the Python interface passes them, one or many, and gets them: a Result.
 
 A prompt is a string or a list of strings. A picture is uint8[S, S, 3], an image of Pillow or the
-path of an image file; several are uint8[n, S, S, 3] or a list. Everything else is one line.
+path of an image file; several are uint8[n, S, S, 3] or a list. A sound is float[samples] or the
+path of a sound file, a layout int[rows, columns] or the path of its file. Everything else is one
+line.
 """
 
 import dataclasses
@@ -13,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from udd_jax.data import pixels
+from udd_jax.data import layouts, pixels, sounds
+from udd_jax.diffusion import tasks
 from udd_jax.errors import UserError
 
 SEEDS = 2**32  # a key of JAX has so many
@@ -156,11 +159,49 @@ def _type(value) -> str:
 
 def plain(pipe, name: str, given):
     """Values of any usual type as the codec of the modality takes them."""
-    if name == "text":
-        return texts(given)
-    if name == "image":
-        return pictures(given, pipe.tokenizers["image"].image_size)
-    return given
+    take = PLAIN.get(pipe.kinds[name])
+    return take(given, pipe.tokenizers[name]) if take else given
+
+
+def _rows(given, axes: int, one) -> np.ndarray:
+    """One value, or many -> an array of many. axes: of one; one: a value -> its array."""
+    if isinstance(given, str | os.PathLike) or getattr(given, "ndim", 0) == axes:
+        given = [given]
+    if isinstance(given, bytes | dict) or not np.iterable(given):
+        raise UserError(f"given {_type(given)}, expected an array, a path, or a list of these")
+    return given if isinstance(given, np.ndarray) else np.stack([one(value) for value in given])
+
+
+def waves(given, tokenizer) -> np.ndarray:
+    """One or many sounds -> float[n, samples]. Files get the rate and length of the run."""
+    s = tokenizer.settings
+
+    def one(value):
+        if isinstance(value, str | os.PathLike):
+            return sounds.fit(*sounds.read(value), s.rate, s.samples)
+        return np.asarray(value)
+
+    return _rows(given, 1, one)
+
+
+def maps(given, tokenizer) -> np.ndarray:
+    """One or many layouts -> int[n, rows, columns]. Those of files get the grid of the run."""
+
+    def one(value):
+        if isinstance(value, str | os.PathLike):
+            return layouts.fit(layouts.read(value), tokenizer.grid)
+        return np.asarray(value)
+
+    return _rows(given, 2, one)
+
+
+# {kind: (values of any usual type, tokenizer) -> as the codec takes them}
+PLAIN = {
+    "text": lambda given, tokenizer: texts(given),
+    "image": lambda given, tokenizer: pictures(given, tokenizer.image_size),
+    "sound": waves,
+    "layout": maps,
+}
 
 
 def ids(pipe, name: str, given) -> np.ndarray:
@@ -169,11 +210,19 @@ def ids(pipe, name: str, given) -> np.ndarray:
     if name not in length:
         raise UserError(f"given {name!r} is no modality, expected some of {', '.join(length)}")
     shape = np.shape(given) if isinstance(given, np.ndarray | jax.Array) else ()
-    if len(shape) == 2 and jnp.issubdtype(given.dtype, jnp.integer):
+    grid = getattr(pipe.tokenizers[name], "grid", None) if pipe.kinds[name] == "layout" else None
+    if len(shape) == 2 and shape != grid and jnp.issubdtype(given.dtype, jnp.integer):
         if shape[1] != length[name]:
             raise UserError(f"given {name!r} has {shape[1]} ids a sample, expected {length[name]}")
         return np.asarray(given, np.int32)
     return pipe.codecs[name].encode(plain(pipe, name, given), strict=True)
+
+
+def with_absent(vocab, task: str, tokens: dict) -> dict:
+    """The tokens {modality: local ids}, with ids 0 where the task leaves a modality out."""
+    rule, rows = tasks.parse(vocab, task), len(next(iter(tokens.values())))
+    missing = [m for m in vocab.modalities if m.name not in (*tokens, *rule.free, *rule.given)]
+    return tokens | {m.name: np.zeros((rows, m.length), np.int32) for m in missing}
 
 
 def count(asked, given: dict) -> int:

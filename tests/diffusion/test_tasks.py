@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from udd_jax.diffusion import tasks, vocab
+from udd_jax.diffusion.vocab import Modality, Vocab
 
 VOCAB = vocab.image_text((2, 3), 3, 4, 5)
 IMAGE, TEXT = VOCAB.slices
@@ -127,3 +128,14 @@ def test_a_mixture_gives_each_task_its_share():
 def test_a_bad_mixture_is_one_line(mixture):
     with pytest.raises(ValueError, match=r"task mixture|task 'sing'"):
         tasks.draw(jax.random.key(0), VOCAB, mixture, 2)
+
+
+def test_any_draws_every_rule_with_something_free_and_no_other():
+    three = Vocab((Modality("a", 2, 3), Modality("b", 1, 4), Modality("c", 3, 2)))
+    drawn = tasks.draw(jax.random.key(0), three, {"any": 1.0}, 2000).masks
+    free, absent = np.asarray(drawn.free), np.asarray(drawn.absent)
+    whole = np.stack([free[:, where].all(1) for where in three.slices], 1)
+    np.testing.assert_array_equal(whole, np.stack([free[:, w].any(1) for w in three.slices], 1))
+    assert whole.any(1).all() and not (whole & absent).any()
+    patterns, counts = np.unique(np.where(whole, 0, 1 + absent), axis=0, return_counts=True)
+    assert len(patterns) == 3**3 - 2**3 and counts.min() > 30

@@ -29,7 +29,7 @@ def make(directory, c=None) -> pathlib.Path:
     directory, c = pathlib.Path(directory), c or config()
     run_folder.claim(c, directory)
     records = shapes.source("train", 200)
-    tokenizer = text_tokenizer.train_sentencepiece(
+    text_tokenizer.train_sentencepiece(
         (record.captions[0] for record in records), directory / build.TEXT, c.text.vocab_size
     )
     module = train_image_tokenizer.make_model(c)
@@ -37,7 +37,13 @@ def make(directory, c=None) -> pathlib.Path:
     params = jax.jit(module.init)(jax.random.key(0), x)["params"]
     image = image_tokenizer.ImageTokenizer(module, params, chunk=16)
     image_tokenizer.save(directory / build.IMAGE, image)
-    vocab = build.make_vocab(c, {"image": image, "text": tokenizer})
+    for name in build.further(c):
+        if file := build.tokenizer_file(c, name):  # a sound
+            module = train_image_tokenizer.make_model(build.of_sound(c, name))
+            params = jax.jit(module.init)(jax.random.key(2), jnp.zeros((1, *module.size, 1)))
+            pictures = image_tokenizer.ImageTokenizer(module, params["params"], chunk=4)
+            image_tokenizer.save(directory / file, pictures)
+    vocab = build.make_vocab(c, build.load_tokenizers(directory, c))
     weights = transformer.init(build.make_model(c, vocab), jax.random.key(1), fan_in=True)
     trees.save_tree(directory / build.WEIGHTS, weights, {"step": c.train.steps})
     return directory

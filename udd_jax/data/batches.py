@@ -77,9 +77,9 @@ def make_images(
         seed, step, batch_size, process_index, process_count: as in `make`.
 
     Returns:
-        {"image": uint8[B / count, S, S, 3], "captions": list of B / count texts, "faults": list of
-        (position, cause, detail)}. An item that cannot be used is in `faults`, and the next usable
-        item of the source takes its place.
+        {"image": uint8[B / count, S, S, 3], "captions": list of B / count texts, "extra": the
+        fields `extra` of their records, "faults": list of (position, cause, detail)}. An item that
+        cannot be used is in `faults`, and the next usable item of the source takes its place.
 
     Raises:
         ValueError: batch_size is not a multiple of process_count, or no item can be used.
@@ -96,9 +96,9 @@ def make_images(
         else:
             raise UserError(f"none of the {len(source)} items of {source.name} can be used")
         caption = hashing.draw(_CAPTION, seed, epoch, item) % np.uint64(len(example.captions))
-        batch.append((example.pixels[0], example.captions[int(caption)]))
-    pixels, captions = zip(*batch, strict=True)
-    return {"image": np.stack(pixels), "captions": list(captions), "faults": faults}
+        batch.append((example.pixels[0], example.captions[int(caption)], example.extra))
+    pixels, captions, extra = map(list, zip(*batch, strict=True))
+    return {"image": np.stack(pixels), "captions": captions, "extra": extra, "faults": faults}
 
 
 class Decoded:

@@ -70,6 +70,7 @@ class Example:
     pixels: np.ndarray | None
     captions: tuple[str, ...]
     faults: tuple[tuple[str, str], ...] = ()
+    extra: dict = dataclasses.field(default_factory=dict)  # of the record
 
 
 def clean(caption, max_characters: int = 10_000) -> tuple[str | None, str | None]:
@@ -146,7 +147,7 @@ def example(source, position: int, views: Views, numbers=None) -> Example:
     mirror = views.flip and not any(_SIDES.search(caption) for caption in captions)
     numbers = range(views.count) if numbers is None else numbers
     cuts = cut(picture, views, position, mirror, numbers)
-    return Example(position, record.key, cuts, tuple(captions), tuple(faults))
+    return Example(position, record.key, cuts, tuple(captions), tuple(faults), record.extra)
 
 
 def examples(source, start: int, stop: int, views: Views, *, threads=4, workers=0):

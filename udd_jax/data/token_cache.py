@@ -2,8 +2,9 @@
 
     directory/
       manifest.json               about the tokens: source, settings, views, counts, checksums
-      shard-00000.arrayrecord     one record an item: its views' codes, then its captions' pieces,
-                                  packed as one little-endian integer type
+      shard-00000.arrayrecord     one record an item: its views' codes, its captions' pieces, then
+                                  the ids of each further modality, packed as one little-endian
+                                  integer type
       shard-00000.json            the contents of that shard; written last, so that it is proof
       index.npy                   int64[items, 2]: position in the source, number of captions
       skipped.jsonl               one line for each fault: position, key, cause, detail
@@ -25,11 +26,11 @@ import pathlib
 import numpy as np
 from array_record.python import array_record_module
 
-from udd_jax.data import reading
+from udd_jax.data import reading, token_checks
 from udd_jax.errors import UserError
 from udd_jax.runtime import files
 
-_FORMAT, _SOURCE = 1, ("source", "source_hash", "records")
+_FORMAT = 1
 _READER = "readahead_buffer_size:0,max_parallelism:1"
 
 
@@ -50,6 +51,7 @@ def write_shards(
     *,
     settings: dict,
     views: reading.Views,
+    encode_further: dict | None = None,
     batch_size: int = 64,
     shard_size: int = 32768,
     dtype: str = "uint16",
@@ -70,6 +72,8 @@ def write_shards(
         settings: everything else that the tokens depend on, in addition to the source and the
             views, above all the hashes of the tokenizers; JSON values.
         views: how pictures are cut.
+        encode_further: {name: values of batch_size records -> int32[batch_size, length]}, for the
+            modalities that `record.extra` has under these names.
         batch_size: images, or captions, in an encode call; the last call is filled up.
         shard_size: source positions in a shard.
         dtype: of the stored tokens.
@@ -98,22 +102,27 @@ def write_shards(
     if (manifest := _manifest(directory)) is not None:
         if made_of["source_hash"] == manifest["source_hash"] is not None:
             manifest["source"] = made_of["source"]  # the data moved
-        _refuse_other(directory, manifest, made_of)
+        token_checks.refuse_other(directory, manifest, made_of)
     elif process_index == 0:
         files.write_json(directory / "manifest.json", made_of | {"complete": False})
     encode_images = _in_batches(encode_images, batch_size, dtype)
     encode_texts = _in_batches(encode_texts, batch_size, dtype)
+    encode_further = {
+        name: _in_batches(encode, batch_size, dtype)
+        for name, encode in sorted((encode_further or {}).items())
+    }
+    encoders = encode_images, encode_texts, encode_further
     for shard in range(process_index, _shards(made_of), process_count):
         start, stop = shard * shard_size, min((shard + 1) * shard_size, len(source))
         path = directory / f"shard-{shard:05d}.arrayrecord"
         proof = path.with_suffix(".json")
-        if proof.exists() and not _refused(json.loads(proof.read_text()), skip_limit, source):
+        if proof.exists() and not token_checks.refused(proof, skip_limit, source):
             progress(stop - start)
             continue
         examples = reading.examples(source, start, stop, views, threads=threads, workers=workers)
-        proof = _write_shard(path, examples, encode_images, encode_texts, batch_size, progress)
+        proof = _write_shard(path, examples, encoders, batch_size, progress)
         files.write_bytes(path.with_suffix(".json"), json.dumps(proof).encode())
-        _check_faults(proof, skip_limit, len(source), path.with_suffix(".json"))
+        token_checks.check_faults(proof, skip_limit, len(source), path.with_suffix(".json"))
 
 
 def finish(directory, skip_limit: float = 0.01) -> "TokenCache":
@@ -139,7 +148,8 @@ def finish(directory, skip_limit: float = 0.01) -> "TokenCache":
     files.write_bytes(directory / "skipped.jsonl", lines.encode())
     whole = {"items": [item for shard in shards for item in shard["items"]], "faults": faults}
     try:
-        _check_faults(whole, skip_limit, manifest["records"], directory / "skipped.jsonl")
+        where = directory / "skipped.jsonl"
+        token_checks.check_faults(whole, skip_limit, manifest["records"], where)
     except ValueError:  # the shards with faults are written anew, in case the files are mended
         for shard in shards:
             if shard["faults"]:
@@ -150,6 +160,8 @@ def finish(directory, skip_limit: float = 0.01) -> "TokenCache":
         np.save(file, index)
     for field in ("image_length", "text_length"):
         manifest[field] = max(shard[field] for shard in shards)
+    if "further" in shards[0]:
+        manifest["further"] = shards[0]["further"]
     manifest["items"] = len(index)
     manifest["captions"] = int(index[:, 1].sum())
     manifest["faults"] = dict(collections.Counter(fault["cause"] for fault in faults))
@@ -184,7 +196,7 @@ class TokenCache:
             raise UserError(f"{directory} holds {state}, expected a finished one; write it first")
         if settings is not None:
             settings = json.loads(json.dumps(settings))
-            _refuse_other(self.directory, self.manifest, {"settings": settings})
+            token_checks.refuse_other(self.directory, self.manifest, {"settings": settings})
         self._verify = verify
         self._compare("index.npy", self.manifest["index_sha256"])
         index = np.load(self.directory / "index.npy")
@@ -192,6 +204,7 @@ class TokenCache:
         self.views = self.manifest["views"]["count"]
         self.image_length = self.manifest["image_length"]
         self.text_length = self.manifest["text_length"]
+        self.further = self.manifest.get("further", {})  # {modality: its length}
         self._dtype = np.dtype(self.manifest["dtype"]).newbyteorder("<")
         self._starts = np.cumsum([0] + [shard["items"] for shard in self.manifest["shards"]])
         self._readers = {}
@@ -206,17 +219,23 @@ class TokenCache:
             indices, views, captions: int64[B], numbers of the items, their views, their captions.
 
         Returns:
-            {"image": int32[B, N], "text": int32[B, M]}.
+            {"image": int32[B, N], "text": int32[B, M]}, and for each further modality its name and
+            int32[B, length].
         """
         image = np.empty((len(indices), self.image_length), np.int32)
         text = np.empty((len(indices), self.text_length), np.int32)
         image_starts = np.asarray(views) * self.image_length
         text_starts = self.views * self.image_length + np.asarray(captions) * self.text_length
+        further = {n: np.empty((len(indices), m), np.int32) for n, m in self.further.items()}
         rows = zip(self._records(indices), image_starts.tolist(), text_starts.tolist(), strict=True)
         for row, (record, image_start, text_start) in enumerate(rows):
             image[row] = record[image_start : image_start + self.image_length]
             text[row] = record[text_start : text_start + self.text_length]
-        return {"image": image, "text": text}
+            start = len(record) - sum(self.further.values())
+            for name, length in self.further.items():
+                further[name][row] = record[start : start + length]
+                start += length
+        return {"image": image, "text": text, **further}
 
     def read(self, indices) -> dict[str, np.ndarray]:
         """All views and captions of each item.
@@ -234,7 +253,8 @@ class TokenCache:
         text = np.empty((len(indices), most, self.text_length), np.int32)
         for row, record in enumerate(self._records(indices)):
             image[row] = record[:middle].reshape(image.shape[1:])
-            own = record[middle:].reshape(-1, self.text_length)
+            last = len(record) - sum(self.further.values())
+            own = record[middle:last].reshape(-1, self.text_length)
             text[row] = own[np.arange(most) % len(own)]
         return {"image": image, "text": text, "captions": self.captions[indices]}
 
@@ -276,7 +296,8 @@ def _write_shard(path, *args) -> dict:
     return proof | {"bytes": path.stat().st_size, "sha256": _sha256(path)}
 
 
-def _write_records(partial, examples, encode_images, encode_texts, batch_size, progress) -> dict:
+def _write_records(partial, examples, encoders, batch_size, progress) -> dict:
+    encode_images, encode_texts, encode_further = encoders
     with _writing(partial):
         writer = array_record_module.ArrayRecordWriter(str(partial), "group_size:1,uncompressed")
     proof = {"items": [], "faults": [], "image_length": 0, "text_length": 0}
@@ -287,9 +308,15 @@ def _write_records(partial, examples, encode_images, encode_texts, batch_size, p
         proof["image_length"], proof["text_length"] = image.shape[1], text.shape[1]
         images = np.split(image, np.cumsum([len(example.pixels) for example in batch])[:-1])
         texts = np.split(text, np.cumsum([len(example.captions) for example in batch])[:-1])
+        further = {
+            name: encode([example.extra[name] for example in batch])
+            for name, encode in encode_further.items()
+        }
+        if further:
+            proof["further"] = {name: rows.shape[1] for name, rows in further.items()}
         with _writing(partial):
-            for codes, pieces in zip(images, texts, strict=True):
-                writer.write(codes.tobytes() + pieces.tobytes())
+            for row in zip(images, texts, *further.values(), strict=True):
+                writer.write(b"".join(part.tobytes() for part in row))
         proof["items"] += [(example.position, len(example.captions)) for example in batch]
 
     batch, done = [], 0
@@ -342,43 +369,6 @@ def _in_batches(encode, batch_size: int, dtype: str):
         return rows.astype(np.dtype(dtype).newbyteorder("<"))
 
     return encode_all
-
-
-def _refused(proof: dict, limit: float, source) -> bool:
-    """Whether a shard was refused: its files may have been mended since, so it is written anew."""
-    try:
-        _check_faults(proof, limit, len(source), "")
-    except ValueError:
-        return True
-    return False
-
-
-def _check_faults(proof: dict, limit: float, records: int, where):
-    causes = collections.Counter(fault["cause"] for fault in proof["faults"])
-    captions = sum(count for _, count in proof["items"]) + sum(causes[c] for c in reading.DROPPED)
-    for kinds, whole, what in (
-        (reading.SKIPPED, records, "records"),
-        (reading.DROPPED, max(captions, records), "captions"),
-    ):
-        counts = {cause: causes[cause] for cause in kinds if causes[cause]}
-        if sum(counts.values()) > limit * whole:
-            listed = ", ".join(f"{cause} {count}" for cause, count in counts.items())
-            raise UserError(
-                f"{sum(counts.values())} of {whole} {what} are unusable ({listed}), expected at "
-                f"most {limit:.1%}: see {where}, or raise skip_limit (--config.skip_limit=)"
-            )
-
-
-def _refuse_other(directory, manifest: dict, made_of: dict, prefix: str = ""):
-    for name, now in made_of.items():
-        then = manifest.get(name)
-        if isinstance(now, dict) and isinstance(then, dict):
-            missing = {key: None for key in then if key not in now}
-            _refuse_other(directory, then, now | missing, f"{prefix}{name}.")
-        elif then != now:
-            mend = "put the data back, or " if name in _SOURCE else ""
-            what = f"{prefix}{name} is {then!r} in the token cache and {now!r} now"
-            raise UserError(f"{directory}: {what}; {mend}delete the folder to tokenize again")
 
 
 def _shards(manifest: dict) -> int:

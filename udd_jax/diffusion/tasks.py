@@ -6,7 +6,8 @@ has time T). Neither carries loss.
 
 A rule names modalities, with commas between them: `image|text` generates an image given a text,
 `image,text` generates both, `image` an image alone. What a rule does not name is absent. The names
-in `ALIASES` are rules as well. All tasks share every line of code and mix in one batch.
+in `ALIASES` are rules as well. In training, `any` draws a rule for each row. All tasks share every
+line of code and mix in one batch.
 
 Each modality has one time, `t: int32[B, M]`: 0 if it is given, T if it is absent, and the time of
 the diffusion if any of its positions is free (the view of UniDiffuser, arXiv 2303.06555, on
@@ -31,6 +32,7 @@ ALIASES = {
     "text": "text",
     "independent": EVERY,  # training only: each modality its own time
     "infill": EVERY,  # random parts of all
+    "any": EVERY,  # training only: each modality is free, given or absent by chance
 }
 
 
@@ -107,6 +109,19 @@ def random_blocks(key: jax.Array, vocab: Vocab, batch: int) -> jax.Array:
     return jnp.concatenate(parts, axis=1)
 
 
+def random_rules(key: jax.Array, vocab: Vocab, batch: int) -> Masks:
+    """A random rule for each row, as masks.
+
+    One modality, drawn evenly, is free; each other one is free, given or absent, evenly. So no row
+    has all of them given, or all absent.
+    """
+    count = len(vocab.modalities)
+    key_free, key_state = jax.random.split(key)
+    first = jax.random.randint(key_free, (batch, 1), 0, count) == jnp.arange(count)[None]
+    state = jnp.where(first, 0, jax.random.randint(key_state, (batch, count), 0, 3))
+    return Masks((state == 0)[:, vocab.modality_of], state == 2)
+
+
 def _random_places(key, batch, length):
     key_chance, key_place = jax.random.split(key)
     chance = jax.random.uniform(key_chance, (batch, 1))
@@ -161,4 +176,8 @@ def draw(key: jax.Array, vocab: Vocab, mixture: dict[str, float], batch: int) ->
     names = np.array(list(mixture))
     infill = jnp.asarray(names == "infill")[task]
     free = jnp.where(infill[:, None], random_blocks(key_blocks, vocab, batch), free)
+    if "any" in mixture:
+        here = jnp.asarray(names == "any")[task][:, None]
+        drawn = random_rules(jax.random.fold_in(key_blocks, 1), vocab, batch)
+        free, absent = (jnp.where(here, d, m) for d, m in zip(drawn, (free, absent), strict=True))
     return Draw(Masks(free, absent), jnp.asarray(names == "independent")[task])

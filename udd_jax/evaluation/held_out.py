@@ -5,6 +5,7 @@ import hashlib
 
 import numpy as np
 
+from udd_jax import build
 from udd_jax.data import reading, sources
 from udd_jax.data.sources.worlds import World
 from udd_jax.errors import UserError
@@ -25,6 +26,7 @@ class Items:
         keys: of the records.
         references: all captions of each item, as written.
         world: the embedded world that can check samples, or None.
+        further: {name: int32[n, length]}, local ids of the modalities besides image and text.
     """
 
     name: str
@@ -37,6 +39,17 @@ class Items:
     keys: list[str]
     references: list[tuple[str, ...]]
     world: World | None = None
+    further: dict = dataclasses.field(default_factory=dict)
+
+    @property
+    def tokens(self) -> dict[str, np.ndarray]:
+        """{modality: int32[n, length]}, local ids."""
+        return {"image": self.codes, "text": self.ids, **self.further}
+
+    def values(self, name: str):
+        """The n values of a modality, as they are in the data."""
+        own = {"image": self.images, "text": self.captions}
+        return own[name] if name in own else np.stack([extra[name] for extra in self.extra])
 
     @property
     def scenes(self) -> list:
@@ -52,6 +65,7 @@ class Items:
         lists = ("captions", "extra", "keys", "references")
         changed = {name: [getattr(self, name)[i] for i in kept] for name in lists}
         changed |= {name: getattr(self, name)[kept] for name in ("images", "codes", "ids")}
+        changed["further"] = {name: ids[kept] for name, ids in self.further.items()}
         digest = hashlib.sha256(f"{self.hash} without {sorted(numbers)}".encode()).hexdigest()[:16]
         return dataclasses.replace(self, hash=digest, **changed)
 
@@ -73,11 +87,16 @@ def read(pipe, count: int, split: str = "") -> Items:
     text, image = pipe.codecs["text"], pipe.codecs["image"]
     ids, codes = text.encode([texts[0] for texts in references], strict=False), image.encode(pixels)
     captions = text.decode(ids)
+    further = {
+        name: pipe.codecs[name].encode(np.stack([fields[name] for fields in extra]), strict=False)
+        for name in build.further(pipe.config)
+    }
     found, digest = source(pipe, split or split_of(pipe)), digest.hexdigest()[:16]
     world = getattr(found, "world", None)
     if world and world.image_size != pipe.config.image_size:
         world = None  # it can read only images of its own size
-    return Items(found.name, pixels, captions, codes, ids, extra, digest, keys, references, world)
+    about = (extra, digest, keys, references, world, further)
+    return Items(found.name, pixels, captions, codes, ids, *about)
 
 
 def split_of(pipe) -> str:
@@ -102,7 +121,7 @@ def measurable(pipe, data=None):
 
 def source(pipe, split: str, **options):
     """A split of the run's data; `options` replace those of the config."""
-    options = {"image_size": pipe.config.image_size, **pipe.config.data_options, **options}
+    options = build.source_options(pipe.config) | options
     return sources.open_source(pipe.config.data, split, **options)
 
 

@@ -39,6 +39,8 @@ CHANGEABLE = (
 # Fields that came later and are not off at 0, with what runs without them do.
 LATER = {
     "cache": True,
+    "modalities.image.kind": "image",
+    "modalities.text.kind": "text",
     "model.kind": "diffusion",
     "model.stack": "plain",
     "train.contrastive.negatives": 4,

@@ -26,7 +26,8 @@ def edit(pipe, images, captions, share, rounds, num, seed, batch_size, **setting
     given = {n: np.repeat(r, count * num // len(r), axis=0) for n, r in given.items()}
     rng = np.random.default_rng(values.whole("seed", seed))
     where = pipe.vocab.slices[pipe.vocab.index("image")]
-    absent = np.zeros((count * num, len(pipe.vocab.modalities)), bool)
+    absent = [m.name not in given for m in pipe.vocab.modalities]
+    absent = np.tile(np.array(absent), (count * num, 1))
     if pipe.guidable:
         settings = {"guidance": GUIDANCE, **settings}
     drawn = max(1, round(share * (where.stop - where.start)))

@@ -1,7 +1,7 @@
 """Codecs: they turn the values of a modality into ids, and ids into values.
 
-The rest of the system knows only the name, the ids and the codec of a modality. To add a kind of
-modality, add a maker to `MAKERS`.
+The rest of the system knows only the name, the kind, the ids and the codec of a modality. To add a
+kind of modality, add a maker to `MAKERS`, and a `Kind` to `build.KINDS`.
 """
 
 from collections.abc import Callable
@@ -19,9 +19,9 @@ class Codec(NamedTuple):
     decode: Callable[[np.ndarray], Any]
 
 
-def of_images(tokenizer, length: int) -> Codec:
-    """uint8[n, S, S, 3] <-> codes."""
-    return Codec(lambda images, strict=True: tokenizer.encode(images), tokenizer.decode)
+def of_arrays(tokenizer, length: int) -> Codec:
+    """Images, sounds or layouts, as their tokenizer takes them, <-> codes."""
+    return Codec(lambda arrays, strict=True: tokenizer.encode(arrays), tokenizer.decode)
 
 
 def of_text(tokenizer, length: int) -> Codec:
@@ -38,9 +38,9 @@ def of_text(tokenizer, length: int) -> Codec:
     return Codec(encode, decode)
 
 
-MAKERS = {"image": of_images, "text": of_text}
+MAKERS = {"image": of_arrays, "text": of_text, "sound": of_arrays, "layout": of_arrays}
 
 
-def make(vocab, tokenizers: dict) -> dict[str, Codec]:
-    """{modality: codec} of a vocabulary, from the tokenizers {modality: tokenizer}."""
-    return {m.name: MAKERS[m.name](tokenizers[m.name], m.length) for m in vocab.modalities}
+def make(vocab, tokenizers: dict, kinds: dict) -> dict[str, Codec]:
+    """{modality: codec} of a vocabulary. tokenizers, kinds: {modality: tokenizer, or its kind}."""
+    return {m.name: MAKERS[kinds[m.name]](tokenizers[m.name], m.length) for m in vocab.modalities}

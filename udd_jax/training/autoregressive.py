@@ -24,6 +24,7 @@ def make_loss(
     pad_id,
     pad_weight,
     image_weight: float = 1.0,
+    weights: dict[str, float] | None = None,
     time: str = "discrete",
     terms: dict[str, tuple[float, loss_terms.Term]] | None = None,
 ):
@@ -38,7 +39,7 @@ def make_loss(
             "expected 'discrete'"
         )
     vocab, terms = kernel.vocab, terms or {}
-    weigh = loss.token_weights(vocab, pad_id, pad_weight, image_weight)
+    weigh = loss.token_weights(vocab, pad_id, pad_weight, image_weight, weights)
 
     def loss_fn(params, sampler, key, x0):
         def predict(x, t, free):

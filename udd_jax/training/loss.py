@@ -68,6 +68,7 @@ def make_loss(
     pad_id,
     pad_weight,
     image_weight: float = 1.0,
+    weights: dict[str, float] | None = None,
     time: str = "discrete",
     terms: dict[str, tuple[float, loss_terms.Term]] | None = None,
 ):
@@ -79,6 +80,7 @@ def make_loss(
         auxiliary: lambda, the weight of -log p(x_0 | x_t).
         pad_id, pad_weight: the local id of the text's padding, and the weight of padding tokens.
         image_weight: the weight of image tokens; all other tokens have weight 1.
+        weights: {modality: the weight of its tokens}, where it is not 1.
         time: "discrete", the bound of the chain with T steps, times drawn by importance; or
             "continuous", the bound for infinitely many steps with low-discrepancy times, for
             schedules that only mask.
@@ -100,7 +102,7 @@ def make_loss(
         )
     terms = {"auxiliary": (auxiliary, loss_terms.auxiliary), **(terms or {})}
     vocab = kernel.vocab
-    weigh = token_weights(vocab, pad_id, pad_weight, image_weight)
+    weigh = token_weights(vocab, pad_id, pad_weight, image_weight, weights)
 
     def loss_fn(params, sampler, key, x0):
         def denoise_fn(xt, t, free, **soft):
@@ -130,11 +132,15 @@ def make_loss(
     return loss_fn
 
 
-def token_weights(vocab, pad_id: int, pad_weight, image_weight):
-    """x0 int32[B, L] -> the weight of each token, float[B, L]: of padding, of images, else 1."""
+def token_weights(vocab, pad_id: int, pad_weight, image_weight, weights=None):
+    """x0 int32[B, L] -> the weight of each token, float[B, L]: of padding, of images, of the
+    modalities in `weights`, else 1."""
     pad = vocab.offsets[vocab.index("text")] + pad_id
     of_image = (vocab.modality_of == vocab.index("image"))[None]
-    return lambda x0: jnp.where(x0 == pad, pad_weight, jnp.where(of_image, image_weight, 1.0))
+    others = 1.0
+    for name, weight in (weights or {}).items():
+        others = jnp.where((vocab.modality_of == vocab.index(name))[None], weight, others)
+    return lambda x0: jnp.where(x0 == pad, pad_weight, jnp.where(of_image, image_weight, others))
 
 
 def add(terms, denoise_fn, outcome: loss_terms.Outcome, key):

@@ -5,11 +5,13 @@ backward pass is twice a forward pass. The parameters are counted on the network
 allocating it.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
 from udd_jax import build
-from udd_jax.diffusion.vocab import Vocab, image_text
+from udd_jax.diffusion.vocab import Vocab
 from udd_jax.networks import transformer
 from udd_jax.training import train_image_tokenizer
 
@@ -28,9 +30,34 @@ UTILISATION = 0.4  # share of the peak FLOP/s, an assumption
 
 def vocab_of(config) -> Vocab:
     """The vocabulary of a config before its tokenizers exist (text size as in the config)."""
-    tokenizer = train_image_tokenizer.make_model(config)
-    codes = tokenizer.n_embed
-    return image_text(tokenizer.grid, codes, config.text.vocab_size, config.text.length)
+    planned = {}
+    for name, row in build.modalities(config).items():
+        planned[name] = PLANNED[row["kind"]](config, name, row)
+    return build.make_vocab(config, planned)
+
+
+class Planned(NamedTuple):
+    """What is known of a tokenizer before it is trained."""
+
+    grid: tuple[int, int] | None
+    codes: int
+
+    @property
+    def vocab_size(self) -> int:
+        return self.codes
+
+
+def _planned_codes(config) -> Planned:
+    model = train_image_tokenizer.make_model(config)
+    return Planned(model.grid, model.n_embed)
+
+
+PLANNED = {  # {kind: (config, name, row) -> what is known of its tokenizer}
+    "image": lambda config, name, row: _planned_codes(config),
+    "text": lambda config, name, row: Planned(None, config.text.vocab_size),
+    "sound": lambda config, name, row: _planned_codes(build.of_sound(config, name)),
+    "layout": lambda config, name, row: Planned(tuple(row["grid"]), row["classes"]),
+}
 
 
 def forward_flops(config, vocab: Vocab) -> int:

@@ -92,6 +92,7 @@ def make_objective(config, vocab: Vocab, pad_id: int, terms=None):
         pad_id=pad_id,
         pad_weight=c.pad_weight,
         image_weight=c.image_weight,
+        weights=build.token_weights(config),
         time=c.objective,
         terms=terms,
     )

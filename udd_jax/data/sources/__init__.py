@@ -44,8 +44,9 @@ def open_source(spec: str, split: str, image_size: int | None = None, **options)
             in two splits of stored data. None: those whose pixels are equal.
         **options: for an embedded world `size`, `seed`, `captions_per_image`; for stored data
             `validation` and `test`, the shares for splits that the data lack, `trust_splits` and
-            `size` (`listing.choose`), and the options of the `source` function of the kind. None
-            means the default.
+            `size` (`listing.choose`), and the options of the `source` function of the kind.
+            `further`: names of modalities besides image and text, which `record.extra` then has.
+            None means the default.
 
     Returns:
         A source: `len(source)`, `source[i] -> Record`, `source.name`; for an embedded world also
@@ -61,6 +62,8 @@ def open_source(spec: str, split: str, image_size: int | None = None, **options)
         raise UserError(f"data is {spec!r}, expected one of {kinds}")
     options = {name: value for name, value in options.items() if value is not None}
     if kind in WORLDS:
+        if "further" in options:
+            options["senses"] = options.pop("further")
         source = functools.partial(worlds.Source, WORLDS[kind])
     else:
         source = importlib.import_module(f"udd_jax.data.sources.{kind}").source

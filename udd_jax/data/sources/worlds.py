@@ -68,6 +68,7 @@ class World:
         total variation}; floors: {task: the rate below which something is broken}. Both are used if
         `evaluate.aims` of the config is on.
     senses: {modality: Sense} besides image and text. A source renders those in its `senses`.
+    fitting: (image=scene, text=meaning, and by name what senses read) -> the scenes that fit all.
     """
 
     name: str
@@ -91,6 +92,7 @@ class World:
     aims: Mapping[str, float] = dataclasses.field(default_factory=dict)
     floors: Mapping[str, float] = dataclasses.field(default_factory=dict)
     senses: Mapping[str, Sense] = dataclasses.field(default_factory=dict)
+    fitting: Callable[..., Any] | None = None
 
     def agrees(self, scene, meaning) -> bool:
         """Whether the caption is true of the scene."""

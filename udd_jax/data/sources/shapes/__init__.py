@@ -76,6 +76,7 @@ WORLD = worlds.World(
         "sound": worlds.Sense(sounds.render, sounds.read, sounds.told),
         "layout": worlds.Sense(layouts.render, layouts.read, layouts.told),
     },
+    fitting=lambda **readings: fitting(**readings),
 )
 
 # `source(split, size, seed=0, captions_per_image=1)`: records of this world.

@@ -1,0 +1,50 @@
+"""Any of image, text, sound and layout from any of the others, with one network.
+
+    python -m udd_jax.main --config=configs/any.py            shapes
+    python -m udd_jax.main --config=configs/any.py:smoke      all stages in a minute, no quality
+    python -m udd_jax.main --mode=sample --workdir=runs/any --task="sound|text" \\
+        --given text="a small red circle"
+
+A scene of `shapes` is a picture, a caption, a sound of a second and a map of categories. A batch
+mixes rules by chance (`any`), all four from nothing, and each one from all others.
+"""
+
+from configs import base, t2i
+
+NAMES = ("image", "layout", "sound", "text")
+EACH_FROM_OTHERS = tuple(f"{a}|{','.join(b for b in NAMES if b != a)}" for a in NAMES)
+
+
+def get_config(arg: str = ""):
+    if arg not in ("", "smoke"):
+        raise ValueError(f"config any.py:{arg} does not exist, expected nothing or smoke")
+    c = base.get_config()
+    with c.unlocked():
+        c.modalities.sound = {
+            "kind": "sound",
+            **{"rate": 8000, "samples": 8192, "hop": 512, "window": 1024},
+            # Even steps of pitch: the tones of shapes are 4 semitones apart.
+            **{"bands": 64, "scale": "log", "low": 180.0, "high": 3800.0},
+            "vq": {"pictures": 4096, "steps": 800},
+        }
+        # 64 tokens, of which most say nothing: with equal weights they would be half of the loss.
+        c.modalities.layout = {"kind": "layout", "grid": (8, 8), "classes": 4, "weight": 0.25}
+        c.train.mixture = {
+            "any": 0.5,
+            ",".join(NAMES): 0.14,
+            **dict.fromkeys(EACH_FROM_OTHERS, 0.05),
+            **{"image|text": 0.08, "text|image": 0.08},
+        }
+    c.train.update({"steps": 6000, "batch_size": 32})
+    # Self-attention over all of them: with a mutual attention for each, a step takes twice as long.
+    c.model.update({"attention": "self", "unroll": 1})
+    # One token at a time would be 109 network calls.
+    c.sample.update({"group": 4})
+    c.evaluate.update({"samples": 128, "rules": ("every",)})
+    if arg == "smoke":
+        t2i.smoke(c)
+        small = {"n_embed": 64, "ch": 32}
+        c.modalities.sound.vq.update({"pictures": 256, "steps": 40, "plain_steps": 10})
+        c.modalities.sound.vq.model = small
+    c.name = f"any-{arg}" if arg else "any"
+    return c

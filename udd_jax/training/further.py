@@ -1,0 +1,55 @@
+"""The modalities besides image and text: their tokenizers, and the ids of their values."""
+
+import functools
+
+import jax
+import numpy as np
+
+from udd_jax import build
+from udd_jax.runtime import files
+from udd_jax.tokenizers import image_tokenizer
+from udd_jax.training import train_image_tokenizer
+
+
+def make_tokenizer(config, name: str, workdir, data: dict):
+    """The tokenizer of a modality: loaded, or trained on the split "train" of {split: source}."""
+    row = build.modalities(config)[name]
+    file = build.tokenizer_file(config, name)
+    if file and not (workdir / file).exists():
+        TRAIN[row["kind"]](config, name, workdir / file, data)
+    return build.KINDS[row["kind"]].load(workdir / file, row)
+
+
+def _train_sound(config, name: str, path, data: dict) -> None:
+    """Trains an image tokenizer on the spectrograms of the sounds, or copies that of `vq.file`."""
+    own = build.of_sound(config, name)
+    if own.vq.file:
+        if jax.process_index() == 0:
+            image_tokenizer.save(path, image_tokenizer.load(own.vq.file))
+        return
+    settings = build.sound_settings(build.modalities(config)[name])
+
+    def show(source, most):
+        sounds = (source[i].extra[name] for i in range(min(most, len(source))))
+        return np.concatenate([settings.picture(sound[None]) for sound in sounds])
+
+    folder, held_out = files.folder(path.parent), data["validation"]
+    train_image_tokenizer.train(own, folder, data["train"], held_out, show=show, what=name)
+
+
+TRAIN = {"sound": _train_sound}  # {kind: (config, name, file, data) -> writes the file}
+
+
+def ids(config, tokenizers: dict, extra: list[dict]) -> dict[str, np.ndarray]:
+    """{name: int32[n, length]} of each modality; extra: the fields of n records."""
+    encode = encoders(config, tokenizers)
+    return {name: encode[name]([fields[name] for fields in extra]) for name in encode}
+
+
+def encoders(config, tokenizers: dict) -> dict:
+    """{name: list of n values -> int32[n, length]} of each modality."""
+    return {n: functools.partial(_encode, tokenizers[n]) for n in build.further(config)}
+
+
+def _encode(tokenizer, rows: list) -> np.ndarray:
+    return tokenizer.encode(np.stack(rows))
