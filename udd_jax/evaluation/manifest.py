@@ -17,6 +17,7 @@ import time
 import jax
 import numpy as np
 
+from udd_jax import build
 from udd_jax.data import pixels
 from udd_jax.runtime import provenance, trees
 
@@ -66,6 +67,10 @@ def protocol(pipe, suite: str) -> dict:
     options.pop("weights", None)  # a folder; the protocol has the hashes of the weights instead
     options.pop("aims", None)  # no number depends on what is asked of it
     split = options.pop("split", "test")
+    if not options.get("rules"):
+        options.pop("rules", None)  # a later field, off
+    names = build.further(config)
+    further = {"further": {n: build.modalities(config)[n] for n in names}} if names else {}
     return json.loads(
         json.dumps(
             {
@@ -78,6 +83,7 @@ def protocol(pipe, suite: str) -> dict:
                 "filter": pixels.FILTER,
                 "evaluate": options,
                 "settings": dataclasses.asdict(pipe.settings()),
+                **further,
             }
         )
     )
@@ -89,6 +95,7 @@ def made_of(pipe) -> dict:
         "weights": _hash(pipe.params),
         "image_tokenizer": pipe.tokenizers["image"].hash,
         "text_tokenizer": pipe.tokenizers["text"].hash[:16],
+        **{f"{n}_tokenizer": pipe.tokenizers[n].hash for n in build.further(pipe.config)},
     }
 
 

@@ -63,6 +63,7 @@ img { display: block; width: 100%; aspect-ratio: 1; border-radius: 3px; object-f
   image-rendering: pixelated; outline: 1px solid var(--line); }
 .right img.judged { outline: 3px solid var(--good); outline-offset: 1px; }
 .wrong img.judged { outline: 3px solid var(--bad); outline-offset: 1px; }
+audio { width: 100%; height: 34px; } .share { display: inline-block; padding: 2px 8px; }
 mark { background: none; color: var(--c1); font-weight: 600; }
 .frames { display: grid; grid-template-columns: repeat(8, minmax(84px, 1fr)); gap: 10px;
   margin: 14px 0 26px; padding: 2px; overflow-x: auto; }
@@ -122,6 +123,11 @@ def picture(image: np.ndarray, css: str = "") -> str:
         Image.fromarray(pixels.fit(image, 2 * _LARGEST)).save(file, "JPEG", quality=82)
         uri = "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
     return f'<img class="{css}" alt="" src="{uri}">'
+
+
+def audio(uri: str) -> str:
+    """A player for a sound, a `data:` address."""
+    return f'<audio controls preload="none" src="{uri}"></audio>'
 
 
 def figure(pictures: Sequence[str], caption: str = "", css: str = "") -> str:

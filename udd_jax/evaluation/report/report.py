@@ -15,6 +15,7 @@ from udd_jax.evaluation import compare, samples
 from udd_jax.evaluation.report import (
     measure_sections,
     page,
+    rule_sections,
     sample_sections,
     sampler_section,
     training_sections,
@@ -48,6 +49,7 @@ def write(workdir) -> pathlib.Path:
     sections = [
         _headline(result, order),
         *(sample_sections.show(t, kept[t], result, verdicts.get(t)) for t in order if kept[t]),
+        rule_sections.show(workdir / main_suite.FOLDER, result, config),
         sample_sections.way(workdir / main_suite.FOLDER / "trace.npz"),
         training_sections.tokenizer(workdir, result),
         _likelihood(result),

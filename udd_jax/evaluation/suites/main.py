@@ -12,6 +12,7 @@
     tokenizer       of images: PSNR, codes in use, reconstructions read right
     bounds.TASK     bits per token on held-out items, in total and for each modality
     entropy         of captions given scenes, bits per token; whether the bound undercuts it
+    rules           the rates of each of `evaluate.rules` (rules.py), if there are any
     full            the measures of the suite "full" (full.py)
     errors          impossible results, in words; [] if there are none
     unmeasured      {name: reason}
@@ -41,6 +42,7 @@ from udd_jax.evaluation import (
     image_sets,
     manifest,
     nearest_training,
+    rules,
     samples,
     scores,
 )
@@ -135,6 +137,10 @@ def run(pipe, workdir, suite: str = "main", *, say=logbook.say) -> dict:
         if world and world.entropy:
             bits, captions = world.entropy(items.scenes[:count]), result["bounds"]["i2t"]
             result["entropy"] = scores.entropy(bits, pipe.text_length, captions)
+    if rules.asked(pipe):
+        with timed("rules"):
+            made_of = manifest.made_of(pipe)
+            result["rules"] = rules.measure(pipe, items, workdir / FOLDER, made_of, say)
     with timed("sheets"):
         samples.show(drawn, verdicts, workdir / FOLDER)
     result["unmeasured"] = dict(UNMEASURED)
@@ -313,6 +319,10 @@ def errors(result: dict) -> list[str]:
         changed = rates.get("given_tokens_changed")
         if changed:
             found.append(f"{task}: given tokens were changed in {changed} samples")
+    for rule, rates in result.get("rules", {}).items():
+        if rates["given_tokens_changed"]:
+            changed = rates["given_tokens_changed"]
+            found.append(f"{rule}: given tokens were changed in {changed} samples")
     if result.get("entropy", {}).get("undercut"):
         found.append(
             f"the bound on captions given images, {result['bounds']['i2t']['value']:.4f} bits a "

@@ -1,0 +1,219 @@
+"""A run of four modalities, never trained: from the config to files, numbers and the report."""
+
+import functools
+import json
+import types
+
+import ml_collections
+import numpy as np
+import pytest
+
+from configs import any as any_config
+from tests.helpers import tiny
+from udd_jax import build, generate, pipeline, values
+from udd_jax.data import layouts, sounds, sources, token_cache
+from udd_jax.data.reading import Views
+from udd_jax.diffusion import tasks
+from udd_jax.evaluation import held_out, rules
+from udd_jax.evaluation.report import rule_sections
+from udd_jax.training import further, plan
+from udd_jax.values import Result
+
+NAMES = ("image", "layout", "sound", "text")
+
+
+def config():
+    c = any_config.get_config("smoke")
+    c.vq.model.update({"n_embed": 16, "ch": 8, "embed_dim": 4, "z_channels": 8})
+    c.modalities.sound.vq.model.update({"n_embed": 12, "ch": 8})
+    c.model.update({"layers": 1, "width": 16, "heads": 2})
+    c.diffusion.steps, c.sample.steps, c.mesh.data = 4, 2, 1
+    c.evaluate.update({"samples": 4, "batch_size": 4})
+    return c
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return tiny.make(tmp_path_factory.mktemp("any"), config())
+
+
+@pytest.fixture(scope="module")
+def pipe(run):
+    return pipeline.Pipeline.load(run)
+
+
+# ---- The list -----------------------------------------------------------------------------------
+
+
+def test_a_config_from_before_has_an_image_and_a_text():
+    old = ml_collections.ConfigDict({"text": {"length": 5}, "data_options": {}, "image_size": 8})
+    assert build.kinds(old) == {"image": "image", "text": "text"}
+    assert build.source_options(old) == {"image_size": 8} and not build.further(old)
+    assert not build.token_weights(old)
+
+
+def test_the_order_of_the_sequence_is_that_of_the_names():
+    vocab = plan.vocab_of(config())
+    assert [m.name for m in vocab.modalities] == sorted(NAMES) == list(NAMES)
+    assert [m.grid for m in vocab.modalities] == [(4, 4), (8, 8), (8, 2), None]
+    assert build.token_weights(config()) == {"layout": 0.25}
+
+
+@pytest.mark.parametrize(
+    "rows, message",
+    [
+        ({"smell": {"kind": "smell"}}, "modalities.smell.kind = 'smell', expected one of image"),
+        ({"speech": {"kind": "text"}}, "modalities.speech of kind 'text': expected a name"),
+        ({"map": {"kind": "layout"}}, "modalities.map: grid and classes are missing"),
+        ({"sound": {"kind": "sound", "band": 3}}, "modalities.sound.band is unknown, expected"),
+        ({"text": None}, "modalities has no 'text', expected image and text at least"),
+    ],
+)
+def test_a_bad_list_is_one_line(rows, message):
+    listed = {"image": {"kind": "image"}, "text": {"kind": "text"}} | rows
+    with pytest.raises(ValueError, match=message):
+        build.modalities({"modalities": {n: row for n, row in listed.items() if row}})
+
+
+def test_a_missing_tokenizer_is_one_line(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no file 'vq/tokenizer', the tokenizer of the im"):
+        build.load_tokenizers(tmp_path, config())
+
+
+def test_data_without_a_modality_are_one_line():
+    with pytest.raises(ValueError, match="glyphs has no 'layout'"):
+        sources.open_source("glyphs", "train", size=1, further=("layout", "sound"))
+
+
+# ---- The token cache ----------------------------------------------------------------------------
+
+
+def test_the_cache_keeps_the_ids_of_every_modality(tmp_path, pipe):
+    source = sources.open_source("shapes", "train", size=5, further=("layout", "sound"))
+    encode = further.encoders(pipe.config, pipe.tokenizers)
+    cache = token_cache.write_cache(
+        source,
+        pipe.codecs["image"].encode,
+        lambda texts: pipe.codecs["text"].encode(texts, False),
+        tmp_path,
+        settings={},
+        views=Views(32),
+        batch_size=4,
+        encode_further=encode,
+    )
+    rows = cache.pairs([3, 0, 4], [0, 0, 0], [1, 0, 2])
+    assert {n: ids.shape[1] for n, ids in rows.items()} == {
+        m.name: m.length for m in pipe.vocab.modalities
+    }
+    for name in ("layout", "sound"):
+        truth = encode[name]([source[i].extra[name] for i in (3, 0, 4)])
+        np.testing.assert_array_equal(rows[name], truth)
+    texts = pipe.codecs["text"].encode([source[3].captions[1]], False)[0]
+    np.testing.assert_array_equal(rows["text"][0], texts)
+    assert cache.read([1])["text"].shape == (1, 4, 13)
+
+
+# ---- Generation ---------------------------------------------------------------------------------
+
+
+DEFAULTS = dict.fromkeys(("negative_prompt", "mask", "num", "share", "rounds", "out"))
+DEFAULTS |= {"given": [], "prompt": [], "image": [], "weight": [], "extend": []}
+DEFAULTS |= {"seed": 0, "batch_size": 4, "best_of": 1, "blank_tokens": 1}
+
+
+@pytest.fixture
+def sample(pipe, run, monkeypatch):
+    """`generate.sample` with these flags; the run is loaded and compiled once."""
+    monkeypatch.setattr(pipeline.Pipeline, "load", lambda directory: pipe)
+    return functools.partial(_sample, run)
+
+
+def _sample(folder, out, **typed):
+    return generate.sample(folder, types.SimpleNamespace(**DEFAULTS | {"out": out} | typed))
+
+
+def test_each_kind_is_written_as_a_file_of_its_own(sample, tmp_path):
+    task, given = "sound,layout,image|text", ["text=a small red circle"]
+    out = sample(tmp_path / "a", task=task, given=given, num=2)
+    lines = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
+    assert [line["sound"] for line in lines] == ["sound-0000.wav", "sound-0001.wav"]
+    assert lines[1]["layout"] == "layout-0001.json" and lines[1]["image"] == "image-0001.png"
+    assert lines[0]["given"] == {"text": "a small red circle"}
+    wave, rate = sounds.read(out / "sound-0001.wav")
+    assert rate == 8000 and wave.shape == (8192,)
+    assert layouts.read(out / "layout-0001.json").shape == (8, 8)
+
+    given = [f"sound={out}/sound-0000.wav", f"layout={out}/layout-0001.json"]
+    back = sample(tmp_path / "b", task="text|sound,layout", given=given)
+    (line,) = [json.loads(line) for line in (back / "samples.jsonl").read_text().splitlines()]
+    assert isinstance(line["caption"], str) and set(line["given"]) == {"sound", "layout"}
+
+
+@pytest.mark.parametrize(
+    "task, given, message",
+    [
+        ("sound|text", [], "--prompt is missing, --task=sound|text needs it"),
+        ("sound|text", ["text=a", "layout=b.json"], "--given layout= means nothing"),
+        ("smell|text", ["text=a"], "task 'smell|text' names 'smell': expected FREE"),
+        ("sound|", [], "nothing is given, expected FREE"),
+        ("|sound", [], "nothing is generated, expected FREE"),
+    ],
+)
+def test_a_rule_that_does_not_fit_is_one_line(sample, tmp_path, task, given, message):
+    with pytest.raises(ValueError, match=message.replace("|", r"\|")):
+        sample(tmp_path / "a", task=task, given=given)
+    assert not (tmp_path / "a").exists()
+
+
+def test_every_given_token_stays_and_values_come_from_arrays(pipe):
+    (record,) = sources.open_source("shapes", "test", size=1, further=("layout", "sound"))
+    given = {name: record.extra[name] for name in ("layout", "sound")}
+    result = pipe.generate("image|layout,sound", given=given, num=3)
+    ids = pipe.vocab.split(result.tokens)
+    for name, value in given.items():
+        np.testing.assert_array_equal(ids[name][2], pipe.codecs[name].encode(value[None], True)[0])
+    assert set(result.values) == {"image", "layout", "sound"} and len(result.images) == 3
+    assert isinstance(Result.join([result, result]).values["sound"], np.ndarray)
+
+
+def test_the_ids_of_a_modality_that_a_task_leaves_out_may_be_missing(pipe):
+    tokens = {"text": np.ones((2, 13), int), "sound": np.ones((2, 16), int)}
+    whole = values.with_absent(pipe.vocab, "sound|text", tokens)
+    assert sorted(whole) == sorted(NAMES) and not whole["layout"].any()
+    assert "image" not in values.with_absent(pipe.vocab, "image|text", {"text": tokens["text"]})
+
+
+# ---- Numbers and the report ---------------------------------------------------------------------
+
+
+def test_every_stands_for_all_directions(pipe):
+    assert rules.every(("a", "b")) == ["a|b", "b|a", "a,b"]
+    found = rules.asked(pipe)
+    assert len(found) == 4 * 3 + 4 + 1 and "sound|image,layout,text" in found
+
+
+def test_every_rule_gets_its_numbers_and_its_samples_in_the_report(pipe, tmp_path):
+    asked = ("text|sound", "image,layout,sound,text")
+    measured = pipe.with_config(evaluate={"rules": asked, "samples": 4, "batch_size": 4})
+    items = held_out.read(measured, 4)
+    found = rules.measure(measured, items, tmp_path, {})
+    for rule in asked:
+        assert found[rule]["count"] == 4 and found[rule]["given_tokens_changed"] == 0
+    assert len(found[asked[1]]["pairwise"]) == 6 and found[asked[1]]["agreement"]["count"] == 4
+    again = rules.measure(measured, items, tmp_path, {})
+    assert again == found  # the samples are read, with the seconds that they took
+    page = rule_sections.show(tmp_path, {"rules": found}, measured.config.to_dict())
+    assert page.count("<audio controls") == 8 and "Directions" in page and "all at once" in page
+
+
+def test_the_truth_agrees_with_itself_and_not_with_another_scene(pipe):
+    items = held_out.read(pipe, 4)
+    read = {name: rules._truth(pipe, items, name, 4) for name in NAMES}
+    assert rules._agree(items.world, read) == [True] * 4
+    read["sound"] = [*read["sound"][1:], None]
+    assert rules._agree(items.world, read) == [False] * 4
+
+
+def test_a_rule_of_any_run_is_parsed(pipe):
+    assert tasks.parse(pipe.vocab, "sound|text") == (("sound",), ("text",))
+    assert pipe.can("layout|sound") and not pipe.can("smell|sound") and pipe.guidable

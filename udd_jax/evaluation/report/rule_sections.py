@@ -1,0 +1,111 @@
+"""Any from any: a matrix of directions, a table of all rules, and samples of each rule.
+
+Each kind of modality has its way to be shown: a picture, a line of text, an audio player, a map of
+colours.
+"""
+
+import numpy as np
+
+from udd_jax import build
+from udd_jax.data import layouts, sounds
+from udd_jax.evaluation import rules
+from udd_jax.evaluation.report import page
+
+OTHERS, NOTHING = "all others", "nothing"
+
+
+# {kind: (value, row of `config.modalities`) -> markup}
+SHOW = {
+    "image": lambda value, row: page.picture(value),
+    "text": lambda value, row: page.tag("p", page.escape(value), "note"),
+    "sound": lambda value, row: page.audio(sounds.data_uri(value, build.sound_settings(row).rate)),
+    "layout": lambda value, row: page.picture(layouts.picture(value)),
+}
+
+
+def show(folder, result: dict, config) -> str:
+    """The section; "" if the result has no rules. folder: of the samples; config: of the run."""
+    found = result.get("rules")
+    if not found:
+        return ""
+    rows = build.modalities(config)
+    text = (
+        "Each modality can be generated from any others. A sample is right if all of its values, "
+        "given and generated, can be read, and at least one scene fits them all."
+    )
+    judged = any("agreement" in rates for rates in found.values())
+    if not judged:
+        text = "Each modality can be generated from any others."
+    content = page.tag("p", text)
+    if judged:
+        content += _matrix(list(rows), found)
+    content += _table(found)
+    for rule in found:
+        content += _samples(folder / f"{rules.file_name(rule)}.npz", rule, rows)
+    return page.section("rules", "Any from any", content)
+
+
+def _matrix(names: list[str], found: dict) -> str:
+    """Rows: what is generated; columns: from what. The colour is the share of right samples."""
+    by = {}
+    for rule, rates in found.items():
+        free, _, given = rule.replace(" ", "").partition("|")
+        others = ",".join(name for name in names if name != free)
+        by[free, OTHERS if given == others and len(names) > 2 else given or NOTHING] = rates
+    columns = [*names, OTHERS, NOTHING]
+    joint = ",".join(names)
+    cells = []
+    for free in [*names, joint]:
+        if any((free, given) in by for given in columns):
+            label = "all at once" if free == joint else free
+            cells.append([page.escape(label), *(_cell(by.get((free, c))) for c in columns)])
+    head = ["from", *map(page.escape, columns)]
+    return page.tag("h3", "Directions") + page.table(head, cells)
+
+
+def _cell(rates: dict | None) -> str:
+    if rates is None or "agreement" not in rates:
+        return ""
+    share = rates["agreement"]["rate"]
+    style = f"background: color-mix(in srgb, var(--good) {round(70 * share)}%, transparent)"
+    return f'<span class="share" style="{style}">{page.percent(share)}</span>'
+
+
+def _table(found: dict) -> str:
+    cells = []
+    for rule, rates in found.items():
+        right, readable = rates.get("agreement"), rates.get("readable", {})
+        pairs = rates.get("pairwise", {})
+        told = [f"{name} {page.percent(rate['rate'])}" for name, rate in readable.items()]
+        two = [f"{name} {page.percent(rate['rate'])}" for name, rate in pairs.items()]
+        cells.append(
+            [
+                page.escape(rule),
+                page.percent(right["rate"], right["error"]) if right else "",
+                page.escape("; ".join(told))
+                + ("<br>" if two else "")
+                + page.escape("; ".join(two)),
+                str(rates["count"]),
+                "yes" if rates["given_tokens_changed"] == 0 else "no",
+            ]
+        )
+    head = ["rule", "right", "readable; pairs that agree", "samples", "given tokens untouched"]
+    return page.tag("h3", "All rules") + page.table(head, cells)
+
+
+def _samples(path, rule: str, rows: dict) -> str:
+    if not path.exists():
+        return ""
+    with np.load(path) as file:
+        values = {name: file[name] for name in rows if name in file}
+    free = [name.strip() for name in rule.partition("|")[0].split(",")]
+    shown = []
+    for i in range(min(len(column) for column in values.values())):
+        parts = []
+        for name, column in sorted(values.items(), key=lambda pair: pair[0] in free):
+            said = f"{name}, generated" if name in free else f"{name}, given"
+            value = str(column[i]) if rows[name]["kind"] == "text" else column[i]
+            drawn = SHOW[rows[name]["kind"]](value, rows[name])
+            parts.append(page.figure([drawn], page.escape(said)))
+        shown.append(page.tag("div", "".join(parts), "row"))
+    return f"<details><summary>{page.escape(rule)}</summary>{''.join(shown)}</details>"

@@ -1,0 +1,146 @@
+"""Any modalities from any others: samples of each rule in `evaluate.rules`, and their agreement.
+
+Conditions are held-out items in order. In an embedded world every value can be read, given ones
+and generated ones. A sample is right if each generated value is readable and at least one scene
+fits all of them, given and generated (`World.fitting`). `samples/RULE.npz` has the samples of a
+rule (with `_from_` for the bar and `_` for commas):
+
+    tokens int32[n, L]     about: JSON, everything that the samples depend on, and their seconds
+    NAME                   the first values of each modality, given and generated, for the report
+
+A file with the right `about` is read instead of generated again.
+"""
+
+import itertools
+import json
+import time
+
+import numpy as np
+
+from udd_jax.diffusion import tasks
+from udd_jax.evaluation import samples
+from udd_jax.evaluation.metrics import agreement
+
+EVERY = (
+    "every"  # in `evaluate.rules`: each one from each other and from all others, all from nothing
+)
+SHOWN = 4  # values of a rule for the report
+
+
+def every(names) -> list[str]:
+    """The rules that EVERY stands for, for modalities of these names."""
+    names = list(names)
+    rules = [f"{a}|{b}" for a, b in itertools.permutations(names, 2)]
+    if len(names) > 2:
+        rules += [f"{a}|{','.join(b for b in names if b != a)}" for a in names]
+    return [*rules, ",".join(names)]
+
+
+def asked(pipe) -> list[str]:
+    """The rules of `evaluate.rules`. ValueError, one line, for a bad one."""
+    names, found = [m.name for m in pipe.vocab.modalities], []
+    for rule in pipe.config.evaluate.get("rules", ()):
+        found += every(names) if rule == EVERY else [rule]
+    for rule in found:
+        tasks.parse(pipe.vocab, rule)
+    return found
+
+
+def measure(pipe, items, folder, made_of: dict, say=lambda line: None) -> dict:
+    """{rule: its rates} of `asked`; writes the samples to `folder`.
+
+    items: `held_out.Items`. made_of: hashes of weights and tokenizers. Rates: `agreement` and, if
+    several modalities are free, `pairwise` {"a, b": rate}; `readable` {modality: rate}; both for an
+    embedded world only. Always `given_tokens_changed`, `count` and `seconds`.
+    """
+    found = {}
+    for rule in asked(pipe):
+        tokens, about = _sampled(pipe, items, rule, folder, made_of)
+        parsed = tasks.parse(pipe.vocab, rule)
+        given = items.tokens
+        local = {name: np.asarray(ids) for name, ids in pipe.vocab.split(tokens).items()}
+        same = [(local[n] == given[n][: len(tokens)]).all(1) for n in parsed.given]
+        found[rule] = {
+            "count": len(tokens),
+            "seconds": about["seconds"],
+            "given_tokens_changed": int((~np.all(same, axis=0)).sum()) if same else 0,
+        }
+        if items.world and items.world.fitting:
+            found[rule] |= _agreement(pipe, items, parsed, local)
+        rate = found[rule].get("agreement")
+        say(f"{rule}: {rate['rate']:.3f} agree" if rate else f"{rule}: {len(tokens)} samples")
+    return found
+
+
+def _sampled(pipe, items, rule: str, folder, made_of: dict):
+    """(tokens int32[n, L], about) of a rule, read or generated."""
+    options, parsed = pipe.config.evaluate, tasks.parse(pipe.vocab, rule)
+    count = min(options.samples, len(items))
+    about = {"rule": rule, "count": count, "seed": options.seed, "items": items.hash}
+    about |= {"settings": vars(pipe.settings()), **made_of}
+    about = json.loads(json.dumps(about))
+    path = folder / f"{file_name(rule)}.npz"
+    if path.exists():
+        with np.load(path) as file:
+            old = json.loads(str(file["about"]))
+            if {**old, "seconds": None} == {**about, "seconds": None}:
+                return file["tokens"], old
+    started = time.perf_counter()
+    given = {name: items.tokens[name][:count] for name in parsed.given}
+    size = min(options.batch_size, count)
+    made = pipe.generate(rule, count, given=given, seed=options.seed, batch_size=size)
+    about["seconds"] = round(time.perf_counter() - started, 3)
+    shown = {name: made.values[name][:SHOWN] for name in parsed.free}
+    shown |= {name: items.values(name)[:SHOWN] for name in parsed.given}
+    samples.write(path, {"tokens": made.tokens, "about": json.dumps(about), **shown})
+    return made.tokens, about
+
+
+def file_name(rule: str) -> str:
+    return rule.replace(" ", "").replace("|", "_from_").replace(",", "_")
+
+
+def _agreement(pipe, items, rule: tasks.Rule, local: dict) -> dict:
+    """The rates of a rule; local: {modality: local ids int32[n, length]} of its samples."""
+    world, count = items.world, len(local[rule.free[0]])
+    read = {name: _truth(pipe, items, name, count) for name in rule.given}
+    for name in rule.free:
+        read[name] = _read(pipe, world, name, pipe.codecs[name].decode(local[name]))
+    rates = {
+        "readable": {n: agreement.rate([r is not None for r in read[n]]) for n in rule.free},
+        "agreement": agreement.rate(_agree(world, read)),
+    }
+    if len(rule.free) > 1:
+        rates["pairwise"] = {
+            f"{a}, {b}": agreement.rate(_agree(world, {a: read[a], b: read[b]}))
+            for a, b in itertools.combinations(rule.free, 2)
+        }
+    return rates
+
+
+def _agree(world, read: dict) -> list[bool]:
+    """For each sample whether at least one scene fits all readings {modality: n readings}."""
+    rows = [dict(zip(read, row, strict=True)) for row in zip(*read.values(), strict=True)]
+    known = [None not in row.values() for row in rows]
+    if len(read) == 1:
+        return known
+    return [ok and bool(world.fitting(**row)) for ok, row in zip(known, rows, strict=True)]
+
+
+def _read(pipe, world, name: str, values) -> list:
+    """What the world reads from generated values of a modality, None where it is unclear."""
+    if name == "image":
+        return world.read_images(values)
+    if name == "text":
+        return [world.parse_caption(text) for text in values]
+    return world.senses[name].read(values)
+
+
+def _truth(pipe, items, name: str, count: int) -> list:
+    """What the given values tell: of an item's scene, or of its caption."""
+    scenes = items.scenes[:count]
+    if name == "image":
+        return scenes
+    if name == "text":
+        return [items.world.parse_caption(text) for text in items.captions[:count]]
+    return [items.world.senses[name].told(scene) for scene in scenes]
