@@ -40,6 +40,41 @@ def test_a_flag_that_does_nothing_is_refused(typed, words, message):
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("# A page\n\nof text", "--config= names no Python file: invalid syntax (c.py, line 3)"),
+        ("x = 1", "--config= names a file without get_config, as t2i.py has"),
+        ("def get_config():\n    raise ValueError('bad: a, b')", "bad: a, b"),
+    ],
+)
+def test_a_file_that_is_no_config_is_one_line(typed, tmp_path, content, message):
+    (tmp_path / "c.py").write_text(content)
+    with pytest.raises(flags.Error) as caught:
+        typed(f"--config={tmp_path}/c.py")
+    assert str(caught.value) == message
+
+
+def test_a_fault_in_a_config_file_is_a_traceback_and_no_line_about_fields(typed, tmp_path):
+    (tmp_path / "c.py").write_text("def get_config():\n    return {}['steps']")
+    with pytest.raises(KeyError, match="steps"):
+        typed(f"--config={tmp_path}/c.py")
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("--config=configs/t2i.py:nope", "config t2i.py:nope does not exist, expected one of"),
+        ("--config.train.steps=1.5", "flag --config.train.steps=1.5: invalid literal for int()"),
+        ("--config.train.speed=3", "'speed'\" is no field of the config: configs/base.py has"),
+    ],
+)
+def test_a_word_that_does_not_fit_the_config_is_one_line(typed, word, message):
+    with pytest.raises(flags.Error) as caught:
+        typed(*((word,) if word.startswith("--config=") else (CONFIG, word)))
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
 def test_the_flags_of_a_mode_are_taken(typed):
     typed("--mode=sample", "--workdir=a", "--prompt=b", "--top_r=.5", "--out=c", "--seed=3")
     typed("--mode=evaluate", "--workdir=a", "--suite=full", "--weights=b")

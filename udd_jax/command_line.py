@@ -5,6 +5,8 @@ mode it is refused (`check`). Each setting of the sampler (`sample` in `configs/
 of `--mode=sample`; SETTINGS has their descriptions. No JAX here, so that `--help` is fast.
 """
 
+import traceback
+
 from absl import flags
 from ml_collections import config_flags
 
@@ -129,7 +131,16 @@ def parse(argv: list[str]) -> list[str]:
     """
     try:
         return FLAGS(config_files.in_arguments(argv))
+    except flags.IllegalFlagValueError as error:
+        last = str(error).strip().splitlines()[-1]  # after a traceback, if `get_config` raised it
+        raise flags.Error(last.removeprefix("ValueError: ")) from error
+    except SyntaxError as error:
+        raise flags.Error(f"--config= names no Python file: {error}") from error
     except (KeyError, AttributeError) as error:
+        if getattr(error, "name", None) == "get_config":
+            raise flags.Error("--config= names a file without get_config, as t2i.py has") from error
+        if any(f.name == "get_config" for f in traceback.extract_tb(error.__traceback__)):
+            raise  # a fault of the config file itself
         what = f"{error} is no field of the config: configs/base.py has the list"
         raise flags.Error(what) from error
     except (TypeError, ValueError) as error:

@@ -47,3 +47,22 @@ def test_ctrl_c_outside_a_training_is_one_line_and_130():
     done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (130, "said\n")
     assert done.stderr.strip() == "stopped by Ctrl-C"
+
+
+NOTED = """
+import signal
+from udd_jax.runtime import stopping
+with stopping.noting() as received:
+    signal.raise_signal(signal.SIGINT)
+    print(received)
+    signal.raise_signal(signal.SIGINT)
+    print("went on")
+"""
+
+
+def test_a_signal_in_a_training_is_answered_at_once_and_the_next_one_ends():
+    code = "from udd_jax.runtime import stopping; stopping.end_on_interrupt()\n" + NOTED
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (130, "['SIGINT']\n")
+    said = "SIGINT: stopping after this step; again ends at once\n\nstopped by Ctrl-C"
+    assert done.stderr.strip() == said

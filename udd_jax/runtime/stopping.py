@@ -47,12 +47,16 @@ def end_on_interrupt() -> None:
     """From now on SIGINT (Ctrl-C) ends the process with one line and the code INTERRUPTED."""
 
     def end(*_):
-        with contextlib.suppress(Exception):
-            # Not by `print`, which may be in the middle of a write.
-            os.write(sys.stderr.fileno(), b"\nstopped by Ctrl-C\n")
+        _tell("stopped by Ctrl-C")
         _end(INTERRUPTED)
 
     signal.signal(signal.SIGINT, end)
+
+
+def _tell(line: str) -> None:
+    """Writes a line from a signal handler, where `print` may be in the middle of a write."""
+    with contextlib.suppress(Exception):
+        os.write(sys.stderr.fileno(), f"\n{line}\n".encode())
 
 
 def _end(code: int) -> None:
@@ -112,7 +116,8 @@ class Together:
 def noting():
     """A list that gets the name of the first SIGTERM or SIGINT; the next one acts as before.
 
-    With many processes it stays empty, because JAX handles the signal.
+    A line says so at once, since a step may be long, and the first one compiles. With many
+    processes the list stays empty, because JAX handles the signal.
     """
     received, previous = [], {}
 
@@ -123,6 +128,7 @@ def noting():
     def note(number, _):
         received.append(signal.Signals(number).name)
         put_back()
+        _tell(f"{received[0]}: stopping after this step; again ends at once")
 
     together = signal.getsignal(signal.SIGTERM)
     if isinstance(together, Together):
