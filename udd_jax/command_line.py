@@ -5,6 +5,9 @@ mode it is refused (`check`). Each setting of the sampler (`sample` in `configs/
 of `--mode=sample`; SETTINGS has their descriptions. No JAX here, so that `--help` is fast.
 """
 
+import functools
+import os
+import re
 import traceback
 
 from absl import flags
@@ -56,6 +59,16 @@ SETTINGS = {
     "correct": "tokens drawn again in each step; for ancestral",
 }
 _KINDS = {int: "integer", float: "float", str: "string", tuple: "list"}
+# Flags and fields that are paths; a shell leaves the `~` of `--image=~/a.png` as it is.
+PATHS = (
+    *("workdir", "out", "image", "mask", "weights", "compare", "checkpoint", "vq_config"),
+    *("text", "codes", "given"),
+)
+PATH_FIELDS = (
+    *("init_from", "text.file", "vq.file", "vq.weights", "evaluate.weights"),
+    *("data_options.images", "data_options.data_dir"),
+)
+_NAME = re.compile(r"(\w+=(?=~))?")  # that of --given NAME=VALUE
 _HELP = {"-h", "-help", "--help", "-helpshort", "--helpshort", "-helpfull", "--helpfull"}
 
 FLAGS = flags.FLAGS
@@ -130,7 +143,9 @@ def parse(argv: list[str]) -> list[str]:
     `flags.Error` for a mistake in these, and for nothing else.
     """
     try:
-        return FLAGS(config_files.in_arguments(argv))
+        words = FLAGS(config_files.in_arguments(argv))
+        _expand()
+        return words
     except flags.IllegalFlagValueError as error:
         last = str(error).strip().splitlines()[-1]  # after a traceback, if `get_config` raised it
         raise flags.Error(last.removeprefix("ValueError: ")) from error
@@ -145,6 +160,26 @@ def parse(argv: list[str]) -> list[str]:
         raise flags.Error(what) from error
     except (TypeError, ValueError) as error:
         raise flags.Error(str(error)) from error
+
+
+def _expand() -> None:
+    """Puts the home folder for `~` in all paths, of flags and of the config."""
+
+    def expand(path):
+        start = len(_NAME.match(path)[0])
+        return path[:start] + os.path.expanduser(path[start:])
+
+    for name in PATHS:
+        found = FLAGS[name].value
+        if found:
+            FLAGS[name].value = (
+                expand(found) if isinstance(found, str) else list(map(expand, found))
+            )
+    for name in PATH_FIELDS if CONFIG.value is not None else ():
+        *parts, last = name.split(".")
+        section = functools.reduce(lambda part, name: part.get(name, {}), parts, CONFIG.value)
+        if section.get(last):
+            section[last] = expand(section[last])
 
 
 def check(mode: str) -> None:
