@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from tests.helpers import oracle
-from udd_jax.evaluation.report import page, report
+from udd_jax.evaluation import scores
+from udd_jax.evaluation.report import page, report, sample_sections
 from udd_jax.evaluation.suites import main as main_suite
 from udd_jax.evaluation.suites import samplers as samplers_suite
 from udd_jax.runtime import files, logbook
@@ -120,6 +121,14 @@ def test_infilled_words_are_marked_and_the_hole_is_grey(run):
     first = next(line for line in lines if line["task"] == "infill")
     assert page.escape(first["condition"]["given"]) in section
     assert section.count("<mark>") >= first["condition"]["given"].count("___")
+
+
+def test_a_lost_part_is_told_apart_from_a_changed_token():
+    told = sample_sections.reason({}, scores.LOST)
+    assert told != scores.LOST and "a blank became no word or several" in told
+    world = {"world": {"reasons": {"wrong colour": "another colour"}}}
+    assert sample_sections.reason(world, "wrong colour") == "another colour"
+    assert sample_sections.reason(world, "unknown") == "unknown"
 
 
 def test_the_way_of_a_pair_is_shown_for_both_modalities(run):

@@ -6,7 +6,7 @@ with a verdict has a green frame if it is right and a red one if it is wrong.
 
 import numpy as np
 
-from udd_jax.evaluation import samples
+from udd_jax.evaluation import samples, scores
 from udd_jax.evaluation.report import page
 
 FIRST, EXAMPLES = 16, 8  # first samples shown; right and wrong samples picked, each
@@ -29,9 +29,16 @@ TASKS = {  # task: (heading, the condition, the rate that counts)
 }
 
 
+# A reason that a reader would not understand: every given token is in the result all the same.
+WORDS = {
+    scores.LOST: "what was given cannot be read in the result: a blank became no word or several, "
+    "or what was drawn does not fit the given pixels"
+}
+
+
 def reason(result: dict, name: str) -> str:
     """Why a sample is wrong, in the words of the world where it has some."""
-    return result.get("world", {}).get("reasons", {}).get(name, name)
+    return result.get("world", {}).get("reasons", {}).get(name) or WORDS.get(name, name)
 
 
 def show(task: str, kept: samples.Samples, result: dict, reasons: list | None) -> str:
