@@ -1,12 +1,13 @@
-"""The range of each number in a config. A number out of its range is refused before any stage.
+"""The range of each number in a config, and the words that others may be; checked before any stage.
 
-Without this, a bad number ends a job after hours, or trains a useless model without a word.
+Without this, a bad value ends a job after hours, or trains a useless model without a word.
 """
 
 import math
 
 from udd_jax import values
 from udd_jax.errors import UserError
+from udd_jax.tokenizers import vqgan
 
 AT_LEAST_ONE = (
     *("views", "vq.steps", "vq.batch_size", "vq.log_every", "vq.save_every", "vq.keep"),
@@ -33,11 +34,19 @@ NOT_BELOW_ZERO = (
 ABOVE_ZERO = ("vq.clip", "train.clip", "model.mlp_ratio")
 SHARES = ("skip_limit", "data_options.validation", "data_options.test", "vq.restart.until")
 BELOW_ONE = ("vq.beta1", "vq.beta2", "vq.decay", "train.beta1", "train.beta2", "train.ema")
+WORDS = {
+    "task": ("t2i", "i2t", "pair", "infill", "image", "text"),
+    "vq.model.quantiser": vqgan.QUANTISERS,
+    "vq.loss": ("l1", "l2"),
+    "model.dtype": ("float32", "bfloat16", "float16"),
+    "train.decay": ("linear", "cosine"),
+    "evaluate.split": ("train", "validation", "test"),
+}
 LEAST_TEXT, LEAST_SIDE, LEAST_VOCABULARY = 2, 8, 320
 
 
 def check(config) -> None:
-    """UserError, one line that names the field, if a number of the config is out of its range.
+    """UserError, one line that names the field, if a value of the config is out of its range.
 
     Fields that the config lacks, or that are None, are passed over.
     """
@@ -64,6 +73,13 @@ def check(config) -> None:
     steps = value(config, "vq.steps")
     words = f"from 0 to less than vq.steps = {steps}"
     _within(config, "vq.plain_steps", 0, (steps or math.inf) - 1, words)
+    for name, known in WORDS.items():
+        if value(config, name) not in (None, *known):
+            _refuse(config, name, f"one of {', '.join(known)}")
+    size, patch = value(config, "image_size"), value(config, "vq.model.patch")
+    cell = (patch or 1) * 2 ** (len(value(config, "vq.model.ch_mult") or (1,)) - 1)
+    if size is not None and size % cell and not value(config, "vq.file"):
+        _refuse(config, "image_size", f"a multiple of {cell}, the cell of a code")
 
 
 def value(config, name: str):
@@ -76,4 +92,8 @@ def value(config, name: str):
 def _within(config, name: str, least, most, words: str) -> None:
     found = value(config, name)
     if found is not None and not least <= found <= (math.inf if most is None else most):
-        raise UserError(f"{name} = {found}, expected {words}: set --config.{name}=")
+        _refuse(config, name, words)
+
+
+def _refuse(config, name: str, words: str) -> None:
+    raise UserError(f"{name} = {value(config, name)}, expected {words}: set --config.{name}=")
