@@ -1,5 +1,6 @@
 """The command line as a user meets it: exit codes and one line; and the smoke job, whole."""
 
+import io
 import json
 import os
 import subprocess
@@ -89,6 +90,16 @@ def test_a_fault_of_the_program_is_a_traceback_and_never_a_line_about_the_config
     monkeypatch.setattr(sys, "argv", ["udd_jax", "--config=configs/t2i.py"])
     with pytest.raises(type(fault)):
         main.run()
+
+
+def test_a_terminal_in_ascii_gets_escapes_whatever_is_printed(monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    monkeypatch.setattr(sys, "argv", ["udd_jax", "--help"])
+    monkeypatch.setattr(command_line, "about", lambda words: "27 ± 1 dB")
+    main.run()
+    sys.stdout.flush()
+    assert written.getvalue() == b"27 \\xb1 1 dB\n"
 
 
 @pytest.mark.parametrize("mode", ["train", "sample", "evaluate"])

@@ -166,6 +166,9 @@ def run() -> None:
     That is a UserError, a bad flag, an answer of the system, such as a full disk (OSError), or too
     little memory. All else is a fault of the program and shows its traceback.
     """
+    for stream in (sys.stdout, sys.stderr):  # a terminal in ASCII gets escapes
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     about = command_line.about(sys.argv[1:])
     if about is not None:
         print(about)
