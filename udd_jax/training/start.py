@@ -66,7 +66,9 @@ def student(config):
     if not config.data:
         old = build.read_config(pathlib.Path(config.init_from).expanduser())
         config.data = old.data
-        config.data_options.update({k: v for k, v in old.data_options.items() if v is not None})
+        given = {name for name, value in config.data_options.items() if value is not None}
+        there = {k: v for k, v in old.data_options.items() if v is not None and k not in given}
+        config.data_options.update(there)
     config.update_from_flattened_dict(settings(config))
     return config
 
