@@ -160,6 +160,9 @@ def get_config() -> ml_collections.ConfigDict:
         {
             "steps": 5000,  # of the training
             "batch_size": 64,  # pairs of a step
+            # So many first steps have the loss of the autoregressive baseline, on the same weights;
+            # none from a finished run (benchmarks/promise.md).
+            "prefix_steps": 0,
             "optimiser": "muon",  # or "adamw"
             "learning_rate": 4e-3,  # the largest
             "warmup": 150,  # steps until that

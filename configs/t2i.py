@@ -14,7 +14,7 @@ from configs import base
 
 
 def get_config(arg: str = ""):
-    variants = {"": _nothing, "smoke": smoke, "emoji": emoji, "cub": cub, "coco": coco}
+    variants = {"": shapes, "smoke": smoke, "emoji": emoji, "cub": cub, "coco": coco}
     if arg not in variants:
         names = ", ".join(name for name in variants if name)
         raise ValueError(f"config t2i.py:{arg} does not exist, expected one of {names}")
@@ -24,8 +24,9 @@ def get_config(arg: str = ""):
     return c
 
 
-def _nothing(c):
-    pass
+def shapes(c):
+    """The defaults, and a start that finds early which cell of a picture a word names."""
+    c.train.prefix_steps = 1000
 
 
 def smoke(c):
@@ -35,7 +36,16 @@ def smoke(c):
     c.vq.update({"pictures": 256, "steps": 40, "plain_steps": 10, "above_flat": 0.0})
     c.model.update({"layers": 1, "width": 32, "heads": 2, "unroll": 1})
     c.diffusion.steps = 20
-    c.train.update({"steps": 30, "batch_size": 16, "warmup": 5, "log_every": 5, "save_every": 10})
+    c.train.update(
+        {
+            "steps": 30,
+            "prefix_steps": 10,
+            "batch_size": 16,
+            "warmup": 5,
+            "log_every": 5,
+            "save_every": 10,
+        }
+    )
     c.sample.update({"sampler": "ancestral", "steps": 5, "temperature": 1.0, "top_r": 1.0})
     c.evaluate.update({"samples": 16, "batch_size": 16, "bound_samples": 16, "bound_times": 2})
     c.evaluate.aims = False

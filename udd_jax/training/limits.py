@@ -24,6 +24,7 @@ NOT_BELOW_ZERO = (
     *("vq.perceptual", "vq.above_flat", "vq.adversarial.weight", "vq.rebuild.codes"),
     *("train.learning_rate", "train.final_rate", "train.weight_decay", "train.auxiliary"),
     *("train.pad_weight", "train.image_weight", "train.held_out", "evaluate.pictures"),
+    "train.prefix_steps",
     *("train.adapters.rank", "train.round_trip", "model.decoder_layers", "data_options.seed"),
     *(f"train.contrastive.{a}_{b}" for a in ("step", "sample") for b in ("intra", "inter")),
     *("vq.model.num_res_blocks", "vq.model.beta", "vq.adversarial.learning_rate"),

@@ -49,7 +49,6 @@ def run(workdir) -> Step:
         return train_diffusion.create_state(model, tx, jax.random.key(0), low)
 
     state = jax.eval_shape(first_state)
-    loss_fn = adapters.over(loss_fn, base)
     size = config.train.batch_size
     batch = {m.name: jax.ShapeDtypeStruct((size, m.length), jnp.int32) for m in vocab.modalities}
     example = {
@@ -61,6 +60,9 @@ def run(workdir) -> Step:
         raise UserError(f"{workdir}/replay does not exist: no training has given up here")
     kept, about = found
     key = jax.random.fold_in(train_diffusion.step_key(config), about["step"])
+    if about["step"] < train_diffusion.prefix_steps(config):
+        _, loss_fn = train_diffusion.make_prefix_objective(config, vocab, text.pad_id)
+    loss_fn = adapters.over(loss_fn, base)
     gradient = jax.jit(train_diffusion.make_gradient(loss_fn, config.train.accumulate))
     with sharding.use(mesh):
         state, x0 = kept["state"], jax.jit(vocab.fuse)(kept["batch"])
