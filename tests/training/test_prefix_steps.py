@@ -1,0 +1,95 @@
+"""The first steps have the loss of the baseline, and the others that of the diffusion."""
+
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from udd_jax import build, stages
+from udd_jax.runtime import checkpoints, files, logbook
+from udd_jax.training import train_diffusion
+
+STEPS = 3
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_run, tmp_path_factory):
+    """Folders of three runs of 3 steps, the config and the vocabulary, and their batches."""
+    folder = tmp_path_factory.mktemp("prefix")
+    tokenizers = build.load_tokenizers(tiny_run)
+    text = tokenizers["text"]
+
+    def batch_at(step):
+        rng = np.random.default_rng(step)
+        return {
+            m.name: rng.integers(0, m.classes, (4, m.length)).astype(np.int32)
+            for m in build.make_vocab(build.read_config(tiny_run), tokenizers).modalities
+        }
+
+    def run(name, kind="diffusion", **fields):
+        config = build.read_config(tiny_run)
+        shutil.copytree(tiny_run, folder / name)
+        with config.unlocked():
+            config.model.kind = kind
+            fields |= {"steps": STEPS, "batch_size": 4, "log_every": 1, "save_every": 1, "keep": 9}
+            config.train.update(fields)
+        files.write_json(
+            folder / name / build.CONFIG, {"config": config.to_dict(), "made_with": {}}
+        )
+        vocab = build.make_vocab(config, tokenizers)
+        train_diffusion.train(config, folder / name, vocab, text.pad_id, batch_at)
+        lines = logbook.Logbook(folder / name).lines()
+        return config, vocab, folder / name, [line["loss"] for line in lines if "loss" in line]
+
+    both = run("both", prefix_steps=2)
+    return both, run("baseline", kind="autoregressive"), text.pad_id, batch_at
+
+
+def test_the_first_steps_are_those_of_the_baseline_bit_for_bit(runs):
+    (*_, both), (*_, baseline), *_ = runs
+    assert both[:2] == baseline[:2]
+    assert abs(both[2] - baseline[2]) > 1e-3
+
+
+def test_the_next_step_is_the_diffusions_from_the_same_weights(runs):
+    (config, vocab, folder, losses), _, pad_id, batch_at = runs
+    _, loss_fn = train_diffusion.make_objective(config, vocab, pad_id)
+    saved = checkpoints.Checkpoints(folder / "checkpoints")
+    manifest = saved._manifest(2)["arrays"]
+    state, _ = saved.restore({name: np.zeros(s, d) for name, (s, d) in manifest.items()}, 2)
+    model, tx = build.make_model(config, vocab, pad_id), train_diffusion.optimiser
+    tx, _ = tx.make_optimiser(config)
+    shapes = jax.eval_shape(lambda: train_diffusion.create_state(model, tx, jax.random.key(0)))
+    names = files_of(shapes)
+    state = jax.tree.unflatten(jax.tree.structure(shapes), [state[name] for name in names])
+    key = jax.random.fold_in(train_diffusion.step_key(config), 2)
+    loss, _ = jax.jit(loss_fn)(state.params, state.times, key, vocab.fuse(batch_at(2)))
+    assert np.isclose(float(loss), losses[2], rtol=1e-5)
+
+
+def files_of(tree):
+    """The names of the leaves of a state, in order, as a checkpoint has them."""
+    from udd_jax.runtime import trees
+
+    return list(trees.flatten(tree))
+
+
+def test_a_finished_run_needs_no_such_start(tiny_run):
+    config = build.read_config(tiny_run)
+    with config.unlocked():
+        config.train.prefix_steps, config.init_from = 5, str(tiny_run)
+    assert train_diffusion.prefix_steps(config) == 0
+    config.init_from = ""
+    assert train_diffusion.prefix_steps(config) == 5
+
+
+def test_a_network_that_the_baseline_does_not_have_is_refused_before_any_stage(tiny_run):
+    from configs import t2i
+
+    config = t2i.get_config("smoke")
+    config.model.block_attention = True
+    with pytest.raises(ValueError, match=r"train\.prefix_steps = 10, expected 0 for this network"):
+        stages.check(config)
+    config.train.prefix_steps = 0
+    stages.check(config)
