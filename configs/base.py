@@ -38,9 +38,13 @@ def get_config() -> ml_collections.ConfigDict:
             "data_dir": placeholder(str),  # for tfds
         }
     )
-    # What the model learns together: {name: {"kind": image, text, sound or layout, settings of the
-    # kind}} (docs/modalities.md). Image and text have their settings below.
-    c.modalities = ml_collections.ConfigDict({"image": {"kind": "image"}, "text": {"kind": "text"}})
+    # What the model learns together, {name: its kind and settings of the kind}: docs/modalities.md.
+    c.modalities = ml_collections.ConfigDict(
+        {
+            "image": {"kind": "image"},  # its settings are `image_size` and `vq`
+            "text": {"kind": "text"},  # its settings are `text`
+        }
+    )
     c.skip_limit = 0.01  # largest share of images, or of captions, that may be unusable
     c.image_size = 32  # S, pixels of a side
     c.views = 1  # cached random crops and flips of an image; 1: the image without augmentation

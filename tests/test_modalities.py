@@ -10,12 +10,13 @@ import pytest
 
 from configs import any as any_config
 from tests.helpers import tiny
-from udd_jax import build, generate, pipeline, values
+from udd_jax import build, generate, pipeline, stages, values
 from udd_jax.data import layouts, sounds, sources, token_cache
 from udd_jax.data.reading import Views
 from udd_jax.diffusion import tasks
 from udd_jax.evaluation import held_out, rules
 from udd_jax.evaluation.report import rule_sections
+from udd_jax.runtime import files
 from udd_jax.training import further, plan
 from udd_jax.values import Result
 
@@ -176,6 +177,14 @@ def test_every_given_token_stays_and_values_come_from_arrays(pipe):
     assert isinstance(Result.join([result, result]).values["sound"], np.ndarray)
 
 
+def test_a_folder_to_pass_on_has_every_tokenizer(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path / "out")
+    assert (tmp_path / "out" / "sound_tokenizer.safetensors").exists()
+    again = pipeline.Pipeline.from_pretrained(tmp_path / "out")
+    assert again.vocab == pipe.vocab
+    assert again.tokenizers["sound"].hash == pipe.tokenizers["sound"].hash
+
+
 def test_the_ids_of_a_modality_that_a_task_leaves_out_may_be_missing(pipe):
     tokens = {"text": np.ones((2, 13), int), "sound": np.ones((2, 16), int)}
     whole = values.with_absent(pipe.vocab, "sound|text", tokens)
@@ -188,7 +197,7 @@ def test_the_ids_of_a_modality_that_a_task_leaves_out_may_be_missing(pipe):
 
 def test_every_stands_for_all_directions(pipe):
     assert rules.every(("a", "b")) == ["a|b", "b|a", "a,b"]
-    found = rules.asked(pipe)
+    found = rules.asked(pipe.config, pipe.vocab)
     assert len(found) == 4 * 3 + 4 + 1 and "sound|image,layout,text" in found
 
 
@@ -217,3 +226,22 @@ def test_the_truth_agrees_with_itself_and_not_with_another_scene(pipe):
 def test_a_rule_of_any_run_is_parsed(pipe):
     assert tasks.parse(pipe.vocab, "sound|text") == (("sound",), ("text",))
     assert pipe.can("layout|sound") and not pipe.can("smell|sound") and pipe.guidable
+
+
+@pytest.mark.slow
+def test_the_main_job_learns_four_modalities_from_data_to_report(tmp_path):
+    c = config()
+    c.data_options.size = 32
+    c.vq.update({"steps": 4, "plain_steps": 1, "warmup": 1, "pictures": 32, "batch_size": 8})
+    c.modalities.sound.vq.update({"steps": 4, "plain_steps": 1, "pictures": 32})
+    c.train.update({"steps": 4, "warmup": 1, "batch_size": 8, "held_out": 4})
+    c.evaluate.update({"bound_samples": 4, "rules": ("sound|text", "layout|image")})
+    stages.run(c, tmp_path)
+    result = files.read_json(tmp_path / "evaluation.json")
+    assert set(result["rules"]) == {"sound|text", "layout|image"} and result["errors"] == []
+    assert (tmp_path / "sound" / "tokenizer").exists()
+    page = (tmp_path / "report.html").read_text()
+    assert "Any from any" in page and "<audio controls" in page
+    stages.export(tmp_path, tmp_path / "out")
+    exported = pipeline.Pipeline.load(tmp_path / "out")
+    assert [m.name for m in exported.vocab.modalities] == list(NAMES)

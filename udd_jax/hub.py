@@ -28,19 +28,24 @@ import numpy as np
 from udd_jax import build
 from udd_jax.errors import NotFound, UserError
 from udd_jax.runtime import files, provenance, trees
-from udd_jax.tokenizers import image_tokenizer, text_tokenizer
+from udd_jax.tokenizers import image_tokenizer
 
 WEIGHTS, CARD, RESULT = "model.safetensors", "README.md", "evaluation.json"
-# {modality: (file, how its tokenizer is written, how it is read)}
+# {kind: (file of a modality's tokenizer, "" if there is none, how it is written)}
 TOKENIZERS = {
-    "image": ("image_tokenizer.safetensors", image_tokenizer.save, image_tokenizer.load),
-    "text": ("text.model", lambda path, tokenizer: tokenizer.save(path), text_tokenizer.load),
+    "image": ("image_tokenizer.safetensors", image_tokenizer.save),
+    "text": ("text.model", lambda path, tokenizer: tokenizer.save(path)),
+    "sound": (
+        "{name}_tokenizer.safetensors",
+        lambda path, t: image_tokenizer.save(path, t.pictures),
+    ),
+    "layout": ("", None),
 }
 INDEX = f"{WEIGHTS}.index.json"
 SHARD = 5 * 10**9  # most bytes of a file of weights, the custom of hubs
 NAME = re.compile(r"[\w.-]+/[\w.-]+")  # of a model on a hub
 DTYPES = ("float32", "bfloat16")
-FILES = (build.CONFIG, WEIGHTS, *(name for name, *_ in TOKENIZERS.values()), RESULT, CARD)
+FILES = (build.CONFIG, WEIGHTS, *(TOKENIZERS[k][0] for k in build.ALWAYS), RESULT, CARD)
 # Endings of files that hold programs, or pickles, which are programs too.
 _PROGRAMS = (
     *(".bin", ".ckpt", ".dill", ".joblib", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth"),
@@ -78,8 +83,9 @@ def write(
         files.write_json(new / build.CONFIG, record)
         _write_weights(new, params, dtype, shard)
         for name, tokenizer in tokenizers.items():
-            file, save, _ = TOKENIZERS[name]
-            save(new / file, tokenizer)
+            file, save = TOKENIZERS[build.kinds(config)[name]]
+            if file:
+                save(new / file.format(name=name), tokenizer)
         if evaluation is not None:
             files.write_json(new / RESULT, _without_folders(evaluation))
         files.write_text(new / CARD, about)
@@ -146,10 +152,11 @@ def read(folder, links=None) -> tuple[ml_collections.ConfigDict, dict, dict]:
                 f"{folder / build.CONFIG} refused: {name} = {value!r} names a file outside of it"
             )
     tokenizers = {}
-    for name, (file, _, load) in TOKENIZERS.items():
-        if not (folder / file).exists():
+    for name, row in build.modalities(config).items():
+        file = TOKENIZERS[row["kind"]][0].format(name=name)
+        if file and not (folder / file).exists():
             raise NotFound(f"{folder} has no file {file!r}: it is not complete")
-        tokenizers[name] = load(folder / file)
+        tokenizers[name] = build.KINDS[row["kind"]].load(folder / file, row)
     return config, tokenizers, _read_weights(folder)
 
 
@@ -161,7 +168,7 @@ def fetch(name: str, revision: str | None = None, **options) -> pathlib.Path:
     """
     shards = f"{WEIGHTS.removesuffix('.safetensors')}-*-of-*.safetensors"
     with _online(name) as client:
-        allowed = [*FILES, INDEX, shards]
+        allowed = [*FILES, "*_tokenizer.safetensors", INDEX, shards]
         path = client.snapshot_download(name, revision=revision, allow_patterns=allowed, **options)
     return pathlib.Path(path)
 

@@ -25,7 +25,7 @@ from udd_jax.data import batches, reading, sources, survey, token_cache
 from udd_jax.data.sources import listing
 from udd_jax.diffusion import tasks, transition
 from udd_jax.errors import UserError
-from udd_jax.evaluation import feature_networks, held_out
+from udd_jax.evaluation import feature_networks, held_out, rules
 from udd_jax.evaluation.report import report
 from udd_jax.evaluation.suites import main as main_suite
 from udd_jax.evaluation.suites import samplers as samplers_suite
@@ -77,6 +77,7 @@ def check(config) -> None:
     limits.check(config)
     vocab = plan.vocab_of(config)
     tasks.check_mixture(vocab, config.train.mixture)
+    rules.asked(config, vocab)
     train_diffusion.make_objective(config, vocab, pad_id=0)
     if train_diffusion.prefix_steps(config):
         train_diffusion.make_prefix_objective(config, vocab, pad_id=0)
@@ -133,8 +134,7 @@ def _run_stages(config, workdir, here, until, data, found, profile=None, tensorb
 
 def open_data(config) -> dict:
     """{split: source} for the three splits of `config.data`."""
-    options = build.source_options(config)
-    return {split: sources.open_source(config.data, split, **options) for split in SPLITS}
+    return {s: sources.open_source(config.data, s, **build.source_options(config)) for s in SPLITS}
 
 
 def look(config, data: dict, workdir=None) -> dict:

@@ -19,6 +19,7 @@ MARK = "<!-- From here on: python -m tests.helpers.settings_page -->\n"
 HEADINGS = {
     "": "The run",
     "data_options": "The data",
+    "modalities": "The modalities",
     "text": "The text tokenizer",
     "vq": "The image tokenizer",
     "diffusion": "The noise",

@@ -1,4 +1,4 @@
-"""Sound files: WAV, FLAC and others by libsndfile, through the package soundfile.
+"""Sound files: WAV, FLAC and others, read by libsndfile, through the package soundfile.
 
 A sound is float32[n] in -1..1, of one channel. `fit` gives it the rate and length of a run.
 """
@@ -10,6 +10,7 @@ import os
 
 import numpy as np
 from scipy import signal
+from scipy.io import wavfile
 
 from udd_jax.errors import UserError
 from udd_jax.runtime import files
@@ -60,7 +61,7 @@ def fit(sound: np.ndarray, rate: int, wanted: int, samples: int) -> np.ndarray:
 def encode_wav(sound: np.ndarray, rate: int) -> bytes:
     """float[n] in -1..1 -> the bytes of a WAV file of 16 bits."""
     file = io.BytesIO()
-    _library().write(file, np.clip(sound, -1, 1), rate, "PCM_16", format="WAV")
+    wavfile.write(file, rate, np.rint(32767 * np.clip(sound, -1, 1)).astype(np.int16))
     return file.getvalue()
 
 

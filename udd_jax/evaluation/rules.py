@@ -36,13 +36,13 @@ def every(names) -> list[str]:
     return [*rules, ",".join(names)]
 
 
-def asked(pipe) -> list[str]:
-    """The rules of `evaluate.rules`. ValueError, one line, for a bad one."""
-    names, found = [m.name for m in pipe.vocab.modalities], []
-    for rule in pipe.config.evaluate.get("rules", ()):
+def asked(config, vocab) -> list[str]:
+    """The rules of `config.evaluate.rules`. ValueError, one line, for a bad one."""
+    names, found = [m.name for m in vocab.modalities], []
+    for rule in config.evaluate.get("rules", ()):
         found += every(names) if rule == EVERY else [rule]
     for rule in found:
-        tasks.parse(pipe.vocab, rule)
+        tasks.parse(vocab, rule)
     return found
 
 
@@ -54,7 +54,7 @@ def measure(pipe, items, folder, made_of: dict, say=lambda line: None) -> dict:
     embedded world only. Always `given_tokens_changed`, `count` and `seconds`.
     """
     found = {}
-    for rule in asked(pipe):
+    for rule in asked(pipe.config, pipe.vocab):
         tokens, about = _sampled(pipe, items, rule, folder, made_of)
         parsed = tasks.parse(pipe.vocab, rule)
         given = items.tokens
@@ -88,7 +88,8 @@ def _sampled(pipe, items, rule: str, folder, made_of: dict):
     started = time.perf_counter()
     given = {name: items.tokens[name][:count] for name in parsed.given}
     size = min(options.batch_size, count)
-    made = pipe.generate(rule, count, given=given, seed=options.seed, batch_size=size)
+    asked_for = {"seed": options.seed, "batch_size": size, "trace": samples.FRAMES}  # one program
+    made = pipe.generate(rule, count, given=given, **asked_for)
     about["seconds"] = round(time.perf_counter() - started, 3)
     shown = {name: made.values[name][:SHOWN] for name in parsed.free}
     shown |= {name: items.values(name)[:SHOWN] for name in parsed.given}

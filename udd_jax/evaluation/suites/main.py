@@ -137,7 +137,7 @@ def run(pipe, workdir, suite: str = "main", *, say=logbook.say) -> dict:
         if world and world.entropy:
             bits, captions = world.entropy(items.scenes[:count]), result["bounds"]["i2t"]
             result["entropy"] = scores.entropy(bits, pipe.text_length, captions)
-    if rules.asked(pipe):
+    if rules.asked(pipe.config, pipe.vocab):
         with timed("rules"):
             made_of = manifest.made_of(pipe)
             result["rules"] = rules.measure(pipe, items, workdir / FOLDER, made_of, say)
