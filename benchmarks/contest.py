@@ -28,6 +28,7 @@ from udd_jax.diffusion import transition
 from udd_jax.errors import UserError
 from udd_jax.evaluation.metrics import intervals
 from udd_jax.runtime import config_files, files, logbook
+from udd_jax.training import end_to_end
 
 SHARED = (build.TEXT, "vq", "tokens")
 WARM, TIMED = 3, 8  # steps
@@ -85,6 +86,20 @@ def round_trip(c):
     c.train.round_trip = 0.3
 
 
+def matching(c):
+    c.train.matching = 0.1
+
+
+def end_to_end_decoder(c):
+    c.train.end_to_end.weight = 1.0
+
+
+def length(c):
+    """Concentrated attention with the length head; the evaluation's captions have a free length."""
+    concentrated(c)
+    c.model.length_head, c.train.length = True, 0.1
+
+
 def long_skips(c):
     c.model.stack = "long_skips"
 
@@ -123,6 +138,9 @@ RECIPES = {
     "cdcd_sample_inter": _contrastive("sample_inter", 0.05),
     "cdcd_released": _contrastive("step_intra", 5e-5, "released"),
     "round_trip": round_trip,
+    "matching": matching,
+    "end_to_end": end_to_end_decoder,
+    "length": length,
     "long_skips": long_skips,
     "encoder_decoder": encoder_decoder,
     "experts": experts,
@@ -187,10 +205,12 @@ def one(config, minutes: float, folder: pathlib.Path, shared: pathlib.Path) -> d
 
 def step_seconds(config, folder) -> float:
     """The median time of a train step, in seconds, on random tokens."""
-    layout = build.make_vocab(config, build.load_tokenizers(folder))
+    tokenizers = build.load_tokenizers(folder)
+    layout = build.make_vocab(config, tokenizers)
     kernel = transition.make_kernel(layout, build.make_schedules(config, layout))
     p = sizes.Parts(config, layout, kernel, build.make_model(config, layout))
-    step, state = training.make_step(p)
+    terms = end_to_end.from_config(config, layout, tokenizers["image"])
+    step, state = training.make_step(p, terms)
     batch, key, times = p.batch, jax.random.key(1), []
     for _ in range(WARM + TIMED):
         start = time.perf_counter()

@@ -17,13 +17,14 @@ from udd_jax.data import batches
 from udd_jax.training import optimiser, plan, train_diffusion
 
 
-def make_step(p: sizes.Parts):
+def make_step(p: sizes.Parts, terms=None):
     """The compiled step as `train_diffusion.train` makes it, and the state that it starts from."""
-    _, loss_fn = train_diffusion.make_objective(p.config, p.vocab, pad_id=0)
+    _, loss_fn = train_diffusion.make_objective(p.config, p.vocab, 0, terms)
     tx, rate = optimiser.make_optimiser(p.config)
     step = train_diffusion.make_step(loss_fn, tx, rate, p.config.train.ema, p.vocab)
+    terms = train_diffusion.terms_of(p.config, p.vocab, 0, terms)
     make = functools.partial(
-        train_diffusion.create_state, p.model, tx, fan_in=p.config.train.fan_in
+        train_diffusion.create_state, p.model, tx, fan_in=p.config.train.fan_in, terms=terms
     )
     return jax.jit(step, donate_argnums=0), make(jax.random.key(0))
 

@@ -149,6 +149,7 @@ def get_config() -> ml_collections.ConfigDict:
             "mutual_gain": 0.1,  # first value of learned gains of mutual attention; 0: no gains
             "rotary": True,  # rotary positions, in addition to the learned ones
             "concentrated": False,  # True: text tokens do not see masked text tokens (DDCap)
+            "length_head": False,  # True: a head for the length of a caption; see train.length
             "mask_padding": False,  # True: attention ignores the padding of given texts
             "qk_norm": True,  # queries and keys are normalised
             "activation": "relu",  # of the MLPs; or "gelu"
@@ -192,6 +193,13 @@ def get_config() -> ml_collections.ConfigDict:
                 "sample_inter": 0.0,  # -log p(x_0 | x_t); another sample's tokens
                 "negatives": 4,  # wrong ones for each sample
                 "form": "bounded",  # or "released", for weights such as 5e-5
+            },
+            "length": 0.0,  # weight of -log p(length of the caption | image); needs the head
+            "matching": 0.0,  # weight of finding the other half of a pair (training/matching.py)
+            # A decoder that is trained with the diffusion (training/end_to_end.py).
+            "end_to_end": {
+                "weight": 0.0,  # of the L1 of its pictures; 1 is usual
+                "until": 0.3,  # largest time, as a share of T
             },
             "round_trip": 0.0,  # weight of the way there and back (training/round_trip.py)
             "pad_weight": 1.0,  # weight of padding tokens in the loss

@@ -143,6 +143,8 @@ def test_help_has_every_flag_under_its_mode_and_can_be_of_one_mode():
     assert [head.partition(":")[0] for head in heads] == [f"--mode={m}" for m in command_line.MODES]
     for name in command_line.TAKES:
         assert name == "mode" or sum(line.split()[:1] == [f"--{name}"] for line in lines) == 1
+    assert max(map(len, lines)) <= 100
+    assert any(line.split() == ["--seed", "seed;", "0"] for line in lines)
     one = command_line.about(["--mode=sample", "--help"])
     assert "--eta" in one and "--workdir" in one and "--suite" not in one
 

@@ -14,6 +14,7 @@ DEFAULTS = {
     "task": "t2i", "given": [], "prompt": [], "image": [], "mask": None, "negative_prompt": None,
     "blank_tokens": 1, "num": None, "batch_size": 4, "out": None, "seed": 0,
     "weight": [], "best_of": 1, "share": None, "rounds": None, "extend": [],
+    "length": None,
 }  # fmt: skip
 
 
@@ -146,6 +147,9 @@ def test_a_sheet_of_many_is_bounded(tmp_path, monkeypatch, capsys):
 def test_an_image_gets_a_caption(tmp_path, picture):
     _, lines = sampled(tmp_path, task="i2t", image=[str(picture)], num=4)
     assert len(lines) == 4
+    _, lines = sampled(tmp_path, task="i2t", image=[str(picture)], num=4, length="2")
+    assert [line["length"] for line in lines] == ["2"] * 4
+    assert max(len(line["caption"].split()) for line in lines) <= 2
 
 
 @pytest.mark.parametrize("task", ["pair", "image", "text"])
@@ -235,6 +239,7 @@ def test_an_image_of_another_size_is_resized_with_a_word_about_it(tmp_path, caps
         ({"task": "pair", "weight": ["1"]}, "--weight means nothing for --task=pair"),
         ({"prompt": ["a"], "best_of": 0}, "--best_of = 0, expected at least 1"),
         ({"task": "image", "best_of": 2}, "task 'image' has no other direction"),
+        ({"prompt": ["a"], "length": "3"}, "--length means nothing for --task=t2i"),
         ({"prompt": ["a"], "share": 0.5}, "--share means nothing for --task=t2i"),
         ({"task": "edit", "prompt": ["a"]}, "--image is missing, --task=edit needs it"),
         ({"task": "outpaint", "image": ["a.png"]}, "--extend is missing, --task=outpaint needs it"),

@@ -27,6 +27,7 @@ from udd_jax.tokenizers.sound_tokenizer import SoundTokenizer
 from udd_jax.tokenizers.spectrogram import Spectrogram
 
 TEXT, IMAGE, WEIGHTS = "text.model", "vq/tokenizer", "weights"
+PAINTER = "vq/end_to_end"  # the image tokenizer whose decoder was trained with the diffusion
 CONFIG = run_folder.CONFIG
 
 
@@ -294,6 +295,8 @@ def load_tokenizers(directory, config=None) -> dict:
     found = {}
     for name, row in modalities(config).items():
         file = tokenizer_file(config, name)
+        if file == IMAGE and (directory / PAINTER).exists():
+            file = PAINTER
         if file and not (directory / file).exists():
             raise NotFound(f"{directory} has no file {file!r}, the tokenizer of the {name}")
         found[name] = KINDS[row["kind"]].load(directory / file, row)

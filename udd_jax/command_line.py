@@ -8,6 +8,7 @@ of `--mode=sample`; SETTINGS has their descriptions. No JAX here, so that `--hel
 import functools
 import os
 import re
+import textwrap
 import traceback
 
 from absl import flags
@@ -113,6 +114,7 @@ _flag("sample", "integer", "best_of", 1, "candidates of each sample; the best on
 _flag("sample", "float", "share", None, "codes masked in a round; for edit, .4")
 _flag("sample", "integer", "rounds", None, "rounds of masking; for edit, 24")
 _flag("sample", "multi_string", "extend", [], "SIDE:PIXELS such as left:8; for outpaint")
+_flag("sample", "string", "length", None, "tokens of a caption, or drawn by its head; for i2t")
 _flag("sample", "integer", "num", None, "how many; of each prompt or image")
 _flag("sample", "integer", "batch_size", 64, "how many at once")
 _flag("sample", "integer", "seed", 0, "seed")
@@ -246,11 +248,16 @@ def describe(*modes: str) -> str:
 
 
 def _modes(name: str) -> str:
-    return "" if len(TAKES[name]) == len(MODES) else f" ({', '.join(TAKES[name])})"
+    without = [mode for mode in MODES if mode not in TAKES[name]]
+    if len(without) < 3:
+        return f" (not {', '.join(without)})" if without else ""
+    return f" ({', '.join(TAKES[name])})"
 
 
 def _line(name: str, suffix: str = "") -> str:
     flag = FLAGS[name]
-    default = "" if flag.default in (None, [], False) else f"; {flag.default}"
+    off = flag.default is None or flag.default is False or flag.default == []
+    default = "" if off else f"; {flag.default}"
     about = flag.help.splitlines()[0].rstrip(";")  # absl adds a line to some
-    return f"  {f'--{name}':20} {about}{default}{suffix}"
+    line = f"  {f'--{name}':20} {about}{default}{suffix}"
+    return textwrap.fill(line, 100, subsequent_indent=23 * " ", break_on_hyphens=False)

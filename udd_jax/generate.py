@@ -21,7 +21,7 @@ from udd_jax.diffusion import tasks
 from udd_jax.errors import UserError
 from udd_jax.evaluation.report import contact_sheet
 from udd_jax.runtime import logbook
-from udd_jax.steering import edits
+from udd_jax.steering import edits, lengths
 
 SHORT = {"text": "prompt", "image": "image"}  # short flags for `--given NAME=`
 SHEET = 64  # most samples on the sheet
@@ -47,6 +47,7 @@ def sample(workdir, flags, changes: dict | None = None) -> pathlib.Path:
     settings = pipe.settings(**changes)
     _check_settings(flags, settings, changes)
     given, most, mask = {}, max((len(rows) for rows in asked.values()), default=1), None
+    num = repeat = flags.num or 1
     options = {"seed": flags.seed, "batch_size": flags.batch_size, **changes}
     if flags.best_of > 1:
         options["best_of"] = flags.best_of
@@ -62,14 +63,17 @@ def sample(workdir, flags, changes: dict | None = None) -> pathlib.Path:
     elif flags.weight:
         options["prompts"] = _prompts(asked["text"], flags.weight)
         ids, most = {n: _read(pipe, n, v) for n, v in asked.items() if n != "text"}, 1
+    elif flags.length:
+        length = int(flags.length) if flags.length.isdecimal() else flags.length
+        images, repeat = _read(pipe, "image", asked["image"]), 1
+        ids, options["masks"] = lengths.inputs(pipe, images, length, num, flags.seed)
     else:
         ids = {n: _each(_read(pipe, n, rows), most) for n, rows in asked.items()}
     away = {"text": [flags.negative_prompt]} if flags.negative_prompt else None
-    num = flags.num or 1
     if flags.task in EDITS:
         results = EDITS[flags.task](pipe, flags, ids, {"num": num, **options})
     else:
-        count, repeat = (None, num) if ids or flags.weight else (num, 1)
+        count, repeat = (None, repeat) if ids or flags.weight else (num, 1)
         results = pipe.stream(flags.task, count, given=ids, num=repeat, negative=away, **options)
     out.mkdir(parents=True, exist_ok=True)
     logbook.begin()
@@ -92,7 +96,7 @@ def sample(workdir, flags, changes: dict | None = None) -> pathlib.Path:
 
 def _typed(flags) -> dict:
     """The flags that change a sample, in addition to the given values and the settings."""
-    names = ("negative_prompt", "mask", "weight", "extend", "share", "rounds")
+    names = ("negative_prompt", "mask", "weight", "extend", "share", "rounds", "length")
     found = {name: getattr(flags, name) for name in names}
     found = {name: value for name, value in found.items() if value not in (None, [])}
     if flags.task == "infill":
@@ -142,7 +146,8 @@ def _outpaint(pipe, flags, ids, options):
 # Tasks that are no rule: {name: (pipe, flags, {modality: values}, options) -> results}
 EDITS = {"edit": _edit, "outpaint": _outpaint}
 NEEDS = {"edit": ("image", "text"), "outpaint": ("image",)}
-OWN = {"share": "edit", "rounds": "edit", "extend": "outpaint"}  # flags of one task
+# Flags of one task.
+OWN = {"share": "edit", "rounds": "edit", "extend": "outpaint", "length": "i2t"}
 
 
 def _folder(path) -> pathlib.Path:

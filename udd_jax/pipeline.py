@@ -39,7 +39,7 @@ from udd_jax.runtime import compiled, files, sharding, trees
 from udd_jax.sampling import prompts as branching
 from udd_jax.sampling import scorers as scoring
 from udd_jax.sampling.settings import Settings
-from udd_jax.steering import candidates, edits, weighted
+from udd_jax.steering import candidates, edits, lengths, weighted
 from udd_jax.tokenizers import codecs
 from udd_jax.values import Result
 
@@ -196,12 +196,18 @@ class Pipeline:
         against = None if negative is None else {"text": negative}
         return self.generate("t2i", given=given, num=num, negative=against, seed=seed, **settings)
 
-    def image_to_text(self, images, *, num=1, seed=0, **settings) -> Result:
+    def image_to_text(self, images, *, num=1, length=None, seed=0, **settings) -> Result:
         """`num` captions of each image.
+
+        length: how many tokens a caption has, or "drawn" by the length head (`steering.lengths`);
+        by default the padding is generated like the tokens.
 
         >>> len(pipe.image_to_text(pipe.images(2).pil).captions)
         2
         """
+        if length is not None:
+            given, masks = lengths.inputs(self, images, length, num, seed)
+            return self.generate("i2t", given=given, masks=masks, seed=seed, **settings)
         return self.generate("i2t", given={"image": images}, num=num, seed=seed, **settings)
 
     def pairs(self, count: int, *, seed=0, **settings) -> Result:

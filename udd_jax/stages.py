@@ -35,6 +35,7 @@ from udd_jax.runtime import bucket, files, lock, logbook, processes, run_folder,
 from udd_jax.sampling.settings import Settings
 from udd_jax.tokenizers import image_tokenizer, text_tokenizer
 from udd_jax.training import (
+    end_to_end,
     further,
     limits,
     optimiser,
@@ -116,6 +117,7 @@ def _run_stages(config, workdir, here, until, data, found, profile=None, tensorb
     with stage("diffusion"):
         options = {"profile": profile, "tensorboard": tensorboard}
         params = make_weights(config, workdir, cache, tokenizers, data, **options)
+        tokenizers["image"] = end_to_end.finish(workdir, tokenizers["image"])
     if until == "diffusion":
         return
     if here != workdir and jax.process_count() > 1:
@@ -216,18 +218,15 @@ def make_image_tokenizer(
             image_tokenizer.save(path, tokenizer)
         return tokenizer
     options = {"held_out": data["validation"], "perceptual": perceptual(config)}
+    shown = options | {"tensorboard": tensorboard}
     folder, source = workdir / "vq", data["train"]
     if not config.vq.rebuild.codes:
-        return train_image_tokenizer.train(
-            config, folder, source, tensorboard=tensorboard, **options
-        )
+        return train_image_tokenizer.train(config, folder, source, **shown)
     first = folder / "first"
     if (first / train_image_tokenizer.FILE).exists():
         tokenizer = image_tokenizer.load(first / train_image_tokenizer.FILE)
     else:
-        tokenizer = train_image_tokenizer.train(
-            config, first, source, tensorboard=tensorboard, **options
-        )
+        tokenizer = train_image_tokenizer.train(config, first, source, **shown)
     return train_image_tokenizer.rebuild(config, folder, tokenizer, source, **options)
 
 
@@ -250,7 +249,7 @@ def export(workdir, out) -> None:
     weights, metadata = trees.load_tree(workdir / build.WEIGHTS)
     trees.save_tree(out / build.WEIGHTS, weights, metadata, half=True)
     names = build.tokenizer_files(build.read_config(workdir))
-    for name in [*names, matching.FILE, main_suite.RESULT, build.CONFIG]:
+    for name in [*names, build.PAINTER, matching.FILE, main_suite.RESULT, build.CONFIG]:
         if (workdir / name).exists():
             files.write_bytes(out / name, (workdir / name).read_bytes())
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
@@ -392,6 +391,7 @@ def make_weights(config, workdir, cache, tokenizers: dict, data, **options) -> d
     else:
         ahead = batches.Ahead(lambda step: batches.make(cache, seed, step, size, *share))
     options |= {
+        "terms": end_to_end.from_config(config, vocab, tokenizers["image"]),
         "start": start.weights(config, vocab),
         "held_out": held_out_tokens(config, data["validation"], tokenizers),
         "ids_at": lambda step: batches.indices(seed, step, size, len(items)),

@@ -161,6 +161,7 @@ class Transformer(nn.Module):
     time_table: str = "untied"  # one table for each AdaLN; or "tied", or "sinusoidal"
     given_vector: bool = False
     concentrated: bool = False  # text tokens do not see masked ones (DDCap, arXiv 2211.11694)
+    length_head: bool = False  # predicts how long the text is
     padding: int | None = None  # the padding id of the text, hidden where all of the text is given
     mutual_gain: float = 0.0  # initial value of learned gains of mutual attention; 0: no gains
     rotary: bool = False  # rotary positions in self-attention, in addition to the learned ones
@@ -231,8 +232,20 @@ class Transformer(nn.Module):
         """
         return self._run(xt, t, free, kept=cache, paint=paint)
 
+    def lengths(self, xt, t, free):
+        """Logits of the number of text tokens before the padding, float32[B, M + 1].
+
+        They come from the mean of the last hidden states of the image. ValueError without
+        `length_head`.
+        """
+        if not self.length_head:
+            raise UserError("lengths are predicted with model.length_head only")
+        return self._run(xt, t, free, length=True)
+
     @nn.compact
-    def _run(self, xt, t, free, bias=None, kept=None, keep=None, soft=None, paint=None):
+    def _run(
+        self, xt, t, free, bias=None, kept=None, keep=None, soft=None, paint=None, length=False
+    ):
         kept, alone = kept or {}, None
         if (kept or keep) and not self.block_attention:
             raise UserError("keys and values are kept with model.block_attention only")
@@ -262,6 +275,12 @@ class Transformer(nn.Module):
         if keep is not None:
             return {keep: to_keep}
 
+        if length or (self.length_head and self.is_initializing()):
+            summary = h[:, self.vocab.slices[self.vocab.index("image")]].mean(axis=1)
+            classes = self.vocab.modalities[self.vocab.index("text")].length + 1
+            y = layers.Dense(classes, dtype=self.dtype, name="length_head")(summary)
+            if length:
+                return y.astype(jnp.promote_types(jnp.float32, y.dtype))
         return self._heads(h, here)
 
     def _embed(self, xt, given, at=None, soft=None):

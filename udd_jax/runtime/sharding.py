@@ -30,6 +30,7 @@ DATA, MODEL = "data", "model"
 # Parameter name (a regular expression that must match up to its end) -> axes of the last
 # dimensions. The leading axis of the stacked blocks, and any axis before it, stays whole.
 TABLE = (
+    (r"terms/.+", P()),  # what loss terms learn
     # The vocabulary is split over one axis only. Over two, XLA rematerialises the whole table.
     ("embedding/token", P(MODEL, None)),
     (r"embedding/\w+_(row|column|position)", P(None, None)),

@@ -25,6 +25,7 @@ NOT_BELOW_ZERO = (
     *("train.learning_rate", "train.final_rate", "train.weight_decay", "train.auxiliary"),
     *("train.pad_weight", "train.image_weight", "train.held_out", "evaluate.pictures"),
     "train.prefix_steps",
+    *("train.matching", "train.length", "train.end_to_end.weight"),
     *("train.adapters.rank", "train.round_trip", "model.decoder_layers", "data_options.seed"),
     *(f"train.contrastive.{a}_{b}" for a in ("step", "sample") for b in ("intra", "inter")),
     *("vq.model.num_res_blocks", "vq.model.beta", "vq.adversarial.learning_rate"),
@@ -33,7 +34,13 @@ NOT_BELOW_ZERO = (
     *("evaluate.retrieval", "evaluate.round_trips", "evaluate.judged"),
 )
 ABOVE_ZERO = ("vq.clip", "train.clip", "model.mlp_ratio")
-SHARES = ("skip_limit", "data_options.validation", "data_options.test", "vq.restart.until")
+SHARES = (
+    "train.end_to_end.until",
+    "skip_limit",
+    "data_options.validation",
+    "data_options.test",
+    "vq.restart.until",
+)
 BELOW_ONE = ("vq.beta1", "vq.beta2", "vq.decay", "train.beta1", "train.beta2", "train.ema")
 WORDS = {
     "task": ("t2i", "i2t", "pair", "infill", "image", "text"),

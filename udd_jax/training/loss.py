@@ -5,6 +5,7 @@
 `diffusion.objective` computes L_t, `terms` has the terms that are added to it.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -105,8 +106,10 @@ def make_loss(
     weigh = token_weights(vocab, pad_id, pad_weight, image_weight, weights)
 
     def loss_fn(params, sampler, key, x0):
+        network, own = loss_terms.split(params)
+
         def denoise_fn(xt, t, free, **soft):
-            return model.apply({"params": params}, xt, t, free, **soft)
+            return model.apply({"params": network}, xt, t, free, **soft)
 
         noised = noised_batch(kernel, sampler, key, x0, mixture, continuous)
         xt, t, (free, absent), p = noised.xt, noised.t, noised.masks, noised.p
@@ -115,7 +118,7 @@ def make_loss(
         if continuous:
             kl = objective.continuous_terms(kernel, nll, xt, noised.rate)
         outcome = loss_terms.Outcome(x0, xt, t, noised.masks, logits, kl, nll)
-        positions, samples, metrics = add(terms, denoise_fn, outcome, key)
+        positions, samples, metrics = add(terms, denoise_fn, outcome, key, own)
         loss = (weigh(x0) * positions / p[:, vocab.modality_of]).sum() / x0.size + samples
 
         count = free.sum(axis=1)
@@ -143,8 +146,10 @@ def token_weights(vocab, pad_id: int, pad_weight, image_weight, weights=None):
     return lambda x0: jnp.where(x0 == pad, pad_weight, jnp.where(of_image, image_weight, others))
 
 
-def add(terms, denoise_fn, outcome: loss_terms.Outcome, key):
+def add(terms, denoise_fn, outcome: loss_terms.Outcome, key, own):
     """The objective with weighted terms added: (float[B, L], a scalar, what the terms log).
+
+    own: {name: the parameters of a `terms.Learned`}.
 
     ValueError while tracing: a term returns an array of another shape.
     """
@@ -152,6 +157,8 @@ def add(terms, denoise_fn, outcome: loss_terms.Outcome, key):
     for number, (name, (weight, term)) in enumerate(terms.items()):
         if weight == 0:
             continue
+        if isinstance(term, loss_terms.Learned):
+            term = functools.partial(term.term, own[name])
         value, logged = term(denoise_fn, outcome, jax.random.fold_in(key, TERM_KEYS + number))
         metrics |= logged
         if value.shape == x0.shape:

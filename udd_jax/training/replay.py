@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 from udd_jax import build
 from udd_jax.errors import UserError
 from udd_jax.runtime import bucket, checkpoints, files, sharding, trees
-from udd_jax.training import adapters, optimiser, start, train_diffusion
+from udd_jax.training import adapters, end_to_end, optimiser, start, train_diffusion
 
 ROWS = ((".*", P(sharding.DATA, None)),)
 
@@ -40,13 +40,15 @@ def run(workdir) -> Step:
         tokenizers = build.load_tokenizers(here)
     vocab, text = build.make_vocab(config, tokenizers), tokenizers["text"]
     mesh = sharding.make_mesh(**config.mesh)
-    model, loss_fn = train_diffusion.make_objective(config, vocab, text.pad_id)
+    terms = end_to_end.from_config(config, vocab, tokenizers["image"])
+    model, loss_fn = train_diffusion.make_objective(config, vocab, text.pad_id, terms)
+    terms = train_diffusion.terms_of(config, vocab, text.pad_id, terms)
     tx, _ = optimiser.make_optimiser(config)
     base = start.weights(config, vocab) if adapters.rank_of(config) else None
 
     def first_state():
         low = base and adapters.create(base, adapters.rank_of(config), jax.random.key(0))
-        return train_diffusion.create_state(model, tx, jax.random.key(0), low)
+        return train_diffusion.create_state(model, tx, jax.random.key(0), low, terms=terms)
 
     state = jax.eval_shape(first_state)
     size = config.train.batch_size

@@ -11,10 +11,14 @@ It returns its value and a dict of scalars to log. A value float[B, L], in nats 
 treated like the KL: weighted by the kind of token, divided by p(t) and by B L. Of a value float[B]
 the mean over the batch is added. A term with weight 0 is not called, so the loss is bit for bit the
 loss without it.
+
+A `Learned` term has parameters of its own, which are trained with the network. They lie next to
+those of the network, in the entry OWN of the trainer's parameters, and never enter the file of
+weights; `train_diffusion.train` writes them to a file of their own.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -35,6 +39,27 @@ class Outcome(NamedTuple):
 
 
 Term = Callable[[DenoiseFn, Outcome, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
+OWN = "terms"  # the name of what learned terms learn; also that of its file
+
+
+class Learned(NamedTuple):
+    """A term with parameters: create(key) -> own, and term(own, denoise_fn, outcome, key)."""
+
+    create: Callable[[jax.Array], Any]
+    term: Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
+
+
+def own(terms: dict, key: jax.Array) -> dict:
+    """{name: parameters} of the learned ones of {name: (weight, term)}, without weights of 0."""
+    learned = {name: term for name, (weight, term) in terms.items() if weight}
+    learned = {name: term for name, term in learned.items() if isinstance(term, Learned)}
+    keys = enumerate(learned.items())
+    return {name: term.create(jax.random.fold_in(key, n)) for n, (name, term) in keys}
+
+
+def split(params: dict) -> tuple[dict, dict]:
+    """The trainer's parameters -> (those of the network, those of the terms)."""
+    return {name: tree for name, tree in params.items() if name != OWN}, params.get(OWN, {})
 
 
 def auxiliary(denoise_fn: DenoiseFn, outcome: Outcome, key: jax.Array):

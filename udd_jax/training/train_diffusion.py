@@ -30,11 +30,14 @@ from udd_jax.training import (
     autoregressive,
     contrastive,
     distillation,
+    length,
     loop,
     loss,
+    matching,
     optimiser,
     round_trip,
 )
+from udd_jax.training import terms as loss_terms
 
 
 @flax.struct.dataclass
@@ -48,9 +51,16 @@ class TrainState:
     times: time_sampling.TimeSampler
 
 
-def create_state(model, tx, key: jax.Array, start: dict | None = None, fan_in=False) -> TrainState:
-    """The state at step 0, with new parameters (`transformer.init`) or those in `start`."""
+def create_state(
+    model, tx, key: jax.Array, start: dict | None = None, fan_in=False, terms=None
+) -> TrainState:
+    """The state at step 0, with new parameters (`transformer.init`) or those in `start`.
+
+    terms: the {name: (weight, term)} of the loss, some of which may have parameters of their own.
+    """
     params = transformer.init(model, key, fan_in) if start is None else start
+    if own := loss_terms.own(terms or {}, jax.random.fold_in(key, 1)):
+        params = params | {loss_terms.OWN: own}
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -75,7 +85,7 @@ def make_objective(config, vocab: Vocab, pad_id: int, terms=None):
     kernel = transition.make_kernel(vocab, build.make_schedules(config, vocab))
     model, c = build.make_model(config, vocab, pad_id), config.train
     kind = c.get("loss") or config.model.get("kind", "diffusion")
-    ours = contrastive.from_config(config, kernel) | round_trip.from_config(config, kernel)
+    ours = terms_of(config, vocab, pad_id)
     if kind not in LOSSES:
         field = "train.loss" if c.get("loss") else "model.kind"
         raise UserError(f"{field} = {kind!r}, expected one of {', '.join(LOSSES)}")
@@ -127,6 +137,15 @@ def _weights(config, pad_id: int) -> dict:
         "weights": build.token_weights(config),
         "time": c.objective,
     }
+
+
+def terms_of(config, vocab: Vocab, pad_id: int, more: dict | None = None) -> dict:
+    """{name: (weight, term)} of all terms that `config.train` turns on, and `more`."""
+    kernel = transition.make_kernel(vocab, build.make_schedules(config, vocab))
+    found = contrastive.from_config(config, kernel) | round_trip.from_config(config, kernel)
+    for module in (matching, length):
+        found |= module.from_config(config, kernel, pad_id)
+    return found | (more or {})
 
 
 def step_key(config) -> jax.Array:
@@ -234,7 +253,8 @@ def train(
 ) -> dict:
     """Trains the diffusion in `workdir`, or continues, and returns the averaged weights.
 
-    Checkpoints, metrics and at the end the file `weights` are written to `workdir`.
+    Checkpoints, metrics and at the end the file `weights` are written to `workdir`; the file
+    `terms` as well if a term has parameters of its own.
 
     Args:
         config: the whole config.
@@ -255,13 +275,25 @@ def train(
     workdir = files.folder(workdir)
     mesh = sharding.make_mesh(**config.mesh)
     model, loss_fn = make_objective(config, vocab, pad_id, terms)
+    terms = terms_of(config, vocab, pad_id, terms)
     tx, learning_rate = optimiser.make_optimiser(config)
     c, key = config.train, jax.random.key(config.seed)
     way = STARTS.get(c.get("loss"), adapters)
     base, start = way.begin(config, start, jax.random.fold_in(key, 2))
+    if base is not None and (own := loss_terms.own(terms, key)):
+        raise UserError(
+            f"the terms {', '.join(own)} learn, which goes with train.adapters.rank = 0 and "
+            "train.loss = '' only: change one, or set their weights to 0"
+        )
     base = base and sharding.shard_tree(mesh, base)
-    make = functools.partial(create_state, model, tx, jax.random.fold_in(key, 0), start, c.fan_in)
+    key_start = jax.random.fold_in(key, 0)
+    make = functools.partial(create_state, model, tx, key_start, start, c.fan_in, terms)
     state = sharding.create(mesh, make) if start is None else sharding.shard_tree(mesh, make())
+    count, size = (
+        sum(getattr(leaf, of) for leaf in jax.tree.leaves(tree))
+        for of, tree in (("size", state.params), ("nbytes", state))
+    )
+    logbook.say(f"diffusion: {count:,} parameters, {size / 1e6:.1f} MB with averages and moments")
     # Explicit, because otherwise the compiler may change the sharding of the state in a step.
     places = sharding.shardings(mesh, state), None
 
@@ -300,7 +332,9 @@ def train(
             **options,
         )
         params = way.merge(base, state.ema_params)
-    params = sharding.to_host(params)
+    params, own = loss_terms.split(sharding.to_host(params))
     if jax.process_index() == 0:
+        if own:
+            trees.save_tree(workdir / loss_terms.OWN, own)
         trees.save_tree(workdir / "weights", params, {"step": int(state.step)})
     return params

@@ -1,0 +1,58 @@
+"""Captions of a given length, or of one that is drawn first from the length head (DDCap).
+
+What lies beyond the length is given as padding. So the other tokens are drawn from the network's
+own p(x | picture, length); DDCap hides the rest instead.
+"""
+
+import functools
+
+import jax
+import numpy as np
+
+from udd_jax import values
+from udd_jax.diffusion import tasks
+from udd_jax.errors import UserError
+from udd_jax.training import length as heads
+
+DRAWN = "drawn"
+
+
+def inputs(pipe, images, length, num: int = 1, seed: int = 0) -> tuple[dict, tasks.Masks]:
+    """`given` and `masks` of `Pipeline.generate`, for `num` captions of each picture.
+
+    images: as of `image_to_text`. length: a number of tokens from 1 to M, or "drawn" for each
+    caption by itself. UserError, one line: it is neither, or the run has no head.
+    """
+    image = np.repeat(values.ids(pipe, "image", images), values.whole("num", num, 1), axis=0)
+    most = pipe.vocab.modalities[pipe.vocab.index("text")].length
+    if length == DRAWN:
+        lengths = draw(pipe, image, seed)
+    else:
+        number = isinstance(length, int | np.integer) and not isinstance(length, bool)
+        if not number or not 1 <= length <= most:
+            raise UserError(f"length = {length!r}, expected 1 to {most} tokens, or {DRAWN!r}")
+        lengths = np.full(len(image), length)
+    text = np.full((len(image), most), pipe.tokenizers["text"].pad_id, np.int32)
+    given, free = {"image": image, "text": text}, np.zeros((len(image), pipe.vocab.length), bool)
+    free[:, pipe.vocab.slices[pipe.vocab.index("text")]] = np.arange(most) < lengths[:, None]
+    absent = [m.name not in given for m in pipe.vocab.modalities]
+    return given, tasks.Masks(free, np.broadcast_to(absent, (len(image), len(absent))))
+
+
+def draw(pipe, image, seed: int) -> np.ndarray:
+    """A length for each picture int[n, N], drawn from the head: int[n], at least 1."""
+    if not getattr(pipe.model, "length_head", False):
+        raise UserError("length = 'drawn': this run has no head, --config.model.length_head")
+    where = pipe.vocab.slices[pipe.vocab.index("image")]
+    image = np.asarray(image) + where.start
+    keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))
+    keys = keys(np.arange(len(image)))
+    log_p = _log_p(pipe.model, pipe.kernel, pipe.params, image)
+    return np.asarray(jax.vmap(jax.random.categorical)(keys, log_p[:, 1:])) + 1
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _log_p(model, kernel, params, image):
+    absent = jax.numpy.zeros(len(image), bool)
+    x, t, free = heads.asked(kernel, jax.random.key(0), image, absent)
+    return jax.nn.log_softmax(model.apply({"params": params}, x, t, free, method="lengths"))
