@@ -46,6 +46,15 @@ def test_bad_input_is_one_line_and_exit_code_1(arguments, message):
     assert result.stdout == ""
 
 
+def test_help_into_a_pipe_that_is_closed_early_is_no_error():
+    code = "import sys; sys.argv = ['udd_jax', '--help']; from udd_jax import main; main.run()"
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen([sys.executable, "-c", code], **output)
+    process.stdout.close()
+    assert process.stderr.read() == b"" and process.wait() == 0
+    process.stderr.close()
+
+
 def test_sampling_from_a_folder_that_is_no_run_is_an_error(tmp_path):
     result = run("--mode=sample", f"--workdir={tmp_path}", "--task=pair")
     assert result.returncode == 1

@@ -171,7 +171,10 @@ def run() -> None:
             stream.reconfigure(errors="backslashreplace")
     about = command_line.about(sys.argv[1:])
     if about is not None:
-        print(about)
+        try:
+            print(about, flush=True)
+        except BrokenPipeError:  # as of `udd_jax --help | head`; Python would say it at the end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return
     try:
         app.run(main, flags_parser=command_line.parse)
