@@ -7,6 +7,7 @@ small as that of `tests/helpers/tiny.py`; files that a page only names are made 
 import contextlib
 import functools
 import re
+import shlex
 import subprocess
 import sys
 
@@ -19,9 +20,9 @@ from PIL import Image
 
 import udd_jax
 from configs import t2i
-from tests.helpers import documented, published_files, settings_page, shell, tiny
+from tests.helpers import documented, pictures, published_files, settings_page, shell, tiny
 from udd_jax import pipeline
-from udd_jax.data import sources
+from udd_jax.data import pixels, sources
 from udd_jax.data.sources import shapes
 from udd_jax.diffusion import schedules
 from udd_jax.sampling import samplers
@@ -35,7 +36,16 @@ COMMANDS = {
     if block.shell
     for i, words in enumerate(block.commands())
 }
-OURS = {name: flags for name, words in COMMANDS.items() if (flags := documented.arguments(words))}
+OURS = {}  # each once, although several pages may have it
+for name, words in COMMANDS.items():
+    if (flags := documented.arguments(words)) and flags not in OURS.values():
+        OURS[name] = flags
+PICTURES = {
+    tuple(documented.arguments(commands[-1])): page.parent / block.picture
+    for page, blocks in BLOCKS.items()
+    for block in blocks
+    if block.shell and block.picture and (commands := block.commands())
+}
 # {what a page says: what a test has in its place}
 STANDS_FOR = {"folder:/path": "folder:drawings", "folder:/drawings": "folder:drawings"}
 # What a small checkpoint needs in addition.
@@ -92,19 +102,21 @@ def test_what_the_documents_install_are_extras_of_the_package():
 def test_every_command_is_ours_or_installs_or_says_why_it_is_not_run():
     others = [words for words in COMMANDS.values() if documented.arguments(words) is None]
     assert {words[0] for words in others} == {"pip"}
-    assert len(OURS) > 25
+    assert len(OURS) > 35
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """The folder of a reader: pictures of his own, a checkpoint, the run of the first command."""
     folder = published_files.write(tmp_path_factory.mktemp("reader"))
+    published_files.save(folder / "vqgan.ckpt", published_files.vq_state())
+    (folder / "vqgan.yaml").write_text(published_files.yaml_of())
     (folder / "drawings").mkdir()
     for i, record in enumerate(shapes.source("train", 24)):
         Image.fromarray(record.image).save(folder / "drawings" / f"{i}.png")
         (folder / "drawings" / f"{i}.txt").write_text(record.captions[0])
+    pictures.files(folder)
     Image.fromarray(record.image).save(folder / "a.png")
-    Image.fromarray(np.uint8([[0] * 16 + [255] * 16] * 32)).save(folder / "m.png")
     with contextlib.chdir(folder):
         first = next(flags for flags in OURS.values() if "--config=configs/t2i.py" in flags)
         shell.run(*first, *small(first))
@@ -113,11 +125,37 @@ def place(tmp_path_factory):
     return folder
 
 
+def marked():
+    """The commands: of those that train with one config, all but the first are `long`."""
+    configs = set()
+    for name, flags in OURS.items():
+        config = next((flag for flag in flags if flag.startswith("--config=")), None)
+        trains = config and not any(flag.startswith("--mode=") for flag in flags)
+        again = trains and config in configs
+        configs |= {config} if trains else set()
+        yield pytest.param(flags, id=name, marks=pytest.mark.long if again else ())
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("flags", OURS.values(), ids=OURS)
-def test_a_command_of_the_documents_runs(flags, place):
+@pytest.mark.parametrize("flags", [*marked()])
+def test_a_command_of_the_documents_runs(flags, place, capsys):
     with contextlib.chdir(place):
         shell.run(*as_typed(flags), *small(flags))
+    if shown := PICTURES.get(tuple(flags)):
+        made, kept = (pixels.read(p) for p in (place / pictures.out(flags) / "sheet.png", shown))
+        assert made.shape == kept.shape
+        # Another processor may draw another token, and then another object.
+        assert np.abs(np.int16(made) - kept).mean() < 16
+    quiet = ("--compare", "--mode=data", "--mode=plan", "--mode=convert")
+    if not set(quiet) & set(flags):
+        # What was made, where, and three things to try: all but the report are commands too.
+        made, _, tries = capsys.readouterr().out.partition("\nnext:\n")
+        assert ": " in made.splitlines()[-1] and len(tries.splitlines()) == 3
+        for line in tries.splitlines():
+            assert line.startswith(("  open ", "  udd_jax --"))
+            if "udd_jax" in line.split()[0]:
+                with shell.flags() as parse:
+                    assert parse(*shlex.split(line)[1:]) == []
 
 
 @pytest.mark.slow

@@ -114,7 +114,7 @@ def main(argv) -> None:
             tensorboard=FLAGS.tensorboard,
         )
         if mode == "train":
-            _finish(files.folder(workdir))
+            _finish(files.folder(workdir), "report", "pairs", "full")
     elif mode == "sample":
         from udd_jax import generate
         from udd_jax.runtime import bucket
@@ -138,26 +138,29 @@ def main(argv) -> None:
         if not FLAGS.out:
             raise UserError("--out is missing, expected a folder")
         stages.export(workdir, FLAGS.out)
+        _finish(files.folder(FLAGS.out), "pairs", "demo", "full")
     elif mode == "evaluate":
         from udd_jax import stages
 
         stages.evaluate_run(workdir, FLAGS.suite, _CONFIG.value, FLAGS.weights)
+        more = "pairs" if FLAGS.suite == "full" else "full"
+        _finish(files.folder(workdir), "report", "demo", more)
 
 
-def _finish(workdir) -> None:
-    """Prints what a training left, and what to try next."""
+def _finish(workdir, *following: str) -> None:
+    """Prints what is in the folder of a run, and what to try next: words of `tries`."""
     from udd_jax.runtime import logbook
 
     names = ("weights", "text.model", "vq/tokenizer", "evaluation.json", "report.html")
     made = [name for name in names if (workdir / name).exists()]
     again = f"--workdir={shlex.quote(str(workdir))}"
-    logbook.finish(
-        ", ".join(made),
-        workdir,
-        f"open {workdir / 'report.html'} in a browser",
-        f"udd_jax --mode=sample {again} --task=pair --num=16",
-        f"udd_jax --mode=evaluate {again} --suite=full",
-    )
+    tries = {
+        "report": f"open {workdir / 'report.html'} in a browser",
+        "pairs": f"udd_jax --mode=sample {again} --task=pair --num=16",
+        "demo": f"udd_jax --mode=demo {again}",
+        "full": f"udd_jax --mode=evaluate {again} --suite=full",
+    }
+    logbook.finish(", ".join(made), workdir, *(tries[word] for word in following))
 
 
 def run() -> None:
