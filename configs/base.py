@@ -227,14 +227,14 @@ def get_config() -> ml_collections.ConfigDict:
         {
             "steps": 0,  # 0 trains none; on `shapes` 1500
             "file": "",  # a finished one with the tokenizers of this run; "" trains one
-            "width": 64,
-            "layers": 2,
-            "heads": 2,
-            "batch_size": 64,
-            "learning_rate": 2e-3,
-            "warmup": 100,
-            "log_every": 50,
-            "save_every": 500,
+            "width": 64,  # D, of a tower and of its vectors
+            "layers": 2,  # blocks of a tower
+            "heads": 2,  # of each attention
+            "batch_size": 64,  # pairs of a step; each has all others as wrong ones
+            "learning_rate": 2e-3,  # the largest
+            "warmup": 100,  # steps until that
+            "log_every": 50,  # steps between two lines of metrics.jsonl
+            "save_every": 500,  # steps between two checkpoints
         }
     )
 

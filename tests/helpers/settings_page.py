@@ -25,6 +25,7 @@ HEADINGS = {
     "diffusion": "The noise",
     "model": "The network",
     "train": "The training",
+    "dual_encoder": "The dual encoder",
     "sample": "Sampling",
     "evaluate": "The evaluation",
     "mesh": "Devices",
