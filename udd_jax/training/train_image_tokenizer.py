@@ -350,8 +350,9 @@ def _publish(config, directory, tokenizer, pictures, stored: bool, what="image")
     images = pictures.sample(POOL_IMAGES)
     scores = finish.score(tokenizer, images)
     logbook.say(
-        f"{what} tokenizer: PSNR {scores['psnr']:.2f} dB, {scores['codes']} codes, "
-        f"{scores['usage']:.0%} of them used, perplexity {scores['perplexity']:.1f}"
+        f"{what} tokenizer: PSNR {scores['psnr']:.2f} dB, {scores['above_flat']:.1f} dB above one "
+        f"colour a cell, {scores['codes']} codes, {scores['usage']:.0%} of them used, perplexity "
+        f"{scores['perplexity']:.1f}"
     )
     if stored:
         finish.check_worth(scores, config.vq.get("above_flat", 0.0))
