@@ -406,6 +406,21 @@ def test_lists_of_captions_are_read_wherever_the_pictures_are(tmp_path, name, pl
     assert pairs(opened(f"folder:{tmp_path}")) == {0: ("a, b",)}
 
 
+@pytest.mark.parametrize("end", ["csv", "tsv", "jsonl"])
+@pytest.mark.parametrize("place", ["", "cat"])  # a folder with one name is no class either
+def test_a_list_is_known_by_what_it_holds_whatever_its_name(tmp_path, end, place):
+    fill(tmp_path / place, 2, text="")
+    fill(tmp_path / "dog", 1, text="", first=2)
+    between = {"csv": ",", "tsv": "\t"}.get(end)
+    rows = [{"image": f"{n}.png", "caption": f"picture {n}"} for n in range(3)]
+    lines = [between.join(row.values()) for row in rows] if between else map(json.dumps, rows)
+    first = [between.join(rows[0])] if between else []
+    (tmp_path / f"labels.{end}").write_text("\n".join([*first, *lines]))
+    (tmp_path / f"sizes.{end}").write_text("\n".join(["width,height", "3,4"]))
+    source = opened(f"folder:{tmp_path}")
+    assert pairs(source) == {n: (f"picture {n}",) for n in range(3)} and not source.left
+
+
 def test_captions_txt_may_have_tabs_and_no_line_of_names(tmp_path):
     source = rows_of_csv(tmp_path, "0.png\ta, b\n1.png\tc\nrubbish\n", "captions.txt")
     assert pairs(source) == {0: ("a, b",), 1: ("c",)}

@@ -248,8 +248,9 @@ def describe(found: dict, spec: str = "") -> str:
         unusable = f", {row['unusable']} of them unusable" if row["unusable"] else ""
         decided = f" ({row['decided']})" if row["decided"] else ""
         lines.append(f"  {split}: {row['records']} pictures{unusable}{captions}{decided}")
-    if not found["splits"].get("validation", {"records": 1})["records"]:
-        lines.append("  no validation: scores are those of training pictures")
+    for split, what in (("validation", "image tokenizer"), ("test", "evaluation")):
+        if not found["splits"].get(split, {"records": 1})["records"]:
+            lines.append(f"  no {split}: the scores of the {what} are those of training pictures")
     training = found["splits"].get("train", {"captions": None})
     if training["captions"] is not None and training["records"] < FEW:
         lines.append(

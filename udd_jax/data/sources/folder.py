@@ -5,6 +5,7 @@ the images below it:
 
     captions.jsonl .json .csv .tsv .parquet .txt, or metadata.* (Hugging Face's `imagefolder`)
     *.token, *.token.txt, results.csv (Flickr8k and Flickr30k)
+    any other .jsonl .csv .tsv .parquet whose first row names a picture and a caption
 
     {"file_name": "a.png", "caption": "a red circle"}      or "captions": ["...", "..."]
 
@@ -54,6 +55,8 @@ def items(
         raise UserError(f"{path} is no folder, expected one with images and captions{MOVED}")
     here = _Files(root)
     (lists, others), found = here.lists(), []
+    if not lists:
+        lists, others = here.lists_of_any_name(caption_field)
     if lists:
         for table in lists:
             found += _listed(here, table, caption_field, split_field)
@@ -130,8 +133,7 @@ class _Files:
 
         Of each outermost folder with lists, the first list is used.
         """
-        used, others = [], []
-        stems = {os.path.splitext(place)[0] for place in self.pictures}
+        stems, found = {os.path.splitext(place)[0] for place in self.pictures}, {}
         for folder, names in self.folders.items():
             own = [
                 f"{stem}{end}"
@@ -141,7 +143,37 @@ class _Files:
                 and not (end in _BESIDE and os.path.join(folder, stem) in stems)
             ]
             own += [n for p in _TOKENS for n in names if pathlib.PurePath(n).match(p)]
-            own = [pathlib.Path(folder, name) for name in own if ".lemma." not in name]
+            found[folder] = [n for n in own if ".lemma." not in n]
+        return self._outermost(found)
+
+    def lists_of_any_name(self, field: str | None):
+        """The tables whose first row names a picture and a caption, as of `lists`; none if any
+        picture has a text beside it."""
+        stems = {os.path.splitext(place)[0] for place in self.pictures}
+        if (stems | set(self.pictures)) & set(self.texts):
+            return [], []
+        ends = tuple(set(tables.READERS) - set(_BESIDE))
+        return self._outermost(
+            {
+                folder: [n for n in names if n.endswith(ends) and self._is_list(folder, n, field)]
+                for folder, names in self.folders.items()
+            }
+        )
+
+    def _is_list(self, folder: str, name: str, field: str | None) -> bool:
+        table = pathlib.Path(folder, name)
+        try:
+            row = next(iter(tables.rows(table)))
+            files = [value for key, value in row.items() if str(key).lower() in tables.FILE_FIELDS]
+            captions = listing.captions_of(row, field, name)
+            return bool(captions) and isinstance(self.find(files[0], table.parent), str)
+        except (OSError, ValueError, TypeError, AttributeError, IndexError, StopIteration):
+            return False  # whatever it is, it is no list
+
+    def _outermost(self, found: dict[str, list[str]]):
+        used, others = [], []
+        for folder, names in found.items():
+            own = [pathlib.Path(folder, name) for name in names]
             if own and not any(table.parent in own[0].parent.parents for table in used):
                 used.append(own.pop(0))
             others += own
