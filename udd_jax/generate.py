@@ -77,7 +77,8 @@ def sample(workdir, flags, changes: dict | None = None) -> pathlib.Path:
         results = pipe.stream(flags.task, count, given=ids, num=repeat, negative=away, **options)
     out.mkdir(parents=True, exist_ok=True)
     logbook.begin()
-    common = {"run": os.path.abspath(workdir), **_typed(flags)}
+    run = str(getattr(flags, "workdir", None) or workdir)
+    common = {"run": run if "://" in run else os.path.abspath(run), **_typed(flags)}
     common["settings"] = dataclasses.asdict(settings)
     paste = None if mask is None else (given["image"][0], mask)
     if flags.weight:

@@ -59,7 +59,8 @@ def open_source(spec: str, split: str, image_size: int | None = None, **options)
     path = os.path.expanduser(path)
     if (kind not in WORLDS or colon) and (kind not in STORED or not path):
         kinds = ", ".join([*WORLDS, *(f"{name}:PATH" for name in STORED)])
-        raise UserError(f"data is {spec!r}, expected one of {kinds}")
+        there = f": for this folder, --config.data=folder:{spec}" if os.path.isdir(spec) else ""
+        raise UserError(f"data is {spec!r}, expected one of {kinds}{there}")
     options = {name: value for name, value in options.items() if value is not None}
     if kind in WORLDS:
         if "further" in options:

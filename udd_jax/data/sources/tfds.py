@@ -51,7 +51,8 @@ def _directory(name: str, data_dir: str | None) -> pathlib.Path:
     if not found:
         raise UserError(
             f"{root} holds no prepared data set, expected features.json and ArrayRecord files: "
-            f"prepare {name} with --file_format=array_record, or give data_dir"
+            f"prepare {name} with --file_format=array_record, or set "
+            "--config.data_options.data_dir="
         )
     return max(found, key=lambda path: [int(n) for n in re.findall(r"\d+", path.name)])
 
