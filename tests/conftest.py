@@ -6,12 +6,11 @@ Most of the time goes into compilation, so that all tests of a session share wha
 import gc
 import os
 
+from tests.helpers import quick
+
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "")
-    + " --xla_force_host_platform_device_count=8"
-    + " --xla_backend_optimization_level=0"  # most of the time is compilation: this is half of it
-    + " --xla_cpu_use_fusion_emitters=false"  # and a third of the rest
+os.environ["XLA_FLAGS"] = " ".join(
+    [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8", quick.FLAGS]
 ).strip()
 
 import hypothesis
@@ -49,7 +48,7 @@ def compiled(tmp_path_factory):
 def _compile_once(compiled):
     if not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", str(compiled))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,8 @@ import time
 
 import pytest
 
+from tests.helpers import quick
+
 LAUNCH = pathlib.Path(__file__).parent.parent / "launch"
 SCRIPTS = ("run.sh", "tpu_pod.sh", "slurm.sbatch")
 
@@ -230,7 +232,7 @@ def test_the_notebook_runs_from_top_to_bottom_in_a_fresh_folder_and_ends_with_th
     nbformat.write(book, tmp_path / "colab.ipynb")
     (tmp_path / "small.py").write_text(SMALL)
     env = {
-        **{k: v for k, v in os.environ.items() if k != "XLA_FLAGS"},
+        **quick.environment(),
         "UDD_CONFIG": "small.py",
         "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": str(compiled),

@@ -11,12 +11,13 @@ import jax
 import pytest
 from absl.testing import flagsaver
 
+from tests.helpers import quick
 from udd_jax import command_line, main
 
 
 def run(*arguments, **environment):
     command = [sys.executable, "-m", "udd_jax.main", *arguments]
-    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | environment
+    env = quick.environment(**environment)
     return subprocess.run(command, capture_output=True, text=True, env=env, check=False)
 
 

@@ -19,6 +19,7 @@ import time
 import numpy as np
 import pytest
 
+from tests.helpers import quick
 from udd_jax.runtime import checkpoints, files, logbook
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -49,7 +50,7 @@ class Job:
     def __init__(self, folder, command=SMOKE):
         self.folder, self.born = folder, time.time()
         folder.mkdir(exist_ok=True)
-        env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {
+        env = quick.environment() | {
             "PYTHONPATH": str(ROOT),
             "JAX_COMPILATION_CACHE_DIR": str(folder.parent / "cache"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",

@@ -1,6 +1,5 @@
 """The page in headless Chromium, with the run of the package, as people would use it."""
 
-import os
 import pathlib
 import re
 import shlex
@@ -14,6 +13,7 @@ import numpy as np
 import psutil
 import pytest
 
+from tests.helpers import quick
 from udd_jax.data import pixels
 
 pytestmark = pytest.mark.slow
@@ -39,7 +39,7 @@ def place(tmp_path_factory):
 def server(place, compiled):
     """(the process, its address): the real command, in an empty folder."""
     pytest.importorskip("gradio", reason="Gradio is not installed: pip install '.[demo]'")
-    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    env = quick.environment()
     env |= {"HOME": str(place / "home"), "TMPDIR": str(place / "tmp")}
     env |= {"JAX_COMPILATION_CACHE_DIR": str(compiled), "PYTHONPATH": str(pathlib.Path.cwd())}
     output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
@@ -121,7 +121,7 @@ def ran(line, folder, compiled):
     """The folder of what a command of the page makes."""
     words = shlex.split(line)
     assert words[0] == "udd_jax"
-    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    env = quick.environment()
     env |= {"JAX_COMPILATION_CACHE_DIR": str(compiled), "PYTHONPATH": str(pathlib.Path.cwd())}
     subprocess.run(command(*words[1:]), cwd=folder, env=env, check=True, capture_output=True)
     return folder / "generated"

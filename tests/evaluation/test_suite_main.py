@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.helpers import oracle
+from tests.helpers import oracle, quick
 from udd_jax.data import pixels
 from udd_jax.data.sources import shapes
 from udd_jax.evaluation import held_out, manifest, samples
@@ -186,8 +185,7 @@ def test_a_task_that_was_stopped_between_its_parts_goes_on_with_the_next(done, t
 
 @pytest.mark.slow
 def test_an_evaluation_that_was_killed_comes_to_the_same_numbers(tiny_run, tmp_path):
-    env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    env["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path / "cache")
+    env = quick.environment(JAX_COMPILATION_CACHE_DIR=str(tmp_path / "cache"))
 
     def start(folder):
         command = [sys.executable, "-m", "udd_jax.main", "--mode=evaluate"]

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 from configs import t2i
+from tests.helpers import quick
 from udd_jax import build
 from udd_jax.diffusion import transition, vocab
 from udd_jax.evaluation.suites import main as main_suite
@@ -141,13 +142,12 @@ def start(commands, folder, more):
         port = free.getsockname()[1]
     started = []
     for index, command in enumerate(commands):
-        env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | more
+        env = quick.environment(**more)
         env |= {
             "PYTHONPATH": str(ROOT),
             "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
             "JAX_NUM_PROCESSES": str(len(commands)),
             "JAX_PROCESS_ID": str(index),
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         }
         with (folder / f"process{index}.txt").open("a") as output:
             started.append(
