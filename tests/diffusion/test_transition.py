@@ -439,7 +439,7 @@ def test_given_and_absent_positions_carry_no_loss_and_pads_do():
         [[True] * 5, [True, True, False, False, False], [False, True, False, True, False]]
     )
     t = np.array([[4, 4], [4, T], [2, 2]], np.int32)
-    kl, nll = objective.loss_terms(kernel, logits, x0, xt, t, free)
+    kl, nll = jax.jit(objective.loss_terms)(kernel, logits, x0, xt, t, free)
     assert ((np.asarray(kl) > 0) == free).all() and ((np.asarray(nll) > 0) == free).all()
 
 
@@ -495,10 +495,10 @@ def long_batch(grid, image_classes, text_classes, text_length):
     layout = vocab.image_text(grid, image_classes, text_classes, text_length)
     kernel = transition.make_kernel(layout, schedules.mask_and_replace(20, 0.2))
     t = jnp.asarray([[7, 12], [1, 20]])
-    split = layout.length - text_length
-    x0 = jnp.zeros((2, layout.length), jnp.int32).at[:, split:].set(layout.offsets[1] + 1)
-    at = transition.free_times(layout, t, jnp.ones(x0.shape, bool))
-    xt = transition.q_sample(kernel, jax.random.key(0), x0, at)
+    x0 = np.zeros((2, layout.length), np.int32)
+    x0[:, layout.length - text_length :] = layout.offsets[1] + 1
+    at = transition.free_times(layout, t, np.ones(x0.shape, bool))
+    xt = jax.jit(transition.q_sample)(kernel, jax.random.key(0), x0, at)
     return kernel, x0, xt, t, [(2, m.length, m.classes) for m in layout.modalities]
 
 

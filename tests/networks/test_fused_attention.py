@@ -29,7 +29,7 @@ def test_the_kernel_is_the_plain_attention_forwards_and_backwards(with_bias):
 
     def everything(attend):
         grad = jax.grad(lambda *inputs: value(attend, *inputs), (0, 1, 2), has_aux=True)
-        return jax.tree.leaves(grad(q, k, v))
+        return jax.tree.leaves(jax.jit(grad)(q, k, v))
 
     with tpu.force_tpu_interpret_mode():
         interpreted = everything(fused_attention._on_mesh)
