@@ -292,12 +292,8 @@ def _evaluate(workdir, suite, config, weights):
 
 def write_shards(config, workdir, source, tokenizers: dict) -> None:
     """Writes the share of this process of the token cache."""
-    settings = {
-        "text": tokenizers["text"].hash,
-        "image": tokenizers["image"].hash,
-        "length": config.text.length,
-    }
-    settings |= {name: tokenizers[name].hash for name in build.further(config)}
+    settings = {name: tokenizer.hash for name, tokenizer in tokenizers.items()}
+    settings["length"] = config.text.length
     with logbook.progress(len(source), "token cache", unit="image") as bar:
         token_cache.write_shards(
             source,
