@@ -202,9 +202,7 @@ def make_text_tokenizer(config, workdir, source) -> text_tokenizer.Tokenizer:
     return tokenizer
 
 
-def make_image_tokenizer(
-    config, workdir, data, tensorboard=False
-) -> image_tokenizer.ImageTokenizer:
+def make_image_tokenizer(config, workdir, data, tensorboard=False):
     """The image tokenizer of the run: loaded, or trained on the split "train" of `data`.
 
     data: of `open_data`; the split "validation" gives the scores.
