@@ -193,9 +193,16 @@ def names(tiny_run):
 
 
 WITH_PYTHON = [page for page, blocks in BLOCKS.items() if any(not b.shell for b in blocks)]
+FAST = ("extending.md", "method.md")  # the others compile many tasks
 
 
-@pytest.mark.parametrize("page", WITH_PYTHON, ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, id=page.name, marks=() if page.name in FAST else pytest.mark.slow)
+        for page in WITH_PYTHON
+    ],
+)
 def test_the_python_of_a_page_runs(page, names, tables, tiny_run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()

@@ -13,7 +13,7 @@ from udd_jax.errors import UserError
 from udd_jax.runtime import trees
 from udd_jax.training import end_to_end, terms, train_diffusion
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 def config():
