@@ -85,11 +85,13 @@ def test_a_run_that_began_before_a_field_goes_on_with_what_it_did_and_with_nothi
 def test_a_carried_run_of_an_earlier_version_goes_on_with_the_config_that_it_has_today(tmp_path):
     stored = files.read_json(pipeline.PACKAGED / build.CONFIG)
     files.write_json(tmp_path / build.CONFIG, stored)
-    run_folder.claim(t2i.get_config(), tmp_path)
+    config = t2i.get_config()
+    config.train.prefix_steps = 0  # it came with another recipe
+    run_folder.claim(config, tmp_path)
     stored["config"]["train"]["init_from"] = "runs/first"  # a field that is gone, and was not off
     files.write_json(tmp_path / build.CONFIG, stored)
     with pytest.raises(ValueError, match=r"train\.init_from: 'runs/first' there, None here"):
-        run_folder.claim(t2i.get_config(), tmp_path)
+        run_folder.claim(config, tmp_path)
 
 
 def test_an_image_without_a_checkout_says_its_commit(monkeypatch, tmp_path):

@@ -35,7 +35,6 @@ BAD = {
     "model.dtype": "float33",
     "train.decay": "cosin",
     "evaluate.split": "tset",
-    "task": "i2i",
 }
 
 

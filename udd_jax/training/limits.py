@@ -18,14 +18,16 @@ AT_LEAST_ONE = (
     *("data_options.size", "data_options.captions_per_image", "train.contrastive.negatives"),
     *("vq.model.embed_dim", "vq.model.z_channels", "vq.model.ch", "vq.model.patch"),
     *("vq.adversarial.channels", "vq.adversarial.layers", "vq.rebuild.steps", "mesh.model"),
+    *(f"dual_encoder.{name}" for name in ("width", "layers", "heads", "batch_size", "log_every")),
+    "dual_encoder.save_every",
 )
 NOT_BELOW_ZERO = (
     *("workers", "vq.pictures", "vq.learning_rate", "vq.commitment", "vq.merge", "vq.merge_cost"),
     *("vq.perceptual", "vq.above_flat", "vq.adversarial.weight", "vq.rebuild.codes"),
     *("train.learning_rate", "train.final_rate", "train.weight_decay", "train.auxiliary"),
     *("train.pad_weight", "train.image_weight", "train.held_out", "evaluate.pictures"),
-    "train.prefix_steps",
-    *("train.matching", "train.length", "train.end_to_end.weight"),
+    *("train.prefix_steps", "dual_encoder.steps", "dual_encoder.warmup"),
+    *("train.matching", "train.length", "train.end_to_end.weight", "dual_encoder.learning_rate"),
     *("train.adapters.rank", "train.round_trip", "model.decoder_layers", "data_options.seed"),
     *(f"train.contrastive.{a}_{b}" for a in ("step", "sample") for b in ("intra", "inter")),
     *("vq.model.num_res_blocks", "vq.model.beta", "vq.adversarial.learning_rate"),
@@ -43,7 +45,6 @@ SHARES = (
 )
 BELOW_ONE = ("vq.beta1", "vq.beta2", "vq.decay", "train.beta1", "train.beta2", "train.ema")
 WORDS = {
-    "task": ("t2i", "i2t", "pair", "infill", "image", "text"),
     "vq.model.quantiser": vqgan.QUANTISERS,
     "vq.loss": ("l1", "l2"),
     "model.dtype": ("float32", "bfloat16", "float16"),
