@@ -100,13 +100,14 @@ def test_the_flags_in_a_line_make_its_sample_again_from_any_folder(
     if "best_of" not in changes:
         changes = {"image": [picture.name], **changes}
     out, lines = sampled(tmp_path, num=2, **changes)
-    line = lines[-1]
+    line = lines[0 if changes.get("task") == "edit" else -1]
     assert line["run"] == str(tmp_path)
     monkeypatch.chdir("/")
-    flags = {name: line[name] for name in line.keys() & DEFAULTS.keys() - {"image"}}
+    flags = {"num": line["index"] + 1}
+    flags |= {name: line[name] for name in line.keys() & DEFAULTS.keys() - {"image"}}
     flags["given"] = [f"{name}={value}" for name, value in line["given"].items()]
-    new, again = sampled(tmp_path, num=line["index"] + 1, **flags)
-    assert again[-1] == line
+    new, again = sampled(tmp_path, **flags)
+    assert again[line["index"]] == line
     np.testing.assert_array_equal(*(pixels.read(folder / line["image"]) for folder in (out, new)))
 
 
