@@ -174,9 +174,9 @@ def _generate(pipe, items, task, rows, seed):
         halves, hidden, blanks = _holes(text, items.ids[rows], shown.shape[1], seed, first)
         given, masks = pipe.infilling(shown, halves)
         given["text"] = np.where(hidden, text.pad_id, items.ids[rows])
-        free, where = np.array(masks.free), pipe.vocab.slices[pipe.vocab.index("text")]
-        free[:, where] = hidden
-        masks = tasks.Masks(free, np.zeros_like(masks.absent))
+        (free, absent), m = map(np.array, (masks.free, masks.absent)), pipe.vocab.index("text")
+        free[:, pipe.vocab.slices[m]], absent[:, m] = hidden, False
+        masks = tasks.Masks(free, absent)
         extra = {"given_images": shown, "given_captions": blanks, "free_pixels": halves}
     options = {"masks": masks, "seed": seed, "batch_size": len(rows), "first": first}
     pairs = pipe.generate(task, len(rows), given=given, trace=FRAMES, **options)
