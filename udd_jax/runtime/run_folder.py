@@ -45,6 +45,7 @@ LATER = {
     "model.stack": "plain",
     "train.contrastive.negatives": 4,
     "train.contrastive.form": "bounded",
+    "train.end_to_end.until": 0.3,
     "train.image_weight": 1.0,
     "vq.rebuild.steps": 400,
     "vq.rebuild.learning_rate": 1e-4,
