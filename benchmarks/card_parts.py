@@ -45,6 +45,7 @@ class Scale(NamedTuple):
     pictures: int  # that the input pipeline reads
     drawing: Callable[[Any], None]  # changes t2i.py:emoji
     reserve: float  # seconds of the part emoji for its sheet
+    steps: int | None = None  # of its training; None: as many as there is time for
 
 
 class Asked(NamedTuple):
@@ -65,7 +66,15 @@ def larger(c):
     c.model.update({"layers": 12, "width": 512, "heads": 8, "unroll": 1, "dtype": "bfloat16"})
     c.model.implementation = "xla"
     c.vq.update({"steps": 3000, "batch_size": 32})
-    c.train.update({"batch_size": 128, "log_every": 100, "save_every": 1000})
+    c.train.update({"batch_size": 128, "warmup": 20, "log_every": 100, "save_every": 1000})
+
+
+def toy():
+    """`sizes.tiny` with an image tokenizer that is as small."""
+    c = sizes.tiny()
+    c.vq.model.update({"ch": 32, "num_res_blocks": 0, "attn_resolutions": ()})
+    c.vq.model.update({"embed_dim": 8, "z_channels": 8})
+    return c
 
 
 def smallest(c):
@@ -74,7 +83,7 @@ def smallest(c):
     c.data_options = {"size": 64}
     c.vq.file, c.text.file = f"{assets}/vq/tokenizer", f"{assets}/text.model"
     c.model.update({"layers": 1, "width": 16, "heads": 1, "unroll": 1})
-    c.train.update({"batch_size": 2, "held_out": 0})
+    c.train.update({"batch_size": 2, "warmup": 1})
     c.sample.steps = 2
 
 
@@ -82,7 +91,7 @@ SCALES = {
     "paper": Scale(
         sizes.paper, ("cudnn", "xla"), (64, 128, 32, 96, 16), (64, 256), 50, 600, larger, 45.0
     ),
-    "toy": Scale(sizes.tiny, ("flat", "cudnn"), (2,), (2,), 2, 4, smallest, 0.0),
+    "toy": Scale(toy, ("flat", "cudnn"), (2,), (2,), 2, 4, smallest, 0.0, steps=2),
 }
 
 
@@ -337,14 +346,17 @@ def emoji(asked: Asked) -> dict:
         stages.run(config, folder, until="token cache")
         return {}
 
+    def affordable():
+        started = time.monotonic()
+        seconds = contest.step_seconds(config, folder)
+        now = time.monotonic()
+        left = end - now - (now - started)  # the trainer compiles as long once more
+        return max(config.train.warmup, int(left / seconds))
+
     def steps():
         if not pace.exists():
-            left = max(0.0, end - time.monotonic())
-            seconds = contest.step_seconds(config, folder)
-            count = max(2, int(min(left, 0.8 * asked.seconds) / seconds))
-            files.write_json(pace, {"steps": count, "step_seconds": seconds})
+            files.write_json(pace, {"steps": asked.scale.steps or affordable()})
         config.train.steps = files.read_json(pace)["steps"]
-        config.train.warmup = min(config.train.warmup, config.train.steps // 10)
         started = time.perf_counter()
         stages.run(config, folder, until="diffusion")
         return files.read_json(pace) | {"seconds": time.perf_counter() - started}
