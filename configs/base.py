@@ -222,7 +222,7 @@ def get_config() -> ml_collections.ConfigDict:
     )
 
     # A dual encoder of images and texts (training/train_dual_encoder.py): match scores, a scorer,
-    # ranks. It may be trained later, too, by the same command with other steps.
+    # ranks. It may be trained later, too, by the same command.
     c.dual_encoder = ml_collections.ConfigDict(
         {
             "steps": 0,  # 0 trains none; on `shapes` 1500
@@ -280,6 +280,7 @@ def get_config() -> ml_collections.ConfigDict:
             "among": 20,  # group size of retrieval
             "round_trips": 128,  # items that go to the other modality and back
             "category": "",  # a field of the records, for the report by category
+            "steering": 32,  # samples of each kind of steering, in an embedded world; 0: none
             "judged": 24,  # real and as many generated images on the sheets for judges
         }
     )

@@ -15,6 +15,7 @@ DEFAULTS = {
     "blank_tokens": 1, "num": None, "batch_size": 4, "out": None, "seed": 0,
     "weight": [], "best_of": 1, "share": None, "rounds": None, "extend": [],
     "length": None,
+    "by": "bound", "paint": [], "scorer": [], "dual_encoder": None, "weights": None,
 }  # fmt: skip
 
 
@@ -198,6 +199,19 @@ def test_an_edit_an_outpainting_and_the_best_of_some_are_flags(tmp_path, picture
     np.testing.assert_array_equal(best, pixels.read(out / lines[0]["image"]))
 
 
+def test_painted_words_and_scorers_are_flags(tmp_path, picture):
+    mask = np.repeat(np.arange(32)[None, :, None] < 16, 32, axis=0).repeat(3, axis=2)
+    pixels.write_png(tmp_path / "left.png", mask * np.uint8(255))
+    asked = {"paint": [f"red circle={tmp_path / 'left.png'}:9"], "scorer": [f"style={picture}:2"]}
+    out, lines = sampled(tmp_path, prompt=["a red circle"], num=4, **asked)
+    assert lines[0]["paint"] == asked["paint"] and lines[0]["scorer"] == asked["scorer"]
+    pipe = one_pipeline.pipe
+    options = {"paint": [("red circle", mask[..., 0], 9.0)]}
+    options["scorers"] = [(pipe.scorer("style", str(picture)), 2.0)]
+    same = pipe.text_to_image("a red circle", num=4, **options)
+    np.testing.assert_array_equal(same.images[0], pixels.read(out / lines[0]["image"]))
+
+
 def test_an_image_of_another_size_is_resized_with_a_word_about_it(tmp_path, capsys):
     pixels.write_png(tmp_path / "b.png", np.zeros((40, 50, 3), np.uint8))
     sampled(tmp_path, task="i2t", image=[str(tmp_path / "b.png")], num=4)
@@ -241,6 +255,16 @@ def test_an_image_of_another_size_is_resized_with_a_word_about_it(tmp_path, caps
         ({"prompt": ["a"], "best_of": 0}, "--best_of = 0, expected at least 1"),
         ({"task": "image", "best_of": 2}, "task 'image' has no other direction"),
         ({"prompt": ["a"], "length": "3"}, "--length means nothing for --task=t2i"),
+        ({"prompt": ["a"], "best_of": 2, "by": "match"}, "this run has no dual encoder: train one"),
+        ({"prompt": ["a"], "by": "match"}, "--by means nothing"),
+        ({"task": "pair", "paint": ["a=m.png"]}, "--paint means nothing for --task=pair"),
+        ({"prompt": ["a"], "paint": ["a"]}, "--paint=a, expected PHRASE=MASK or PHRASE=MASK:WEIG"),
+        ({"prompt": ["a"], "paint": ["a=m.png:x"]}, "--paint=a=m.png:x, expected PHRASE=MASK"),
+        ({"prompt": ["a"], "scorer": ["match=blue:x"]}, "--scorer=match=blue:x, expected NAME=V"),
+        ({"prompt": ["a"], "scorer": ["taste=blue:1"]}, "scorer 'taste' does not exist, expected"),
+        ({"prompt": ["a"], "scorer": ["match=blue:1"]}, "this run has no dual encoder: train one"),
+        ({"prompt": ["a"], "scorer": ["clip=blue:1"]}, "the scorer clip needs its files: name the"),
+        ({"prompt": ["a"], "weights": "clip"}, "--weights means nothing for --task=t2i"),
         ({"prompt": ["a"], "share": 0.5}, "--share means nothing for --task=t2i"),
         ({"task": "edit", "prompt": ["a"]}, "--image is missing, --task=edit needs it"),
         ({"task": "outpaint", "image": ["a.png"]}, "--extend is missing, --task=outpaint needs it"),

@@ -4,8 +4,11 @@ import numpy as np
 import pytest
 
 from udd_jax import pipeline
+from udd_jax.steering import painted
 
 A, B = "a red circle", "a small blue square"
+ALL = np.ones((32, 32), bool)
+HALF = np.arange(32)[None].repeat(32, 0) < 16
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +49,43 @@ def test_weighted_prompts_steer_and_say_their_calls(pipe):
         ({"prompts": [([A, B], 1), ([A] * 3, 1)]}, r"prompts: 2 and 3 of 'text'"),
         ({"given": {"text": A}, "best_of": 0}, r"best_of = 0, expected a whole number, at least 1"),
         ({"given": {"text": A}, "best_of": 2, "by": "taste"}, r"by = 'taste', expected 'bound'"),
+        (
+            {"given": {"text": A}, "best_of": 2, "by": "match"},
+            r"this run has no dual encoder: train",
+        ),
+        (
+            {"given": {"text": A}, "paint": [("square", HALF)]},
+            r"'square' is not in the prompt 'a re",
+        ),
+        ({"given": {"text": A}, "paint": [("red", HALF[1:])]}, r"image_mask: bool\[31, 32\], exp"),
+        (
+            {"given": {"text": A}, "paint": [("red", ~ALL)]},
+            r"paint 0: expected a mask with white",
+        ),
+        ({"given": {"text": A}, "paint": [("red", HALF, "x")]}, r"paint 0: weight 'x', expected a"),
+        ({"given": {"text": A}, "paint": ["red"]}, r"paint 0: 'red', expected \(phrase, mask"),
     ],
 )
 def test_bad_steering_is_one_line(pipe, options, message):
     with pytest.raises(ValueError, match=message):
         pipe.generate("t2i", **options)
+
+
+def test_painted_words_steer_and_a_weight_of_0_changes_no_bit(pipe):
+    bare = pipe.text_to_image(A, num=4, seed=2)
+    nothing = pipe.text_to_image(A, num=4, seed=2, paint=[("red circle", HALF, 0)])
+    np.testing.assert_array_equal(nothing.tokens, bare.tokens)
+    painted = pipe.text_to_image(A, num=4, seed=2, paint=[("red circle", HALF, 9.0)])
+    assert (painted.tokens != bare.tokens).any() and (bare.branches, painted.branches) == (1, 3)
+    with pytest.raises(ValueError, match="paint is for images of a given text"):
+        pipe.pairs(2, paint=[("red", HALF)])
+
+
+def test_the_words_of_a_phrase_are_found_in_the_prompt(pipe):
+    ids = pipe.codecs["text"].encode([B, "a circle above a blue square"], True)
+    words = painted._words(pipe, ["Blue square"] * 2, ids)
+    for row, own in zip(ids, words, strict=True):
+        assert pipe.codecs["text"].decode([row[own]]) == ["blue square"]
 
 
 def test_the_best_of_4_is_the_candidate_of_the_largest_bound(pipe):

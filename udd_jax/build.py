@@ -14,13 +14,13 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from udd_jax.diffusion import objective, schedules, transition
+from udd_jax.diffusion import objective, schedules, tasks, transition
 from udd_jax.diffusion.vocab import Modality, Vocab
 from udd_jax.errors import NotFound, UserError
 from udd_jax.networks import autoregressive, experts, transformer
 from udd_jax.runtime import files, run_folder, trees
 from udd_jax.sampling import autoregressive as one_by_one
-from udd_jax.sampling import reverse
+from udd_jax.sampling import painting, reverse
 from udd_jax.tokenizers import image_tokenizer, text_tokenizer
 from udd_jax.tokenizers.layout_tokenizer import LayoutTokenizer
 from udd_jax.tokenizers.sound_tokenizer import SoundTokenizer
@@ -213,11 +213,31 @@ class Diffusion:
     model: transformer.Transformer
 
     def sample(
-        self, params, keys, x, free, absent, settings, negative, trace, still, guide, scorers
+        self,
+        params,
+        keys,
+        x,
+        free,
+        absent,
+        settings,
+        negative,
+        trace,
+        still,
+        guide,
+        scorers,
+        paint=None,
     ) -> reverse.Sample:
         """Tokens from noise: `reverse.run`. `still`: a fully given modality that is computed once
-        for the chain, or None."""
+        for the chain, or None; paint: `painting.Paint`, or None."""
         denoise_fn = transformer.Denoiser(self.model, params, still)
+        if paint is not None:
+            if paint.evident is not None:
+                plain, masks = transformer.Denoiser(self.model, params), tasks.Masks(free, absent)
+                prior = transition.prior_sample(self.kernel, keys, len(x))
+                more = painting.evidence(self.kernel, plain, masks, prior, paint)
+                scorers = (more, *scorers)
+            strength = painting.attention(self.kernel, paint)
+            denoise_fn = transformer.Denoiser(self.model, params, still, strength)
         options = (x, free, absent, settings, negative, trace, guide, scorers)
         return reverse.run(self.kernel, denoise_fn, keys, *options)
 

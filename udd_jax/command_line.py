@@ -110,7 +110,17 @@ _flag(
     "sample", "multi_string", "weight", [],
     "weight of each prompt, which are then one condition; .5:linear or .5:0.2,0.8 over time",
 )  # fmt: skip
-_flag("sample", "integer", "best_of", 1, "candidates of each sample; the best one by the bound")
+_flag("sample", "integer", "best_of", 1, "candidates of each sample, of which the best one is kept")
+_flag("sample", "enum", "by", "bound", ("bound", "match"), "how --best_of ranks the candidates")
+_flag(
+    "sample", "multi_string", "paint", [],
+    "PHRASE=MASK:WEIGHT, words of the prompt that belong where a picture is white; may be repeated",
+)  # fmt: skip
+_flag(
+    "sample", "multi_string", "scorer", [],
+    "match=TEXT:SCALE steers; or clip=TEXT:, like=, content= or style=PICTURE:; may be repeated",
+)  # fmt: skip
+_flag("sample", "string", "dual_encoder", None, "a run whose dual encoder is used, for match")
 _flag("sample", "float", "share", None, "codes masked in a round; for edit, .4")
 _flag("sample", "integer", "rounds", None, "rounds of masking; for edit, 24")
 _flag("sample", "multi_string", "extend", [], "SIDE:PIXELS such as left:8; for outpaint")
@@ -127,7 +137,7 @@ _flag("demo", "bool", "public", False, "a public address as well, through Gradio
 
 _flag("evaluate", "multi_string", "compare", [], "two runs or results side by side: A B")
 _flag("evaluate", "string", "suite", "main", "main, full, samplers, tuning or judges")
-_flag("evaluate", "string", "weights", None, "folder with the weights of feature networks")
+_flag("evaluate sample", "string", "weights", None, "folder with the weights of CLIP and others")
 
 _flag("convert", "enum", "from", None, ("unid3", "taming"), "what the checkpoint is")
 _flag("convert", "enum", "to", None, ("safetensors",), "a run back to published names")

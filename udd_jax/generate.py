@@ -22,6 +22,7 @@ from udd_jax.errors import UserError
 from udd_jax.evaluation.report import contact_sheet
 from udd_jax.runtime import logbook
 from udd_jax.steering import edits, lengths
+from udd_jax.steering import flags as steering_flags
 
 SHORT = {"text": "prompt", "image": "image"}  # short flags for `--given NAME=`
 SHEET = 64  # most samples on the sheet
@@ -38,6 +39,8 @@ def sample(workdir, flags, changes: dict | None = None) -> pathlib.Path:
     """
     asked, changes = _asked(flags), changes or {}
     pipe = pipeline.Pipeline.load(workdir)
+    if flags.dual_encoder:
+        pipe = pipe.with_dual_encoder(flags.dual_encoder)
     _check(flags, asked, pipe.vocab)
     out = _folder(flags.out or _home(workdir) / "generated")
     # A few samples take less time than compilation, and one block compiles faster than all of them.
@@ -50,7 +53,11 @@ def sample(workdir, flags, changes: dict | None = None) -> pathlib.Path:
     num = repeat = flags.num or 1
     options = {"seed": flags.seed, "batch_size": flags.batch_size, **changes}
     if flags.best_of > 1:
-        options["best_of"] = flags.best_of
+        options |= {"best_of": flags.best_of, "by": flags.by}
+    if flags.paint:
+        options["paint"] = steering_flags.painted(flags.paint, pipe.tokenizers["image"].image_size)
+    if flags.scorer:
+        options["scorers"] = steering_flags.scorers(pipe, flags.scorer, flags.weights)
     if flags.task in EDITS:
         ids = {n: _each(_read(pipe, n, rows), most) for n, rows in asked.items()}
     elif flags.task == "infill":
@@ -98,12 +105,13 @@ def sample(workdir, flags, changes: dict | None = None) -> pathlib.Path:
 def _typed(flags) -> dict:
     """The flags that change a sample, in addition to the given values and the settings."""
     names = ("negative_prompt", "mask", "weight", "extend", "share", "rounds", "length")
+    names += ("paint", "scorer", "dual_encoder", "weights")
     found = {name: getattr(flags, name) for name in names}
     found = {name: value for name, value in found.items() if value not in (None, [])}
     if flags.task == "infill":
         found["blank_tokens"] = flags.blank_tokens
     if flags.best_of > 1:
-        found["best_of"] = flags.best_of
+        found |= {"best_of": flags.best_of, "by": flags.by}
     if flags.task == "edit":  # one generator draws the masks of all samples of the call
         found["num"] = flags.num or 1
     return found | ({"mask": os.path.abspath(flags.mask)} if flags.mask else {})
@@ -214,6 +222,11 @@ def _check(flags, asked, vocab) -> None:
             [f"--{name}"] if getattr(flags, name) not in (None, []) and flags.task != task else []
         )
     unused += ["--best_of"] if flags.best_of != 1 and (edits or infill) else []
+    unused += ["--by"] if flags.by != "bound" and flags.best_of == 1 else []
+    unused += ["--weights"] if flags.weights and not flags.scorer else []
+    matches = any(typed.startswith("match=") for typed in flags.scorer) or flags.by == "match"
+    unused += ["--dual_encoder"] if flags.dual_encoder and not matches else []
+    unused += ["--paint"] if flags.paint and (edits or "text" not in rule.given) else []
     unused += ["--weight"] if flags.weight and (edits or infill or "text" not in rule.given) else []
     away = flags.negative_prompt and ("text" not in rule.given or edits)
     for name in unused + (["--negative_prompt"] if away else []):

@@ -30,16 +30,17 @@ import ml_collections
 import numpy as np
 
 from udd_jax import build, hub, values
+from udd_jax.convert import tensor_files
 from udd_jax.data import pixels
 from udd_jax.diffusion import tasks, transition
 from udd_jax.diffusion import vocab as vocabs
 from udd_jax.errors import UserError
-from udd_jax.networks import transformer
+from udd_jax.networks import matching, transformer
 from udd_jax.runtime import compiled, files, sharding, trees
 from udd_jax.sampling import prompts as branching
-from udd_jax.sampling import scorers as scoring
+from udd_jax.sampling import scorers as terms
 from udd_jax.sampling.settings import Settings
-from udd_jax.steering import candidates, edits, lengths, weighted
+from udd_jax.steering import candidates, edits, lengths, painted, scoring, weighted
 from udd_jax.tokenizers import codecs
 from udd_jax.values import Result
 
@@ -66,6 +67,7 @@ class Pipeline:
     params: dict
     mesh: jax.sharding.Mesh | None = None
     folder: pathlib.Path | None = None  # where it was loaded from
+    matcher: matching.Matcher | None = None  # the dual encoder of another run
 
     @classmethod
     def load(cls, directory=PACKAGED) -> "Pipeline":
@@ -394,8 +396,9 @@ class Pipeline:
 
         task: what was generated. by: "bound", the model's bound on log2 p in the other direction
         (of a caption given its generated image, of an image given its generated caption, of both
-        for a pair), with the same noise for all (arXiv 2212.12249; the bound is ours); or your own
-        function of {modality: ids int32[n, length]} -> float[n], larger is better.
+        for a pair), with the same noise for all (arXiv 2212.12249; the bound is ours); "match", the
+        dual encoder's score, far faster; or your own function of {modality: ids int32[n, length]}
+        -> float[n], larger is better.
 
         >>> images, captions = pipe.example(2)
         >>> pipe.rerank(images, captions[:1] * 2, num=2).order.shape
@@ -420,6 +423,45 @@ class Pipeline:
             if example.pixels is not None and example.captions:
                 found.append((example.pixels[0], example.captions[0]))
         return np.stack([image for image, _ in found[:count]]), [c for _, c in found[:count]]
+
+    @functools.cached_property
+    def dual_encoder(self) -> matching.Matcher:
+        """That of `with_dual_encoder`, or in the folder of the run. UserError if there is none."""
+        if self.matcher is not None:
+            return self.matcher
+        path = self.folder and self.folder / matching.FILE
+        if not path or not path.exists():
+            raise UserError(
+                "this run has no dual encoder: train one with its main job and "
+                "--config.dual_encoder.steps=1500, or take that of another run with the same "
+                "tokenizers (--dual_encoder=RUN, Pipeline.with_dual_encoder)"
+            )
+        return matching.load(path, self._hashes)
+
+    def with_dual_encoder(self, run) -> "Pipeline":
+        """A copy with the dual encoder of another run, a folder, with the same tokenizers.
+
+        FileNotFoundError or UserError, one line.
+        """
+        matcher = matching.load(pathlib.Path(run) / matching.FILE, self._hashes)
+        other = dataclasses.replace(self, matcher=matcher)
+        other.__dict__.update(_sample=self._sample, _bound=self._bound)
+        return other
+
+    @property
+    def _hashes(self) -> dict[str, str]:
+        return {name: tokenizer.hash for name, tokenizer in self.tokenizers.items()}
+
+    def scorer(self, name: str, value, **options):
+        """A built-in scorer F for `scorers=[(F, scale)]` (`steering.scoring`).
+
+        name: "match", the dual encoder's, or "clip", with a text; "like", "content" or "style",
+        with a picture. options: for "clip" `weights`, the folder with its files.
+
+        >>> callable(pipe.scorer("style", pipe.example(1)[0]))
+        True
+        """
+        return scoring.make(self, name, value, read=tensor_files.read, **options)
 
     @property
     def text_length(self) -> int:
@@ -496,6 +538,7 @@ class Pipeline:
         by="bound",
         guide=None,
         scorers=(),
+        paint=(),
         **settings,
     ) -> Iterator[Result]:
         """Checks the arguments, then generates and returns one batch of samples after the other.
@@ -521,6 +564,9 @@ class Pipeline:
             scorers: [(F, scale), ...], differentiable functions of the predicted tokens
                 (`sampling.scorers`), or functions whose value is added to log p. Each new function
                 needs a new compilation, but the arrays of a `jax.tree_util.Partial` do not.
+            paint: [(phrase, mask) or (phrase, mask, weight), ...]: words of the given text that
+                belong where the mask, as in `infill`, is white (`sampling.painting`). A phrase or
+                mask may be a list, one for each given text.
 
         Raises:
             ValueError: one line; a rule, setting or value does not fit the run.
@@ -532,6 +578,8 @@ class Pipeline:
         best_of = values.whole("best_of", best_of, 1)
         num = values.whole("num", num, 1) * best_of
         ways = candidates.directions(self, task) if best_of > 1 else ()
+        if best_of > 1:
+            candidates.check(self, by)
         given = {name: values.ids(self, name, rows) for name, rows in (given or {}).items()}
         asked = weighted.read(self, prompts, given, guide) if prompts is not None else None
         if asked is not None:
@@ -566,8 +614,11 @@ class Pipeline:
         elif settings.on("guidance"):
             any_free = np.stack([free[:, where].any(1) for where in self.vocab.slices])
             branches += int(any_free.sum(0).max())
+        paint = painted.read(self, paint, given, masks, count) if paint else None
+        if paint is not None and branches:
+            branches += 0 if paint.evident is None else 1 + len(paint.weight)
         keys = sample_keys(seed, count, first * best_of) if keys is None else keys
-        scorers = scoring.parse(scorers, self.vocab)
+        scorers = terms.parse(scorers, self.vocab)
 
         def part(rows, keys):
             away = None if against is None else against[rows]
@@ -587,6 +638,7 @@ class Pipeline:
                 still,
                 steer,
                 scorers,
+                *(() if paint is None else (painted.part(paint, rows),)),
             )
             return result.tokens, result.calls, jnp.swapaxes(result.states, 0, 1)
 

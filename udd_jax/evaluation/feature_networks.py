@@ -20,7 +20,7 @@ from udd_jax.networks import features, pretrained
 from udd_jax.tokenizers import text_tokenizer as texts
 
 NAMES = ("inception", "clip", "lpips")
-MERGES, CLASSES = "bpe_simple_vocab_16e6.txt.gz", 49408
+MERGES, CLASSES = pretrained.MERGES, pretrained.CLASSES
 RESIZE = "clean"
 
 

@@ -11,6 +11,7 @@ import math
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +33,7 @@ WEIGHTS = {
 }
 ENDINGS = (".safetensors", ".pth", ".pt")
 INCEPTION_SIZE = 299
+MERGES, CLASSES = "bpe_simple_vocab_16e6.txt.gz", 49408  # of CLIP's text encoder
 
 
 def load(module, state: Mapping[str, np.ndarray], *inputs) -> dict:
@@ -87,14 +89,22 @@ def inception(state: Mapping[str, np.ndarray], resize: str = "clean") -> Callabl
     return extract
 
 
-def clip(state: Mapping[str, np.ndarray]) -> tuple[Callable, Callable]:
-    """Both encoders of a CLIP with a vision transformer. The sizes come from the array shapes.
+class ClipParts(NamedTuple):
+    """The two networks of a CLIP with their variables; `size` is the side of its pictures."""
+
+    image: features.ClipImage
+    image_variables: dict
+    text: features.ClipText
+    text_variables: dict
+    size: int
+    context: int
+
+
+def clip_parts(state: Mapping[str, np.ndarray]) -> ClipParts:
+    """A CLIP with a vision transformer. The sizes come from the array shapes.
 
     Args:
       state: {name: array} with OpenAI's names, or those of the Hugging Face port.
-
-    Returns:
-      (uint8[B, H, W, 3] -> float32[B, D], int32[B, context] -> float32[B, D]), NumPy.
 
     Raises:
       ValueError: these are the weights of another network.
@@ -119,10 +129,20 @@ def clip(state: Mapping[str, np.ndarray]) -> tuple[Callable, Callable]:
     text = features.ClipText(vocabulary, text_width, layers[1], max(text_width // 64, 1), embedding)
     image_variables = load(image, state, jnp.zeros((1, size, size, 3)))
     text_variables = load(text, state, jnp.zeros((1, context), jnp.int32))
-    apply_image, apply_text = jax.jit(image.apply), jax.jit(text.apply)
+    return ClipParts(image, image_variables, text, text_variables, size, context)
+
+
+def clip(state: Mapping[str, np.ndarray]) -> tuple[Callable, Callable]:
+    """Both encoders of a CLIP (`clip_parts`), with its preprocessing.
+
+    Returns (uint8[B, H, W, 3] -> float32[B, D], int32[B, context] -> float32[B, D]), NumPy.
+    """
+    parts = clip_parts(state)
+    image, text = jax.jit(parts.image.apply), jax.jit(parts.text.apply)
+    pixels = lambda images: pixels_for_clip(images, parts.size)  # noqa: E731
     return (
-        lambda images: jax.device_get(apply_image(image_variables, pixels_for_clip(images, size))),
-        lambda ids: jax.device_get(apply_text(text_variables, jnp.asarray(ids, jnp.int32))),
+        lambda images: jax.device_get(image(parts.image_variables, pixels(images))),
+        lambda ids: jax.device_get(text(parts.text_variables, jnp.asarray(ids, jnp.int32))),
     )
 
 
@@ -201,9 +221,14 @@ def pixels_for_clip(images, size: int = 224) -> np.ndarray:
             for image in images
         ]
     )[:, top : top + size, left : left + size]
+    return normalise_for_clip(small.astype(np.float32) / 255)
+
+
+def normalise_for_clip(pixels):
+    """Pixels float[B, H, W, 3] in [0, 1], less CLIP's mean, divided by its standard deviation."""
     mean = np.array([0.48145466, 0.4578275, 0.40821073], np.float32).reshape(1, 1, 1, 3)
     deviation = np.array([0.26862954, 0.26130258, 0.27577711], np.float32).reshape(1, 1, 1, 3)
-    return (small.astype(np.float32) / 255 - mean) / deviation
+    return (pixels - mean) / deviation
 
 
 def find_weights(directory: str | os.PathLike, network: str) -> pathlib.Path:

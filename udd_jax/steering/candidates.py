@@ -1,4 +1,5 @@
-"""Candidates, ranked by the model's own bound in the other direction, or by a user's function."""
+"""Candidates, ranked by the model's own bound in the other direction, by the match of the dual
+encoder (`networks.matching`), or by a user's function."""
 
 from typing import NamedTuple
 
@@ -30,21 +31,30 @@ def directions(pipe, task: str) -> tuple[str, ...]:
     return tuple(f"{name}|{others(name)}" for name in rule.free)
 
 
+def check(pipe, by) -> None:
+    """UserError for another `by`, or for "match" without a dual encoder."""
+    if by == "match":
+        _ = pipe.dual_encoder
+    elif by != "bound" and not callable(by):
+        raise UserError(f"rerank: by = {by!r}, expected 'bound', 'match' or a function")
+
+
 def rank(pipe, tokens: dict, num: int, ways, by="bound", times=8, seed=0) -> Ranking:
     """Ranks rows of {modality: ids int32[n, length]}, `num` consecutive ones at a time.
 
-    ways: of `directions`. by, times, seed: as in `Pipeline.rerank`. UserError for another `by`.
+    ways: of `directions`. by, times, seed: as in `Pipeline.rerank`. Errors as in `check`.
     """
+    check(pipe, by)
     if by == "bound":
         parts = [
             pipe.score(tokens, task=task, times=times, seed=seed, common=True).sum(1)
             for task in ways
         ]
         scores = np.sum(parts, axis=0)
-    elif callable(by):
-        scores = np.asarray(by(tokens), np.float64)
+    elif by == "match":
+        scores = pipe.dual_encoder.match(tokens["image"], tokens["text"])
     else:
-        raise UserError(f"rerank: by = {by!r}, expected 'bound' or a function")
+        scores = np.asarray(by(tokens), np.float64)
     scores = scores.reshape(-1, num)
     return Ranking(np.argsort(-scores, axis=1, kind="stable"), scores)
 

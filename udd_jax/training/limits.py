@@ -33,7 +33,7 @@ NOT_BELOW_ZERO = (
     *("vq.model.num_res_blocks", "vq.model.beta", "vq.adversarial.learning_rate"),
     *("vq.adversarial.start", "vq.rebuild.learning_rate", "vq.restart.threshold"),
     *("vq.restart.factor", "evaluate.seed"),
-    *("evaluate.retrieval", "evaluate.round_trips", "evaluate.judged"),
+    *("evaluate.retrieval", "evaluate.round_trips", "evaluate.judged", "evaluate.steering"),
 )
 ABOVE_ZERO = ("vq.clip", "train.clip", "model.mlp_ratio")
 SHARES = (

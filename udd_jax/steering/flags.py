@@ -1,0 +1,34 @@
+"""Steering as it is typed on the command line: NAME=VALUE:NUMBER."""
+
+from udd_jax.data import pixels
+from udd_jax.errors import UserError
+
+
+def scaled(flag: str, typed: str, form: str) -> tuple[str, str, float]:
+    """NAME=VALUE or NAME=VALUE:NUMBER -> (name, value, number), 1 where there is none."""
+    name, equals, value = typed.partition("=")
+    value, _, number = value.rpartition(":") if ":" in value else (value, "", "1")
+    try:
+        scale = float(number)
+    except ValueError:
+        scale = None
+    if not (name.strip() and equals and value) or scale is None:
+        raise UserError(f"--{flag}={typed}, expected {form}")
+    return name.strip(), value, scale
+
+
+def painted(words: list[str], size: int) -> list[tuple]:
+    """`--paint`s -> [(phrase, mask, weight)] (`sampling.painting`)."""
+    form = "PHRASE=MASK or PHRASE=MASK:WEIGHT such as 'red circle=mask.png:1'"
+    found = [scaled("paint", text, form) for text in words]
+    return [(phrase, pixels.read_mask(path, size), weight) for phrase, path, weight in found]
+
+
+def scorers(pipe, words: list[str], weights) -> list[tuple]:
+    """`--scorer`s -> [(F, scale)] (`steering.scoring`)."""
+    form = "NAME=VALUE or NAME=VALUE:SCALE such as match=blue:1 or style=a.png:2"
+    found = [scaled("scorer", text, form) for text in words]
+    if weights and not any(name == "clip" for name, *_ in found):
+        raise UserError("--weights means nothing without --scorer=clip=: leave it out")
+    more = lambda name: {"weights": weights} if name == "clip" else {}  # noqa: E731
+    return [(pipe.scorer(name, value, **more(name)), scale) for name, value, scale in found]

@@ -1,0 +1,97 @@
+"""The built-in scorers by name: functions F for `sampling.scorers`, made from what a user types.
+
+    match     the dual encoder's match with a text          scale 1 is about Bayes' rule
+    clip      CLIP's cosine with a text, through the image tokenizer's decoder; files of the user
+    like      likeness to a picture: content and style      `sampling.scorers.likeness`
+    content   the same places look alike
+    style     the same codes, anywhere: Gram matrices
+
+To add one, add a maker to `MAKERS`.
+"""
+
+import functools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from udd_jax import values
+from udd_jax.errors import UserError
+from udd_jax.networks import pretrained
+from udd_jax.sampling import scorers
+from udd_jax.tokenizers import text_tokenizer, vqgan
+
+
+def make(pipe, name: str, value, **options):
+    """The scorer F of a name and its text or picture. UserError, one line.
+
+    options: for "clip", `weights`, the folder with its files, and `read`, which reads one.
+    """
+    if name not in MAKERS:
+        raise UserError(f"scorer {name!r} does not exist, expected one of {', '.join(MAKERS)}")
+    return MAKERS[name](pipe, value, **options)
+
+
+def match(pipe, text, read=None):
+    """`networks.matching.Matcher.scorer`."""
+    return pipe.dual_encoder.scorer(_one(values.ids(pipe, "text", text), "match"))
+
+
+def likeness(pipe, picture, content=0.0, style=0.0, read=None):
+    """Likeness to a picture, by the vectors of the image tokenizer's codes."""
+    codes = _one(values.ids(pipe, "image", picture), "a picture")[0]
+    return scorers.likeness(_vectors(pipe.tokenizers["image"]), codes, content, style)
+
+
+def clip(pipe, text, weights=None, read=None):
+    """CLIP's cosine of a text and the picture of the expected vectors."""
+    if not weights:
+        raise UserError(
+            f"the scorer clip needs its files: name their folder with --weights=, {CLIP}"
+        )
+    state = read(pretrained.find_weights(weights, "clip"))
+    parts = pretrained.clip_parts(state)
+    merges = pathlib.Path(weights) / pretrained.MERGES
+    if not merges.exists():
+        raise UserError(f"{weights} has no {pretrained.MERGES}: the scorer clip needs {CLIP}")
+    pieces = text_tokenizer.load(merges, pretrained.CLASSES).pieces(values.texts(text)[0])
+    target = parts.text.apply(
+        parts.text_variables, jnp.asarray(pretrained.clip_ids([pieces], parts.context))
+    )
+    tokenizer = pipe.tokenizers["image"]
+    seen = functools.partial(_clip, tokenizer.module, parts.image, parts.size)
+    arrays = tokenizer.params, _vectors(tokenizer), parts.image_variables, scorers.unit(target)
+    return jax.tree_util.Partial(seen, *jax.tree.map(jnp.asarray, arrays))
+
+
+CLIP = f"{pretrained.WEIGHTS['clip'][0]}.pt and {pretrained.MERGES}"
+
+
+def _clip(decoder, network, size, params, vectors, variables, target, tokens, x, t):
+    mean = (tokens[0] @ vectors).reshape(len(t), *decoder.grid, -1)
+    images = decoder.apply({"params": params}, mean, method="decode")  # [B, S, S, 3]
+    images = jnp.clip(images, -1, 1)  # as the picture is that one sees
+    images = jax.image.resize(images, (len(t), size, size, 3), "bicubic")
+    pixels = pretrained.normalise_for_clip((images + 1) / 2)
+    return (scorers.unit(network.apply(variables, pixels)) * target).sum(-1)
+
+
+def _vectors(tokenizer) -> np.ndarray:
+    """The vector of each code, float32[K, d]."""
+    return np.asarray(vqgan.rows(tokenizer.params))[tokenizer.used_to_full]
+
+
+def _one(rows: np.ndarray, what: str) -> np.ndarray:
+    if len(rows) != 1:
+        raise UserError(f"scorer: {len(rows)} values for {what}, expected one for all samples")
+    return rows
+
+
+MAKERS = {
+    "match": match,
+    "clip": clip,
+    "like": functools.partial(likeness, content=1.0, style=1.0),
+    "content": functools.partial(likeness, content=1.0),
+    "style": functools.partial(likeness, style=1.0),
+}
