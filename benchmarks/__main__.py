@@ -7,7 +7,7 @@ generations from `--run`), start (compilation, memory), data (the input pipeline
 the diffusion adds to the network). README.md beside this says how to read the table, and what was
 found. More commands (`python -m benchmarks card --help`): `contest` trains the ways of the
 literature side by side, `card` measures what wants a GPU, `table` prints what `card` found, `calls`
-draws quality against network calls.
+draws quality against network calls, `steering` measures what steering does.
 
 ms: by the clock, the median of the rounds; spread: between their quartiles, of the median;
 products: as a ratio to a large matrix product of the same round, by the clock and by the
@@ -28,13 +28,14 @@ from benchmarks import (
     devices,
     generating,
     sizes,
+    steering,
     tables,
     timing,
     training,
 )
 from udd_jax import main as command_line
 
-COMMANDS = {"contest": contest, "card": card, "table": tables, "calls": calls}
+COMMANDS = {"contest": contest, "card": card, "table": tables, "calls": calls, "steering": steering}
 GROUPS = ("train", "reverse", "pairs", "start", "data", "arithmetic")
 
 

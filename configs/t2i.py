@@ -48,7 +48,7 @@ def smoke(c):
     )
     c.sample.update({"sampler": "ancestral", "steps": 5, "temperature": 1.0, "top_r": 1.0})
     c.evaluate.update({"samples": 16, "batch_size": 16, "bound_samples": 16, "bound_times": 2})
-    c.evaluate.aims = False
+    c.evaluate.update({"aims": False, "steering": 0})
 
 
 def emoji(c):

@@ -11,7 +11,7 @@ and the report measure it.
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -37,6 +37,38 @@ class Sense:
     render: Callable[..., np.ndarray]
     read: Callable[[np.ndarray], list]
     told: Callable[[Any], Any]
+
+
+class Edit(NamedTuple):
+    """A new caption for the picture of a scene, and of a read scene whether the rest is kept."""
+
+    caption: str
+    kept: Callable[[Any], bool]
+
+
+class Painting(NamedTuple):
+    """A caption that leaves places open, (phrase, mask bool[S, S]) for each object, and of a read
+    scene whether all are where they were painted."""
+
+    caption: str
+    painted: tuple[tuple[str, np.ndarray], ...]
+    placed: Callable[[Any], bool]
+
+
+@dataclasses.dataclass(frozen=True)
+class Steering:
+    """What the suite "full" asks of steering (`evaluation/suites/steering.py`).
+
+    edit: (scene, number, rng) -> Edit. paint: (phrases, rng) -> Painting. word, has_word: a word,
+    and whether a scene fits it. reference: rng -> (a picture uint8[S, S, 3], whether a scene has
+    its look).
+    """
+
+    edit: Callable[..., Edit]
+    paint: Callable[..., Painting]
+    word: str
+    has_word: Callable[[Any], bool]
+    reference: Callable[..., tuple]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -69,6 +101,7 @@ class World:
         `evaluate.aims` of the config is on.
     senses: {modality: Sense} besides image and text. A source renders those in its `senses`.
     fitting: (image=scene, text=meaning, and by name what senses read) -> the scenes that fit all.
+    steering: a Steering, or None.
     """
 
     name: str
@@ -93,6 +126,7 @@ class World:
     floors: Mapping[str, float] = dataclasses.field(default_factory=dict)
     senses: Mapping[str, Sense] = dataclasses.field(default_factory=dict)
     fitting: Callable[..., Any] | None = None
+    steering: Steering | None = None
 
     def agrees(self, scene, meaning) -> bool:
         """Whether the caption is true of the scene."""

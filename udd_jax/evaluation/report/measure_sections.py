@@ -57,6 +57,11 @@ PARTS = {  # part of result["full"]: (heading, a sentence that explains it)
         "Human judges",
         "Is a picture real or generated? Who is right half of the time cannot tell.",
     ),
+    "steering": (
+        "Steering",
+        "Pictures that are changed by another caption, that put words where they were painted, "
+        "that follow a word or a picture without any prompt, or that are the best of some.",
+    ),
     "speed": (
         "Speed",
         "One batch of pairs: the first call of a process that has compiled nothing, and the next.",
@@ -222,4 +227,23 @@ def _recognised(folder) -> str:
     return page.tag("h3", heading) + page.tag("div", "".join(figures), "row")
 
 
-FIGURES = {"round_trips": _trips, "memory": _neighbours, "recognition": _recognised}
+def _steering(folder) -> str:
+    """A row of pictures for each scale, the painted masks beside the results, and the edits."""
+    kept, content, of = _load(folder / "steering.npz") or {}, "", None
+    for name, images in kept.items():
+        part, row = name.split("/")
+        content += page.tag("h3", page.escape(part)) if part != of else ""
+        of = part
+        pictures = page.figure(
+            [page.picture(image) for image in images], page.escape(row), "double"
+        )
+        content += page.tag("div", pictures, "row")
+    return content
+
+
+FIGURES = {
+    "round_trips": _trips,
+    "memory": _neighbours,
+    "recognition": _recognised,
+    "steering": _steering,
+}

@@ -11,6 +11,7 @@
     reconstruction  of the image tokenizer: SSIM, LPIPS, Frechet distance
     recognition     names of pictures, read by a classifier of real ones (recognition.py)
     judges          the answers of human judges (judges.py)
+    steering        edits, painted words, scorers, the best of some (steering.py)
     speed           samples a second, cold and warm; network calls; peak memory
 
 `measure` returns a tree of these. Its leaves are numbers, dicts of an `intervals.Estimate`, or
@@ -43,7 +44,7 @@ from udd_jax.evaluation import (
     samples,
 )
 from udd_jax.evaluation.metrics import agreement, alignment, captions, intervals, java, memory
-from udd_jax.evaluation.suites import judges
+from udd_jax.evaluation.suites import judges, steering
 from udd_jax.runtime import provenance
 
 JUDGES = "judges"  # a folder of the run
@@ -70,6 +71,7 @@ def measure(pipe, workdir, items, drawn, files, nets, timed) -> dict:
         "reconstruction": lambda: image_sets.reconstructed(pipe, items, workdir, nets),
         "recognition": lambda: recognition.measure(pipe, items, drawn, workdir, folder),
         "judges": lambda: judged(items, drawn["t2i"], workdir / JUDGES, options),
+        "steering": lambda: steering.measure(pipe, items, folder, options),
         "speed": lambda: speed(pipe, drawn, options),
     }
     for name, part in parts.items():
@@ -277,7 +279,8 @@ def round_trips(pipe, items, drawn, folder) -> dict:
         [captions.tokenize(text) or NOTHING for text in texts]
         for texts in (items.captions[:count], back["i2t"].captions)
     ]
-    other = tokenized[0][1:] + tokenized[0][:1]
+    same = [[text] for text in tokenized[0]]
+    other = same[1:] + same[:1]
     report = {
         "image to text to image": {
             "codes kept": intervals.bootstrap((first == last).mean(1)),
@@ -287,8 +290,8 @@ def round_trips(pipe, items, drawn, folder) -> dict:
             "the same caption": intervals.bootstrap(
                 [a == b for a, b in zip(*tokenized, strict=True)]
             ),
-            "ROUGE-L": intervals.bootstrap(captions.rouge_l(tokenized[1], _one(tokenized[0]))),
-            "ROUGE-L by chance": intervals.bootstrap(captions.rouge_l(tokenized[1], _one(other))),
+            "ROUGE-L": intervals.bootstrap(captions.rouge_l(tokenized[1], same)),
+            "ROUGE-L by chance": intervals.bootstrap(captions.rouge_l(tokenized[1], other)),
         },
     }
     if items.world:
@@ -304,10 +307,6 @@ def round_trips(pipe, items, drawn, folder) -> dict:
     some |= {"texts": items.captions[few], "back_texts": back["i2t"].captions[few]}
     samples.write(folder / "round_trips.npz", some)
     return {"count": count, **report}
-
-
-def _one(texts):
-    return [[text] for text in texts]
 
 
 # ---- Memory -------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ A scene is one object (probability .2) or two (.8) on a 2 x 2 grid of cells, num
     drawing.py    images of 32 x 32 pixels: drawing and reading them
     sounds.py     a sound of each scene: playing and reading it
     layouts.py    a map of categories of each scene, and its reading
+    steered.py    edits, painted words and more to steer to
     laws.py       the distributions of the properties of samples
 """
 
@@ -19,7 +20,7 @@ import itertools
 import numpy as np
 
 from udd_jax.data.sources import worlds
-from udd_jax.data.sources.shapes import drawing, grammar, laws, layouts, scenes, sounds
+from udd_jax.data.sources.shapes import drawing, grammar, laws, layouts, scenes, sounds, steered
 from udd_jax.data.sources.shapes.scenes import Scene
 
 
@@ -77,6 +78,7 @@ WORLD = worlds.World(
         "layout": worlds.Sense(layouts.render, layouts.read, layouts.told),
     },
     fitting=lambda **readings: fitting(**readings),
+    steering=steered.STEERING,
 )
 
 # `source(split, size, seed=0, captions_per_image=1)`: records of this world.

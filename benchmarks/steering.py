@@ -1,0 +1,130 @@
+"""What steering does: edits, painted words, scorers, the best of some, the dual encoder.
+
+    python -m benchmarks steering --run=RUN [--only=edits,painted,scorers,best_of,match]
+                                  [--count=64] [--seed=100] [--items_seed=100] [--out=FILE]
+                                  [--dual_encoder=RUN] [--plot=FILE.png] [--set=NAME=VALUE ...]
+
+The measures are those of the suite `full` (udd_jax/evaluation/suites/steering.py), with more items.
+--items_seed: of the data of the edits; 0 has the items on which their default share was chosen, any
+other fresh ones. --set: settings of the sampler, or an option of a part such as share=.4 of edits.
+--plot: the shares of the scorers against their scales.
+"""
+
+import argparse
+import ast
+import json
+import time
+
+from udd_jax import pipeline
+from udd_jax.errors import UserError
+from udd_jax.evaluation import held_out
+from udd_jax.evaluation.suites import full
+from udd_jax.evaluation.suites import steering as suite
+
+PARTS = {
+    "edits": lambda pipe, items, o, more: suite.edits(
+        pipe, items.world, o.count, o.seed, o.items_seed, **more
+    ),
+    "painted": lambda pipe, items, o, more: suite.painted(
+        pipe, items.world, o.count, o.seed, **more
+    ),
+    "scorers": lambda pipe, items, o, more: suite.scored(
+        pipe, items.world, o.count, o.seed, **more
+    ),
+    "best_of": lambda pipe, items, o, more: suite.best_of(pipe, items, o.count, o.seed, **more),
+    "match": lambda pipe, items, o, more: suite.match(pipe, items),
+}
+
+
+def parse(arguments):
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks steering",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    names = lambda text: text.split(",")  # noqa: E731
+    parser.add_argument("--run", default="udd_jax/assets/shapes", help="a finished run")
+    parser.add_argument("--only", type=names, default=list(PARTS), help=", ".join(PARTS))
+    parser.add_argument("--count", type=int, default=64, help="samples or items of each part")
+    parser.add_argument("--seed", type=int, default=100)
+    parser.add_argument("--items_seed", type=int, default=100)
+    parser.add_argument("--dual_encoder", default="", help="a run whose dual encoder is used")
+    parser.add_argument("--set", action="append", default=[], help="NAME=VALUE")
+    parser.add_argument("--plot", default="", help="file for a plot of the scorers")
+    parser.add_argument("--out", default="", help="file for the JSON")
+    options = parser.parse_args(arguments)
+    for name in options.only:
+        if name not in PARTS:
+            parser.error(f"--only = {name!r}, expected some of {', '.join(PARTS)}")
+    return options
+
+
+def value(text: str):
+    """A Python literal, or else the text itself."""
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return text
+
+
+def leaves(tree: dict, path: str = ""):
+    """(name, number, standard error or None, reason or None) of every leaf of a part."""
+    for name, leaf in tree.items():
+        name = f"{path}: {name}" if path else name
+        if isinstance(leaf, dict) and "value" in leaf:
+            yield name, leaf["value"], leaf["standard_error"], None
+        elif isinstance(leaf, dict) and "unmeasured" in leaf:
+            yield name, None, None, leaf["unmeasured"]
+        elif isinstance(leaf, dict):
+            yield from leaves(leaf, name)
+        else:
+            yield name, leaf, None, None
+
+
+def plot(found: dict, path) -> None:
+    """Shares against scales, one panel for each scorer."""
+    from matplotlib import pyplot
+
+    kinds = list(suite.SCALES)
+    figure, panels = pyplot.subplots(1, len(kinds), figsize=(7, 2.6), sharey=True)
+    for panel, kind in zip(panels, kinds, strict=True):
+        parts = [item for item in found.items() if item[0].startswith(f"{kind}, scale ")]
+        rows = [(float(name.split()[-1]), part) for name, part in parts]
+        for what in ("right", "readable"):
+            panel.plot([x for x, _ in rows], [y[what]["value"] for _, y in rows], "o-", label=what)
+        panel.set_xscale("symlog", linthresh=0.5)
+        panel.set_title(f"scorer {kind}", fontsize=9)
+        panel.set_xlabel("scale", fontsize=9)
+        panel.set_ylim(0, 1.03)
+    panels[0].set_ylabel("share", fontsize=9)
+    panels[0].legend(fontsize=8, loc="lower right")
+    figure.tight_layout()
+    figure.savefig(path, dpi=80)
+
+
+def main(arguments) -> int:
+    options = parse(arguments)
+    pipe = pipeline.Pipeline.load(options.run)
+    if options.dual_encoder:
+        pipe = pipe.with_dual_encoder(options.dual_encoder)
+    more = {name: value(text) for name, _, text in (s.partition("=") for s in options.set)}
+    items, found = held_out.read(pipe, options.count), {}
+    for name in options.only:
+        start = time.perf_counter()
+        print(f"\n{name}", flush=True)
+        try:
+            found[name] = full.plain(PARTS[name](pipe, items, options, more)[0])
+        except UserError as error:
+            found[name] = {"unmeasured": str(error)}
+        print(f"  {time.perf_counter() - start:.0f} s", flush=True)
+        for label, number, error, reason in leaves({name: found[name]}):
+            shown = f"{number:.3f}" if isinstance(number, float) else number
+            print(
+                f"  {label:60} {reason or shown}{f' +- {error:.3f}' if error else ''}", flush=True
+            )
+    if options.plot and "scorers" in found:
+        plot(found["scorers"], options.plot)
+    if options.out:
+        with open(options.out, "w", encoding="utf-8") as file:
+            json.dump({"count": options.count, "seed": options.seed, **found}, file, indent=1)
+    return 0

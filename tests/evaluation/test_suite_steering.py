@@ -1,0 +1,114 @@
+"""The suite of steering: its cases against the world, and all of it on a run that is untrained."""
+
+import gzip
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.evaluation import test_suite_full
+from udd_jax import pipeline
+from udd_jax.data.sources import shapes, worlds
+from udd_jax.evaluation import feature_networks, held_out
+from udd_jax.evaluation.report import measure_sections
+from udd_jax.evaluation.suites import full, steering
+from udd_jax.networks import dual_encoder, matching, pretrained
+from udd_jax.runtime import trees
+
+WORLD = shapes.WORLD
+
+
+def scenes(count):
+    return [record.extra["scene"] for record in worlds.Source(WORLD, "test", count, 3)]
+
+
+def test_an_edit_changes_one_attribute_and_knows_what_it_keeps():
+    """Of all scenes with the caption of the edit, exactly the one that keeps the rest is right."""
+    rng = np.random.default_rng(0)
+    for number, scene in enumerate(scenes(12)):
+        case = WORLD.steering.edit(scene, number, rng)
+        meaning = WORLD.parse_caption(case.caption)
+        assert not WORLD.agrees(scene, meaning) and case.kept(scene)
+        both = [s for s in shapes.fitting(text=meaning) if case.kept(s)]
+        assert len(both) == 1 and both[0].place == scene.place
+
+
+def test_a_painting_leaves_the_place_open_and_knows_where_it_belongs():
+    rng = np.random.default_rng(0)
+    for phrases in (1, 2):
+        for _ in range(8):
+            case = WORLD.steering.paint(phrases, rng)
+            fitting = shapes.fitting(text=WORLD.parse_caption(case.caption))
+            placed = [scene for scene in fitting if case.placed(scene)]
+            assert len(fitting) > 1 and len(placed) == 1 and len(case.painted) == phrases
+            for (words, mask), thing in zip(
+                sorted(case.painted, key=lambda p: p[1].argmax()), placed[0].objects, strict=True
+            ):
+                assert words in case.caption and tuple(words.split()) == thing.kind
+                row, column = shapes.scenes.CELLS[thing.cell]
+                assert mask.sum() == 256 and mask[row * 16, column * 16]
+
+
+def test_a_reference_is_of_one_colour():
+    picture, fits = WORLD.steering.reference(np.random.default_rng(1))
+    (scene,) = WORLD.read_images(picture[None])
+    assert fits(scene) and not fits(scenes(40)[[len(s.objects) for s in scenes(40)].index(2)])
+
+
+@pytest.fixture(scope="module")
+def pipe(tiny_run):
+    found = pipeline.Pipeline.load(tiny_run)
+    vocab, hashes = found.vocab, {n: t.hash for n, t in found.tokenizers.items()}
+    steps, pad = found.kernel.steps, found.tokenizers["text"].pad_id
+    model = dual_encoder.DualEncoder(vocab, steps, pad, width=8, layers=1, heads=2)
+    params = jax.device_get(jax.jit(lambda: dual_encoder.init(model, jax.random.key(0)))())
+    return pipeline.dataclasses.replace(found, matcher=matching.Matcher(model, params, hashes))
+
+
+def test_the_match_ranks_candidates_and_is_measured_both_ways(pipe):
+    items = held_out.read(pipe, 12)
+    ranking = pipe.rerank(items.codes, items.ids, num=4, by="match")
+    scores = pipe.dual_encoder.match(items.codes, items.ids).reshape(3, 4)
+    np.testing.assert_allclose(ranking.scores, scores)
+    np.testing.assert_array_equal(ranking.order, (-scores).argsort(axis=1))
+    found, _ = steering.match(pipe, items, among=3)
+    table, equal = pipe.dual_encoder.table(items.codes, items.ids), steering.equals(items)
+    assert equal.diagonal().all()
+    lower = found["another caption matches less"]
+    assert 0 <= lower.value <= 1 and lower.count <= 12
+    hits = steering.likelihood.recall_among(table.T, 3, equal.T)
+    assert found["image of a caption, among 3"].value == pytest.approx(hits.mean())
+
+
+@pytest.mark.slow
+def test_every_part_is_measured_and_shown(pipe, tmp_path):
+    items = held_out.read(pipe, 24)
+    options = pipe.config.evaluate.copy_and_resolve_references()
+    assert steering.measure(pipe, items, tmp_path, options) == {
+        "all": steering.intervals.Unmeasured("evaluate.steering = 0")
+    }
+    options.steering = 4
+    result = {"steering": full.plain(steering.measure(pipe, items, tmp_path, options))}
+    assert not full.unmeasured(result)
+    page = "".join(measure_sections.show(tmp_path, {"full": result}))
+    for words in ("2 painted: masks", "match, scale 2", "before", "best by match", "among 20"):
+        assert words in page
+
+
+def test_the_scorer_clip_is_the_cosine_of_the_users_network(pipe, tmp_path):
+    """Through the decoder, at corners of the simplex; its pictures have the size of the run's."""
+    with pytest.raises(ValueError, match=r"name their folder with --weights=, ViT-B-32.pt and bpe"):
+        pipe.scorer("clip", "a red circle")
+    trees.save_tree(tmp_path / "ViT-B-32.safetensors", test_suite_full.clip_state())
+    merges = "".join(f"{chr(97 + i % 8)}{i} x\n" for i in range(pretrained.CLASSES - 514))
+    content = gzip.compress(f"#version: 0.2\n{merges}".encode())
+    (tmp_path / pretrained.MERGES).write_bytes(content)
+    score = pipe.scorer("clip", "a red circle", weights=str(tmp_path))
+    codes = held_out.read(pipe, 3).codes
+    tokenizer, clip = pipe.tokenizers["image"], feature_networks.load(str(tmp_path))["clip"]
+    corners = jax.nn.one_hot(codes, tokenizer.codes), None
+    found = jax.jit(score)(corners, jnp.zeros(3), jnp.zeros(3, int))
+    images, text = clip.images(tokenizer.decode(codes)), clip.texts(["a red circle"])
+    lengths = np.linalg.norm(images, axis=1) * np.linalg.norm(text)
+    np.testing.assert_allclose(found, (images @ text[0]) / lengths, atol=2e-3)

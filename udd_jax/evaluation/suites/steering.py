@@ -1,0 +1,201 @@
+"""Steering, measured in an embedded world that knows what is right (`worlds.Steering`).
+
+    edits        pictures of held-out scenes follow a caption with one attribute changed, and keep
+                 the rest
+    painted      objects land where their phrases were painted, by the weight
+    scorers      images without a prompt follow a word ("match") and a reference picture ("style"),
+                 by the scale
+    best_of      agreement of the first and of the best of some, by the bound and by the dual
+                 encoder, with the seconds that each costs
+    match        R-precision among 20, both ways, and how often the caption of another item matches
+                 less
+
+`python -m benchmarks steering` takes more items and other seeds. Each part returns a tree for the
+report, and the rows of its sheet, {name: uint8[n, S, S, 3]}.
+"""
+
+import functools
+import time
+
+import jax.numpy as jnp
+import numpy as np
+
+from udd_jax.data.sources import worlds
+from udd_jax.errors import UserError
+from udd_jax.evaluation import samples
+from udd_jax.evaluation.metrics import agreement, intervals, likelihood
+from udd_jax.steering import candidates
+
+FILE = "steering.npz"  # in the folder of the samples
+SHOWN = 8  # pictures in a row of a sheet
+WEIGHTS = (0.0, 0.5, 1.0, 2.0)  # of painted words
+SCALES = {"match": (0.0, 0.5, 1.0, 2.0), "style": (0.0, 4.0, 16.0, 64.0)}
+AMONG, BEST = 20, 8
+
+
+def measure(pipe, items, folder, options) -> dict:
+    """All parts; the sheets go to `folder`. options: `evaluate` of the config: seed, and steering,
+    the samples of each part (32 in a run that does not say; 0 measures nothing)."""
+    count, seed = options.get("steering", 32), options.seed
+    steering = getattr(items.world, "steering", None)
+    if not count or steering is None:
+        why = "what is right is known in an embedded world only"
+        return {"all": intervals.Unmeasured(why if count else "evaluate.steering = 0")}
+    parts = {
+        "edits": functools.partial(edits, pipe, items.world, count, seed),
+        "painted": functools.partial(painted, pipe, items.world, count, seed),
+        "scorers": functools.partial(scored, pipe, items.world, count, seed),
+        "best of some": functools.partial(best_of, pipe, items, count, seed),
+        "match": functools.partial(match, pipe, items),
+    }
+    found, shown = {}, {}
+    for name, part in parts.items():
+        try:
+            found[name], shown[name] = part()
+        except UserError as error:  # the run cannot do it
+            found[name] = intervals.Unmeasured(str(error))
+    sheets = {f"{part}/{row}": kept for part, rows in shown.items() for row, kept in rows.items()}
+    samples.write(folder / FILE, sheets)
+    return found
+
+
+def edits(pipe, world, count: int, seed: int, items_seed: int = 0, **options):
+    """Edits of fresh pictures of the split "test" with this seed of the data."""
+    records, rng = (
+        list(worlds.Source(world, "test", count, items_seed)),
+        np.random.default_rng(seed),
+    )
+    cases = [world.steering.edit(r.extra["scene"], i, rng) for i, r in enumerate(records)]
+    images = np.stack([record.image for record in records])
+    captions = [case.caption for case in cases]
+    made = pipe.edit(images, captions, seed=seed, **options).images
+    read = world.read_images(made)
+    follows = agreement.agreed(world, made, captions)
+    keeps = np.array([s is not None and c.kept(s) for s, c in zip(read, cases, strict=True)])
+    found = {"follows the caption": intervals.bootstrap(follows)}
+    found["keeps the rest"] = intervals.bootstrap(keeps)
+    return found, {"before": images[:SHOWN], "after": made[:SHOWN]}
+
+
+def painted(pipe, world, count: int, seed: int, weights=WEIGHTS, **options):
+    """The share of images whose objects are all where they were painted, and that agree."""
+    found, shown = {}, {}
+    for phrases in (1, 2):
+        rng = np.random.default_rng(seed)
+        cases = [world.steering.paint(phrases, rng) for _ in range(count)]
+        captions, name = [case.caption for case in cases], f"{phrases} painted"
+        by_phrase = [list(zip(*(c.painted[i] for c in cases), strict=True)) for i in range(phrases)]
+        for weight in weights:
+            paint = [(words, np.stack(masks), weight) for words, masks in by_phrase]
+            made = pipe.text_to_image(captions, paint=paint, seed=seed, **options).images
+            read = world.read_images(made)
+            right = [s is not None and c.placed(s) for s, c in zip(read, cases, strict=True)]
+            agrees = agreement.agreed(world, made, captions)
+            found[f"{name}, weight {weight:g}"] = {
+                "placed as painted": intervals.bootstrap(np.array(right)),
+                "agrees with the caption": intervals.bootstrap(agrees),
+            }
+            shown[f"{name}, weight {weight:g}"] = made[:SHOWN]
+        masks = sum((i + 1) * np.stack(masks[:SHOWN]) for i, (_, masks) in enumerate(by_phrase))
+        shades = (masks * (255 // phrases)).astype(np.uint8)
+        shown[f"{name}: masks"] = np.repeat(shades[..., None], 3, axis=3)
+    return found, shown
+
+
+def scored(pipe, world, count: int, seed: int, scales=None, **options):
+    """Images without a prompt, steered by a word, by a picture, and by both."""
+    scales, steering, found, shown = scales or SCALES, world.steering, {}, {}
+    picture, has_look = steering.reference(np.random.default_rng(seed))
+    ways = {"style": (picture, has_look), "match": (steering.word, steering.has_word)}
+
+    def draw(name, asked, right):
+        scorers = [(pipe.scorer(kind, ways[kind][0]), scale) for kind, scale in asked]
+        made = pipe.images(count, seed=seed, scorers=scorers, **options).images
+        read = world.read_images(made)
+        found[name] = {
+            "right": intervals.bootstrap(np.array([s is not None and right(s) for s in read])),
+            "readable": intervals.bootstrap(np.array([s is not None for s in read])),
+        }
+        shown[name] = made[:SHOWN]
+
+    lacking = None
+    try:
+        pipe.scorer("match", steering.word)
+    except UserError as error:
+        lacking = str(error)
+    for kind, right in (("style", has_look), ("match", steering.has_word)):
+        if kind == "match" and lacking:
+            found["match"] = intervals.Unmeasured(lacking)
+            continue
+        for scale in scales[kind]:
+            draw(f"{kind}, scale {scale:g}", [(kind, scale)], right)
+    if not lacking:
+        both = [(kind, scales[kind][-1]) for kind in ("style", "match")]
+        either = f"both, scales {' and '.join(f'{scale:g}' for _, scale in both)}"
+        draw(either, both, steering.has_word)
+    shown["reference"] = picture[None]
+    return found, shown
+
+
+def best_of(pipe, items, count: int, seed: int, num: int = BEST, tasks=("pair", "i2t"), **options):
+    """Agreement of the first of `num` candidates and of the best of them, by each way to rank."""
+    found = {}
+    for task in tasks:
+        rows = np.arange(min(count, len(items)))
+        given = {"image": items.codes[rows]} if task == "i2t" else {}
+        asked = {"given": given, "num": num, "seed": seed, **options}
+        start = time.perf_counter()
+        made = pipe.generate(task, None if given else len(rows), **asked)
+        drawn = time.perf_counter() - start
+        ids = {k: np.asarray(v) for k, v in pipe.vocab.split(jnp.asarray(made.tokens)).items()}
+        images = np.repeat(items.images[rows], num, axis=0) if given else made.images
+        right = agreement.agreed(items.world, images, made.captions).reshape(-1, num)
+        found[f"{task}, the first"] = {
+            "agrees": intervals.bootstrap(right[:, 0]),
+            "seconds": drawn / num,
+        }
+        ways = candidates.directions(pipe, task)
+        for by in ("bound", "match"):
+            start = time.perf_counter()
+            try:
+                order = candidates.rank(pipe, ids, num, ways, by).order[:, 0]
+            except UserError as error:
+                found[f"{task}, the best by {by}"] = intervals.Unmeasured(str(error))
+                continue
+            best = right[np.arange(len(right)), order]
+            found[f"{task}, the best by {by}"] = {
+                "agrees": intervals.bootstrap(best),
+                "seconds": drawn + time.perf_counter() - start,
+            }
+    return found | {"candidates": num}, {}
+
+
+def match(pipe, items, among: int = AMONG, seed: int = 0):
+    """R-precision of the dual encoder on clean tokens, and the caption of another item."""
+    table = pipe.dual_encoder.table(items.codes, items.ids)
+    equal = equals(items)
+    found = {}
+    for way, scores, same in (
+        ("caption of an image", table, equal),
+        ("image of a caption", table.T, equal.T),
+    ):
+        hits = likelihood.recall_among(scores, among, same)
+        found[f"{way}, among {among}"] = intervals.bootstrap(hits)
+    own, others = np.diag(table), np.random.default_rng(seed).permutation(len(table))
+    others = others[(np.argsort(others) + 1) % len(others)]  # a cycle: nobody has their own
+    lower = [table[i, j] < own[i] for i, j in enumerate(others) if not equal[i, j]]
+    found["another caption matches less"] = intervals.bootstrap(np.array(lower))
+    found["match"] = intervals.bootstrap(own)
+    made = pipe.dual_encoder.vlms(items.codes, items.codes, items.ids)
+    found["VLMS (ours) of the true images"] = intervals.bootstrap(made)
+    return found, {}
+
+
+def equals(items) -> np.ndarray:
+    """bool[n, n]: whether the caption of item j is also right for the image of item i."""
+    if items.world is None:
+        number = np.unique(items.captions, return_inverse=True)[1]
+        return number[:, None] == number[None]
+    meanings = [items.world.parse_caption(text) for text in items.captions]
+    agrees = [[items.world.agrees(scene, m) for m in meanings] for scene in items.scenes]
+    return np.array(agrees)
