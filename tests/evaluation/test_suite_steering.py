@@ -111,4 +111,4 @@ def test_the_scorer_clip_is_the_cosine_of_the_users_network(pipe, tmp_path):
     found = jax.jit(score)(corners, jnp.zeros(3), jnp.zeros(3, int))
     images, text = clip.images(tokenizer.decode(codes)), clip.texts(["a red circle"])
     lengths = np.linalg.norm(images, axis=1) * np.linalg.norm(text)
-    np.testing.assert_allclose(found, (images @ text[0]) / lengths, atol=2e-3)
+    np.testing.assert_allclose(found, (images @ text[0]) / lengths, atol=5e-3)
