@@ -13,7 +13,7 @@ from tests.helpers import quick
 from udd_jax.runtime import files
 
 FINE = {"ms": 2.0}
-SHARES = {"numerics": 1, "train": 1, "sampling": 1, "data": 1}
+SHARES = {"numerics": 8, "train": 2, "sampling": 5, "data": 5}
 
 
 def begin(part, asked):
@@ -42,7 +42,7 @@ def test_what_fails_is_recorded_the_others_go_on_and_good_rows_are_kept(tmp_path
     monkeypatch.setattr(card_parts, "begin", begin)
     monkeypatch.setattr(card, "LEAST", 0.01)
     asked = card_parts.Asked("toy", tmp_path, "")
-    report = card.run(tmp_path, 0.03, SHARES, asked)
+    report = card.run(tmp_path, 0.3, SHARES, asked)
     assert report == files.read_json(tmp_path / card.FILE)
     parts = report["parts"]
     assert parts["numerics"]["good"].pop("took") >= 0 and parts["numerics"]["good"] == FINE
@@ -54,7 +54,7 @@ def test_what_fails_is_recorded_the_others_go_on_and_good_rows_are_kept(tmp_path
 
     (tmp_path / "mended").write_text("")
     before = (tmp_path / "good").read_text()
-    again = card.run(tmp_path, 0.03, {"numerics": 1}, asked)["parts"]
+    again = card.run(tmp_path, 0.3, {"numerics": 1}, asked)["parts"]
     assert again["numerics"]["bad"]["ms"] == 2.0 and (tmp_path / "good").read_text() == before
     assert again["sampling"] == parts["sampling"]  # what was not asked for stays
     with pytest.raises(SystemExit, match="choose another --out"):
