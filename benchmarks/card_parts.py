@@ -255,7 +255,8 @@ def sampling(asked: Asked) -> dict:
         config = scale.config()
         model = train_image_tokenizer.make_model(config)
         blank = jnp.zeros((1, config.image_size, config.image_size, 3))
-        params = jax.jit(model.init)(jax.random.key(0), blank)["params"]
+        key = jax.random.key(0)
+        params = jax.jit(model.init)(key, blank, key)["params"]  # the second key is Gumbel's
         tokenizer = image_tokenizer.ImageTokenizer(model, params)
         codes = np.zeros((batch, math.prod(model.grid)), np.int32)
         seconds = repeat(lambda: tokenizer.decode(codes))
