@@ -301,7 +301,10 @@ def read_config(directory) -> ml_collections.ConfigDict:
     path = pathlib.Path(directory) / CONFIG
     if not path.exists():
         raise NotFound(f"{directory} has no {CONFIG}: it is not the folder of a run")
-    return ml_collections.ConfigDict(files.read_json(path)["config"])
+    try:
+        return ml_collections.ConfigDict(files.read_json(path)["config"])
+    except trees.BROKEN as error:
+        raise UserError(f"{path} is damaged ({error}): restore it") from None
 
 
 def load_tokenizers(directory, config=None) -> dict:

@@ -354,7 +354,7 @@ def _write(out, pipe, flags, told, common, results, total, paste) -> None:
     paste: (image, mask) of infilling, or None.
     """
     shown, captions, i, path = [], [], 0, out / "samples.jsonl"
-    first = path.read_text(encoding="utf-8").count("\n") if path.exists() else 0
+    first = path.read_bytes().count(b"\n") if path.exists() else 0
     with (
         path.open("a", encoding="utf-8") as lines,
         logbook.progress(total, "samples", unit="sample") as bar,

@@ -6,7 +6,6 @@ The browser keeps it, and the server checks it again (`read`).
 """
 
 import base64
-import binascii
 
 import numpy as np
 
@@ -137,12 +136,14 @@ def read(sent, size: int, grid: tuple[int, int]):
 
     ValueError, one line, for a value that no page of ours sends.
     """
+    if sent and not isinstance(sent, dict):
+        raise UserError("the picture was not sent as one: load the page again")
     if not sent or not sent.get("image"):
         return None, None
     kind, text = str(sent["image"])[: len(START)], str(sent["image"])[len(START) :]
     try:
         data = base64.b64decode(text, validate=True)
-    except binascii.Error:
+    except ValueError:  # characters that no such text has
         data = b""
     if kind != START or not data:
         raise UserError("the picture was not sent as a PNG: load the page again")

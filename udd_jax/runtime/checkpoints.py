@@ -213,7 +213,7 @@ class Checkpoints:
         try:
             manifest = files.read_json(self._path(step) / MANIFEST)
             return manifest if manifest.pop("sha256") == trees._digest(manifest, []) else {}
-        except (OSError, ValueError, KeyError, AttributeError):
+        except (OSError, *trees.BROKEN):
             return {}
 
     def _choose(self, step: int | None) -> int | None:

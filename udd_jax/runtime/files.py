@@ -86,5 +86,5 @@ def read_json(path):
         raise NotFound(f"{path} does not exist")
     try:
         return json.loads(path.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged, expected JSON ({error}): make it again") from None

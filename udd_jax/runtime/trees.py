@@ -34,6 +34,8 @@ DTYPES = {
     "F64": np.float64,
 }
 CODES = {np.dtype(dtype): code for code, dtype in DTYPES.items()}
+# What Python raises where JSON that somebody else wrote has another form than ours.
+BROKEN = (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)
 
 
 def flatten(tree) -> dict:
@@ -115,15 +117,25 @@ def load_tree(path, example=None):
     path = epath.Path(path)
     if not path.exists():
         raise NotFound(f"{path} does not exist")
-    content = path.read_bytes()
     try:
-        start = 8 + int.from_bytes(content[:8], "little")
-        header = json.loads(content[8:start])
-        own = header["__metadata__"]
-        if own.pop("sha256") != _digest(header, [memoryview(content)[start:]]):
-            raise UserError("its checksum disagrees")
-    except (ValueError, KeyError, TypeError) as error:
+        leaves, metadata = _parse(path.read_bytes())
+        tree = nest(leaves) if example is None else None
+    except BROKEN as error:
         raise UserError(f"{path} is damaged ({error}): restore it or make it again") from None
+    if example is not None:
+        wanted = flatten(example)
+        require_fit(wanted, {n: (a.shape, a.dtype) for n, a in leaves.items()}, path)
+        tree = jax.tree.unflatten(jax.tree.structure(example), [leaves[n] for n in wanted])
+    return tree, metadata
+
+
+def _parse(content: bytes) -> tuple[dict, dict]:
+    """The leaves by name and the metadata of a file's content; one of BROKEN if it is damaged."""
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:start])
+    own = header["__metadata__"]
+    if own.pop("sha256") != _digest(header, [memoryview(content)[start:]]):
+        raise UserError("its checksum disagrees")
     halved = set(json.loads(own["halved"]))
     leaves = {}
     for name, entry in header.items():
@@ -132,13 +144,7 @@ def load_tree(path, example=None):
             piece = memoryview(content)[start + first : start + last]
             leaf = np.frombuffer(piece, DTYPES[entry["dtype"]]).reshape(entry["shape"])
             leaves[name] = leaf.astype(np.float32) if name in halved else leaf
-    if example is None:
-        tree = nest(leaves)
-    else:
-        wanted = flatten(example)
-        require_fit(wanted, {n: (a.shape, a.dtype) for n, a in leaves.items()}, path)
-        tree = jax.tree.unflatten(jax.tree.structure(example), [leaves[n] for n in wanted])
-    return tree, json.loads(own["metadata"])
+    return leaves, json.loads(own["metadata"])
 
 
 def _digest(header: dict, data) -> str:

@@ -182,6 +182,9 @@ def load(path):
     FileNotFoundError if there is no file, ValueError if it is damaged.
     """
     tree, metadata = trees.load_tree(path)
-    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in metadata["module"].items()}
-    params, used = tree["params"], tree.get("full_to_used")
-    return ImageTokenizer(vqgan.VQGAN(**fields), params, used, metadata["chunk"])
+    try:
+        fields = {k: tuple(v) if isinstance(v, list) else v for k, v in metadata["module"].items()}
+        params, used = tree["params"], tree.get("full_to_used")
+        return ImageTokenizer(vqgan.VQGAN(**fields), params, used, metadata["chunk"])
+    except trees.BROKEN as error:
+        raise UserError(f"{path} is no image tokenizer ({error!r})") from None

@@ -11,6 +11,7 @@ import pathlib
 import re
 
 from udd_jax.data import survey
+from udd_jax.errors import UserError
 from udd_jax.evaluation import compare, samples
 from udd_jax.evaluation.report import (
     measure_sections,
@@ -43,12 +44,12 @@ def write(workdir) -> pathlib.Path:
     first = config.get("task", "t2i")
     order = sorted(samples.TASKS, key=lambda task: task != first)
     kept = {task: samples.load(workdir / main_suite.FOLDER / f"{task}.npz") for task in order}
-    verdicts = _verdicts(workdir / main_suite.FOLDER / "samples.jsonl")
+    reasons = verdicts(workdir / main_suite.FOLDER / "samples.jsonl")
     path = workdir / survey.FILE
     found = files.read_json(path) if path.exists() else None
     sections = [
         _headline(result, order),
-        *(sample_sections.show(t, kept[t], result, verdicts.get(t)) for t in order if kept[t]),
+        *(sample_sections.show(t, kept[t], result, reasons.get(t)) for t in order if kept[t]),
         rule_sections.show(workdir / main_suite.FOLDER, result, config),
         sample_sections.way(workdir / main_suite.FOLDER / "trace.npz"),
         training_sections.tokenizer(workdir, result),
@@ -74,13 +75,18 @@ def write(workdir) -> pathlib.Path:
     return path
 
 
-def _verdicts(path) -> dict[str, list]:
-    """{task: for each sample the reason why it is wrong, or None}, for tasks with verdicts."""
+def verdicts(path) -> dict[str, list]:
+    """{task: for each sample the reason why it is wrong, or None}, for tasks with verdicts.
+
+    path: the list of the samples, `samples.jsonl`. UserError, one line, if it is damaged.
+    """
     found = {}
-    if path.exists():
-        for line in map(json.loads, path.read_text().splitlines()):
+    try:
+        for line in map(json.loads, path.read_text().splitlines() if path.exists() else ()):
             if "right" in line:
                 found.setdefault(line["task"], []).append(line["reason"])
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({error!r}): evaluate again") from None
     return found
 
 
