@@ -77,6 +77,7 @@ def test_a_leap_is_the_step_of_the_chain_up_to_the_square_of_its_length(name, xt
         for step in (64, 32, 16):
             args = (transition.safe_log(jnp.asarray(p)), jnp.int32(xt), t - step, jnp.int32(t))
             rates = np.asarray(concrete_score.reverse_rates(kernel, 0, *args))
+            assert (rates[np.arange(6) == xt] == 0).all()  # a token does not jump to itself
             exact = np.exp(transition.p_log_probs(kernel, 0, *args))[:6]
             if table.masks_only and xt == 2:
                 np.testing.assert_array_equal([rates, exact], [np.zeros(6), np.eye(6)[2]])

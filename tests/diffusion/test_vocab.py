@@ -51,12 +51,17 @@ def test_a_mask_is_the_local_id_behind_the_classes_and_comes_back(m, x, local):
     "make, message",
     [
         (lambda: vocab.Modality("image", 6, 5, (2, 2)), "grid .2, 2. has 4 cells.*length 6"),
+        (lambda: vocab.Modality("image", 6, 5, (3, 3)), "grid .3, 3. has 9 cells.*length 6"),
         (lambda: vocab.Modality("text", 0, 5), "'text': length 0 and classes 5"),
         (lambda: LAYOUT.index("sound"), "'sound' is not one of image, text"),
         (lambda: LAYOUT.fuse({"image": np.zeros((1, 6), int)}), "'text' are missing"),
         (
             lambda: LAYOUT.fuse({"image": np.zeros((1, 6), int), "text": np.zeros((1, 4), int)}),
             "'text' has 4 positions, expected 3",
+        ),
+        (
+            lambda: LAYOUT.fuse({"image": np.zeros((1, 6), int), "text": np.zeros((1, 2), int)}),
+            "'text' has 2 positions, expected 3",
         ),
     ],
 )
