@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import re
+import resource
 import shlex
 import shutil
 import signal
@@ -21,7 +22,7 @@ from tests import mutants
 from tests.mutants.mutant import ROOT, Mutant
 
 RESULTS = ROOT / "tests" / "mutants.json"
-LIMIT = 600  # seconds; a change that makes a loop endless is noticed, too
+LIMIT = 100  # seconds of the processor; a change that makes a loop endless is noticed, too
 OWN = ("udd_jax", "configs", "tests")
 
 
@@ -39,6 +40,7 @@ def test(command: str, copy: pathlib.Path, output) -> int:
     """Becomes a process that runs pytest in `copy`, with the package as it is there."""
     os.setsid()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    resource.setrlimit(resource.RLIMIT_CPU, (LIMIT, LIMIT))
     os.chdir(copy)
     os.dup2(output.fileno(), 1)
     os.dup2(output.fileno(), 2)
@@ -68,32 +70,21 @@ def run(mutant: Mutant, copy: pathlib.Path) -> dict:
                 traceback.print_exc()
                 os._exit(70)
         try:
-            code = wait(process, start + LIMIT)
+            code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
         finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process, signal.SIGKILL)
             file.write_text(text)
             compiled.unlink(missing_ok=True)
         output.seek(0)
         said = output.read()
     by = re.search(r"^(?:FAILED|ERROR) (\S+)", said, re.MULTILINE)
-    result = {0: "SURVIVED", 1: "killed", 2: "killed", None: "killed"}.get(code, "no tests")
+    ended = {0: "SURVIVED", 1: "killed", 2: "killed", -signal.SIGKILL: "killed"}
+    result = ended.get(code, "no tests")
     if result == "no tests":
         print(said[-2000:])
-    by = "time" if code is None else by[1].split("::")[-1] if by else ""
+    by = "time" if code == -signal.SIGKILL else by[1].split("::")[-1] if by else ""
     return {"result": result, "by": by, "seconds": round(time.perf_counter() - start)}
-
-
-def wait(process: int, until: float) -> int | None:
-    """The exit code; None, and the process is killed, if it takes too long."""
-    try:
-        while time.perf_counter() < until:
-            done, status = os.waitpid(process, os.WNOHANG)
-            if done:
-                return os.waitstatus_to_exitcode(status)
-            time.sleep(0.05)
-        return None
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process, signal.SIGKILL)
 
 
 def main():

@@ -150,9 +150,9 @@ MUTANTS = (
         ),
         ("fixed: a step late", "np.arange(steps - 1, -1, -1)", "np.arange(steps, 0, -1)"),
         (
-            "halton: bases exchanged",
+            "halton: rows of another base",
             "_radical_inverse(number, 3) * rows",
-            "_radical_inverse(number, 2) * rows",
+            "_radical_inverse(number, 5) * rows",
         ),
     ),
     # ---- The loop -------------------------------------------------------------------------------
