@@ -1,13 +1,13 @@
 """The claim of claims: killed at any moment, the job ends with the numbers of a job left alone.
 
 A job runs once undisturbed; then again, killed with SIGKILL and started again each time with the
-same command. `pytest -m slow` kills a very small job twice; `pytest -m long` the smoke job, at 25
-random moments and at 9 chosen ones. With -s the stage and moment of every kill is printed.
+same command. `pytest -m slow` kills very small jobs; `pytest -m long` the smoke job, at 25 random
+moments and at 9 chosen ones. With -s the stage and moment of every kill is printed. `tests/soak.py`
+stops a job in other ways, as often as one likes.
 """
 
 import contextlib
 import itertools
-import json
 import os
 import pathlib
 import random
@@ -16,11 +16,11 @@ import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
 
+from tests import soak
 from tests.helpers import quick
-from udd_jax.runtime import checkpoints, files, logbook
+from udd_jax.runtime import checkpoints
 
 ROOT = pathlib.Path(__file__).parent.parent
 KILLS = 25
@@ -80,59 +80,6 @@ class Job:
         assert code == 0, (self.folder / "output.txt").read_text()[-3000:]
 
 
-def stage(folder) -> str:
-    """The first stage of the job whose result is not there."""
-    results = {
-        "text tokenizer": "text.model",
-        "image tokenizer": "vq/tokenizer",
-        "token cache": "tokens/index.npy",
-        "diffusion": "weights",
-        "evaluation": "evaluation.json",
-        "report": "report.html",
-    }
-    return next((name for name, path in results.items() if not (folder / path).exists()), "end")
-
-
-def arrays(folder) -> dict:
-    """All arrays of the latest checkpoint by name, and its metadata."""
-    keeper = checkpoints.Checkpoints(folder)
-    manifest = json.loads((sorted(keeper.directory.iterdir())[-1] / "manifest.json").read_text())
-    example = {name: np.zeros(s, d) for name, (s, d) in manifest["arrays"].items()}
-    return keeper.restore(example)[0] | {"metadata": manifest["metadata"]}
-
-
-def numbers(folder) -> dict:
-    """What the job leaves, without times."""
-    found = {}
-    for name in ("text.model", "vq/tokenizer", "weights"):
-        found[name] = (folder / name).read_bytes()
-    for path in sorted((folder / "tokens").glob("*.np*")):
-        found[path.name] = path.read_bytes()
-    for part in (folder, folder / "vq"):
-        lines = logbook.Logbook(part).lines()
-        found[f"{part.name} metrics"] = [
-            {k: v for k, v in line.items() if k not in logbook.TIMES} for line in lines
-        ]
-        found[f"{part.name} state"] = arrays(part / "checkpoints")
-    if (folder / "evaluation.json").exists():
-        found["evaluation"] = files.read_json(folder / "evaluation.json")
-        del found["evaluation"]["speed"], found["evaluation"]["manifest"]  # they have times
-    return found
-
-
-def require_same(folder, whole):
-    found, expected = numbers(folder), numbers(whole)
-    expected = {name.replace(whole.name, folder.name): value for name, value in expected.items()}
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        if isinstance(value, dict):
-            assert found[name].keys() == value.keys()
-            for key, array in value.items():
-                assert np.array_equal(found[name][key], array), f"{name}: {key}"
-        else:
-            assert found[name] == value, name
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """An undisturbed run, and the seconds of another that finds its programs compiled."""
@@ -141,7 +88,7 @@ def whole(tmp_path_factory):
     job = Job(folder / "again")
     job.finish()
     seconds = job.seconds()
-    require_same(folder / "again", folder / "whole")
+    soak.require_same(folder / "again", soak.numbers(folder / "whole"))
     return folder / "whole", seconds
 
 
@@ -154,11 +101,11 @@ def touched(job, pattern):
 
 
 def in_the_tokenizer(job) -> bool:
-    return stage(job.folder) == "image tokenizer" and any(touched(job, "vq/metrics.jsonl"))
+    return soak.stage(job.folder) == "image tokenizer" and any(touched(job, "vq/metrics.jsonl"))
 
 
 def in_the_cache(job) -> bool:
-    return stage(job.folder) == "token cache" and any(touched(job, "tokens/*"))
+    return soak.stage(job.folder) == "token cache" and any(touched(job, "tokens/*"))
 
 
 def writes_checkpoint(job) -> bool:
@@ -178,7 +125,7 @@ def kill(job) -> list[str]:
     job.process.send_signal(signal.SIGSTOP)
     os.waitid(os.P_PID, job.process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
     now = [what for what, holds in DELICATE.items() if holds(job)]
-    place = ", in ".join([stage(job.folder), *now])
+    place = ", in ".join([soak.stage(job.folder), *now])
     print(f"{job.folder.name}: killed after {job.seconds():.2f} s, in: {place}", flush=True)
     assert job.kill() == -signal.SIGKILL
     return now
@@ -193,23 +140,24 @@ def kill_in(folder, moment, command=SMOKE, wait=0.0) -> list[str]:
     return kill(job) if job.runs() else []
 
 
-def test_a_small_job_killed_twice_leaves_the_same_numbers(tmp_path):
+def test_a_small_job_killed_in_a_checkpoint_of_the_diffusion_leaves_the_same_numbers(tmp_path):
+    def moment(job):
+        return soak.stage(job.folder) == "diffusion" and writes_checkpoint(job)
+
     Job(tmp_path / "whole", SMALL).finish()
-    saved = f"vq/checkpoints/*/{checkpoints.MANIFEST}"
-    for moment in (
-        lambda job: in_the_tokenizer(job) and any(touched(job, saved)),
-        lambda job: stage(job.folder) == "diffusion" and writes_checkpoint(job),
-    ):
-        assert kill_in(tmp_path / "killed", moment, SMALL)
+    assert kill_in(tmp_path / "killed", moment, SMALL)
     Job(tmp_path / "killed", SMALL).finish()
-    require_same(tmp_path / "killed", tmp_path / "whole")
+    soak.require_same(tmp_path / "killed", soak.numbers(tmp_path / "whole"))
 
 
-def test_sigterm_before_there_is_anything_to_save_ends_with_75(tmp_path):
-    job = Job(tmp_path / "stopped")
-    while job.runs() and not (job.folder / "config.json").exists():
-        time.sleep(0.01)
-    assert job.kill(signal.SIGTERM) == 75
+def test_stopped_at_random_moments_in_every_way_the_numbers_are_the_same(tmp_path):
+    """Signals, a full disk and a read-only one, up to the token cache (tests/soak.py)."""
+    command = [sys.executable, "-m", "tests.soak", "--short", "--kills=6", "--seconds=45"]
+    env = quick.environment() | {"PYTHONPATH": str(ROOT)}
+    env.setdefault("JAX_COMPILATION_CACHE_DIR", str(tmp_path))
+    result = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "all the same bit for bit" in result.stdout
 
 
 @LONG
@@ -227,7 +175,7 @@ def test_killed_at_random_moments_the_numbers_are_the_same(whole):
             kill(job)
             kills += 1
         Job(killed).finish()
-        require_same(killed, folder)
+        soak.require_same(killed, soak.numbers(folder))
         if kills == KILLS:
             return
 
@@ -244,7 +192,7 @@ def test_killed_in_the_delicate_moments_the_numbers_are_the_same(whole):
                 now = kill_in(killed, holds, wait=chance.uniform(0, 0.05))
                 met.update({name: met[name] + 1 for name in now})
         Job(killed).finish()
-        require_same(killed, folder)
+        soak.require_same(killed, soak.numbers(folder))
         if min(met.values()) >= 3:
             return
 
@@ -259,4 +207,4 @@ def test_sigterm_ends_with_75_and_a_second_start_goes_on(whole):
     assert job.kill(signal.SIGTERM) == 75
     assert time.monotonic() - started < 30
     Job(job.folder).finish()
-    require_same(job.folder, folder)
+    soak.require_same(job.folder, soak.numbers(folder))
