@@ -20,10 +20,12 @@ the package. `tests/soaked.txt` is the log of the last long run.
 
 import argparse
 import collections
+import concurrent.futures
 import errno
 import functools
 import importlib
 import json
+import multiprocessing
 import os
 import pathlib
 import random
@@ -179,7 +181,16 @@ def arrays(folder) -> dict:
 
 
 def numbers(folder) -> dict:
-    """What the job leaves, without times."""
+    """What the job leaves, without times, read by a process of its own.
+
+    The process that forks must not compute with JAX itself.
+    """
+    fork = multiprocessing.get_context("fork")
+    with concurrent.futures.ProcessPoolExecutor(1, fork) as pool:
+        return pool.submit(_numbers, folder).result()
+
+
+def _numbers(folder) -> dict:
     names = (name for name in ("text.model", "vq/tokenizer", "weights") if (folder / name).exists())
     found = {name: (folder / name).read_bytes() for name in names}
     for path in sorted((folder / "tokens").glob("*.np*")):
