@@ -75,8 +75,8 @@ MUTANTS = (
         ),
         (
             "training: the same noise in every step",
-            "key = jax.random.fold_in(key, state.step)",
-            "key = jax.random.fold_in(key, 0)",
+            "key = jax.random.fold_in(key, state.step)\n        grads, metrics, sampler",
+            "key = jax.random.fold_in(key, 0)\n        grads, metrics, sampler",
         ),
     ),
     *of(
@@ -162,8 +162,8 @@ MUTANTS = (
         "tests/training/test_train_diffusion_by_hand.py",
         (
             "loss: accuracy of visible tokens",
-            "hidden = free & (xt == vocab.mask_id)",
-            "hidden = free | (xt == vocab.mask_id)",
+            "hidden = free & (xt == vocab.mask_id)\n        return loss",
+            "hidden = free | (xt == vocab.mask_id)\n        return loss",
         ),
         (
             "loss: accuracy counts all places",
