@@ -114,6 +114,19 @@ def test_signal_saves_and_exits_with_75(whole, tmp_path, number):
     assert lines(tmp_path) == expected
 
 
+def test_a_signal_after_the_last_step_stops_the_run_before_its_next_stage(whole, tmp_path):
+    def evaluate(state, done):
+        if done == 20:
+            signal.raise_signal(signal.SIGTERM)
+        return {"bound": float(state["w"][0])}
+
+    with pytest.raises(SystemExit) as stopped:
+        run(tmp_path, evaluate=evaluate, eval_every=5)
+    assert stopped.value.code == 75
+    assert same(run(tmp_path, evaluate=evaluate, eval_every=5), whole[0])
+    assert lines(tmp_path) == lines(whole[1])
+
+
 def test_bad_step_is_skipped_and_counted(tmp_path):
     def batch(step):
         return batch_at(step) * (np.inf if step in (2, 9, 10) else 1)

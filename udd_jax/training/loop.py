@@ -144,8 +144,9 @@ def fit(
                 checkpoints.save(done, state, _finite(scores) | {"loop": loop}, wait=bool(stop))
             checkpoints.check()
             bar.update()
-            if stop:
-                logbooks.say(f"{description}: {stop}, saved after step {done} of {steps}")
+            if stop or (done == steps and received):  # the last save takes a while, too
+                name = stop or received[0]
+                logbooks.say(f"{description}: {name}, saved after step {done} of {steps}")
                 raise SystemExit(stopping.exit_code())
     return state
 
