@@ -251,7 +251,7 @@ MUTANTS = (
     *of(
         "sampling",
         "tests/sampling/test_settings.py tests/sampling/test_reverse.py "
-        "-k 'setting or one_line or type or numbers or fit'",
+        "-k 'setting or one_line or type or numbers or fit or guidance_needs'",
         (
             "settings: T calls are too many",
             'if self.kind == "time" and known and self.steps > kernel.steps:',

@@ -339,6 +339,10 @@ def test_settings_that_do_not_fit_the_run_are_an_error(options, kernel, message)
         Settings(**options).check(kernel)
 
 
+def test_as_many_calls_as_the_run_has_times_fit():
+    Settings(steps=100).check(LINEAR)
+
+
 def test_guidance_needs_a_network_that_was_trained_for_it():
     Settings(guidance=2.0).check(LINEAR)
     with pytest.raises(ValueError, match=r"guidance = 2\.0, .* expected 1 \(off\)"):
