@@ -124,8 +124,8 @@ MUTANTS = (
         ),
         (
             "loss: image tokens weigh 1",
-            "jnp.where(of_image, image_weight, 1.0)",
-            "jnp.where(of_image, 1.0, 1.0)",
+            "jnp.where(of_image, image_weight, others)",
+            "jnp.where(of_image, others, others)",
         ),
         (
             "loss: the mean over samples",

@@ -70,6 +70,19 @@ def test_likeness_is_largest_for_the_reference_and_pulls_towards_it():
     assert (after > before).all()
 
 
+def test_content_and_style_have_their_own_weights_and_the_mean_of_the_vectors_none():
+    vectors, codes = np.random.default_rng(2).normal(size=(4, 3)), np.array([0, 3, 1])
+    shown = jnp.eye(4)[codes[None, ::-1]], None  # the same codes at other places: the same style
+    content, style = (
+        scorers.likeness(vectors, codes, *weights)(shown, None, None)
+        for weights in ((1, 0), (0, 1))
+    )
+    np.testing.assert_allclose(style, 0, atol=1e-6)
+    assert content < 0.99
+    moved = scorers.likeness(vectors + 5, codes, 1, 0)(shown, None, None)
+    np.testing.assert_allclose(moved, content, rtol=1e-4)
+
+
 def test_the_distance_and_the_variation_are_known():
     u = scorers.unit(jnp.asarray([[3.0, 4.0], [1.0, 0.0]]))
     np.testing.assert_allclose(scorers.distance(u, u), 0, atol=1e-6)
