@@ -228,7 +228,7 @@ def test_a_rule_of_any_run_is_parsed(pipe):
     assert pipe.can("layout|sound") and not pipe.can("smell|sound") and pipe.guidable
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_main_job_learns_four_modalities_from_data_to_report(tmp_path):
     c = config()
     c.data_options.size = 32
