@@ -46,17 +46,20 @@ def unid3(c):
     c.train.learning_rate = min(c.train.learning_rate, 1e-3)  # not Muon's
     c.model.update({"time": "shared", "time_table": "untied", "given_vector": False})
     c.model.update({"mutual_gain": 0.0, "rotary": False, "qk_norm": False, "activation": "gelu"})
+    c.train.prefix_steps = 0
 
 
 def vq_diffusion(c):
     """VQ-Diffusion: text to image alone, a tenth of it without the text, for guidance."""
     c.train.mixture = {"t2i": 0.9, "image": 0.1}
+    c.train.prefix_steps = 0
 
 
 def masked(c):
     """MDLM and UniDisc: a schedule that only masks, the continuous bound, self-attention."""
     c.diffusion.schedule, c.model.attention = "absorbing", "self"
     c.train.update({"objective": "continuous", "auxiliary": 0.0})
+    c.train.prefix_steps = 0
 
 
 def muse(c):
@@ -64,6 +67,7 @@ def muse(c):
     auxiliary loss, twenty times the bound's."""
     c.diffusion.schedule, c.train.auxiliary = "cosine", 20.0
     c.sample.update({"sampler": "maskgit", "steps": 12})
+    c.train.prefix_steps = 0
 
 
 def self_attention(c):
@@ -73,6 +77,7 @@ def self_attention(c):
 def autoregressive(c):
     """Prefix attention, text before image, self-attention (DALL-E, ERNIE-ViLG)."""
     c.model.kind, c.model.attention = "autoregressive", "self"
+    c.train.prefix_steps = 0
 
 
 def _contrastive(kind, weight, form="bounded"):
@@ -112,16 +117,19 @@ def encoder_decoder(c):
 def experts(c):
     """Two, from the beginning: nothing is trained together first, as eDiff-I does."""
     c.experts = (0.5,)
+    c.train.prefix_steps = 0
 
 
 def concentrated(c):
     """DDCap's attention, its best-first sampler and its guidance; no length is drawn first."""
     c.model.concentrated = True
     c.sample.update({"sampler": "best_first", "guidance": 1.06})
+    c.train.prefix_steps = 0
 
 
 def block_attention(c):
     c.model.block_attention = True
+    c.train.prefix_steps = 0
 
 
 RECIPES = {

@@ -5,6 +5,7 @@ import json
 import types
 
 import jax
+import ml_collections
 import numpy as np
 import pytest
 from PIL import Image
@@ -62,9 +63,14 @@ def drawings(tmp_path_factory):
             split = "test" if copy == 4 else "train"
             rows.append({"file": f"{number}-{copy}.png", "captions": [name], "split": split})
     (folder / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    evaluate = types.SimpleNamespace(get=lambda name, default=None: default)
-    config = types.SimpleNamespace(
-        data=f"folder:{folder}", data_options={}, image_size=SIDE, seed=0, evaluate=evaluate
+    config = ml_collections.ConfigDict(
+        {
+            "data": f"folder:{folder}",
+            "data_options": {},
+            "image_size": SIDE,
+            "seed": 0,
+            "evaluate": {},
+        }
     )
     return types.SimpleNamespace(config=config)
 

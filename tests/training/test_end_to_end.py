@@ -84,7 +84,8 @@ def test_a_run_decodes_with_it_and_keeps_its_codes(made, tokenizer, tmp_path):
     assert not path.exists()
     end_to_end.save(path, tokenizer, {"end_to_end": own})
     image_tokenizer.save(tmp_path / build.IMAGE, tokenizer)
-    (tmp_path / build.TEXT).write_bytes((pipeline.PACKAGED / build.TEXT).read_bytes())
+    for name in (build.TEXT, build.CONFIG):
+        (tmp_path / name).write_bytes((pipeline.PACKAGED / name).read_bytes())
     found = build.load_tokenizers(tmp_path)["image"]
     pictures = np.random.default_rng(0).integers(0, 256, (3, 4, 4, 3), np.uint8)
     codes = tokenizer.encode(pictures)

@@ -35,6 +35,7 @@ _FUNCTION = (
     "mutual_gain",
     "rotary",
     "concentrated",
+    "length_head",
     "qk_norm",
     "activation",
     "stack",

@@ -146,7 +146,7 @@ def token_weights(vocab, pad_id: int, pad_weight, image_weight, weights=None):
     return lambda x0: jnp.where(x0 == pad, pad_weight, jnp.where(of_image, image_weight, others))
 
 
-def add(terms, denoise_fn, outcome: loss_terms.Outcome, key, own):
+def add(terms, denoise_fn, outcome: loss_terms.Outcome, key, own: dict | None = None):
     """The objective with weighted terms added: (float[B, L], a scalar, what the terms log).
 
     own: {name: the parameters of a `terms.Learned`}.
@@ -158,7 +158,7 @@ def add(terms, denoise_fn, outcome: loss_terms.Outcome, key, own):
         if weight == 0:
             continue
         if isinstance(term, loss_terms.Learned):
-            term = functools.partial(term.term, own[name])
+            term = functools.partial(term.term, (own or {})[name])
         value, logged = term(denoise_fn, outcome, jax.random.fold_in(key, TERM_KEYS + number))
         metrics |= logged
         if value.shape == x0.shape:
