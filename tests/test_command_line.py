@@ -41,17 +41,21 @@ def test_a_flag_that_does_nothing_is_refused(typed, words, message):
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("name", "content", "message"),
     [
-        ("# A page\n\nof text", "--config= names no Python file: invalid syntax (c.py, line 3)"),
-        ("x = 1", "--config= names a file without get_config, as t2i.py has"),
-        ("def get_config():\n    raise ValueError('bad: a, b')", "bad: a, b"),
+        (
+            "page",
+            "# A page\n\nof text",
+            "--config= names no Python file: invalid syntax (page.py, line 3)",
+        ),
+        ("number", "x = 1", "--config= names a file without get_config, as t2i.py has"),
+        ("bad", "def get_config():\n    raise ValueError('bad: a, b')", "bad: a, b"),
     ],
 )
-def test_a_file_that_is_no_config_is_one_line(typed, tmp_path, content, message):
-    (tmp_path / "c.py").write_text(content)
+def test_a_file_that_is_no_config_is_one_line(typed, tmp_path, name, content, message):
+    (tmp_path / f"{name}.py").write_text(content)  # a module of its own
     with pytest.raises(flags.Error) as caught:
-        typed(f"--config={tmp_path}/c.py")
+        typed(f"--config={tmp_path}/{name}.py")
     assert str(caught.value) == message
 
 
