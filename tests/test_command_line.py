@@ -53,7 +53,7 @@ def test_a_flag_that_does_nothing_is_refused(typed, words, message):
     ],
 )
 def test_a_file_that_is_no_config_is_one_line(typed, tmp_path, name, content, message):
-    (tmp_path / f"{name}.py").write_text(content)  # a module of its own
+    (tmp_path / f"{name}.py").write_text(content)
     with pytest.raises(flags.Error) as caught:
         typed(f"--config={tmp_path}/{name}.py")
     assert str(caught.value) == message

@@ -20,6 +20,7 @@ def flags():
 
     def parse(*words):
         sys.argv = ["udd_jax", *words]
+        sys.modules.pop("config_config", None)  # what an earlier config left there
         for name in command_line.TAKES:
             command_line.FLAGS[name].unparse()
         for name in [name for name in command_line.FLAGS if name.startswith("config.")]:
