@@ -75,7 +75,7 @@ def done(tmp_path_factory):
     config = oracle.config()
     config.data_options = {"size": 40}
     config.evaluate.update({"retrieval": 8, "among": 2, "round_trips": 4, "judged": 3})
-    config.evaluate.pictures = 5
+    config.evaluate.update({"pictures": 5, "steering": 0})  # test_suite_steering.py
     made = oracle.make(folder, wrong=WRONG, config=config)
     fields = {f.name: getattr(made, f.name) for f in dataclasses.fields(made)}
     pipe = Scorer(**fields)
@@ -330,7 +330,7 @@ def test_the_page_shows_what_was_found_and_says_what_was_not(done):
     pipe, folder, result = done
     files.write_json(folder / "config.json", {"config": pipe.config.to_dict()})
     text = report.write(folder).read_text()
-    for name in set(measure_sections.PARTS) - {"judges"}:
+    for name in set(measure_sections.PARTS) - {"judges", "recognition", "steering"}:
         assert f'<section id="{name}">' in text
     frechet = result["full"]["pictures"]["inception"]["Frechet distance"]["value"]
     assert measure_sections.number(frechet) in text

@@ -74,9 +74,9 @@ class Oracle(pipeline.Pipeline):
     def generate(
         self,
         task,
-        count=None,
+        count,
         *,
-        masks=None,
+        masks,
         given=None,
         seed=0,
         batch_size=0,

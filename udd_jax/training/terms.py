@@ -59,7 +59,9 @@ def own(terms: dict, key: jax.Array) -> dict:
 
 def split(params: dict) -> tuple[dict, dict]:
     """The trainer's parameters -> (those of the network, those of the terms)."""
-    return {name: tree for name, tree in params.items() if name != OWN}, params.get(OWN, {})
+    if not isinstance(params, dict) or OWN not in params:
+        return params, {}
+    return {name: tree for name, tree in params.items() if name != OWN}, params[OWN]
 
 
 def auxiliary(denoise_fn: DenoiseFn, outcome: Outcome, key: jax.Array):
