@@ -123,3 +123,13 @@ def test_an_unknown_loss_is_refused_by_its_name():
     with pytest.raises(UserError, match="needs a schedule that masks"):
         uniform = transition.make_kernel(LAYOUT, schedules.uniform(STEPS))
         make_loss(2, uniform)
+
+
+@pytest.mark.parametrize("kind", train_diffusion.LOSSES)
+def test_every_loss_takes_the_options_of_a_config(kind):
+    config = distill.get_config()
+    config.train.loss = kind
+    if kind == "autoregressive":
+        config.model.kind = kind
+    model, loss_fn = train_diffusion.make_objective(config, LAYOUT, pad_id=0)
+    assert callable(loss_fn) and model.vocab is LAYOUT

@@ -15,37 +15,25 @@ from udd_jax.training import loss
 from udd_jax.training import terms as loss_terms
 
 
-def make_loss(
-    kernel,
-    model,
-    *,
-    mixture,
-    auxiliary,
-    pad_id,
-    pad_weight,
-    image_weight: float = 1.0,
-    weights: dict[str, float] | None = None,
-    time: str = "discrete",
-    terms: dict[str, tuple[float, loss_terms.Term]] | None = None,
-):
+def make_loss(kernel, model, *, terms: dict | None = None, **options):
     """As `loss.make_loss`: (params, sampler, key, x0) -> (loss, (metrics, sampler)).
 
     The auxiliary loss is the loss itself, and there is no time: `auxiliary` is not read, and
     `sampler` is returned as it is. ValueError for a `time` other than the default.
     """
-    if time != "discrete":
+    c, vocab, terms = loss.Options(**options), kernel.vocab, terms or {}
+    if c.time != "discrete":
         raise UserError(
-            f"train.objective = {time!r} with model.kind = 'autoregressive', which has no time: "
+            f"train.objective = {c.time!r} with model.kind = 'autoregressive', which has no time: "
             "expected 'discrete'"
         )
-    vocab, terms = kernel.vocab, terms or {}
-    weigh = loss.token_weights(vocab, pad_id, pad_weight, image_weight, weights)
+    weigh = c.weigh(vocab)
 
     def loss_fn(params, sampler, key, x0):
         def predict(x, t, free):
             return model.apply({"params": params}, x, t, free)
 
-        masks = tasks.draw(jax.random.split(key, 4)[0], vocab, mixture, len(x0)).masks
+        masks = tasks.draw(jax.random.split(key, 4)[0], vocab, c.mixture, len(x0)).masks
         t = jnp.where(masks.absent, kernel.steps, 0)
         logits = predict(x0, t, masks.free)
         nll = objective.negative_log_likelihood(vocab, logits, x0, masks.free)

@@ -46,31 +46,21 @@ def merge(teacher: dict, params: dict) -> dict:
 # ---- The loss -----------------------------------------------------------------------------------
 
 
-def make_loss(
-    kernel,
-    model,
-    *,
-    mixture,
-    auxiliary,
-    pad_id,
-    pad_weight,
-    image_weight: float = 1.0,
-    time: str = "discrete",
-    terms: dict[str, tuple[float, loss_terms.Term]] | None = None,
-    calls: int = CALLS,
-):
+def make_loss(kernel, model, *, terms: dict | None = None, calls: int = CALLS, **options):
     """As `loss.make_loss`, but of two networks: ((student, teacher), sampler, key, x0) -> the same.
 
     Times are drawn evenly: `sampler` is returned as it is. ValueError for a `time` other than the
     default, and for schedules that do not mask.
     """
-    if time != "discrete":
-        raise UserError(f"train.objective = {time!r} with train.loss = {NAME!r}: expected discrete")
+    c, vocab = loss.Options(**options), kernel.vocab
+    if c.time != "discrete":
+        raise UserError(
+            f"train.objective = {c.time!r} with train.loss = {NAME!r}: expected discrete"
+        )
     if not all(gamma[-1] > 0.5 for gamma in kernel.gamma_bar):
         raise UserError(f"train.loss = {NAME!r} needs a schedule that masks most tokens at time T")
-    vocab = kernel.vocab
-    terms = {"auxiliary": (auxiliary, loss_terms.auxiliary), **(terms or {})}
-    weigh = loss.token_weights(vocab, pad_id, pad_weight, image_weight)
+    terms = {"auxiliary": (c.auxiliary, loss_terms.auxiliary), **(terms or {})}
+    weigh = c.weigh(vocab)
 
     def loss_fn(both, sampler, key, x0):
         student, teacher = both
@@ -81,7 +71,7 @@ def make_loss(
         def teach_fn(xt, t, free):
             return model.apply({"params": teacher}, xt, t, free)
 
-        noised = loss.noised_batch(kernel, sampler, key, x0, mixture)
+        noised = loss.noised_batch(kernel, sampler, key, x0, c.mixture)
         xt, t, (free, _) = noised.xt, noised.t, noised.masks
         hidden = free & (xt == vocab.mask_id)
         key_teacher = jax.random.fold_in(key, loss.TERM_KEYS - 1)

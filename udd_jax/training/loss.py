@@ -5,6 +5,7 @@
 `diffusion.objective` computes L_t, `terms` has the terms that are added to it.
 """
 
+import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -60,32 +61,48 @@ def noised_batch(kernel, sampler, key, x0, mixture, continuous=False) -> Noised:
     return Noised(xt, t, drawn.masks, p, histories, drawn.independent, rate)
 
 
-def make_loss(
-    kernel,
-    model,
-    *,
-    mixture,
-    auxiliary,
-    pad_id,
-    pad_weight,
-    image_weight: float = 1.0,
-    weights: dict[str, float] | None = None,
-    time: str = "discrete",
-    terms: dict[str, tuple[float, loss_terms.Term]] | None = None,
-):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """How a loss draws tasks and times, and weighs its tokens; the same for every kind of loss.
+
+    mixture: {task: its weight in a batch}.
+    auxiliary: lambda, the weight of -log p(x_0 | x_t).
+    pad_id, pad_weight: the local id of the text's padding, and the weight of padding tokens.
+    image_weight: the weight of image tokens; all other tokens have weight 1.
+    weights: {modality: the weight of its tokens}, where it is not 1.
+    time: "discrete", the bound of the chain with T steps, times drawn by importance; or
+        "continuous", the bound for infinitely many steps with low-discrepancy times, for schedules
+        that only mask.
+    """
+
+    mixture: dict[str, float]
+    auxiliary: float
+    pad_id: int
+    pad_weight: float
+    image_weight: float = 1.0
+    weights: dict[str, float] | None = None
+    time: str = "discrete"
+
+    def weigh(self, vocab):
+        """x0 int32[B, L] -> the weight of each token, float[B, L]: of padding, of images, of the
+        modalities in `weights`, else 1."""
+        pad = vocab.offsets[vocab.index("text")] + self.pad_id
+        of_image = (vocab.modality_of == vocab.index("image"))[None]
+        others = 1.0
+        for name, weight in (self.weights or {}).items():
+            others = jnp.where((vocab.modality_of == vocab.index(name))[None], weight, others)
+        return lambda x0: jnp.where(
+            x0 == pad, self.pad_weight, jnp.where(of_image, self.image_weight, others)
+        )
+
+
+def make_loss(kernel, model, *, terms: dict | None = None, **options):
     """The loss as a function (params, sampler, key, x0) -> (loss, (metrics, new sampler)).
 
     Args:
         kernel, model: the noise and the network.
-        mixture: {task: its weight in a batch}.
-        auxiliary: lambda, the weight of -log p(x_0 | x_t).
-        pad_id, pad_weight: the local id of the text's padding, and the weight of padding tokens.
-        image_weight: the weight of image tokens; all other tokens have weight 1.
-        weights: {modality: the weight of its tokens}, where it is not 1.
-        time: "discrete", the bound of the chain with T steps, times drawn by importance; or
-            "continuous", the bound for infinitely many steps with low-discrepancy times, for
-            schedules that only mask.
         terms: {name: (weight, term)}, added to the objective (`terms`).
+        options: of `Options`.
 
     The returned function takes x0 int32[B, L] and a key [], and returns scalars as metrics.
 
@@ -93,17 +110,17 @@ def make_loss(
         ValueError: `time` is unknown or does not fit the schedules. While tracing: a term returns
             an array of another shape.
     """
-    if time not in OBJECTIVES:
-        raise UserError(f"train.objective = {time!r}, expected one of {', '.join(OBJECTIVES)}")
-    continuous = time == "continuous"
+    c, vocab = Options(**options), kernel.vocab
+    if c.time not in OBJECTIVES:
+        raise UserError(f"train.objective = {c.time!r}, expected one of {', '.join(OBJECTIVES)}")
+    continuous = c.time == "continuous"
     if continuous and not all(kernel.masks_only):
         raise UserError(
             "train.objective = 'continuous' is for schedules that only mask: expected "
             "diffusion.schedule 'absorbing' or 'cosine'"
         )
-    terms = {"auxiliary": (auxiliary, loss_terms.auxiliary), **(terms or {})}
-    vocab = kernel.vocab
-    weigh = token_weights(vocab, pad_id, pad_weight, image_weight, weights)
+    terms = {"auxiliary": (c.auxiliary, loss_terms.auxiliary), **(terms or {})}
+    weigh = c.weigh(vocab)
 
     def loss_fn(params, sampler, key, x0):
         network, own = loss_terms.split(params)
@@ -111,7 +128,7 @@ def make_loss(
         def denoise_fn(xt, t, free, **soft):
             return model.apply({"params": network}, xt, t, free, **soft)
 
-        noised = noised_batch(kernel, sampler, key, x0, mixture, continuous)
+        noised = noised_batch(kernel, sampler, key, x0, c.mixture, continuous)
         xt, t, (free, absent), p = noised.xt, noised.t, noised.masks, noised.p
         logits = denoise_fn(xt, t, free)
         kl, nll = objective.loss_terms(kernel, logits, x0, xt, t, free)
@@ -133,17 +150,6 @@ def make_loss(
         return loss, (metrics | guesses(vocab, logits, x0, nll, hidden), sampler)
 
     return loss_fn
-
-
-def token_weights(vocab, pad_id: int, pad_weight, image_weight, weights=None):
-    """x0 int32[B, L] -> the weight of each token, float[B, L]: of padding, of images, of the
-    modalities in `weights`, else 1."""
-    pad = vocab.offsets[vocab.index("text")] + pad_id
-    of_image = (vocab.modality_of == vocab.index("image"))[None]
-    others = 1.0
-    for name, weight in (weights or {}).items():
-        others = jnp.where((vocab.modality_of == vocab.index(name))[None], weight, others)
-    return lambda x0: jnp.where(x0 == pad, pad_weight, jnp.where(of_image, image_weight, others))
 
 
 def add(terms, denoise_fn, outcome: loss_terms.Outcome, key, own: dict | None = None):

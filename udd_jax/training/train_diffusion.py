@@ -95,7 +95,7 @@ def make_objective(config, vocab: Vocab, pad_id: int, terms=None):
             "or 'diffusion'"
         )
     return model, LOSSES[kind](
-        kernel, model, terms=ours | (terms or {}), **_weights(config, pad_id)
+        kernel, model, terms=ours | (terms or {}), **_options(config, pad_id)
     )
 
 
@@ -117,7 +117,7 @@ def make_prefix_objective(config, vocab: Vocab, pad_id: int):
         raise UserError(
             f"train.prefix_steps = {prefix_steps(config)}, expected 0 for this network: {error}"
         ) from error
-    return model, autoregressive.make_loss(kernel, model, **_weights(config, pad_id))
+    return model, autoregressive.make_loss(kernel, model, **_options(config, pad_id))
 
 
 def prefix_steps(config) -> int:
@@ -125,8 +125,8 @@ def prefix_steps(config) -> int:
     return 0 if config.get("init_from") else config.train.get("prefix_steps", 0)
 
 
-def _weights(config, pad_id: int) -> dict:
-    """The options of a loss that say how tasks, times and tokens are weighted."""
+def _options(config, pad_id: int) -> dict:
+    """The `loss.Options` of a config."""
     c = config.train
     return {
         "mixture": c.mixture.to_dict(),
