@@ -12,6 +12,7 @@ promise.md has what was found.
 """
 
 import argparse
+import functools
 import json
 import pathlib
 import sys
@@ -59,25 +60,22 @@ def held_out(config, text, image, vocab, count: int):
 def curve(config, seed: int, steps: int, every: int, stop: float, text, vocab, cache, pairs):
     """Yields {"seed", "step", "loss", "seconds", and the losses by kind}."""
     kernel = transition.make_kernel(vocab, build.make_schedules(config, vocab))
-    model, loss_fn = train_diffusion.make_objective(config, vocab, text.pad_id)
+    model, loss_at = train_diffusion.objectives(config, vocab, text.pad_id)
     tx, rate = optimiser.make_optimiser(config)
     key = jax.random.key(seed)
     c, key_start = config.train, jax.random.fold_in(key, 0)
     state = train_diffusion.create_state(model, tx, key_start, fan_in=c.fan_in)
 
+    @functools.cache
     def compiled(loss_fn):
         step = train_diffusion.make_step(loss_fn, tx, rate, c.ema, vocab, c.accumulate)
         return jax.jit(step, donate_argnums=0)
 
-    first, later = train_diffusion.prefix_steps(config), compiled(loss_fn)
-    if first:
-        _, prefix_loss = train_diffusion.make_prefix_objective(config, vocab, text.pad_id)
-    earlier = compiled(prefix_loss) if first else later
     measure = words.make_measure(kernel, model, *pairs)
     key, window, start = jax.random.fold_in(key, 1), [], time.perf_counter()
     for number in range(steps):
         batch = batches.make(cache, seed, number, c.batch_size)
-        state, metrics = (earlier if number < first else later)(state, batch, key)
+        state, metrics = compiled(loss_at(number))(state, batch, key)
         window.append(float(metrics["loss"]))
         if (number + 1) % every and number + 1 < steps:
             continue

@@ -79,9 +79,7 @@ def check(config) -> None:
     vocab = plan.vocab_of(config)
     tasks.check_mixture(vocab, config.train.mixture)
     rules.asked(config, vocab)
-    train_diffusion.make_objective(config, vocab, pad_id=0)
-    if train_diffusion.prefix_steps(config):
-        train_diffusion.make_prefix_objective(config, vocab, pad_id=0)
+    train_diffusion.objectives(config, vocab, pad_id=0)
     train_dual_encoder.wanted(config)
     optimiser.make_optimiser(config)
     kernel = transition.make_kernel(vocab, build.make_schedules(config, vocab))

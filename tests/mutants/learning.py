@@ -119,12 +119,12 @@ MUTANTS = (
         "tests/training/test_train_diffusion.py -k 'padding_weighs or weight_of_image'",
         (
             "loss: the padding is an image code",
-            'pad = vocab.offsets[vocab.index("text")] + pad_id',
-            'pad = 0 * vocab.offsets[vocab.index("text")] + pad_id',
+            'pad = vocab.offsets[vocab.index("text")] + self.pad_id',
+            'pad = 0 * vocab.offsets[vocab.index("text")] + self.pad_id',
         ),
         (
             "loss: image tokens weigh 1",
-            "jnp.where(of_image, image_weight, others)",
+            "jnp.where(of_image, self.image_weight, others)",
             "jnp.where(of_image, others, others)",
         ),
         (

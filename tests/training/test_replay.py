@@ -65,6 +65,7 @@ def test_a_training_that_gave_up_is_replayed_by_a_command(trained, capsys):
     folder, run, _ = trained
     with pytest.raises(ValueError, match="not finite in 3 steps in a row, from step 2 on"):
         run("bad", steps=9, warmup=1, learning_rate=1e30)
+    capsys.readouterr()  # what the training said
     main.FLAGS(["main", "--mode=replay", f"--workdir={folder / 'bad'}"])
     main.main(["main"])
     said = capsys.readouterr().out

@@ -34,23 +34,24 @@ class Step(NamedTuple):
 def run(workdir) -> Step:
     """Computes the step again. ValueError: no training has given up in this folder."""
     workdir = files.folder(workdir)
-    names = build.CONFIG, build.TEXT, build.IMAGE
-    with bucket.near(workdir) as here, bucket.on_disk(workdir, here, *names):
-        config = build.read_config(here)
-        tokenizers = build.load_tokenizers(here)
+    with bucket.near(workdir) as here:
+        with bucket.on_disk(workdir, here, build.CONFIG):
+            config = build.read_config(here)
+        with bucket.on_disk(workdir, here, *build.tokenizer_files(config)):
+            tokenizers = build.load_tokenizers(here, config)
     vocab, text = build.make_vocab(config, tokenizers), tokenizers["text"]
     mesh = sharding.make_mesh(**config.mesh)
     terms = end_to_end.from_config(config, vocab, tokenizers["image"])
-    model, loss_fn = train_diffusion.make_objective(config, vocab, text.pad_id, terms)
+    model, loss_at = train_diffusion.objectives(config, vocab, text.pad_id, terms)
     terms = train_diffusion.terms_of(config, vocab, text.pad_id, terms)
     tx, _ = optimiser.make_optimiser(config)
-    base = start.weights(config, vocab) if adapters.rank_of(config) else None
-
-    def first_state():
-        low = base and adapters.create(base, adapters.rank_of(config), jax.random.key(0))
-        return train_diffusion.create_state(model, tx, jax.random.key(0), low, terms=terms)
-
-    state = jax.eval_shape(first_state)
+    way = train_diffusion.STARTS.get(config.train.get("loss"), adapters)
+    needs = adapters.rank_of(config) or start.distilled(config)
+    found = start.weights(config, vocab) if needs else None
+    base, first = way.begin(config, found, jax.random.key(0))
+    state = jax.eval_shape(
+        lambda: train_diffusion.create_state(model, tx, jax.random.key(0), first, terms=terms)
+    )
     size = config.train.batch_size
     batch = {m.name: jax.ShapeDtypeStruct((size, m.length), jnp.int32) for m in vocab.modalities}
     example = {
@@ -62,9 +63,7 @@ def run(workdir) -> Step:
         raise UserError(f"{workdir}/replay does not exist: no training has given up here")
     kept, about = found
     key = jax.random.fold_in(train_diffusion.step_key(config), about["step"])
-    if about["step"] < train_diffusion.prefix_steps(config):
-        _, loss_fn = train_diffusion.make_prefix_objective(config, vocab, text.pad_id)
-    loss_fn = adapters.over(loss_fn, base)
+    loss_fn = way.over(loss_at(about["step"]), base)
     gradient = jax.jit(train_diffusion.make_gradient(loss_fn, config.train.accumulate))
     with sharding.use(mesh):
         state, x0 = kept["state"], jax.jit(vocab.fuse)(kept["batch"])

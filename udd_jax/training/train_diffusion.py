@@ -9,6 +9,7 @@ a continued run draws the same random numbers, on any mesh.
 """
 
 import functools
+import math
 from typing import Any
 
 import flax.struct
@@ -118,6 +119,14 @@ def make_prefix_objective(config, vocab: Vocab, pad_id: int):
             f"train.prefix_steps = {prefix_steps(config)}, expected 0 for this network: {error}"
         ) from error
     return model, autoregressive.make_loss(kernel, model, **_options(config, pad_id))
+
+
+def objectives(config, vocab: Vocab, pad_id: int, terms=None):
+    """(network, step -> the loss function of that step): the prefixes first, if any."""
+    model, later = make_objective(config, vocab, pad_id, terms)
+    first = prefix_steps(config)
+    earlier = make_prefix_objective(config, vocab, pad_id)[1] if first else later
+    return model, lambda step: earlier if step < first else later
 
 
 def prefix_steps(config) -> int:
@@ -274,7 +283,7 @@ def train(
     """
     workdir = files.folder(workdir)
     mesh = sharding.make_mesh(**config.mesh)
-    model, loss_fn = make_objective(config, vocab, pad_id, terms)
+    model, loss_at = objectives(config, vocab, pad_id, terms)
     terms = terms_of(config, vocab, pad_id, terms)
     tx, learning_rate = optimiser.make_optimiser(config)
     c, key = config.train, jax.random.key(config.seed)
@@ -297,6 +306,7 @@ def train(
     # Explicit, because otherwise the compiler may change the sharding of the state in a step.
     places = sharding.shardings(mesh, state), None
 
+    @functools.cache
     def compiled(loss_fn):
         def train_step(state, batch, key, base):
             loss_of = way.over(loss_fn, base)
@@ -305,16 +315,14 @@ def train(
 
         return jax.jit(train_step, donate_argnums=0, out_shardings=places)
 
-    first, later = prefix_steps(config), compiled(loss_fn)
-    earlier = compiled(make_prefix_objective(config, vocab, pad_id)[1]) if first else later
-
     evaluate = None
     if held_out is not None:
-        evaluate = make_held_out(loss_fn, held_out, c.batch_size, vocab, mesh, base, way.over)
+        last = loss_at(math.inf)
+        evaluate = make_held_out(last, held_out, c.batch_size, vocab, mesh, base, way.over)
 
     with sharding.use(mesh):
         state = loop.fit(
-            lambda state, batch, step: (earlier if step < first else later)(
+            lambda state, batch, step: compiled(loss_at(step))(
                 state, batch, step_key(config), base
             ),
             state,
