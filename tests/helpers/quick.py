@@ -8,6 +8,8 @@ FLAGS = " ".join(
         "--xla_cpu_use_fusion_emitters=false",  # a third of the rest
     ]
 )
+# `compiler_options` for claims about last bits: as programs are compiled outside of tests.
+EXACT = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": True}
 
 
 def environment(**more: str) -> dict[str, str]:

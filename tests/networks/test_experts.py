@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.helpers import tiny
+from tests.helpers import quick, tiny
 from udd_jax import build, pipeline
 from udd_jax.diffusion import vocab
 from udd_jax.networks import experts, transformer
@@ -18,9 +18,7 @@ T, L, B = 10, 7, 3
 OPTIONS = {"layers": 1, "width": 8, "heads": 2, "rezero": 1.0, "attention": "self"}
 OPTIONS |= {"time": "per_modality", "block_attention": True}
 ENDS = (0.3, 0.6)
-# As programs are compiled outside of tests: without fusion emitters the last bit differs.
-EXACT = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": True}
-jit = functools.partial(jax.jit, compiler_options=EXACT)
+jit = functools.partial(jax.jit, compiler_options=quick.EXACT)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.helpers import tiny
+from tests.helpers import quick, tiny
 from udd_jax import pipeline
 from udd_jax.diffusion import denoiser, objective, schedules, tasks, transition, vocab
 from udd_jax.networks import transformer
@@ -137,7 +137,7 @@ def test_kept_keys_and_values_give_the_logits_of_the_whole_network(layout, still
                 np.testing.assert_allclose(ours, theirs, atol=2e-5)
 
 
-@functools.partial(jax.jit, static_argnames=("still", "settings"))
+@functools.partial(jax.jit, static_argnames=("still", "settings"), compiler_options=quick.EXACT)
 def draw(params, x, free, absent, negative, still, settings):
     kernel = transition.make_kernel(PAIR, schedules.linear(T))
     denoise_fn = transformer.Denoiser(network(**FULL)[0], params, still)
