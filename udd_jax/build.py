@@ -88,8 +88,8 @@ def modalities(config) -> dict[str, dict]:
     """{name: row} of `config.modalities`, in the order of the sequence, which is that of the names.
 
     config: a ConfigDict, or the dict of a file. One from before there was such a field has an image
-    and a text. ValueError, one line: an
-    unknown kind, a field that the kind does not have, or no image or no text.
+    and a text. ValueError, one line: an unknown kind, a field that the kind does not have, or no
+    image or no text.
     """
     rows = config.get("modalities")
     rows = getattr(rows, "to_dict", lambda: rows)() or {name: {"kind": name} for name in ALWAYS}
@@ -229,15 +229,12 @@ class Diffusion:
     ) -> reverse.Sample:
         """Tokens from noise: `reverse.run`. `still`: a fully given modality that is computed once
         for the chain, or None; paint: `painting.Paint`, or None."""
-        denoise_fn = transformer.Denoiser(self.model, params, still)
-        if paint is not None:
-            if paint.evident is not None:
-                plain, masks = transformer.Denoiser(self.model, params), tasks.Masks(free, absent)
-                prior = transition.prior_sample(self.kernel, keys, len(x))
-                more = painting.evidence(self.kernel, plain, masks, prior, paint)
-                scorers = (more, *scorers)
-            strength = painting.attention(self.kernel, paint)
-            denoise_fn = transformer.Denoiser(self.model, params, still, strength)
+        strength = None if paint is None else painting.attention(self.kernel, paint)
+        denoise_fn = transformer.Denoiser(self.model, params, still, strength)
+        if paint is not None and paint.evident is not None:
+            plain, masks = transformer.Denoiser(self.model, params), tasks.Masks(free, absent)
+            prior = transition.prior_sample(self.kernel, keys, len(x))
+            scorers = (painting.evidence(self.kernel, plain, masks, prior, paint), *scorers)
         options = (x, free, absent, settings, negative, trace, guide, scorers)
         return reverse.run(self.kernel, denoise_fn, keys, *options)
 

@@ -43,10 +43,8 @@ def read(pipe, asked, given: dict, masks, count: int) -> painting.Paint | None:
     return painting.Paint(ids + offset, *map(np.stack, zip(*each, strict=True)), evident)
 
 
-def part(paint: painting.Paint | None, rows) -> painting.Paint | None:
+def part(paint: painting.Paint, rows) -> painting.Paint:
     """The paint of some of the samples."""
-    if paint is None:
-        return None
     each = {name: getattr(paint, name)[:, rows] for name in ("words", "phrase", "where")}
     return paint._replace(prompt=paint.prompt[rows], **each)
 

@@ -20,7 +20,7 @@ from udd_jax import values
 from udd_jax.errors import UserError
 from udd_jax.networks import pretrained
 from udd_jax.sampling import scorers
-from udd_jax.tokenizers import text_tokenizer, vqgan
+from udd_jax.tokenizers import text_tokenizer
 
 
 def make(pipe, name: str, value, **options):
@@ -41,7 +41,7 @@ def match(pipe, text, read=None):
 def likeness(pipe, picture, content=0.0, style=0.0, read=None):
     """Likeness to a picture, by the vectors of the image tokenizer's codes."""
     codes = _one(values.ids(pipe, "image", picture), "a picture")[0]
-    return scorers.likeness(_vectors(pipe.tokenizers["image"]), codes, content, style)
+    return scorers.likeness(pipe.tokenizers["image"].vectors, codes, content, style)
 
 
 def clip(pipe, text, weights=None, read=None):
@@ -61,7 +61,7 @@ def clip(pipe, text, weights=None, read=None):
     )
     tokenizer = pipe.tokenizers["image"]
     seen = functools.partial(_clip, tokenizer.module, parts.image, parts.size)
-    arrays = tokenizer.params, _vectors(tokenizer), parts.image_variables, scorers.unit(target)
+    arrays = tokenizer.params, tokenizer.vectors, parts.image_variables, scorers.unit(target)
     return jax.tree_util.Partial(seen, *jax.tree.map(jnp.asarray, arrays))
 
 
@@ -75,11 +75,6 @@ def _clip(decoder, network, size, params, vectors, variables, target, tokens, x,
     images = jax.image.resize(images, (len(t), size, size, 3), "bicubic")
     pixels = pretrained.normalise_for_clip((images + 1) / 2)
     return (scorers.unit(network.apply(variables, pixels)) * target).sum(-1)
-
-
-def _vectors(tokenizer) -> np.ndarray:
-    """The vector of each code, float32[K, d]."""
-    return np.asarray(vqgan.rows(tokenizer.params))[tokenizer.used_to_full]
 
 
 def _one(rows: np.ndarray, what: str) -> np.ndarray:

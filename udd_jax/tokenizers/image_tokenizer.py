@@ -91,6 +91,11 @@ class ImageTokenizer:
         """(height, width, channels) of an image."""
         return (*self.module.size, self.module.channels)
 
+    @property
+    def vectors(self) -> np.ndarray:
+        """The vector of each code, float32[K, d]."""
+        return np.asarray(vqgan.rows(self.params))[self.used_to_full]
+
     @functools.cached_property
     def hash(self):
         """16 hex digits from the settings and weights: equal hash, equal codes."""

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from udd_jax import build
 from udd_jax.diffusion.vocab import Vocab
 from udd_jax.runtime import trees
-from udd_jax.tokenizers import image_tokenizer, vqgan
+from udd_jax.tokenizers import image_tokenizer
 from udd_jax.training import terms
 
 PARTS = ("decoder", "post_quant_conv")  # what learns
@@ -46,7 +46,7 @@ def paint(vocab: Vocab, tokenizer, most: float, own: dict, denoise_fn, outcome, 
     x0, _, t, (free, _), logits, *_ = outcome
     m = vocab.index("image")
     here = free[:, vocab.slices[m]]
-    rows = jnp.asarray(vqgan.rows(tokenizer.params)[tokenizer.used_to_full])
+    rows = jnp.asarray(tokenizer.vectors)
     true = rows[vocab.local(m, x0[:, vocab.slices[m]])]
     soft = jnp.where(here[..., None], jax.nn.softmax(logits[m]) @ rows, true)
 
