@@ -88,17 +88,23 @@ class Job:
         self.folder, self.started, self.code = folder, time.monotonic(), None
         folder.mkdir(exist_ok=True)
         self.output = folder.with_suffix(".txt")
+        self.output.touch()  # a job may end before it writes
         self.process = os.fork()
         if not self.process:
-            os._exit(self.become(cache, more, read_only_after))
+            code = 70
+            try:
+                code = self.become(cache, more, read_only_after)
+            finally:  # nothing of the parent's blocks is left here, above all not its folder
+                os._exit(code)
 
     def become(self, cache, more, read_only_after) -> int:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # before anything takes a while
         import jax
 
         from udd_jax import main
         from udd_jax.runtime import stopping
 
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         output = os.open(self.output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(output, 1)
         os.dup2(output, 2)
@@ -183,10 +189,11 @@ def arrays(folder) -> dict:
 def numbers(folder) -> dict:
     """What the job leaves, without times, read by a process of its own.
 
-    The process that forks must not compute with JAX itself.
+    A new one and no fork: the process that forks jobs must not compute with JAX itself, and one
+    that has, as that of the tests, cannot be forked.
     """
-    fork = multiprocessing.get_context("fork")
-    with concurrent.futures.ProcessPoolExecutor(1, fork) as pool:
+    new = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, new) as pool:
         return pool.submit(_numbers, folder).result()
 
 

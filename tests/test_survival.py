@@ -1,9 +1,9 @@
 """The claim of claims: killed at any moment, the job ends with the numbers of a job left alone.
 
 A job runs once undisturbed; then again, killed with SIGKILL and started again each time with the
-same command. `pytest -m slow` kills very small jobs; `pytest -m long` the smoke job, at 25 random
-moments and at 9 chosen ones. With -s the stage and moment of every kill is printed. `tests/soak.py`
-stops a job in other ways, as often as one likes.
+same command. `pytest -m slow` kills a very small job twice; `pytest -m long` the smoke job, at 25
+random moments and at 9 chosen ones. With -s the stage and moment of every kill is printed.
+`tests/soak.py` stops a job in other ways, as often as one likes; what it found is in soaked.txt.
 """
 
 import contextlib
@@ -140,16 +140,26 @@ def kill_in(folder, moment, command=SMOKE, wait=0.0) -> list[str]:
     return kill(job) if job.runs() else []
 
 
-def test_a_small_job_killed_in_a_checkpoint_of_the_diffusion_leaves_the_same_numbers(tmp_path):
-    def moment(job):
-        return soak.stage(job.folder) == "diffusion" and writes_checkpoint(job)
-
+def test_a_small_job_killed_twice_leaves_the_same_numbers(tmp_path):
     Job(tmp_path / "whole", SMALL).finish()
-    assert kill_in(tmp_path / "killed", moment, SMALL)
+    saved = f"vq/checkpoints/*/{checkpoints.MANIFEST}"
+    for moment in (
+        lambda job: in_the_tokenizer(job) and any(touched(job, saved)),
+        lambda job: soak.stage(job.folder) == "diffusion" and writes_checkpoint(job),
+    ):
+        assert kill_in(tmp_path / "killed", moment, SMALL)
     Job(tmp_path / "killed", SMALL).finish()
     soak.require_same(tmp_path / "killed", soak.numbers(tmp_path / "whole"))
 
 
+def test_sigterm_before_there_is_anything_to_save_ends_with_75(tmp_path):
+    job = Job(tmp_path / "stopped")
+    while job.runs() and not (job.folder / "config.json").exists():
+        time.sleep(0.01)
+    assert job.kill(signal.SIGTERM) == 75
+
+
+@LONG
 def test_stopped_at_random_moments_in_every_way_the_numbers_are_the_same(tmp_path):
     """Signals, a full disk and a read-only one, up to the token cache (tests/soak.py)."""
     command = [sys.executable, "-m", "tests.soak", "--short", "--kills=6", "--seconds=45"]
