@@ -120,6 +120,43 @@ def test_the_main_job_works_in_a_bucket_up_to_the_token_cache(workdir, tiny_run)
     assert changed <= {"stages.json", "config.json"}
 
 
+# The emulator's downloads do not say which generation they are, and it ignores conditions on one,
+# so that whoever reads a file and writes it again, as two writers of one checkpoint do, fails.
+SERVER = """
+import sys, time
+from http import HTTPStatus
+from gcp_storage_emulator.exceptions import NotFound
+from gcp_storage_emulator.handlers import objects
+from gcp_storage_emulator.server import create_server
+
+def generation(storage, bucket, name):
+    try:
+        return storage.get_file_obj(bucket, name)["generation"]
+    except NotFound:
+        return "0"
+
+download, upload = objects.download, objects._media_upload
+
+def download_with_generation(request, response, storage):
+    download(request, response, storage)
+    where = request.params["bucket_name"], request.params["object_id"]
+    response["x-goog-generation"] = generation(storage, *where)
+
+def upload_on_condition(request, response, storage):
+    wanted = request.query.get("ifGenerationMatch")
+    where = request.params["bucket_name"], request.query["name"][0]
+    if wanted and wanted[0] != generation(storage, *where):
+        response.status = HTTPStatus.PRECONDITION_FAILED
+    else:
+        upload(request, response, storage)
+
+objects.download, objects._media_upload = download_with_generation, upload_on_condition
+create_server("localhost", int(sys.argv[1]), in_memory=True, default_bucket="bucket").start()
+print("ready", flush=True)
+time.sleep(10**6)
+"""
+
+
 @pytest.fixture
 def server(tmp_path):
     """A process that serves an empty bucket, and the environment in which gs:// means that one."""
@@ -128,15 +165,9 @@ def server(tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    code = (
-        "import time; from gcp_storage_emulator.server import create_server\n"
-        f"server = create_server('localhost', {port}, in_memory=True, default_bucket='bucket')\n"
-        "server.start(); print('ready', flush=True); time.sleep(10**6)"
-    )
+    command = [sys.executable, "-c", SERVER, str(port)]
     with (tmp_path / "server.txt").open("w") as errors:
-        process = subprocess.Popen(
-            [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=errors, text=True
-        )
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
     try:
         assert process.stdout.readline() == "ready\n", (tmp_path / "server.txt").read_text()
         address = f"http://localhost:{port}"
@@ -150,6 +181,22 @@ def server(tmp_path):
     finally:
         process.kill()
         process.communicate()
+
+
+TWO_WRITERS = """
+import tensorstore
+for name in "ab":
+    base = {"driver": "ocdbt", "base": "gs://bucket/two/"}
+    tensorstore.KvStore.open(base, context=tensorstore.Context()).result()[name] = name.encode()
+print(tensorstore.KvStore.open(base, context=tensorstore.Context()).result().list().result())
+"""
+
+
+@pytest.mark.slow
+def test_a_second_writer_goes_on_with_the_files_of_the_first(server):
+    command = [sys.executable, "-c", TWO_WRITERS]
+    done = subprocess.run(command, env=os.environ | server, stdout=subprocess.PIPE, check=False)
+    assert done.returncode == 0 and done.stdout == b"[b'a', b'b']\n"
 
 
 TRAIN = """
