@@ -1,10 +1,12 @@
 """Every test runs on the CPU, on eight devices, with strict ranks and the same examples.
 
-Most of the time goes into compilation, so that all tests of a session share what they compile.
+Most of the time goes into compilation, so that tests share what they compile, with those of the next
+session too: the folder is `.pytest_cache/d/compiled`, and `pytest --cache-clear` empties it.
 """
 
 import gc
 import os
+import shutil
 
 from tests.helpers import quick
 
@@ -20,6 +22,7 @@ import pytest
 hypothesis.settings.register_profile("fixed", derandomize=True)
 hypothesis.settings.load_profile("fixed")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+MOST_BYTES = 2**30  # of compiled programs
 
 
 def pytest_collection_modifyitems(config, items):
@@ -37,11 +40,22 @@ def pytest_collection_finish():
     gc.set_threshold(100_000, 50, 100)
 
 
+def pytest_sessionstart(session):
+    """Programs of sources that are gone are never asked for again: a large folder starts anew."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        folder = session.config.cache.mkdir("compiled")
+        if sum(f.stat().st_size for f in folder.iterdir()) > MOST_BYTES:
+            shutil.rmtree(folder)
+
+
 @pytest.fixture(scope="session")
-def compiled(tmp_path_factory):
-    """A folder for compiled programs, of tests and of the jobs that they start."""
-    folder = tmp_path_factory.getbasetemp()
-    return (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "compiled"
+def compiled(pytestconfig):
+    """A folder for compiled programs, of tests and of the jobs that they start.
+
+    A program that was cut when its writer was killed is compiled again (the filter of that warning is
+    in pyproject.toml).
+    """
+    return pytestconfig.cache.mkdir("compiled")
 
 
 @pytest.fixture(scope="session", autouse=True)
