@@ -1,7 +1,7 @@
 """Every test runs on the CPU, on eight devices, with strict ranks and the same examples.
 
-Most of the time goes into compilation, so that tests share what they compile, with those of the next
-session too: the folder is `.pytest_cache/d/compiled`, and `pytest --cache-clear` empties it.
+Most of the time goes into compilation, so that tests share what they compile, with those of the
+next session too: the folder is `.pytest_cache/d/compiled`, and `pytest --cache-clear` empties it.
 """
 
 import gc
@@ -52,8 +52,8 @@ def pytest_sessionstart(session):
 def compiled(pytestconfig):
     """A folder for compiled programs, of tests and of the jobs that they start.
 
-    A program that was cut when its writer was killed is compiled again (the filter of that warning is
-    in pyproject.toml).
+    A program that was cut when its writer was killed is compiled again (the filter of that warning
+    is in pyproject.toml).
     """
     return pytestconfig.cache.mkdir("compiled")
 

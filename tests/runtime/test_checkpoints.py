@@ -2,6 +2,8 @@
 
 import resource
 import shutil
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -239,19 +241,45 @@ def test_a_run_that_goes_on_from_an_earlier_step_replaces_the_later_ones(store):
 
 def test_failed_save_is_one_line_and_keeps_the_last_good_one(store, tmp_path):
     store.save(1, state(1), wait=True)
-    big = {"a": np.random.default_rng(0).random(1 << 18)}
+    big = {str(i): np.random.default_rng(i).random(1 << 15) for i in range(8)}
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, hard))  # as on a full disk
-    try:
-        with pytest.raises(OSError, match=r"of step 2 was not written .* step 1 is kept") as caught:
-            store.save(2, big, wait=True)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert "\n" not in str(caught.value)
-    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["000000001"]
-    assert equal(store.restore(state(0))[0], state(1))
+    for most in (20, 1 << 16):  # bytes of a file, as on a full disk
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
+        try:
+            with pytest.raises(
+                OSError, match=r"step 2 was .* File too large; .* is kept"
+            ) as caught:
+                store.save(2, big, wait=True)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert "\n" not in str(caught.value)
+        assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["000000001"]
+        assert equal(store.restore(state(0))[0], state(1))
     store.save(2, big, wait=True)
     assert store.latest_step() == 2
+
+
+FULL_DISK = """
+import resource, sys
+import numpy as np
+from udd_jax.runtime import checkpoints
+store = checkpoints.Checkpoints(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
+try:
+    store.save(1, {str(i): np.random.default_rng(i).random(1 << 15) for i in range(8)}, wait=True)
+except OSError as error:
+    print(error)
+store.close()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("most", [20, 1 << 16])
+def test_nothing_else_is_said_of_a_failed_save(most, tmp_path):
+    command = [sys.executable, "-c", FULL_DISK, str(tmp_path / "checkpoints"), str(most)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "File too large" in done.stdout and done.stdout.count("\n") == 1
+    assert done.stderr == ""
 
 
 def test_folder_that_cannot_be_made_is_one_line(tmp_path):

@@ -11,9 +11,14 @@ Orbax, which is imported when first needed. A directory may be `gs://bucket/path
 
 import concurrent.futures
 import contextlib
+import functools
 import hashlib
 import json
+import logging
 import os
+import pathlib
+import re
+import sys
 import threading
 
 import jax
@@ -116,6 +121,7 @@ class Checkpoints:
         }
         import orbax.checkpoint as ocp
 
+        _say_it_once()
         try:
             self._sweep(step)
             if jax.process_index() == 0:  # where Orbax would wait five minutes for a folder
@@ -152,7 +158,8 @@ class Checkpoints:
             self.wait()
         finally:
             if self._orbax is not None:
-                self._orbax.close()
+                with contextlib.suppress(Exception):  # of a failed save, which `wait` has told
+                    self._orbax.close()
                 self._orbax = None
 
     def _complete(self, step, manifest):
@@ -171,7 +178,9 @@ class Checkpoints:
     def _fail(self, step, error):
         with contextlib.suppress(OSError):
             self._sweep()  # free the space of the unfinished checkpoint
-        cause = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+        cause = (str(error).strip() or type(error).__name__).splitlines()[0]
+        code = re.search(r"os_error_code='(\d+)'", cause)  # TensorStore's way to tell the system's
+        cause = os.strerror(int(code[1])) if code else cause[:300]
         last = self.latest_step()
         self._failure = OSError(
             f"the checkpoint of step {step} was not written to {self.directory}: {cause}; "
@@ -240,6 +249,27 @@ class Checkpoints:
                 f"every checkpoint in {self.directory} is damaged: remove the folder to start again"
             )
         return -1
+
+
+@functools.cache
+def _say_it_once():
+    """Leaves a failed save to the one line of `Checkpoints`.
+
+    Otherwise Orbax logs the traceback of each of its threads, and for each array that is still
+    being written TensorStore's answer finds the loop of its thread closed.
+    """
+
+    def of_orbax(record):
+        return record.levelno < logging.ERROR or "orbax" not in pathlib.Path(record.pathname).parts
+
+    logging.getLogger("absl").addFilter(of_orbax)
+    hook = sys.unraisablehook
+
+    def told(unraisable):
+        if str(unraisable.exc_value) != "Event loop is closed":
+            hook(unraisable)
+
+    sys.unraisablehook = told
 
 
 def _abstract(leaf):
