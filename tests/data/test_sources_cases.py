@@ -151,7 +151,21 @@ def test_sets_of_any_size_open_and_none_is_lost(tmp_path, count):
     if count < 20:
         assert len(splits["train"]) == count
         assert f"5.0% of {count} pictures is less than one" in splits["validation"].decided
+    else:
+        assert len(splits["validation"]) > 0
     assert len(opened(f"folder:{tmp_path}", "validation")) == 0
+
+
+def test_a_split_to_which_no_hash_falls_gets_the_next_picture_in_their_order(tmp_path):
+    for first in range(0, 240, 20):  # by hash alone, one in three of such splits would be empty
+        fill(tmp_path / str(first), 20, first=first)
+        source = f"folder:{tmp_path}/{first}"
+        splits = [opened(source, s, validation=0.05, test=0.05) for s in listing.SPLITS]
+        assert [len(split) > 0 for split in splits] == [True] * 3
+        assert sorted(n for split in splits for n in pairs(split)) == [*range(first, first + 20)]
+    same = [(f"{n}.png", picture(0)) for n in range(30)]  # in one split, so none can be held out
+    shard(tmp_path / "same" / "x.tar", same)
+    assert len(opened(f"webdataset:{tmp_path}/same", "test", test=0.05)) == 0
 
 
 def test_the_same_pixels_in_two_files_are_dropped_from_training_and_counted(tmp_path):

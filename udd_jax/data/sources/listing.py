@@ -7,7 +7,8 @@ shows when it is read, so it is counted together with all other faults.
     split      given by the data (a column, or a folder or shard named train, val, test, ...)
     no split   a hash of the image's bytes decides, so equal files are never in two splits
     some       a split that the data lack is taken from their train items, by the same hash
-    few        if the share of a split is less than one item, it stays empty
+    few        if the share of a split is less than one item, it stays empty; if it is at least one,
+               and the hashes give it none, it gets the next one in their order
 
 Two images are equal if their pixels are equal. An image that several splits share stays in the last
 of train, validation, test that has it. `Listing.left` has the items that no split uses.
@@ -268,6 +269,9 @@ def choose(
     for item in items:
         own = item.split if item.split in held_out else _hashed(item, read, lacking, side)
         parts[own].append(item)
+    for part in lacking:
+        if not parts[part]:
+            _fill(parts, part, read, side)
     if not parts["train"] and not given & set(held_out):  # too few to hold any out
         parts, lacking = {"train": items, "validation": [], "test": []}, {}
     chosen, name = parts[split], f"{name}, {split}"
@@ -301,12 +305,27 @@ def choose(
 
 def _hashed(item: Item, read, shares: dict, side) -> str:
     """The split of an item by the hash of its image."""
-    place = int.from_bytes(_content(read, item, side)[:8], "little") / 2**64 if shares else 1.0
+    place = _place(read, item, side) if shares else 1.0
     for split, share in shares.items():
         if place < share:
             return split
         place -= share
     return "train"
+
+
+def _place(read, item: Item, side) -> float:
+    """The hash of an item's image file, in [0, 1)."""
+    return int.from_bytes(_content(read, item, side)[:8], "little") / 2**64
+
+
+def _fill(parts: dict, split: str, read, side):
+    """Moves the picture with the smallest hash from train to an empty split, unless it is all."""
+    placed = [(_place(read, item, side), item) for item in parts["train"]]
+    first = min((place for place, _ in placed), default=None)
+    rest = [item for place, item in placed if place > first]
+    if rest:
+        parts[split] = [item for place, item in placed if place == first]
+        parts["train"] = rest
 
 
 def _content(read, item: Item, side) -> bytes:
