@@ -47,9 +47,7 @@ def test(command: str, copy: pathlib.Path, output) -> int:
     for name in [name for name in sys.modules if name.split(".")[0] in OWN]:
         del sys.modules[name]
     sys.path[:] = [str(copy), *(p for p in sys.path if pathlib.Path(p or ".").resolve() != ROOT)]
-    options = (
-        '-x -n 0 -m "not slow" -p no:cacheprovider -W ignore::pytest.PytestAssertRewriteWarning'
-    )
+    options = '-x -n 0 -m "not slow" -W ignore::pytest.PytestAssertRewriteWarning'
     return sys.modules["pytest"].main(shlex.split(f"{options} {command}"))
 
 

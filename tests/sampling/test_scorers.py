@@ -43,6 +43,19 @@ def test_an_additive_score_is_the_enumerated_tilt(point):
     assert np.abs(ours - p[0]).max() > 0.1
 
 
+def test_a_gradient_is_taken_at_the_point_that_its_name_says():
+    p = laws()
+
+    def square(tokens, x, t):  # the gradient is the point itself
+        return (tokens[0] ** 2).sum((1, 2)) / 2
+
+    likeliest = np.eye(4)[p[0].argmax(-1)]
+    for point, at in {"expected": p[0], "straight_through": likeliest}.items():
+        ours, _ = steered([(square, 1.5, point)], p)
+        expected = p[0] * np.exp(1.5 * at)
+        np.testing.assert_allclose(ours, expected / expected.sum(-1, keepdims=True), atol=1e-6)
+
+
 def test_drawn_frequencies_are_those_of_the_tilt():
     p, table = laws(), np.array([0.0, 1, -1, 2])
     ours = steered([(scorers.additive(table), 1.0)], p)[0][0, 0]

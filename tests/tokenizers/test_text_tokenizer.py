@@ -93,6 +93,11 @@ def test_normal_form_is_stable_and_clean(raw):
     once.encode()  # no surrogates
 
 
+def test_the_normal_form_has_one_form_of_each_character():
+    forms = {"ﬁsh": "fish", "ｒｅｄ": "red", "①": "1", "e\u0301": "é", "ｶﾞ": "ガ"}
+    assert {raw: text_tokenizer.normalise(raw) for raw in forms} == forms
+
+
 def test_control_characters_and_surrogates_leave_a_caption(small):
     assert (
         text_tokenizer.normalise("a\x00 small\ud800\t\nred  \x1b circle\u3000")
@@ -274,6 +279,13 @@ def test_a_hugging_face_file_keeps_the_one_interface(tmp_path, huggingface_small
     assert tokenizer.pieces("red\ud800") == tokenizer.pieces("red")
     tokenizer.save(tmp_path / "text.model")
     assert text_tokenizer.load(tmp_path / "text.model").hash == tokenizer.hash
+
+
+def test_padding_that_the_file_does_not_mark_as_special_is_no_text(tmp_path):
+    tokenizers = pytest.importorskip("tokenizers", reason="tokenizer.json needs `tokenizers`")
+    words = tokenizers.models.WordLevel({"[PAD]": 0, "red": 1, "[UNK]": 2}, unk_token="[UNK]")
+    tokenizers.Tokenizer(words).save(str(tmp_path / "tokenizer.json"))
+    assert text_tokenizer.load(tmp_path / "tokenizer.json").decode(np.array([[1, 0, 0]])) == ["red"]
 
 
 def test_packages_that_are_extras_are_asked_for_by_name(monkeypatch, huggingface_file, clip_small):
