@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from udd_jax.data import hashing, pixels, reading, sources
-from udd_jax.data.sources import listing
+from udd_jax.data.sources import listing, split_names
 
 COUNT = 40
 CAPTIONS = [(f"picture {n}",) if n % 2 else (f"number {n}", f"{n}, again") for n in range(COUNT)]
@@ -148,7 +148,7 @@ def test_a_picture_that_given_splits_share_stays_in_the_last_of_them(tmp_path):
     ],
 )
 def test_a_split_is_read_from_a_name(name, split):
-    assert listing.split_named(name) == split
+    assert split_names.named(name) == split
 
 
 def test_a_changed_caption_changes_the_hash_of_its_source(tmp_path):

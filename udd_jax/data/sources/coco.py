@@ -14,7 +14,7 @@ import os
 import pathlib
 
 from udd_jax.data import captions as texts
-from udd_jax.data.sources import folder, listing
+from udd_jax.data.sources import folder, listing, split_names
 from udd_jax.errors import UserError
 
 KARPATHY = "dataset_coco.json"
@@ -46,7 +46,7 @@ def items(path: str, images: str | None = None, split_field: str = "split") -> l
                 f"{file} is no COCO captions file ({error}), expected images and annotations"
             ) from None
         for name, captions, said, extra in rows:
-            split = said if official else listing.split_said(said, f"{file.name}, {name}")
+            split = said if official else split_names.said(said, f"{file.name}, {name}")
             where = _place(places, name, split)
             used.add(where)
             found.append(listing.Item(name, where, captions, extra, split))
@@ -61,7 +61,7 @@ def items(path: str, images: str | None = None, split_field: str = "split") -> l
 def _place(places: dict[str, list[str]], name: str, split: str | None):
     found = folder.by_end(places, name)
     if len(found) > 1:
-        own = [p for p in found if split in map(listing.split_named, pathlib.Path(p).parts[:-1])]
+        own = [p for p in found if split in map(split_names.named, pathlib.Path(p).parts[:-1])]
         found = own if split else found
     shown = listing.printable(name)
     if not found:
@@ -75,7 +75,7 @@ def _official(content: dict, file: pathlib.Path):
     captions = {}
     for annotation in content["annotations"]:
         captions.setdefault(annotation["image_id"], []).append(annotation["caption"])
-    split = listing.split_named(file.stem)
+    split = split_names.named(file.stem)
     for image in content["images"]:
         own = tuple(captions.get(image["id"], ()))
         yield image["file_name"], own, split, {"id": image["id"]}

@@ -25,7 +25,7 @@ import re
 
 from udd_jax.data import captions as texts
 from udd_jax.data import pixels
-from udd_jax.data.sources import downloads, listing, tables
+from udd_jax.data.sources import downloads, listing, split_names, tables
 from udd_jax.errors import UserError
 
 # Pictures that are there and cannot be decoded, or not safely: to be counted.
@@ -116,7 +116,7 @@ class _Files:
         self.pictures.sort()
         self._ends = None
         parents = {self.parts(place)[:-1] for place in self.pictures}
-        self._splits = listing.splits_of_folders(parents)
+        self._splits = split_names.of_folders(parents)
 
     def key(self, place: str) -> str:
         return os.path.relpath(place, self.root)
@@ -293,7 +293,7 @@ def _said(own: dict[str, str], field, split_field, key):
         row = texts.parse_json(texts.decode(read(own[".json"])))
         row = row if isinstance(row, dict) else {"captions": row}
         try:
-            split = listing.split_said(row.get(split_field), f"{key}, .json")
+            split = split_names.said(row.get(split_field), f"{key}, .json")
         except ValueError as error:
             raise _UnknownSplit(str(error)) from None
         known = {*listing.CAPTION_FIELDS, field, split_field}
@@ -308,7 +308,7 @@ def _said(own: dict[str, str], field, split_field, key):
 
 def _class_name(parts: tuple[str, ...]) -> str | None:
     """The innermost folder whose name is not a split, as words: "001.Night_owl" -> "Night owl"."""
-    name = next((part for part in parts[::-1] if listing.split_named(part) is None), None)
+    name = next((part for part in parts[::-1] if split_names.named(part) is None), None)
     return name and re.sub(r"^\d+[.\-_ ]+(?=\D)", "", name).replace("_", " ")
 
 
@@ -325,7 +325,7 @@ def _listed(here: _Files, table: pathlib.Path, field, split_field) -> list[listi
         files = [
             names[key] for key in tables.FILE_FIELDS if isinstance(row.get(names.get(key)), str)
         ]
-        split = listing.split_said(row.get(split_field), where)
+        split = split_names.said(row.get(split_field), where)
         try:
             captions = listing.captions_of(row, field, where)
             if not files:
@@ -378,7 +378,7 @@ def _flickr_splits(here: _Files) -> dict[str, str]:
     for folder, names in here.folders.items():
         for name in names:
             if re.search(r"(train|dev|val|test)_?images\.txt$", name, re.IGNORECASE):
-                split = listing.split_named(re.sub(r"(?i)_?images\.txt$", "", name))
+                split = split_names.named(re.sub(r"(?i)_?images\.txt$", "", name))
                 rows = texts.lines(read(os.path.join(folder, name)))
                 splits |= {row.strip(): split for row in rows}
     return splits

@@ -18,7 +18,7 @@ import os
 import pyarrow
 from pyarrow import ipc, parquet
 
-from udd_jax.data.sources import downloads, listing, webdataset
+from udd_jax.data.sources import downloads, listing, split_names, webdataset
 from udd_jax.errors import UserError
 
 _IMAGE_FIELDS = ("image", "img", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes")
@@ -93,7 +93,7 @@ def _images(path: str, column: str, group: int) -> list:
 def items(path, image_field=None, caption_field=None, split_field="split") -> list[listing.Item]:
     """The rows of all files, in order. `caption_field` may name several columns: "a,b"."""
     files, root = webdataset.shards(path, _ENDS)
-    splits, found = listing.splits_of_shards(files, root), []
+    splits, found = split_names.of_shards(files, root), []
     for file, split in zip(files, splits, strict=True):
         name = str(file.relative_to(root))
         try:
@@ -146,7 +146,7 @@ def _rows(table, file, name, split, image_field, caption_field, split_field):
             captions = sum((listing.captions_of(values, field, where) for field in fields), ())
             known = {*fields, split_field}
             extra = {k: v for k, v in values.items() if k not in known and not _captioned((k,))}
-            own = listing.split_said(values.get(split_field), where) or split
+            own = split_names.said(values.get(split_field), where) or split
             yield listing.Item(key, (file, images[0], group, row), captions, extra, own)
 
 

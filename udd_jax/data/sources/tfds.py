@@ -15,7 +15,7 @@ import os
 import pathlib
 import re
 
-from udd_jax.data.sources import listing
+from udd_jax.data.sources import listing, split_names
 from udd_jax.errors import UserError
 
 _HOME = "~/tensorflow_datasets"
@@ -83,7 +83,7 @@ def items(name, data_dir=None, caption_field=None, template=None) -> list[listin
             known = {caption_field, *listing.CAPTION_FIELDS}
             extra = {field: value for field, value in row.items() if field not in known}
             place = (directory, split, index)
-            key, own = f"{split}/{index}", listing.split_named(split)
+            key, own = f"{split}/{index}", split_names.named(split)
             found.append(listing.Item(key, place, captions, extra, own))
     return found
 

@@ -30,7 +30,7 @@ import zlib
 
 from udd_jax.data import captions as texts
 from udd_jax.data import pixels
-from udd_jax.data.sources import downloads, folder, listing
+from udd_jax.data.sources import downloads, folder, listing, split_names
 from udd_jax.errors import UserError
 
 _CAPTION_SUFFIXES = (".json", ".txt", ".caption")
@@ -116,7 +116,7 @@ def items(
 ) -> list[listing.Item]:
     """The items of all shards, in the order of the shards and of their files."""
     files, root = shards(path)
-    splits, found = listing.splits_of_shards(files, root), []
+    splits, found = split_names.of_shards(files, root), []
     for file, split in zip(files, splits, strict=True):
         name, changed = str(file.relative_to(root)), file.stat().st_mtime_ns
         found += _shard(file, changed, name, split, caption_field, split_field)
@@ -166,7 +166,7 @@ def _shard(file, modified, name, split, caption_field, split_field):
             broken(key, str(error))
             continue
         where = f"{listing.printable(str(file))}, {stem}.json"
-        inside = listing.split_said(extra.pop(split_field, None), where)
+        inside = split_names.said(extra.pop(split_field, None), where)
         found.append(listing.Item(key, pictures[stem], captions, extra, inside or split))
     stats = file.with_name(file.name.partition(".")[0] + downloads.END)
     for number in range(downloads.statistics(stats).get("successes", 0) - len(pictures)):
