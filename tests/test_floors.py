@@ -1,7 +1,8 @@
 """The house: packages import in one direction, only network files know linen, and files are short.
 
 main > stages, generate, demo > evaluation > pipeline > convert, hub, steering > training > build
-     > values > data > networks, tokenizers, sampling > command_line > diffusion, runtime > errors
+     > values, modalities > data > networks, tokenizers, sampling > command_line
+     > diffusion, runtime > errors
 """
 
 import ast
@@ -16,7 +17,7 @@ FLOORS = (  # from the ground up; rooms of one floor do not import each other
     {"command_line"},
     {"networks", "tokenizers", "sampling"},
     {"data"},
-    {"values"},
+    {"values", "modalities"},
     {"build"},
     {"training"},
     {"convert", "hub", "steering"},

@@ -10,7 +10,7 @@ import pytest
 
 from configs import any as any_config
 from tests.helpers import tiny
-from udd_jax import build, generate, pipeline, stages, values
+from udd_jax import build, generate, modalities, pipeline, stages, values
 from udd_jax.data import layouts, sounds, sources, token_cache
 from udd_jax.data.reading import Views
 from udd_jax.diffusion import tasks
@@ -48,16 +48,16 @@ def pipe(run):
 
 def test_a_config_from_before_has_an_image_and_a_text():
     old = ml_collections.ConfigDict({"text": {"length": 5}, "data_options": {}, "image_size": 8})
-    assert build.kinds(old) == {"image": "image", "text": "text"}
-    assert build.source_options(old) == {"image_size": 8} and not build.further(old)
-    assert not build.token_weights(old)
+    assert modalities.kinds(old) == {"image": "image", "text": "text"}
+    assert modalities.source_options(old) == {"image_size": 8} and not modalities.further(old)
+    assert not modalities.token_weights(old)
 
 
 def test_the_order_of_the_sequence_is_that_of_the_names():
     vocab = plan.vocab_of(config())
     assert [m.name for m in vocab.modalities] == sorted(NAMES) == list(NAMES)
     assert [m.grid for m in vocab.modalities] == [(4, 4), (8, 8), (8, 2), None]
-    assert build.token_weights(config()) == {"layout": 0.25}
+    assert modalities.token_weights(config()) == {"layout": 0.25}
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_the_order_of_the_sequence_is_that_of_the_names():
 def test_a_bad_list_is_one_line(rows, message):
     listed = {"image": {"kind": "image"}, "text": {"kind": "text"}} | rows
     with pytest.raises(ValueError, match=message):
-        build.modalities({"modalities": {n: row for n, row in listed.items() if row}})
+        modalities.rows({"modalities": {n: row for n, row in listed.items() if row}})
 
 
 def test_a_missing_tokenizer_is_one_line(tmp_path):

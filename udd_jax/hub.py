@@ -25,7 +25,7 @@ import ml_collections
 import ml_dtypes
 import numpy as np
 
-from udd_jax import build
+from udd_jax import build, modalities
 from udd_jax.errors import NotFound, UserError
 from udd_jax.runtime import files, provenance, trees
 from udd_jax.tokenizers import image_tokenizer
@@ -45,7 +45,7 @@ INDEX = f"{WEIGHTS}.index.json"
 SHARD = 5 * 10**9  # most bytes of a file of weights, the custom of hubs
 NAME = re.compile(r"[\w.-]+/[\w.-]+")  # of a model on a hub
 DTYPES = ("float32", "bfloat16")
-FILES = (build.CONFIG, WEIGHTS, *(TOKENIZERS[k][0] for k in build.ALWAYS), RESULT, CARD)
+FILES = (build.CONFIG, WEIGHTS, *(TOKENIZERS[k][0] for k in modalities.ALWAYS), RESULT, CARD)
 # Endings of files that hold programs, or pickles, which are programs too.
 _PROGRAMS = (
     *(".bin", ".ckpt", ".dill", ".joblib", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth"),
@@ -83,7 +83,7 @@ def write(
         files.write_json(new / build.CONFIG, record)
         _write_weights(new, params, dtype, shard)
         for name, tokenizer in tokenizers.items():
-            file, save = TOKENIZERS[build.kinds(config)[name]]
+            file, save = TOKENIZERS[modalities.kinds(config)[name]]
             if file:
                 save(new / file.format(name=name), tokenizer)
         if evaluation is not None:
@@ -152,11 +152,11 @@ def read(folder, links=None) -> tuple[ml_collections.ConfigDict, dict, dict]:
                 f"{folder / build.CONFIG} refused: {name} = {value!r} names a file outside of it"
             )
     tokenizers = {}
-    for name, row in build.modalities(config).items():
+    for name, row in modalities.rows(config).items():
         file = TOKENIZERS[row["kind"]][0].format(name=name)
         if file and not (folder / file).exists():
             raise NotFound(f"{folder} has no file {file!r}: it is not complete")
-        tokenizers[name] = build.KINDS[row["kind"]].load(folder / file, row)
+        tokenizers[name] = modalities.KINDS[row["kind"]].load(folder / file, row)
     return config, tokenizers, _read_weights(folder)
 
 

@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from udd_jax import build, hub, values
+from udd_jax import build, hub, modalities, values
 from udd_jax.convert import tensor_files
 from udd_jax.data import pixels
 from udd_jax.diffusion import tasks, transition
@@ -416,7 +416,8 @@ class Pipeline:
         """The first `count` images and captions of a split of the run's data."""
         from udd_jax.data import reading, sources
 
-        source = sources.open_source(self.config.data, split, **build.source_options(self.config))
+        options = modalities.source_options(self.config)
+        source = sources.open_source(self.config.data, split, **options)
         views = reading.Views(self.config.image_size)
         found = []
         for example in reading.examples(source, 0, min(len(source), 2 * count), views):
@@ -477,7 +478,7 @@ class Pipeline:
     @functools.cached_property
     def kinds(self) -> dict[str, str]:
         """{modality: its kind}, such as "image" or "sound"."""
-        return build.kinds(self.config)
+        return modalities.kinds(self.config)
 
     @property
     def guidable(self) -> bool:
@@ -703,8 +704,8 @@ class Pipeline:
         if not self.model.block_attention:
             return None
         free = np.asarray(masks.free).any(axis=0)
-        modalities = zip(self.vocab.modalities, self.vocab.slices, strict=True)
-        names = [m.name for m, where in modalities if not free[where].any()]
+        each = zip(self.vocab.modalities, self.vocab.slices, strict=True)
+        names = [m.name for m, where in each if not free[where].any()]
         return names[0] if len(names) == 1 else None
 
     @functools.cached_property

@@ -20,7 +20,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from udd_jax import build, pipeline
+from udd_jax import build, modalities, pipeline
 from udd_jax.data import batches, reading, sources, survey, token_cache
 from udd_jax.data.sources import listing
 from udd_jax.diffusion import tasks, transition
@@ -97,7 +97,7 @@ def _run_stages(config, workdir, here, until, data, found, profile=None, tensorb
         tell(config, data, found, tokenizers["text"], workdir)
     with stage("image tokenizer"):
         tokenizers["image"] = make_image_tokenizer(config, workdir, data, tensorboard)
-    for name in build.further(config):
+    for name in modalities.further(config):
         with stage(f"{name} tokenizer"):
             tokenizers[name] = further.make_tokenizer(config, name, workdir, data)
     if config.cache or until == "token cache":
@@ -134,7 +134,8 @@ def _run_stages(config, workdir, here, until, data, found, profile=None, tensorb
 
 def open_data(config) -> dict:
     """{split: source} for the three splits of `config.data`."""
-    return {s: sources.open_source(config.data, s, **build.source_options(config)) for s in SPLITS}
+    options = modalities.source_options(config)
+    return {s: sources.open_source(config.data, s, **options) for s in SPLITS}
 
 
 def look(config, data: dict, workdir=None) -> dict:
@@ -244,7 +245,7 @@ def export(workdir, out) -> None:
         raise UserError(f"{out} holds a run already: choose another --out")
     weights, metadata = trees.load_tree(workdir / build.WEIGHTS)
     trees.save_tree(out / build.WEIGHTS, weights, metadata, half=True)
-    names = build.tokenizer_files(build.read_config(workdir))
+    names = modalities.tokenizer_files(build.read_config(workdir))
     for name in [*names, build.PAINTER, matching.FILE, main_suite.RESULT, build.CONFIG]:
         if (workdir / name).exists():
             files.write_bytes(out / name, (workdir / name).read_bytes())

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from configs import t2i
-from udd_jax import build
+from udd_jax import build, modalities
 from udd_jax.data.sources import shapes
 from udd_jax.networks import transformer
 from udd_jax.runtime import run_folder, trees
@@ -37,9 +37,9 @@ def make(directory, c=None) -> pathlib.Path:
     params = jax.jit(module.init)(jax.random.key(0), x)["params"]
     image = image_tokenizer.ImageTokenizer(module, params, chunk=16)
     image_tokenizer.save(directory / build.IMAGE, image)
-    for name in build.further(c):
-        if file := build.tokenizer_file(c, name):  # a sound
-            module = train_image_tokenizer.make_model(build.of_sound(c, name))
+    for name in modalities.further(c):
+        if file := modalities.tokenizer_file(c, name):  # a sound
+            module = train_image_tokenizer.make_model(modalities.of_sound(c, name))
             params = jax.jit(module.init)(jax.random.key(2), jnp.zeros((1, *module.size, 1)))
             pictures = image_tokenizer.ImageTokenizer(module, params["params"], chunk=4)
             image_tokenizer.save(directory / file, pictures)

@@ -5,7 +5,7 @@ import hashlib
 
 import numpy as np
 
-from udd_jax import build
+from udd_jax import modalities
 from udd_jax.data import reading, sources
 from udd_jax.data.sources.worlds import World
 from udd_jax.errors import UserError
@@ -89,7 +89,7 @@ def read(pipe, count: int, split: str = "") -> Items:
     captions = text.decode(ids)
     further = {
         name: pipe.codecs[name].encode(np.stack([fields[name] for fields in extra]), strict=False)
-        for name in build.further(pipe.config)
+        for name in modalities.further(pipe.config)
     }
     found, digest = source(pipe, split or split_of(pipe)), digest.hexdigest()[:16]
     world = getattr(found, "world", None)
@@ -121,7 +121,7 @@ def measurable(pipe, data=None):
 
 def source(pipe, split: str, **options):
     """A split of the run's data; `options` replace those of the config."""
-    options = build.source_options(pipe.config) | options
+    options = modalities.source_options(pipe.config) | options
     return sources.open_source(pipe.config.data, split, **options)
 
 

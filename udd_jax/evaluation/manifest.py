@@ -17,7 +17,7 @@ import time
 import jax
 import numpy as np
 
-from udd_jax import build
+from udd_jax import modalities
 from udd_jax.data import pixels
 from udd_jax.runtime import provenance, trees
 
@@ -69,8 +69,8 @@ def protocol(pipe, suite: str) -> dict:
     split = options.pop("split", "test")
     if not options.get("rules"):
         options.pop("rules", None)  # a later field, off
-    names = build.further(config)
-    further = {"further": {n: build.modalities(config)[n] for n in names}} if names else {}
+    names = modalities.further(config)
+    further = {"further": {n: modalities.rows(config)[n] for n in names}} if names else {}
     return json.loads(
         json.dumps(
             {
@@ -95,7 +95,7 @@ def made_of(pipe) -> dict:
         "weights": _hash(pipe.params),
         "image_tokenizer": pipe.tokenizers["image"].hash,
         "text_tokenizer": pipe.tokenizers["text"].hash[:16],
-        **{f"{n}_tokenizer": pipe.tokenizers[n].hash for n in build.further(pipe.config)},
+        **{f"{n}_tokenizer": pipe.tokenizers[n].hash for n in modalities.further(pipe.config)},
     }
 
 

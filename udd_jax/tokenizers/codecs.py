@@ -1,7 +1,7 @@
 """Codecs: they turn the values of a modality into ids, and ids into values.
 
 The rest of the system knows only the name, the kind, the ids and the codec of a modality. To add a
-kind of modality, add a maker to `MAKERS`, and a `Kind` to `build.KINDS`.
+kind of modality, add a maker to `MAKERS`, and a `Kind` to `modalities.KINDS`.
 """
 
 from collections.abc import Callable

@@ -5,7 +5,7 @@ import functools
 import jax
 import numpy as np
 
-from udd_jax import build
+from udd_jax import modalities
 from udd_jax.runtime import files
 from udd_jax.tokenizers import image_tokenizer
 from udd_jax.training import train_image_tokenizer
@@ -13,21 +13,21 @@ from udd_jax.training import train_image_tokenizer
 
 def make_tokenizer(config, name: str, workdir, data: dict):
     """The tokenizer of a modality: loaded, or trained on the split "train" of {split: source}."""
-    row = build.modalities(config)[name]
-    file = build.tokenizer_file(config, name)
+    row = modalities.rows(config)[name]
+    file = modalities.tokenizer_file(config, name)
     if file and not (workdir / file).exists():
         TRAIN[row["kind"]](config, name, workdir / file, data)
-    return build.KINDS[row["kind"]].load(workdir / file, row)
+    return modalities.KINDS[row["kind"]].load(workdir / file, row)
 
 
 def _train_sound(config, name: str, path, data: dict) -> None:
     """Trains an image tokenizer on the spectrograms of the sounds, or copies that of `vq.file`."""
-    own = build.of_sound(config, name)
+    own = modalities.of_sound(config, name)
     if own.vq.file:
         if jax.process_index() == 0:
             image_tokenizer.save(path, image_tokenizer.load(own.vq.file))
         return
-    settings = build.sound_settings(build.modalities(config)[name])
+    settings = modalities.sound_settings(modalities.rows(config)[name])
 
     def show(source, most):
         sounds = (source[i].extra[name] for i in range(min(most, len(source))))
@@ -48,7 +48,7 @@ def ids(config, tokenizers: dict, extra: list[dict]) -> dict[str, np.ndarray]:
 
 def encoders(config, tokenizers: dict) -> dict:
     """{name: list of n values -> int32[n, length]} of each modality."""
-    return {n: functools.partial(_encode, tokenizers[n]) for n in build.further(config)}
+    return {n: functools.partial(_encode, tokenizers[n]) for n in modalities.further(config)}
 
 
 def _encode(tokenizer, rows: list) -> np.ndarray:

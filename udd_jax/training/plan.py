@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from udd_jax import build
+from udd_jax import build, modalities
 from udd_jax.diffusion.vocab import Vocab
 from udd_jax.networks import transformer
 from udd_jax.training import train_image_tokenizer
@@ -31,7 +31,7 @@ UTILISATION = 0.4  # share of the peak FLOP/s, an assumption
 def vocab_of(config) -> Vocab:
     """The vocabulary of a config before its tokenizers exist (text size as in the config)."""
     planned = {}
-    for name, row in build.modalities(config).items():
+    for name, row in modalities.rows(config).items():
         planned[name] = PLANNED[row["kind"]](config, name, row)
     return build.make_vocab(config, planned)
 
@@ -55,7 +55,7 @@ def _planned_codes(config) -> Planned:
 PLANNED = {  # {kind: (config, name, row) -> what is known of its tokenizer}
     "image": lambda config, name, row: _planned_codes(config),
     "text": lambda config, name, row: Planned(None, config.text.vocab_size),
-    "sound": lambda config, name, row: _planned_codes(build.of_sound(config, name)),
+    "sound": lambda config, name, row: _planned_codes(modalities.of_sound(config, name)),
     "layout": lambda config, name, row: Planned(tuple(row["grid"]), row["classes"]),
 }
 

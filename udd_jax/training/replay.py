@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec as P
 
-from udd_jax import build
+from udd_jax import build, modalities
 from udd_jax.errors import UserError
 from udd_jax.runtime import bucket, checkpoints, files, sharding, trees
 from udd_jax.training import adapters, end_to_end, optimiser, start, train_diffusion
@@ -37,7 +37,7 @@ def run(workdir) -> Step:
     with bucket.near(workdir) as here:
         with bucket.on_disk(workdir, here, build.CONFIG):
             config = build.read_config(here)
-        with bucket.on_disk(workdir, here, *build.tokenizer_files(config)):
+        with bucket.on_disk(workdir, here, *modalities.tokenizer_files(config)):
             tokenizers = build.load_tokenizers(here, config)
     vocab, text = build.make_vocab(config, tokenizers), tokenizers["text"]
     mesh = sharding.make_mesh(**config.mesh)

@@ -20,7 +20,7 @@ import numpy as np
 import optax
 from jax.sharding import PartitionSpec as P
 
-from udd_jax import build
+from udd_jax import build, modalities
 from udd_jax.diffusion import time_sampling, transition
 from udd_jax.diffusion.vocab import Vocab
 from udd_jax.errors import UserError
@@ -143,7 +143,7 @@ def _options(config, pad_id: int) -> dict:
         "pad_id": pad_id,
         "pad_weight": c.pad_weight,
         "image_weight": c.image_weight,
-        "weights": build.token_weights(config),
+        "weights": modalities.token_weights(config),
         "time": c.objective,
     }
 

@@ -6,7 +6,7 @@ colours.
 
 import numpy as np
 
-from udd_jax import build
+from udd_jax import modalities
 from udd_jax.data import layouts, sounds
 from udd_jax.evaluation import rules
 from udd_jax.evaluation.report import page
@@ -18,7 +18,9 @@ OTHERS, NOTHING = "all others", "nothing"
 SHOW = {
     "image": lambda value, row: page.picture(value),
     "text": lambda value, row: page.tag("p", page.escape(value), "note"),
-    "sound": lambda value, row: page.audio(sounds.data_uri(value, build.sound_settings(row).rate)),
+    "sound": lambda value, row: page.audio(
+        sounds.data_uri(value, modalities.sound_settings(row).rate)
+    ),
     "layout": lambda value, row: page.picture(layouts.picture(value)),
 }
 
@@ -28,7 +30,7 @@ def show(folder, result: dict, config) -> str:
     found = result.get("rules")
     if not found:
         return ""
-    rows = build.modalities(config)
+    rows = modalities.rows(config)
     text = (
         "Each modality can be generated from any others. A sample is right if all of its values, "
         "given and generated, can be read, and at least one scene fits them all."

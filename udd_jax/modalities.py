@@ -1,0 +1,152 @@
+"""The modalities of a run: the rows of `config.modalities`, and what their kinds are.
+
+    c.modalities.voice = {"kind": "sound", "rate": 8000, ...}
+
+Every run has an image and a text. A further modality is a row, and a further kind an entry of
+`KINDS`.
+"""
+
+import dataclasses
+import math
+import pathlib
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import ml_collections
+
+from udd_jax.errors import UserError
+from udd_jax.tokenizers import image_tokenizer, text_tokenizer
+from udd_jax.tokenizers.layout_tokenizer import LayoutTokenizer
+from udd_jax.tokenizers.sound_tokenizer import SoundTokenizer
+from udd_jax.tokenizers.spectrogram import Spectrogram
+
+TEXT, IMAGE = "text.model", "vq/tokenizer"  # in the folder of a run
+
+
+class Kind(NamedTuple):
+    """How a kind of modality is stored, loaded and laid out.
+
+    file: of its tokenizer in the folder of a run, with {name} for that of the modality; "" if
+    there is none. load: (path, row) -> tokenizer, with `row` an entry of `config.modalities`.
+    shape: (tokenizer, config) -> length, classes, grid or None. own: settings that a row may have.
+    """
+
+    file: str
+    load: Callable[[pathlib.Path, dict], Any]
+    shape: Callable[[Any, Any], tuple]
+    own: tuple[str, ...] = ()
+
+
+def sound_settings(row: dict) -> Spectrogram:
+    """The spectrogram of a row of kind sound."""
+    names = [field.name for field in dataclasses.fields(Spectrogram)]
+    return Spectrogram(**{name: row[name] for name in names if name in row})
+
+
+def _in_grid(tokenizer, config):
+    return math.prod(tokenizer.grid), tokenizer.codes, tuple(tokenizer.grid)
+
+
+KINDS = {
+    "image": Kind(IMAGE, lambda path, row: image_tokenizer.load(path), _in_grid),
+    "text": Kind(
+        TEXT,
+        lambda path, row: text_tokenizer.load(path),
+        lambda tokenizer, config: (config.text.length, tokenizer.vocab_size, None),
+    ),
+    "sound": Kind(
+        "{name}/tokenizer",
+        lambda path, row: SoundTokenizer(sound_settings(row), image_tokenizer.load(path)),
+        _in_grid,
+        (*(field.name for field in dataclasses.fields(Spectrogram)), "vq"),
+    ),
+    "layout": Kind(
+        "",
+        lambda path, row: LayoutTokenizer(tuple(row["grid"]), row["classes"]),
+        _in_grid,
+        ("grid", "classes"),
+    ),
+}
+EVERY_ROW = ("kind", "schedule", "weight")  # settings of a row of any kind
+ALWAYS = ("image", "text")  # every run has one of each, under these names
+NAME = re.compile("[a-z][a-z0-9]*")  # names of parameters are made of it, with "_" between them
+
+
+def rows(config) -> dict[str, dict]:
+    """{name: row} of `config.modalities`, in the order of the sequence, which is that of the names.
+
+    config: a ConfigDict, or the dict of a file. One from before there was such a field has an image
+    and a text. ValueError, one line: an unknown kind, a field that the kind does not have, or no
+    image or no text.
+    """
+    found = config.get("modalities")
+    found = getattr(found, "to_dict", lambda: found)() or {n: {"kind": n} for n in ALWAYS}
+    for name, row in sorted(found.items()):
+        kind = row.get("kind")
+        if kind not in KINDS:
+            raise UserError(
+                f"modalities.{name}.kind = {kind!r}, expected one of {', '.join(KINDS)}"
+            )
+        if not NAME.fullmatch(name) or ((kind in ALWAYS or name in ALWAYS) and kind != name):
+            raise UserError(
+                f"modalities.{name} of kind {kind!r}: expected a name of small letters, and image "
+                "and text under their own names"
+            )
+        for field in row:
+            if field not in EVERY_ROW + KINDS[kind].own:
+                known = ", ".join(EVERY_ROW + KINDS[kind].own)
+                raise UserError(f"modalities.{name}.{field} is unknown, expected some of {known}")
+        if kind == "layout" and not {"grid", "classes"} <= set(row):
+            raise UserError(
+                f"modalities.{name}: grid and classes are missing, such as (8, 8) and 4"
+            )
+    lacking = [name for name in ALWAYS if name not in found]
+    if lacking:
+        raise UserError(f"modalities has no {lacking[0]!r}, expected image and text at least")
+    return {name: found[name] for name in sorted(found)}
+
+
+def kinds(config) -> dict[str, str]:
+    """{modality: its kind}."""
+    return {name: row["kind"] for name, row in rows(config).items()}
+
+
+def further(config) -> tuple[str, ...]:
+    """The modalities besides image and text."""
+    return tuple(name for name in rows(config) if name not in ALWAYS)
+
+
+def token_weights(config) -> dict[str, float]:
+    """{modality: the weight of its tokens in the loss}, where a row has one."""
+    return {n: row["weight"] for n, row in rows(config).items() if "weight" in row}
+
+
+def source_options(config) -> dict:
+    """The options of `sources.open_source` for the data of a config."""
+    names = further(config)
+    options = {"image_size": config.image_size, **config.data_options.to_dict()}
+    return options | ({"further": names} if names else {})
+
+
+def tokenizer_file(config, name: str) -> str:
+    """The file of a modality's tokenizer in the folder of a run; "" if it has none."""
+    return KINDS[kinds(config)[name]].file.format(name=name)
+
+
+def tokenizer_files(config) -> list[str]:
+    """The files of all tokenizers in the folder of a run."""
+    return [file for name in rows(config) if (file := tokenizer_file(config, name))]
+
+
+def of_sound(config, name: str) -> ml_collections.ConfigDict:
+    """The config with which the tokenizer of a sound's pictures is trained: `vq` and `image_size`
+    are those of the modality."""
+    row, own = rows(config)[name], config.copy_and_resolve_references()
+    with own.unlocked():
+        own.vq.update(ml_collections.ConfigDict(row.get("vq", {})))
+        own.vq.model.channels = 1
+        del own.image_size  # a number, which a pair may not replace
+        own.image_size = sound_settings(row).shape
+        own.vq.file = row.get("vq", {}).get("file", "")
+    return own
