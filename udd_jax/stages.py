@@ -144,14 +144,15 @@ def look(config, data: dict, workdir=None) -> dict:
     ValueError if too much of the data cannot be used, or the evaluation asks for items or fields
     that the data do not have.
     """
-    asked = config.evaluate
-    survey.asked(data, asked.get("split", "test"), asked.get("only", ""), asked.get("category", ""))
+    asked, incomplete = config.evaluate, config.get("incomplete", False)
+    names = (asked.get("only", ""), asked.get("category", ""))
+    survey.asked(data, asked.get("split", "test"), *names, incomplete)
     path = workdir and workdir / SURVEY
     if path and path.exists():
         found = files.read_json(path)
         if found["hash"] == json.loads(json.dumps(survey.identity(data))):
             return found
-    found = survey.survey(data)
+    found = survey.survey(data, incomplete=incomplete)
     logbook.say(survey.describe(found, config.data))
     survey.check(found, config.get("skip_limit", SKIPPED))
     return found
@@ -184,7 +185,8 @@ def describe_data(config) -> None:
 
 
 def views(config) -> reading.Views:
-    return reading.Views(config.image_size, config.views, flip=config.flip, seed=config.seed)
+    options = {"flip": config.flip, "incomplete": config.get("incomplete", False)}
+    return reading.Views(config.image_size, config.views, seed=config.seed, **options)
 
 
 def make_text_tokenizer(config, workdir, source) -> text_tokenizer.Tokenizer:
@@ -382,7 +384,8 @@ def make_weights(config, workdir, cache, tokenizers: dict, data, **options) -> d
     if cache is None:
         ahead = batches.Ahead(pairs(config, workdir, data["train"], tokenizers, share))
     else:
-        ahead = batches.Ahead(lambda step: batches.make(cache, seed, step, size, *share))
+        mask = vocab.modalities[vocab.index("text")].classes
+        ahead = batches.Ahead(lambda step: batches.make(cache, seed, step, size, *share, mask))
     options |= {
         "terms": end_to_end.from_config(config, vocab, tokenizers["image"]),
         "start": start.weights(config, vocab),

@@ -117,6 +117,20 @@ def test_an_embedded_world_is_not_read(tmp_path):
     survey.check(found)
 
 
+def test_pictures_without_a_caption_are_unusable_or_trained_on_alone(tmp_path):
+    fill(tmp_path, 30)
+    for n in range(10):
+        (tmp_path / f"{n}.txt").unlink()
+    data = opened(tmp_path, validation=0, test=0)
+    told = r"10 of 30 records \(split train\) cannot be used .* --config.incomplete=True trains"
+    with pytest.raises(ValueError, match=told):
+        survey.check(survey.survey(data))
+    found = survey.survey(data, incomplete=True)
+    survey.check(found)
+    assert found["splits"]["train"]["unusable"] == 0
+    assert "trained on alone: no caption, 10 (the first: 0.png)" in survey.describe(found)
+
+
 def test_too_few_pictures_for_a_validation_are_said(tmp_path):
     fill(tmp_path, 3)
     found = survey.survey(opened(tmp_path))

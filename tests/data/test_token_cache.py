@@ -93,6 +93,36 @@ def test_batches_from_a_cache_pair_captions_with_their_own_image(written):
         np.testing.assert_array_equal(batch["image"][:, 0], batch["text"][:, 1])
 
 
+@dataclasses.dataclass(frozen=True)
+class SomeAlone(Numbers):
+    """Every third picture has no caption."""
+
+    def __getitem__(self, index):
+        record = super().__getitem__(index)
+        return record if index % 3 else dataclasses.replace(record, captions=("",))
+
+
+def test_a_picture_without_a_caption_is_kept_where_that_is_asked_for(tmp_path):
+    def texts(captions):  # a row of padding for no caption
+        return encode_texts([c or "99 99" for c in captions])
+
+    options = {"settings": SETTINGS, "batch_size": BATCH, "shard_size": 7}
+    parts = SomeAlone(23), encode_images, texts
+    with pytest.raises(ValueError, match=r"of 23 records are unusable \(no caption"):
+        token_cache.write_cache(*parts, tmp_path / "a", views=Views(SIDE), **options)
+    views = Views(SIDE, incomplete=True)
+    cache = token_cache.write_cache(*parts, tmp_path / "b", views=views, **options)
+    alone = np.arange(23) % 3 == 0
+    assert len(cache) == 23 and (cache.captions == np.where(alone, 0, np.arange(23) % 3 + 1)).all()
+    assert cache.manifest["faults"] == {"picture alone": 8}
+    for step in range(4):
+        found = batches.make(cache, 0, step, 10, lacking=77)
+        own = found["image"][:, 0]
+        assert (found["text"][own % 3 == 0] == 77).all()
+        assert (found["text"][own % 3 > 0, 1] == own[own % 3 > 0]).all()
+    assert "incomplete" not in write(tmp_path / "c").manifest["views"]  # as caches begun before
+
+
 def test_several_views_are_kept_with_the_plain_one_first(tmp_path):
     views = Views(SIDE, count=5, flip=True)
     cache = write(tmp_path, views=views, images=lambda p: p[:, 0].reshape(BATCH, -1)[:, 1::3])

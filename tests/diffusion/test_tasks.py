@@ -29,6 +29,23 @@ def test_each_task_frees_whole_modalities(task, image_free, text_free, absent):
     assert np.asarray(masks.absent).tolist() == [list(absent)] * 2
 
 
+@pytest.mark.parametrize("task", tasks.ALIASES)
+def test_what_a_row_lacks_is_absent_and_it_generates_what_it_has_if_nothing_else_is_left(task):
+    if task == "infill":
+        masks = tasks.Masks(
+            tasks.random_blocks(jax.random.key(0), VOCAB, 3), np.zeros((3, 2), bool)
+        )
+    else:
+        masks = tasks.masks(VOCAB, task, 3)
+    present = jnp.array([[True, True], [True, False], [False, True]])
+    free, absent = map(np.asarray, tasks.of_present(VOCAB, masks, present))
+    assert (free[0] == masks.free[0]).all() and (absent[0] == masks.absent[0]).all()
+    for row, own, other in ((1, IMAGE, TEXT), (2, TEXT, IMAGE)):
+        assert not free[row, other].any() and absent[row].tolist() == [row == 2, row == 1]
+        asked = np.asarray(masks.free)[row, own]
+        assert (free[row, own] == (asked if asked.any() else True)).all()
+
+
 def test_an_unknown_task_is_named():
     with pytest.raises(ValueError, match=r"task 'sing' names 'sing': expected FREE or FREE.GIVEN"):
         tasks.masks(VOCAB, "sing", 1)

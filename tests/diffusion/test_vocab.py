@@ -68,3 +68,9 @@ def test_a_mask_is_the_local_id_behind_the_classes_and_comes_back(m, x, local):
 def test_a_wrong_layout_is_an_error_that_names_the_numbers(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_fuse_undoes_split_where_there_are_masks():
+    x = np.array([[0, 6, 2, 3, 6], [6, 6, 6, 5, 4]])
+    ours = vocab.image_text((1, 3), 3, 3, 2)
+    assert ours.mask_id == 6 and np.array_equal(ours.fuse(ours.split(jnp.asarray(x))), x)

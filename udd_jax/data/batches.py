@@ -45,13 +45,16 @@ def _share(seed, step, batch_size, size, process_index, process_count):
     return epoch[mine], indices(seed, step, batch_size, size)[mine]
 
 
-def make(cache, seed: int, step: int, batch_size: int, process_index=0, process_count=1) -> dict:
+def make(
+    cache, seed: int, step: int, batch_size: int, process_index=0, process_count=1, lacking=0
+) -> dict:
     """This process's share of the batch of `step`, read from a token cache.
 
     Args:
         cache: a `token_cache.TokenCache`.
         seed, step, batch_size: of the global batch.
         process_index, process_count: the share, rows [index * B / count, (index + 1) * B / count).
+        lacking: the id at all places of a text that an item does not have.
 
     Returns:
         {"image": int32[B / count, N], "text": int32[B / count, M]}.
@@ -61,9 +64,11 @@ def make(cache, seed: int, step: int, batch_size: int, process_index=0, process_
     """
     epoch, items = _share(seed, step, batch_size, len(cache), process_index, process_count)
     views = hashing.draw(_VIEW, seed, epoch, items) % np.uint64(cache.views)
-    counts = cache.captions[items].astype(np.uint64)
-    captions = hashing.draw(_CAPTION, seed, epoch, items) % counts
-    return cache.pairs(items, views.astype(np.int64), captions.astype(np.int64))
+    counts = cache.captions[items]
+    captions = hashing.draw(_CAPTION, seed, epoch, items) % np.maximum(counts, 1).astype(np.uint64)
+    found = cache.pairs(items, views.astype(np.int64), captions.astype(np.int64))
+    found["text"][counts == 0] = lacking
+    return found
 
 
 def make_images(
@@ -95,8 +100,9 @@ def make_images(
                 break
         else:
             raise UserError(f"none of the {len(source)} items of {source.name} can be used")
-        caption = hashing.draw(_CAPTION, seed, epoch, item) % np.uint64(len(example.captions))
-        batch.append((example.pixels[0], example.captions[int(caption)], example.extra))
+        own = example.captions or ("",)
+        caption = hashing.draw(_CAPTION, seed, epoch, item) % np.uint64(len(own))
+        batch.append((example.pixels[0], own[int(caption)], example.extra))
     pixels, captions, extra = map(list, zip(*batch, strict=True))
     return {"image": np.stack(pixels), "captions": captions, "extra": extra, "faults": faults}
 

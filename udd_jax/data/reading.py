@@ -23,7 +23,9 @@ from udd_jax.errors import UserError
 # Causes for skipping a record, and causes for dropping a caption. Other causes, in `clean`, are
 # repairs.
 SKIPPED = ("unreadable record", "broken image", "tiny image", "no caption")
-DROPPED = ("caption is no text", "caption too long", "caption empty")
+ALONE = "picture alone"  # a record without a caption that is used; not a fault
+EMPTY = "caption empty"
+DROPPED = ("caption is no text", "caption too long", EMPTY)
 _CHUNK = 16  # examples in one element of Grain, whose cost is per element
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _CONTROLS = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f]")  # those that are not white space
@@ -43,6 +45,7 @@ class Views:
         seed: of the crops.
         min_side: pictures with a shorter side than this are skipped.
         max_characters: captions longer than this are dropped.
+        incomplete: whether a picture without a caption is an example; else it is a fault.
     """
 
     size: int
@@ -52,6 +55,7 @@ class Views:
     seed: int = 0
     min_side: int = 8
     max_characters: int = 10_000
+    incomplete: bool = False
 
     def __post_init__(self):
         for name, least in (("size", 1), ("count", 1), ("min_side", 1), ("max_characters", 1)):
@@ -90,7 +94,7 @@ def clean(caption, max_characters: int = 10_000) -> tuple[str | None, str | None
     cause = cause if printable == repaired else "control characters removed"
     caption = " ".join(printable.split())
     visible = any(letter.isprintable() and letter != " " for letter in caption)
-    return (caption, cause) if visible else (None, DROPPED[2])
+    return (caption, cause) if visible else (None, EMPTY)
 
 
 def cut(image: np.ndarray, views: Views, position: int, mirror: bool, numbers) -> np.ndarray:
@@ -126,11 +130,13 @@ def example(source, position: int, views: Views, numbers=None) -> Example:
     faults, captions = [], []
     for caption in record.captions:
         text, cause = clean(caption, views.max_characters)
-        if cause:
+        if cause and not (views.incomplete and cause == EMPTY):
             faults.append((cause, repr(caption)[:80]))
         if text is not None:
             captions.append(text)
-    if not captions:
+    if not captions and views.incomplete:
+        faults.append((ALONE, f"{len(record.captions)} captions given"))
+    elif not captions:
         faults.append(("no caption", f"{len(record.captions)} given"))
         return Example(position, record.key, None, (), tuple(faults))
     try:

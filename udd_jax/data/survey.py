@@ -7,7 +7,8 @@
     describe   the survey as text                                               -> str
 
 Every item of a data set is used, or counted here with its cause and the first example: "unusable"
-items are skipped, "dropped" and "repaired" are captions, "left" are files that no split uses.
+items are skipped, "dropped" and "repaired" are captions, "left" are files that no split uses, and
+"alone" are pictures without a caption that train the images alone (`incomplete`).
 """
 
 import collections
@@ -42,21 +43,24 @@ class _Counts:
         }
 
 
-def survey(data: dict, min_side: int = 8, max_characters: int = 10_000, threads: int = 4) -> dict:
+def survey(
+    data: dict, min_side: int = 8, max_characters: int = 10_000, threads: int = 4, incomplete=False
+) -> dict:
     """Reads every image and caption of stored data.
 
     Args:
         data: {split: source}. An embedded world is not read, since it has no faults.
-        min_side, max_characters: as in `reading.Views`.
+        min_side, max_characters, incomplete: as in `reading.Views`.
         threads: number of threads that decode images.
 
     Returns:
         JSON values: "splits", for each split its name, records, captions, unusable records and how
         it was decided; "sizes", images by (width, height) as text; "unusable", "dropped",
-        "repaired" and "left", cause -> {"count", "first"}; "examples", some captions; "hash".
+        "repaired", "alone" and "left", cause -> {"count", "first"}; "examples", some captions;
+        "hash".
     """
     splits, sizes, examples = {}, collections.Counter(), []
-    kinds = {kind: _Counts() for kind in ("unusable", "dropped", "repaired", "left")}
+    kinds = {kind: _Counts() for kind in ("unusable", "alone", "dropped", "repaired", "left")}
     for split, source in data.items():
         row = {"name": source.name, "records": len(source), "decided": "", "unusable": 0}
         splits[split] = row | {"captions": None, "dropped": 0, "repaired": 0}
@@ -68,14 +72,16 @@ def survey(data: dict, min_side: int = 8, max_characters: int = 10_000, threads:
             for caption in item.captions:
                 text, cause = reading.clean(caption, max_characters)
                 kind = "repaired" if text is not None else "dropped"
-                if cause:
+                if cause and not (incomplete and cause == reading.EMPTY):
                     kinds[kind].add(cause, f"{item.key}: {ascii(caption)[:60]}")
                     row[kind] += cause != "control characters removed"
                 usable += text is not None
                 if text is not None and len(examples) < _SHOWN:
                     examples.append(text)
             row["captions"] += usable
-            if fault is None and not usable:
+            if fault is None and not usable and incomplete:
+                kinds["alone"].add("no caption", item.key)
+            elif fault is None and not usable:
                 fault = "no caption", f"{len(item.captions)} given"
             if fault is not None:
                 row["unusable"] += 1
@@ -158,9 +164,11 @@ def check(found: dict, skip_limit: float = 0.01) -> None:
                 refused.append(f"{bad} of {of} {kind} ({where})")
                 needed = max(needed, -(-1000 * bad // of) / 1000)
     if refused:
+        alone = "--config.incomplete=True trains pictures without a caption alone"
         raise UserError(
             f"data: {refused[0]} cannot be used ({causes}), expected at most {skip_limit:.1%}: "
             f"mend them, or set --config.skip_limit={needed}"
+            + ("; " + alone if "no caption" in found["unusable"] else "")
         )
     replaced = found["repaired"].get("surrogates replaced", {"count": 0})
     if replaced["count"] > _REPAIRED * max(1, whole["captions"]):
@@ -170,12 +178,13 @@ def check(found: dict, skip_limit: float = 0.01) -> None:
         )
 
 
-def asked(data: dict, split: str, only: str = "", category: str = "") -> int:
+def asked(data: dict, split: str, only: str = "", category: str = "", incomplete=False) -> int:
     """The number of items of stored data that the evaluation will measure; 0 for an empty split.
 
     Args:
         data: {split: source}.
         split, only, category: `evaluate.split`, `.only` ("field=value") and `.category`.
+        incomplete: whether pictures without a caption are no fault.
 
     Raises:
         ValueError: the split has items, but none matches `only`, or none has the field `category`.
@@ -189,6 +198,11 @@ def asked(data: dict, split: str, only: str = "", category: str = "") -> int:
         raise UserError(
             f"evaluate.category is {category!r}, which no item of the split {split} has, expected "
             f"one of its fields ({known}): name one, or set --config.evaluate.category= to nothing"
+        )
+    if incomplete and not any(item.captions for item in source.items):
+        raise UserError(
+            f"no picture of the split {split} has a caption, {len(source)} in all: write some, or "
+            "evaluate another split with --config.evaluate.split="
         )
     field, _, value = only.partition("=")
     count = sum(not only or str(item.extra.get(field)) == value for item in source.items)
@@ -263,11 +277,12 @@ def describe(found: dict, spec: str = "") -> str:
         lines.append(f"  captions such as: {'; '.join(map(_short, found['examples']))}")
     for kind, words in (
         ("unusable", "unusable"),
+        ("alone", "trained on alone"),
         ("dropped", "captions dropped"),
         ("repaired", "captions repaired"),
         ("left", "left out"),
     ):
-        for cause, row in found[kind].items():
+        for cause, row in found.get(kind, {}).items():
             lines.append(f"  {words}: {cause}, {row['count']} (the first: {row['first']})")
     if found.get("text", {}).get("captions"):
         lines += [f"  {line}" for line in describe_texts(found["text"])]

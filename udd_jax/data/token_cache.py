@@ -94,7 +94,7 @@ def write_shards(
         "source_hash": getattr(source, "hash", None),
         "records": len(source),
         "settings": settings,
-        "views": dataclasses.asdict(views),
+        "views": {k: v for k, v in dataclasses.asdict(views).items() if k != "incomplete" or v},
         "shard_size": shard_size,
         "dtype": dtype,
     }
@@ -181,7 +181,7 @@ class TokenCache:
         manifest: dict, the content of manifest.json.
         views: number of views of an item; image_length, text_length: N and M.
         positions: int64[items], the position of each item in its source.
-        captions: int64[items], the number of captions of each item.
+        captions: int64[items], the number of captions of each item; of 0, a row of padding is kept.
 
     Raises:
         ValueError: no cache, an unfinished one, other `settings`, or a damaged cache. With
@@ -304,10 +304,11 @@ def _write_records(partial, examples, encoders, batch_size, progress) -> dict:
 
     def write(batch):
         image = encode_images(np.concatenate([example.pixels for example in batch]))
-        text = encode_texts([caption for example in batch for caption in example.captions])
+        captions = [example.captions or ("",) for example in batch]  # a row of padding for none
+        text = encode_texts([caption for own in captions for caption in own])
         proof["image_length"], proof["text_length"] = image.shape[1], text.shape[1]
         images = np.split(image, np.cumsum([len(example.pixels) for example in batch])[:-1])
-        texts = np.split(text, np.cumsum([len(example.captions) for example in batch])[:-1])
+        texts = np.split(text, np.cumsum([len(own) for own in captions])[:-1])
         further = {
             name: encode([example.extra[name] for example in batch])
             for name, encode in encode_further.items()

@@ -164,8 +164,22 @@ def check_mixture(vocab: Vocab, mixture: dict[str, float]) -> None:
         parse(vocab, name)
 
 
-def draw(key: jax.Array, vocab: Vocab, mixture: dict[str, float], batch: int) -> Draw:
-    """Tasks with the probabilities of `mixture` (name -> weight). ValueError for a bad mixture."""
+def of_present(vocab: Vocab, masks: Masks, present: jax.Array) -> Masks:
+    """The masks for rows that lack a modality: it is absent, whatever the task.
+
+    A row of which nothing is left to generate generates all that it has. present: bool[B, M].
+    """
+    here = present[:, vocab.modality_of]
+    free = masks.free & here
+    nothing = ~free.any(axis=1, keepdims=True)
+    return Masks(jnp.where(nothing, here, free), (masks.absent & ~nothing) | ~present)
+
+
+def draw(key: jax.Array, vocab: Vocab, mixture: dict[str, float], batch: int, present=None) -> Draw:
+    """Tasks with the probabilities of `mixture` (name -> weight). ValueError for a bad mixture.
+
+    present: bool[B, M], which modalities each row has (`of_present`); None: all of them.
+    """
     check_mixture(vocab, mixture)
     key_task, key_blocks = jax.random.split(key)
     weights = jnp.asarray(list(mixture.values()), jnp.float32)
@@ -180,4 +194,7 @@ def draw(key: jax.Array, vocab: Vocab, mixture: dict[str, float], batch: int) ->
         here = jnp.asarray(names == "any")[task][:, None]
         drawn = random_rules(jax.random.fold_in(key_blocks, 1), vocab, batch)
         free, absent = (jnp.where(here, d, m) for d, m in zip(drawn, (free, absent), strict=True))
-    return Draw(Masks(free, absent), jnp.asarray(names == "independent")[task])
+    found = Masks(free, absent)
+    if present is not None:
+        found = of_present(vocab, found, present)
+    return Draw(found, jnp.asarray(names == "independent")[task])

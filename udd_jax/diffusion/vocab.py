@@ -95,9 +95,12 @@ class Vocab:
         return names.index(name)
 
     def fuse(self, tokens: dict[str, jax.Array]) -> jax.Array:
-        """Local ids by name, int32[B, length] each -> a sequence of global ids, int32[B, L]."""
+        """Local ids by name, int32[B, length] each -> a sequence of global ids, int32[B, L].
+
+        The inverse of `split`: a local mask K_m becomes the mask.
+        """
         parts = []
-        for m, offset in zip(self.modalities, self.offsets, strict=True):
+        for i, m in enumerate(self.modalities):
             if m.name not in tokens:
                 raise UserError(f"tokens of modality {m.name!r} are missing")
             if tokens[m.name].shape[-1] != m.length:
@@ -105,7 +108,7 @@ class Vocab:
                     f"modality {m.name!r} has {tokens[m.name].shape[-1]} positions, "
                     f"expected {m.length}"
                 )
-            parts.append(jnp.asarray(tokens[m.name], jnp.int32) + offset)
+            parts.append(self.globalise(i, jnp.asarray(tokens[m.name], jnp.int32)))
         return jnp.concatenate(parts, axis=-1)
 
     def split(self, x: jax.Array) -> dict[str, jax.Array]:

@@ -33,7 +33,9 @@ def make_loss(kernel, model, *, terms: dict | None = None, **options):
         def predict(x, t, free):
             return model.apply({"params": params}, x, t, free)
 
-        masks = tasks.draw(jax.random.split(key, 4)[0], vocab, c.mixture, len(x0)).masks
+        x0, present = c.present(vocab, x0)
+        key_task = jax.random.split(key, 4)[0]
+        masks = tasks.draw(key_task, vocab, c.mixture, len(x0), present).masks
         t = jnp.where(masks.absent, kernel.steps, 0)
         logits = predict(x0, t, masks.free)
         nll = objective.negative_log_likelihood(vocab, logits, x0, masks.free)

@@ -85,6 +85,10 @@ def check(config) -> None:
     for name, known in WORDS.items():
         if value(config, name) not in (None, *known):
             _refuse(config, name, f"one of {', '.join(known)}")
+    if value(config, "incomplete") and not config.cache:
+        _refuse(config, "incomplete", "False without a token cache (cache = False)")
+    if value(config, "incomplete") and value(config, "dual_encoder.steps"):
+        _refuse(config, "incomplete", "False with a dual encoder, which learns from pairs")
     size, patch = value(config, "image_size"), value(config, "vq.model.patch")
     cell = (patch or 1) * 2 ** (len(value(config, "vq.model.ch_mult") or (1,)) - 1)
     if size is not None and size % cell and not value(config, "vq.file"):

@@ -32,16 +32,28 @@ class Noised(NamedTuple):
     rate: jax.Array | None  # float32[B, M], of `transition.instant`, for continuous time only
 
 
-def noised_batch(kernel, sampler, key, x0, mixture, continuous=False) -> Noised:
+def complete(vocab, x0):
+    """(x0 int32[B, L], present bool[B, M]) of rows that may lack a modality.
+
+    A modality of masks is one that a row lacks. Its tokens become the first class: they are never
+    seen, as the modality is absent in every task of the row (`tasks.of_present`).
+    """
+    lacks = x0 == vocab.mask_id
+    first = jnp.asarray(vocab.offsets)[vocab.modality_of][None]
+    present = jnp.stack([~lacks[:, where].any(axis=1) for where in vocab.slices], axis=1)
+    return jnp.where(lacks, first, x0), present
+
+
+def noised_batch(kernel, sampler, key, x0, mixture, continuous=False, present=None) -> Noised:
     """Draws tasks, times and noise for x0 int32[B, L].
 
     sampler: a `time_sampling.TimeSampler`; mixture: weights of the tasks; continuous: draw
-    low-discrepancy times in (0, T] instead of whole numbers.
+    low-discrepancy times in (0, T] instead of whole numbers; present: as in `tasks.draw`.
     """
     vocab, steps = kernel.vocab, kernel.steps
     batch = x0.shape[0]
     key_task, key_time, key_noise, key_prior = jax.random.split(key, 4)
-    drawn = tasks.draw(key_task, vocab, mixture, batch)
+    drawn = tasks.draw(key_task, vocab, mixture, batch, present)
     free = drawn.masks.free
     loss_in = jnp.stack([free[:, where].any(axis=1) for where in vocab.slices], axis=1)
     histories = time_sampling.history(loss_in)
@@ -73,6 +85,7 @@ class Options:
     time: "discrete", the bound of the chain with T steps, times drawn by importance; or
         "continuous", the bound for infinitely many steps with low-discrepancy times, for schedules
         that only mask.
+    incomplete: whether rows may lack a modality (`complete`).
     """
 
     mixture: dict[str, float]
@@ -82,6 +95,11 @@ class Options:
     image_weight: float = 1.0
     weights: dict[str, float] | None = None
     time: str = "discrete"
+    incomplete: bool = False
+
+    def present(self, vocab, x0):
+        """x0 with tokens everywhere, and which modalities each row has, or None for all."""
+        return complete(vocab, x0) if self.incomplete else (x0, None)
 
     def weigh(self, vocab):
         """x0 int32[B, L] -> the weight of each token, float[B, L]: of padding, of images, of the
@@ -128,7 +146,8 @@ def make_loss(kernel, model, *, terms: dict | None = None, **options):
         def denoise_fn(xt, t, free, **soft):
             return model.apply({"params": network}, xt, t, free, **soft)
 
-        noised = noised_batch(kernel, sampler, key, x0, c.mixture, continuous)
+        x0, present = c.present(vocab, x0)
+        noised = noised_batch(kernel, sampler, key, x0, c.mixture, continuous, present)
         xt, t, (free, absent), p = noised.xt, noised.t, noised.masks, noised.p
         logits = denoise_fn(xt, t, free)
         kl, nll = objective.loss_terms(kernel, logits, x0, xt, t, free)

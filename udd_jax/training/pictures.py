@@ -18,7 +18,7 @@ class Pictures:
 
     def __init__(self, source, config):
         self.source, self.config, self._read = source, config, {}
-        self.views = reading.Views(config.image_size)
+        self.views = reading.Views(config.image_size, incomplete=config.get("incomplete", False))
         self.size, self.kept = min(len(source), config.vq.pictures or len(source)), None
         if self.size * config.image_size**2 * 3 <= MOST_BYTES:
             read = reading.examples(source, 0, self.size, self.views)

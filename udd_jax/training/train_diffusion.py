@@ -95,6 +95,11 @@ def make_objective(config, vocab: Vocab, pad_id: int, terms=None):
             f"the loss terms {', '.join(ours)} with model.kind = {kind!r}: expected weights of 0, "
             "or 'diffusion'"
         )
+    if config.get("incomplete") and (ours or terms):
+        raise UserError(
+            f"incomplete = True with the loss terms {', '.join({**ours, **(terms or {})})}, which "
+            "compare pairs: expected weights of 0, or False"
+        )
     return model, LOSSES[kind](
         kernel, model, terms=ours | (terms or {}), **_options(config, pad_id)
     )
@@ -145,6 +150,7 @@ def _options(config, pad_id: int) -> dict:
         "image_weight": c.image_weight,
         "weights": modalities.token_weights(config),
         "time": c.objective,
+        "incomplete": config.get("incomplete", False),
     }
 
 
