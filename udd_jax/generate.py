@@ -150,8 +150,7 @@ def _outpaint(pipe, flags, ids, options):
             raise UserError(f"--extend={typed}, expected SIDE:PIXELS such as left:8")
         extend[side] = int(number)
     images = pipe.outpaint(ids["image"], ids.get("text"), extend=extend, **options)
-    none = np.zeros((len(images), 0), np.int32)
-    return [values.Result({"image": images}, none, none.sum(1), none[None, :, :0])]
+    return [values.Result.of(images)]
 
 
 # Tasks that are no rule: {name: (pipe, flags, {modality: values}, options) -> results}

@@ -261,19 +261,30 @@ class Pipeline:
         return self.generate("infill", given=given, masks=masks, num=num, seed=seed, **settings)
 
     def edit(
-        self, images, captions, *, share=0.4, rounds=24, num=1, seed=0, batch_size=64, **settings
+        self,
+        images,
+        captions,
+        *,
+        share=edits.SHARE,
+        rounds=edits.ROUNDS,
+        num=1,
+        seed=0,
+        batch_size=64,
+        trace=0,
+        **settings,
     ) -> Result:
         """Changes images to follow new captions, without a mask (Muse, arXiv 2301.00704).
 
         Each of `rounds` rounds masks a random `share` of the image's codes anew and draws them
         given the others and the caption, like a Gibbs sampler. More rounds, a larger share and more
-        guidance follow the caption further. The guidance is `edits.GUIDANCE` unless given.
+        guidance follow the caption further. The guidance is `edits.GUIDANCE` unless given. trace:
+        the number of rounds whose results are returned as states.
 
         >>> images, captions = pipe.example(1)
         >>> pipe.edit(images, "a blue circle", rounds=1).images.shape
         (1, 32, 32, 3)
         """
-        options = {"num": num, "seed": seed, "batch_size": batch_size}
+        options = {"num": num, "seed": seed, "batch_size": batch_size, "trace": trace}
         return edits.edit(self, images, captions, share, rounds, **options, **settings)
 
     def outpaint(

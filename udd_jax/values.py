@@ -54,6 +54,12 @@ class Result:
         return None if self.images is None else [Image.fromarray(image) for image in self.images]
 
     @classmethod
+    def of(cls, images: np.ndarray) -> "Result":
+        """Images without tokens, such as those that are larger than the model's."""
+        none = np.zeros((len(images), 0), np.int32)
+        return cls({"image": images}, none, none.sum(1), none[:0, None])
+
+    @classmethod
     def join(cls, parts: "list[Result]") -> "Result":
         """The samples of several results, one after the other."""
         arrays = {

@@ -153,7 +153,7 @@ def test_a_mask_is_painted_with_the_mouse_and_the_rest_stays(visit, tmp_path, co
     said(page, "4 samples, seed 0.")
     given = pictures(page)[0]
     page.get_by_role("tab", name="Infilling").click()
-    press(page, "Take the first picture of the result")
+    press(page, "Take a picture of the result")
     cells = page.locator(".cells:visible")
     cells.wait_for()
     cells.scroll_into_view_if_needed()
@@ -213,7 +213,7 @@ def test_each_other_tab_does_what_it_says(visit, tmp_path):
     said(page, "4 samples, seed 9.")
     assert page.locator(".udd-words li").count() == 4
     assert page.locator(".grid-container img").count() == 0
-    press(page, "Take the first picture of the result")
+    press(page, "Take a picture of the result")
     said(page, "there is no picture in the result yet")
 
 
@@ -222,7 +222,7 @@ def test_the_likelihood_has_a_bar_for_each_token(visit):
     press(page, "Draw")
     said(page, "4 samples, seed 0.")
     page.get_by_role("tab", name="Likelihood").click()
-    press(page, "Take the first picture of the result")
+    press(page, "Take a picture of the result")
     page.locator(".udd-paint img:visible").wait_for()
     page.get_by_label("Text", exact=True).locator("visible=true").fill(CAPTION)
     press(page, "Measure")
@@ -302,7 +302,7 @@ def test_the_keyboard_alone_is_enough(visit):
     page.keyboard.press("Shift+Tab")
     go_to("e.role === 'tab' && e.innerText === 'Infilling'")
     page.keyboard.press("Enter")
-    go_to("e.innerText === 'Take the first picture of the result'")
+    go_to("e.innerText === 'Take a picture of the result'")
     page.keyboard.press("Enter")
     page.locator(".cells:visible").wait_for()
     go_to("e.ariaLabel === 'row 1, column 1'")
@@ -325,7 +325,7 @@ def test_axe_finds_nothing_serious(visit, theme):
     for name in ("Text to image", "Image to text", "Infilling", "Likelihood"):
         page.get_by_role("tab", name=name).click()
         if name == "Infilling":
-            press(page, "Take the first picture of the result")
+            press(page, "Take a picture of the result")
             page.locator(".cells:visible").wait_for()
         page.wait_for_timeout(500)
         rows = axe.Axe().run(page).response["violations"]
@@ -348,11 +348,11 @@ def test_fifty_requests_at_once_are_all_answered_in_bounded_memory(server):
 
     options = {"verbose": False, "analytics_enabled": False, "max_workers": 50}
     caller = client.Client(address, httpx_kwargs={"timeout": 300}, **options)
-    settings = ("first_hitting", 25, 1.15, 0.75, 1, "")
+    steering, settings = (None, "style", 16, 1), ("first_hitting", 25, 1.15, 0.75, 1, "")
 
     def round_of(first):
         seeds = range(first, first + 50)
-        jobs = [caller.submit(1, s, False, *settings, api_name="/pairs") for s in seeds]
+        jobs = [caller.submit(*steering, 1, s, False, *settings, api_name="/pairs") for s in seeds]
         return [job.result(600) for job in jobs]
 
     sizes = []

@@ -42,9 +42,8 @@ def busy(served):
     def compute(_):
         begun.set()
         over.wait(60)
-        return [None]
 
-    future = served._submit(object(), 1, None, compute)
+    future = served.submit(requests.Alone(compute))
     assert begun.wait(60)
     yield
     over.set()
@@ -54,11 +53,11 @@ def busy(served):
 def test_requests_that_wait_are_one_batch_and_each_gets_its_own_samples(pipe, served):
     with busy(served):
         asked = [requests.make(pipe, "pair", count=n, seed=s) for n, s in ((1, 5), (2, 6), (1, 7))]
-        futures = [served.generate(request) for request in asked]
+        futures = [served.submit(request) for request in asked]
     found = [future.result(120) for future in futures]
     assert served.batches[-1] == 3
     for request, result in zip(asked, found, strict=True):
-        alone = pipe.pairs(len(request), seed=request.seed, trace=service.FRAMES)
+        alone = pipe.pairs(len(request), seed=request.seed, trace=requests.FRAMES)
         np.testing.assert_array_equal(result.tokens, alone.tokens)
         assert result.captions == alone.captions
 
@@ -66,24 +65,24 @@ def test_requests_that_wait_are_one_batch_and_each_gets_its_own_samples(pipe, se
 def test_requests_that_differ_in_more_than_the_seed_are_not_one_batch(pipe, served):
     with busy(served):
         tasks = ("pair", "text", "pair")
-        futures = [served.generate(requests.make(pipe, task, seed=1)) for task in tasks]
+        futures = [served.submit(requests.make(pipe, task, seed=1)) for task in tasks]
     found = [future.result(120) for future in futures]
     assert list(served.batches)[-2:] == [2, 1]
     assert [result.images is None for result in found] == [False, True, False]
 
 
 def test_a_batch_has_at_most_so_many_samples(pipe, served, monkeypatch):
-    monkeypatch.setattr(service, "MOST", 4)
+    monkeypatch.setattr(requests, "MOST", 4)
     with busy(served):
-        futures = [served.generate(requests.make(pipe, "pair", count=3, seed=s)) for s in (1, 2)]
-        futures += [served.generate(requests.make(pipe, "pair", count=1, seed=3))]
+        futures = [served.submit(requests.make(pipe, "pair", count=3, seed=s)) for s in (1, 2)]
+        futures += [served.submit(requests.make(pipe, "pair", count=1, seed=3))]
     assert [len(future.result(120).tokens) for future in futures] == [3, 3, 1]
     assert list(served.batches)[-2:] == [2, 1]
 
 
 def test_a_request_that_is_cancelled_while_it_waits_is_dropped_and_others_go_on(pipe, served):
     with busy(served):
-        first, second = (served.generate(requests.make(pipe, "pair", seed=s)) for s in (1, 2))
+        first, second = (served.submit(requests.make(pipe, "pair", seed=s)) for s in (1, 2))
         assert first.cancel()
     assert len(second.result(120).tokens) == 1
     with pytest.raises(concurrent.futures.CancelledError):
@@ -95,22 +94,22 @@ def test_a_fault_in_a_batch_reaches_its_requests_and_the_service_goes_on(served)
         raise RuntimeError("fault")
 
     with pytest.raises(RuntimeError, match="fault"):
-        served._submit(object(), 1, None, fault).result(60)
-    assert served._submit(object(), 1, None, lambda items: [7]).result(60) == 7
+        served.submit(requests.Alone(fault)).result(60)
+    assert served.submit(requests.Alone(lambda pipe: 7)).result(60) == 7
 
 
 def test_too_many_that_wait_are_refused(pipe, served, monkeypatch):
     monkeypatch.setattr(service, "WAITING", 1)
     request = requests.make(pipe, "pair")
     with busy(served):
-        kept = served.generate(request)
+        kept = served.submit(request)
         with pytest.raises(ValueError, match="1 requests wait already: try again"):
-            served.generate(request)
+            served.submit(request)
     assert len(kept.result(120).tokens) == 1
 
 
 def test_the_bits_of_a_pair_are_those_of_python(pipe, served, picture):
-    found = served.score(picture, "a red circle", seed=3).result(120)
+    found = served.submit(requests.score(pipe, picture, "a red circle", seed=3)).result(120)
     each = pipe.log_likelihood(picture[None], "a red circle", seed=3, each=True)[0]
     np.testing.assert_array_equal(found, each)
     assert f"<strong>{-each.sum():.1f} bits" in views.bits(pipe, picture, "a red circle", found)
@@ -224,7 +223,7 @@ def test_the_lines_of_python_make_the_result_again(
     given = {"image": hidden if "image" in case else None}
     given["mask"] = mask if "mask" in case else None
     request = requests.make(pipe, task, **{**case, **given})
-    result = served.generate(request).result(120)
+    result = served.submit(request).result(120)
     lines = recipes.python(task, tiny_run, **case)
     with contextlib.chdir(tmp_path):
         found = {}
@@ -245,14 +244,14 @@ def test_the_command_names_all_that_matters_and_quotes_it():
 
 
 def test_a_chain_has_its_moments_and_the_last_is_seen(pipe, served):
-    result = served.generate(requests.make(pipe, "pair")).result(120)
+    result = served.submit(requests.make(pipe, "pair")).result(120)
     shown = views.chain(pipe, result)
-    assert shown.count('class="moment"') == service.FRAMES
-    assert shown.count('class="moment" hidden') == service.FRAMES - 1
+    assert shown.count('class="moment"') == requests.FRAMES
+    assert shown.count('class="moment" hidden') == requests.FRAMES - 1
     assert 'class="moment">' in shown.rpartition('class="moment" hidden')[2]
 
 
 def test_a_chain_of_texts_alone_has_no_picture(pipe, served):
-    result = served.generate(requests.make(pipe, "text")).result(120)
+    result = served.submit(requests.make(pipe, "text")).result(120)
     shown = views.chain(pipe, result)
-    assert "<img" not in shown and shown.count('class="pieces"') == service.FRAMES
+    assert "<img" not in shown and shown.count('class="pieces"') == requests.FRAMES

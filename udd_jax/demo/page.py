@@ -6,6 +6,7 @@ What the run cannot do is absent. A handler only waits: `requests` checks, `serv
 import asyncio
 import contextlib
 import functools
+import pathlib
 import secrets
 from typing import NamedTuple
 
@@ -13,23 +14,24 @@ import gradio as gr
 import numpy as np
 
 from udd_jax.data import pixels
-from udd_jax.demo import painter, recipes, requests, service, views
+from udd_jax.demo import fields, painter, recipes, requests, service, steering, views
 from udd_jax.diffusion import tasks
 from udd_jax.errors import UserError
-from udd_jax.sampling import samplers
 
-OUTPUTS = 9  # after the note
 WAIT = "The result comes here. The first one of a kind takes longer: it compiles."
 
 
 class Tab(NamedTuple):
-    """task: what the run must be able to do; takes: the fields of the tab."""
+    """takes: rows of `fields.FIELDS`; does: the method of Page that answers; needs: what the run
+    must be able to do, `task` unless given."""
 
     title: str
     task: str
     takes: tuple[str, ...]
     button: str
     about: str
+    does: str = "generate"
+    needs: str = ""
 
 
 TABS = (
@@ -37,15 +39,31 @@ TABS = (
     Tab("Image to text", "i2t", ("image",), "Describe", "Captions of a picture."),
     Tab("Pairs", "pair", (), "Draw and describe", "Pictures with captions, from nothing."),
     Tab(
-        "Infilling", "infill", ("image", "mask", "text", "blank_tokens"), "Fill in",
+        "Infilling", "infill", ("painted", "text", "blank_tokens"), "Fill in",
         "Paint over what should be new, and write ___ for a missing word. The rest stays. "
         "A picture or a text alone is enough.",
+    ),
+    Tab(
+        "Edit", "edit", ("image", "text", "edit"), "Edit",
+        "The picture follows a new caption, and keeps what the caption does not change. More "
+        "rounds, a larger share and more guidance follow it further. Of a result, the picture is "
+        "taken that is open, else the first.",
+        "edit", "t2i",
+    ),
+    Tab(
+        "Extend", "outpaint", ("image", "text", "extend"), "Extend",
+        "The picture goes on beyond its sides. The text is that of the whole, or empty.",
+        "outpaint", "image",
     ),
     Tab("Images alone", "image", (), "Draw", "Pictures without a caption."),
     Tab("Texts alone", "text", (), "Write", "Captions without a picture."),
     Tab(
+        "Any from any", "any", ("rule",), "Make",
+        "Any of what this run has learned together, from any others.", "generate_rule",
+    ),
+    Tab(
         "Likelihood", "pair", ("image", "text"), "Measure",
-        "How many bits the model needs for a picture and its caption, token by token.",
+        "How many bits the model needs for a picture and its caption, token by token.", "measure",
     ),
 )  # fmt: skip
 
@@ -62,6 +80,7 @@ class Page:
         self.grid = pipe.tokenizers["image"].grid
         self.service = service.Service(pipe)
         self.defaults = pipe.settings()
+        self.pictures = []  # (file, button, place) of each picture that a tab takes
         title = f"udd_jax: {pipe.config.name}"
         with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(600, 3600)) as blocks:
             self._lay_out()
@@ -72,6 +91,12 @@ class Page:
         self.blocks.close(verbose=False)
         self.service.close()
 
+    def can(self, tab: Tab) -> bool:
+        """Whether the run can do what a tab is for."""
+        if tab.task == "any":
+            return len(self.pipe.vocab.modalities) > 2 and self.pipe.can("any")
+        return self.pipe.can(tab.needs or tab.task)
+
     # ---- Layout -----------------------------------------------------------------------------
 
     def _lay_out(self):
@@ -81,69 +106,49 @@ class Page:
             "It knows what is in these data and nothing else."
         )
         with gr.Tabs():
-            tabs = [(tab, *self._tab(tab)) for tab in TABS if self.pipe.can(tab.task)]
+            tabs = [(tab, *self._tab(tab)) for tab in TABS if self.can(tab)]
         with gr.Row():
             with gr.Column(scale=3, min_width=300):
                 outputs = self._outputs()
             with gr.Column(scale=2, min_width=300), gr.Accordion("Settings"):
-                settings = self._settings()
+                settings = fields.settings(self)
         events = []
-        for tab, fields, button, _, connect in tabs:
-            asked = fields | settings
-            handler = self.measure if tab.title == "Likelihood" else self.generate
+        for tab, asked, button, _ in tabs:
+            asked = asked | settings
             event = button.click(
-                functools.partial(_named, handler, tab, tuple(asked)),
+                functools.partial(_named, tuple(outputs), getattr(self, tab.does), tab, asked),
                 list(asked.values()),
                 [*outputs.values(), settings["seed"]],
                 api_name=tab.title.lower().replace(" ", "_"),
                 api_visibility="undocumented",
             )
             events.append(event)
-            if connect:
-                connect(outputs["gallery"], outputs["note"])
-        for _, _, _, stop, _ in tabs:
+        for *_, stop in tabs:
             stop.click(None, cancels=events)
+        gallery, chosen, note = (outputs[name] for name in ("gallery", "chosen", "note"))
+        hide = {"show_progress": "hidden", "api_visibility": "private"}
+        gallery.select(_selected, None, chosen, **hide)
+        for file, again, place in self.pictures:
+            file.upload(self.open, file, [place, note], **hide)
+            again.click(self.take, [gallery, chosen], [place, note], **hide)
 
     def _tab(self, tab: Tab):
-        """(fields by name, the button, the button that stops, what connects its picture)."""
-        fields, connect = {}, None
+        """(fields by name, the button, the button that stops)."""
+        asked = {}
         with gr.Tab(tab.title):
             gr.Markdown(tab.about)
-            if "image" in tab.takes:
-                connect = self._picture(fields, "mask" in tab.takes)
-            if "text" in tab.takes:
-                hint = "a small ___ circle" if tab.task == "infill" else "a small red circle"
-                known = tab.title == "Text to image" and self.pipe.config.data == "shapes"
-                value = "a small red circle above a large blue square" if known else ""
-                fields["text"] = gr.Textbox(
-                    value, label="Text", placeholder=hint, max_length=requests.CHARACTERS
-                )
-            if "blank_tokens" in tab.takes:
-                fields["blank_tokens"] = gr.Number(1, label="Tokens for each ___", precision=0)
+            for name in tab.takes:
+                asked |= fields.FIELDS[name](self, tab)
+            if tab.does == "generate":
+                asked |= fields.steer(self, tab)
             with gr.Row():
                 button = gr.Button(tab.button, variant="primary", scale=4)
                 stop = gr.Button("Stop", scale=1, min_width=80)
-        return fields, button, stop, connect
-
-    def _picture(self, fields, paint):
-        """A file, or the first picture of the result, becomes the picture of a tab."""
-        kinds = sorted(pixels.suffixes())
-        file = gr.File(label="Picture file", file_types=kinds, type="binary", height=110)
-        again = gr.Button("Take the first picture of the result", size="sm")
-        grid = self.grid if paint else None
-        fields["image"] = place = gr.HTML(
-            painter.value(), html_template=painter.template(grid), js_on_load=painter.script(grid)
-        )
-        hide = {"show_progress": "hidden", "api_visibility": "private"}
-
-        def connect(gallery, note):
-            file.upload(self.open, file, [place, note], **hide)
-            again.click(self.take, gallery, [place, note], **hide)
-
-        return connect
+        return asked, button, stop
 
     def _outputs(self) -> dict:
         note = gr.HTML(views.note(WAIT))
+        chosen = gr.State(0)
         gallery = gr.Gallery(
             label="Pictures", show_label=False, format="png", columns=4, object_fit="contain",
             buttons=["download", "download_all", "fullscreen"], elem_classes="samples",
@@ -158,46 +163,9 @@ class Page:
             python = gr.Code(label="Python", **fixed)
             files = gr.HTML()
         return {
-            "note": note, "gallery": gallery, "words": words, "moments": moments, "chain": chain,
-            "again": again, "command": command, "python": python, "files": files,
+            "note": note, "chosen": chosen, "gallery": gallery, "words": words, "moments": moments,
+            "chain": chain, "again": again, "command": command, "python": python, "files": files,
         }  # fmt: skip
-
-    def _settings(self) -> dict:
-        """{setting: its field}, those that mean something for this run."""
-        run, fields = self.defaults, {}
-        fields["count"] = gr.Slider(1, requests.MOST, value=4, step=1, label="How many")
-        with gr.Row():
-            fields["seed"] = gr.Number(0, label="Seed", precision=0, min_width=120)
-            fields["fresh"] = gr.Checkbox(True, label="A new seed each time", min_width=120)
-        with gr.Row():
-            names = [name for name in samplers.SAMPLERS if self._fits(sampler=name)]
-            fields["sampler"] = gr.Dropdown(
-                names, value=run.sampler, label="Sampler", min_width=120
-            )
-            label = f"Steps (0: all {self.pipe.kernel.steps})"
-            fields["steps"] = gr.Number(run.steps, label=label, precision=0, min_width=120)
-        fields["temperature"] = gr.Slider(
-            0.1, 2, value=run.temperature, label="Temperature", step=0.05
-        )
-        fields["top_r"] = gr.Slider(
-            0.05, 1, value=run.top_r, label="Top r: keep the likeliest, up to this mass", step=0.05
-        )
-        if self.pipe.guidable:
-            fields["guidance"] = gr.Slider(
-                0, 8, value=run.guidance, label="Guidance (1: off)", step=0.1
-            )
-            fields["negative"] = gr.Textbox(
-                label="Negative prompt", info="Text to image moves away from it, with guidance.",
-                max_length=requests.CHARACTERS,
-            )  # fmt: skip
-        return fields
-
-    def _fits(self, **changes) -> bool:
-        try:
-            self.pipe.settings(**changes)
-        except UserError:
-            return False
-        return True
 
     # ---- Pictures ---------------------------------------------------------------------------
 
@@ -207,18 +175,23 @@ class Page:
             return painter.value(requests.read_picture(data, self.size)), ""
         return painter.value(), said[0]
 
-    def take(self, gallery):
-        """The first picture of the result -> (the picture, what is said)."""
+    def take(self, gallery, chosen):
+        """A picture of the result -> (the picture, what is said)."""
         with _saying() as said:
             if not gallery:
                 raise UserError("there is no picture in the result yet")
-            return painter.value(np.ascontiguousarray(gallery[0][0][..., :3])), gr.skip()
+            row = gallery[chosen if chosen < len(gallery) else 0]
+            found = pixels.fit(np.ascontiguousarray(row[0][..., :3]), self.size)
+            return painter.value(found), gr.skip()
         return gr.skip(), said[0]
 
     # ---- Results ----------------------------------------------------------------------------
 
     async def generate(self, tab: Tab, asked: dict):
-        """The updates of all outputs, and the seed. ValueError, one line."""
+        """Samples of a task: the updates of the outputs by name, and "seed". ValueError, one line.
+
+        The other methods that a tab names do the same.
+        """
         count, seed, settings = self._chosen(asked)
         image, mask = painter.read(asked.get("image"), self.size, self.grid)
         if mask is not None:
@@ -226,57 +199,130 @@ class Page:
             image = image if mask is None else pixels.hide(image, mask)
         typed = {
             "text": asked.get("text") or "",
-            "negative": (asked.get("negative") or "") if "text" in tab.takes else "",
+            "negative": (asked.get("negative") or "") if tab.task == "t2i" else "",
             "blank_tokens": asked.get("blank_tokens") or 1,
         }
+        steered = steering.read(self.pipe, tab.task, fields.gather(asked))
+        options = {**typed, "count": count, "seed": seed, "steered": steered}
         request = requests.make(
-            self.pipe, tab.task, image=image, mask=mask, count=count, seed=seed,
-            settings=settings, **typed,
-        )  # fmt: skip
-        result = await asyncio.wrap_future(self.service.generate(request))
-        typed["negative"] = typed["negative"] if request.negative else ""
-        read = {"image": image is not None, "mask": mask is not None}
-        recipe = {**typed, **read, "count": count, "seed": seed, "settings": request.settings}
+            self.pipe, tab.task, image=image, mask=mask, settings=settings, **options
+        )
+        options["negative"] = typed["negative"] if request.negative else ""
         files = {} if image is None else {"image.png": image}
-        if mask is not None:
-            files["mask.png"] = np.repeat(mask[..., None] * np.uint8(255), 3, axis=2)
-        new = tasks.parse(self.pipe.vocab, tab.task).free  # what was given needs no second look
-        drawn = "image" in new and result.images is not None
-        written = "text" in new and result.captions is not None
-        return [
-            views.note(f"{count} sample{'s' * (count > 1)}, seed {seed}."),
-            gr.Gallery(list(result.images) if drawn else None, visible=drawn),
-            gr.HTML(views.captions(result.captions or ()), visible=written),
-            gr.Accordion(visible=True),
-            views.chain(self.pipe, result),
-            gr.Accordion(visible=True),
-            gr.Code(recipes.command(tab.task, self.workdir, **recipe), visible=True),
-            recipes.python(tab.task, self.workdir, **recipe),
-            views.files(files),
-            seed,
-        ]
+        files |= {} if mask is None else {"mask.png": painter.picture(mask)}
+        read = {"image": image is not None, "mask": mask is not None}
+        return await self._answer(tab.task, request, files, **options, **read)
+
+    async def generate_rule(self, tab: Tab, asked: dict):
+        """Samples of any rule."""
+        count, seed, settings = self._chosen(asked)
+        image, _ = painter.read(asked.get("image"), self.size, self.grid)
+        text = asked.get("text") or ""
+        paths = {n: asked.get(f"given_{n}") for n in self.pipe.kinds}
+        paths = {n: pathlib.Path(path) for n, path in paths.items() if path}
+        given = {"text": text.strip() or None, "image": image, **paths}
+        given = {name: value for name, value in given.items() if value is not None}
+        for name in asked["made"]:
+            if name in given:
+                raise UserError(f"the {name} is given and made: take away one of them")
+        order = [m.name for m in self.pipe.vocab.modalities]
+        rule = ",".join(name for name in order if name in asked["made"])
+        if not rule:
+            raise UserError("nothing is to be made: choose something")
+        rule += "|" + ",".join(name for name in order if name in given) if given else ""
+        shown = {"text": text.strip(), "count": count, "seed": seed}
+        try:
+            request = requests.make(
+                self.pipe, rule, image=image, more=paths, settings=settings, **shown
+            )
+        except UserError as error:
+            found = str(error)
+            for path in paths.values():
+                found = found.replace(str(path), path.name)
+            raise UserError(found) from None
+        names = {name: f"{name}{path.suffix}" for name, path in paths.items()}
+        files = {} if image is None else {"image.png": image}
+        files |= {names[name]: path.read_bytes() for name, path in paths.items()}
+        shown |= {"image": image is not None, "given": names}
+        return await self._answer(rule, request, files, **shown)
+
+    async def edit(self, tab: Tab, asked: dict):
+        """Edits of a picture."""
+        count, seed, settings = self._chosen(asked)
+        settings |= {"guidance": asked["edit_guidance"]} if "edit_guidance" in asked else {}
+        image, _ = painter.read(asked["image"], self.size, self.grid)
+        shown = {"text": asked["text"] or "", "count": count, "seed": seed}
+        options = {**shown, "share": asked["share"], "rounds": asked["rounds"]}
+        request = requests.edit(self.pipe, image, settings=settings, **options)
+        return await self._answer("edit", request, {"image.png": image}, image=True, **shown)
+
+    async def outpaint(self, tab: Tab, asked: dict):
+        """Pictures beyond their sides."""
+        count, seed, settings = self._chosen(asked)
+        image, _ = painter.read(asked["image"], self.size, self.grid)
+        extend = {side: asked[f"extend_{side}"] for side in fields.SIDES}
+        extend = {side: number for side, number in extend.items() if number}
+        shown = {"text": asked["text"] or "", "count": count, "seed": seed}
+        request = requests.outpaint(self.pipe, image, extend=extend, settings=settings, **shown)
+        words = [f"--extend={side}:{number}" for side, number in extend.items()]
+        way = steering.Steered({}, words, {"extend": repr(extend)})
+        shown |= {"image": True, "steered": [way]}
+        return await self._answer("outpaint", request, {"image.png": image}, **shown)
+
+    async def _answer(self, task: str, request, files: dict, **shown):
+        """Waits for the result of a request, and shows it with how to make it again.
+
+        files: those of the recipe, {name: picture or bytes}; shown: the arguments of `recipes`.
+        """
+        result = await asyncio.wrap_future(self.service.submit(request))
+        rule = {"edit": "image", "outpaint": "image"}.get(task, task)
+        new = tasks.parse(self.pipe.vocab, rule).free  # what was given needs no second look
+        made = {name: value for name, value in result.values.items() if name in new}
+        pictures, texts = made.pop("image", None), made.pop("text", None)
+        words = views.captions(texts) if texts is not None else ""
+        words += views.others(self.pipe, made)
+        chain = len(result.states) and {"image", "text"} & set(result.values)
+        for way in shown.get("steered", ()):
+            files = files | way.files
+        shown["settings"] = request.settings
+        count, seed = shown["count"], shown["seed"]
+        return {
+            "note": views.note(f"{count} sample{'s' * (count > 1)}, seed {seed}."),
+            "chosen": 0,
+            "gallery": gr.Gallery(
+                None if pictures is None else list(pictures),
+                visible=pictures is not None,
+                selected_index=None,
+            ),
+            "words": gr.HTML(words, visible=bool(words)),
+            "moments": gr.Accordion(visible=bool(chain)),
+            "chain": views.chain(self.pipe, result) if chain else "",
+            "again": gr.Accordion(visible=True),
+            "command": gr.Code(recipes.command(task, self.workdir, **shown), visible=True),
+            "python": recipes.python(task, self.workdir, **shown),
+            "files": views.files(files),
+            "seed": seed,
+        }
 
     async def measure(self, tab: Tab, asked: dict):
-        """As `generate`, for the likelihood."""
+        """The likelihood of a pair."""
         _, seed, _ = self._chosen(asked)
         image, _ = painter.read(asked["image"], self.size, self.grid)
         text = asked["text"] or ""
-        if image is None:
-            raise UserError("the picture is missing: choose one")
-        requests.make(self.pipe, "t2i", text=text, seed=seed)  # checks the text
-        each = await asyncio.wrap_future(self.service.score(image, text, seed))
-        return [
-            views.note(f"The likelihood, seed {seed}."),
-            gr.Gallery(visible=False),
-            gr.HTML(views.bits(self.pipe, image, text, each), visible=True),
-            gr.Accordion(visible=False),
-            "",
-            gr.Accordion(visible=True),
-            gr.Code(visible=False),
-            recipes.likelihood(self.workdir, text, seed),
-            views.files({"image.png": image}),
-            seed,
-        ]
+        request = requests.score(self.pipe, image, text, seed=seed)
+        each = await asyncio.wrap_future(self.service.submit(request))
+        return {
+            "note": views.note(f"The likelihood, seed {seed}."),
+            "gallery": gr.Gallery(visible=False),
+            "words": gr.HTML(views.bits(self.pipe, image, text, each), visible=True),
+            "moments": gr.Accordion(visible=False),
+            "chain": "",
+            "again": gr.Accordion(visible=True),
+            "command": gr.Code(visible=False),
+            "python": recipes.likelihood(self.workdir, text, seed),
+            "files": views.files({"image.png": image}),
+            "seed": seed,
+        }
 
     def _chosen(self, asked):
         """(count, seed, the settings that differ from those of the run)."""
@@ -285,6 +331,10 @@ class Page:
         chosen = {name: asked[name] for name in names if asked.get(name) is not None}
         changed = {n: v for n, v in chosen.items() if v != getattr(self.defaults, n)}
         return asked["count"], 0 if seed is None else seed, changed
+
+
+def _selected(event: gr.SelectData):
+    return event.index or 0
 
 
 @contextlib.contextmanager
@@ -297,8 +347,14 @@ def _saying():
         said.append(views.note(f"Not done: {error}.", alert=True))
 
 
-async def _named(handler, tab, names, *values):
-    """Calls a handler with the values of the fields by their names; an error is only said."""
+async def _named(outputs, handler, tab, asked, *given):
+    """Calls a handler with the values of the fields by their names; an error is only said.
+
+    outputs: the names of what is updated, in order, without the seed.
+    """
+    found = {}
     with _saying() as said:
-        return await handler(tab, dict(zip(names, values, strict=True)))
-    return [said[0], *[gr.skip()] * OUTPUTS]
+        found = await handler(tab, dict(zip(asked, given, strict=True)))
+    if said:
+        found = {"note": said[0]}
+    return [found.get(name, gr.skip()) for name in (*outputs, "seed")]

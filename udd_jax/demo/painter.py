@@ -1,4 +1,4 @@
-"""A picture of which one paints the cells that should be new, with a mouse, a finger or the keys.
+"""A picture, or an empty one, of which one paints cells, with a mouse, a finger or the keys.
 
 A code is generated if its cell is painted, so cells are what one paints. The value of the component
 is {"image": a PNG as a data address, "mask": a digit for each cell, "at": the cell of the keys}.
@@ -18,6 +18,7 @@ REGIONS = ("none", "left", "right", "upper", "lower", "all")
 CSS = """
 .udd-paint { position: relative; width: 320px; max-width: 100%; touch-action: none; }
 .udd-paint.empty { display: none; }
+.udd-paint.blank { width: 160px; aspect-ratio: 1; background: #fff; margin-top: .3em; }
 .udd-paint img { width: 100%; display: block; image-rendering: pixelated; user-select: none; }
 .udd-paint .cells { position: absolute; inset: 0; display: grid; }
 .udd-paint .cells button { border: 1px solid rgb(128 128 128 / .35); margin: 0; padding: 0;
@@ -27,7 +28,7 @@ CSS = """
 .udd-paint .cells button:focus-visible { outline: 3px solid #1d4ed8; outline-offset: -3px; }
 .udd-regions { display: flex; flex-wrap: wrap; gap: .4em; margin-top: .5em; align-items: center; }
 .udd-regions button { border: 1px solid var(--border-color-primary); border-radius: 4px;
-  padding: .3em .8em; background: var(--button-secondary-background-fill);
+  margin: 0; padding: .3em .8em; background: var(--button-secondary-background-fill);
   color: var(--button-secondary-text-color); cursor: pointer; }
 .udd-regions.empty { display: none; }
 """
@@ -103,9 +104,12 @@ def value(image: np.ndarray | None = None) -> dict:
     return {"image": "" if image is None else pixels.data_uri(image), "mask": "", "at": 0}
 
 
-def template(grid: tuple[int, int] | None) -> str:
-    """The HTML, filled in by the browser. grid: the cells; None if there is nothing to paint."""
-    empty = "${value.image ? '' : 'empty'}"
+def template(grid: tuple[int, int] | None, blank: str = "") -> str:
+    """The HTML, filled in by the browser. grid: the cells; None if there is nothing to paint.
+
+    blank: what is said of cells of an empty picture; "" for those of a picture that a person chose.
+    """
+    empty = "" if blank else "${value.image ? '' : 'empty'}"
     buttons, regions = "", ""
     if grid:
         rows, columns = grid
@@ -116,15 +120,17 @@ def template(grid: tuple[int, int] | None) -> str:
             for i in range(rows * columns)
         )
         size = f"grid-template: repeat({rows}, 1fr) / repeat({columns}, 1fr)"
-        label = "cells that should be new: arrows move, space paints"
+        label = f"{blank or 'cells that should be new'}: arrows move, space paints"
         buttons = f'<div class="cells" role="group" aria-label="{label}" style="{size}">{buttons}'
         buttons += "</div>"
         regions = "".join(
             f'<button type="button" data-region="{name}">{name}</button>' for name in REGIONS
         )
-        regions = f'<div class="udd-regions {empty}"><span>New:</span>{regions}</div>'
+        said = "Where:" if blank else "New:"
+        regions = f'<div class="udd-regions {empty}"><span>{said}</span>{regions}</div>'
     picture = '<img alt="the chosen picture" draggable="false" src="${value.image}">'
-    return f'<div class="udd-paint {empty}">{picture}{buttons}</div>{regions}'
+    style, picture = ("blank", "") if blank else (empty, picture)
+    return f'<div class="udd-paint {style}">{picture}{buttons}</div>{regions}'
 
 
 def script(grid: tuple[int, int] | None) -> str:
@@ -136,8 +142,7 @@ def read(sent, size: int, grid: tuple[int, int]):
 
     ValueError, one line, for a value that no page of ours sends.
     """
-    if sent and not isinstance(sent, dict):
-        raise UserError("the picture was not sent as one: load the page again")
+    mask = read_mask(sent, size, grid)
     if not sent or not sent.get("image"):
         return None, None
     kind, text = str(sent["image"])[: len(START)], str(sent["image"])[len(START) :]
@@ -147,10 +152,20 @@ def read(sent, size: int, grid: tuple[int, int]):
         data = b""
     if kind != START or not data:
         raise UserError("the picture was not sent as a PNG: load the page again")
-    image = requests.read_picture(data, size)
-    digits = str(sent.get("mask") or "0" * grid[0] * grid[1])
+    return requests.read_picture(data, size), mask
+
+
+def read_mask(sent, size: int, grid: tuple[int, int]) -> np.ndarray:
+    """The painted cells of a value, bool[S, S]; errors as in `read`."""
+    if sent and not isinstance(sent, dict):
+        raise UserError("the picture was not sent as one: load the page again")
+    digits = str((sent or {}).get("mask") or "0" * grid[0] * grid[1])
     if len(digits) != grid[0] * grid[1] or set(digits) - {"0", "1"}:
         raise UserError("the mask does not fit the picture: load the page again")
     cells = np.array([digit == "1" for digit in digits]).reshape(grid)
-    mask = cells.repeat(size // grid[0], axis=0).repeat(size // grid[1], axis=1)
-    return image, mask
+    return cells.repeat(size // grid[0], axis=0).repeat(size // grid[1], axis=1)
+
+
+def picture(mask: np.ndarray) -> np.ndarray:
+    """bool[S, S] as a picture uint8[S, S, 3], white where it is True."""
+    return np.repeat(mask[..., None] * np.uint8(255), 3, axis=2)

@@ -1,31 +1,41 @@
-"""What a person asks for on the page, checked: a Request, which is rows of tokens with their keys.
+"""What a person asks for on the page, checked: a Request, which is rows of tokens with their keys,
+or something that is computed alone.
 
-Everything that is refused is refused here, in one line, before anything is computed.
+Everything that is refused is refused here, in one line, before anything is computed. Either kind
+has a length, a `group`, and `compute`: requests of equal groups -> their results.
 """
 
 import dataclasses
 import math
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from udd_jax import pipeline, values
 from udd_jax.data import pixels
 from udd_jax.diffusion import tasks
 from udd_jax.errors import UserError
+from udd_jax.sampling import outpainting, prompts
+from udd_jax.steering import edits, painted
 
 MOST = 16  # samples of one request
 CHARACTERS = 2000  # of a text
 PIXELS = 25_000_000  # of a picture
 BYTES = 20_000_000  # of its file
+ROUNDS = 64  # of an edit
+FRAMES = 12  # intermediate states of each chain
+TIMES = 16  # noise levels of a likelihood
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Request:
     """Samples of one task. `given`, `negative`: {modality: ids int32[n, length]}; masks: n rows.
 
-    settings: the settings of the sampler that differ from those of the run.
+    settings: the settings of the sampler that differ from those of the run. steered: further
+    options of `Pipeline.generate`.
     """
 
     task: str
@@ -35,20 +45,63 @@ class Request:
     seed: int
     settings: dict
     still: str | None  # the modality that the chain computes once
+    steered: dict
 
     def __len__(self) -> int:
         return len(self.masks.free)
 
     @property
     def group(self) -> Hashable:
-        """Requests of equal groups can be computed in one batch, without another result."""
+        """Requests of equal groups can be computed in one batch, without another result.
+
+        What is steered is computed alone: prompts and scorers are those of a whole call.
+        """
+        if self.steered:
+            return self
         absent = tuple(np.asarray(self.masks.absent)[0].tolist())
         settings = tuple(sorted(self.settings.items()))
         return tuple(sorted(self.given)), absent, self.still, settings, self.negative is None
 
     @property
     def keys(self) -> jax.Array:
-        return pipeline.sample_keys(self.seed, len(self))
+        return pipeline.sample_keys(self.seed, len(self) * self.steered.get("best_of", 1))
+
+    @staticmethod
+    def compute(pipe, requests: list["Request"]) -> list[values.Result]:
+        first = requests[0]
+        join = lambda parts: {n: np.concatenate([p[n] for p in parts]) for n in parts[0]}  # noqa: E731
+        result = pipe.generate(
+            first.task,
+            sum(map(len, requests)),
+            given=join([request.given for request in requests]),
+            masks=tasks.Masks(*map(np.concatenate, zip(*(r.masks for r in requests), strict=True))),
+            negative=first.negative and join([request.negative for request in requests]),
+            keys=jnp.concatenate([request.keys for request in requests]),
+            trace=FRAMES,
+            **first.settings,
+            **first.steered,
+        )
+        ends = np.cumsum([len(request) for request in requests]).tolist()
+        return [result.rows(end - len(r), end) for r, end in zip(requests, ends, strict=True)]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Alone:
+    """One call of the pipeline, `call`, which has no part in the batch of another request."""
+
+    call: Callable[[Any], Any]
+    settings: dict = dataclasses.field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return 1
+
+    @property
+    def group(self) -> Hashable:
+        return self
+
+    @staticmethod
+    def compute(pipe, requests: list["Alone"]) -> list:
+        return [request.call(pipe) for request in requests]
 
 
 def read_picture(data: bytes, size: int) -> np.ndarray:
@@ -76,6 +129,21 @@ def check_text(text: str, name: str) -> str:
     return text
 
 
+def _common(pipe, texts: dict, count, seed, settings) -> dict:
+    """Checks what every request has; returns the settings that are read.
+
+    texts: {what it is called: text}.
+    """
+    if values.whole("number of samples", count, 1) > MOST:
+        raise UserError(f"number of samples = {count}, expected at most {MOST}")
+    if values.whole("seed", seed, 0) >= values.SEEDS:
+        raise UserError(f"seed = {seed}, expected 0 to {values.SEEDS - 1}")
+    for name, text in texts.items():
+        check_text(text, name)
+    chosen = pipe.settings(**(settings or {}))
+    return {n: value for n, value in (settings or {}).items() if not chosen.unread(n)}
+
+
 def make(
     pipe,
     task: str,
@@ -83,45 +151,104 @@ def make(
     text: str = "",
     image: np.ndarray | None = None,
     mask: np.ndarray | None = None,
+    more: dict | None = None,
     negative: str = "",
     blank_tokens: int = 1,
     count: int = 1,
     seed: int = 0,
     settings: dict | None = None,
+    steered=(),
 ) -> Request:
     """Checks what was typed and turns it into tokens.
 
-    text, image uint8[S, S, 3], mask bool[S, S]: as the task needs them. Raises ValueError.
+    text, image uint8[S, S, 3], mask bool[S, S]: as the task needs them; more: {further modality:
+    its value}; steered: of `steering.read`. Raises ValueError.
     """
-    if values.whole("number of samples", count, 1) > MOST:
-        raise UserError(f"number of samples = {count}, expected at most {MOST}")
-    if values.whole("seed", seed, 0) >= values.SEEDS:
-        raise UserError(f"seed = {seed}, expected 0 to {values.SEEDS - 1}")
-    text, negative = check_text(text, "the text"), check_text(negative, "the negative prompt")
-    settings = dict(settings or {})
-    chosen = pipe.settings(**settings)
-    settings = {name: value for name, value in settings.items() if not chosen.unread(name)}
+    texts = {"the text": text, "the negative prompt": negative}
+    settings = _common(pipe, texts, count, seed, settings)
+    options = {name: value for way in steered for name, value in way.options.items()}
     if task == "infill":
         captions = [text] if text.strip() else None
         images = None if image is None else image[None]
         given, masks = pipe.infilling(images, mask, captions, blank_tokens)
     else:
         needs = tasks.parse(pipe.vocab, task).given
-        if "image" in needs and image is None:
-            raise UserError("the picture is missing: choose one")
-        have = {"text": [text], "image": None if image is None else image[None]}
-        given = {name: pipe.codecs[name].encode(have[name], True) for name in needs}
+        have = {"text": text, "image": image, **(more or {})}
+        for name in needs:
+            if have.get(name) is None:
+                what = {"image": "picture"}.get(name, name)
+                raise UserError(f"the {what} is missing: choose one")
+        needs = [n for n in needs if n != "text" or "prompts" not in options]
+        given = {name: values.ids(pipe, name, have[name]) for name in needs}
         masks = tasks.masks(pipe.vocab, task, 1)
     against = None
-    if negative.strip() and chosen.on("guidance") and "text" in given:
-        against = {"text": pipe.codecs["text"].encode([negative], True)}
+    guided = pipe.settings(**settings).on("guidance")
+    if negative.strip() and guided and ("text" in given or "prompts" in options):
+        against = {"text": values.ids(pipe, "text", negative)}
     repeat = lambda rows: np.repeat(np.asarray(rows), count, axis=0)  # noqa: E731
+    each = lambda ids: {name: repeat(rows) for name, rows in ids.items()}  # noqa: E731
+    if "prompts" in options:
+        asked = [(ids, weight, None) for ids, weight in options["prompts"]]
+        options["prompts"] = [(each(ids), weight) for ids, weight in options["prompts"]]
+    if "paint" in options:
+        shown = given | (prompts.together(asked) if "prompts" in options else {})
+        painted.read(pipe, options["paint"], shown, masks, 1)
     return Request(
         task=task,
-        given={name: repeat(ids) for name, ids in given.items()},
-        negative=against and {name: repeat(ids) for name, ids in against.items()},
+        given=each(given),
+        negative=against and each(against),
         masks=tasks.Masks(*map(repeat, masks)),
         seed=seed,
         settings=settings,
         still=pipe.still(masks),
+        steered=options,
     )
+
+
+def edit(
+    pipe,
+    image,
+    text: str,
+    *,
+    count=1,
+    seed=0,
+    share=edits.SHARE,
+    rounds=edits.ROUNDS,
+    settings=None,
+) -> Alone:
+    """An edit of a picture uint8[S, S, 3] to a new caption: `Pipeline.edit`."""
+    settings = _common(pipe, {"the text": text}, count, seed, settings)
+    if image is None:
+        raise UserError("the picture is missing: choose one")
+    values.ids(pipe, "text", text)
+    edits.check(share, rounds)
+    if rounds > ROUNDS:
+        raise UserError(f"rounds = {rounds}, expected at most {ROUNDS}")
+    asked = {"share": share, "rounds": rounds, **settings}
+    options = {"num": count, "seed": seed, "trace": FRAMES, **asked}
+    return Alone(lambda pipe: pipe.edit(image[None], text, **options), asked)
+
+
+def outpaint(pipe, image, text: str, extend: dict, *, count=1, seed=0, settings=None) -> Alone:
+    """A picture uint8[S, S, 3] beyond its sides: `Pipeline.outpaint`. text: "" for none."""
+    settings = _common(pipe, {"the text": text}, count, seed, settings)
+    if image is None:
+        raise UserError("the picture is missing: choose one")
+    if max(outpainting.sides(extend, len(image)).values()) > len(image):
+        raise UserError(f"a side has {max(extend.values())} new pixels, at most {len(image)}")
+    captions = text if text.strip() else None
+    if captions is not None:
+        values.ids(pipe, "text", captions)
+    options = {"extend": extend, "num": count, "seed": seed, **settings}
+    draw = lambda pipe: values.Result.of(pipe.outpaint(image[None], captions, **options))  # noqa: E731
+    return Alone(draw, settings)
+
+
+def score(pipe, image, text: str, *, seed=0) -> Alone:
+    """log2 p of each token of a pair, float64[L]: `Pipeline.log_likelihood`."""
+    _common(pipe, {"the text": text}, 1, seed, None)
+    if image is None:
+        raise UserError("the picture is missing: choose one")
+    values.ids(pipe, "text", text)
+    options = {"times": TIMES, "seed": seed, "each": True}
+    return Alone(lambda pipe: pipe.log_likelihood(image[None], [text], **options)[0])

@@ -3,12 +3,15 @@
 A chain is a list of moments, of which one is seen; MOVE is the script that shows another one.
 """
 
+import base64
 import html
 
 import numpy as np
 
+from udd_jax import build
 from udd_jax.data import pixels
 from udd_jax.evaluation import samples
+from udd_jax.evaluation.report import rule_sections
 
 SIDE = 192  # pixels of a small picture on the page
 # Runs once, with `element` the place of the chain: the slider shows a moment, the button plays all.
@@ -39,11 +42,15 @@ CSS = f"""
 .samples img, .samples .image-container {{ image-rendering: pixelated; }}
 .dark {{ --color-accent: var(--primary-300); }}
 .samples .grid-wrap {{ min-height: 0; }}
+@media (max-width: 600px) {{
+  .samples .grid-container {{ grid-template-columns: repeat(2, minmax(0, 1fr)) !important; }}
+}}
 .udd-note {{ font-weight: 600; margin: .5em 0; }}
 .udd-chain img, .udd-map img {{ width: {SIDE}px; max-width: 100%; image-rendering: pixelated;
   display: block; border-radius: 4px; }}
-.udd-chain .pieces {{ min-height: 3.5em; line-height: 2; margin: .5em 0; }}
-.udd-chain .pieces span, .udd-words li {{ padding: .1em .4em; margin-right: .2em; }}
+.udd-chain .pieces {{ min-height: 3.5em; margin: .5em 0; display: flex; flex-wrap: wrap;
+  gap: .3em; align-content: start; }}
+.udd-chain .pieces span, .udd-words li {{ padding: .1em .4em; }}
 .udd-chain .pieces span {{ border: 1px solid var(--border-color-primary); border-radius: 4px; }}
 .udd-chain .pieces .hidden {{ background: var(--body-text-color); color: transparent;
   user-select: none; }}
@@ -55,6 +62,9 @@ CSS = f"""
 .udd-chain button:focus-visible, .udd-chain input:focus-visible {{
   outline: 3px solid var(--color-accent); outline-offset: 2px; }}
 .udd-words {{ margin: 0; padding-left: 2em; list-style: decimal; line-height: 1.8; }}
+.udd-others {{ margin: 0; padding-left: 2em; list-style: decimal; }}
+.udd-others img {{ width: {SIDE // 2}px; image-rendering: pixelated; margin-bottom: .5em; }}
+.udd-others audio {{ max-width: 100%; }}
 .udd-bits {{ border-collapse: collapse; width: 100%; }}
 .udd-bits th, .udd-bits td {{ text-align: left; font-weight: normal; padding: .15em .5em; }}
 .udd-bits td.bar {{ width: 60%; }}
@@ -77,12 +87,26 @@ def captions(texts) -> str:
     return f'<ol class="udd-words">{rows}</ol>'
 
 
-def files(named: dict[str, np.ndarray]) -> str:
-    """Links that save pictures, {file name: uint8[H, W, 3]}; the page has them, no server does."""
-    links = [
-        f'<a download="{name}" href="{pixels.data_uri(image)}">Save {name}</a>'
-        for name, image in named.items()
-    ]
+def others(pipe, found: dict) -> str:
+    """{modality: values} of sounds, layouts and what else a run may have, a heading for each."""
+    rows, parts = build.modalities(pipe.config), []
+    for name, made in found.items():
+        shown = [rule_sections.SHOW[rows[name]["kind"]](value, rows[name]) for value in made]
+        each = "".join(f"<li>{markup}</li>" for markup in shown)
+        parts.append(f'<h3>{html.escape(name)}</h3><ol class="udd-others">{each}</ol>')
+    return "".join(parts)
+
+
+def files(named: dict[str, np.ndarray | bytes]) -> str:
+    """Links that save files, {name: its bytes, or a picture uint8[H, W, 3]}; the page has them, no
+    server does."""
+    links = []
+    for name, content in named.items():
+        if isinstance(content, bytes):
+            address = "data:application/octet-stream;base64," + base64.b64encode(content).decode()
+        else:
+            address = pixels.data_uri(content)
+        links.append(f'<a download="{name}" href="{address}">Save {name}</a>')
     return f"<p>They read these files: {', '.join(links)}.</p>" if links else ""
 
 

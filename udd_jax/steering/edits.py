@@ -1,5 +1,6 @@
 """Edits of images: to a new caption without a mask, and beyond their sides."""
 
+import dataclasses
 import numbers
 
 import jax.numpy as jnp
@@ -10,15 +11,21 @@ from udd_jax.diffusion import tasks
 from udd_jax.errors import UserError
 from udd_jax.sampling import outpainting
 
-GUIDANCE = 2.0  # of `edit`, measured on shapes (benchmarks/RESULTS.md)
+# Of `edit`, measured on shapes (benchmarks/RESULTS.md).
+GUIDANCE, SHARE, ROUNDS = 2.0, 0.4, 24
 
 
-def edit(pipe, images, captions, share, rounds, num, seed, batch_size, **settings):
-    """The samples of `Pipeline.edit`."""
-    rounds = values.whole("rounds", rounds, 1)
+def check(share, rounds) -> None:
+    """UserError for a share or a number of rounds that makes no sense."""
+    values.whole("rounds", rounds, 1)
     number = isinstance(share, numbers.Real) and not isinstance(share, bool)
     if not number or not 0 < share <= 1:
         raise UserError(f"share = {share!r}, expected a number in (0, 1]")
+
+
+def edit(pipe, images, captions, share, rounds, num, seed, batch_size, trace=0, **settings):
+    """The samples of `Pipeline.edit`."""
+    check(share, rounds)
     num = values.whole("num", num, 1)
     given = {"image": images, "text": captions}
     given = {name: values.ids(pipe, name, rows) for name, rows in given.items()}
@@ -31,7 +38,8 @@ def edit(pipe, images, captions, share, rounds, num, seed, batch_size, **setting
     if pipe.guidable:
         settings = {"guidance": GUIDANCE, **settings}
     drawn = max(1, round(share * (where.stop - where.start)))
-    for _ in range(rounds):
+    states, kept = [], {round((k + 1) * rounds / trace) - 1 for k in range(trace)}
+    for number in range(rounds):
         free = np.zeros((count * num, pipe.vocab.length), bool)
         order = rng.random((count * num, where.stop - where.start)).argsort(axis=1)
         free[:, where] = order < drawn
@@ -39,7 +47,8 @@ def edit(pipe, images, captions, share, rounds, num, seed, batch_size, **setting
         key = int(rng.integers(2**31))
         result = pipe.generate("infill", given=given, masks=masks, seed=key, **options)
         given["image"] = np.asarray(pipe.vocab.split(jnp.asarray(result.tokens))["image"])
-    return result
+        states += [result.tokens] if number in kept else []
+    return dataclasses.replace(result, states=np.stack(states)) if states else result
 
 
 def outpaint(pipe, images, captions, extend, num, seed, **settings) -> np.ndarray:
