@@ -13,6 +13,7 @@ from tests.helpers import tiny
 from udd_jax import build, generate, modalities, pipeline, stages, values
 from udd_jax.data import layouts, sounds, sources, token_cache
 from udd_jax.data.reading import Views
+from udd_jax.demo import recipes, requests, views
 from udd_jax.diffusion import tasks
 from udd_jax.evaluation import held_out, rules
 from udd_jax.evaluation.report import rule_sections
@@ -41,6 +42,45 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def pipe(run):
     return pipeline.Pipeline.load(run)
+
+
+# ---- On the page ---------------------------------------------------------------------------------
+
+
+def test_a_request_of_the_page_reads_the_files_of_a_visitor(pipe, tmp_path):
+    layouts.write(tmp_path / "l.json", np.arange(64).reshape(8, 8) % 4)
+    task = requests.rule(pipe, ["sound", "image"], ["layout"])
+    request = requests.make(pipe, task, more={"layout": tmp_path / "l.json"}, count=2)
+    assert task == "image,sound|layout"
+    np.testing.assert_array_equal(request.given["layout"], [np.arange(64) % 4] * 2)
+    assert recipes.command(task, given={"layout": "layout.json"}, settings={}) == (
+        "udd_jax --mode=sample '--task=image,sound|layout' --given=layout=layout.json --num=1 "
+        "--seed=0"
+    )
+    assert recipes.python(task, given={"layout": "layout.json"}, settings={}).splitlines()[-1] == (
+        'result = pipe.generate("image,sound|layout", given={"layout": "layout.json"}, num=1, '
+        "seed=0)"
+    )
+
+
+def test_a_rule_or_a_file_of_the_page_that_makes_no_sense_is_a_sentence(pipe, tmp_path):
+    with pytest.raises(ValueError, match="the sound is given and made: take away one"):
+        requests.rule(pipe, ["sound"], ["sound", "text"])
+    with pytest.raises(ValueError, match="nothing is to be made"):
+        requests.rule(pipe, [], ["text"])
+    (tmp_path / "l.json").write_text("no layout")
+    with pytest.raises(ValueError, match=r"^l.json is no layout"):
+        requests.make(pipe, "text|layout", more={"layout": tmp_path / "l.json"})
+    with pytest.raises(ValueError, match="the file of the layout cannot be read"):
+        requests.make(pipe, "text|layout", more={"layout": tmp_path / "gone.json"})
+    with pytest.raises(ValueError, match="the layout is missing"):
+        requests.make(pipe, "text|layout")
+
+
+def test_each_kind_has_a_view_on_the_page(pipe):
+    found = {"layout": np.zeros((2, 8, 8), int), "sound": np.zeros((2, 8192), np.float32)}
+    shown = views.others(pipe, found)
+    assert shown.count("<audio controls") == shown.count("<img") == 2
 
 
 # ---- The list -----------------------------------------------------------------------------------

@@ -217,29 +217,15 @@ class Page:
         """Samples of any rule."""
         count, seed, settings = self._chosen(asked)
         image, _ = painter.read(asked.get("image"), self.size, self.grid)
-        text = asked.get("text") or ""
         paths = {n: asked.get(f"given_{n}") for n in self.pipe.kinds}
         paths = {n: pathlib.Path(path) for n, path in paths.items() if path}
-        given = {"text": text.strip() or None, "image": image, **paths}
-        given = {name: value for name, value in given.items() if value is not None}
-        for name in asked["made"]:
-            if name in given:
-                raise UserError(f"the {name} is given and made: take away one of them")
-        order = [m.name for m in self.pipe.vocab.modalities]
-        rule = ",".join(name for name in order if name in asked["made"])
-        if not rule:
-            raise UserError("nothing is to be made: choose something")
-        rule += "|" + ",".join(name for name in order if name in given) if given else ""
-        shown = {"text": text.strip(), "count": count, "seed": seed}
-        try:
-            request = requests.make(
-                self.pipe, rule, image=image, more=paths, settings=settings, **shown
-            )
-        except UserError as error:
-            found = str(error)
-            for path in paths.values():
-                found = found.replace(str(path), path.name)
-            raise UserError(found) from None
+        text = (asked.get("text") or "").strip()
+        given = [name for name, value in (("text", text), ("image", image is not None)) if value]
+        rule = requests.rule(self.pipe, asked["made"], [*given, *paths])
+        shown = {"text": text, "count": count, "seed": seed}
+        request = requests.make(
+            self.pipe, rule, image=image, more=paths, settings=settings, **shown
+        )
         names = {name: f"{name}{path.suffix}" for name, path in paths.items()}
         files = {} if image is None else {"image.png": image}
         files |= {names[name]: path.read_bytes() for name, path in paths.items()}

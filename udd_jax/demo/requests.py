@@ -7,6 +7,7 @@ has a length, a `group`, and `compute`: requests of equal groups -> their result
 
 import dataclasses
 import math
+import pathlib
 from collections.abc import Callable, Hashable
 from typing import Any
 
@@ -144,6 +145,30 @@ def _common(pipe, texts: dict, count, seed, settings) -> dict:
     return {n: value for n, value in (settings or {}).items() if not chosen.unread(n)}
 
 
+def rule(pipe, made, given) -> str:
+    """The rule that makes some modalities from others. ValueError if it makes no sense."""
+    for name in made:
+        if name in given:
+            raise UserError(f"the {name} is given and made: take away one of them")
+    if not made:
+        raise UserError("nothing is to be made: choose something")
+    names = [m.name for m in pipe.vocab.modalities]
+    sides = (",".join(name for name in names if name in side) for side in (made, given))
+    return "|".join(side for side in sides if side)
+
+
+def _ids(pipe, name: str, value) -> np.ndarray:
+    """The ids of a value. Of the path of a visitor's file, an error says the name alone."""
+    try:
+        return values.ids(pipe, name, value)
+    except UserError as error:
+        if not isinstance(value, pathlib.Path):
+            raise
+        raise UserError(str(error).replace(str(value), value.name)) from None
+    except OSError:
+        raise UserError(f"the file of the {name} cannot be read: choose it again") from None
+
+
 def make(
     pipe,
     task: str,
@@ -162,7 +187,7 @@ def make(
     """Checks what was typed and turns it into tokens.
 
     text, image uint8[S, S, 3], mask bool[S, S]: as the task needs them; more: {further modality:
-    its value}; steered: of `steering.read`. Raises ValueError.
+    the path of its file}; steered: of `steering.read`. Raises ValueError.
     """
     texts = {"the text": text, "the negative prompt": negative}
     settings = _common(pipe, texts, count, seed, settings)
@@ -179,7 +204,7 @@ def make(
                 what = {"image": "picture"}.get(name, name)
                 raise UserError(f"the {what} is missing: choose one")
         needs = [n for n in needs if n != "text" or "prompts" not in options]
-        given = {name: values.ids(pipe, name, have[name]) for name in needs}
+        given = {name: _ids(pipe, name, have[name]) for name in needs}
         masks = tasks.masks(pipe.vocab, task, 1)
     against = None
     guided = pipe.settings(**settings).on("guidance")
