@@ -1,5 +1,6 @@
 """The page in headless Chromium, with the run of the package, as people would use it."""
 
+import base64
 import pathlib
 import re
 import shlex
@@ -20,6 +21,7 @@ pytestmark = pytest.mark.slow
 WAIT = 120_000  # milliseconds, for a result that compiles on a busy machine
 CAPTION = "a small red circle above a large blue square"
 SERIOUS = ("serious", "critical")
+STEERING = ("Several prompts", "Places of words", "Likeness", "The best of several")
 
 
 def command(*arguments):
@@ -188,6 +190,92 @@ def test_a_mask_is_painted_with_the_mouse_and_the_rest_stays(visit, tmp_path, co
         np.testing.assert_array_equal(image, pixels.read(made / f"image-{i:04d}.png"))
 
 
+def opened(page, *names):
+    for name in names:
+        page.get_by_role("button", name=name).locator("visible=true").first.click()
+
+
+def stroke(page, cells, row, columns):
+    """Paints cells of a row with the mouse."""
+    cells.scroll_into_view_if_needed()
+    box = cells.bounding_box()
+    y = box["y"] + box["height"] * (row - 0.5) / 4
+    page.mouse.move(box["x"] + box["width"] * (columns[0] - 0.5) / 4, y)
+    page.mouse.down()
+    for column in columns[1:]:
+        page.mouse.move(box["x"] + box["width"] * (column - 0.5) / 4, y)
+    page.mouse.up()
+
+
+def test_prompts_painted_words_and_candidates_steer_a_picture(visit):
+    page = visit()
+    opened(page, "Steering", "Several prompts", "Places of words", "The best of several")
+    text = page.get_by_role("textbox", name="Text", exact=True).locator("visible=true")
+    text.fill("a small red circle")
+    page.get_by_role("textbox", name="Words 1").fill("blue square")
+    stroke(page, page.get_by_role("group", name="the place of words 1"), 4, (1, 2, 3, 4))
+    press(page, "Draw")
+    said(page, "Not done: paint: 'blue square' is not in the prompt 'a small red circle'")
+    page.get_by_role("textbox", name="Words 1").fill("red circle")
+    page.get_by_role("textbox", name="Prompt 2").fill("a small blue circle")
+    page.get_by_label("Weight 2").fill("-1")
+    press(page, "Draw")
+    said(page, "Not done: the weights of the prompts (1, -1) sum to 0")
+    page.get_by_label("Weight 2").fill("-0.5")
+    page.get_by_label("number input for Candidates").locator("visible=true").fill("2")
+    press(page, "Draw")
+    said(page, "4 samples, seed 0.")
+    line = again(page)
+    assert shlex.split(line)[2:] == [
+        "--prompt=a small red circle", "--weight=1", "--prompt=a small blue circle",
+        "--weight=-0.5", "--paint=red circle=paint-1.png:1", "--best_of=2", "--num=4", "--seed=0",
+    ]  # fmt: skip
+    with page.expect_download() as saved:
+        page.get_by_role("link", name="Save paint-1.png").click()
+    mask = pixels.read(saved.value.path().read_bytes()).mean(axis=-1) > 127
+    assert mask[24:].all() and not mask[:24].any()
+    for image in pictures(page):  # red is where it was painted
+        row = (image[..., 0].astype(int) - image[..., 1:].max(-1) > 60).nonzero()[0]
+        assert (row >= 24).sum() > 10
+
+
+def test_a_picture_of_the_result_is_edited_and_extended_with_the_keyboard(visit):
+    page = visit()
+    press(page, "Draw")
+    said(page, "4 samples, seed 0.")
+    page.locator(".samples .grid-container button").nth(2).click()  # opens one of them
+    third = pixels.read(page.request.get(
+        page.locator(".samples img").first.get_attribute("src")).body())  # fmt: skip
+    page.get_by_role("tab", name="Edit", exact=True).focus()
+    page.keyboard.press("Enter")
+    take = page.get_by_role("button", name="Take a picture of the result").locator("visible=true")
+    take.focus()
+    page.keyboard.press("Enter")
+    shown = page.locator(".udd-paint img:visible")
+    shown.wait_for()
+    sent = shown.get_attribute("src").partition(",")[2]
+    np.testing.assert_array_equal(pixels.read(base64.b64decode(sent)), third)
+    text = page.get_by_role("textbox", name="Text", exact=True).locator("visible=true")
+    text.focus()
+    page.keyboard.type("a small green circle above a large blue square")
+    page.get_by_label("number input for Rounds").locator("visible=true").fill("4")
+    page.get_by_role("button", name="Edit", exact=True).locator("visible=true").focus()
+    page.get_by_label("Seed", exact=True).fill("5")
+    press(page, "Edit")
+    said(page, "4 samples, seed 5.")
+    line = again(page)
+    for word in ("--task=edit", "--image=image.png", "--share=0.4", "--rounds=4", "--guidance=2"):
+        assert word in shlex.split(line)
+    page.get_by_role("tab", name="Extend", exact=True).click()
+    press(page, "Extend")
+    said(page, "Not done: the picture is missing: choose one")
+    take.click()
+    shown.wait_for()
+    press(page, "Extend")
+    said(page, "4 samples, seed 5.")
+    assert {image.shape for image in pictures(page)} == {(32, 48, 3)}
+
+
 def test_each_other_tab_does_what_it_says(visit, tmp_path):
     page = visit()
     page.get_by_role("tab", name="Pairs").click()
@@ -322,8 +410,10 @@ def test_axe_finds_nothing_serious(visit, theme):
     said(page, "4 samples, seed 0.")
     again(page)
     found = []
-    for name in ("Text to image", "Image to text", "Infilling", "Likelihood"):
-        page.get_by_role("tab", name=name).click()
+    for name in ("Text to image", "Image to text", "Infilling", "Edit", "Extend", "Likelihood"):
+        page.get_by_role("tab", name=name, exact=True).click()
+        if name == "Text to image":
+            opened(page, "Steering", *STEERING)
         if name == "Infilling":
             press(page, "Take a picture of the result")
             page.locator(".cells:visible").wait_for()
@@ -338,7 +428,15 @@ def test_a_phone_shows_all_of_it_without_scrolling_sideways(visit):
     press(page, "Draw")
     said(page, "4 samples, seed 0.")
     again(page)
+    opened(page, "Steering", *STEERING)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    names = page.locator(".overflow-dropdown button").all_text_contents()
+    assert "Edit" in names and "Likelihood" in names
+    for name in names:
+        page.locator(".overflow-menu > button").click()
+        page.locator(".overflow-dropdown").get_by_text(name, exact=True).click()
+        page.get_by_role("tab", name=name, exact=True, selected=True).wait_for()
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390, name
 
 
 def test_fifty_requests_at_once_are_all_answered_in_bounded_memory(server):
