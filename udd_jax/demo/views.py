@@ -8,7 +8,7 @@ import html
 
 import numpy as np
 
-from udd_jax import build
+from udd_jax import modalities
 from udd_jax.data import pixels
 from udd_jax.evaluation import samples
 from udd_jax.evaluation.report import rule_sections
@@ -89,7 +89,7 @@ def captions(texts) -> str:
 
 def others(pipe, found: dict) -> str:
     """{modality: values} of sounds, layouts and what else a run may have, a heading for each."""
-    rows, parts = build.modalities(pipe.config), []
+    rows, parts = modalities.rows(pipe.config), []
     for name, made in found.items():
         shown = [rule_sections.SHOW[rows[name]["kind"]](value, rows[name]) for value in made]
         each = "".join(f"<li>{markup}</li>" for markup in shown)
