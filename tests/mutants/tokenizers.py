@@ -275,8 +275,8 @@ MUTANTS = (
         ),
         (
             "batches: the caption has the view's number",
-            "captions = hashing.draw(_CAPTION, seed, epoch, items) % counts",
-            "captions = hashing.draw(_VIEW, seed, epoch, items) % counts",
+            "captions = hashing.draw(_CAPTION, seed, epoch, items) %",
+            "captions = hashing.draw(_VIEW, seed, epoch, items) %",
         ),
         (
             "batches: all processes read the first share",
