@@ -105,6 +105,14 @@ def test_views_and_captions_change_with_the_epoch_and_are_uniform():
     assert len(set(one_item)) == 4
 
 
+def test_the_caption_does_not_hang_on_the_view():
+    cache = TableCache(size=40)
+    seen = [batches.make(cache, 0, step, 40) for step in range(300)]
+    views, texts = (np.concatenate([b[name] for b in seen]) for name in ("image", "text"))
+    pairs = np.stack([views[:, 1], texts[:, 1]], 1)[cache.captions[texts[:, 0]] == 3]
+    assert stats.chisquare(np.bincount(pairs @ [3, 1], minlength=9)).pvalue > 1e-3
+
+
 def test_uneven_shares_and_empty_data_are_errors():
     with pytest.raises(ValueError, match="batch_size is 5, expected a multiple of the 2"):
         batches.make(TableCache(9), 0, 0, 5, 0, 2)

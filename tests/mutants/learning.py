@@ -81,7 +81,8 @@ MUTANTS = (
     ),
     *of(
         "training",
-        "tests/training/test_train_diffusion.py -k 'learning_rate or weight_decay or muon'",
+        "tests/training/test_train_diffusion.py "
+        "-k 'learning_rate or weight_decay or muon or clipped'",
         (
             "optimiser: no warm-up",
             "optax.linear_schedule(0.0, c.learning_rate, c.warmup)",
@@ -116,7 +117,8 @@ MUTANTS = (
     ),
     *of(
         "training",
-        "tests/training/test_train_diffusion.py -k 'padding_weighs or weight_of_image'",
+        "tests/training/test_train_diffusion.py tests/training/test_train_diffusion_by_hand.py "
+        "-k 'padding_weighs or weight_of_image or sum_of_both'",
         (
             "loss: the padding is an image code",
             'pad = vocab.offsets[vocab.index("text")] + self.pad_id',
@@ -197,7 +199,7 @@ MUTANTS = (
     ),
     *of(
         "training",
-        "tests/training/test_contrastive.py -k 'infonce or negatives'",
+        "tests/training/test_contrastive.py -k 'infonce or negatives or chunks'",
         (
             "contrastive: no weight of the time",
             "value = value * (t[:, m] / kernel.steps + 1)",

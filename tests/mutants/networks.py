@@ -2,7 +2,7 @@
 
 from tests.mutants.mutant import of
 
-NETWORK = "tests/networks/test_transformer.py -k "
+NETWORK = "tests/networks/test_layers.py tests/networks/test_transformer.py -k "
 PUBLISHED = "tests/networks/test_published_network.py"
 APART = "tests/networks/test_transformer_block_attention.py"
 STACKS = "tests/networks/test_stacks.py"
@@ -35,7 +35,7 @@ MUTANTS = (
     ),
     *of(
         "networks",
-        NETWORK + "'rotated or rotary'",
+        NETWORK + "'rotated or rotary or angles or rotates'",
         (
             "rotary: rows for columns",
             "place = np.unravel_index(place, m.grid)[axis]",
@@ -75,7 +75,7 @@ MUTANTS = (
     # ---- Times ----------------------------------------------------------------------------------
     *of(
         "networks",
-        NETWORK + "'shared_time or two_equal or sinusoids'",
+        NETWORK + "'shared_time or two_equal or sinusoids or own_time'",
         ("time: the earlier one is shared", "time = jnp.max(t, axis=1", "time = jnp.min(t, axis=1"),
         (
             "adaln: the scale of the first modality for all",
@@ -183,7 +183,7 @@ MUTANTS = (
     ),
     *of(
         "networks",
-        NETWORK + "'learned_vector or gains or plain_joint'",
+        NETWORK + "'learned_vector or gains or plain_joint or modality_is_there'",
         (
             "given: the vector everywhere",
             "jnp.where(given[..., None], vector[None, None], 0)",
@@ -207,7 +207,7 @@ MUTANTS = (
     ),
     *of(
         "networks",
-        "tests/networks/test_concentrated.py",
+        "tests/networks/test_concentrated.py tests/networks/test_layers.py",
         (
             "concentrated: a masked word does not see itself",
             "hidden = hidden & ~np.eye(self.vocab.length, dtype=bool)[None]",
@@ -275,7 +275,7 @@ MUTANTS = (
     ),
     *of(
         "networks",
-        "tests/networks/test_experts.py -k 'answered or ascend'",
+        "tests/networks/test_experts.py -k 'answered or ascend or absent_picture'",
         (
             "experts: a boundary belongs to the later expert",
             "mine = (clock[:, None] > ends[None])",

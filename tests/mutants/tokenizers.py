@@ -34,7 +34,7 @@ MUTANTS = (
     ),
     *of(
         "tokenizers",
-        TEXT + "'padding or blanks or strict or cut or order'",
+        TEXT + "'padding or blanks or strict or cut or order or whole'",
         (
             "text: padding is decoded",
             "self._backing.text([i for i in row if i != self.pad_id])",
@@ -262,7 +262,7 @@ MUTANTS = (
     # ---- Batches --------------------------------------------------------------------------------
     *of(
         "data",
-        BATCHES + "'epoch or share or views or error'",
+        BATCHES + "'epoch or share or views or error or hang'",
         (
             "batches: one order for all epochs",
             "hashing.draw(_ORDER, seed, epoch))",

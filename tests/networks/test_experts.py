@@ -61,6 +61,16 @@ def test_each_row_is_answered_by_the_expert_of_its_time(made):
             np.testing.assert_array_equal(one[row], several[row])
 
 
+def test_the_time_of_what_is_free_decides_and_not_that_of_an_absent_picture(made):
+    _, params, plain, call, _ = made
+    copies = experts.split(params, ENDS)
+    copies |= {name: jax.tree.map(lambda p: 2 * p, params) for name in list(copies)[1:]}
+    x, t, free = inputs(2, 2, 2)
+    t[:, 0] = T
+    for one, several in zip(plain(params, x, t, free), call(copies, x, t, free), strict=True):
+        np.testing.assert_array_equal(one, several)
+
+
 def test_a_batch_at_one_time_moves_only_its_expert(made):
     _, params, _, _, gradient = made
     for number, clock in enumerate((1, 5, 8)):

@@ -53,6 +53,20 @@ def test_two_conditions_are_the_enumerated_product(weights, scale):
     assert np.abs(expected - np.exp(log_p(asked.x[0], False))).max() > 0.1
 
 
+def test_a_prompt_is_given_at_time_0_and_is_absent_from_the_branch_without_one():
+    """Also where the scene has no text: a chain of images alone can be steered by texts."""
+    tables = [schedules.absorbing(finite.STEPS)] * 2
+    kernel = transition.make_kernel(LAYOUT, tables)
+    free = jnp.broadcast_to(jnp.asarray(LAYOUT.modality_of == 0), (8, LAYOUT.length))
+    masks = tasks.Masks(free, jnp.broadcast_to(jnp.array([False, True]), (8, 2)))
+    prior = transition.prior_sample(kernel, jax.random.key(0), 8)
+    scene = guidance.Scene(kernel, Settings(), masks, prior, None)
+    asked = jax.tree.map(jnp.asarray, made((1, 0.5)))
+    *prompted, none = prompts.branches(asked, scene, jnp.asarray(ITEMS[:8]), jnp.full(8, T))
+    assert [np.unique(b.t, axis=0).tolist() for b in prompted] == [[[T, 0]]] * 2
+    assert np.unique(none.t, axis=0).tolist() == [[T, finite.STEPS]]
+
+
 def test_equal_prompts_are_one_and_those_of_no_weight_are_left_out():
     same = made((0.25, 0.75), same=True)
     assert prompts.plain(same) and prompts.calls(same) == 1

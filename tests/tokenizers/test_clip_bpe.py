@@ -45,12 +45,21 @@ def test_clip_captions_are_cleaned_and_split_as_published(merges):
     pieces = text_tokenizer.load(merges).pieces
     assert pieces(" ABC\t\n bc ") == pieces("abc bc") == [513, 514]
     assert pieces("&amp;lt;") == [END + letter("<")]  # unescaped twice
+    assert pieces("<&amp;lt;") == pieces("<<")  # also where ftfy leaves entities alone
     assert (
         pieces("a\u2019s") == pieces("a's") == [END + letter("a"), letter("'"), END + letter("s")]
     )
     assert pieces("12") == [END + letter("1"), END + letter("2")]
     assert pieces("!?a") == [0, END + letter("?"), END + letter("a")]  # 0: padding, and "!" too
     assert pieces("\u00e9") == [127, END + 102]  # its two bytes, C3 and A9
+
+
+@pytest.mark.parametrize("ending", ["s", "t", "re", "ve", "m", "ll", "d"])
+def test_a_contraction_is_a_word_of_its_own(merges, ending):
+    *others, last = map(letter, ending)
+    expected = [END + letter("a"), letter("'"), *others, END + last]
+    assert text_tokenizer.load(merges).pieces(f"a'{ending}") == expected
+    assert text_tokenizer.load(merges).pieces("a'x") == [END + letter(c) for c in "a'x"]
 
 
 @pytest.mark.parametrize(("name", "classes"), [("clip7936", 8192), ("clip16384", 16640)])

@@ -28,3 +28,22 @@ def test_the_perplexity_of_evenly_used_codes_is_their_number():
         codebook.perplexity(jnp.asarray([0, 1, 2, 2, 1, 0]), 8), 3, rtol=1e-6
     )
     np.testing.assert_allclose(codebook.perplexity(jnp.zeros((2, 3), jnp.int32), 8), 1, rtol=1e-6)
+
+
+def test_a_row_is_dead_below_a_share_of_the_mean_count_and_not_below_the_mean():
+    rows = jnp.asarray([[0.0], [50.0], [-50.0]])
+    state = codebook.Averages(jnp.asarray([8.0, 0.5, 0.0]), rows)
+    z, codes = jnp.asarray([[3.0], [4.0]]), jnp.zeros(2, jnp.int32)
+    _, rows, moved = codebook.restart(jax.random.key(0), state, rows, z, codes, threshold=0.1)
+    assert moved == 1 and rows[0] == 0 and rows[1] == 50
+
+
+def test_the_most_used_code_speaks_for_its_neighbours_on_both_sides():
+    rows = np.array([[0.0], [0.4], [0.8], [5.0]])
+    assert codebook.used_codes([1, 9, 2, 1], rows, closer_than=0.5).tolist() == [0, 0, 0, 1]
+
+
+def test_unused_codes_stay_where_too_few_would_be_left():
+    rows = np.array([[0.0], [1.0], [9.0]])
+    assert codebook.used_codes([5, 0, 0], rows, least=2).tolist() == [0, 1, 1]
+    assert codebook.used_codes([5, 0, 0], rows).tolist() == [0, 0, 0]

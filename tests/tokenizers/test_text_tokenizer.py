@@ -66,6 +66,20 @@ def test_training_depends_on_the_captions_and_not_on_their_order(tmp_path, small
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.model", "b.model"]
 
 
+def test_which_of_equally_rare_letters_have_room_hangs_on_no_order(tmp_path):
+    lines = [chr(ord("\u0430") + i) for i in range(32)] + [chr(ord("a") + i) for i in range(26)]
+    first, second = (
+        text_tokenizer.train_sentencepiece(order, tmp_path / "text.model", 320)
+        for order in (lines, lines[::-1])
+    )
+    assert first.hash == second.hash
+
+
+def test_a_text_of_just_the_length_is_whole_also_if_it_ends_in_a_broken_character(small):
+    ids = small.pieces("a \ufffd")
+    assert small.encode(["a \ufffd"], len(ids)).tolist() == [ids]
+
+
 def test_padding_is_id_zero_and_drops_out_wherever_it_stands(small):
     ids = small.encode(["a small red circle", ""], length=6)
     assert ids.dtype == np.int32 and ids.shape == (2, 6)
@@ -195,6 +209,7 @@ def test_blanks_are_free_and_words_and_padding_are_given(small):
     assert free.tolist() == [False, True, True, False, False, False, True, True]
     ids, free = small.encode_with_blanks("___", 3)
     assert ids.tolist() == [0, 0, 0] and free.tolist() == [True, False, False]
+    assert not small.encode_with_blanks("a __ circle", 8)[1].any()  # three underscores at least
     ids, free = small.encode_with_blanks("a circle", 3)
     assert ids.tolist() == small.encode(["a circle"], 3)[0].tolist() and not free.any()
 
@@ -281,11 +296,17 @@ def test_a_hugging_face_file_keeps_the_one_interface(tmp_path, huggingface_small
     assert text_tokenizer.load(tmp_path / "text.model").hash == tokenizer.hash
 
 
-def test_padding_that_the_file_does_not_mark_as_special_is_no_text(tmp_path):
+def test_a_hugging_face_files_unmarked_padding_and_added_tokens_are_no_text(tmp_path):
     tokenizers = pytest.importorskip("tokenizers", reason="tokenizer.json needs `tokenizers`")
     words = tokenizers.models.WordLevel({"[PAD]": 0, "red": 1, "[UNK]": 2}, unk_token="[UNK]")
-    tokenizers.Tokenizer(words).save(str(tmp_path / "tokenizer.json"))
-    assert text_tokenizer.load(tmp_path / "tokenizer.json").decode(np.array([[1, 0, 0]])) == ["red"]
+    model = tokenizers.Tokenizer(words)
+    model.post_processor = tokenizers.processors.TemplateProcessing(
+        single="[UNK] $A", special_tokens=[("[UNK]", 2)]
+    )
+    model.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = text_tokenizer.load(tmp_path / "tokenizer.json")
+    assert tokenizer.decode(np.array([[1, 0, 0]])) == ["red"]
+    assert tokenizer.pieces("red") == [1]  # nor does it begin with what the file would add
 
 
 def test_packages_that_are_extras_are_asked_for_by_name(monkeypatch, huggingface_file, clip_small):

@@ -134,6 +134,15 @@ def test_intra_negatives_move_chunks_as_a_whole():
         assert sorted(map(tuple, now)) == sorted(map(tuple, blocks)) and (now != blocks).any()
 
 
+def test_a_line_has_eight_chunks_of_neighbours_and_a_grid_two_rows_of_four():
+    line, grid = vocab.Modality("text", 16, 5), vocab.Modality("image", 32, 5, (4, 8))
+    np.testing.assert_array_equal(contrastive.chunk_of(line), np.arange(16) // 2)
+    rows, columns = np.indices((4, 8))
+    np.testing.assert_array_equal(
+        contrastive.chunk_of(grid), (rows // 2 * 4 + columns // 2).ravel()
+    )
+
+
 def test_inter_negatives_are_other_samples_and_each_one_once():
     rows = np.broadcast_to(np.arange(BATCH, dtype=np.int32)[:, None], (BATCH, 13))
     wrong = np.asarray(contrastive.negatives(KEY, VOCAB, jnp.asarray(rows), "inter", BATCH - 1))

@@ -52,3 +52,11 @@ def test_a_term_by_sample_enters_as_its_mean():
 def test_a_term_of_another_shape_is_refused():
     with pytest.raises(ValueError, match="loss term 'bad' has shape"):
         value(bad=(1.0, lambda f, outcome, key: (outcome.nll.sum(), {})))
+
+
+def test_each_term_has_a_key_of_its_own():
+    def drawn(name):
+        return lambda f, outcome, key: (outcome.nll, {name: jax.random.uniform(key)})
+
+    _, (metrics, _) = value(a=(0.1, drawn("a")), b=(0.1, drawn("b")))
+    assert len({float(metrics["a"]), float(metrics["b"])}) == 2

@@ -197,6 +197,7 @@ def test_modalities_may_have_schedules_of_their_own():
 def test_weight_decay_is_for_matrices():
     decays = optimiser._decays(fresh().params)
     assert decays["blocks"]["mlp"]["in"] == {"kernel": True, "bias": False}
+    assert decays["embedding"]["token"] and not decays["embedding"]["text_position"]
     assert not decays["rezero"]
     assert not decays["norm"]["scale"]
 
@@ -210,6 +211,24 @@ def test_the_learning_rate_warms_up_and_decays(decay):
     assert float(rate(0)) == 0
     np.testing.assert_allclose(rate(c.warmup), c.learning_rate, rtol=1e-6)
     np.testing.assert_allclose(rate(c.steps), 0.1 * c.learning_rate, rtol=1e-5)
+
+
+def test_the_length_of_the_whole_gradient_is_clipped_and_its_direction_stays():
+    """AdamW by hand: of the first step, 50 long, a vector of length 1 enters its moments."""
+    config = t2i.get_config("smoke")
+    config.train.update({"optimiser": "adamw", "warmup": 0, "clip": 1.0, "weight_decay": 0.0})
+    tx, rate = optimiser.make_optimiser(config)
+    c, params = config.train, {"w": jnp.zeros(2)}
+    state = tx.init(params)
+    first, second = np.array([30.0, 40.0]), np.array([0.3, -0.4])
+    _, state = tx.update({"w": jnp.asarray(first)}, state, params)
+    ours, _ = tx.update({"w": jnp.asarray(second)}, state, params)
+    mean, square = 0.0, 0.0
+    for g in (first / 50, second):
+        mean, square = c.beta1 * mean + (1 - c.beta1) * g, c.beta2 * square + (1 - c.beta2) * g**2
+    mean, square = mean / (1 - c.beta1**2), square / (1 - c.beta2**2)
+    expected = -float(rate(1)) * mean / (np.sqrt(square) + 1e-8)
+    np.testing.assert_allclose(ours["w"], expected, rtol=1e-4)
 
 
 def moved(tx):

@@ -50,6 +50,16 @@ def test_the_loss_is_the_sum_of_both_terms_over_the_chance_of_the_time():
     bound = (kl / p).sum() / noised.masks.free.sum()
     np.testing.assert_allclose(metrics["bound"], bound, rtol=1e-5)
 
+    # What is told of guesses is of hidden places alone.
+    hidden = noised.masks.free & (noised.xt == LAYOUT.mask_id)
+    for m, (name, where) in enumerate(zip(("image", "text"), LAYOUT.slices, strict=True)):
+        local = np.asarray(X0)[:, where] - LAYOUT.offsets[m]
+        here, right = hidden[:, where], local == TABLE[m].argmax(-1)
+        assert 0 < here.sum() < noised.masks.free[:, where].sum()
+        np.testing.assert_allclose(metrics[f"{name}_nll"], nll[:, where][here].mean(), rtol=1e-5)
+        accuracy = right[here].mean()
+        np.testing.assert_allclose(metrics[f"{name}_accuracy"], accuracy, rtol=1e-5)
+
     # Independent rows have a time a modality, and enter no history; absent ones have none.
     entered = ~noised.independent
     assert (noised.t[~entered, 0] != noised.t[~entered, 1]).any()
