@@ -37,10 +37,8 @@ from udd_jax.diffusion import vocab as vocabs
 from udd_jax.errors import UserError
 from udd_jax.networks import matching, transformer
 from udd_jax.runtime import compiled, files, sharding, trees
-from udd_jax.sampling import prompts as branching
-from udd_jax.sampling import scorers as terms
 from udd_jax.sampling.settings import Settings
-from udd_jax.steering import candidates, edits, lengths, painted, scoring, weighted
+from udd_jax.steering import candidates, chains, edits, lengths, scoring
 from udd_jax.tokenizers import codecs
 from udd_jax.values import Result
 
@@ -381,14 +379,14 @@ class Pipeline:
         tokens = values.with_absent(self.vocab, task, tokens)
         x0 = np.asarray(self.vocab.fuse(tokens))
         masks = tasks.masks(self.vocab, task, len(x0))
-        if np.asarray(self._feasible(task, masks).absent != masks.absent).any():
+        if np.asarray(chains.feasible(self, task, masks).absent != masks.absent).any():
             raise UserError(
                 f"task {task!r} has no bound: this network knows one time for both modalities, "
                 "so that none can be absent"
             )
         free, absent = np.asarray(masks.free), np.asarray(masks.absent)
         # The bound draws an absent modality anew for each time: only a given one is constant.
-        still = None if np.asarray(masks.absent).any() else self.still(masks)
+        still = None if np.asarray(masks.absent).any() else chains.still(self, masks)
         each_number = jnp.zeros(len(x0), int) if common else jnp.arange(len(x0))
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), each_number)
         more = {"each": True} if each else {}  # not every generator has it
@@ -506,7 +504,7 @@ class Pipeline:
         True
         """
         try:
-            self._feasible(task, tasks.masks(self.vocab, task, 1))
+            chains.feasible(self, task, tasks.masks(self.vocab, task, 1))
         except UserError:
             return False
         return True
@@ -592,109 +590,37 @@ class Pipeline:
         ways = candidates.directions(self, task) if best_of > 1 else ()
         if best_of > 1:
             candidates.check(self, by)
-        given = {name: values.ids(self, name, rows) for name, rows in (given or {}).items()}
-        asked = weighted.read(self, prompts, given, guide) if prompts is not None else None
-        if asked is not None:
-            given = given | branching.together(asked)
-        if masks is None:
-            self._check_given(task, given)
-        count = values.count(count, given) * num
-        given = {name: np.repeat(ids, num, axis=0) for name, ids in given.items()}
-        settings = self.settings(**settings)
-        if masks is None:
-            masks = tasks.masks(self.vocab, task, count)
-        else:
-            masks = tasks.Masks(*(np.repeat(np.asarray(part), num, axis=0) for part in masks))
-        x = values.fuse(self.vocab, given, count, 0)
-        against = None
-        if negative:
-            away = {name: values.ids(self, name, rows) for name, rows in negative.items()}
-            away = {n: r if len(r) == 1 else np.repeat(r, num, axis=0) for n, r in away.items()}
-            values.count(count, {name: ids for name, ids in away.items() if len(ids) != 1})
-            against = values.fuse(self.vocab, away, count, self.vocab.mask_id)
-        left_out = np.asarray(masks.absent)[0]
-        masks = self._feasible(task, masks)
-        still = self.still(masks)
-        free, absent = np.asarray(masks.free), np.asarray(masks.absent)
-        if asked is not None:
-            asked = weighted.branched(self, asked, count, free)
-        branches = 1
-        if guide is not None:
-            branches = 0
-        elif asked is not None:
-            branches = branching.calls(asked, settings.guidance)
-        elif settings.on("guidance"):
-            any_free = np.stack([free[:, where].any(1) for where in self.vocab.slices])
-            branches += int(any_free.sum(0).max())
-        paint = painted.read(self, paint, given, masks, count) if paint else None
-        if paint is not None and branches:
-            branches += 0 if paint.evident is None else 1 + len(paint.weight)
-        keys = sample_keys(seed, count, first * best_of) if keys is None else keys
-        scorers = terms.parse(scorers, self.vocab)
+        chain = chains.prepare(
+            self,
+            task,
+            count,
+            given,
+            num,
+            masks=masks,
+            negative=negative,
+            prompts=prompts,
+            guide=guide,
+            scorers=scorers,
+            paint=paint,
+            options=settings,
+        )
+        if keys is None:
+            keys = sample_keys(seed, len(chain.x), first * best_of)
 
         def part(rows, keys):
-            away = None if against is None else against[rows]
-            steer = None if guide is None else jax.tree_util.Partial(guide)
-            if asked is not None:
-                here = asked._replace(x=asked.x[:, rows])
-                steer = jax.tree_util.Partial(branching.branches, here)
-            result = self._sample(
-                self.params,
-                keys,
-                x[rows],
-                free[rows],
-                absent[rows],
-                settings,
-                away,
-                trace,
-                still,
-                steer,
-                scorers,
-                *(() if paint is None else (painted.part(paint, rows),)),
-            )
+            result = self._sample(self.params, keys, *chain.inputs(rows, trace))
             return result.tokens, result.calls, jnp.swapaxes(result.states, 0, 1)
 
-        names = [m.name for m, out in zip(self.vocab.modalities, left_out, strict=True) if not out]
         batches = self._in_batches(part, keys, max(batch_size // best_of, 1) * best_of)
         if best_of > 1:
             batches = (candidates.best(self, *batch, best_of, ways, by) for batch in batches)
-        return (self._result(names, *batch, branches) for batch in batches)
+        return (self._result(chain.shown, *batch, chain.branches) for batch in batches)
 
     def _result(self, names, tokens, calls, states, branches) -> Result:
         """The samples of a batch. names: the modalities to decode; states: int32[n, trace, L]."""
         ids = {k: np.asarray(v) for k, v in self.vocab.split(jnp.asarray(tokens)).items()}
         found = {name: self.codecs[name].decode(ids[name]) for name in names}
         return Result(found, tokens, calls, np.swapaxes(states, 0, 1), branches)
-
-    def _check_given(self, task, given) -> None:
-        rule = tasks.parse(self.vocab, task)
-        for name in rule.given:
-            if name not in given:
-                raise UserError(f"task {task!r}: given {name!r} is missing")
-        for name in given:
-            if name not in rule.given:
-                expected = ", ".join(rule.given) or "nothing"
-                raise UserError(f"task {task!r}: {name!r} is not given in it, expected {expected}")
-
-    def _feasible(self, task, masks: tasks.Masks) -> tasks.Masks:
-        """Changes the masks to fit this network. ValueError for a task that it cannot do.
-
-        A network with one shared time has never seen an absent modality. It generates all of them,
-        and the result leaves out the absent one. A conditional network generates only its own
-        modality.
-        """
-        free, absent = np.asarray(masks.free), np.asarray(masks.absent)
-        if self.model.time == "shared":
-            free, absent = free | absent[:, self.vocab.modality_of], np.zeros_like(absent)
-        if self.model.network != "joint":
-            name, _, others = self.model.network.partition("_from_")
-            own = self.vocab.modality_of == self.vocab.index(name)
-            if free[:, ~own].any() or absent.any():
-                raise UserError(
-                    f"task {task!r} is not for the network of this run, {self.model.network}: "
-                    f"expected '{name}|{others}', or 'infill' of the {name} with the rest given"
-                )
-        return tasks.Masks(free, absent)
 
     def _in_batches(self, function, keys, most):
         """Yields function(rows, keys) of batches of equal size, at most `most`.
@@ -709,15 +635,6 @@ class Pipeline:
             with sharding.use(self.mesh):
                 result = jax.device_get(function(rows, keys[rows]))
             yield jax.tree.map(lambda a, keep=count - start: a[:keep], result)
-
-    def still(self, masks: tasks.Masks) -> str | None:
-        """The one modality without a free position in any sample, if the network can cache it."""
-        if not self.model.block_attention:
-            return None
-        free = np.asarray(masks.free).any(axis=0)
-        each = zip(self.vocab.modalities, self.vocab.slices, strict=True)
-        names = [m.name for m, where in each if not free[where].any()]
-        return names[0] if len(names) == 1 else None
 
     @functools.cached_property
     def _generator(self):

@@ -14,6 +14,7 @@ from udd_jax.diffusion import denoiser, objective, schedules, tasks, transition,
 from udd_jax.networks import transformer
 from udd_jax.sampling import reverse
 from udd_jax.sampling.settings import Settings
+from udd_jax.steering import chains
 
 T = 7
 PAIR = vocab.image_text(grid=(2, 3), image_classes=5, text_classes=4, text_length=4)
@@ -214,7 +215,7 @@ def test_a_run_keeps_what_a_task_leaves_as_it_is(tmp_path, monkeypatch):
     config.model.block_attention = True
     pipe = pipeline.Pipeline.load(tiny.make(tmp_path / "run", config))
     images, captions = pipe.example(4)
-    still = {task: pipe.still(tasks.masks(pipe.vocab, task, 4)) for task in tasks.ALIASES}
+    still = {task: chains.still(pipe, tasks.masks(pipe.vocab, task, 4)) for task in tasks.ALIASES}
     kept = {"t2i": "text", "i2t": "image", "image": "text", "text": "image"}
     assert {task: name for task, name in still.items() if name} == kept
 

@@ -20,7 +20,7 @@ from udd_jax.data import pixels
 from udd_jax.diffusion import tasks
 from udd_jax.errors import UserError
 from udd_jax.sampling import outpainting, prompts
-from udd_jax.steering import edits, painted
+from udd_jax.steering import chains, edits, painted
 
 MOST = 16  # samples of one request
 CHARACTERS = 2000  # of a text
@@ -225,7 +225,7 @@ def make(
         masks=tasks.Masks(*map(repeat, masks)),
         seed=seed,
         settings=settings,
-        still=pipe.still(masks),
+        still=chains.still(pipe, masks),
         steered=options,
     )
 

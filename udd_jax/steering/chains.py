@@ -1,0 +1,147 @@
+"""What a call of `Pipeline.stream` asks for, checked, as the arrays of its chains."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from udd_jax import values
+from udd_jax.diffusion import tasks
+from udd_jax.errors import UserError
+from udd_jax.sampling import painting
+from udd_jax.sampling import prompts as branching
+from udd_jax.sampling import scorers as terms
+from udd_jax.sampling.settings import Settings
+from udd_jax.steering import painted, weighted
+
+
+class Chains(NamedTuple):
+    """n chains: arrays with a row for each, and what all of them share."""
+
+    x: np.ndarray  # int32[n, L], the given tokens
+    masks: tasks.Masks  # free bool[n, L], absent bool[n, M]
+    against: np.ndarray | None  # int32[n, L], the negative prompts
+    prompts: branching.Prompts | None
+    paint: painting.Paint | None
+    guide: Callable | None
+    scorers: tuple
+    settings: Settings
+    still: str | None  # the modality that is computed once for a chain
+    shown: list[str]  # the modalities of a result
+    branches: int  # network calls of a step; 0: as many as the user's guide makes
+
+    def inputs(self, rows, trace: int) -> tuple:
+        """The arguments of a generator's `sample` after the keys, for some of the chains."""
+        steer = None if self.guide is None else jax.tree_util.Partial(self.guide)
+        if self.prompts is not None:
+            here = self.prompts._replace(x=self.prompts.x[:, rows])
+            steer = jax.tree_util.Partial(branching.branches, here)
+        away = None if self.against is None else self.against[rows]
+        free, absent = (part[rows] for part in self.masks)
+        plain = (self.x[rows], free, absent, self.settings, away, trace, self.still, steer)
+        # Only the diffusion knows paint.
+        paint = () if self.paint is None else (painted.part(self.paint, rows),)
+        return (*plain, self.scorers, *paint)
+
+
+def prepare(
+    pipe, task, count, given, num, *, masks, negative, prompts, guide, scorers, paint, options
+) -> Chains:
+    """Checks and encodes the arguments of `Pipeline.stream` of the same names.
+
+    num: chains of each given value; options: {field of `Settings`: value}. UserError, one line.
+    """
+    vocab = pipe.vocab
+    given = {name: values.ids(pipe, name, rows) for name, rows in (given or {}).items()}
+    asked = weighted.read(pipe, prompts, given, guide) if prompts is not None else None
+    if asked is not None:
+        given = given | branching.together(asked)
+    if masks is None:
+        _check_given(vocab, task, given)
+    count = values.count(count, given) * num
+    given = {name: np.repeat(ids, num, axis=0) for name, ids in given.items()}
+    settings = pipe.settings(**options)
+    if masks is None:
+        masks = tasks.masks(vocab, task, count)
+    else:
+        masks = tasks.Masks(*(np.repeat(np.asarray(part), num, axis=0) for part in masks))
+    against = _against(pipe, negative, count, num) if negative else None
+    left_out = np.asarray(masks.absent)[0]
+    masks = tasks.Masks(*map(np.asarray, feasible(pipe, task, masks)))
+    asked = None if asked is None else weighted.branched(pipe, asked, count, masks.free)
+    strokes = painted.read(pipe, paint, given, masks, count) if paint else None
+    return Chains(
+        x=values.fuse(vocab, given, count, 0),
+        masks=masks,
+        against=against,
+        prompts=asked,
+        paint=strokes,
+        guide=guide,
+        scorers=terms.parse(scorers, vocab),
+        settings=settings,
+        still=still(pipe, masks),
+        shown=[m.name for m, out in zip(vocab.modalities, left_out, strict=True) if not out],
+        branches=0 if guide else _branches(vocab, masks.free, settings, asked, strokes),
+    )
+
+
+def feasible(pipe, task: str, masks: tasks.Masks) -> tasks.Masks:
+    """Changes the masks to fit the network of a run. UserError for a task that it cannot do.
+
+    A network with one shared time has never seen an absent modality. It generates all of them, and
+    the result leaves out the absent one. A conditional network generates only its own modality.
+    """
+    free, absent = np.asarray(masks.free), np.asarray(masks.absent)
+    if pipe.model.time == "shared":
+        free, absent = free | absent[:, pipe.vocab.modality_of], np.zeros_like(absent)
+    if pipe.model.network != "joint":
+        name, _, others = pipe.model.network.partition("_from_")
+        own = pipe.vocab.modality_of == pipe.vocab.index(name)
+        if free[:, ~own].any() or absent.any():
+            raise UserError(
+                f"task {task!r} is not for the network of this run, {pipe.model.network}: "
+                f"expected '{name}|{others}', or 'infill' of the {name} with the rest given"
+            )
+    return tasks.Masks(free, absent)
+
+
+def still(pipe, masks: tasks.Masks) -> str | None:
+    """The one modality without a free position in any sample, if the network can cache it."""
+    if not pipe.model.block_attention:
+        return None
+    free = np.asarray(masks.free).any(axis=0)
+    each = zip(pipe.vocab.modalities, pipe.vocab.slices, strict=True)
+    names = [m.name for m, where in each if not free[where].any()]
+    return names[0] if len(names) == 1 else None
+
+
+def _check_given(vocab, task: str, given: dict) -> None:
+    rule = tasks.parse(vocab, task)
+    for name in rule.given:
+        if name not in given:
+            raise UserError(f"task {task!r}: given {name!r} is missing")
+    for name in given:
+        if name not in rule.given:
+            expected = ", ".join(rule.given) or "nothing"
+            raise UserError(f"task {task!r}: {name!r} is not given in it, expected {expected}")
+
+
+def _against(pipe, negative: dict, count: int, num: int) -> np.ndarray:
+    """Negative prompts as int32[n, L], masks where they say nothing; one, or as many as samples."""
+    away = {name: values.ids(pipe, name, rows) for name, rows in negative.items()}
+    away = {n: r if len(r) == 1 else np.repeat(r, num, axis=0) for n, r in away.items()}
+    values.count(count, {name: ids for name, ids in away.items() if len(ids) != 1})
+    return values.fuse(pipe.vocab, away, count, pipe.vocab.mask_id)
+
+
+def _branches(vocab, free, settings, asked, strokes) -> int:
+    found = 1
+    if asked is not None:
+        found = branching.calls(asked, settings.guidance)
+    elif settings.on("guidance"):
+        any_free = np.stack([free[:, where].any(1) for where in vocab.slices])
+        found += int(any_free.sum(0).max())
+    if strokes is not None and strokes.evident is not None:
+        found += 1 + len(strokes.weight)
+    return found
