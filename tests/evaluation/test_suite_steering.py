@@ -50,10 +50,15 @@ def test_a_painting_leaves_the_place_open_and_knows_where_it_belongs():
                 assert mask.sum() == 256 and mask[row * 16, column * 16]
 
 
-def test_a_reference_is_of_one_colour():
-    picture, fits = WORLD.steering.reference(np.random.default_rng(1))
-    (scene,) = WORLD.read_images(picture[None])
-    assert fits(scene) and not fits(scenes(40)[[len(s.objects) for s in scenes(40)].index(2)])
+def test_a_reference_is_of_one_colour_which_is_not_that_of_the_word():
+    for seed in range(8):
+        reference = WORLD.steering.reference(np.random.default_rng(seed))
+        (scene,) = WORLD.read_images(reference.picture[None])
+        assert reference.all(scene) and reference.some(scene) and len(scene.objects) == 2
+        assert not WORLD.steering.has_word(scene)
+        one, two = scene.objects
+        blue = type(scene)((one, type(two)(two.shape, "blue", two.size, two.cell)))
+        assert reference.some(blue) and WORLD.steering.has_word(blue) and not reference.all(blue)
 
 
 @pytest.fixture(scope="module")

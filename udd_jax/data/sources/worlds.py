@@ -55,20 +55,27 @@ class Painting(NamedTuple):
     placed: Callable[[Any], bool]
 
 
+class Reference(NamedTuple):
+    """A picture uint8[S, S, 3], and of a read scene whether all or some of it has its look."""
+
+    picture: np.ndarray
+    all: Callable[[Any], bool]
+    some: Callable[[Any], bool]
+
+
 @dataclasses.dataclass(frozen=True)
 class Steering:
     """What the suite "full" asks of steering (`evaluation/suites/steering.py`).
 
     edit: (scene, number, rng) -> Edit. paint: (phrases, rng) -> Painting. word, has_word: a word,
-    and whether a scene fits it. reference: rng -> (a picture uint8[S, S, 3], whether a scene has
-    its look).
+    and whether a scene fits it. reference: rng -> Reference, whose look is not that of the word.
     """
 
     edit: Callable[..., Edit]
     paint: Callable[..., Painting]
     word: str
     has_word: Callable[[Any], bool]
-    reference: Callable[..., tuple]
+    reference: Callable[..., Reference]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -30,6 +30,8 @@ FILE = "steering.npz"  # in the folder of the samples
 SHOWN = 8  # pictures in a row of a sheet
 WEIGHTS = (0.0, 0.5, 1.0, 2.0)  # of painted words
 SCALES = {"match": (0.0, 0.5, 1.0, 2.0), "style": (0.0, 4.0, 16.0, 64.0)}
+TOGETHER = {"style": 16.0, "match": 2.0}  # the scales of both at once
+REFERENCES = 4  # pictures
 AMONG, BEST = 20, 8
 
 
@@ -102,38 +104,48 @@ def painted(pipe, world, count: int, seed: int, weights=WEIGHTS, **options):
     return found, shown
 
 
-def scored(pipe, world, count: int, seed: int, scales=None, **options):
-    """Images without a prompt, steered by a word, by a picture, and by both."""
+def scored(pipe, world, count: int, seed: int, scales=None, together=TOGETHER, **options):
+    """Images without a prompt, steered by a word, by pictures (REFERENCES of them), and by both."""
     scales, steering, found, shown = scales or SCALES, world.steering, {}, {}
-    picture, has_look = steering.reference(np.random.default_rng(seed))
-    ways = {"style": (picture, has_look), "match": (steering.word, steering.has_word)}
+    rng = np.random.default_rng(seed)
+    references = [steering.reference(rng) for _ in range(min(REFERENCES, count))]
+    counts = [len(part) for part in np.array_split(np.arange(count), len(references))]
 
     def draw(name, asked, right):
-        scorers = [(pipe.scorer(kind, ways[kind][0]), scale) for kind, scale in asked]
-        made = pipe.images(count, seed=seed, scorers=scorers, **options).images
-        read = world.read_images(made)
+        made, good = [], []
+        for i, (reference, number) in enumerate(zip(references, counts, strict=True)):
+            values = {"style": reference.picture, "match": steering.word}
+            scorers = [(pipe.scorer(kind, values[kind]), scale) for kind, scale in asked.items()]
+            result = pipe.images(number, seed=seed + i, scorers=scorers, **options)
+            made.append(result.images)
+            good += [s and right(reference, s) for s in world.read_images(result.images)]
         found[name] = {
-            "right": intervals.bootstrap(np.array([s is not None and right(s) for s in read])),
-            "readable": intervals.bootstrap(np.array([s is not None for s in read])),
+            "right": intervals.bootstrap(np.array([bool(each) for each in good])),
+            "readable": intervals.bootstrap(np.array([each is not None for each in good])),
         }
-        shown[name] = made[:SHOWN]
+        shown[name] = np.concatenate([images[: SHOWN // REFERENCES] for images in made])
 
+    rights = {
+        "style": lambda reference, scene: reference.all(scene),
+        "match": lambda reference, scene: steering.has_word(scene),
+    }
     lacking = None
     try:
         pipe.scorer("match", steering.word)
     except UserError as error:
         lacking = str(error)
-    for kind, right in (("style", has_look), ("match", steering.has_word)):
+    for kind, right in rights.items():
         if kind == "match" and lacking:
             found["match"] = intervals.Unmeasured(lacking)
             continue
         for scale in scales[kind]:
-            draw(f"{kind}, scale {scale:g}", [(kind, scale)], right)
+            draw(f"{kind}, scale {scale:g}", {kind: scale}, right)
     if not lacking:
-        both = [(kind, scales[kind][-1]) for kind in ("style", "match")]
-        either = f"both, scales {' and '.join(f'{scale:g}' for _, scale in both)}"
-        draw(either, both, steering.has_word)
-    shown["reference"] = picture[None]
+        either = f"both, scales {' and '.join(f'{scale:g}' for scale in together.values())}"
+        draw(either, together, lambda r, scene: r.some(scene) and steering.has_word(scene))
+    shown["references"] = np.stack(
+        [r.picture for r in references for _ in range(SHOWN // REFERENCES)]
+    )
     return found, shown
 
 

@@ -4,7 +4,6 @@ Each function draws a case, and the case says of a scene that was read back whet
 """
 
 import dataclasses
-from collections.abc import Callable
 
 import numpy as np
 
@@ -13,6 +12,7 @@ from udd_jax.data.sources.shapes import drawing, scenes
 from udd_jax.data.sources.shapes.scenes import Object, Scene
 
 ATTRIBUTES = {"colour": tuple(scenes.COLOURS), "shape": scenes.SHAPES, "size": tuple(scenes.SIZES)}
+WORD = "blue"
 
 
 def told(scene: Scene) -> str:
@@ -71,19 +71,23 @@ def colours(scene: Scene) -> frozenset[str]:
     return frozenset(thing.colour for thing in scene.objects)
 
 
-def reference(rng: np.random.Generator) -> tuple[np.ndarray, Callable[[Scene], bool]]:
-    """A picture of two objects of one colour, and whether a scene has that colour alone."""
-    colour = tuple(scenes.COLOURS)[rng.integers(len(scenes.COLOURS))]
+def reference(rng: np.random.Generator) -> worlds.Reference:
+    """A picture of two objects of one colour, which is not that of the word."""
+    others = [colour for colour in scenes.COLOURS if colour != WORD]
+    colour = others[rng.integers(len(others))]
     cells = sorted(int(cell) for cell in rng.choice(4, 2, replace=False))
     size, shape = tuple(scenes.SIZES), scenes.SHAPES
     things = (Object(shape[rng.integers(3)], colour, size[rng.integers(2)], c) for c in cells)
-    return drawing.render(Scene(tuple(things))), lambda scene: colours(scene) == {colour}
+    picture = drawing.render(Scene(tuple(things)))
+    return worlds.Reference(
+        picture, lambda scene: colours(scene) == {colour}, lambda scene: colour in colours(scene)
+    )
 
 
 STEERING = worlds.Steering(
     edit=edit,
     paint=paint,
-    word="blue",
-    has_word=lambda scene: "blue" in colours(scene),
+    word=WORD,
+    has_word=lambda scene: WORD in colours(scene),
     reference=reference,
 )
