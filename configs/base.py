@@ -233,6 +233,7 @@ def get_config() -> ml_collections.ConfigDict:
             "layers": 2,  # blocks of a tower
             "heads": 2,  # of each attention
             "batch_size": 64,  # pairs of a step; each has all others as wrong ones
+            "hard": 0.5,  # the share of them that is sought: captions with most words in common
             "learning_rate": 2e-3,  # the largest
             "warmup": 100,  # steps until that
             "log_every": 50,  # steps between two lines of metrics.jsonl

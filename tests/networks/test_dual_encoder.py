@@ -117,3 +117,23 @@ def test_the_training_mixes_noise_only_and_learns_equal_texts_as_equal():
     ]
     loss = jax.jit(lambda equal: train_dual_encoder.contrast(2.0, *rows, equal)[0])
     assert abs(loss(jnp.ones((3, 3), bool))) < 1e-6 < loss(jnp.eye(3, dtype=bool))
+
+
+def test_half_of_a_batch_are_the_nearest_in_words_that_may_not_be_true_of_the_same_image():
+    words = [[3, 0, 1, PAD], [4, 1, PAD, PAD]]  # two rows, for each of which one is sought
+    words += [
+        [3, 0, PAD, PAD],  # a part of the first
+        [3, 0, 1, PAD],  # its words
+        [1, 0, 3, PAD],  # all of them in another order, but its image
+        [4, 3, 1, PAD],  # two of three of the first; the second is a part of it
+        [4, 0, PAD, PAD],  # one of two of the second
+    ]
+    image = np.arange(7)[:, None].repeat(6, 1)
+    image[4] = image[0]
+    pool = {"image": image, "text": np.array(words)}
+    found = train_dual_encoder.near(pool, 4, 0.5, PAD)
+    np.testing.assert_array_equal(found["image"][:, 0], [0, 1, 5, 6])
+    np.testing.assert_array_equal(found["text"], pool["text"][[0, 1, 5, 6]])
+    pool["image"][4] = 4
+    assert train_dual_encoder.near(pool, 4, 0.5, PAD)["image"][2, 0] == 4
+    np.testing.assert_array_equal(train_dual_encoder.near(pool, 3, 0, PAD)["text"], words[:3])

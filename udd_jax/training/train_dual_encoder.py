@@ -5,6 +5,10 @@ Half of the noisy images hold a mixture of the true token and of those of other 
 noise, instead of it. So the image tower also knows points between tokens, like the predictions of a
 network in the middle of a chain. Both parts of the match are trained with the same temperature, and
 texts that are equal are not contrasted with each other.
+
+Two random captions of a batch seldom differ in one word only, so that a loss on random pairs hardly
+teaches what a relation is. A share of each batch is therefore sought: for that many rows the pair
+of a pool whose caption has most words in common (`near`), as in hard-negative mining.
 """
 
 import functools
@@ -12,6 +16,7 @@ import functools
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from udd_jax import build
@@ -23,6 +28,7 @@ from udd_jax.runtime import checkpoints, files, logbook, sharding
 from udd_jax.training import loop
 
 MIXED = 4  # other images in a mixture
+POOL = 32  # rows that are read for each row of a batch, if some are sought
 
 
 @flax.struct.dataclass
@@ -85,6 +91,30 @@ def make_step(model, kernel, tx):
     return step
 
 
+def near(pool: dict, count: int, hard: float, padding: int) -> dict:
+    """`count` rows of a pool {name: int32[n, length]}: the first, and the nearest of some of these.
+
+    hard: the share of near ones, at most a half. Near is who has most words in common, of all that
+    they have (Jaccard). Not sought are the same text, the same image, and a text that says a part
+    of the other's words, since it may be true of both images.
+    """
+    sought = int(hard * count)
+    if not sought:
+        return {name: ids[:count] for name, ids in pool.items()}
+    text, image = pool["text"], pool["image"]
+    words = np.zeros((len(text), int(text.max()) + 1), np.float32)
+    np.put_along_axis(words, text, 1, axis=1)
+    words = words[:, words.any(0) & (np.arange(words.shape[1]) != padding)]
+    first, rest = np.arange(sought), np.arange(count - sought, len(text))
+    common, size = words[first] @ words[rest].T, words.sum(1)
+    one, two = size[first][:, None], size[rest][None]
+    part = (common == np.minimum(one, two)) & (one != two)
+    same = [(rows[first][:, None] == rows[rest][None]).all(-1) for rows in (text, image)]
+    likeness = np.where(part | same[0] | same[1], -1, common / (one + two - common))
+    rows = np.concatenate([np.arange(count - sought), rest[likeness.argmax(axis=1)]])
+    return {name: ids[rows] for name, ids in pool.items()}
+
+
 def wanted(config) -> bool:
     """Whether the config asks for a dual encoder. UserError without a token cache to train on."""
     asked = config.get("dual_encoder", {})
@@ -134,12 +164,12 @@ def train(config, directory, kernel, pad_id: int, cache, hashes: dict) -> matchi
     key = jax.random.fold_in(jax.random.key(config.seed), 3)
     params = jax.jit(functools.partial(dual_encoder.init, model))(jax.random.fold_in(key, 0))
     mesh = sharding.make_mesh(**config.mesh)
-    share = sharding.process_share(mesh)
+    share, hard = sharding.process_share(mesh), c.get("hard", 0.0)
     step_fn = jax.jit(make_step(model, kernel, tx), donate_argnums=0)
 
     def batch_at(step):
-        batch = batches.make(cache, config.seed, step, c.batch_size, *share)
-        return sharding.shard_batch(mesh, batch)
+        pool = batches.make(cache, config.seed, step, c.batch_size * (POOL if hard else 1), *share)
+        return sharding.shard_batch(mesh, near(pool, c.batch_size // share[1], hard, pad_id))
 
     with sharding.use(mesh):
         state = State(jnp.zeros((), jnp.int32), params, tx.init(params))
