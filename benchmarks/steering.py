@@ -2,7 +2,7 @@
 
     python -m benchmarks steering --run=RUN [--only=edits,painted,scorers,best_of,match]
                                   [--count=64] [--seed=100] [--items_seed=100] [--out=FILE]
-                                  [--dual_encoder=RUN] [--plot=FILE.png] [--set=NAME=VALUE ...]
+                                  [--dual_encoder=RUN] [--plot=FILE.svg] [--set=NAME=VALUE ...]
 
 The measures are those of the suite `full` (udd_jax/evaluation/suites/steering.py), with more items.
 --items_seed: of the data of the edits; 0 has the items on which their default share was chosen, any
@@ -18,8 +18,10 @@ import time
 from udd_jax import pipeline
 from udd_jax.errors import UserError
 from udd_jax.evaluation import held_out
+from udd_jax.evaluation.report import page
 from udd_jax.evaluation.suites import full
 from udd_jax.evaluation.suites import steering as suite
+from udd_jax.runtime import files
 
 PARTS = {
     "edits": lambda pipe, items, o, more: suite.edits(
@@ -81,25 +83,17 @@ def leaves(tree: dict, path: str = ""):
             yield name, leaf, None, None
 
 
-def plot(found: dict, path) -> None:
-    """Shares against scales, one panel for each scorer."""
-    from matplotlib import pyplot
-
-    kinds = list(suite.SCALES)
-    figure, panels = pyplot.subplots(1, len(kinds), figsize=(7, 2.6), sharey=True)
-    for panel, kind in zip(panels, kinds, strict=True):
-        parts = [item for item in found.items() if item[0].startswith(f"{kind}, scale ")]
-        rows = [(float(name.split()[-1]), part) for name, part in parts]
-        for what in ("right", "readable"):
-            panel.plot([x for x, _ in rows], [y[what]["value"] for _, y in rows], "o-", label=what)
-        panel.set_xscale("symlog", linthresh=0.5)
-        panel.set_title(f"scorer {kind}", fontsize=9)
-        panel.set_xlabel("scale", fontsize=9)
-        panel.set_ylim(0, 1.03)
-    panels[0].set_ylabel("share", fontsize=9)
-    panels[0].legend(fontsize=8, loc="lower right")
-    figure.tight_layout()
-    figure.savefig(path, dpi=80)
+def plot(found: dict) -> str:
+    """An SVG of shares against scales, one panel for each scorer."""
+    panels = {}
+    for kind in suite.SCALES:
+        rows = {n: part for n, part in found.items() if n.startswith(f"{kind}, scale ")}
+        scales = [float(name.split()[-1]) for name in rows]
+        panels[f"scale of the scorer {kind}"] = {
+            what: (scales, [part[what]["value"] for part in rows.values()])
+            for what in ("right", "readable")
+        }
+    return page.panels({label: lines for label, lines in panels.items() if lines["right"][0]})
 
 
 def main(arguments) -> int:
@@ -123,7 +117,7 @@ def main(arguments) -> int:
                 f"  {label:60} {reason or shown}{f' +- {error:.3f}' if error else ''}", flush=True
             )
     if options.plot and "scorers" in found:
-        plot(found["scorers"], options.plot)
+        files.write_text(options.plot, plot(found["scorers"]))
     if options.out:
         with open(options.out, "w", encoding="utf-8") as file:
             json.dump({"count": options.count, "seed": options.seed, **found}, file, indent=1)

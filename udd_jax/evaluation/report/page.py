@@ -175,6 +175,8 @@ def meter(value: float, error: float, aim: float | None) -> str:
 
 # ---- Plots --------------------------------------------------------------------------------------
 
+FIXED = ("#1f6feb", "#d1242f", "#8250df", "#bc6c00")  # the colours of lines in a file
+
 
 def plot(
     title: str,
@@ -223,6 +225,26 @@ def plot(
             legend.append(f'<span style="color:{colour}">{escape(name)}</span>')
     drawn = f'<svg viewBox="0 0 {width} {height}" width="{width}" role="img">{"".join(parts)}</svg>'
     return tag("div", tag("div", "".join(legend)) + drawn, "plot")
+
+
+def panels(series: dict[str, dict], size: tuple[int, int] = (300, 200), **options) -> str:
+    """A file of SVG: a plot for each {label of x: series of `plot`}, side by side, with the same
+    names of lines in each, which stand below. options: of `plot`."""
+    parts, names = [], list(next(iter(series.values())))
+    for number, (label, lines) in enumerate(series.items()):
+        drawn = plot("", lines, label, dots=True, size=size, **options)
+        drawn = drawn[drawn.index("<svg") : drawn.index("</svg>")].partition(">")[2]
+        parts.append(f'<g transform="translate({number * size[0]} 0)">{drawn}</g>')
+    for i, (name, colour) in enumerate(zip(names, FIXED, strict=False)):
+        place = f'x="40" y="{size[1] + 14 * (i + 1)}" style="fill:{colour}"'
+        parts.append(f"<text {place}>{escape(name)}</text>")
+    body = "".join(parts)
+    for i, colour in enumerate(FIXED):
+        body = body.replace(f"var(--c{i})", colour)
+    style = "text{font:11px sans-serif;fill:#57606a}.grid{stroke:#d0d7de;fill:none}"
+    box = f"0 0 {len(series) * size[0]} {size[1] + 14 * len(names) + 10}"
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{box}"><style>{style}</style>'
+    return f'{head}<rect width="100%" height="100%" fill="#fff"/>{body}</svg>\n'
 
 
 def _thin(xs, ys, most: int = 200):
