@@ -107,35 +107,36 @@ class DualEncoder(nn.Module):
         return jnp.exp(jnp.minimum(self.tau, jnp.log(100.0)))
 
 
-def whole(images: Encoded, texts: Encoded) -> jax.Array:
-    """The global part, float[B]: cosines of rows."""
-    return (images.whole * texts.whole).sum(-1)
+def whole(image: Encoded, texts: Encoded) -> jax.Array:
+    """The global part of one image with B texts, float[B]: cosines."""
+    return texts.whole @ image.whole
 
 
 def local(regions: Encoded, words: Encoded) -> jax.Array:
-    """The local part of rows, float[B]; regions and words may be of any modality."""
-    s = jnp.einsum("bie,bje->bij", words.parts, regions.parts)
-    s = jax.nn.softmax(jnp.where(words.seen[:, :, None], s, -jnp.inf), axis=1)
-    s = jnp.where(regions.seen[:, None], SHARPNESS * s, -jnp.inf)
-    context = jnp.einsum("bij,bje->bie", jax.nn.softmax(s, axis=2), regions.parts)
-    cosine = (unit(context) * unit(words.parts)).sum(-1)
+    """The local part of one image with B texts, float[B]; both may be of any modality."""
+    products = jnp.einsum("bie,je->bij", words.parts, regions.parts)
+    s = jax.nn.softmax(jnp.where(words.seen[:, :, None], products, -jnp.inf), axis=1)
+    a = jax.nn.softmax(jnp.where(regions.seen[None, None], SHARPNESS * s, -jnp.inf), axis=2)
+    context = jnp.einsum("bij,je->bie", a, regions.parts)
+    squares = (_square(context), _square(words.parts))  # c_i . e_i is sum_j a_ij e_i . v_j
+    cosine = (a * products).sum(-1) * jax.lax.rsqrt(squares[0] * squares[1])
     cosine = jnp.where(words.seen, SHARPNESS * cosine, -jnp.inf)
     return jax.nn.logsumexp(cosine, axis=1) / SHARPNESS
 
 
-def both(images: Encoded, texts: Encoded) -> jax.Array:
-    """The mean of the global and the local part of rows, float[B]; times e^tau the match."""
-    return (whole(images, texts) + local(images, texts)) / 2
+def both(image: Encoded, texts: Encoded) -> jax.Array:
+    """The mean of the global and the local part, float[B]; times e^tau the match."""
+    return (whole(image, texts) + local(image, texts)) / 2
 
 
 def pairs(score, images: Encoded, texts: Encoded) -> jax.Array:
-    """`score` (`whole` or `local`) of every image with every text, float[B, B']."""
+    """`score` (`whole`, `local`, `both`) of every image with every text, float[B, B']."""
+    return jax.vmap(score, in_axes=(0, None))(images, texts)
 
-    def row(image):
-        every = jax.tree.map(lambda y: jnp.broadcast_to(y[None], (len(texts[0]), *y.shape)), image)
-        return score(every, texts)
 
-    return jax.vmap(row)(images)
+def rows(score, images: Encoded, texts: Encoded) -> jax.Array:
+    """`score` of each image with the text of its row, float[B]."""
+    return jax.vmap(score)(images, jax.tree.map(lambda y: y[:, None], texts))[:, 0]
 
 
 def init(model: DualEncoder, key: jax.Array) -> dict:
@@ -148,4 +149,8 @@ def init(model: DualEncoder, key: jax.Array) -> dict:
 
 def unit(u: jax.Array) -> jax.Array:
     """u / |u| along the last axis; its gradient is finite at 0."""
-    return u * jax.lax.rsqrt((u**2).sum(-1, keepdims=True) + 1e-12)
+    return u * jax.lax.rsqrt(_square(u))[..., None]
+
+
+def _square(u):
+    return (u**2).sum(-1) + 1e-12

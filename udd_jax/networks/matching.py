@@ -46,16 +46,14 @@ class Matcher:
 
     def match(self, codes, ids) -> np.ndarray:
         """The match of image and text of each row, float64[n]."""
-        return self._score(self.encode("image", codes), self.encode("text", ids))
+        encoded = self.encode("image", codes), self.encode("text", ids)
+        return self._scale * _in_parts(_halves, *encoded).astype(float)
 
     def table(self, codes, ids) -> np.ndarray:
         """The match of every image with every text, float64[n, m]."""
         images, texts = self.encode("image", codes), self.encode("text", ids)
-        rows = []
-        for i in range(len(images.whole)):
-            one = jax.tree.map(lambda y, i=i: np.repeat(y[i : i + 1], len(ids), axis=0), images)
-            rows.append(self._score(one, texts))
-        return np.stack(rows)
+        each = (jax.tree.map(operator.itemgetter(i), images) for i in range(len(images.whole)))
+        return self._scale * np.stack([_of_one(image, texts) for image in each]).astype(float)
 
     def vlms(self, made, real, ids) -> np.ndarray:
         """VLMS of each generated image `made` for its text and the real image, float64[n].
@@ -82,9 +80,8 @@ class Matcher:
         return jax.jit(encode, static_argnums=1)
 
     @functools.cached_property
-    def _score(self):
-        scale = float(self.model.apply({"params": self.params}, method="scale"))
-        return lambda images, texts: scale * _in_parts(_halves, images, texts).astype(float)
+    def _scale(self):
+        return float(self.model.apply({"params": self.params}, method="scale"))
 
     @functools.cached_property
     def _scorer(self):
@@ -93,14 +90,14 @@ class Matcher:
 
         def score(params, text, tokens, x, t):
             image = model.apply({"params": params}, "image", tokens[m], t, method="encode")
-            shape = lambda y: jnp.broadcast_to(y, (len(t), *y.shape[1:]))  # noqa: E731
             scale = model.apply({"params": params}, method="scale")
-            return scale * dual_encoder.both(image, jax.tree.map(shape, text))
+            return scale * dual_encoder.pairs(dual_encoder.both, image, text)[:, 0]
 
         return score
 
 
-_halves = jax.jit(dual_encoder.both)
+_of_one = jax.jit(dual_encoder.both)
+_halves = jax.jit(functools.partial(dual_encoder.rows, dual_encoder.both))
 
 
 def _in_parts(function, *trees):
