@@ -96,6 +96,18 @@ def test_content_and_style_have_their_own_weights_and_the_mean_of_the_vectors_no
     np.testing.assert_allclose(moved, content, rtol=1e-4)
 
 
+def test_the_gram_matrix_of_style_is_the_expected_one_of_all_pictures():
+    vectors, codes = np.random.default_rng(2).normal(size=(4, 3)), np.array([0, 3, 1])
+    p = np.random.default_rng(3).dirichlet(np.ones(4), 3)  # [N, K]
+    gram = lambda picture: vectors[picture].T @ vectors[picture] / 3  # noqa: E731
+    every = np.array(list(itertools.product(range(4), repeat=3)))
+    chances = p[np.arange(3)[None], every].prod(axis=1)
+    expected = sum(c * gram(picture) for c, picture in zip(chances, every, strict=True))
+    distance = ((expected - gram(codes)) ** 2).sum() / (gram(codes) ** 2).sum()
+    style = scorers.likeness(vectors, codes, 0, 1)((jnp.asarray(p)[None], None), None, None)
+    np.testing.assert_allclose(style, [-distance], rtol=1e-4)
+
+
 def test_the_distance_and_the_variation_are_known():
     u = scorers.unit(jnp.asarray([[3.0, 4.0], [1.0, 0.0]]))
     np.testing.assert_allclose(scorers.distance(u, u), 0, atol=1e-6)

@@ -98,21 +98,22 @@ def likeness(vectors, codes, content: float = 1.0, style: float = 1.0):
     """F = content cosine + style likeness of a picture to a reference.
 
     vectors: float[K, d], the tokenizer's vector of each code; codes: int[N] of the reference.
-    Content is the mean cosine of the expected vectors at each place (SDG); style is minus the
-    squared distance of Gram matrices, relative to that of the reference, and ignores the places.
+    Content is the mean cosine at each place of the expected vectors, without their mean (SDG).
+    Style is minus the squared distance of Gram matrices, relative to that of the reference, and
+    ignores the places. The Gram matrix is the expected one, which is linear in the tokens; that of
+    expected vectors is another, and steers a picture that is not known yet to nothing.
     """
     vectors = jnp.asarray(vectors, jnp.float32)
-    vectors = vectors - vectors.mean(0)[None]
     weights = jnp.float32([content, style])
-    return jax.tree_util.Partial(_likeness, vectors, vectors[jnp.asarray(codes)], weights)
+    return jax.tree_util.Partial(_likeness, vectors, jnp.asarray(codes), weights)
 
 
-def _likeness(vectors, reference, weights, tokens, x, t):
-    shown = tokens[0] @ vectors  # [B, N, d]
-    gram = jnp.einsum("bnd,bne->bde", shown, shown) / shown.shape[1]
-    target = reference.T @ reference / len(reference)
+def _likeness(vectors, codes, weights, tokens, x, t):
+    around, known = vectors - vectors.mean(0)[None], vectors[codes]
+    gram = jnp.einsum("bkd,ke->bde", tokens[0].mean(1)[..., None] * vectors[None], vectors)
+    target = known.T @ known / len(known)
     style = -((gram - target[None]) ** 2).sum((1, 2)) / (target**2).sum()
-    content = (unit(shown) * unit(reference)[None]).sum(-1).mean(-1)
+    content = (unit(tokens[0] @ around) * unit(around[codes])[None]).sum(-1).mean(-1)
     return weights[0] * content + weights[1] * style
 
 
