@@ -42,9 +42,9 @@ CSS = f"""
 .samples img, .samples .image-container {{ image-rendering: pixelated; }}
 .dark {{ --color-accent: var(--primary-300); }}
 .samples .grid-wrap {{ min-height: 0; }}
-@media (max-width: 600px) {{
-  .samples .grid-container {{ grid-template-columns: repeat(2, minmax(0, 1fr)) !important; }}
-}}
+.samples .grid-container {{
+  grid-template-columns: repeat(auto-fill, minmax(88px, 1fr)) !important; }}
+.samples:has(.preview) {{ min-height: 20em; }}
 .udd-note {{ font-weight: 600; margin: .5em 0; }}
 .udd-chain img, .udd-map img {{ width: {SIDE}px; max-width: 100%; image-rendering: pixelated;
   display: block; border-radius: 4px; }}
@@ -54,7 +54,7 @@ CSS = f"""
 .udd-chain .pieces span {{ border: 1px solid var(--border-color-primary); border-radius: 4px; }}
 .udd-chain .pieces .hidden {{ background: var(--body-text-color); color: transparent;
   user-select: none; }}
-.udd-chain .controls {{ display: flex; gap: .8em; align-items: center; }}
+.udd-chain .controls {{ display: flex; gap: .8em; align-items: center; padding-top: .8em; }}
 .udd-chain .controls input {{ flex: 1; min-width: 6em; }}
 .udd-chain button {{ border: 1px solid var(--border-color-primary); border-radius: 4px;
   padding: .4em .9em; background: var(--button-secondary-background-fill); cursor: pointer;
