@@ -69,7 +69,7 @@ ASKED = {
 }  # fmt: skip
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_all_ways_at_once_are_made_again_by_both_recipes(
     pipe, answered, tiny_run, picture, tmp_path, monkeypatch
 ):
