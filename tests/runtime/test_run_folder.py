@@ -1,6 +1,7 @@
 """Claims about a run's folder: what its record says, and which config may go on in it."""
 
 import pathlib
+import shutil
 import subprocess
 
 import jax
@@ -10,6 +11,8 @@ from configs import t2i
 from tests.helpers import tiny
 from udd_jax import build, pipeline
 from udd_jax.runtime import files, provenance, run_folder
+
+EARLIER = pathlib.Path(__file__).parents[1] / "fixtures" / "earlier_config.json"  # of version 0
 
 
 def record(folder):
@@ -83,10 +86,14 @@ def test_a_run_that_began_before_a_field_goes_on_with_what_it_did_and_with_nothi
 
 
 def test_a_carried_run_of_an_earlier_version_goes_on_with_the_config_that_it_has_today(tmp_path):
-    stored = files.read_json(pipeline.PACKAGED / build.CONFIG)
+    packaged = tmp_path / "packaged"
+    packaged.mkdir()
+    shutil.copy(pipeline.PACKAGED / build.CONFIG, packaged)
+    run_folder.claim(t2i.get_config(), packaged)
+    stored = files.read_json(EARLIER)
     files.write_json(tmp_path / build.CONFIG, stored)
     config = t2i.get_config()
-    config.train.prefix_steps = 0  # it came with another recipe
+    config.train.prefix_steps = 0  # that came with another recipe
     run_folder.claim(config, tmp_path)
     stored["config"]["train"]["init_from"] = "runs/first"  # a field that is gone, and was not off
     files.write_json(tmp_path / build.CONFIG, stored)
