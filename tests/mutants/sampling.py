@@ -360,8 +360,8 @@ MUTANTS = (
         ),
         (
             "scorers: vectors around zero",
-            "vectors = vectors - vectors.mean(0)[None]",
-            "vectors = vectors - 0 * vectors.mean(0)[None]",
+            "around, known = vectors - vectors.mean(0)[None], vectors[codes]",
+            "around, known = vectors - 0 * vectors.mean(0)[None], vectors[codes]",
         ),
     ),
     *of(
