@@ -82,7 +82,7 @@ def prepare(
         settings=settings,
         still=still(pipe, masks),
         shown=[m.name for m, out in zip(vocab.modalities, left_out, strict=True) if not out],
-        branches=0 if guide else _branches(vocab, masks.free, settings, asked, strokes),
+        branches=0 if guide is not None else _branches(vocab, masks.free, settings, asked, strokes),
     )
 
 
