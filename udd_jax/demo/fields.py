@@ -120,7 +120,7 @@ def _paint(page, tab) -> dict:
     with gr.Row():
         for k in range(1, steering.PHRASES + 1):
             with gr.Column(min_width=220):
-                label, hint = f"Words {k}", "red circle" if k == 1 else "blue square"
+                label, hint = f"Words {k}", "a red circle" if k == 1 else "a blue square"
                 found[f"words_{k}"] = gr.Textbox(label=label, placeholder=hint, **LIMIT)
                 found[f"place_{k}"] = gr.HTML(
                     painter.value(),
