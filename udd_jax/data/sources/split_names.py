@@ -1,9 +1,11 @@
 """The splits that names say: of a folder, of a shard, in a field of the data.
 
-named         "val2014" -> "validation"; the file name of a picture is never asked
-said          a field of the data, where an unknown word is an error
-of_folders    names among their neighbours: "test" is a split and "dev board" may be a class
-of_shards     all of them name one, or none
+    named         "val2014" -> "validation"
+    said          a field of the data, where an unknown word is an error
+    of_folders    names among their neighbours: "test" is a split and "dev board" may be a class
+    of_shards     all of them name one, or none
+
+The file name of a picture is never asked.
 """
 
 import itertools
