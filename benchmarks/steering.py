@@ -86,7 +86,7 @@ def leaves(tree: dict, path: str = ""):
 def plot(found: dict) -> str:
     """An SVG of shares against scales, one panel for each scorer."""
     panels = {}
-    for kind in suite.SCALES:
+    for kind in dict.fromkeys(name.split(",")[0] for name in found if ", scale " in name):
         rows = {n: part for n, part in found.items() if n.startswith(f"{kind}, scale ")}
         scales = [float(name.split()[-1]) for name in rows]
         panels[f"scale of the scorer {kind}"] = {

@@ -118,7 +118,7 @@ _flag(
 )  # fmt: skip
 _flag(
     "sample", "multi_string", "scorer", [],
-    "match=TEXT:SCALE steers; or clip=TEXT:, like=, content= or style=PICTURE:; may be repeated",
+    "match=TEXT:SCALE, clip=TEXT:, like, content, style or palette=PICTURE: steer; may be repeated",
 )  # fmt: skip
 _flag("sample", "string", "dual_encoder", None, "a run whose dual encoder is used, for match")
 _flag("sample", "float", "share", None, "codes masked in a round; for edit, .4")

@@ -448,7 +448,7 @@ def test_fifty_requests_at_once_are_all_answered_in_bounded_memory(server):
 
     options = {"verbose": False, "analytics_enabled": False, "max_workers": 50}
     caller = client.Client(address, httpx_kwargs={"timeout": 300}, **options)
-    steering, settings = (None, "style", 16, 1), ("first_hitting", 25, 1.15, 0.75, 1, "")
+    steering, settings = (None, "palette", 64, 1), ("first_hitting", 25, 1.15, 0.75, 1, "")
 
     def round_of(first):
         seeds = range(first, first + 50)

@@ -108,6 +108,16 @@ def test_the_gram_matrix_of_style_is_the_expected_one_of_all_pictures():
     np.testing.assert_allclose(style, [-distance], rtol=1e-4)
 
 
+def test_the_palette_of_a_picture_is_the_distance_to_its_nearest_colour():
+    black, red, white = [0.0, 0, 0], [1.0, 0, 0], [1.0, 1, 1]
+    patches = np.array([[black, black], [black, red], [red, white], [white, white]])
+    score = scorers.palette(patches, np.array([1, 0, 1]))  # black and red
+    every = np.array(list(itertools.product(range(4), repeat=3)))
+    far = np.array([0, 0, 1, 2])  # white is 2 from red; the mean of two pixels
+    found = score((jnp.eye(4)[every], None), None, None)
+    np.testing.assert_allclose(found, -far[every].sum(1), atol=1e-6)
+
+
 def test_the_distance_and_the_variation_are_known():
     u = scorers.unit(jnp.asarray([[3.0, 4.0], [1.0, 0.0]]))
     np.testing.assert_allclose(scorers.distance(u, u), 0, atol=1e-6)

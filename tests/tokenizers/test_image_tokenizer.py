@@ -37,6 +37,14 @@ def test_no_images_are_no_codes(tokenizer, pictures):
     assert tokenizer.decode(np.zeros((0, 16), np.int32)).shape == (0, 8, 8, 3)
 
 
+def test_a_code_of_a_local_decoder_paints_its_patch_everywhere(tokenizer, pictures):
+    codes = tokenizer.encode(pictures)
+    patches = tokenizer.patches
+    assert patches.shape == (tokenizer.codes, 2, 2, 3)
+    tiled = patches[codes].reshape(6, 4, 4, 2, 2, 3).swapaxes(2, 3).reshape(6, 8, 8, 3)
+    np.testing.assert_array_equal(tiled, tokenizer.decode(codes))
+
+
 def test_pixels_survive_the_trip_to_floats_and_back():
     every = np.arange(256, dtype=np.uint8)
     np.testing.assert_array_equal(image_tokenizer.to_uint8(image_tokenizer.to_unit(every)), every)

@@ -158,10 +158,10 @@ def _scorers(page, tab) -> dict:
         with gr.Row():
             kinds = list(steering.LIKENESS.items())
             found["like_kind"] = gr.Dropdown(
-                kinds, value="style", label="In what", scale=4, min_width=200
+                kinds, value="palette", label="In what", scale=4, min_width=200
             )
             found["like_scale"] = gr.Number(
-                16, label="Scale of the likeness", step=1, scale=1, min_width=90
+                64, label="Scale of the likeness", step=1, scale=1, min_width=90
             )
     return found
 

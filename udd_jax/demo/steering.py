@@ -23,7 +23,12 @@ PROMPTS = 4  # of one request
 PHRASES = 2  # that can be painted
 BEST = 16  # candidates of a sample
 CANDIDATES = 64  # of a request
-LIKENESS = {"its look anywhere": "style", "the same places": "content", "both": "like"}
+LIKENESS = {
+    "its colours": "palette",
+    "its look anywhere": "style",
+    "the same places": "content",
+    "look and places": "like",
+}
 
 
 class Steered(NamedTuple):
@@ -132,7 +137,7 @@ def _scored(pipe, task, asked) -> Steered | None:
     size, grid = pipe.tokenizers["image"].image_size, pipe.tokenizers["image"].grid
     picture, scale = painter.read(asked.get("like"), size, grid)[0], asked.get("like_scale")
     if picture is not None and scale:
-        found.append((asked.get("like_kind") or "style", picture, "like.png", scale))
+        found.append((asked.get("like_kind") or "palette", picture, "like.png", scale))
         files["like.png"] = picture
     if not found:
         return None

@@ -23,6 +23,7 @@ import numpy as np
 
 from udd_jax.errors import UserError
 
+SHADES = 63  # of a channel, in `palette`
 FORM = "(tokens: float[B, n, K] a modality, x_t int32[B, L], t int32[B]) -> float[B]"
 
 
@@ -115,6 +116,23 @@ def _likeness(vectors, codes, weights, tokens, x, t):
     style = -((gram - target[None]) ** 2).sum((1, 2)) / (target**2).sum()
     content = (unit(tokens[0] @ around) * unit(around[codes])[None]).sum(-1).mean(-1)
     return weights[0] * content + weights[1] * style
+
+
+def palette(patches, codes):
+    """F = minus the distance of a picture's colours from those of a reference; additive, and ours.
+
+    patches: float[K, n, c], the pixels that each code paints, 0 to 1; codes: int[N] of the
+    reference. A code counts minus the mean squared distance of its pixels from the nearest colour
+    of the reference. So colours that the reference lacks go, and how much there is of the others
+    stays free.
+    """
+    from scipy import spatial  # here, so that importing the package stays quick
+
+    patches = np.asarray(patches, np.float32)
+    colours = patches[np.asarray(codes)].reshape(-1, patches.shape[-1])
+    colours = np.unique((SHADES * colours).round(), axis=0) / SHADES
+    far, _ = spatial.KDTree(colours).query(patches)
+    return additive(-(far**2).mean(axis=1))
 
 
 def unit(u: jax.Array) -> jax.Array:

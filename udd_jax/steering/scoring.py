@@ -5,6 +5,7 @@
     like      likeness to a picture: content and style      `sampling.scorers.likeness`
     content   the same places look alike
     style     the same codes, anywhere: Gram matrices
+    palette   no colours but those of a picture             `sampling.scorers.palette`
 
 To add one, add a maker to `MAKERS`.
 """
@@ -42,6 +43,14 @@ def likeness(pipe, picture, content=0.0, style=0.0, read=None):
     """Likeness to a picture, by the vectors of the image tokenizer's codes."""
     codes = _one(values.ids(pipe, "image", picture), "a picture")[0]
     return scorers.likeness(pipe.tokenizers["image"].vectors, codes, content, style)
+
+
+def palette(pipe, picture, read=None):
+    """The colours of a picture and no others, by the pixels that each code paints."""
+    tokenizer = pipe.tokenizers["image"]
+    codes = _one(values.ids(pipe, "image", picture), "a picture")[0]
+    patches = tokenizer.patches.reshape(tokenizer.codes, -1, tokenizer.shape[-1])
+    return scorers.palette(patches / 255, codes)
 
 
 def clip(pipe, text, weights=None, read=None):
@@ -89,4 +98,5 @@ MAKERS = {
     "like": functools.partial(likeness, content=1.0, style=1.0),
     "content": functools.partial(likeness, content=1.0),
     "style": functools.partial(likeness, style=1.0),
+    "palette": palette,
 }

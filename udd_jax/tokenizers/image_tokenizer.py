@@ -97,6 +97,18 @@ class ImageTokenizer:
         return np.asarray(vqgan.rows(self.params))[self.used_to_full]
 
     @functools.cached_property
+    def patches(self) -> np.ndarray:
+        """The pixels that each code paints, uint8[K, h, w, c]: the cell in the middle of a picture
+        that has this code everywhere."""
+        (rows, columns), (height, width, _) = self.grid, self.shape
+        cells = np.tile(np.arange(self.codes, dtype=np.int32)[:, None], (1, rows * columns))
+        h, w = height // rows, width // columns
+        top, left = rows // 2 * h, columns // 2 * w
+        parts = np.array_split(cells, -(-len(cells) // self.chunk))  # few are in memory at once
+        shown = [self.decode(part)[:, top : top + h, left : left + w] for part in parts]
+        return np.concatenate(shown)
+
+    @functools.cached_property
     def hash(self):
         """16 hex digits from the settings and weights: equal hash, equal codes."""
         digest = hashlib.sha256(json.dumps(_settings(self.module), sort_keys=True).encode())

@@ -3,8 +3,8 @@
     edits        pictures of held-out scenes follow a caption with one attribute changed, and keep
                  the rest
     painted      objects land where their phrases were painted, by the weight
-    scorers      images without a prompt follow a word ("match") and a reference picture ("style"),
-                 by the scale
+    scorers      images without a prompt follow a word ("match") and the colours of a reference
+                 picture ("palette"), by the scale
     best_of      agreement of the first and of the best of some, by the bound and by the dual
                  encoder, with the seconds that each costs
     match        R-precision among 20, both ways, and how often the caption of another item matches
@@ -29,8 +29,8 @@ from udd_jax.steering import candidates
 FILE = "steering.npz"  # in the folder of the samples
 SHOWN = 8  # pictures in a row of a sheet
 WEIGHTS = (0.0, 0.5, 1.0, 2.0)  # of painted words
-SCALES = {"match": (0.0, 1.0, 2.0), "style": (0.0, 64.0, 256.0)}
-TOGETHER = {"style": 128.0, "match": 2.0}  # the scales of both at once
+SCALES = {"match": (0.0, 1.0, 2.0), "palette": (0.0, 16.0, 64.0)}
+TOGETHER = {"palette": 16.0, "match": 2.0}  # the scales of both at once
 REFERENCES = 4  # pictures
 AMONG, BEST = 20, 8
 
@@ -105,7 +105,10 @@ def painted(pipe, world, count: int, seed: int, weights=WEIGHTS, **options):
 
 
 def scored(pipe, world, count: int, seed: int, scales=None, together=TOGETHER, **options):
-    """Images without a prompt, steered by a word, by pictures (REFERENCES of them), and by both."""
+    """Images without a prompt, steered by a word, by pictures (REFERENCES of them), and by both.
+
+    scales: {"match", or a scorer of pictures: its scales}; together: {scorer: its scale}.
+    """
     scales, steering, found, shown = scales or SCALES, world.steering, {}, {}
     rng = np.random.default_rng(seed)
     references = [steering.reference(rng) for _ in range(min(REFERENCES, count))]
@@ -114,8 +117,8 @@ def scored(pipe, world, count: int, seed: int, scales=None, together=TOGETHER, *
     def draw(name, asked, right):
         made, good = [], []
         for i, (reference, number) in enumerate(zip(references, counts, strict=True)):
-            values = {"style": reference.picture, "match": steering.word}
-            scorers = [(pipe.scorer(kind, values[kind]), scale) for kind, scale in asked.items()]
+            value = {kind: reference.picture for kind in asked} | {"match": steering.word}
+            scorers = [(pipe.scorer(kind, value[kind]), scale) for kind, scale in asked.items()]
             result = pipe.images(number, seed=seed + i, scorers=scorers, **options)
             made.append(result.images)
             good += [s and right(reference, s) for s in world.read_images(result.images)]
@@ -125,20 +128,18 @@ def scored(pipe, world, count: int, seed: int, scales=None, together=TOGETHER, *
         }
         shown[name] = np.concatenate([images[: SHOWN // REFERENCES] for images in made])
 
-    rights = {
-        "style": lambda reference, scene: reference.all(scene),
-        "match": lambda reference, scene: steering.has_word(scene),
-    }
+    word = lambda reference, scene: steering.has_word(scene)  # noqa: E731
     lacking = None
     try:
         pipe.scorer("match", steering.word)
     except UserError as error:
         lacking = str(error)
-    for kind, right in rights.items():
+    for kind in scales:
         if kind == "match" and lacking:
             found["match"] = intervals.Unmeasured(lacking)
             continue
         for scale in scales[kind]:
+            right = word if kind == "match" else lambda reference, scene: reference.all(scene)
             draw(f"{kind}, scale {scale:g}", {kind: scale}, right)
     if not lacking:
         either = f"both, scales {' and '.join(f'{scale:g}' for scale in together.values())}"
