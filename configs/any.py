@@ -36,11 +36,9 @@ def get_config(arg: str = ""):
             **dict.fromkeys(EACH_FROM_OTHERS, 0.05),
             **{"image|text": 0.08, "text|image": 0.08},
         }
-    c.train.update({"steps": 6000, "batch_size": 32})
+    c.train.update({"steps": 10_000, "prefix_steps": 1500, "batch_size": 32})
     # Self-attention over all of them: with a mutual attention for each, a step takes twice as long.
     c.model.update({"attention": "self", "unroll": 1})
-    # One token at a time would be 109 network calls.
-    c.sample.update({"group": 4})
     c.evaluate.update({"samples": 128, "rules": ("every",)})
     if arg == "smoke":
         t2i.smoke(c)

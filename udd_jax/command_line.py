@@ -121,7 +121,7 @@ _flag(
     "match=TEXT:SCALE, clip=TEXT:, like, content, style or palette=PICTURE: steer; may be repeated",
 )  # fmt: skip
 _flag("sample", "string", "dual_encoder", None, "a run whose dual encoder is used, for match")
-_flag("sample", "float", "share", None, "codes masked in a round; for edit, .4")
+_flag("sample", "float", "share", None, "codes masked in a round; for edit, .6")
 _flag("sample", "integer", "rounds", None, "rounds of masking; for edit, 24")
 _flag("sample", "multi_string", "extend", [], "SIDE:PIXELS such as left:8; for outpaint")
 _flag("sample", "string", "length", None, "tokens of a caption, or drawn by its head; for i2t")

@@ -12,7 +12,7 @@ from udd_jax.errors import UserError
 from udd_jax.sampling import outpainting
 
 # Of `edit`, measured on shapes (benchmarks/RESULTS.md).
-GUIDANCE, SHARE, ROUNDS = 2.0, 0.4, 24
+GUIDANCE, SHARE, ROUNDS = 2.0, 0.6, 24
 
 
 def check(share, rounds) -> None:
