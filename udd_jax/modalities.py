@@ -7,6 +7,7 @@ Every run has an image and a text. A further modality is a row, and a further ki
 """
 
 import dataclasses
+import functools
 import math
 import pathlib
 import re
@@ -14,7 +15,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import ml_collections
+import numpy as np
 
+from udd_jax.data import layouts, pixels, sounds
+from udd_jax.data.sources import beside
 from udd_jax.errors import UserError
 from udd_jax.tokenizers import image_tokenizer, text_tokenizer
 from udd_jax.tokenizers.layout_tokenizer import LayoutTokenizer
@@ -30,18 +34,47 @@ class Kind(NamedTuple):
     file: of its tokenizer in the folder of a run, with {name} for that of the modality; "" if
     there is none. load: (path, row) -> tokenizer, with `row` an entry of `config.modalities`.
     shape: (tokenizer, config) -> length, classes, grid or None. own: settings that a row may have.
+    reader: (row, image_size) -> how stored data have its values.
     """
 
     file: str
     load: Callable[[pathlib.Path, dict], Any]
     shape: Callable[[Any, Any], tuple]
     own: tuple[str, ...] = ()
+    reader: Callable[[dict, Any], beside.Reader] | None = None
 
 
 def sound_settings(row: dict) -> Spectrogram:
     """The spectrogram of a row of kind sound."""
     names = [field.name for field in dataclasses.fields(Spectrogram)]
     return Spectrogram(**{name: row[name] for name in names if name in row})
+
+
+def _sound(settings: Spectrogram, content) -> np.ndarray:
+    """The bytes of a file -> float32[samples] at the rate of the settings."""
+    if not isinstance(content, bytes):
+        raise UserError(f"a sound is {type(content).__name__}, expected a file or its bytes")
+    return sounds.fit(*sounds.read(content), settings.rate, settings.samples)
+
+
+def _layout(tokenizer: LayoutTokenizer, shape: tuple[int, int], content) -> np.ndarray:
+    """The bytes of a file, or rows of ids -> int32[grid], cut as a picture of this shape is."""
+    read = layouts.read if isinstance(content, bytes) else layouts.check
+    found = layouts.fit(layouts.cut(read(content), shape), tokenizer.grid)
+    tokenizer.encode(found[None])  # UserError for unknown ids
+    return found
+
+
+def _sound_reader(row: dict, image_size) -> beside.Reader:
+    read = functools.partial(_sound, sound_settings(row))
+    return beside.Reader(read, sounds.SUFFIXES, sounds.SUFFIXES, row.get("field", ""))
+
+
+def _layout_reader(row: dict, image_size) -> beside.Reader:
+    tokenizer = LayoutTokenizer(tuple(row["grid"]), row["classes"])
+    read = functools.partial(_layout, tokenizer, pixels.both(image_size))
+    alone = (".npy", ".seg.png")  # `a.json` has captions, `a.png` is the picture
+    return beside.Reader(read, layouts.SUFFIXES, alone, row.get("field", ""))
 
 
 def _in_grid(tokenizer, config):
@@ -59,13 +92,15 @@ KINDS = {
         "{name}/tokenizer",
         lambda path, row: SoundTokenizer(sound_settings(row), image_tokenizer.load(path)),
         _in_grid,
-        (*(field.name for field in dataclasses.fields(Spectrogram)), "vq"),
+        (*(field.name for field in dataclasses.fields(Spectrogram)), "vq", "field"),
+        _sound_reader,
     ),
     "layout": Kind(
         "",
         lambda path, row: LayoutTokenizer(tuple(row["grid"]), row["classes"]),
         _in_grid,
-        ("grid", "classes"),
+        ("grid", "classes", "field"),
+        _layout_reader,
     ),
 }
 EVERY_ROW = ("kind", "schedule", "weight")  # settings of a row of any kind
@@ -124,9 +159,12 @@ def token_weights(config) -> dict[str, float]:
 
 def source_options(config) -> dict:
     """The options of `sources.open_source` for the data of a config."""
-    names = further(config)
+    listed = rows(config)
+    readers = {n: KINDS[listed[n]["kind"]].reader for n in further(config)}
     options = {"image_size": config.image_size, **config.data_options.to_dict()}
-    return options | ({"further": names} if names else {})
+    if readers:
+        options["further"] = {n: make(listed[n], config.image_size) for n, make in readers.items()}
+    return options | ({"incomplete": True} if config.get("incomplete") else {})
 
 
 def tokenizer_file(config, name: str) -> str:

@@ -311,7 +311,7 @@ def write_shards(config, workdir, source, tokenizers: dict) -> None:
 
 
 def held_out_tokens(config, source, tokenizers: dict) -> dict | None:
-    """The first `config.train.held_out` pairs of a source as a batch, or None if that is 0.
+    """The first `config.train.held_out` whole records of a source as a batch, or None for none.
 
     Returns {"image": int32[n, N], "text": int32[n, M]}.
     """
@@ -320,6 +320,8 @@ def held_out_tokens(config, source, tokenizers: dict) -> dict | None:
         return None
     read = reading.examples(source, 0, count, reading.Views(config.image_size))
     read = [example for example in read if example.pixels is not None]
+    if not read:
+        return None
     captions = [example.captions[0] for example in read]
     return {
         "image": tokenizers["image"].encode(np.concatenate([example.pixels for example in read])),
@@ -354,7 +356,7 @@ def pairs(config, workdir, source, tokenizers: dict, share):
             names = ("position", "cause", "detail")
             rows = [json.dumps(dict(zip(names, fault, strict=True))) + "\n" for fault in seen]
             files.write_bytes(path, "".join(rows).encode())
-            unusable = {position for position, cause, _ in seen if cause in reading.SKIPPED}
+            unusable = {position for position, cause, _ in seen if reading.skipping([cause])}
             limit = c.get("skip_limit", SKIPPED)
             if len(unusable) > limit * len(source):
                 raise UserError(
@@ -384,8 +386,8 @@ def make_weights(config, workdir, cache, tokenizers: dict, data, **options) -> d
     if cache is None:
         ahead = batches.Ahead(pairs(config, workdir, data["train"], tokenizers, share))
     else:
-        mask = vocab.modalities[vocab.index("text")].classes
-        ahead = batches.Ahead(lambda step: batches.make(cache, seed, step, size, *share, mask))
+        masks = {m.name: m.classes for m in vocab.modalities}
+        ahead = batches.Ahead(lambda step: batches.make(cache, seed, step, size, *share, masks))
     options |= {
         "terms": end_to_end.from_config(config, vocab, tokenizers["image"]),
         "start": start.weights(config, vocab),

@@ -20,7 +20,7 @@ class TableCache:
     views = 3
 
     def __init__(self, size):
-        self.captions = np.arange(size) % 4 + 1
+        self.captions, self.lacking = np.arange(size) % 4 + 1, {}
 
     def __len__(self):
         return len(self.captions)

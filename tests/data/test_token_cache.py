@@ -114,9 +114,9 @@ def test_a_picture_without_a_caption_is_kept_where_that_is_asked_for(tmp_path):
     cache = token_cache.write_cache(*parts, tmp_path / "b", views=views, **options)
     alone = np.arange(23) % 3 == 0
     assert len(cache) == 23 and (cache.captions == np.where(alone, 0, np.arange(23) % 3 + 1)).all()
-    assert cache.manifest["faults"] == {"picture alone": 8}
+    assert cache.manifest["faults"] == {"without caption": 8}
     for step in range(4):
-        found = batches.make(cache, 0, step, 10, lacking=77)
+        found = batches.make(cache, 0, step, 10, lacking={"text": 77})
         own = found["image"][:, 0]
         assert (found["text"][own % 3 == 0] == 77).all()
         assert (found["text"][own % 3 > 0, 1] == own[own % 3 > 0]).all()

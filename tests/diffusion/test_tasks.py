@@ -54,6 +54,23 @@ def test_an_unknown_task_is_named():
 THREE = vocab.Vocab((*VOCAB.modalities, vocab.Modality("sound", 2, 6)))
 
 
+@pytest.mark.parametrize("rule", ["sound|text", "image,sound|text", "image", "image,text,sound"])
+def test_of_three_modalities_a_row_may_lack_any(rule):
+    masks = tasks.masks(THREE, rule, 7)
+    present = np.array([[n >> bit & 1 for bit in range(3)] for n in range(1, 8)], bool)
+    free, absent = map(np.asarray, tasks.of_present(THREE, masks, jnp.asarray(present)))
+    parsed = tasks.parse(THREE, rule)
+    names = [m.name for m in THREE.modalities]
+    for row, has in enumerate(present):
+        there = [name for name, here in zip(names, has, strict=True) if here]
+        asked = [name for name in there if name in parsed.free]
+        made = asked or there  # nothing that the rule makes: then all that there is
+        shown = made if not asked else [*asked, *(n for n in there if n in parsed.given)]
+        for name, where in zip(names, THREE.slices, strict=True):
+            assert free[row, where].all() == free[row, where].any() == (name in made)
+            assert absent[row, names.index(name)] == (name not in shown)
+
+
 @pytest.mark.parametrize(
     ("rule", "free", "absent"),
     [

@@ -3,6 +3,7 @@
 import pytest
 from flax import traverse_util
 
+from configs import any as any_config
 from configs import base, i2t, pair, t2i
 from tests.helpers import tiny
 from udd_jax import stages
@@ -89,3 +90,11 @@ def test_a_bad_mixture_is_refused_before_the_first_stage(mixture, message, tmp_p
     with pytest.raises(ValueError, match=message):
         stages.run(c, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_layout_needs_whole_pictures():
+    c = any_config.get_config("smoke")
+    limits.check(c)
+    c.views = 4
+    with pytest.raises(ValueError, match="views = 4, expected 1 with a layout"):
+        limits.check(c)

@@ -124,17 +124,37 @@ def test_given_and_absent_positions_carry_no_loss():
     assert float(loss_of("image")(x0)["text_nll"]) == 0
 
 
-def test_a_row_without_a_text_is_one_of_the_images_alone():
-    """Whatever its task; a row that lacks nothing is as before."""
+@functools.cache
+def loss_of_present(task):
+    """Compiled x0 -> loss of `fresh` on one task, where rows may lack a modality."""
     (_, kernel, model, *_), state = setting(), fresh()
-    loss_fn = make_loss(kernel, model, mixture={"t2i": 1.0}, incomplete=True)
+    loss_fn = make_loss(kernel, model, mixture={task: 1.0}, incomplete=True)
+    return jax.jit(lambda x0: loss_fn(state.params, state.times, jax.random.key(3), x0)[0])
+
+
+@pytest.mark.parametrize("has, lacks, task", [("image", "text", "t2i"), ("text", "image", "t2i")])
+def test_a_row_that_lacks_a_modality_is_one_of_the_other_alone(has, lacks, task):
+    """Whatever its task; a row that lacks nothing is as before."""
     whole, lacking = batch(0), batch(0)
-    lacking["text"] = np.full_like(lacking["text"], 5)
-    value = jax.jit(lambda x0: loss_fn(state.params, state.times, jax.random.key(3), x0)[0])
-    for rows, task in ((lacking, "image"), (whole, "t2i")):
-        plain = loss_of(task)(VOCAB.fuse(whole))["loss"]
-        np.testing.assert_allclose(value(VOCAB.fuse(rows)), plain, rtol=1e-6)
-    assert loss_of("image")(VOCAB.fuse(whole))["loss"] != loss_of("t2i")(VOCAB.fuse(whole))["loss"]
+    lacking[lacks] = np.full_like(lacking[lacks], {"image": 3, "text": 5}[lacks])
+    for rows, plain in ((lacking, has), (whole, task)):
+        expected = loss_of(plain)(VOCAB.fuse(whole))["loss"]
+        found = loss_of_present(task)(VOCAB.fuse(rows))
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert loss_of(has)(VOCAB.fuse(whole))["loss"] != loss_of(task)(VOCAB.fuse(whole))["loss"]
+
+
+def test_the_loss_of_a_row_is_its_own_whatever_the_others_lack():
+    def loss_without(image=(), text=()):
+        rows = batch(0)
+        rows["image"][list(image)], rows["text"][list(text)] = 3, 5
+        return float(loss_of_present("t2i")(VOCAB.fuse(rows)))
+
+    whole, no_image, no_text = loss_without(), range(5), range(5, 9)
+    changes = [loss_without(no_image) - whole, loss_without((), no_text) - whole]
+    assert min(map(abs, changes)) > 1e-3
+    together = loss_without(no_image, no_text) - whole
+    np.testing.assert_allclose(together, sum(changes), rtol=1e-4)
 
 
 def test_an_absent_text_does_not_reach_the_loss_of_the_image():

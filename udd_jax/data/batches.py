@@ -46,7 +46,7 @@ def _share(seed, step, batch_size, size, process_index, process_count):
 
 
 def make(
-    cache, seed: int, step: int, batch_size: int, process_index=0, process_count=1, lacking=0
+    cache, seed: int, step: int, batch_size: int, process_index=0, process_count=1, lacking=None
 ) -> dict:
     """This process's share of the batch of `step`, read from a token cache.
 
@@ -54,10 +54,11 @@ def make(
         cache: a `token_cache.TokenCache`.
         seed, step, batch_size: of the global batch.
         process_index, process_count: the share, rows [index * B / count, (index + 1) * B / count).
-        lacking: the id at all places of a text that an item does not have.
+        lacking: {modality: the id at all its places in an item that does not have it}, 0 if it is
+            not in it.
 
     Returns:
-        {"image": int32[B / count, N], "text": int32[B / count, M]}.
+        {"image": int32[B / count, N], "text": int32[B / count, M]}, and further modalities.
 
     Raises:
         ValueError: batch_size is not a multiple of process_count.
@@ -67,7 +68,8 @@ def make(
     counts = cache.captions[items]
     captions = hashing.draw(_CAPTION, seed, epoch, items) % np.maximum(counts, 1).astype(np.uint64)
     found = cache.pairs(items, views.astype(np.int64), captions.astype(np.int64))
-    found["text"][counts == 0] = lacking
+    for name, gone in cache.lacking.items():
+        found[name][gone[items]] = (lacking or {}).get(name, 0)
     return found
 
 

@@ -1,5 +1,6 @@
 """Layout files: maps of categories as JSON (rows of ids), .npy, or a picture of ids (.seg.png)."""
 
+import io
 import json
 import os
 import pathlib
@@ -7,6 +8,7 @@ import pathlib
 import numpy as np
 from PIL import Image
 
+from udd_jax.data import pixels
 from udd_jax.errors import UserError
 from udd_jax.runtime import files
 
@@ -19,24 +21,59 @@ COLOURS = np.array(
     np.uint8,
 )
 CELL = 8  # pixels of an id in a picture
+SUFFIXES = (".npy", ".json", ".png", ".seg.png")
 
 
-def read(source: str | os.PathLike) -> np.ndarray:
-    """A file -> int32[rows, columns]. ValueError, one line, if it holds no such map."""
-    path = pathlib.Path(source)
+def read(source: str | os.PathLike | bytes) -> np.ndarray:
+    """A file, or its bytes -> int32[rows, columns].
+
+    ValueError, one line, if it holds no such map; OSError if it cannot be read.
+    """
+    if isinstance(source, bytes):
+        name, suffix, content = f"a file of {len(source)} bytes", "", source
+        if content.startswith(b"\x93NUMPY"):
+            suffix = ".npy"
+        elif content.lstrip().startswith(b"["):
+            suffix = ".json"
+    else:
+        name, suffix = str(source), pathlib.Path(source).suffix.lower()
+        content = pathlib.Path(source).read_bytes()
     try:
-        if path.suffix == ".json":
-            found = np.array(json.loads(path.read_text(encoding="utf-8")))
-        elif path.suffix == ".npy":
-            found = np.load(path, allow_pickle=False)
-        else:
-            with Image.open(path) as image:
-                found = np.asarray(image if image.mode in ("L", "P", "I") else image.convert("L"))
-    except (ValueError, EOFError) as error:
-        raise UserError(f"{path} is no layout: {str(error).splitlines()[0]}") from None
-    if found.ndim != 2 or found.dtype.kind not in "iu":
-        raise UserError(f"{path} is {found.dtype}{list(found.shape)}, expected int[rows, columns]")
+        found = _decoded(content, suffix)
+    except Exception as error:  # damaged files raise errors of any type
+        cause = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{name} is no layout: {cause}") from None
+    return check(found, name)
+
+
+def _decoded(content: bytes, suffix: str) -> np.ndarray:
+    file = io.BytesIO(content)
+    if suffix == ".json":
+        return np.array(json.loads(content.decode("utf-8")))
+    if suffix == ".npy":
+        return np.load(file, allow_pickle=False)
+    with Image.open(file, formats=pixels.formats()) as image:
+        return np.asarray(image if image.mode in ("L", "P", "I") else image.convert("L"))
+
+
+def check(found, name: str = "the layout") -> np.ndarray:
+    """Rows of ids as int32[rows, columns]. ValueError, one line, for anything else."""
+    try:
+        found = np.asarray(found)
+    except ValueError:  # rows of different lengths
+        raise UserError(f"{name} has rows of different lengths") from None
+    if found.ndim != 2 or found.dtype.kind not in "iu" or not found.size:
+        raise UserError(f"{name} is {found.dtype}{list(found.shape)}, expected int[rows, columns]")
+    if not -(2**31) <= found.min() <= found.max() < 2**31:
+        raise UserError(f"{name} has ids up to {found.max()}, expected whole numbers of 32 bits")
     return found.astype(np.int32)
+
+
+def cut(layout: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """The middle of a map that a picture of `shape` = (height, width) is cut from: the largest
+    part of its proportions."""
+    top, left, bottom, right = pixels.middle(layout.shape, shape)
+    return layout[top:bottom, left:right]
 
 
 def fit(layout: np.ndarray, grid: tuple[int, int]) -> np.ndarray:

@@ -66,12 +66,12 @@ def read(source: str | os.PathLike | bytes) -> np.ndarray:
 
 
 def read_for(
-    source: str | os.PathLike | bytes, size: int | None = None
+    source: str | os.PathLike | bytes, size: int | tuple[int, int] | None = None
 ) -> tuple[np.ndarray, tuple[int, int]]:
     """Decode an image file, or its bytes: (uint8[H, W, 3], (width, height) of the file).
 
     A large JPEG that `fit` will reduce to `size` is decoded at 1/2, 1/4 or 1/8 of its scale, with
-    both sides at least DETAIL times `size`. None decodes everything at full scale.
+    both sides at least DETAIL times `size` (its longer side). None decodes at full scale.
 
     Reads any of FORMATS, found by its content and not by its name, and any mode: palettes, grey,
     CMYK and YCCK, 16 bit and float (scaled to 8 bit). Transparency is put over white, the EXIF
@@ -91,7 +91,8 @@ def read_for(
                     raise Image.DecompressionBombError
                 full = image.size
                 if size and image.format in ("JPEG", "MPO"):
-                    image.draft(None, (DETAIL * size, DETAIL * size))
+                    side = DETAIL * max(both(size))
+                    image.draft(None, (side, side))
                 scaled = image.size
                 image.load()
                 with contextlib.suppress(Exception):  # a damaged EXIF block alone is fine
@@ -127,21 +128,29 @@ def size(source: bytes) -> tuple[int, int]:
         raise UserError(f"image: the {len(source)} bytes given are damaged: {error}") from None
 
 
-def fit(image: np.ndarray, size: int, filter: str = FILTER) -> np.ndarray:
+def both(size: int | tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of a size, which is the side of a square or both."""
+    return (size, size) if isinstance(size, int | np.integer) else tuple(size)
+
+
+def fit(image: np.ndarray, size: int | tuple[int, int], filter: str = FILTER) -> np.ndarray:
     """The centre square of uint8[H, W, 3], resized to uint8[size, size, 3].
 
-    The short side becomes `size`. `filter` names a filter of Pillow: nearest, box, bilinear,
-    hamming, bicubic, lanczos. Raises ValueError for any other name.
+    The short side becomes `size`. For a size (height, width) it is the largest middle part of these
+    proportions. `filter` names a filter of Pillow: nearest, box, bilinear, hamming, bicubic,
+    lanczos. Raises ValueError for any other name.
     """
     resampling = Image.Resampling.__members__.get(filter.upper())
     if resampling is None:
         names = ", ".join(name.lower() for name in Image.Resampling.__members__)
         raise UserError(f"filter: {filter!r} is not one of {names}")
     check(image)
-    box = _centre_square(*image.shape[:2])
-    if image.shape[:2] == (size, size):
+    height, width = both(size)
+    top, left, bottom, right = middle(image.shape[:2], (height, width))
+    if image.shape[:2] == (height, width):
         return image
-    return np.array(Image.fromarray(image).resize((size, size), resampling, box=box))
+    box = left, top, right, bottom
+    return np.array(Image.fromarray(image).resize((width, height), resampling, box=box))
 
 
 def encode_png(image: np.ndarray) -> bytes:
@@ -167,7 +176,7 @@ def read_mask(path: str | os.PathLike, size: int | tuple[int, int]) -> np.ndarra
 
     `size` is the side, or (height, width), of its image. ValueError for a mask of another size.
     """
-    height, width = (size, size) if isinstance(size, int) else size
+    height, width = both(size)
     image = read(path)
     if image.shape[:2] != (height, width):
         raise UserError(
@@ -177,11 +186,13 @@ def read_mask(path: str | os.PathLike, size: int | tuple[int, int]) -> np.ndarra
     return image.mean(axis=-1) > 127.5
 
 
-def fit_mask(mask: np.ndarray, size: int) -> np.ndarray:
+def fit_mask(mask: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
     """bool[H, W] to bool[size, size], cut like `fit`; True if any of its pixels is True."""
-    box = _centre_square(*mask.shape)
+    height, width = both(size)
+    top, left, bottom, right = middle(mask.shape, (height, width))
     grey = Image.fromarray(mask.astype(np.float32))
-    return np.array(grey.resize((size, size), Image.Resampling.BOX, box=box)) > 0
+    box = left, top, right, bottom
+    return np.array(grey.resize((width, height), Image.Resampling.BOX, box=box)) > 0
 
 
 def code_mask(mask: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
@@ -242,10 +253,16 @@ def _eight_bit(values: np.ndarray, mode: str) -> np.ndarray:
     return np.rint(values * (255 / white)).astype(np.uint8)
 
 
-def _centre_square(height: int, width: int) -> tuple[int, int, int, int]:
-    side = min(height, width)
-    left, top = (width - side) // 2, (height - side) // 2
-    return left, top, left + side, top + side
+def middle(shape: tuple[int, int], wanted: tuple[int, int]) -> tuple[int, int, int, int]:
+    """(top, left, bottom, right) of the largest part of `shape`, (height, width), in its middle
+    that has the proportions of `wanted`, up to a pixel."""
+    (height, width), (tall, wide) = shape, wanted
+    if width * tall >= height * wide:
+        tall, wide = height, max(1, round(height * wide / tall))
+    else:
+        tall, wide = max(1, round(width * tall / wide)), width
+    top, left = (height - tall) // 2, (width - wide) // 2
+    return top, left, top + tall, left + wide
 
 
 def check(image: np.ndarray, mask: np.ndarray | None = None) -> None:

@@ -12,6 +12,7 @@ faults and repairs are in `faults` as (cause, detail).
 """
 
 import dataclasses
+import functools
 import re
 
 import grain
@@ -22,8 +23,11 @@ from udd_jax.errors import UserError
 
 # Causes for skipping a record, and causes for dropping a caption. Other causes, in `clean`, are
 # repairs.
-SKIPPED = ("unreadable record", "broken image", "tiny image", "no caption")
-ALONE = "picture alone"  # a record without a caption that is used; not a fault
+SKIPPED = ("unreadable record", "broken image", "tiny image", "no caption", "empty record")
+NOTHING = SKIPPED[-1], "nothing in it can be used"
+BROKEN, LACKS = "broken ", "no "  # with what is, or is not there, such as "no sound": skipped too
+WITHOUT = "without "  # with what an incomplete record lacks; not a fault
+MODALITY = {"picture": "image", "caption": "text"}  # of what causes name; others by their own name
 EMPTY = "caption empty"
 DROPPED = ("caption is no text", "caption too long", EMPTY)
 _CHUNK = 16  # examples in one element of Grain, whose cost is per element
@@ -38,17 +42,18 @@ class Views:
     """How pictures are cut: the settings that the token cache records.
 
     Attributes:
-        size: S, the side of the result, in pixels.
+        size: S, the side of the result, in pixels, or (height, width).
         count: views of an image; the first one is the plain view.
         smallest: least share of the largest square in the picture that a crop keeps, (0, 1].
         flip: whether random views may be mirrored.
         seed: of the crops.
         min_side: pictures with a shorter side than this are skipped.
         max_characters: captions longer than this are dropped.
-        incomplete: whether a picture without a caption is an example; else it is a fault.
+        incomplete: whether a record without a caption, a picture or a value of another modality is
+            an example; else it is a fault.
     """
 
-    size: int
+    size: int | tuple[int, int]
     count: int = 1
     smallest: float = 0.6
     flip: bool = True
@@ -59,7 +64,7 @@ class Views:
 
     def __post_init__(self):
         for name, least in (("size", 1), ("count", 1), ("min_side", 1), ("max_characters", 1)):
-            if getattr(self, name) < least:
+            if min(pixels.both(getattr(self, name))) < least:
                 raise UserError(f"{name} is {getattr(self, name)}, expected at least {least}")
         if not 0 < self.smallest <= 1:
             raise UserError(f"smallest is {self.smallest}, expected a share in (0, 1]")
@@ -67,14 +72,28 @@ class Views:
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """A prepared record: pixels uint8[views, S, S, 3], or None if it has to be skipped."""
+    """A prepared record.
+
+    pixels: uint8[views, S, S, 3], or None if there are none. extra: of the record, with the values
+    of further modalities that it has. `usable` is False for one that has to be skipped.
+    """
 
     position: int
     key: str
     pixels: np.ndarray | None
     captions: tuple[str, ...]
     faults: tuple[tuple[str, str], ...] = ()
-    extra: dict = dataclasses.field(default_factory=dict)  # of the record
+    extra: dict = dataclasses.field(default_factory=dict)
+
+    @property
+    def usable(self) -> bool:
+        return self.pixels is not None or bool(self.captions or self.extra)
+
+
+def skipping(causes) -> list[str]:
+    """Those of some causes that skip a record, in the order of SKIPPED, then of the alphabet."""
+    others = (c for c in causes if c.startswith((BROKEN, LACKS)) and c not in SKIPPED)
+    return [*(c for c in SKIPPED if c in causes), *sorted(others)]
 
 
 def clean(caption, max_characters: int = 10_000) -> tuple[str | None, str | None]:
@@ -103,17 +122,18 @@ def cut(image: np.ndarray, views: Views, position: int, mirror: bool, numbers) -
     `numbers` name the views, also beyond `views.count`; number 0 is the plain view.
     """
     height, width = image.shape[:2]
-    cuts = []
+    top, left, bottom, right = pixels.middle((height, width), pixels.both(views.size))
+    whole, cuts = (bottom - top, right - left), []
     for view in numbers:
         if view == 0:
             cuts.append(pixels.fit(image, views.size))
             continue
         chance = hashing.uniform(views.seed, position, view, np.arange(4))
         share = views.smallest + (1 - views.smallest) * chance[_SCALE]
-        side = max(1, round(min(height, width) * float(np.sqrt(share))))
-        top = int(chance[_TOP] * (height - side + 1))
-        left = int(chance[_LEFT] * (width - side + 1))
-        crop = pixels.fit(image[top : top + side, left : left + side], views.size)
+        tall, wide = (max(1, round(side * float(np.sqrt(share)))) for side in whole)
+        top = int(chance[_TOP] * (height - tall + 1))
+        left = int(chance[_LEFT] * (width - wide + 1))
+        crop = pixels.fit(image[top : top + tall, left : left + wide], views.size)
         cuts.append(crop[:, ::-1] if mirror and chance[_MIRROR] < 0.5 else crop)
     return np.stack(cuts)
 
@@ -127,33 +147,47 @@ def example(source, position: int, views: Views, numbers=None) -> Example:
         record = source[position]
     except (OSError, ValueError) as error:
         return Example(position, str(position), None, (), (("unreadable record", str(error)),))
-    faults, captions = [], []
+    faults, captions, skip = [], [], functools.partial(Example, position, record.key, None, ())
     for caption in record.captions:
         text, cause = clean(caption, views.max_characters)
         if cause and not (views.incomplete and cause == EMPTY):
             faults.append((cause, repr(caption)[:80]))
         if text is not None:
             captions.append(text)
-    if not captions and views.incomplete:
-        faults.append((ALONE, f"{len(record.captions)} captions given"))
-    elif not captions:
-        faults.append(("no caption", f"{len(record.captions)} given"))
-        return Example(position, record.key, None, (), tuple(faults))
+    further = getattr(source, "further", ())
+    gone = lacking(record, captions, further)
+    kind = WITHOUT if views.incomplete else LACKS
+    faults += [*record.faults, *((kind + what, detail) for what, detail in gone)]
+    if skipping([cause for cause, _ in faults]):
+        return skip(tuple(faults))
+    if len(gone) == 2 + len(further):
+        return skip((*faults, NOTHING))
+    if record.image is None:
+        return Example(position, record.key, None, tuple(captions), tuple(faults), record.extra)
     try:
         picture = record.image
         if isinstance(picture, bytes):
             picture, _ = pixels.read_for(picture, views.size)
     except (OSError, ValueError) as error:
-        faults.append(("broken image", str(error)))
-        return Example(position, record.key, None, (), tuple(faults))
+        return skip((*faults, ("broken image", str(error))))
     height, width = picture.shape[:2]
     if min(height, width) < views.min_side:
-        faults.append(("tiny image", f"{width} x {height} pixels"))
-        return Example(position, record.key, None, (), tuple(faults))
+        return skip((*faults, ("tiny image", f"{width} x {height} pixels")))
     mirror = views.flip and not any(_SIDES.search(caption) for caption in captions)
     numbers = range(views.count) if numbers is None else numbers
     cuts = cut(picture, views, position, mirror, numbers)
     return Example(position, record.key, cuts, tuple(captions), tuple(faults), record.extra)
+
+
+def lacking(record, captions, further) -> list[tuple[str, str]]:
+    """(what, detail) of each part that a record lacks: "picture", "caption", or one of `further`.
+
+    captions: those that can be used.
+    """
+    broken = [cause.removeprefix(BROKEN) for cause, _ in record.faults]
+    gone = [] if captions else [("caption", f"{len(record.captions)} given")]
+    gone += [("picture", "")] if record.image is None else []
+    return gone + [(n, "") for n in further if n not in record.extra and n not in broken]
 
 
 def examples(source, start: int, stop: int, views: Views, *, threads=4, workers=0):
@@ -195,6 +229,21 @@ def in_order(function, numbers: range, *, threads=4, workers=0):
     if workers:
         dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
     yield from dataset
+
+
+def values(source, name: str):
+    """Every value of a modality besides image and text that can be read, in order.
+
+    If the source has a method `values(index)`, no picture is read; otherwise its records are read.
+    """
+    listed = getattr(source, "values", lambda index: (source[index].extra, ()))
+    for index in range(len(source)):
+        try:
+            found, _ = listed(index)
+        except (OSError, ValueError):
+            continue  # counted when its picture is read
+        if name in found:
+            yield found[name]
 
 
 def captions(source):

@@ -32,8 +32,10 @@ def read(source: str | os.PathLike | bytes) -> tuple[np.ndarray, int]:
 
     ValueError, one line, for a file that is no sound; OSError if it cannot be read.
     """
-    library, what = _library(), "sound"
-    if not isinstance(source, bytes):
+    library = _library()
+    if isinstance(source, bytes):
+        what = f"a file of {len(source)} bytes"
+    else:
         what = str(source)
         with open(source, "rb") as file:
             source = file.read()

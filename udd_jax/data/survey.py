@@ -8,14 +8,15 @@
 
 Every item of a data set is used, or counted here with its cause and the first example: "unusable"
 items are skipped, "dropped" and "repaired" are captions, "left" are files that no split uses, and
-"alone" are pictures without a caption that train the images alone (`incomplete`).
+"alone" are items that lack something and are used as they are (`incomplete`).
 """
 
 import collections
 import concurrent.futures
+import dataclasses
 import re
 
-from udd_jax.data import reading
+from udd_jax.data import reading, records
 from udd_jax.data.sources import listing
 from udd_jax.errors import UserError
 
@@ -57,7 +58,8 @@ def survey(
         JSON values: "splits", for each split its name, records, captions, unusable records and how
         it was decided; "sizes", images by (width, height) as text; "unusable", "dropped",
         "repaired", "alone" and "left", cause -> {"count", "first"}; "examples", some captions;
-        "hash".
+        "hash". A split of records with further modalities, or without some picture, has "having":
+        {modality: usable items that have it}.
     """
     splits, sizes, examples = {}, collections.Counter(), []
     kinds = {kind: _Counts() for kind in ("unusable", "alone", "dropped", "repaired", "left")}
@@ -67,7 +69,8 @@ def survey(
         if not isinstance(source, listing.Listing):
             continue
         row = splits[split] | {"decided": source.decided, "captions": 0}
-        for item, fault, size in _looked_at(source, min_side, threads):
+        having = collections.Counter()
+        for item, fault, size, record in _looked_at(source, min_side, threads):
             usable = 0
             for caption in item.captions:
                 text, cause = reading.clean(caption, max_characters)
@@ -79,17 +82,22 @@ def survey(
                 if text is not None and len(examples) < _SHOWN:
                     examples.append(text)
             row["captions"] += usable
-            if fault is None and not usable and incomplete:
-                kinds["alone"].add("no caption", item.key)
-            elif fault is None and not usable:
-                fault = "no caption", f"{len(item.captions)} given"
+            lacking = reading.lacking(record, usable, source.further)
+            fault = fault or _lacks_too_much(lacking, source, incomplete)
+            if fault is None:
+                for what, _ in lacking:
+                    kinds["alone"].add(f"no {what}", item.key)
+                gone = {reading.MODALITY.get(what, what) for what, _ in lacking}
+                having.update(name for name in _names(source) if name not in gone)
             if fault is not None:
                 row["unusable"] += 1
                 cause, detail = fault
-                shown = detail if item.key in detail else f"{item.key}: {detail}"
+                shown = detail if item.key in detail else f"{item.key}: {detail}".rstrip(": ")
                 kinds["unusable"].add(cause, shown)
             if size is not None:
                 sizes["{} x {}".format(*size)] += 1
+        if source.further or any(item.where is None for item in source.items):
+            row["having"] = {name: having[name] for name in _names(source)}
         for key, cause in source.left:
             if split == "train" or cause.startswith(("its pixels", "beyond")):  # else once a split
                 kinds["left"].add(cause, key)
@@ -121,19 +129,28 @@ def same(found: dict, data: dict) -> bool:
 
 
 def _looked_at(source, min_side: int, threads: int):
-    """(item, (cause, detail) or None, (width, height) or None) of each item, in order."""
+    """(item, (cause, detail) or None, (width, height) or None, Record) of each item, in order.
 
-    def of(item):
+    The record has no pixels, only whether there is a picture, and its further values.
+    """
+
+    def of(index):
+        item = source.items[index]
+        bare = records.Record(item.key, b"" if item.where is not None else None, item.captions)
         if isinstance(item.where, listing.Broken):
-            return item, ("unreadable record", item.where.cause), None
-        found = listing.look(source.read, item.where, source.side)
-        fault, size = found.fault, found.size
+            return item, ("unreadable record", item.where.cause), None, bare
+        fault = size = None
+        if item.where is not None:
+            found = listing.look(source.read, item.where, source.side)
+            fault, size = found.fault, found.size
         if size is not None and min(size) < min_side:
             fault = "tiny image", "{} x {} pixels".format(*size)
-        return item, fault, size
+        values, broken = source.values(index)
+        record = dataclasses.replace(bare, extra=dict.fromkeys(values), faults=broken)
+        return item, next(iter(broken), fault), size, record
 
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-        yield from pool.map(of, source.items)
+        yield from pool.map(of, range(len(source)))
 
 
 def check(found: dict, skip_limit: float = 0.01) -> None:
@@ -164,11 +181,11 @@ def check(found: dict, skip_limit: float = 0.01) -> None:
                 refused.append(f"{bad} of {of} {kind} ({where})")
                 needed = max(needed, -(-1000 * bad // of) / 1000)
     if refused:
-        alone = "--config.incomplete=True trains pictures without a caption alone"
+        alone = "--config.incomplete=True trains each record on what it has"
         raise UserError(
             f"data: {refused[0]} cannot be used ({causes}), expected at most {skip_limit:.1%}: "
             f"mend them, or set --config.skip_limit={needed}"
-            + ("; " + alone if "no caption" in found["unusable"] else "")
+            + ("; " + alone if any(c.startswith(reading.LACKS) for c in found["unusable"]) else "")
         )
     replaced = found["repaired"].get("surrogates replaced", {"count": 0})
     if replaced["count"] > _REPAIRED * max(1, whole["captions"]):
@@ -184,10 +201,11 @@ def asked(data: dict, split: str, only: str = "", category: str = "", incomplete
     Args:
         data: {split: source}.
         split, only, category: `evaluate.split`, `.only` ("field=value") and `.category`.
-        incomplete: whether pictures without a caption are no fault.
+        incomplete: whether records that lack something are no fault.
 
     Raises:
-        ValueError: the split has items, but none matches `only`, or none has the field `category`.
+        ValueError: the split has items, but none matches `only`, none has the field `category`, or
+            all of them lack something.
     """
     source = data.get(split)
     if not isinstance(source, listing.Listing) or not len(source):
@@ -199,10 +217,11 @@ def asked(data: dict, split: str, only: str = "", category: str = "", incomplete
             f"evaluate.category is {category!r}, which no item of the split {split} has, expected "
             f"one of its fields ({known}): name one, or set --config.evaluate.category= to nothing"
         )
-    if incomplete and not any(item.captions for item in source.items):
+    if incomplete and not any(_whole(item, source) for item in source.items):
         raise UserError(
-            f"no picture of the split {split} has a caption, {len(source)} in all: write some, or "
-            "evaluate another split with --config.evaluate.split="
+            f"no record of the split {split} has all of {', '.join(_names(source))}, {len(source)} "
+            "in all, and only such records are measured: complete some, or evaluate another split "
+            "with --config.evaluate.split="
         )
     field, _, value = only.partition("=")
     count = sum(not only or str(item.extra.get(field)) == value for item in source.items)
@@ -212,6 +231,24 @@ def asked(data: dict, split: str, only: str = "", category: str = "", incomplete
             f"split {split} ({known}): name another, or set --config.evaluate.only= to nothing"
         )
     return count
+
+
+def _lacks_too_much(lacking: list, source, incomplete: bool) -> tuple[str, str] | None:
+    """(cause, detail) if an item is not used because of what it lacks, of `reading.lacking`."""
+    if lacking and not incomplete:
+        what, detail = lacking[0]
+        return f"no {what}", detail
+    return reading.NOTHING if len(lacking) == len(_names(source)) else None
+
+
+def _whole(item, source) -> bool:
+    """Whether an item may have a value of every modality."""
+    has = item.where is not None and bool(item.captions)
+    return has and set(source.further) <= set(item.further)
+
+
+def _names(source) -> tuple[str, ...]:
+    return "image", "text", *source.further
 
 
 def texts(data: dict, tokenizer, length: int) -> dict:
@@ -261,7 +298,11 @@ def describe(found: dict, spec: str = "") -> str:
         captions = "" if row["captions"] is None else f", {row['captions']} captions"
         unusable = f", {row['unusable']} of them unusable" if row["unusable"] else ""
         decided = f" ({row['decided']})" if row["decided"] else ""
-        lines.append(f"  {split}: {row['records']} pictures{unusable}{captions}{decided}")
+        what = "records" if "having" in row else "pictures"
+        lines.append(f"  {split}: {row['records']} {what}{unusable}{captions}{decided}")
+        if "having" in row:
+            having = ", ".join(f"{count} {name}" for name, count in row["having"].items())
+            lines.append(f"    of those that can be used: {having}")
     for split, what in (("validation", "image tokenizer"), ("test", "evaluation")):
         if not found["splits"].get(split, {"records": 1})["records"]:
             lines.append(f"  no {split}: the scores of the {what} are those of training pictures")
@@ -277,7 +318,7 @@ def describe(found: dict, spec: str = "") -> str:
         lines.append(f"  captions such as: {'; '.join(map(_short, found['examples']))}")
     for kind, words in (
         ("unusable", "unusable"),
-        ("alone", "trained on alone"),
+        ("alone", "used as they are"),
         ("dropped", "captions dropped"),
         ("repaired", "captions repaired"),
         ("left", "left out"),

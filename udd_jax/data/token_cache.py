@@ -6,7 +6,10 @@
                                   the ids of each further modality, packed as one little-endian
                                   integer type
       shard-00000.json            the contents of that shard; written last, so that it is proof
-      index.npy                   int64[items, 2]: position in the source, number of captions
+      index.npy                   int64[items, 2]: position in the source, number of captions; and
+                                  in a third column, if any item lacks an image or a value of a
+                                  further modality, which ones: bit 0 the image, bit n the n-th
+                                  further one. Their ids in the record are 0
       skipped.jsonl               one line for each fault: position, key, cause, detail
 
 A shard covers a fixed range of the source and is written under a temporary name. A run that was
@@ -26,7 +29,7 @@ import pathlib
 import numpy as np
 from array_record.python import array_record_module
 
-from udd_jax.data import reading, token_checks
+from udd_jax.data import pixels, reading, token_checks
 from udd_jax.errors import UserError
 from udd_jax.runtime import files
 
@@ -73,7 +76,8 @@ def write_shards(
             views, above all the hashes of the tokenizers; JSON values.
         views: how pictures are cut.
         encode_further: {name: values of batch_size records -> int32[batch_size, length]}, for the
-            modalities that `record.extra` has under these names.
+            modalities that `record.extra` has under these names; a value that a record lacks is
+            None, and its ids are 0.
         batch_size: images, or captions, in an encode call; the last call is filled up.
         shard_size: source positions in a shard.
         dtype: of the stored tokens.
@@ -105,10 +109,10 @@ def write_shards(
         token_checks.refuse_other(directory, manifest, made_of)
     elif process_index == 0:
         files.write_json(directory / "manifest.json", made_of | {"complete": False})
-    encode_images = _in_batches(encode_images, batch_size, dtype)
-    encode_texts = _in_batches(encode_texts, batch_size, dtype)
+    encode_images = token_checks.in_batches(encode_images, batch_size, dtype)
+    encode_texts = token_checks.in_batches(encode_texts, batch_size, dtype)
     encode_further = {
-        name: _in_batches(encode, batch_size, dtype)
+        name: token_checks.in_batches(encode, batch_size, dtype)
         for name, encode in sorted((encode_further or {}).items())
     }
     encoders = encode_images, encode_texts, encode_further
@@ -120,7 +124,8 @@ def write_shards(
             progress(stop - start)
             continue
         examples = reading.examples(source, start, stop, views, threads=threads, workers=workers)
-        proof = _write_shard(path, examples, encoders, batch_size, progress)
+        blank = np.zeros((views.count, *pixels.both(views.size), 3), np.uint8)
+        proof = _write_shard(path, examples, encoders, batch_size, progress, blank)
         files.write_bytes(path.with_suffix(".json"), json.dumps(proof).encode())
         token_checks.check_faults(proof, skip_limit, len(source), path.with_suffix(".json"))
 
@@ -155,7 +160,9 @@ def finish(directory, skip_limit: float = 0.01) -> "TokenCache":
             if shard["faults"]:
                 (directory / shard["file"]).with_suffix(".json").unlink()
         raise
-    index = np.array(whole["items"], np.int64).reshape(-1, 2)
+    columns = max((len(item) for item in whole["items"]), default=2)
+    rows = [[*item, 0][:columns] for item in whole["items"]]
+    index = np.array(rows, np.int64).reshape(-1, columns)
     with files.open_atomic(directory / "index.npy") as file:
         np.save(file, index)
     for field in ("image_length", "text_length"):
@@ -182,6 +189,7 @@ class TokenCache:
         views: number of views of an item; image_length, text_length: N and M.
         positions: int64[items], the position of each item in its source.
         captions: int64[items], the number of captions of each item; of 0, a row of padding is kept.
+        lacking: {modality: bool[items], which items lack it}.
 
     Raises:
         ValueError: no cache, an unfinished one, other `settings`, or a damaged cache. With
@@ -205,6 +213,10 @@ class TokenCache:
         self.image_length = self.manifest["image_length"]
         self.text_length = self.manifest["text_length"]
         self.further = self.manifest.get("further", {})  # {modality: its length}
+        bits = index[:, 2] if index.shape[1] > 2 else np.zeros(len(index), np.int64)
+        names = enumerate(("image", *self.further))
+        self.lacking = {name: (bits >> bit & 1).astype(bool) for bit, name in names}
+        self.lacking["text"] = self.captions == 0
         self._dtype = np.dtype(self.manifest["dtype"]).newbyteorder("<")
         self._starts = np.cumsum([0] + [shard["items"] for shard in self.manifest["shards"]])
         self._readers = {}
@@ -296,21 +308,25 @@ def _write_shard(path, *args) -> dict:
     return proof | {"bytes": path.stat().st_size, "sha256": _sha256(path)}
 
 
-def _write_records(partial, examples, encoders, batch_size, progress) -> dict:
+def _write_records(partial, examples, encoders, batch_size, progress, blank) -> dict:
+    """blank: uint8[views, S, S, 3], encoded in place of a picture that an item lacks."""
     encode_images, encode_texts, encode_further = encoders
     with _writing(partial):
         writer = array_record_module.ArrayRecordWriter(str(partial), "group_size:1,uncompressed")
     proof = {"items": [], "faults": [], "image_length": 0, "text_length": 0}
 
     def write(batch):
-        image = encode_images(np.concatenate([example.pixels for example in batch]))
+        shown = [blank if e.pixels is None else e.pixels for e in batch]
+        image = encode_images(np.concatenate(shown))
         captions = [example.captions or ("",) for example in batch]  # a row of padding for none
         text = encode_texts([caption for own in captions for caption in own])
         proof["image_length"], proof["text_length"] = image.shape[1], text.shape[1]
-        images = np.split(image, np.cumsum([len(example.pixels) for example in batch])[:-1])
+        for codes, example in zip(image.reshape(len(batch), -1), batch, strict=True):
+            codes *= example.pixels is not None
+        images = np.split(image, np.cumsum([len(views) for views in shown])[:-1])
         texts = np.split(text, np.cumsum([len(own) for own in captions])[:-1])
         further = {
-            name: encode([example.extra[name] for example in batch])
+            name: encode([example.extra.get(name) for example in batch])
             for name, encode in encode_further.items()
         }
         if further:
@@ -318,7 +334,7 @@ def _write_records(partial, examples, encoders, batch_size, progress) -> dict:
         with _writing(partial):
             for row in zip(images, texts, *further.values(), strict=True):
                 writer.write(b"".join(part.tobytes() for part in row))
-        proof["items"] += [(example.position, len(example.captions)) for example in batch]
+        proof["items"] += [_index(example, tuple(further)) for example in batch]
 
     batch, done = [], 0
     for example in examples:
@@ -326,7 +342,7 @@ def _write_records(partial, examples, encoders, batch_size, progress) -> dict:
             fault = {"position": example.position, "key": example.key}
             proof["faults"].append(fault | {"cause": cause, "detail": detail})
         done += 1
-        if example.pixels is not None:
+        if example.usable:
             batch.append(example)
         if len(batch) == batch_size:
             write(batch)
@@ -340,6 +356,13 @@ def _write_records(partial, examples, encoders, batch_size, progress) -> dict:
     return proof
 
 
+def _index(example, further: tuple[str, ...]) -> tuple[int, ...]:
+    """The row of an item in the index."""
+    gone = [example.pixels is None, *(name not in example.extra for name in further)]
+    bits = sum(1 << bit for bit, lacks in enumerate(gone) if lacks)
+    return (example.position, len(example.captions), *([bits] if bits else []))
+
+
 @contextlib.contextmanager
 def _writing(partial):
     """Turns errors of ArrayRecord, such as a full disk, into one line."""
@@ -348,28 +371,6 @@ def _writing(partial):
     except RuntimeError as error:
         cause = str(error).splitlines()[0]
         raise OSError(f"{partial}: {cause}; make room and run again to continue") from None
-
-
-def _in_batches(encode, batch_size: int, dtype: str):
-    """`encode` in batches of one size, so that it compiles once; checks that tokens fit `dtype`."""
-    limit = np.iinfo(dtype).max
-
-    def encode_all(inputs):
-        rows = []
-        for start in range(0, len(inputs), batch_size):
-            part = inputs[start : start + batch_size]
-            fill = [part[-1]] * (batch_size - len(part))
-            full = [*part, *fill] if isinstance(part, list) else np.stack([*part, *fill])
-            rows.append(np.asarray(encode(full))[: len(part)])
-        rows = np.concatenate(rows)
-        if rows.min() < 0 or rows.max() > limit:
-            raise UserError(
-                f"tokens are {rows.min()}..{rows.max()}, expected 0..{limit} for dtype {dtype}; "
-                "use a wider dtype"
-            )
-        return rows.astype(np.dtype(dtype).newbyteorder("<"))
-
-    return encode_all
 
 
 def _shards(manifest: dict) -> int:

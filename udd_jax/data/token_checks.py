@@ -1,7 +1,10 @@
-"""Checks of a token cache: too many faults, or other data, settings and views than its own."""
+"""Checks of a token cache: too many faults, tokens that do not fit its dtype, or other data,
+settings and views than its own."""
 
 import collections
 import json
+
+import numpy as np
 
 from udd_jax.data import reading
 from udd_jax.errors import UserError
@@ -21,9 +24,9 @@ def refused(proof, limit: float, source) -> bool:
 
 def check_faults(proof: dict, limit: float, records: int, where):
     causes = collections.Counter(fault["cause"] for fault in proof["faults"])
-    captions = sum(count for _, count in proof["items"]) + sum(causes[c] for c in reading.DROPPED)
+    captions = sum(item[1] for item in proof["items"]) + sum(causes[c] for c in reading.DROPPED)
     for kinds, whole, what in (
-        (reading.SKIPPED, records, "records"),
+        (reading.skipping(causes), records, "records"),
         (reading.DROPPED, max(captions, records), "captions"),
     ):
         counts = {cause: causes[cause] for cause in kinds if causes[cause]}
@@ -45,3 +48,25 @@ def refuse_other(directory, manifest: dict, made_of: dict, prefix: str = ""):
             mend = "put the data back, or " if name in SOURCE else ""
             what = f"{prefix}{name} is {then!r} in the token cache and {now!r} now"
             raise UserError(f"{directory}: {what}; {mend}delete the folder to tokenize again")
+
+
+def in_batches(encode, batch_size: int, dtype: str):
+    """`encode` in batches of one size, so that it compiles once; checks that tokens fit `dtype`."""
+    limit = np.iinfo(dtype).max
+
+    def encode_all(inputs):
+        rows = []
+        for start in range(0, len(inputs), batch_size):
+            part = inputs[start : start + batch_size]
+            fill = [part[-1]] * (batch_size - len(part))
+            full = [*part, *fill] if isinstance(part, list) else np.stack([*part, *fill])
+            rows.append(np.asarray(encode(full))[: len(part)])
+        rows = np.concatenate(rows)
+        if rows.min() < 0 or rows.max() > limit:
+            raise UserError(
+                f"tokens are {rows.min()}..{rows.max()}, expected 0..{limit} for dtype {dtype}; "
+                "use a wider dtype"
+            )
+        return rows.astype(np.dtype(dtype).newbyteorder("<"))
+
+    return encode_all

@@ -139,7 +139,7 @@ def stream(pipe, count: int, split: str = ""):
         example = reading.example(records, position, views)
         if example.pixels is not None:
             left -= 1
-            yield example, records[position].extra
+            yield example, example.extra
     if left == count:
         only = f" with {field} = {value}" if field else ""
         raise UserError(f"data {pipe.config.data!r} has no readable item{only} in split {split!r}")

@@ -60,7 +60,8 @@ def nearest(pipe, cache, found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _blocks(cache):
     """Yields (numbers int64[b], codes int32[b, N] without augmentation, texts int32[b, C, M])."""
-    for start in range(0, len(cache), BLOCK):
-        numbers = np.arange(start, min(start + BLOCK, len(cache)))
+    shown = np.flatnonzero(~cache.lacking["image"])
+    for start in range(0, len(shown), BLOCK):
+        numbers = shown[start : start + BLOCK]
         read = cache.read(numbers)
         yield numbers, np.ascontiguousarray(read["image"][:, 0]), read["text"]

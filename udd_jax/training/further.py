@@ -1,11 +1,15 @@
 """The modalities besides image and text: their tokenizers, and the ids of their values."""
 
 import functools
+import itertools
+import math
 
 import jax
 import numpy as np
 
 from udd_jax import modalities
+from udd_jax.data import reading
+from udd_jax.errors import UserError
 from udd_jax.runtime import files
 from udd_jax.tokenizers import image_tokenizer
 from udd_jax.training import train_image_tokenizer
@@ -30,8 +34,11 @@ def _train_sound(config, name: str, path, data: dict) -> None:
     settings = modalities.sound_settings(modalities.rows(config)[name])
 
     def show(source, most):
-        sounds = (source[i].extra[name] for i in range(min(most, len(source))))
-        return np.concatenate([settings.picture(sound[None]) for sound in sounds])
+        sounds = itertools.islice(reading.values(source, name), most)
+        shown = [settings.picture(sound[None]) for sound in sounds]
+        if not shown:
+            raise UserError(f"{source.name}: no record has a {name} that can be read")
+        return np.concatenate(shown)
 
     folder, held_out = files.folder(path.parent), data["validation"]
     train_image_tokenizer.train(own, folder, data["train"], held_out, show=show, what=name)
@@ -47,9 +54,13 @@ def ids(config, tokenizers: dict, extra: list[dict]) -> dict[str, np.ndarray]:
 
 
 def encoders(config, tokenizers: dict) -> dict:
-    """{name: list of n values -> int32[n, length]} of each modality."""
+    """{name: list of n values -> int32[n, length]} of each modality; ids 0 for a value None."""
     return {n: functools.partial(_encode, tokenizers[n]) for n in modalities.further(config)}
 
 
 def _encode(tokenizer, rows: list) -> np.ndarray:
-    return tokenizer.encode(np.stack(rows))
+    there = [row is not None for row in rows]
+    ids = np.zeros((len(rows), math.prod(tokenizer.grid)), np.int32)
+    if any(there):
+        ids[there] = tokenizer.encode(np.stack([row for row in rows if row is not None]))
+    return ids

@@ -5,7 +5,7 @@ Without this, a bad value ends a job after hours, or trains a useless model with
 
 import math
 
-from udd_jax import values
+from udd_jax import modalities, values
 from udd_jax.errors import UserError
 from udd_jax.tokenizers import vqgan
 
@@ -90,6 +90,8 @@ def check(config) -> None:
         _refuse(config, "incomplete", "False without a token cache (cache = False)")
     if value(config, "incomplete") and value(config, "dual_encoder.steps"):
         _refuse(config, "incomplete", "False with a dual encoder, which learns from pairs")
+    if "layout" in modalities.kinds(config).values() and (value(config, "views") or 1) > 1:
+        _refuse(config, "views", "1 with a layout, which is not cut and mirrored with its picture")
     size, patch = value(config, "image_size"), value(config, "vq.model.patch")
     cell = (patch or 1) * 2 ** (len(value(config, "vq.model.ch_mult") or (1,)) - 1)
     if size is not None and size % cell and not value(config, "vq.file"):

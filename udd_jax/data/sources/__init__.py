@@ -30,22 +30,25 @@ STORED = ("folder", "webdataset", "parquet", "coco", "cub", "tfds")
 # Options of all kinds of stored data; each kind has more.
 SHARED = ("validation", "test", "trust_splits", "size")
 LAST = ("split_field",)
+ASKED = ("further", "incomplete")  # arguments of a source that the config decides
 _SIZES = {"train": 20000, "validation": 1000, "test": 1000}  # of an embedded world
 _CAPTIONS = {"train": 4}  # captions of each image in an embedded world; 1 in other splits
 
 
-def open_source(spec: str, split: str, image_size: int | None = None, **options):
+def open_source(spec: str, split: str, image_size=None, *, further=(), incomplete=False, **options):
     """Opens a source.
 
     Args:
         spec: the name of an embedded world (WORLDS), or "kind:path" as in the list above.
         split: "train", "validation" or "test".
-        image_size: the size to which pictures will be fitted; those that are then equal are never
-            in two splits of stored data. None: those whose pixels are equal.
+        image_size: the size to which pictures will be fitted, a side or (height, width); those that
+            are then equal are never in two splits of stored data. None: those whose pixels are.
+        further: modalities besides image and text, which `record.extra` then has: their names, for
+            an embedded world; {name: `beside.Reader`} for stored data.
+        incomplete: whether records of stored data may lack their image.
         **options: for an embedded world `size`, `seed`, `captions_per_image`; for stored data
             `validation` and `test`, the shares for splits that the data lack, `trust_splits` and
             `size` (`listing.choose`), and the options of the `source` function of the kind.
-            `further`: names of modalities besides image and text, which `record.extra` then has.
             None means the default.
 
     Returns:
@@ -63,13 +66,13 @@ def open_source(spec: str, split: str, image_size: int | None = None, **options)
         raise UserError(f"data is {spec!r}, expected one of {kinds}{there}")
     options = {name: value for name, value in options.items() if value is not None}
     if kind in WORLDS:
-        if "further" in options:
-            options["senses"] = options.pop("further")
+        options |= {"senses": tuple(further)} if further else {}
         source = functools.partial(worlds.Source, WORLDS[kind])
     else:
         source = importlib.import_module(f"udd_jax.data.sources.{kind}").source
+    stored = _of_stored(spec, source, further, incomplete)
     shares = "shares" in inspect.signature(source).parameters
-    known = [name for name in inspect.signature(source).parameters if name not in ("path", "split")]
+    known = [n for n in inspect.signature(source).parameters if n not in ("path", "split", *ASKED)]
     if shares:
         known.remove("shares")
         known = [name for name in known if name not in LAST] + [
@@ -85,4 +88,21 @@ def open_source(spec: str, split: str, image_size: int | None = None, **options)
     if kind in WORLDS:
         usual = {"size": _SIZES.get(split, 1), "captions_per_image": _CAPTIONS.get(split, 1)}
         return source(split, **(usual | options))
-    return source(path, split, **options, **({"side": image_size} if shares else {}))
+    return source(path, split, **options, **stored, **({"side": image_size} if shares else {}))
+
+
+def _of_stored(spec: str, source, further, incomplete: bool) -> dict:
+    """The arguments ASKED of the `source` of a kind of stored data, if it has them.
+
+    ValueError if it has no further modalities, and some are wanted.
+    """
+    takes = inspect.signature(source).parameters
+    if "senses" in takes:  # an embedded world
+        return {}
+    if further and "further" not in takes:
+        raise UserError(
+            f"modalities has {', '.join(further)}, which {spec} does not have: expected image and "
+            "text, or data in a folder, a webdataset or a parquet file"
+        )
+    asked = {"further": further or None, "incomplete": incomplete}
+    return {name: value for name, value in asked.items() if value and name in takes}

@@ -12,7 +12,8 @@ the images below it:
 with an optional "split". Without a list, captions come from `name.txt`, `name.caption` (one caption
 a line) or `name.json` next to `name.png`. Without these, the captions are the names of the
 subfolders. Subfolders are searched, also links. A subfolder named train, val or test gives the
-split of its images; the name of an image never does.
+split of its images; the name of an image never does. Values of further modalities are files beside
+an image, or named by a field of a list (beside.py).
 
 A path in a list must be inside the folder, also if it is absolute or has `..`; any other path is a
 fault. A backslash counts as a slash. A file that is not at its path is searched in the whole
@@ -25,7 +26,7 @@ import re
 
 from udd_jax.data import captions as texts
 from udd_jax.data import pixels
-from udd_jax.data.sources import downloads, listing, split_names, tables
+from udd_jax.data.sources import beside, listing, split_names, stems, tables
 from udd_jax.errors import UserError
 
 # Pictures that are there and cannot be decoded, or not safely: to be counted.
@@ -47,13 +48,20 @@ def read(path: str) -> bytes:
 
 
 def items(
-    path: str, caption_field: str | None = None, split_field: str = "split"
+    path: str,
+    caption_field: str | None = None,
+    split_field: str = "split",
+    further=None,
+    incomplete: bool = False,
 ) -> list[listing.Item]:
-    """The images of a folder, in the order of their names. ValueError if it has none."""
+    """The images of a folder, in the order of their names. ValueError if it has none.
+
+    further: {modality: its `beside.Reader`}; incomplete: whether items may lack their image.
+    """
     root = pathlib.Path(path)
     if not root.is_dir():
         raise UserError(f"{path} is no folder, expected one with images and captions{MOVED}")
-    here = _Files(root)
+    here = _Files(root, further or {}, incomplete)
     (lists, others), found = here.lists(), []
     if not lists:
         lists, others = here.lists_of_any_name(caption_field)
@@ -63,10 +71,13 @@ def items(
         found = _merged(found, here)
         second = listing.Left("a list beside or below the one that is used")
         found += [listing.Item(here.key(str(table)), second, ()) for table in others]
-    elif here.pictures:
-        found = _beside(here, caption_field, split_field)
+    elif here.pictures or incomplete:
+        found = stems.items(here, caption_field, split_field)
     used = [item for item in found if not isinstance(item.where, listing.Left)]
-    silent = all(isinstance(item.where, str) and not item.captions for item in used)
+    found += [listing.Item(here.key(place), why, ()) for place, why in here.unnamed]
+    silent = all(
+        isinstance(item.where, str) and not item.captions and not item.further for item in used
+    )
     if silent and not lists:
         raise UserError(
             f"{path} holds no captioned images, expected captions.jsonl, .json, .csv, .tsv, .txt "
@@ -92,9 +103,10 @@ def names_data(parts) -> bool:
 class _Files:
     """The files in a folder: one walk that follows links and visits each real folder once."""
 
-    def __init__(self, root: pathlib.Path):
+    def __init__(self, root: pathlib.Path, further=None, incomplete=False):
         self.root, self.pictures, self.unread, self.folders = root, [], [], {}
-        self.texts, seen = {}, set()
+        self.texts, self.values, self.unnamed, seen = {}, {}, [], set()
+        self.further, self.incomplete = further or {}, incomplete
         known = pixels.suffixes()
         for folder, below, names in os.walk(root, followlinks=True):
             real = os.path.realpath(folder)
@@ -107,7 +119,9 @@ class _Files:
             for name in self.folders[folder]:
                 stem, end = os.path.splitext(name)
                 place = os.path.join(folder, name)
-                if end.lower() in known:
+                if owner := beside.owner(name, self.further):
+                    self._add_value(folder, name, owner)
+                elif end.lower() in known:
                     self.pictures.append(place)
                 elif end.lower() in UNREAD:
                     self.unread.append(place)
@@ -115,8 +129,26 @@ class _Files:
                     self.texts.setdefault(os.path.join(folder, stem), {})[end.lower()] = place
         self.pictures.sort()
         self._ends = None
-        parents = {self.parts(place)[:-1] for place in self.pictures}
+        alone = self.alone() if incomplete else ()
+        parents = {self.parts(place)[:-1] for place in (*self.pictures, *alone)}
         self._splits = split_names.of_folders(parents)
+
+    def _add_value(self, folder: str, name: str, owner: tuple[str, str]):
+        stem, modality = owner
+        place = os.path.join(folder, name)
+        if modality:
+            self.values.setdefault(os.path.join(folder, stem), {})[modality] = place
+        else:
+            self.unnamed.append((place, beside.unnamed(name, self.further)))
+
+    def values_of(self, place: str) -> dict:
+        """{modality: file} beside a picture, of its name with or without its ending."""
+        return self.values.get(os.path.splitext(place)[0], {}) | self.values.get(place, {})
+
+    def alone(self) -> list[str]:
+        """The stems of texts and values without a picture of their name, sorted."""
+        whole = {os.path.splitext(place)[0] for place in (*self.pictures, *self.unread)}
+        return sorted({*self.texts, *self.values} - whole - {*self.pictures, *self.unread})
 
     def key(self, place: str) -> str:
         return os.path.relpath(place, self.root)
@@ -193,8 +225,11 @@ class _Files:
             return f" and an annotation file of COCO: try --config.data=coco:{self.root}"
         return ""
 
-    def find(self, name: str, folder: pathlib.Path) -> str | listing.Broken:
-        """The file that a list in `folder` names `name`, or the reason why there is none."""
+    def find(self, name: str, folder: pathlib.Path, anywhere=True) -> str | listing.Broken:
+        """The file that a list in `folder` names `name`, or the reason why there is none.
+
+        anywhere: whether a picture of this name elsewhere will do.
+        """
         shown = listing.printable(repr(name))
         place = os.path.normpath(os.path.join(folder, name))
         if not os.path.exists(place):
@@ -205,7 +240,7 @@ class _Files:
             return listing.Broken(f"{shown} lies outside of the folder {self.root}")
         if os.path.isfile(place):
             return place
-        return self._anywhere(name, shown)
+        return self._anywhere(name, shown) if anywhere else listing.Broken(f"no file {shown}")
 
     def _anywhere(self, name: str, shown: str) -> str | listing.Broken:
         if self._ends is None:
@@ -241,77 +276,6 @@ def by_end(named: dict[str, list[str]], name: str) -> list[str]:
     return best
 
 
-def _beside(here: _Files, field: str | None, split_field: str) -> list[listing.Item]:
-    """The images with the captions in files next to them, or with the names of their folders."""
-    found, used = [], set()
-    stems = {os.path.splitext(place)[0] for place in (*here.pictures, *here.unread)}
-    unknown = [stem for stem in here.texts if stem not in stems and stem not in here.pictures]
-    folders = {here.parts(place)[:-1] for place in here.pictures}
-    classes = {parts: _class_name(parts) for parts in folders}
-    named = not (stems | set(here.pictures)) & set(here.texts)
-    named = named and None not in classes.values() and len(set(classes.values())) > 1
-    for place in here.pictures:
-        stem = os.path.splitext(place)[0]
-        own = here.texts.get(stem) or here.texts.get(place, {})
-        used.update(own.values())
-        key, split = here.key(place), here.split(place)
-        if named:
-            captions = (classes[here.parts(place)[:-1]],)
-            found.append(listing.Item(key, place, captions, {}, split))
-            continue
-        try:
-            captions, extra, said = _said(own, field, split_field, key)
-        except _UnknownSplit:
-            raise
-        except (OSError, ValueError) as error:
-            found.append(listing.Item(key, listing.Broken(str(error)), (), {}, split))
-            continue
-        found.append(listing.Item(key, place, captions, extra, said or split))
-    for place in here.unread:
-        stem, end = os.path.splitext(place)
-        why = f"pictures of the format {end.lower()} are not read"
-        cause = listing.Broken(why) if stem in here.texts else listing.Left(why)
-        found.append(listing.Item(here.key(place), cause, (), {}, here.split(place)))
-    for stem in unknown:
-        for place in here.texts[stem].values():
-            if place.endswith(downloads.END) and downloads.statistics(pathlib.Path(place)):
-                found += downloads.failed(pathlib.Path(place), here.key(place))
-                continue
-            cause = listing.Left("a text without a picture of its name")
-            found.append(listing.Item(here.key(place), cause, ()))
-    return found
-
-
-class _UnknownSplit(ValueError):
-    """A word that names no split: an error of the whole data, not the fault of one item."""
-
-
-def _said(own: dict[str, str], field, split_field, key):
-    """Captions, other fields and split, from the files next to an image."""
-    captions, extra, split = (), {}, None
-    if ".json" in own:
-        row = texts.parse_json(texts.decode(read(own[".json"])))
-        row = row if isinstance(row, dict) else {"captions": row}
-        try:
-            split = split_names.said(row.get(split_field), f"{key}, .json")
-        except ValueError as error:
-            raise _UnknownSplit(str(error)) from None
-        known = {*listing.CAPTION_FIELDS, field, split_field}
-        extra = {name: value for name, value in row.items() if name not in known}
-        if field or len(own) == 1:
-            return listing.captions_of(row, field, f"{key}, .json"), extra, split
-    for end in (".txt", ".caption"):
-        if end in own and not captions:
-            captions = texts.lines(read(own[end]))
-    return captions, extra, split
-
-
-def _class_name(parts: tuple[str, ...]) -> str | None:
-    """The innermost folder whose name is not a split, as words: "001.Night_owl" -> "Night owl"."""
-    name = next((part for part in parts[::-1] if split_names.named(part) is None), None)
-    return name and re.sub(r"^\d+[.\-_ ]+(?=\D)", "", name).replace("_", " ")
-
-
 def _listed(here: _Files, table: pathlib.Path, field, split_field) -> list[listing.Item]:
     """The rows of one table; `_merged` joins those of one image."""
     name, folder, found = here.key(str(table)), table.parent, []
@@ -325,9 +289,15 @@ def _listed(here: _Files, table: pathlib.Path, field, split_field) -> list[listi
         files = [
             names[key] for key in tables.FILE_FIELDS if isinstance(row.get(names.get(key)), str)
         ]
+        if here.incomplete:
+            files = [key for key in files if row[key].strip()]
         split = split_names.said(row.get(split_field), where)
+        own = beside.places(row, here.further, lambda name: here.find(name, folder, False))
         try:
-            captions = listing.captions_of(row, field, where)
+            captions = listing.captions_of(row, field, where, here.incomplete)
+            if not files and here.incomplete:
+                found.append(listing.Item(where, None, captions, {}, split, own))
+                continue
             if not files:
                 known = sorted(map(str, row))
                 raise UserError(f"{where} has the fields {known}, expected {tables.FILE_FIELDS[0]}")
@@ -345,8 +315,11 @@ def _listed(here: _Files, table: pathlib.Path, field, split_field) -> list[listi
         else:
             key = os.path.normpath(os.path.join(here.key(str(folder)), file))
         known = {files[0], *(k for n, k in names.items() if n in listing.CAPTION_FIELDS), field}
-        extra = {k: value for k, value in row.items() if k not in known and k != split_field}
-        found.append(listing.Item(key, place, captions, extra, split))
+        known |= {split_field, *beside.fields(here.further)}
+        extra = {k: value for k, value in row.items() if k not in known}
+        if isinstance(place, str):
+            own = here.values_of(place) | own
+        found.append(listing.Item(key, place, captions, extra, split, own))
     return found
 
 
@@ -359,8 +332,9 @@ def _merged(found: list[listing.Item], here: _Files) -> list[listing.Item]:
             rows[item.key] = item
             continue
         captions = before.captions + item.captions
+        split, further = before.split or item.split, before.further | item.further
         rows[item.key] = listing.Item(
-            item.key, before.where, captions, before.extra, before.split or item.split
+            item.key, before.where, captions, before.extra, split, further
         )
     listed = {item.where for item in rows.values() if isinstance(item.where, str)}
     left = [place for place in here.pictures if place not in listed]
@@ -385,8 +359,18 @@ def _flickr_splits(here: _Files) -> dict[str, str]:
 
 
 def source(
-    path: str, split: str, *, caption_field=None, split_field="split", **shares
+    path: str,
+    split: str,
+    *,
+    caption_field=None,
+    split_field="split",
+    further=None,
+    incomplete=False,
+    **shares,
 ) -> listing.Listing:
-    """The pictures of one split of a folder; `shares` as in `listing.choose`."""
-    found = items(path, caption_field, split_field)
-    return listing.choose(f"folder {path}", found, read, split, **shares)
+    """The pictures of one split of a folder.
+
+    further, incomplete: as in `items`; `shares` as in `listing.choose`.
+    """
+    found = items(path, caption_field, split_field, further, incomplete)
+    return listing.choose(f"folder {path}", found, read, split, further=further, **shares)

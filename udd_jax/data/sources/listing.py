@@ -49,15 +49,24 @@ class Left:
 
 
 @dataclasses.dataclass(frozen=True)
+class Inline:
+    """The place of a value that was in a table itself: bytes, or rows of ids."""
+
+    content: object
+
+
+@dataclasses.dataclass(frozen=True)
 class Item:
     """One captioned image, not yet read.
 
     Attributes:
         key: its name, unique in the source; bytes that are not Unicode are escaped.
-        where: the argument of the listing's `read`, or Broken, or Left.
+        where: the argument of the listing's `read`, or Broken, or Left; None if it has no image.
         captions: as in the data.
         extra: all other fields.
         split: train, validation, test, or None if the data do not say.
+        further: {modality: the place of its value}, an argument of `read_value`, or Inline, or
+            Broken.
     """
 
     key: str
@@ -65,6 +74,7 @@ class Item:
     captions: tuple[str, ...]
     extra: dict = dataclasses.field(default_factory=dict)
     split: str | None = None
+    further: dict = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         object.__setattr__(self, "key", printable(self.key))
@@ -79,6 +89,8 @@ class Listing:
         left: (key, cause) of each item in the data that this split does not use; not a fault.
         decided: how the split was decided, in words.
         side: pixels of a side at which pictures count as equal; None compares whole pictures.
+        further: {modality: its `beside.Reader`}, for those besides image and text.
+        read_value: the place of a value -> bytes or rows of ids, or None if it is empty.
     """
 
     name: str
@@ -87,6 +99,8 @@ class Listing:
     left: tuple[tuple[str, str], ...] = ()
     decided: str = ""
     side: int | None = None
+    further: dict = dataclasses.field(default_factory=dict)
+    read_value: Callable | None = None
 
     def __len__(self) -> int:
         return len(self.items)
@@ -95,14 +109,40 @@ class Listing:
         item = self.items[index]
         if isinstance(item.where, Broken):
             raise UserError(f"{item.key}: {item.where.cause}")
-        return Record(item.key, self.read(item.where), item.captions, item.extra)
+        image = None if item.where is None else self.read(item.where)
+        if not self.further:
+            return Record(item.key, image, item.captions, item.extra)
+        values, faults = self.values(index)
+        return Record(item.key, image, item.captions, item.extra | values, faults)
+
+    def values(self, index: int) -> tuple[dict, tuple]:
+        """({modality: array} of the values that an item has, (cause, detail) of broken ones)."""
+        found, faults, places = {}, [], self.items[index].further
+        for name, reader in self.further.items():
+            try:
+                content = self._content(places.get(name))
+                if content is not None:
+                    found[name] = reader.read(content)
+            except (OSError, ValueError) as error:
+                faults.append((f"broken {name}", str(error)))
+        return found, tuple(faults)
+
+    def _content(self, where):
+        if isinstance(where, Broken):
+            raise UserError(where.cause)
+        if where is None or isinstance(where, Inline):
+            return where and where.content
+        return (self.read_value or self.read)(where)
 
     @property
     def hash(self) -> str:
         """A hash of the items' names and captions; the token cache compares it."""
         digest = hashlib.sha256()
         for item in self.items:
-            digest.update(repr((item.key, item.captions)).encode(errors="surrogateescape"))
+            told = item.key, item.captions
+            if self.further or item.where is None:
+                told += (item.where is None, *sorted(item.further))
+            digest.update(repr(told).encode(errors="surrogateescape"))
         return digest.hexdigest()[:16]
 
     def captions(self, index: int) -> tuple[str, ...]:
@@ -126,6 +166,8 @@ def choose(
     trust_splits=False,
     size=None,
     side=None,
+    further=None,
+    read_value=None,
 ) -> Listing:
     """The items of one split.
 
@@ -141,6 +183,7 @@ def choose(
         size: keep only the first `size` items; None keeps all.
         side: pictures that are equal when they are fitted to this size count as equal; None
             compares all pixels.
+        further, read_value: as in `Listing`.
 
     Returns:
         The listing; "validation" and "test" may be empty.
@@ -201,7 +244,8 @@ def choose(
         chosen, name = chosen[:size], f"{name}, the first {size}"
     if not chosen and split == "train":
         raise UserError(f"{name} has no items of {len(items)} in all; check path and shares")
-    return Listing(name, tuple(chosen), read, tuple(left), decided, side)
+    about = tuple(left), decided, side, dict(further or {}), read_value
+    return Listing(name, tuple(chosen), read, *about)
 
 
 def _hashed(item: Item, read, shares: dict, side) -> str:
@@ -230,8 +274,13 @@ def _fill(parts: dict, split: str, read, side):
 
 
 def _content(read, item: Item, side) -> bytes:
-    """The hash of an item's image file, or of its key if it has no file."""
-    if isinstance(item.where, Broken):
+    """The hash of an item's image file, or of its key if it has no file.
+
+    Without an image it is that of its captions, so that equal ones are in one split.
+    """
+    if item.where is None and item.captions:
+        return hashing.content_hash(repr(item.captions).encode(errors="surrogateescape"))
+    if item.where is None or isinstance(item.where, Broken):
         return hashing.content_hash(item.key.encode())
     return look(read, item.where, side).file
 
@@ -240,8 +289,8 @@ def _pixels(read, items, side) -> list[bytes]:
     """The hash of each item's pixels, or of its file or key if it cannot be decoded."""
 
     def of(item):
-        if isinstance(item.where, Broken):
-            return _content(read, item, side)
+        if item.where is None or isinstance(item.where, Broken):
+            return hashing.content_hash(item.key.encode())
         found = look(read, item.where, side)
         return found.pixels or found.file
 
@@ -288,7 +337,7 @@ def look(read, where, side=None) -> Look:
     return Look(read, where, side)
 
 
-def captions_of(row: dict, field: str | None, where: str) -> tuple[str, ...]:
+def captions_of(row: dict, field: str | None, where: str, optional=False) -> tuple[str, ...]:
     """The captions in a row of a table or a JSON object.
 
     Args:
@@ -296,6 +345,7 @@ def captions_of(row: dict, field: str | None, where: str) -> tuple[str, ...]:
             objects with "raw" or "caption" (Karpathy's files).
         field: the caption field, or None for the usual names.
         where: for the message.
+        optional: a row without this field has no captions.
 
     Raises:
         ValueError: the row does not have this field.
@@ -303,6 +353,8 @@ def captions_of(row: dict, field: str | None, where: str) -> tuple[str, ...]:
     names = {str(name).strip().lower(): name for name in reversed(list(row))}
     found = (names[known] for known in CAPTION_FIELDS if known in names)
     chosen = (field if field in row else None) if field else next(found, None)
+    if chosen is None and optional:
+        return ()
     if chosen is None:
         wanted = field or " or ".join(CAPTION_FIELDS)
         raise UserError(

@@ -5,7 +5,8 @@ of texts; several columns with one text each are possible, too. Without a captio
 of the class in a column `label` is the caption, if the file has the names (`ClassLabel`). Captions
 are read when the files are opened. Images are read on access, one row group at a time: neighbours
 are cheap, a jump costs a row group. A column "split", or train, validation or test in the name of a
-file or folder, gives the split.
+file or folder, gives the split. A column of bytes, paths or rows of ids may have the values of a
+further modality (beside.py).
 
 A folder of `Dataset.save_to_disk` has `.arrow` files. Files of img2dataset have a row for each
 picture that could not be downloaded; these rows are counted as left out.
@@ -14,11 +15,12 @@ picture that could not be downloaded; these rows are counted as left out.
 import functools
 import json
 import os
+import pathlib
 
 import pyarrow
 from pyarrow import ipc, parquet
 
-from udd_jax.data.sources import downloads, listing, split_names, webdataset
+from udd_jax.data.sources import beside, downloads, listing, split_names, webdataset
 from udd_jax.errors import UserError
 
 _IMAGE_FIELDS = ("image", "img", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes")
@@ -84,14 +86,44 @@ def read(where: tuple[str, str, int, int]) -> bytes:
     return content
 
 
-@functools.lru_cache(4)
-def _images(path: str, column: str, group: int) -> list:
+def read_value(where: tuple[str, str, int, int]):
+    """The value at (file, column, row group, row): bytes, or rows of ids; None for an empty cell.
+
+    A path in a cell is relative to the file.
+    """
+    path, column, group, row = where
+    try:
+        cell = _values(path, column, group)[row]
+    except (*_DAMAGE, IndexError) as error:
+        raise UserError(f"{path}, row group {group} is damaged: {_line(error)}") from None
+    found = beside.place(cell, functools.partial(beside.inside, os.path.dirname(path)))
+    if isinstance(found, listing.Broken):
+        raise UserError(found.cause)
+    if isinstance(found, str):
+        return pathlib.Path(found).read_bytes()
+    return found and found.content
+
+
+def _column(path: str, column: str, group: int) -> list:
     with _open(path) as file:
         return file.read_row_group(group, columns=[column])[column].to_pylist()
 
 
-def items(path, image_field=None, caption_field=None, split_field="split") -> list[listing.Item]:
-    """The rows of all files, in order. `caption_field` may name several columns: "a,b"."""
+_images, _values = functools.lru_cache(4)(_column), functools.lru_cache(4)(_column)
+
+
+def items(
+    path,
+    image_field=None,
+    caption_field=None,
+    split_field="split",
+    further=None,
+    incomplete: bool = False,
+) -> list[listing.Item]:
+    """The rows of all files, in order. `caption_field` may name several columns: "a,b".
+
+    further: {modality: its `beside.Reader`}; incomplete: whether items may lack their image.
+    """
     files, root = webdataset.shards(path, _ENDS)
     splits, found = split_names.of_shards(files, root), []
     for file, split in zip(files, splits, strict=True):
@@ -102,16 +134,25 @@ def items(path, image_field=None, caption_field=None, split_field="split") -> li
             broken = listing.Broken(f"unreadable: {_line(error)}")
             found.append(listing.Item(name, broken, (), {}, split))
             continue
-        fields = image_field, caption_field, split_field
+        fields = image_field, caption_field, split_field, further or {}, incomplete
         with table:
             found += _rows(table, str(file), name, split, *fields)
     return found
 
 
-def _rows(table, file, name, split, image_field, caption_field, split_field):
+def _rows(table, file, name, split, image_field, caption_field, split_field, further, incomplete):
     columns = table.schema_arrow.names
     images = [image_field] if image_field else [n for n in _IMAGE_FIELDS if n in columns]
-    if not images or images[0] not in columns:
+    named = {n: reader.field for n, reader in further.items() if reader.field}
+    for modality, column in named.items():
+        if column not in columns:
+            raise UserError(
+                f"{name} has the columns {columns}, expected {column!r} of the {modality}: set "
+                f"modalities.{modality}.field"
+            )
+    if not images and incomplete:
+        images = [None]
+    elif not images or images[0] not in columns:
         wanted = image_field or " or ".join(_IMAGE_FIELDS)
         raise UserError(
             f"{name} has the columns {columns}, expected {wanted}; name it with image_field "
@@ -120,7 +161,7 @@ def _rows(table, file, name, split, image_field, caption_field, split_field):
     others = [
         field.name
         for field in table.schema_arrow
-        if field.name != images[0] and "binary" not in str(field.type)
+        if field.name not in (images[0], *named.values()) and "binary" not in str(field.type)
     ]
     classes = _classes(table.schema_arrow)
     number = 0
@@ -133,6 +174,9 @@ def _rows(table, file, name, split, image_field, caption_field, split_field):
                 yield listing.Item(f"{name}/{number}", broken, (), {}, split)
                 number += 1
             continue
+        if not others and (named or incomplete):  # rows of pictures or values alone
+            rows = [{} for _ in range(table.metadata.row_group(group).num_rows)]
+        lacks = _lacks_image(table, group, images[0]) if incomplete else ()
         for row, values in enumerate(rows):
             where, key = f"{name}, row {number}", f"{name}/{number}"
             number += 1
@@ -143,11 +187,22 @@ def _rows(table, file, name, split, image_field, caption_field, split_field):
             if not caption_field and not _captioned(values) and classes:
                 values["text"] = classes[1].get(values[classes[0]])
             fields = caption_field.split(",") if caption_field else [None]
-            captions = sum((listing.captions_of(values, field, where) for field in fields), ())
+            said = (listing.captions_of(values, field, where, incomplete) for field in fields)
+            captions = sum(said, ())
             known = {*fields, split_field}
             extra = {k: v for k, v in values.items() if k not in known and not _captioned((k,))}
             own = split_names.said(values.get(split_field), where) or split
-            yield listing.Item(key, (file, images[0], group, row), captions, extra, own)
+            image = None if row in lacks else (file, images[0], group, row)
+            places = {modality: (file, column, group, row) for modality, column in named.items()}
+            yield listing.Item(key, image, captions, extra, own, places)
+
+
+def _lacks_image(table, group: int, column: str | None) -> set[int]:
+    """The rows of a group whose image is empty; all of them without a column of images."""
+    if column is None:
+        return set(range(table.metadata.row_group(group).num_rows))
+    cells = table.read_row_group(group, columns=[column])[column]
+    return {row for row, empty in enumerate(cells.is_null().to_pylist()) if empty}
 
 
 def _captioned(names) -> bool:
@@ -179,8 +234,20 @@ def _hint(columns) -> str:
 
 
 def source(
-    path, split, *, image_field=None, caption_field=None, split_field="split", **shares
+    path,
+    split,
+    *,
+    image_field=None,
+    caption_field=None,
+    split_field="split",
+    further=None,
+    incomplete=False,
+    **shares,
 ) -> listing.Listing:
-    """The rows of one split of parquet files; `shares` as in `listing.choose`."""
-    found = items(path, image_field, caption_field, split_field)
-    return listing.choose(f"parquet {path}", found, read, split, **shares)
+    """The rows of one split of parquet files.
+
+    further, incomplete: as in `items`; `shares` as in `listing.choose`.
+    """
+    found = items(path, image_field, caption_field, split_field, further, incomplete)
+    about = {"further": further, "read_value": read_value} | shares
+    return listing.choose(f"parquet {path}", found, read, split, **about)

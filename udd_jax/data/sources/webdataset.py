@@ -8,7 +8,8 @@ folder, a pattern, or `{0000..0009}.tar`. `.tar.gz` and `.tgz` are unpacked to t
 in a process.
 
 The key of a member is its name up to the last dot. If no caption has this key, it is the name up to
-the first dot (`s1.input.jpg` with `s1.output.txt`).
+the first dot (`s1.input.jpg` with `s1.output.txt`). Values of further modalities have the same key,
+such as `KEY.wav` (beside.py).
 
 Damage is skipped and counted: a bad header (reading continues at the next good one), or a shard
 that ends inside a member or between two members. Concatenated tar files are one shard. If
@@ -30,7 +31,7 @@ import zlib
 
 from udd_jax.data import captions as texts
 from udd_jax.data import pixels
-from udd_jax.data.sources import downloads, folder, listing, split_names
+from udd_jax.data.sources import beside, downloads, folder, listing, split_names
 from udd_jax.errors import UserError
 
 _CAPTION_SUFFIXES = (".json", ".txt", ".caption")
@@ -112,20 +113,28 @@ def shards(path: str, ends=_ENDS) -> tuple[list[pathlib.Path], pathlib.Path]:
 
 
 def items(
-    path: str, caption_field: str | None = None, split_field: str = "split"
+    path: str,
+    caption_field: str | None = None,
+    split_field: str = "split",
+    further=None,
+    incomplete: bool = False,
 ) -> list[listing.Item]:
-    """The items of all shards, in the order of the shards and of their files."""
+    """The items of all shards, in the order of the shards and of their files.
+
+    further: {modality: its `beside.Reader`}; incomplete: whether items may lack their image.
+    """
+    asked = caption_field, split_field, tuple((further or {}).items()), incomplete
     files, root = shards(path)
     splits, found = split_names.of_shards(files, root), []
     for file, split in zip(files, splits, strict=True):
         name, changed = str(file.relative_to(root)), file.stat().st_mtime_ns
-        found += _shard(file, changed, name, split, caption_field, split_field)
+        found += _shard(file, changed, name, split, *asked)
     return found
 
 
 @functools.cache
-def _shard(file, modified, name, split, caption_field, split_field):
-    pictures, said, found = {}, {}, []
+def _shard(file, modified, name, split, caption_field, split_field, further, incomplete):
+    pictures, said, values, found, further = {}, {}, {}, [], dict(further)
 
     def broken(key, cause):
         found.append(listing.Item(key, listing.Broken(cause), (), {}, split))
@@ -143,7 +152,13 @@ def _shard(file, modified, name, split, caption_field, split_field):
         stem, suffix = place + slash + stem, f".{suffix.lower()}"
         if not dot or not folder.names_data(pathlib.PurePosixPath(member).parts):
             continue
-        if suffix in known and stem in pictures:
+        if owner := beside.owner(base, further):
+            stem, modality = place + slash + owner[0], owner[1]
+            if modality:
+                values.setdefault(stem, {})[modality] = str(file), *content
+            else:
+                left(f"{name}/{member}", beside.unnamed(base, further).cause)
+        elif suffix in known and stem in pictures:
             broken(f"{name}/{member}", "a second image of its key")
         elif suffix in known:
             pictures[stem] = (str(file), *content)
@@ -155,23 +170,36 @@ def _shard(file, modified, name, split, caption_field, split_field):
     pairs, spare = _pairs(pictures, said)
     for stem in spare:
         left(f"{name}/{stem}", "a further image of a key")
+    for stem in set(values) - set(pairs) - set(map(_first_dot, pairs)):
+        if incomplete:
+            pairs[stem] = {}
+        else:
+            left(f"{name}/{stem}", "a value without an image")
     for stem, own in pairs.items():
         key = f"{name}/{stem}"
-        if stem not in pictures:
+        if stem not in pictures and not incomplete:
             broken(key, "captions without an image")
             continue
         try:
-            captions, extra = _captions(own, caption_field, f"{key}.json")
+            captions, extra = _captions(own, caption_field, f"{key}.json", incomplete)
         except ValueError as error:
             broken(key, str(error))
             continue
         where = f"{listing.printable(str(file))}, {stem}.json"
         inside = split_names.said(extra.pop(split_field, None), where)
-        found.append(listing.Item(key, pictures[stem], captions, extra, inside or split))
+        told = beside.places(extra, further, _no_path)
+        extra = {name: value for name, value in extra.items() if name not in beside.fields(further)}
+        told = values.get(_first_dot(stem), {}) | values.get(stem, {}) | told
+        picture, inside = pictures.get(stem), inside or split
+        found.append(listing.Item(key, picture, captions, extra, inside, told))
     stats = file.with_name(file.name.partition(".")[0] + downloads.END)
     for number in range(downloads.statistics(stats).get("successes", 0) - len(pictures)):
         broken(f"{name}, lost {number}", "an item that the shard's statistics count is not there")
     return found + downloads.failed(stats, name)
+
+
+def _no_path(name: str) -> listing.Broken:
+    return listing.Broken(f"{listing.printable(repr(name))}: expected rows, not a path, in a shard")
 
 
 def _pairs(pictures: dict, said: dict) -> tuple[dict, list]:
@@ -267,20 +295,30 @@ def _behind(opened, place: int):
     return None
 
 
-def _captions(own: dict[str, bytes], field: str | None, where: str):
+def _captions(own: dict[str, bytes], field: str | None, where: str, optional: bool):
     extra = {}
     if ".json" in own:
         row = texts.parse_json(texts.decode(own[".json"]))
         row = row if isinstance(row, dict) else {"captions": row}
         extra = {key: value for key, value in row.items() if key not in listing.CAPTION_FIELDS}
         if len(own) == 1 or field or any(name in row for name in listing.CAPTION_FIELDS):
-            return listing.captions_of(row, field, where), extra
+            return listing.captions_of(row, field, where, optional), extra
     return texts.lines(own.get(".txt") or own.get(".caption", b"")), extra
 
 
 def source(
-    path: str, split: str, *, caption_field=None, split_field="split", **shares
+    path: str,
+    split: str,
+    *,
+    caption_field=None,
+    split_field="split",
+    further=None,
+    incomplete=False,
+    **shares,
 ) -> listing.Listing:
-    """The items of one split of webdataset shards; `shares` as in `listing.choose`."""
-    found = items(path, caption_field, split_field)
-    return listing.choose(f"webdataset {path}", found, read, split, **shares)
+    """The items of one split of webdataset shards.
+
+    further, incomplete: as in `items`; `shares` as in `listing.choose`.
+    """
+    found = items(path, caption_field, split_field, further, incomplete)
+    return listing.choose(f"webdataset {path}", found, read, split, further=further, **shares)

@@ -172,6 +172,10 @@ class Source:
         captions = f", {self.captions_per_image} captions" if self.captions_per_image > 1 else ""
         return f"{self.world.name}/{self.split}{seed}{captions}"
 
+    @property
+    def further(self) -> tuple[str, ...]:
+        return self.senses
+
     def __len__(self) -> int:
         return self.size
 
