@@ -45,7 +45,8 @@ def get_config() -> ml_collections.ConfigDict:
             "text": {"kind": "text"},  # its settings are `text`
         }
     )
-    # True: a picture without a caption trains the images alone; False: it counts as unusable.
+    # True: a record that lacks its caption, picture or another modality trains what it has; False:
+    # it counts as unusable.
     c.incomplete = False
     c.skip_limit = 0.01  # largest share of images, or of captions, that may be unusable
     c.image_size = 32  # S, pixels of a side
