@@ -228,14 +228,14 @@ def get_config() -> ml_collections.ConfigDict:
     # ranks. It may be trained later, too, by the same command.
     c.dual_encoder = ml_collections.ConfigDict(
         {
-            "steps": 0,  # 0 trains none; on `shapes` 1500
+            "steps": 0,  # 0 trains none; on `shapes` 2500
             "file": "",  # a finished one with the tokenizers of this run; "" trains one
             "width": 64,  # D, of a tower and of its vectors
             "layers": 2,  # blocks of a tower
             "heads": 2,  # of each attention
             "batch_size": 64,  # pairs of a step; each has all others as wrong ones
-            "hard": 0.5,  # the share of them that is sought: captions with most words in common
-            "learning_rate": 2e-3,  # the largest
+            "group": 8,  # pairs of a batch whose captions have most words in common; 1: random ones
+            "learning_rate": 1e-2,  # the largest, of Muon
             "warmup": 100,  # steps until that
             "log_every": 50,  # steps between two lines of metrics.jsonl
             "save_every": 500,  # steps between two checkpoints

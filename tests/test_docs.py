@@ -189,6 +189,7 @@ def names(tiny_run):
     known = {"udd_jax": udd_jax, "pipe": pipe, "images": images, "image": images[0], "mask": mask}
     known |= {"captions": [record.captions[0] for record in records]}
     known |= {"F": lambda tokens, xt, t: tokens[0][..., 0].sum(-1)}
+    known |= {"G": lambda shown: shown.mean((1, 2, 3))}
     return known | {"jax": jax, "jnp": jnp, "np": np, "functools": functools}
 
 

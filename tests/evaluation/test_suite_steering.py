@@ -10,11 +10,14 @@ import pytest
 from tests.evaluation import test_suite_full
 from udd_jax import pipeline
 from udd_jax.data.sources import shapes, worlds
+from udd_jax.diffusion import vocab
 from udd_jax.evaluation import feature_networks, held_out
 from udd_jax.evaluation.report import measure_sections
 from udd_jax.evaluation.suites import full, steering
 from udd_jax.networks import dual_encoder, matching, pretrained
 from udd_jax.runtime import trees
+from udd_jax.sampling import scorers
+from udd_jax.steering import scoring
 
 WORLD = shapes.WORLD
 
@@ -99,6 +102,25 @@ def test_every_part_is_measured_and_shown(pipe, tmp_path):
     page = "".join(measure_sections.show(tmp_path, {"full": result}))
     for words in ("2 painted: masks", "match, scale 2", "before", "best by match", "among 20"):
         assert words in page
+
+
+def test_a_function_of_ones_own_sees_the_decoded_pictures(pipe):
+    red = pipe.scorer("pixels", lambda images: images[..., 0].mean((1, 2)))
+    codes, tokenizer = held_out.read(pipe, 3).codes, pipe.tokenizers["image"]
+    found = red((jax.nn.one_hot(codes, tokenizer.codes), None), jnp.zeros(3), jnp.zeros(3, int))
+    shown = tokenizer.decode(codes)[..., 0].mean((1, 2)) / 127.5 - 1
+    np.testing.assert_allclose(found, shown, atol=5e-3)
+    with pytest.raises(ValueError, match=r"scorer pixels: 'a.png', expected a function of images"):
+        pipe.scorer("pixels", "a.png")
+
+
+def test_a_scorer_finds_the_image_behind_another_modality():
+    layout = vocab.Vocab((vocab.Modality("area", 2, 3), vocab.Modality("image", 2, 4, (1, 2))))
+    score = scoring.of_image(layout, scorers.additive(np.arange(4.0)))
+    tokens = jax.nn.one_hot(jnp.array([[0, 1]]), 3), jax.nn.one_hot(jnp.array([[3, 1]]), 4)
+    assert float(score(tokens, None, None)[0]) == 4
+    first = vocab.image_text((1, 2), 4, 5, 2)
+    assert scoring.of_image(first, score) is score
 
 
 def test_the_scorer_clip_is_the_cosine_of_the_users_network(pipe, tmp_path):

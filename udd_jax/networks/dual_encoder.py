@@ -43,6 +43,7 @@ class Tower(nn.Module):
     width: int
     layers: int
     heads: int
+    places: bool
 
     @nn.compact
     def __call__(self, tokens, t, blend=None):
@@ -71,6 +72,10 @@ class Tower(nn.Module):
         h = layers.layer_norm(True, h.dtype, "norm")(h)
         weight = seen / seen.sum(axis=1, keepdims=True)
         whole = layers.Dense(self.width, name="whole")((h * weight[..., None]).sum(axis=1))
+        if self.places:
+            shape = (self.length, self.width, self.width)
+            places = self.param("places", layers.normal(), shape)
+            whole += jnp.einsum("bnd,nde->be", h * seen[..., None], places)
         return Encoded(unit(whole), layers.Dense(self.width, name="parts")(h), seen)
 
 
@@ -83,11 +88,12 @@ class DualEncoder(nn.Module):
     width: int = 64
     layers: int = 2
     heads: int = 2
+    places: bool = True  # a matrix for each place, besides that of the mean: it tells what is where
 
     def setup(self):
         def tower(name, padding):
             m = self.vocab.modalities[self.vocab.index(name)]
-            sizes = (self.width, self.layers, self.heads)
+            sizes = (self.width, self.layers, self.heads, self.places)
             return Tower(m.classes, m.length, self.steps, padding, *sizes)
 
         self.image, self.text = tower("image", None), tower("text", self.padding)

@@ -25,6 +25,7 @@ from udd_jax.runtime import trees
 FOLDER = "dual_encoder"
 FILE = f"{FOLDER}/encoder"  # in the folder of a run
 ROWS = 64  # encoded at once
+SETTINGS = ("steps", "padding", "width", "layers", "heads", "places")  # of the network, in a file
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -114,7 +115,7 @@ def save(path, matcher: Matcher, about: dict | None = None, half=False) -> None:
     """Writes one file, `about` into its metadata. half: float16, half of the bytes."""
     model = matcher.model
     settings = {"vocab": [dataclasses.asdict(m) for m in model.vocab.modalities]}
-    settings |= {n: getattr(model, n) for n in ("steps", "padding", "width", "layers", "heads")}
+    settings |= {n: getattr(model, n) for n in SETTINGS}
     metadata = {"settings": settings, "hashes": matcher.hashes, "about": about or {}}
     trees.save_tree(path, matcher.params, metadata, half=half)
 
@@ -132,7 +133,7 @@ def load(path, hashes: dict | None = None) -> Matcher:
                 f"{str(hashes.get(name))[:8]}): expected a dual encoder with the tokenizers of "
                 "this run"
             )
-    settings = dict(metadata["settings"])
+    settings = {"places": False, **metadata["settings"]}  # files of before have none
     grid = lambda m: m["grid"] and tuple(m["grid"])  # noqa: E731
     modalities = [Modality(**{**m, "grid": grid(m)}) for m in settings.pop("vocab")]
     model = dual_encoder.DualEncoder(Vocab(tuple(modalities)), **settings)

@@ -6,6 +6,7 @@
     content   the same places look alike
     style     the same codes, anywhere: Gram matrices
     palette   no colours but those of a picture             `sampling.scorers.palette`
+    pixels    a function of your own of the decoded picture, such as a classifier; from Python
 
 To add one, add a maker to `MAKERS`.
 """
@@ -42,7 +43,9 @@ def match(pipe, text, read=None):
 def likeness(pipe, picture, content=0.0, style=0.0, read=None):
     """Likeness to a picture, by the vectors of the image tokenizer's codes."""
     codes = _one(values.ids(pipe, "image", picture), "a picture")[0]
-    return scorers.likeness(pipe.tokenizers["image"].vectors, codes, content, style)
+    return of_image(
+        pipe.vocab, scorers.likeness(pipe.tokenizers["image"].vectors, codes, content, style)
+    )
 
 
 def palette(pipe, picture, read=None):
@@ -50,7 +53,7 @@ def palette(pipe, picture, read=None):
     tokenizer = pipe.tokenizers["image"]
     codes = _one(values.ids(pipe, "image", picture), "a picture")[0]
     patches = tokenizer.patches.reshape(tokenizer.codes, -1, tokenizer.shape[-1])
-    return scorers.palette(patches / 255, codes)
+    return of_image(pipe.vocab, scorers.palette(patches / 255, codes))
 
 
 def clip(pipe, text, weights=None, read=None):
@@ -68,22 +71,53 @@ def clip(pipe, text, weights=None, read=None):
     target = parts.text.apply(
         parts.text_variables, jnp.asarray(pretrained.clip_ids([pieces], parts.context))
     )
-    tokenizer = pipe.tokenizers["image"]
-    seen = functools.partial(_clip, tokenizer.module, parts.image, parts.size)
-    arrays = tokenizer.params, tokenizer.vectors, parts.image_variables, scorers.unit(target)
-    return jax.tree_util.Partial(seen, *jax.tree.map(jnp.asarray, arrays))
+    cosine = functools.partial(_clip, parts.image, parts.size)
+    arrays = jax.tree.map(jnp.asarray, (parts.image_variables, scorers.unit(target)))
+    return pixels(pipe, jax.tree_util.Partial(cosine, *arrays))
 
 
 CLIP = f"{pretrained.WEIGHTS['clip'][0]}.pt and {pretrained.MERGES}"
 
 
-def _clip(decoder, network, size, params, vectors, variables, target, tokens, x, t):
+def _clip(network, size, variables, target, images):
+    images = jax.image.resize(images, (len(images), size, size, 3), "bicubic")
+    seen = pretrained.normalise_for_clip((images + 1) / 2)
+    return (scorers.unit(network.apply(variables, seen)) * target).sum(-1)
+
+
+def pixels(pipe, function, read=None):
+    """F = function(images), of the pictures of the expected vectors.
+
+    function: float[B, h, w, c], -1 to 1 -> float[B], a `jax.tree_util.Partial` if it has arrays. A
+    classifier steers towards a class by its log p: `lambda x: jax.nn.log_softmax(f(x))[:, 3]`.
+    """
+    if not callable(function):
+        raise UserError(
+            f"scorer pixels: {function!r}, expected a function of images, from Python: "
+            'pipe.scorer("pixels", function)'
+        )
+    tokenizer = pipe.tokenizers["image"]
+    seen = functools.partial(_pixels, tokenizer.module)
+    arrays = jax.tree.map(jnp.asarray, (tokenizer.params, tokenizer.vectors))
+    score = jax.tree_util.Partial(seen, *arrays, jax.tree_util.Partial(function))
+    return of_image(pipe.vocab, score)
+
+
+def of_image(vocab, score):
+    """A scorer of the first modality as one of the image, which is not the first in every run."""
+    m = vocab.index("image")
+    return jax.tree_util.Partial(_picked(m), score) if m else score
+
+
+@functools.cache  # made once: compiled functions are found by their identity
+def _picked(m):
+    return lambda score, tokens, x, t: score(tokens[m:], x, t)
+
+
+def _pixels(decoder, params, vectors, function, tokens, x, t):
     mean = (tokens[0] @ vectors).reshape(len(t), *decoder.grid, -1)
-    images = decoder.apply({"params": params}, mean, method="decode")  # [B, S, S, 3]
-    images = jnp.clip(images, -1, 1)  # as the picture is that one sees
-    images = jax.image.resize(images, (len(t), size, size, 3), "bicubic")
-    pixels = pretrained.normalise_for_clip((images + 1) / 2)
-    return (scorers.unit(network.apply(variables, pixels)) * target).sum(-1)
+    images = decoder.apply({"params": params}, mean, method="decode")  # [B, h, w, c]
+    return function(jnp.clip(images, -1, 1))  # as the picture is that one sees
 
 
 def _one(rows: np.ndarray, what: str) -> np.ndarray:
@@ -99,4 +133,5 @@ MAKERS = {
     "content": functools.partial(likeness, content=1.0),
     "style": functools.partial(likeness, style=1.0),
     "palette": palette,
+    "pixels": pixels,
 }

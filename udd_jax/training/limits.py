@@ -19,7 +19,7 @@ AT_LEAST_ONE = (
     *("vq.model.embed_dim", "vq.model.z_channels", "vq.model.ch", "vq.model.patch"),
     *("vq.adversarial.channels", "vq.adversarial.layers", "vq.rebuild.steps", "mesh.model"),
     *(f"dual_encoder.{name}" for name in ("width", "layers", "heads", "batch_size", "log_every")),
-    "dual_encoder.save_every",
+    *("dual_encoder.save_every", "dual_encoder.group"),
 )
 NOT_BELOW_ZERO = (
     *("workers", "vq.pictures", "vq.learning_rate", "vq.commitment", "vq.merge", "vq.merge_cost"),
@@ -66,7 +66,6 @@ def check(config) -> None:
         (SHARES, 0, 1, "a share from 0 to 1"),
         (BELOW_ONE, 0, math.nextafter(1, 0), "at least 0 and below 1"),
         (("seed",), 0, values.SEEDS - 1, f"0 to {values.SEEDS - 1}"),
-        (("dual_encoder.hard",), 0, 0.5, "a share from 0 to .5"),
         (("text.length",), LEAST_TEXT, math.inf, f"at least {LEAST_TEXT} pieces"),
         (("image_size",), LEAST_SIDE, math.inf, f"at least {LEAST_SIDE} pixels"),
         (("vq.model.n_embed",), 2, math.inf, "at least 2 codes"),

@@ -33,20 +33,27 @@ def make_optimiser(config) -> tuple[optax.GradientTransformation, optax.Schedule
             learning_rate, b1=c.beta1, b2=c.beta2, weight_decay=c.weight_decay, mask=_decays
         )
     elif c.optimiser == "muon":
-        update = optax.contrib.muon(
-            learning_rate,
-            weight_decay=c.weight_decay,
-            weight_decay_mask=_decays,
-            adam_b1=c.beta1,
-            adam_b2=c.beta2,
-            adam_weight_decay=c.weight_decay,
-            muon_weight_dimension_numbers=_matrices,
-            consistent_rms=0.2,
-            ns_steps=3,  # Newton-Schulz; five cost a tenth of a step more and learn no faster
+        update = muon(
+            learning_rate, _matrices, c.beta1, c.beta2, c.weight_decay, weight_decay_mask=_decays
         )
     else:
         raise UserError(f"train.optimiser = {c.optimiser!r}, expected 'adamw' or 'muon'")
     return optax.chain(optax.clip_by_global_norm(c.clip), update), learning_rate
+
+
+def muon(learning_rate, matrices, b1=0.9, b2=0.999, weight_decay=0.0, **options):
+    """Muon for what `matrices`, a function of the parameters, marks; AdamW for everything else."""
+    return optax.contrib.muon(
+        learning_rate,
+        weight_decay=weight_decay,
+        adam_b1=b1,
+        adam_b2=b2,
+        adam_weight_decay=weight_decay,
+        muon_weight_dimension_numbers=matrices,
+        consistent_rms=0.2,
+        ns_steps=3,  # Newton-Schulz; five cost a tenth of a step more and learn no faster
+        **options,
+    )
 
 
 def _matrices(params):

@@ -1,14 +1,14 @@
 """The training of the dual encoder: CLIP's loss on pairs of the token cache, with noise.
 
-Half of the images and half of the texts of a batch are clean. The others are x_t at a uniform time.
+A share of the images and of the texts of a batch is x_t at a uniform time, the others are clean.
 Half of the noisy images hold a mixture of the true token and of those of other images where x_t is
 noise, instead of it. So the image tower also knows points between tokens, like the predictions of a
 network in the middle of a chain. Both parts of the match are trained with the same temperature, and
 texts that are equal are not contrasted with each other.
 
-Two random captions of a batch seldom differ in one word only, so that a loss on random pairs hardly
-teaches what a relation is. A share of each batch is therefore sought: for that many rows the pair
-of a pool whose caption has most words in common (`near`), as in hard-negative mining.
+Two random captions of a batch seldom differ in one word only, so that a loss on random pairs never
+teaches what a relation is. A batch therefore consists of groups: a pair, and those of a pool whose
+captions have most words in common with its own (`near`), as in hard-negative mining.
 """
 
 import functools
@@ -25,10 +25,11 @@ from udd_jax.diffusion import transition
 from udd_jax.errors import UserError
 from udd_jax.networks import dual_encoder, matching
 from udd_jax.runtime import checkpoints, files, logbook, sharding
-from udd_jax.training import loop
+from udd_jax.training import loop, optimiser
 
 MIXED = 4  # other images in a mixture
-POOL = 32  # rows that are read for each row of a batch, if some are sought
+POOL = 128  # rows that are read for each row of a batch, if some are sought
+NOISY = {"image": 0.3, "text": 0.1}  # the share of each that is x_t
 
 
 @flax.struct.dataclass
@@ -46,7 +47,8 @@ def noisy(kernel: transition.Kernel, key: jax.Array, x0: jax.Array):
     image, text = vocab.index("image"), vocab.index("text")
     keys, batch = jax.random.split(key, 5), len(x0)
     t = jax.random.randint(keys[0], (batch, len(vocab.modalities)), 1, kernel.steps + 1)
-    t = jnp.where(jax.random.bernoulli(keys[1], shape=t.shape), t, 0)
+    share = jnp.array([NOISY.get(m.name, 0.5) for m in vocab.modalities])
+    t = jnp.where(jax.random.bernoulli(keys[1], share[None], t.shape), t, 0)
     xt = transition.q_sample(kernel, keys[2], x0, t[:, vocab.modality_of])
     local, noise = vocab.split(xt), (xt != x0)[:, vocab.slices[image]]
     clean = vocab.split(x0)["image"]
@@ -91,27 +93,33 @@ def make_step(model, kernel, tx):
     return step
 
 
-def near(pool: dict, count: int, hard: float, padding: int) -> dict:
-    """`count` rows of a pool {name: int32[n, length]}: the first, and the nearest of some of these.
+def near(pool: dict, count: int, group: int, padding: int) -> dict:
+    """`count` rows of a pool {name: int32[n, length]}: groups of a row and the nearest to it.
 
-    hard: the share of near ones, at most a half. Near is who has most words in common, of all that
-    they have (Jaccard). Not sought are the same text, the same image, and a text that says a part
-    of the other's words, since it may be true of both images.
+    Near is who has most words in common, of all that the two have (Jaccard). Not sought are the
+    same text, the same image, and a text that says a part of the other's words, since it may be
+    true of both images. The first rows of the pool begin the groups.
     """
-    sought = int(hard * count)
-    if not sought:
+    if group == 1:
         return {name: ids[:count] for name, ids in pool.items()}
     text, image = pool["text"], pool["image"]
-    words = np.zeros((len(text), int(text.max()) + 1), np.float32)
-    np.put_along_axis(words, text, 1, axis=1)
-    words = words[:, words.any(0) & (np.arange(words.shape[1]) != padding)]
-    first, rest = np.arange(sought), np.arange(count - sought, len(text))
-    common, size = words[first] @ words[rest].T, words.sum(1)
+    first = np.arange(-(-count // group))
+    rest = np.arange(len(first), len(text))
+    known = np.setdiff1d(text[first], padding)  # the words of these rows, a column each
+    column = np.full(text.max() + 1, len(known))
+    column[known] = np.arange(len(known))
+    words = np.zeros((len(text), len(known) + 1), np.float32)
+    np.put_along_axis(words, column[text], 1, axis=1)
+    common = words[first, :-1] @ words[rest, :-1].T
+    ordered = np.sort(text, axis=1)
+    new = np.diff(ordered, axis=1, prepend=-1) != 0
+    size = (new & (ordered != padding)).sum(axis=1)
     one, two = size[first][:, None], size[rest][None]
     part = (common == np.minimum(one, two)) & (one != two)
     same = [(rows[first][:, None] == rows[rest][None]).all(-1) for rows in (text, image)]
-    likeness = np.where(part | same[0] | same[1], -1, common / (one + two - common))
-    rows = np.concatenate([np.arange(count - sought), rest[likeness.argmax(axis=1)]])
+    likeness = np.where(part | same[0] | same[1], -1, common / (one + two - common).clip(1))
+    found = np.argsort(-likeness, axis=1, kind="stable")[:, : group - 1]
+    rows = np.concatenate([first[:, None], rest[found]], axis=1).reshape(-1)[:count]
     return {name: ids[rows] for name, ids in pool.items()}
 
 
@@ -160,16 +168,19 @@ def train(config, directory, kernel, pad_id: int, cache, hashes: dict) -> matchi
     c, directory = config.dual_encoder, files.folder(directory)
     model = dual_encoder.DualEncoder(kernel.vocab, kernel.steps, pad_id, c.width, c.layers, c.heads)
     rate = optax.warmup_cosine_decay_schedule(0, c.learning_rate, c.warmup, c.steps)
-    tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, b2=0.98, weight_decay=0.02))
+    update = optimiser.muon(rate, _matrices, b2=0.98, weight_decay=0.02)
+    tx = optax.chain(optax.clip_by_global_norm(1.0), update)
     key = jax.random.fold_in(jax.random.key(config.seed), 3)
     params = jax.jit(functools.partial(dual_encoder.init, model))(jax.random.fold_in(key, 0))
     mesh = sharding.make_mesh(**config.mesh)
-    share, hard = sharding.process_share(mesh), c.get("hard", 0.0)
+    share, group = sharding.process_share(mesh), c.get("group", 1)
     step_fn = jax.jit(make_step(model, kernel, tx), donate_argnums=0)
 
     def batch_at(step):
-        pool = batches.make(cache, config.seed, step, c.batch_size * (POOL if hard else 1), *share)
-        return sharding.shard_batch(mesh, near(pool, c.batch_size // share[1], hard, pad_id))
+        pool = batches.make(
+            cache, config.seed, step, c.batch_size * (POOL if group > 1 else 1), *share
+        )
+        return sharding.shard_batch(mesh, near(pool, c.batch_size // share[1], group, pad_id))
 
     with sharding.use(mesh):
         state = State(jnp.zeros((), jnp.int32), params, tx.init(params))
@@ -188,3 +199,14 @@ def train(config, directory, kernel, pad_id: int, cache, hashes: dict) -> matchi
     if jax.process_index() == 0:
         matching.save(directory / "encoder", matcher, {"step": c.steps})
     return matcher
+
+
+def _matrices(params):
+    """Marks the matrices of the blocks for Muon; None for everything else."""
+    numbers = optax.contrib.MuonDimensionNumbers(reduction_axis=0, output_axis=1)
+
+    def mark(path, p):
+        block = any(str(key.key).startswith(("attention", "mlp")) for key in path)
+        return numbers if block and path[-1].key == "kernel" and p.ndim == 2 else None
+
+    return jax.tree.map_with_path(mark, params)
