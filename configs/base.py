@@ -5,7 +5,7 @@
 """
 
 import ml_collections
-from ml_collections.config_dict import placeholder
+from ml_collections.config_dict import FieldReference, placeholder
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -49,7 +49,8 @@ def get_config() -> ml_collections.ConfigDict:
     # it counts as unusable.
     c.incomplete = False
     c.skip_limit = 0.01  # largest share of images, or of captions, that may be unusable
-    c.image_size = 32  # S, pixels of a side
+    # S, pixels of a side; or (height, width), as in --config.image_size="(32, 48)"
+    c.image_size = FieldReference(32, field_type=object)
     c.views = 1  # cached random crops and flips of an image; 1: the image without augmentation
     c.flip = False  # True: half of the views are mirrored
     c.cache = True  # False: read, crop and tokenize the images again in every epoch

@@ -22,7 +22,7 @@ def get_config(arg: str = ""):
     c.name = "own"
     c.data = ""  # must be given
     c.minutes = 60.0
-    c.image_size = placeholder(int)  # one object each: a shared one would be one field
+    c.image_size = placeholder(object)  # one object each: a shared one would be one field
     c.text.update({"vocab_size": placeholder(int), "length": placeholder(int)})
     c.vq.model.update({"embed_dim": 32, "z_channels": 32, "ch": 64, "local_decoder": False})
     c.vq.model.update({"n_embed": placeholder(int), "patch": placeholder(int)})

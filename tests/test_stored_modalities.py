@@ -47,9 +47,9 @@ def test_the_first_command_counts_what_the_records_have(folder, capsys):
 
 
 @pytest.mark.slow
-def test_a_run_learns_from_records_that_lack_some_modalities(folder, tmp_path):
+def test_a_run_of_wide_pictures_learns_from_records_that_lack_some_modalities(folder, tmp_path):
     c = config()
-    c.data, c.incomplete = f"folder:{folder}", True
+    c.data, c.incomplete, c.image_size = f"folder:{folder}", True, (16, 32)
     c.data_options.update({"validation": 0.1, "test": 0.1})
     small = {"steps": 2, "plain_steps": 1, "warmup": 1, "pictures": 16}
     c.vq.update(small | {"batch_size": 4, "above_flat": 0.0})

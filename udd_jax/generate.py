@@ -285,9 +285,10 @@ def _read_images(paths, tokenizer) -> np.ndarray:
     size, read = tokenizer.image_size, []
     for path in paths:
         original = pixels.read(path)
-        if original.shape[:2] != (size, size):
+        if original.shape[:2] != pixels.both(size):
             found = f"{original.shape[1]} x {original.shape[0]}"
-            logbook.say(f"{path} is {found}: resized and cut to {size}")
+            wanted = size if isinstance(size, int) else pixels.shown(size)
+            logbook.say(f"{path} is {found}: resized and cut to {wanted}")
         read.append(pixels.fit(original, size))
     return np.stack(read)
 
@@ -303,7 +304,7 @@ def _hidden(path, mask, size):
     """
     original = pixels.read(path)
     if mask is None:
-        return pixels.fit(original, size), np.zeros((size, size), bool)
+        return pixels.fit(original, size), np.zeros(pixels.both(size), bool)
     mask = pixels.read_mask(mask, original.shape[:2])
     return pixels.fit(pixels.hide(original, mask), size), pixels.fit_mask(mask, size)
 

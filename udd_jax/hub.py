@@ -26,6 +26,7 @@ import ml_dtypes
 import numpy as np
 
 from udd_jax import build, modalities
+from udd_jax.data import pixels
 from udd_jax.errors import NotFound, UserError
 from udd_jax.runtime import files, provenance, trees
 from udd_jax.tokenizers import image_tokenizer
@@ -310,7 +311,7 @@ def card(
         "",
         "## Limits",
         "",
-        f"- Images are {config.image_size} x {config.image_size} pixels; {tokens}.",
+        f"- Images are {pixels.shown(config.image_size)} pixels; {tokens}.",
         "- A longer caption is refused.",
         "- It knows what is in the data above and nothing else.",
     ]

@@ -157,13 +157,29 @@ def token_weights(config) -> dict[str, float]:
     return {n: row["weight"] for n, row in rows(config).items() if "weight" in row}
 
 
+def image_size(config) -> int | tuple[int, int]:
+    """`config.image_size`: the side of square pictures, or (height, width).
+
+    UserError, one line, if it is neither.
+    """
+    size = config.image_size
+    sides = tuple(size) if isinstance(size, tuple | list) else (size, size)
+    if len(sides) != 2 or not all(type(side) is int for side in sides):
+        raise UserError(
+            f"image_size = {size!r}, expected a number of pixels, or (height, width): set "
+            "--config.image_size="
+        )
+    return sides[0] if sides[0] == sides[1] else sides
+
+
 def source_options(config) -> dict:
     """The options of `sources.open_source` for the data of a config."""
     listed = rows(config)
-    readers = {n: KINDS[listed[n]["kind"]].reader for n in further(config)}
-    options = {"image_size": config.image_size, **config.data_options.to_dict()}
-    if readers:
-        options["further"] = {n: make(listed[n], config.image_size) for n, make in readers.items()}
+    size, names = image_size(config), further(config)
+    options = {"image_size": size, **config.data_options.to_dict()}
+    if names:
+        readers = {n: KINDS[listed[n]["kind"]].reader(listed[n], size) for n in names}
+        options["further"] = readers
     return options | ({"incomplete": True} if config.get("incomplete") else {})
 
 
@@ -184,7 +200,7 @@ def of_sound(config, name: str) -> ml_collections.ConfigDict:
     with own.unlocked():
         own.vq.update(ml_collections.ConfigDict(row.get("vq", {})))
         own.vq.model.channels = 1
-        del own.image_size  # a number, which a pair may not replace
+        del own.image_size  # of an old config it is a number, which a pair may not replace
         own.image_size = sound_settings(row).shape
         own.vq.file = row.get("vq", {}).get("file", "")
     return own

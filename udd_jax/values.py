@@ -101,8 +101,8 @@ def texts(values, what: str = "prompt") -> list[str]:
     return [str(value) for value in values]
 
 
-def pictures(values, size: int) -> np.ndarray:
-    """One or many pictures -> uint8[n, size, size, 3].
+def pictures(values, size: int | tuple[int, int]) -> np.ndarray:
+    """One or many pictures -> uint8[n, size, size, 3], or of a size (height, width).
 
     Images of Pillow and of files are resized and cut to the size (`pixels.fit`). An array of
     another size or dtype is a ValueError, since its meaning is unknown.
@@ -111,17 +111,22 @@ def pictures(values, size: int) -> np.ndarray:
         values = [values]
     if isinstance(values, bytes | dict) or not np.iterable(values):
         raise UserError(
-            f"image: {_type(values)}, expected uint8[n, {size}, {size}, 3], an image of Pillow, "
+            f"image: {_type(values)}, expected uint8[n, {_sides(size)}, 3], an image of Pillow, "
             "a path, or a list of these"
         )
     if isinstance(values, np.ndarray) and values.ndim == 4 and not len(values):
         return values
     rows = [picture(value, size) for value in values]
-    return np.stack(rows) if rows else np.zeros((0, size, size, 3), np.uint8)
+    return np.stack(rows) if rows else np.zeros((0, *pixels.both(size), 3), np.uint8)
 
 
-def picture(value, size: int) -> np.ndarray:
-    """One picture -> uint8[size, size, 3]."""
+def _sides(size) -> str:
+    """A size in a shape: "32, 32"."""
+    return ", ".join(map(str, pixels.both(size)))
+
+
+def picture(value, size: int | tuple[int, int]) -> np.ndarray:
+    """One picture -> uint8[size, size, 3], or of a size (height, width)."""
     if isinstance(value, str | os.PathLike):
         return pixels.fit(pixels.read(value), size)
     if isinstance(value, Image.Image):
@@ -129,22 +134,26 @@ def picture(value, size: int) -> np.ndarray:
     if not hasattr(value, "dtype"):
         raise UserError(f"image: {_type(value)}, expected an array, an image of Pillow or a path")
     value = np.asarray(value)
-    if value.dtype != np.uint8 or value.shape != (size, size, 3):
+    if value.dtype != np.uint8 or value.shape != (*pixels.both(size), 3):
         raise UserError(
-            f"image: {value.dtype}{list(value.shape)}, expected uint8[{size}, {size}, 3], values "
+            f"image: {value.dtype}{list(value.shape)}, expected uint8[{_sides(size)}, 3], values "
             "0 to 255: resize it (pixels.fit), or pass an image of Pillow"
         )
     return value
 
 
-def mask(value, size: int) -> np.ndarray:
-    """A mask of `infill` -> bool[size, size] or bool[n, size, size]; white is True."""
+def mask(value, size: int | tuple[int, int]) -> np.ndarray:
+    """A mask of `infill` -> bool[size, size] or bool[n, size, size]; white is True.
+
+    size: the side of square pictures, or (height, width).
+    """
     if isinstance(value, Image.Image):
         return pixels.fit_mask(np.asarray(value.convert("L")) > 127, size)
     value = np.asarray(value)
-    if value.dtype != bool or value.shape[-2:] != (size, size) or value.ndim not in (2, 3):
+    good = value.dtype == bool and value.shape[-2:] == pixels.both(size)
+    if not good or value.ndim not in (2, 3):
         raise UserError(
-            f"image_mask: {value.dtype}{list(value.shape)}, expected bool[{size}, {size}], one for "
+            f"image_mask: {value.dtype}{list(value.shape)}, expected bool[{_sides(size)}], one for "
             "each image, or an image of Pillow"
         )
     return value

@@ -22,7 +22,7 @@ def test_half_of_the_words_are_hidden_with_all_their_ids_and_a_cut_caption_stays
     tokenizer, length
 ):
     ids = tokenizer.encode(CAPTIONS, length)
-    halves, hidden, blanks = samples._holes(tokenizer, ids, 8, seed=1, first=0)
+    halves, hidden, blanks = samples._holes(tokenizer, ids, (8, 8), seed=1, first=0)
     assert (halves.sum((1, 2)) == 32).all()
     assert not hidden[ids == tokenizer.pad_id].any()
     for row, free, blanked in zip(ids, hidden, blanks, strict=True):

@@ -254,8 +254,8 @@ MUTANTS = (
         ),
         (
             "pixels: not the centre",
-            "left, top = (width - side) // 2, (height - side) // 2",
-            "left, top = 0, (height - side) // 2",
+            "top, left = (height - tall) // 2, (width - wide) // 2",
+            "top, left = (height - tall) // 2, 0",
         ),
         ("pixels: grey is white", "image.mean(axis=-1) > 127.5", "image.mean(axis=-1) > 0"),
     ),

@@ -19,7 +19,7 @@ def test_known_pixels_stay_and_every_window_shows_some(extend):
         asked.append((~mask).mean())
         return np.full_like(windows, number)
 
-    sides = outpainting.sides(extend, 8)
+    sides = outpainting.sides(extend, (8, 8))
     canvas = outpainting.outpaint(infill, images, sides, 2)
     size = (2, 8 + sides["top"] + sides["bottom"], 8 + sides["left"] + sides["right"], 3)
     assert canvas.shape == size and asked[0] >= 0.5
@@ -40,4 +40,4 @@ def test_known_pixels_stay_and_every_window_shows_some(extend):
 )
 def test_a_bad_side_is_one_line(extend, message):
     with pytest.raises(ValueError, match=message):
-        outpainting.sides(extend, 8)
+        outpainting.sides(extend, (8, 8))

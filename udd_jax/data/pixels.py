@@ -133,6 +133,12 @@ def both(size: int | tuple[int, int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int | np.integer) else tuple(size)
 
 
+def shown(size: int | tuple[int, int]) -> str:
+    """A size in words, width first as usual: "48 x 32"."""
+    height, width = both(size)
+    return f"{width} x {height}"
+
+
 def fit(image: np.ndarray, size: int | tuple[int, int], filter: str = FILTER) -> np.ndarray:
     """The centre square of uint8[H, W, 3], resized to uint8[size, size, 3].
 

@@ -56,12 +56,14 @@ def _edit(page, tab) -> dict:
 
 
 def _extend(page, tab) -> dict:
+    height, width = pixels.both(page.size)
+    most = dict(zip(SIDES, (width, width, height, height), strict=True))
     with gr.Row():
         return {
             f"extend_{side}": gr.Slider(
-                0, page.size, value=value, step=1, label=f"New pixels: {side}", min_width=140
+                0, most[side], value=value, step=1, label=f"New pixels: {side}", min_width=140
             )
-            for side, value in zip(SIDES, (0, page.size // 2, 0, 0), strict=True)
+            for side, value in zip(SIDES, (0, width // 2, 0, 0), strict=True)
         }
 
 

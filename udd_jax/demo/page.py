@@ -102,7 +102,7 @@ class Page:
     def _lay_out(self):
         gr.Markdown(
             f"# Images and texts from one model\nThe run `{self.pipe.config.name}`: pictures of "
-            f"{self.size} x {self.size} pixels, trained on `{self.pipe.config.data}`. "
+            f"{pixels.shown(self.size)} pixels, trained on `{self.pipe.config.data}`. "
             "It knows what is in these data and nothing else."
         )
         with gr.Tabs():

@@ -130,7 +130,9 @@ def template(grid: tuple[int, int] | None, blank: str = "") -> str:
         regions = f'<div class="udd-regions {empty}"><span>{said}</span>{regions}</div>'
     picture = '<img alt="the chosen picture" draggable="false" src="${value.image}">'
     style, picture = ("blank", "") if blank else (empty, picture)
-    return f'<div class="udd-paint {style}">{picture}{buttons}</div>{regions}'
+    wide = blank and grid and rows != columns  # as the pictures are
+    shape = f' style="aspect-ratio: {columns} / {rows}"' if wide else ""
+    return f'<div class="udd-paint {style}"{shape}>{picture}{buttons}</div>{regions}'
 
 
 def script(grid: tuple[int, int] | None) -> str:
@@ -163,7 +165,8 @@ def read_mask(sent, size: int, grid: tuple[int, int]) -> np.ndarray:
     if len(digits) != grid[0] * grid[1] or set(digits) - {"0", "1"}:
         raise UserError("the mask does not fit the picture: load the page again")
     cells = np.array([digit == "1" for digit in digits]).reshape(grid)
-    return cells.repeat(size // grid[0], axis=0).repeat(size // grid[1], axis=1)
+    height, width = pixels.both(size)
+    return cells.repeat(height // grid[0], axis=0).repeat(width // grid[1], axis=1)
 
 
 def picture(mask: np.ndarray) -> np.ndarray:

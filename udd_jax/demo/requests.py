@@ -259,8 +259,10 @@ def outpaint(pipe, image, text: str, extend: dict, *, count=1, seed=0, settings=
     settings = _common(pipe, {"the text": text}, count, seed, settings)
     if image is None:
         raise UserError("the picture is missing: choose one")
-    if max(outpainting.sides(extend, len(image)).values()) > len(image):
-        raise UserError(f"a side has {max(extend.values())} new pixels, at most {len(image)}")
+    for side, new in outpainting.sides(extend, image.shape[:2]).items():
+        most = image.shape[side in outpainting.SIDES[:2]]
+        if new > most:
+            raise UserError(f"a side has {new} new pixels, at most {most}")
     captions = text if text.strip() else None
     if captions is not None:
         values.ids(pipe, "text", captions)

@@ -93,7 +93,7 @@ def read(pipe, count: int, split: str = "") -> Items:
     }
     found, digest = source(pipe, split or split_of(pipe)), digest.hexdigest()[:16]
     world = getattr(found, "world", None)
-    if world and world.image_size != pipe.config.image_size:
+    if world and world.image_size != modalities.image_size(pipe.config):
         world = None  # it can read only images of its own size
     about = (extra, digest, keys, references, world, further)
     return Items(found.name, pixels, captions, codes, ids, *about)
@@ -128,7 +128,7 @@ def source(pipe, split: str, **options):
 def stream(pipe, count: int, split: str = ""):
     """Yields (example, `extra` of its record) for the items of `read`, one at a time."""
     split = split or split_of(pipe)
-    records, views = source(pipe, split), reading.Views(pipe.config.image_size)
+    records, views = source(pipe, split), reading.Views(modalities.image_size(pipe.config))
     field, _, value = pipe.config.evaluate.get("only", "").partition("=")
     left = count
     for position in range(len(records)):

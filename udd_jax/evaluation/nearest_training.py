@@ -9,6 +9,7 @@ import pathlib
 
 import numpy as np
 
+from udd_jax import modalities
 from udd_jax.data import reading, token_cache
 from udd_jax.evaluation import held_out
 from udd_jax.evaluation.metrics import memory
@@ -28,7 +29,8 @@ def open_cache(workdir) -> token_cache.TokenCache | None:
 def shared(pipe, cache, items: held_out.Items) -> list[int]:
     """The numbers of the items whose image is a training image."""
     known = {row.tobytes() for row in items.codes.astype(np.int32)}
-    records, views = held_out.source(pipe, "train"), reading.Views(pipe.config.image_size)
+    records = held_out.source(pipe, "train")
+    views = reading.Views(modalities.image_size(pipe.config))
 
     def alike():
         for numbers, codes, _ in _blocks(cache):

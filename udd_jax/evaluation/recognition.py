@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from udd_jax import modalities
 from udd_jax.data import pixels, reading
 from udd_jax.evaluation import held_out, samples
 from udd_jax.evaluation.metrics import frechet, intervals
@@ -121,7 +122,8 @@ def _training(pipe):
     """Yields the first MOST readable examples of the training split."""
     source = held_out.source(pipe, "train")
     count = min(MOST, len(source))
-    for example in reading.examples(source, 0, count, reading.Views(pipe.config.image_size)):
+    views = reading.Views(modalities.image_size(pipe.config))
+    for example in reading.examples(source, 0, count, views):
         if example.pixels is not None:
             yield example
 
@@ -271,9 +273,9 @@ def _nearest(pipe, found, groups: dict) -> tuple[dict, np.ndarray]:
 
     groups: {name: features float32[n, F]}.
     """
-    size = pipe.config.image_size
+    height, width = pixels.both(pipe.config.image_size)
     best, (first, *_) = {name: np.full(len(f), -2.0) for name, f in groups.items()}, groups
-    near = np.zeros((min(SHOWN, len(groups[first])), size, size, 3), np.uint8)
+    near = np.zeros((min(SHOWN, len(groups[first])), height, width, 3), np.uint8)
     training = _training(pipe)
     while block := list(itertools.islice(training, BLOCK)):
         pictures = np.stack([example.pixels[0] for example in block])

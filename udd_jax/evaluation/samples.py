@@ -171,7 +171,7 @@ def _generate(pipe, items, task, rows, seed):
         given["image"] = items.codes[rows]
     if task == "infill":
         shown, text = items.images[rows], pipe.tokenizers["text"]
-        halves, hidden, blanks = _holes(text, items.ids[rows], shown.shape[1], seed, first)
+        halves, hidden, blanks = _holes(text, items.ids[rows], shown.shape[1:3], seed, first)
         given, masks = pipe.infilling(shown, halves)
         given["text"] = np.where(hidden, text.pad_id, items.ids[rows])
         (free, absent), m = map(np.array, (masks.free, masks.absent)), pipe.vocab.index("text")
@@ -191,18 +191,19 @@ def _holes(tokenizer, ids, size, seed, first):
     """Draws the missing parts for infilling: a half of each image, and half of the words.
 
     The half is left, right, upper or lower. Of a missing word all ids are. Item `first` + i has its
-    own seed. ids: int32[n, M] of the captions.
+    own seed. ids: int32[n, M] of the captions; size: (height, width).
 
     Returns:
-        (bool[n, size, size] and bool[n, M], both True where missing; the captions with `___`).
+        (bool[n, *size] and bool[n, M], both True where missing; the captions with `___`).
     """
-    halves, hidden = np.zeros((len(ids), size, size), bool), np.zeros(ids.shape, bool)
+    halves, hidden = np.zeros((len(ids), *size), bool), np.zeros(ids.shape, bool)
     blanks = []
     for i, (half, row) in enumerate(zip(halves, ids, strict=True)):
         rng = np.random.default_rng((seed, first + i))
         side = rng.integers(4)
         rows = half if side < 2 else half.T
-        rows[size // 2 * (side % 2) : size // 2 * (1 + side % 2)] = True
+        middle = len(rows) // 2
+        rows[middle * (side % 2) : middle * (1 + side % 2)] = True
         row = row[row != tokenizer.pad_id]
         words = np.array(tokenizer.words(row.tolist()), int)
         count = len(set(words.tolist()))
@@ -240,9 +241,9 @@ def frames(pipe, states, tokens):
     words = pipe.vocab.slices[pipe.vocab.index("text")]
     image, text = pipe.tokenizers["image"], pipe.tokenizers["text"]
     shown = image.decode(np.minimum(split["image"], image.codes - 1))  # an absent one stays masked
-    (rows, columns), size = image.grid, shown.shape[1]
+    (rows, columns), (height, width) = image.grid, shown.shape[1:3]
     cells = masked[..., picture].reshape(-1, rows, columns)
-    hidden = cells.repeat(size // rows, axis=1).repeat(size // columns, axis=2)
+    hidden = cells.repeat(height // rows, axis=1).repeat(width // columns, axis=2)
     shown = np.where(hidden[..., None], np.uint8(_GREY), shown)
     pieces = [
         ["_" if hide else text.piece(i) for i, hide in zip(ids, row, strict=True)]

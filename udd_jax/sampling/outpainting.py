@@ -13,40 +13,42 @@ SIDES = ("left", "right", "top", "bottom")
 LARGEST = 8  # times the side of the model's pictures; a canvas is not larger
 
 
-def sides(extend: dict[str, int], size: int) -> dict[str, int]:
-    """{side: pixels} of all four sides, checked. UserError: another side, or a bad number."""
+def sides(extend: dict[str, int], size: tuple[int, int]) -> dict[str, int]:
+    """{side: pixels} of all four sides, checked. UserError: another side, or a bad number.
+
+    size: (height, width) of the model's pictures.
+    """
     for side, number in extend.items():
         if side not in SIDES:
             raise UserError(f"extend {side!r}: expected some of {', '.join(SIDES)}")
         whole = isinstance(number, int | np.integer) and not isinstance(number, bool)
-        if not whole or not 0 <= number <= LARGEST * size:
-            raise UserError(
-                f"extend {side} = {number!r}, expected 0 to {LARGEST * size} whole pixels"
-            )
+        most = LARGEST * size[side in SIDES[:2]]
+        if not whole or not 0 <= number <= most:
+            raise UserError(f"extend {side} = {number!r}, expected 0 to {most} whole pixels")
     if not sum(extend.values()):
         raise UserError("extend: nothing is to be added, expected such as {'left': 8}")
     return {side: int(extend.get(side, 0)) for side in SIDES}
 
 
 def outpaint(infill, images: np.ndarray, extend: dict[str, int], cell: int) -> np.ndarray:
-    """Extends pictures uint8[n, S, S, 3] -> uint8[n, S + top + bottom, S + left + right, 3].
+    """Extends pictures uint8[n, H, W, 3] -> uint8[n, H + top + bottom, W + left + right, 3].
 
-    infill: (windows uint8[n, S, S, 3], mask bool[S, S], number of the window) -> uint8[n, S, S, 3].
+    infill: (windows uint8[n, H, W, 3], mask bool[H, W], number of the window) -> uint8[n, H, W, 3].
     extend: of `sides`; cell: pixels of a code, by which windows move. Known pixels stay as they
     are, bit for bit.
     """
-    size = images.shape[1]
+    height, width = images.shape[1:3]
     rows, columns = ((extend[a], extend[b]) for a, b in (SIDES[2:], SIDES[:2]))
     canvas = np.pad(images, ((0, 0), rows, columns, (0, 0)))
-    known = np.pad(np.ones((size, size), bool), (rows, columns))
+    known = np.pad(np.ones((height, width), bool), (rows, columns))
     # Half of a window is context; steps of cells keep the codes aligned with the picture's.
     number = 0
     while not known.all():
         y, x = max(
-            _places(known.shape, rows[0], columns[0], size, cell),
-            key=lambda place: _value(known[place[0] : place[0] + size, place[1] : place[1] + size]),
+            _places(known.shape, (rows[0], columns[0]), (height, width), cell),
+            key=lambda place: _value(known[_window(*place, height, width)]),
         )
-        here = np.s_[y : y + size, x : x + size]
+        here = _window(y, x, height, width)
         mask = ~known[here]
         drawn = infill(canvas[:, *here], mask, number)
         canvas[:, *here] = np.where(mask[None, ..., None], drawn, canvas[:, *here])
@@ -55,10 +57,14 @@ def outpaint(infill, images: np.ndarray, extend: dict[str, int], cell: int) -> n
     return canvas
 
 
-def _places(shape, top, left, size, cell):
+def _window(y, x, height, width):
+    return np.s_[y : y + height, x : x + width]
+
+
+def _places(shape, starts, sizes, cell):
     """Corners of windows inside the canvas: by cells from the picture's corner, and the edges."""
     axes = []
-    for length, start in zip(shape, (top, left), strict=True):
+    for length, start, size in zip(shape, starts, sizes, strict=True):
         last = length - size
         axes.append(sorted({start % cell, *range(start % cell, last + 1, cell), 0, last}))
     return [(y, x) for y in axes[0] for x in axes[1]]

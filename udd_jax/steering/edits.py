@@ -54,7 +54,8 @@ def edit(pipe, images, captions, share, rounds, num, seed, batch_size, trace=0, 
 def outpaint(pipe, images, captions, extend, num, seed, **settings) -> np.ndarray:
     """The images of `Pipeline.outpaint`."""
     tokenizer = pipe.tokenizers["image"]
-    extend = outpainting.sides(extend, tokenizer.image_size)
+    height, width = tokenizer.shape[:2]
+    extend = outpainting.sides(extend, (height, width))
     num = values.whole("num", num, 1)
     images = np.repeat(values.plain(pipe, "image", images), num, axis=0)
     if captions is not None:
@@ -67,5 +68,5 @@ def outpaint(pipe, images, captions, extend, num, seed, **settings) -> np.ndarra
         options = {"seed": seed + number, **settings}
         return pipe.infill(windows, mask, captions, **options).images
 
-    cell = tokenizer.image_size // tokenizer.grid[0]
+    cell = height // tokenizer.grid[0]
     return outpainting.outpaint(infill, images, extend, cell)

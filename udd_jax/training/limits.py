@@ -6,6 +6,7 @@ Without this, a bad value ends a job after hours, or trains a useless model with
 import math
 
 from udd_jax import modalities, values
+from udd_jax.data import pixels
 from udd_jax.errors import UserError
 from udd_jax.tokenizers import vqgan
 
@@ -67,7 +68,6 @@ def check(config) -> None:
         (BELOW_ONE, 0, math.nextafter(1, 0), "at least 0 and below 1"),
         (("seed",), 0, values.SEEDS - 1, f"0 to {values.SEEDS - 1}"),
         (("text.length",), LEAST_TEXT, math.inf, f"at least {LEAST_TEXT} pieces"),
-        (("image_size",), LEAST_SIDE, math.inf, f"at least {LEAST_SIDE} pixels"),
         (("vq.model.n_embed",), 2, math.inf, "at least 2 codes"),
     ):
         for name in names:
@@ -91,10 +91,21 @@ def check(config) -> None:
         _refuse(config, "incomplete", "False with a dual encoder, which learns from pairs")
     if "layout" in modalities.kinds(config).values() and (value(config, "views") or 1) > 1:
         _refuse(config, "views", "1 with a layout, which is not cut and mirrored with its picture")
-    size, patch = value(config, "image_size"), value(config, "vq.model.patch")
+    _check_size(config)
+
+
+def _check_size(config) -> None:
+    """UserError unless `image_size` is a side or (height, width) of cells, or None."""
+    if value(config, "image_size") is None:
+        return
+    size, patch = modalities.image_size(config), value(config, "vq.model.patch")
+    sides = pixels.both(size)
+    if min(sides) < LEAST_SIDE:
+        _refuse(config, "image_size", f"at least {LEAST_SIDE} pixels")
     cell = (patch or 1) * 2 ** (len(value(config, "vq.model.ch_mult") or (1,)) - 1)
-    if size is not None and size % cell and not value(config, "vq.file"):
-        _refuse(config, "image_size", f"a multiple of {cell}, the cell of a code")
+    if any(side % cell for side in sides) and not value(config, "vq.file"):
+        which = "a multiple" if isinstance(size, int) else "multiples"
+        _refuse(config, "image_size", f"{which} of {cell}, the cell of a code")
 
 
 def value(config, name: str):

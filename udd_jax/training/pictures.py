@@ -1,8 +1,11 @@
 """The pictures that a tokenizer is trained on: of a source, or in memory."""
 
+import math
+
 import numpy as np
 
-from udd_jax.data import batches, reading
+from udd_jax import modalities
+from udd_jax.data import batches, pixels, reading
 from udd_jax.errors import UserError
 
 MOST_BYTES = 1 << 30  # at most so many bytes of decoded images stay in memory
@@ -18,9 +21,10 @@ class Pictures:
 
     def __init__(self, source, config):
         self.source, self.config, self._read = source, config, {}
-        self.views = reading.Views(config.image_size, incomplete=config.get("incomplete", False))
+        size = modalities.image_size(config)
+        self.views = reading.Views(size, incomplete=config.get("incomplete", False))
         self.size, self.kept = min(len(source), config.vq.pictures or len(source)), None
-        if self.size * config.image_size**2 * 3 <= MOST_BYTES:
+        if self.size * math.prod(pixels.both(size)) * 3 <= MOST_BYTES:
             read = reading.examples(source, 0, self.size, self.views)
             kept = [e.pixels[0] for e in read if e.pixels is not None]
             if not kept:

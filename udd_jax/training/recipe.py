@@ -52,13 +52,15 @@ def fill(config, workdir=None):
         raise UserError("data is missing, expected --config.data=folder:/path or another source")
     config = config.copy_and_resolve_references()
     if config.init_from:
-        config.update_from_flattened_dict(start.settings(config))
+        with config.ignore_type():  # a side may become (height, width)
+            config.update_from_flattened_dict(start.settings(config))
         logbook.say(f"init_from: sizes and tokenizers are those of {config.init_from}")
     path = workdir and workdir / run_folder.CONFIG
     if path and path.exists():
         kept = traverse_util.flatten_dict(files.read_json(path)["config"], sep=".")
         chosen = {name: kept[name] for name in fields if kept.get(name) is not None}
-        config.update_from_flattened_dict(chosen)
+        with config.ignore_type():
+            config.update_from_flattened_dict(chosen)
     if open_fields(config):
         found = facts(config)
         chosen = choose(config, found)
@@ -139,11 +141,12 @@ def choose(config, found: dict) -> dict:
     minutes, count = config.minutes, found["pictures"]
     large = found["side"] >= 48 and minutes >= 20
     size = take("image_size", 64 if large else 32)
-    patch = take("vq.model.patch", max(4, 4 * (size // 64)))
-    cells = (size // patch) ** 2
+    height, width = pixels.both(size)
+    patch = take("vq.model.patch", max(4, 4 * (min(height, width) // 64)))
+    cells = (height // patch) * (width // patch)
     take("vq.model.n_embed", 1024 if count * cells >= 50_000 else 256)
-    batch = take("vq.batch_size", max(1, 8 * 64**2 // size**2))
-    steps = VQ_SHARE * 60 * minutes / (VQ_SECONDS * batch * size**2)
+    batch = take("vq.batch_size", max(1, 8 * 64**2 // (height * width)))
+    steps = VQ_SHARE * 60 * minutes / (VQ_SECONDS * batch * height * width)
     steps = take("vq.steps", _steps(steps, count, batch))
     take("vq.warmup", min(50, steps // 10))
     take("vq.plain_steps", min(300, steps // 10))

@@ -69,7 +69,8 @@ def student(config):
         given = {name for name, value in config.data_options.items() if value is not None}
         there = {k: v for k, v in old.data_options.items() if v is not None and k not in given}
         config.data_options.update(there)
-    config.update_from_flattened_dict(settings(config))
+    with config.ignore_type():  # a side may become (height, width)
+        config.update_from_flattened_dict(settings(config))
     return config
 
 

@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from udd_jax import modalities
 from udd_jax.errors import UserError
 from udd_jax.runtime import checkpoints, files, logbook, sharding
 from udd_jax.tokenizers import codebook, image_tokenizer, vqgan
@@ -52,7 +53,7 @@ class TrainState:
 def make_model(config) -> vqgan.VQGAN:
     """`config.vq.model` -> the network, for images of `config.image_size`."""
     options = {k: tuple(v) if isinstance(v, list) else v for k, v in config.vq.model.items()}
-    return vqgan.VQGAN(resolution=config.image_size, **options)
+    return vqgan.VQGAN(resolution=modalities.image_size(config), **options)
 
 
 def make_discriminator(config) -> vqgan.Discriminator | None:
