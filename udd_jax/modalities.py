@@ -72,7 +72,7 @@ def _sound_reader(row: dict, image_size) -> beside.Reader:
 
 def _layout_reader(row: dict, image_size) -> beside.Reader:
     tokenizer = LayoutTokenizer(tuple(row["grid"]), row["classes"])
-    read = functools.partial(_layout, tokenizer, pixels.both(image_size))
+    read = functools.partial(_layout, tokenizer, pixels.both(image_size or 1))
     alone = (".npy", ".seg.png")  # `a.json` has captions, `a.png` is the picture
     return beside.Reader(read, layouts.SUFFIXES, alone, row.get("field", ""))
 
@@ -157,12 +157,14 @@ def token_weights(config) -> dict[str, float]:
     return {n: row["weight"] for n, row in rows(config).items() if "weight" in row}
 
 
-def image_size(config) -> int | tuple[int, int]:
-    """`config.image_size`: the side of square pictures, or (height, width).
+def image_size(config) -> int | tuple[int, int] | None:
+    """`config.image_size`: the side of square pictures, or (height, width); None if it is open.
 
     UserError, one line, if it is neither.
     """
     size = config.image_size
+    if size is None:
+        return None
     sides = tuple(size) if isinstance(size, tuple | list) else (size, size)
     if len(sides) != 2 or not all(type(side) is int for side in sides):
         raise UserError(

@@ -175,7 +175,9 @@ def _type(value) -> str:
 def plain(pipe, name: str, given):
     """Values of any usual type as the codec of the modality takes them."""
     take = PLAIN.get(pipe.kinds[name])
-    return take(given, pipe.tokenizers[name]) if take else given
+    return (
+        take(given, pipe.tokenizers[name], pipe.tokenizers["image"].image_size) if take else given
+    )
 
 
 def _rows(given, axes: int, one) -> np.ndarray:
@@ -187,7 +189,7 @@ def _rows(given, axes: int, one) -> np.ndarray:
     return given if isinstance(given, np.ndarray) else np.stack([one(value) for value in given])
 
 
-def waves(given, tokenizer) -> np.ndarray:
+def waves(given, tokenizer, size=None) -> np.ndarray:
     """One or many sounds -> float[n, samples]. Files get the rate and length of the run."""
     s = tokenizer.settings
 
@@ -199,21 +201,23 @@ def waves(given, tokenizer) -> np.ndarray:
     return _rows(given, 1, one)
 
 
-def maps(given, tokenizer) -> np.ndarray:
-    """One or many layouts -> int[n, rows, columns]. Those of files get the grid of the run."""
+def maps(given, tokenizer, size) -> np.ndarray:
+    """One or many layouts -> int[n, rows, columns]. Those of files are cut as pictures of `size`
+    are, and get the grid of the run."""
 
     def one(value):
         if isinstance(value, str | os.PathLike):
-            return layouts.fit(layouts.read(value), tokenizer.grid)
+            found = layouts.cut(layouts.read(value), pixels.both(size))
+            return layouts.fit(found, tokenizer.grid)
         return np.asarray(value)
 
     return _rows(given, 2, one)
 
 
-# {kind: (values of any usual type, tokenizer) -> as the codec takes them}
+# {kind: (values of any usual type, tokenizer, size of pictures) -> as the codec takes them}
 PLAIN = {
-    "text": lambda given, tokenizer: texts(given),
-    "image": lambda given, tokenizer: pictures(given, tokenizer.image_size),
+    "text": lambda given, tokenizer, size: texts(given),
+    "image": lambda given, tokenizer, size: pictures(given, size),
     "sound": waves,
     "layout": maps,
 }

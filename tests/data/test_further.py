@@ -3,19 +3,23 @@
 import functools
 import io
 import json
+import pathlib
 import tarfile
+import tempfile
 
 import numpy as np
 import pyarrow
 import pytest
+from hypothesis import strategies as st
 from pyarrow import parquet
 
 from configs import base
-from udd_jax import modalities
+from tests.data import test_sources_any_data as any_data
+from udd_jax import modalities, values
 from udd_jax.data import batches, layouts, pixels, reading, sounds, sources, survey, token_cache
 from udd_jax.data.reading import Views
 from udd_jax.data.records import Record
-from udd_jax.data.sources import beside
+from udd_jax.data.sources import beside, listing
 from udd_jax.training import further
 
 SIDE, RATE, SAMPLES = 8, 800, 512
@@ -198,6 +202,41 @@ def test_data_of_another_kind_have_no_further_modalities(tmp_path):
         opened("coco:x")
 
 
+ENDS = ("png", "txt", "json", "wav", "seg.png", "npy", "map.json", "sound.ogg", "map.png")
+CONTENTS = [picture(), b"a box", b"{}", json.dumps(MAP.tolist()).encode(), wav(), ids(), b"", b"[["]
+CONTENTS += [b"\x93NUMPY", wav()[:50], ids()[:40], b'{"map_of": [[0, "x"]], "sound_of": 3}']
+
+
+@any_data.claim(
+    st.dictionaries(
+        st.tuples(st.sampled_from(["a", "b", "test/a", "a.b"]), st.sampled_from(ENDS)),
+        st.sampled_from(CONTENTS) | st.binary(max_size=20),
+        max_size=9,
+    ),
+    st.booleans(),
+    st.booleans(),
+)
+def test_any_files_of_records_are_read_or_refused_in_one_line(found, incomplete, tar):
+    with tempfile.TemporaryDirectory() as root:
+        for (name, end), content in found.items():
+            any_data.write(f"{root}/in", f"{name}.{end}", content)
+        pathlib.Path(root, "in").mkdir(exist_ok=True)
+        if tar:
+            with tarfile.open(f"{root}/a.tar", "w") as file:
+                file.add(f"{root}/in", "")
+        spec = f"webdataset:{root}/a.tar" if tar else f"folder:{root}/in"
+        with any_data.one_line():
+            data = {
+                s: opened(spec, with_fields(), s, incomplete=incomplete) for s in listing.SPLITS
+            }
+            told = survey.survey(data, incomplete=incomplete)
+            json.dumps(told)
+            assert survey.describe(told)
+            for source in data.values():
+                for i in range(len(source)):
+                    reading.example(source, i, Views(SIDE, incomplete=incomplete))
+
+
 # ---- Faults and what is lacking -----------------------------------------------------------------
 
 
@@ -343,7 +382,12 @@ def test_the_cache_knows_what_each_item_lacks(tmp_path):
         np.testing.assert_array_equal(found[name], rows)
 
 
-def test_a_layout_is_cut_as_its_picture():
+def test_a_layout_is_cut_as_its_picture(tmp_path):
+    layouts.write(tmp_path / "a.json", MAP)
+    tokenizer = modalities.KINDS["layout"].load(None, LAYOUT)
+    for size, columns in ((SIDE, [0, 1]), ((SIDE, 3 * SIDE // 2), [0, 2])):
+        given = values.maps(str(tmp_path / "a.json"), tokenizer, size)
+        np.testing.assert_array_equal(given, MAP[None, :, columns])
     wide = np.arange(12).reshape(2, 6)
     np.testing.assert_array_equal(layouts.cut(wide, (8, 8)), wide[:, 2:4])
     np.testing.assert_array_equal(layouts.cut(wide, (2, 4)), wide[:, 1:5])

@@ -96,9 +96,9 @@ def check(config) -> None:
 
 def _check_size(config) -> None:
     """UserError unless `image_size` is a side or (height, width) of cells, or None."""
-    if value(config, "image_size") is None:
-        return
     size, patch = modalities.image_size(config), value(config, "vq.model.patch")
+    if size is None:
+        return
     sides = pixels.both(size)
     if min(sides) < LEAST_SIDE:
         _refuse(config, "image_size", f"at least {LEAST_SIDE} pixels")

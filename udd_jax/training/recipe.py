@@ -17,6 +17,7 @@ import tempfile
 import numpy as np
 from flax import traverse_util
 
+from udd_jax import modalities
 from udd_jax.data import pixels, reading, sources, survey
 from udd_jax.data.sources import listing
 from udd_jax.errors import UserError
@@ -89,7 +90,7 @@ def facts(config) -> dict:
         {"pictures": of the training, "side": the median of their shorter sides, "captions":
         captions of the training, "pieces": the text length that keeps 98 % of all captions whole}.
     """
-    options = config.data_options.to_dict() | {"trust_splits": True}
+    options = modalities.source_options(config) | {"image_size": None, "trust_splits": True}
     if config.data in sources.WORLDS:
         options.pop("trust_splits")
     data = {s: sources.open_source(config.data, s, **options) for s in listing.SPLITS}
@@ -97,6 +98,8 @@ def facts(config) -> dict:
     for index in np.linspace(0, len(train) - 1, min(LOOKED_AT, len(train))).astype(int):
         try:
             image = train[int(index)].image
+            if image is None:
+                continue
             size = pixels.size(image) if isinstance(image, bytes) else image.shape[:2]
             sides.append(min(size))
         except (OSError, ValueError):
