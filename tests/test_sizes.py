@@ -107,10 +107,13 @@ def test_the_fields_of_ones_own_data_are_chosen_for_both_sides():
     chosen = recipe.choose(c, found)
     assert chosen["vq.model.patch"] == square["vq.model.patch"] == 4
     assert 2 * chosen["vq.batch_size"] == square["vq.batch_size"]
-    pixels_of = {
-        name: n["vq.batch_size"] * n["vq.steps"] for name, n in {1: square, 2: chosen}.items()
-    }
-    assert pixels_of[1] == pytest.approx(2 * pixels_of[2], rel=0.01)  # the same time
+    # The same time: for the pixels of all batches, and for the tokens.
+    for row, sides in ((square, (64, 64)), (chosen, (64, 128))):
+        tokens = sides[0] * sides[1] // 4**2 + row["text.length"]
+        work = row["vq.batch_size"] * row["vq.steps"] * sides[0] * sides[1]
+        assert work == pytest.approx(0.2 * 60 * 30 / recipe.VQ_SECONDS, rel=0.01)
+        work = row["train.batch_size"] * row["train.steps"] * tokens
+        assert work == pytest.approx(0.7 * 60 * 30 / recipe.SECONDS, rel=0.01)
 
 
 # ---- A run --------------------------------------------------------------------------------------

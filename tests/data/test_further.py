@@ -150,6 +150,18 @@ def test_the_fields_of_a_list_name_files_or_have_the_values(tmp_path):
         assert "sound_of" not in record.extra and "map_of" not in record.extra
 
 
+def test_a_picture_of_a_list_has_the_values_beside_it(tmp_path):
+    folder(tmp_path, 2)
+    rows = [{"file_name": f"{n}.png", "caption": "listed"} for n in range(2)]
+    (tmp_path / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    source = opened(f"folder:{tmp_path}")
+    for n, record in enumerate(records(source)):
+        assert_read(record, n)
+        assert record.captions == ("listed",)
+    (tmp_path / "1.wav").unlink()
+    assert opened(f"folder:{tmp_path}").hash != source.hash  # so the tokens are made again
+
+
 def test_a_path_in_a_field_stays_inside_the_folder(tmp_path):
     folder(tmp_path / "in", 1)
     (tmp_path / "out.wav").write_bytes(wav())
@@ -192,6 +204,11 @@ def test_columns_have_bytes_paths_or_rows(tmp_path):
     parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
     for n, record in enumerate(records(opened(f"parquet:{tmp_path}", with_fields()))):
         assert_read(record, n)
+    (tmp_path / "in").mkdir()
+    outside = columns | {"sound_of": [{"bytes": None, "path": "../s2.wav"}] * 3}
+    parquet.write_table(pyarrow.table(outside), tmp_path / "in" / "b.parquet")
+    ((cause, detail),) = opened(f"parquet:{tmp_path}/in", with_fields())[0].faults
+    assert cause == "broken sound" and "lies outside of the folder" in detail
     c = config(sound=SOUND | {"field": "noise"})
     with pytest.raises(ValueError, match=r"expected 'noise' of the sound: set modalities.sound.fi"):
         opened(f"parquet:{tmp_path}", c)
@@ -295,6 +312,13 @@ def test_records_that_lack_anything_are_used_and_counted(tmp_path):
     told = survey.describe(found)
     assert "of those that can be used: 8 image, 8 text, 8 map, 8 sound" in told
     assert "used as they are: no picture, 7 (the first: 02)" in told
+    (index,) = (i for i, item in enumerate(source.items) if item.key == "09.png")
+    lenient, refused = (reading.example(source, index, Views(SIDE, incomplete=i)) for i in (1, 0))
+    assert lenient.usable and set(lenient.faults) == {
+        ("without caption", "0 given"),
+        ("without sound", ""),
+    }
+    assert not refused.usable and ("no sound", "") in refused.faults
     strict = survey.survey({"train": opened(f"folder:{tmp_path}")})
     assert strict["splits"]["train"]["unusable"] == 7  # the others have no picture, so are left
     with pytest.raises(ValueError, match="incomplete=True trains each record on what it has"):
@@ -361,13 +385,16 @@ def test_the_cache_knows_what_each_item_lacks(tmp_path):
         settings={},
         views=Views(SIDE, incomplete=True),
         encode_further=encoders,
-        batch_size=4,
-        shard_size=6,
+        batch_size=5,
+        shard_size=10,
     )
     assert len(cache) == 15
     keys = np.array([int(source.items[p].key.split(".")[0]) for p in cache.positions])
     for bit, name in enumerate(("image", "text", "sound", "map")):
         np.testing.assert_array_equal(cache.lacking[name], keys >> bit & 1 == 0)
+    stored = cache.pairs(np.arange(15), np.zeros(15, int), np.zeros(15, int))
+    for name, gone in cache.lacking.items():
+        assert not stored[name][gone].any()
     masks = {"image": 99, "text": 98, "map": 3, "sound": 97}
     found = batches.make(cache, 0, 0, 15, lacking=masks)
     keys = keys[batches.indices(0, 0, 15, 15)]
