@@ -159,7 +159,9 @@ def test_the_cache_keeps_the_ids_of_every_modality(tmp_path, pipe):
 
 DEFAULTS = dict.fromkeys(("negative_prompt", "mask", "num", "share", "rounds", "out"))
 DEFAULTS |= dict.fromkeys(("dual_encoder", "weights", "length"))
-DEFAULTS |= {n: [] for n in ("given", "prompt", "image", "weight", "extend", "paint", "scorer")}
+DEFAULTS |= {
+    n: [] for n in ("given", "prompt", "image", "weight", "extend", "paint", "scorer", "weigh")
+}
 DEFAULTS |= {"by": "bound"}
 DEFAULTS |= {"seed": 0, "batch_size": 4, "best_of": 1, "blank_tokens": 1}
 

@@ -18,7 +18,7 @@ from udd_jax.errors import NotFound, UserError
 from udd_jax.networks import autoregressive, experts, transformer
 from udd_jax.runtime import files, run_folder, trees
 from udd_jax.sampling import autoregressive as one_by_one
-from udd_jax.sampling import painting, reverse
+from udd_jax.sampling import painting, reverse, weights
 
 TEXT, IMAGE, WEIGHTS = modalities.TEXT, modalities.IMAGE, "weights"
 PAINTER = "vq/end_to_end"  # the image tokenizer whose decoder was trained with the diffusion
@@ -27,11 +27,11 @@ CONFIG = run_folder.CONFIG
 
 def make_vocab(config, tokenizers: dict) -> Vocab:
     """The vocabulary of a run. tokenizers: {modality: tokenizer}."""
-    shapes = {
-        name: modalities.KINDS[kind].shape(tokenizers[name], config)
-        for name, kind in modalities.kinds(config).items()
-    }
-    return Vocab(tuple(Modality(name, *shape) for name, shape in shapes.items()))
+    found = []
+    for name, row in modalities.rows(config).items():
+        shape = modalities.KINDS[row["kind"]].shape(tokenizers[name], config)
+        found.append(Modality(name, *shape, row.get("like", ""), row.get("segment", "")))
+    return Vocab(tuple(found))
 
 
 def make_schedules(config, vocab: Vocab) -> list[schedules.Schedule]:
@@ -57,6 +57,12 @@ def make_model(config, vocab: Vocab, pad_id: int = 0) -> transformer.Transformer
     options = {name: value for name, value in config.model.items() if name != "kind"}
     options["dtype"] = jnp.dtype(options.get("dtype", "float32"))
     options["padding"] = pad_id if options.pop("mask_padding", False) else None
+    places = [m.place for m in vocab.modalities]
+    if options.get("attention") == "mutual" and len(set(places)) < len(places):
+        raise UserError(
+            "model.attention = 'mutual' has weights of its own for each modality, so those of one "
+            "segment would not be alike: expected 'self', or no modalities.NAME.segment"
+        )
     network = NETWORKS.get(config.model.get("kind"), transformer.Transformer)
     if config.get("experts"):
         if network is not transformer.Transformer:
@@ -89,11 +95,14 @@ class Diffusion:
         guide,
         scorers,
         paint=None,
+        weigh=None,
     ) -> reverse.Sample:
         """Tokens from noise: `reverse.run`. `still`: a fully given modality that is computed once
-        for the chain, or None; paint: `painting.Paint`, or None."""
+        for the chain, or None; paint: `painting.Paint`, or None; weigh: float32[B, M], weights of
+        what is given (`weights`), or None."""
         strength = None if paint is None else painting.attention(self.kernel, paint)
-        denoise_fn = transformer.Denoiser(self.model, params, still, strength)
+        bias = None if weigh is None else weights.attention(self.kernel.vocab, weigh)
+        denoise_fn = transformer.Denoiser(self.model, params, still, strength, bias)
         if paint is not None and paint.evident is not None:
             plain, masks = transformer.Denoiser(self.model, params), tasks.Masks(free, absent)
             prior = transition.prior_sample(self.kernel, keys, len(x))
@@ -176,14 +185,14 @@ def load_tokenizers(directory, config=None) -> dict:
     if config is None:
         config = read_config(directory)
     found = {}
-    for name, row in modalities.rows(config).items():
+    for name, row in modalities.own(config).items():
         file = modalities.tokenizer_file(config, name)
         if file == IMAGE and (directory / PAINTER).exists():
             file = PAINTER
         if file and not (directory / file).exists():
             raise NotFound(f"{directory} has no file {file!r}, the tokenizer of the {name}")
         found[name] = modalities.KINDS[row["kind"]].load(directory / file, row)
-    return found
+    return modalities.with_references(config, found)
 
 
 def load_weights(directory) -> dict:

@@ -101,6 +101,10 @@ _flag(
     "t2i, i2t, pair, image, text, infill, edit, outpaint, or a rule such as image|text",
 )  # fmt: skip
 _flag("sample", "multi_string", "given", [], "NAME=VALUE, a text or a file; may be repeated")
+_flag(
+    "sample", "multi_string", "weigh", [],
+    "NAME=WEIGHT, attention to a given modality: 1 is off, 0 is none; may be repeated",
+)  # fmt: skip
 _flag("sample", "multi_string", "prompt", [], "--given text=; may be repeated")
 _flag("sample", "multi_string", "image", [], "--given image=; may be repeated")
 _flag("sample", "string", "mask", None, "a picture, white where the image is generated (infill)")

@@ -56,6 +56,8 @@ def sample(workdir, flags, changes: dict | None = None) -> pathlib.Path:
         options |= {"best_of": flags.best_of, "by": flags.by}
     if flags.paint:
         options["paint"] = steering_flags.painted(flags.paint, pipe.tokenizers["image"].image_size)
+    if flags.weigh:
+        options["weigh"] = steering_flags.weights(flags.weigh)
     if flags.scorer:
         options["scorers"] = steering_flags.scorers(pipe, flags.scorer, flags.weights)
     if flags.task in EDITS:
@@ -91,7 +93,8 @@ def sample(workdir, flags, changes: dict | None = None) -> pathlib.Path:
     if flags.weight:
         asked["text"] = [asked["text"]]
     asked = {
-        n: rows if n == "text" else list(map(os.path.abspath, rows)) for n, rows in asked.items()
+        n: rows if pipe.kinds[n] == "text" else list(map(os.path.abspath, rows))
+        for n, rows in asked.items()
     }
     told = {
         name: [v for v in _each(rows, most) for _ in range(num)] for name, rows in asked.items()
@@ -105,7 +108,7 @@ def sample(workdir, flags, changes: dict | None = None) -> pathlib.Path:
 def _typed(flags) -> dict:
     """The flags that change a sample, in addition to the given values and the settings."""
     names = ("negative_prompt", "mask", "weight", "extend", "share", "rounds", "length")
-    names += ("paint", "scorer", "dual_encoder", "weights")
+    names += ("paint", "scorer", "dual_encoder", "weights", "weigh")
     found = {name: getattr(flags, name) for name in names}
     found = {name: value for name, value in found.items() if value not in (None, [])}
     if flags.task == "infill":
@@ -225,6 +228,7 @@ def _check(flags, asked, vocab) -> None:
     unused += ["--weights"] if flags.weights and not flags.scorer else []
     matches = any(typed.startswith("match=") for typed in flags.scorer) or flags.by == "match"
     unused += ["--dual_encoder"] if flags.dual_encoder and not matches else []
+    unused += ["--weigh"] if flags.weigh and (edits or infill) else []
     unused += ["--paint"] if flags.paint and (edits or "text" not in rule.given) else []
     unused += ["--weight"] if flags.weight and (edits or infill or "text" not in rule.given) else []
     away = flags.negative_prompt and ("text" not in rule.given or edits)
@@ -321,7 +325,7 @@ def _write_image(out, name, i, image, tokenizer) -> dict:
 
 def _write_text(out, name, i, text, tokenizer) -> dict:
     logbook.say(f"{i:4d}  {text}")
-    return {"caption": text}
+    return {"caption" if name == "text" else name: text}
 
 
 def _write_sound(out, name, i, sound, tokenizer) -> dict:

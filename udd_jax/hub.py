@@ -83,10 +83,10 @@ def write(
         record = {"config": stored, "made_with": provenance.versions()}
         files.write_json(new / build.CONFIG, record)
         _write_weights(new, params, dtype, shard)
-        for name, tokenizer in tokenizers.items():
-            file, save = TOKENIZERS[modalities.kinds(config)[name]]
+        for name, row in modalities.own(config).items():
+            file, save = TOKENIZERS[row["kind"]]
             if file:
-                save(new / file.format(name=name), tokenizer)
+                save(new / file.format(name=name), tokenizers[name])
         if evaluation is not None:
             files.write_json(new / RESULT, _without_folders(evaluation))
         files.write_text(new / CARD, about)
@@ -153,12 +153,12 @@ def read(folder, links=None) -> tuple[ml_collections.ConfigDict, dict, dict]:
                 f"{folder / build.CONFIG} refused: {name} = {value!r} names a file outside of it"
             )
     tokenizers = {}
-    for name, row in modalities.rows(config).items():
+    for name, row in modalities.own(config).items():
         file = TOKENIZERS[row["kind"]][0].format(name=name)
         if file and not (folder / file).exists():
             raise NotFound(f"{folder} has no file {file!r}: it is not complete")
         tokenizers[name] = modalities.KINDS[row["kind"]].load(folder / file, row)
-    return config, tokenizers, _read_weights(folder)
+    return config, modalities.with_references(config, tokenizers), _read_weights(folder)
 
 
 def fetch(name: str, revision: str | None = None, **options) -> pathlib.Path:

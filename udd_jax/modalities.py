@@ -1,9 +1,11 @@
 """The modalities of a run: the rows of `config.modalities`, and what their kinds are.
 
     c.modalities.voice = {"kind": "sound", "rate": 8000, ...}
+    c.modalities.first = {"like": "image"}      # a reference: another picture
 
 Every run has an image and a text. A further modality is a row, and a further kind an entry of
-`KINDS`.
+`KINDS`. A reference has the kind, the tokenizer, the classes, the embeddings and the head of the
+modality that it is like, and positions of its own.
 """
 
 import dataclasses
@@ -104,6 +106,7 @@ KINDS = {
     ),
 }
 EVERY_ROW = ("kind", "schedule", "weight")  # settings of a row of any kind
+REFERENCE = ("like", "segment", "schedule", "weight")  # settings of a row that is like another
 ALWAYS = ("image", "text")  # every run has one of each, under these names
 NAME = re.compile("[a-z][a-z0-9]*")  # names of parameters are made of it, with "_" between them
 
@@ -112,12 +115,16 @@ def rows(config) -> dict[str, dict]:
     """{name: row} of `config.modalities`, in the order of the sequence, which is that of the names.
 
     config: a ConfigDict, or the dict of a file. One from before there was such a field has an image
-    and a text. ValueError, one line: an unknown kind, a field that the kind does not have, or no
-    image or no text.
+    and a text. The row of a reference also has the kind and the settings of the row it is like.
+    ValueError, one line: an unknown kind, a field that the kind does not have, no image or no text,
+    or a reference to nothing.
     """
     found = config.get("modalities")
     found = getattr(found, "to_dict", lambda: found)() or {n: {"kind": n} for n in ALWAYS}
     for name, row in sorted(found.items()):
+        if "like" in row:
+            _check_reference(found, name, row)
+            continue
         kind = row.get("kind")
         if kind not in KINDS:
             raise UserError(
@@ -139,7 +146,37 @@ def rows(config) -> dict[str, dict]:
     lacking = [name for name in ALWAYS if name not in found]
     if lacking:
         raise UserError(f"modalities has no {lacking[0]!r}, expected image and text at least")
-    return {name: found[name] for name in sorted(found)}
+    return {name: _settings(found, name) for name in sorted(found)}
+
+
+def _check_reference(found: dict, name: str, row: dict) -> None:
+    if not NAME.fullmatch(name) or name in ALWAYS:
+        raise UserError(f"modalities.{name} with like: expected another name, of small letters")
+    for field in row:
+        if field not in REFERENCE:
+            known = ", ".join(REFERENCE)
+            raise UserError(f"modalities.{name}.{field} with like: expected some of {known}")
+    if row["like"] not in found or "like" in found[row["like"]]:
+        others = ", ".join(n for n, other in sorted(found.items()) if "like" not in other)
+        raise UserError(f"modalities.{name}.like = {row['like']!r}, expected one of {others}")
+    if not NAME.fullmatch(row.get("segment", name)):
+        raise UserError(f"modalities.{name}.segment = {row['segment']!r}: expected small letters")
+
+
+def _settings(found: dict, name: str) -> dict:
+    row = found[name]
+    theirs = found[row["like"]] if "like" in row else {}
+    return {field: theirs[field] for field in theirs if field not in REFERENCE} | row
+
+
+def own(config) -> dict[str, dict]:
+    """{name: row} of the modalities that are not references."""
+    return {name: row for name, row in rows(config).items() if "like" not in row}
+
+
+def with_references(config, tokenizers: dict) -> dict:
+    """{name: tokenizer} of all modalities, in their order. tokenizers: those of `own`."""
+    return {name: tokenizers[row.get("like", name)] for name, row in rows(config).items()}
 
 
 def kinds(config) -> dict[str, str]:
@@ -187,12 +224,13 @@ def source_options(config) -> dict:
 
 def tokenizer_file(config, name: str) -> str:
     """The file of a modality's tokenizer in the folder of a run; "" if it has none."""
-    return KINDS[kinds(config)[name]].file.format(name=name)
+    row = rows(config)[name]
+    return KINDS[row["kind"]].file.format(name=row.get("like", name))
 
 
 def tokenizer_files(config) -> list[str]:
     """The files of all tokenizers in the folder of a run."""
-    return [file for name in rows(config) if (file := tokenizer_file(config, name))]
+    return [file for name in own(config) if (file := tokenizer_file(config, name))]
 
 
 def of_sound(config, name: str) -> ml_collections.ConfigDict:

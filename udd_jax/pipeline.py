@@ -549,6 +549,7 @@ class Pipeline:
         guide=None,
         scorers=(),
         paint=(),
+        weigh=None,
         **settings,
     ) -> Iterator[Result]:
         """Checks the arguments, then generates and returns one batch of samples after the other.
@@ -577,6 +578,8 @@ class Pipeline:
             paint: [(phrase, mask) or (phrase, mask, weight), ...]: words of the given text that
                 belong where the mask, as in `infill`, is white (`sampling.painting`). A phrase or
                 mask may be a list, one for each given text.
+            weigh: {modality: weight} of what is given: how much attention it gets. 1 is off, 0 is
+                as if it had no keys (`sampling.weights`). A weight may be a list.
 
         Raises:
             ValueError: one line; a rule, setting or value does not fit the run.
@@ -602,6 +605,7 @@ class Pipeline:
             guide=guide,
             scorers=scorers,
             paint=paint,
+            weigh=weigh,
             options=settings,
         )
         if keys is None:

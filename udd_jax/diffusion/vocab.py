@@ -24,12 +24,24 @@ from udd_jax.errors import UserError
 
 @dataclass(frozen=True)
 class Modality:
-    """`length` positions with `classes` tokens each; `grid` is (rows, columns) of a picture."""
+    """`length` positions with `classes` tokens each; `grid` is (rows, columns) of a picture.
+
+    like: the name of another modality, whose ids are also those of this one: a *reference*.
+    segment: the name of its positions, "" is its own; modalities with the same one share them, so
+    that a network cannot tell them apart.
+    """
 
     name: str
     length: int
     classes: int
     grid: tuple[int, int] | None = None
+    like: str = ""
+    segment: str = ""
+
+    @property
+    def place(self) -> str:
+        """The name of its positions."""
+        return self.segment or self.name
 
     def __post_init__(self):
         if self.length < 1 or self.classes < 2:
@@ -46,14 +58,34 @@ class Modality:
 
 @dataclass(frozen=True)
 class Vocab:
-    """The modalities in the order of the sequence. Everything else follows from them."""
+    """The modalities in the order of the sequence. Everything else follows from them.
+
+    ValueError for a reference to no modality, or to one with other classes, and for positions that
+    are shared by modalities of different shapes.
+    """
 
     modalities: tuple[Modality, ...]
 
+    def __post_init__(self):
+        places = {}
+        for m in self.modalities:
+            first = self.modalities[self.index(m.like)] if m.like else m
+            if first.like or first.classes != m.classes:
+                raise UserError(
+                    f"modality {m.name!r} with {m.classes} classes is like {m.like!r} with "
+                    f"{first.classes}: expected as many, and a modality that is like no other"
+                )
+            other = places.setdefault(m.place, m)
+            if (other.length, other.grid) != (m.length, m.grid):
+                raise UserError(
+                    f"modalities {other.name!r} and {m.name!r} share the positions {m.place!r}, "
+                    f"but have {other.grid or other.length} and {m.grid or m.length}"
+                )
+
     @cached_property
     def size(self) -> int:
-        """V: all classes and the mask."""
-        return sum(m.classes for m in self.modalities) + 1
+        """V: all classes and the mask; a reference has none of its own."""
+        return sum(m.classes for m in self.modalities if not m.like) + 1
 
     @cached_property
     def mask_id(self) -> int:
@@ -66,8 +98,10 @@ class Vocab:
 
     @cached_property
     def offsets(self) -> tuple[int, ...]:
-        """The first id of each modality."""
-        return tuple(int(i) for i in np.cumsum([0, *(m.classes for m in self.modalities[:-1])]))
+        """The first id of each modality; of a reference, that of the modality it is like."""
+        own = [0 if m.like else m.classes for m in self.modalities]
+        starts = dict(zip((m.name for m in self.modalities), np.cumsum([0, *own]), strict=False))
+        return tuple(int(starts[m.like or m.name]) for m in self.modalities)
 
     @cached_property
     def starts(self) -> tuple[int, ...]:

@@ -130,16 +130,19 @@ def rotary_angles(vocab: Vocab, pairs: int) -> np.ndarray:
 
     The pairs are divided among the axes of all modalities (rows and columns of a grid, places of a
     text). The angle is the coordinate of the position on that axis times a frequency from 1 to
-    1/100. On the axes of other modalities the angle is 0.
+    1/100. On the axes of other modalities the angle is 0. Modalities that share their positions
+    share their axes.
     """
-    axes = [(m, a) for m in vocab.modalities for a in range(1 if m.grid is None else 2)]
+    owners = {m.place: m for m in reversed(vocab.modalities)}
+    owners = [m for m in vocab.modalities if owners[m.place] is m]
+    axes = [(m, a) for m in owners for a in range(1 if m.grid is None else 2)]
     angles = []
     for share, (owner, axis) in zip(np.array_split(np.arange(pairs), len(axes)), axes, strict=True):
         frequencies = 100.0 ** (-np.arange(len(share)) / len(share))
         coordinates = []
         for m in vocab.modalities:
             place = np.arange(m.length)
-            if m is not owner:
+            if m.place != owner.place:
                 place = np.zeros(m.length)
             elif m.grid is not None:
                 place = np.unravel_index(place, m.grid)[axis]
@@ -296,9 +299,11 @@ class FusedEmbedding(nn.Module):
     """Global ids int32[B, L] -> [B, L, D]: one table for all ids, plus learned positions.
 
     The position is the sum of a row and a column vector on a grid, or one vector for each place of
-    a text. `at`, int32[B, n], are the positions of xt int32[B, n]; None: all of them. `soft` has
-    for each modality None, or probabilities float[B, length, K] of its tokens. They change no
-    value, and get the gradient of the embedding they would give ("straight through").
+    a text. Modalities of one segment share theirs, and a reference has the ids, and so the tokens,
+    of the modality it is like. `at`, int32[B, n], are the positions of xt int32[B, n]; None: all of
+    them. `soft` has for each modality None, or probabilities float[B, length, K] of its tokens.
+    They change no value, and get the gradient of the embedding they would give ("straight
+    through").
     """
 
     vocab: Vocab
@@ -316,14 +321,17 @@ class FusedEmbedding(nn.Module):
                 start, size = self.vocab.offsets[m], self.vocab.modalities[m].classes
                 mean = (p - jax.lax.stop_gradient(p)) @ tokens[start : start + size]
                 h = h.at[:, self.vocab.slices[m]].add(mean)
-        positions = []
+        places = {}
         for modality in self.vocab.modalities:
+            place = modality.place
+            if place in places:
+                continue
             if modality.grid is None:
-                positions.append(table(f"{modality.name}_position", modality.length))
+                places[place] = table(f"{place}_position", modality.length)
             else:
                 rows, columns = modality.grid
-                row = table(f"{modality.name}_row", rows)[:, None]
-                column = table(f"{modality.name}_column", columns)[None]
-                positions.append((row + column).reshape(modality.length, self.width))
-        positions = jnp.concatenate(positions)
+                row = table(f"{place}_row", rows)[:, None]
+                column = table(f"{place}_column", columns)[None]
+                places[place] = (row + column).reshape(modality.length, self.width)
+        positions = jnp.concatenate([places[m.place] for m in self.vocab.modalities])
         return h + (positions[None] if at is None else positions[at])

@@ -225,12 +225,12 @@ class Transformer(nn.Module):
         """
         return self._run(xt, t, free, keep=modality)
 
-    def with_cache(self, xt, t, free, cache: dict, paint=None):
+    def with_cache(self, xt, t, free, cache: dict, bias=None, paint=None):
         """The logits of `__call__`, without computing the modalities in `cache`.
 
         ValueError without `block_attention`.
         """
-        return self._run(xt, t, free, kept=cache, paint=paint)
+        return self._run(xt, t, free, bias, kept=cache, paint=paint)
 
     def lengths(self, xt, t, free):
         """Logits of the number of text tokens before the padding, float32[B, M + 1].
@@ -255,9 +255,8 @@ class Transformer(nn.Module):
             h = jnp.concatenate([h[:, self.vocab.slices[m]] for m in parts], axis=1)
         h = sharding.constrain(h.astype(self.dtype), "data", None, None)
         if self.padding is not None:
-            hidden = jnp.where(self._padded(xt, t, free), layers.HIDDEN, 0.0)[
-                :, None, None
-            ]  # of the keys
+            keys = self._padded(xt, t, free)[:, None, None]
+            hidden = jnp.where(keys, layers.HIDDEN, 0.0)
             bias = hidden if bias is None else bias + hidden
         if self.concentrated:
             apart = self._concentrated(xt)
@@ -312,13 +311,15 @@ class Transformer(nn.Module):
         """h [B, n, D] -> logits; `here`: the part of h of each modality, 0 for the others."""
         h = layers.layer_norm(True, self.dtype, "norm")(h)
         rezero = self.param("rezero", nn.initializers.constant(self.rezero), ())
-        logits = []
+        logits, heads = [], {}  # a reference has the head of the modality it is like
         for m, modality in enumerate(self.vocab.modalities):
             y = jnp.zeros((h.shape[0], modality.length, modality.classes), self.dtype)
             own = self.network in ("joint", mutual_name(self.vocab, m)) or self.is_initializing()
             if m in here and own:
-                name = f"{modality.name}_head"
-                y = layers.Dense(modality.classes, dtype=self.dtype, name=name)(h[:, here[m]])
+                name, make = f"{modality.like or modality.name}_head", layers.Dense
+                if name not in heads:
+                    heads[name] = make(modality.classes, dtype=self.dtype, name=name)
+                y = heads[name](h[:, here[m]])
             y = y.astype(jnp.promote_types(jnp.float32, y.dtype)) * rezero
             logits.append(sharding.constrain(y, "data", None, "model"))
         return tuple(logits)
@@ -353,17 +354,19 @@ class Denoiser:
 
     `still` names a modality that has no free position in any sample of the batch and stays constant
     during the chain. With block attention its keys and values are computed once for the chain.
-    `paint` is a function (xt, t, free) -> float[B, 1, L, L] for `layers.Painted`, or None.
+    `paint` is a function (xt, t, free) -> float[B, 1, L, L] for `layers.Painted`, or None, and
+    `bias` one whose result is added to the scores of attention (`sampling.weights`), or None.
     """
 
     model: Transformer
     params: Any
     still: str | None = None
     paint: Any = None
+    bias: Any = None
 
     def __call__(self, xt, t, free, cache=None):
-        variables = {"params": self.params}
-        options = {} if self.paint is None else {"paint": self.paint(xt, t, free)}
+        variables, added = {"params": self.params}, {"paint": self.paint, "bias": self.bias}
+        options = {name: make(xt, t, free) for name, make in added.items() if make is not None}
         if cache is None:
             return self.model.apply(variables, xt, t, free, **options)
         return self.model.apply(variables, xt, t, free, cache, **options, method="with_cache")

@@ -13,7 +13,7 @@ from udd_jax.sampling import painting
 from udd_jax.sampling import prompts as branching
 from udd_jax.sampling import scorers as terms
 from udd_jax.sampling.settings import Settings
-from udd_jax.steering import painted, weighted
+from udd_jax.steering import painted, segments, weighted
 
 
 class Chains(NamedTuple):
@@ -24,6 +24,7 @@ class Chains(NamedTuple):
     against: np.ndarray | None  # int32[n, L], the negative prompts
     prompts: branching.Prompts | None
     paint: painting.Paint | None
+    weigh: np.ndarray | None  # float32[n, M], weights of what is given
     guide: Callable | None
     scorers: tuple
     settings: Settings
@@ -40,13 +41,28 @@ class Chains(NamedTuple):
         away = None if self.against is None else self.against[rows]
         free, absent = (part[rows] for part in self.masks)
         plain = (self.x[rows], free, absent, self.settings, away, trace, self.still, steer)
-        # Only the diffusion knows paint.
-        paint = () if self.paint is None else (painted.part(self.paint, rows),)
-        return (*plain, self.scorers, *paint)
+        # Only the diffusion knows paint and weights.
+        more = () if self.paint is None else (painted.part(self.paint, rows),)
+        if self.weigh is not None:
+            more = (*(more or (None,)), self.weigh[rows])
+        return (*plain, self.scorers, *more)
 
 
 def prepare(
-    pipe, task, count, given, num, *, masks, negative, prompts, guide, scorers, paint, options
+    pipe,
+    task,
+    count,
+    given,
+    num,
+    *,
+    masks,
+    negative,
+    prompts,
+    guide,
+    scorers,
+    paint,
+    weigh,
+    options,
 ) -> Chains:
     """Checks and encodes the arguments of `Pipeline.stream` of the same names.
 
@@ -77,6 +93,7 @@ def prepare(
         against=against,
         prompts=asked,
         paint=strokes,
+        weigh=segments.read(pipe, weigh, masks, count) if weigh else None,
         guide=guide,
         scorers=terms.parse(scorers, vocab),
         settings=settings,

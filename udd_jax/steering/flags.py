@@ -24,6 +24,19 @@ def painted(words: list[str], size: int) -> list[tuple]:
     return [(phrase, pixels.read_mask(path, size), weight) for phrase, path, weight in found]
 
 
+def weights(words: list[str]) -> dict[str, float]:
+    """`--weigh`s -> {modality: weight} (`sampling.weights`)."""
+    found = {}
+    for typed in words:
+        name, _, number = typed.partition("=")
+        try:
+            found[name.strip()] = float(number)
+        except ValueError:
+            form = "NAME=WEIGHT such as text=0.5"
+            raise UserError(f"--weigh={typed}, expected {form}") from None
+    return found
+
+
 def scorers(pipe, words: list[str], weights) -> list[tuple]:
     """`--scorer`s -> [(F, scale)] (`steering.scoring`)."""
     form = "NAME=VALUE or NAME=VALUE:SCALE such as match=blue:1 or style=a.png:2"

@@ -11,13 +11,17 @@ from udd_jax import modalities
 from udd_jax.data import reading
 from udd_jax.errors import UserError
 from udd_jax.runtime import files
-from udd_jax.tokenizers import image_tokenizer
+from udd_jax.tokenizers import codecs, image_tokenizer
 from udd_jax.training import train_image_tokenizer
 
 
 def make_tokenizer(config, name: str, workdir, data: dict):
-    """The tokenizer of a modality: loaded, or trained on the split "train" of {split: source}."""
+    """The tokenizer of a modality: loaded, or trained on the split "train" of {split: source}.
+
+    That of a reference is that of the modality it is like.
+    """
     row = modalities.rows(config)[name]
+    name = row.get("like", name)
     file = modalities.tokenizer_file(config, name)
     if file and not (workdir / file).exists():
         TRAIN[row["kind"]](config, name, workdir / file, data)
@@ -55,12 +59,17 @@ def ids(config, tokenizers: dict, extra: list[dict]) -> dict[str, np.ndarray]:
 
 def encoders(config, tokenizers: dict) -> dict:
     """{name: list of n values -> int32[n, length]} of each modality; ids 0 for a value None."""
-    return {n: functools.partial(_encode, tokenizers[n]) for n in modalities.further(config)}
+    kinds, found = modalities.kinds(config), {}
+    for name in modalities.further(config):
+        codec = codecs.MAKERS[kinds[name]](tokenizers[name], config.text.length)
+        length = modalities.KINDS[kinds[name]].shape(tokenizers[name], config)[0]
+        found[name] = functools.partial(_encode, codec, length)
+    return found
 
 
-def _encode(tokenizer, rows: list) -> np.ndarray:
+def _encode(codec, length: int, rows: list) -> np.ndarray:
     there = [row is not None for row in rows]
-    ids = np.zeros((len(rows), math.prod(tokenizer.grid)), np.int32)
+    ids = np.zeros((len(rows), length), np.int32)
     if any(there):
-        ids[there] = tokenizer.encode(np.stack([row for row in rows if row is not None]))
+        ids[there] = codec.encode(np.stack([row for row in rows if row is not None]), False)
     return ids

@@ -1,0 +1,54 @@
+"""Weights of given modalities, from what a user types to an array (`sampling.weights`)."""
+
+import math
+
+import numpy as np
+
+from udd_jax.errors import UserError
+
+
+def read(pipe, asked: dict, masks, count: int) -> np.ndarray | None:
+    """The weights float32[count, M] of `count` samples; None where all of them are 1.
+
+    asked: {modality: a weight, or one for each given value}. UserError, one line: a modality that
+    the task does not give, a bad number, or a network that would attend to nothing.
+    """
+    names = [m.name for m in pipe.vocab.modalities]
+    weights = np.ones((count, len(names)), np.float32)
+    free, absent = np.asarray(masks.free), np.asarray(masks.absent)
+    given = [
+        name
+        for m, name in enumerate(names)
+        if not absent[:, m].any() and not free[:, pipe.vocab.slices[m]].any()
+    ]
+    for name, value in asked.items():
+        if name not in given:
+            expected = ", ".join(given) or "nothing"
+            raise UserError(f"weigh {name!r}: it is not given in the task, expected {expected}")
+        row = np.atleast_1d(_numbers(name, value))
+        if row.ndim > 1 or count % max(len(row), 1) or not len(row):
+            raise UserError(f"weigh {name!r}: {len(row)} weights for {count} samples")
+        weights[:, names.index(name)] = np.repeat(row, count // len(row))
+    if (weights == 1).all():
+        return None
+    if not hasattr(pipe.model, "mutual_gain") or pipe.config.model.get("kind") == "autoregressive":
+        raise UserError("weigh needs model.kind = 'diffusion'")
+    if pipe.model.attention == "mutual":
+        for m, name in enumerate(names):
+            if (np.delete(weights, m, axis=1) == 0).all(axis=1).any():
+                others = ", ".join(n for n in names if n != name)
+                raise UserError(
+                    f"weigh: {others} all have weight 0, and mutual attention of the {name} would "
+                    "see nothing: leave one out of the task instead"
+                )
+    return weights
+
+
+def _numbers(name: str, value) -> np.ndarray:
+    try:
+        row = np.asarray(value, np.float32)
+    except (TypeError, ValueError):
+        row = np.float32("nan")
+    if isinstance(value, str | bool) or not all(math.isfinite(w) and w >= 0 for w in row.flat):
+        raise UserError(f"weigh {name!r}: {value!r}, expected finite numbers, at least 0")
+    return row
