@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from configs import t2i
 from udd_jax import build, modalities
-from udd_jax.data.sources import shapes
+from udd_jax.data import sources
 from udd_jax.networks import transformer
 from udd_jax.runtime import run_folder, trees
 from udd_jax.tokenizers import image_tokenizer, text_tokenizer
@@ -28,7 +28,7 @@ def make(directory, c=None) -> pathlib.Path:
     """Writes the run and returns its folder."""
     directory, c = pathlib.Path(directory), c or config()
     run_folder.claim(c, directory)
-    records = shapes.source("train", 200)
+    records = sources.open_source(c.data, "train", size=200)
     text_tokenizer.train_sentencepiece(
         (record.captions[0] for record in records), directory / build.TEXT, c.text.vocab_size
     )
@@ -38,7 +38,8 @@ def make(directory, c=None) -> pathlib.Path:
     image = image_tokenizer.ImageTokenizer(module, params, chunk=16)
     image_tokenizer.save(directory / build.IMAGE, image)
     for name in modalities.further(c):
-        if file := modalities.tokenizer_file(c, name):  # a sound
+        file = modalities.tokenizer_file(c, name)
+        if file and modalities.kinds(c)[name] == "sound" and not (directory / file).exists():
             module = train_image_tokenizer.make_model(modalities.of_sound(c, name))
             params = jax.jit(module.init)(jax.random.key(2), jnp.zeros((1, *module.size, 1)))
             pictures = image_tokenizer.ImageTokenizer(module, params["params"], chunk=4)

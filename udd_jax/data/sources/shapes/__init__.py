@@ -10,6 +10,7 @@ A scene is one object (probability .2) or two (.8) on a 2 x 2 grid of cells, num
     drawing.py    images of 32 x 32 pixels: drawing and reading them
     sounds.py     a sound of each scene: playing and reading it
     layouts.py    a map of categories of each scene, and its reading
+    compose.py    a world of its own: pictures that a text composes of two others
     steered.py    edits, painted words and more to steer to
     laws.py       the distributions of the properties of samples
 """

@@ -1,0 +1,178 @@
+"""A run with two references, never trained: from the config to files, weights and the report."""
+
+import json
+import types
+
+import numpy as np
+import pytest
+
+from configs import compose as compose_config
+from tests import test_modalities
+from tests.helpers import tiny
+from udd_jax import build, generate, modalities, pipeline
+from udd_jax.data import pixels, sources
+from udd_jax.evaluation import held_out, rules
+from udd_jax.evaluation.report import rule_sections
+from udd_jax.training import further, plan
+
+RULE, NAMES = compose_config.RULE, ("first", "image", "second", "text")
+TEXT = "the colour of the first and the shape of the second"
+
+
+def config():
+    c = compose_config.get_config("smoke")
+    c.vq.model.update({"n_embed": 16, "ch": 8, "embed_dim": 4, "z_channels": 8})
+    c.model.update({"layers": 1, "width": 16, "heads": 2})
+    c.diffusion.steps, c.sample.steps, c.mesh.data = 4, 2, 1
+    c.evaluate.update({"samples": 4, "batch_size": 4})
+    return c
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return tiny.make(tmp_path_factory.mktemp("compose"), config())
+
+
+@pytest.fixture(scope="module")
+def pipe(run):
+    return pipeline.Pipeline.load(run)
+
+
+@pytest.fixture(scope="module")
+def records():
+    return list(sources.open_source("compose", "test", size=4, further=("first", "second")))
+
+
+def given(records):
+    found = {n: np.stack([r.extra[n] for r in records]) for n in ("first", "second")}
+    return found | {"text": [r.captions[0] for r in records]}
+
+
+def test_the_full_config_plans_references_without_classes_of_their_own():
+    vocab = plan.vocab_of(compose_config.get_config())
+    assert [m.name for m in vocab.modalities] == list(NAMES)
+    assert [m.like for m in vocab.modalities] == ["image", "", "image", ""]
+    assert vocab.size == vocab.modalities[1].classes + vocab.modalities[3].classes + 1
+    assert modalities.token_weights(compose_config.get_config()) == {}
+
+
+def test_references_have_the_tokenizer_of_the_image_and_no_file(run, pipe, records, tmp_path):
+    assert pipe.tokenizers["first"] is pipe.tokenizers["second"] is pipe.tokenizers["image"]
+    assert modalities.tokenizer_files(pipe.config) == [build.IMAGE, build.TEXT]
+    encode = further.encoders(pipe.config, pipe.tokenizers)
+    pictures = [r.extra["first"] for r in records]
+    np.testing.assert_array_equal(
+        encode["first"](pictures), pipe.codecs["image"].encode(np.stack(pictures))
+    )
+    again = further.make_tokenizer(pipe.config, "first", run, {})
+    assert again.hash == pipe.tokenizers["image"].hash
+    pipe.save_pretrained(tmp_path / "out")
+    assert len(list((tmp_path / "out").glob("*tokenizer*"))) == 1
+    assert pipeline.Pipeline.from_pretrained(tmp_path / "out").vocab == pipe.vocab
+
+
+def test_weights_of_1_are_off_bit_for_bit_and_of_0_leave_the_references_out(pipe, records):
+    asked = given(records)
+    make = lambda asked, **options: pipe.generate(RULE, given=asked, **options)  # noqa: E731
+    plain, one = make(asked), make(asked, weigh={"first": 1.0, "text": [1, 1, 1, 1]})
+    np.testing.assert_array_equal(plain.tokens, one.tokens)
+    assert plain.images.shape == (4, 32, 32, 3)
+    other = asked | {n: 255 - asked[n] for n in ("first", "second")}
+    none = {"first": 0, "second": 0}
+    a, b = make(asked, weigh=none), make(other, weigh=none)
+    image = pipe.vocab.slices[1]
+    np.testing.assert_array_equal(a.tokens[:, image], b.tokens[:, image])
+    half = make(asked, weigh={"first": [0, 1, 1, 1], "second": 3.0})
+    assert (half.tokens[:, pipe.vocab.slices[0]] == plain.tokens[:, pipe.vocab.slices[0]]).all()
+
+
+def test_guidance_and_weights_go_together_and_references_are_free_if_asked(pipe, records):
+    asked = given(records[:2])
+    found = pipe.generate(RULE, given=asked, weigh={"second": 0.5}, guidance=2.0)
+    assert found.branches == 2 and len(found.images) == 2
+    both = pipe.generate("first,image|second", given={"second": asked["second"]})
+    assert both.values["first"].shape == both.images.shape
+
+
+@pytest.mark.parametrize(
+    "weigh, message",
+    [
+        ({"smell": 1.0}, "weigh 'smell': it is not given in the task, expected first, second, t"),
+        ({"image": 0.5}, "weigh 'image': it is not given"),
+        ({"first": -1}, "weigh 'first': -1, expected finite numbers, at least 0"),
+        ({"first": "much"}, "weigh 'first': 'much', expected finite"),
+        ({"first": [1, 0.5, 1]}, "weigh 'first': 3 weights for 4 samples"),
+    ],
+)
+def test_a_bad_weight_is_one_line(pipe, records, weigh, message):
+    with pytest.raises(ValueError, match=message):
+        pipe.generate(RULE, given=given(records), weigh=weigh)
+
+
+def sample(run, out, **typed):
+    defaults = test_modalities.DEFAULTS | {"out": out, "task": RULE} | typed
+    return generate.sample(run, types.SimpleNamespace(**defaults))
+
+
+def test_references_and_weights_are_typed_as_flags(run, pipe, records, tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline.Pipeline, "load", lambda directory: pipe)
+    paths = {n: tmp_path / f"{n}.png" for n in ("first", "second")}
+    for name, path in paths.items():
+        pixels.write_png(path, records[0].extra[name])
+    typed = [*(f"{n}={path}" for n, path in paths.items()), f"text={TEXT}"]
+    out = sample(run, tmp_path / "a", given=typed, weigh=["first=0.5", "second=2"], num=2)
+    lines = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
+    assert [line["image"] for line in lines] == ["image-0000.png", "image-0001.png"]
+    assert lines[0]["given"] == {n: str(p) for n, p in paths.items()} | {"text": TEXT}
+    assert lines[0]["weigh"] == ["first=0.5", "second=2"]
+    ours = {n: pixels.read(p) for n, p in paths.items()} | {"text": TEXT}
+    same = pipe.generate(RULE, given=ours, num=2, weigh={"first": 0.5, "second": 2})
+    np.testing.assert_array_equal(pixels.read(out / "image-0001.png"), same.images[1])
+    for weigh, message in (
+        (["first"], "--weigh=first, expected NAME=WEIGHT such as text=0.5"),
+        (["third=1"], "weigh 'third': it is not given"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            sample(run, tmp_path / "b", given=typed, weigh=weigh)
+    assert not (tmp_path / "b").exists()
+
+
+def test_the_report_shows_references_and_counts_what_the_law_allows(pipe, tmp_path):
+    items = held_out.read(pipe, 4)
+    measured = pipe.with_config(evaluate={"rules": (RULE,)})
+    found = rules.measure(measured, items, tmp_path, {})[RULE]
+    assert found["count"] == 4 and found["given_tokens_changed"] == 0
+    page = rule_sections.show(tmp_path, {"rules": {RULE: found}}, pipe.config.to_dict())
+    assert page.count("first, given") == page.count("image, generated") == 4
+    read = {name: rules._truth(pipe, items, name, 4) for name in NAMES}
+    assert rules._agree(items.world, read) == [True] * 4
+    read["first"] = read["second"]
+    assert not all(rules._agree(items.world, read))
+
+
+@pytest.mark.parametrize(
+    "row, message",
+    [
+        ({"like": "smell"}, "modalities.first.like = 'smell', expected one of image, text"),
+        ({"like": "second"}, "modalities.first.like = 'second', expected one of image, text"),
+        ({"like": "image", "grid": 3}, "modalities.first.grid with like: expected some of like, s"),
+        ({"like": "image", "segment": "A"}, "modalities.first.segment = 'A': expected small"),
+    ],
+)
+def test_a_reference_to_nothing_is_one_line(row, message):
+    c = config().to_dict()
+    c["modalities"]["first"] = row
+    with pytest.raises(ValueError, match=message):
+        modalities.rows(c)
+
+
+def test_shared_positions_are_refused_where_each_modality_has_its_own_attention():
+    c = config()
+    with c.unlocked():
+        for name in ("first", "second"):
+            c.modalities[name].segment = "seen"
+    vocab = plan.vocab_of(c)
+    assert build.make_model(c, vocab).vocab.modalities[0].place == "seen"
+    c.model.attention = "mutual"
+    with pytest.raises(ValueError, match=r"model.attention = .mutual. has weights of its own"):
+        build.make_model(c, vocab)
