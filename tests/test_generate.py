@@ -15,7 +15,8 @@ DEFAULTS = {
     "blank_tokens": 1, "num": None, "batch_size": 4, "out": None, "seed": 0,
     "weight": [], "best_of": 1, "share": None, "rounds": None, "extend": [],
     "length": None,
-    "by": "bound", "paint": [], "scorer": [], "weigh": [], "dual_encoder": None, "weights": None,
+    "by": "bound", "paint": [], "scorer": [], "dual_encoder": None, "weights": None,
+    "weigh": [], "begin_with": None,
 }  # fmt: skip
 
 

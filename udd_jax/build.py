@@ -63,6 +63,10 @@ def make_model(config, vocab: Vocab, pad_id: int = 0) -> transformer.Transformer
             "model.attention = 'mutual' has weights of its own for each modality, so those of one "
             "segment would not be alike: expected 'self', or no modalities.NAME.segment"
         )
+    if options.get("length_head") and vocab.has("length"):
+        raise UserError(
+            "model.length_head and a modality called length: expected one of them, or another name"
+        )
     network = NETWORKS.get(config.model.get("kind"), transformer.Transformer)
     if config.get("experts"):
         if network is not transformer.Transformer:

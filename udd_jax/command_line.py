@@ -102,6 +102,10 @@ _flag(
 )  # fmt: skip
 _flag("sample", "multi_string", "given", [], "NAME=VALUE, a text or a file; may be repeated")
 _flag(
+    "sample", "string", "begin_with", None,
+    "modalities of the task that are generated first, such as length; the rest is given them",
+)  # fmt: skip
+_flag(
     "sample", "multi_string", "weigh", [],
     "NAME=WEIGHT, attention to a given modality: 1 is off, 0 is none; may be repeated",
 )  # fmt: skip

@@ -56,6 +56,8 @@ def sample(workdir, flags, changes: dict | None = None) -> pathlib.Path:
         options |= {"best_of": flags.best_of, "by": flags.by}
     if flags.paint:
         options["paint"] = steering_flags.painted(flags.paint, pipe.tokenizers["image"].image_size)
+    if flags.begin_with:
+        options["begin_with"] = [name.strip() for name in flags.begin_with.split(",")]
     if flags.weigh:
         options["weigh"] = steering_flags.weights(flags.weigh)
     if flags.scorer:
@@ -93,7 +95,7 @@ def sample(workdir, flags, changes: dict | None = None) -> pathlib.Path:
     if flags.weight:
         asked["text"] = [asked["text"]]
     asked = {
-        n: rows if pipe.kinds[n] == "text" else list(map(os.path.abspath, rows))
+        n: list(map(os.path.abspath, rows)) if pipe.kinds[n] not in TYPED else rows
         for n, rows in asked.items()
     }
     told = {
@@ -108,7 +110,7 @@ def sample(workdir, flags, changes: dict | None = None) -> pathlib.Path:
 def _typed(flags) -> dict:
     """The flags that change a sample, in addition to the given values and the settings."""
     names = ("negative_prompt", "mask", "weight", "extend", "share", "rounds", "length")
-    names += ("paint", "scorer", "dual_encoder", "weights", "weigh")
+    names += ("paint", "scorer", "dual_encoder", "weights", "weigh", "begin_with")
     found = {name: getattr(flags, name) for name in names}
     found = {name: value for name, value in found.items() if value not in (None, [])}
     if flags.task == "infill":
@@ -228,6 +230,7 @@ def _check(flags, asked, vocab) -> None:
     unused += ["--weights"] if flags.weights and not flags.scorer else []
     matches = any(typed.startswith("match=") for typed in flags.scorer) or flags.by == "match"
     unused += ["--dual_encoder"] if flags.dual_encoder and not matches else []
+    unused += ["--begin_with"] if flags.begin_with and (edits or infill or flags.weight) else []
     unused += ["--weigh"] if flags.weigh and (edits or infill) else []
     unused += ["--paint"] if flags.paint and (edits or "text" not in rule.given) else []
     unused += ["--weight"] if flags.weight and (edits or infill or "text" not in rule.given) else []
@@ -298,6 +301,7 @@ def _read_images(paths, tokenizer) -> np.ndarray:
 
 
 # {kind: (the values of `--given NAME=VALUE`, tokenizer) -> values}
+TYPED = ("text", "length")  # kinds whose values are typed, all others are paths
 READ = {"image": _read_images, "text": lambda typed, tokenizer: typed}
 
 
@@ -342,12 +346,17 @@ def _write_layout(out, name, i, layout, tokenizer) -> dict:
     return {name: file}
 
 
+def _write_length(out, name, i, length, tokenizer) -> dict:
+    return {name: int(length)}
+
+
 # {kind: (folder, modality, i, value, tokenizer) -> fields for samples.jsonl}; writes value i
 WRITE = {
     "image": _write_image,
     "text": _write_text,
     "sound": _write_sound,
     "layout": _write_layout,
+    "length": _write_length,
 }
 
 

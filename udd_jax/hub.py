@@ -41,6 +41,7 @@ TOKENIZERS = {
         lambda path, t: image_tokenizer.save(path, t.pictures),
     ),
     "layout": ("", None),
+    "length": ("", None),
 }
 INDEX = f"{WEIGHTS}.index.json"
 SHARD = 5 * 10**9  # most bytes of a file of weights, the custom of hubs

@@ -22,8 +22,9 @@ import numpy as np
 from udd_jax.data import layouts, pixels, sounds
 from udd_jax.data.sources import beside
 from udd_jax.errors import UserError
-from udd_jax.tokenizers import image_tokenizer, text_tokenizer
+from udd_jax.tokenizers import image_tokenizer, length_tokenizer, text_tokenizer
 from udd_jax.tokenizers.layout_tokenizer import LayoutTokenizer
+from udd_jax.tokenizers.length_tokenizer import LengthTokenizer
 from udd_jax.tokenizers.sound_tokenizer import SoundTokenizer
 from udd_jax.tokenizers.spectrogram import Spectrogram
 
@@ -37,6 +38,8 @@ class Kind(NamedTuple):
     there is none. load: (path, row) -> tokenizer, with `row` an entry of `config.modalities`.
     shape: (tokenizer, config) -> length, classes, grid or None. own: settings that a row may have.
     reader: (row, image_size) -> how stored data have its values.
+    more: config -> settings that it always has. counted: (ids of the text int32[n, M], padding id)
+    -> ids, for a kind that is not stored with the data but follows from the text.
     """
 
     file: str
@@ -44,6 +47,8 @@ class Kind(NamedTuple):
     shape: Callable[[Any, Any], tuple]
     own: tuple[str, ...] = ()
     reader: Callable[[dict, Any], beside.Reader] | None = None
+    more: Callable[[Any], dict] = lambda config: {}
+    counted: Callable[[Any, int], Any] | None = None
 
 
 def sound_settings(row: dict) -> Spectrogram:
@@ -104,6 +109,13 @@ KINDS = {
         ("grid", "classes", "field"),
         _layout_reader,
     ),
+    "length": Kind(
+        "",
+        lambda path, row: LengthTokenizer(row["most"]),
+        lambda tokenizer, config: (1, config.text.length + 1, None),
+        more=lambda config: {"most": config["text"]["length"]},
+        counted=lambda ids, pad_id: length_tokenizer.count(ids, pad_id)[:, None],
+    ),
 }
 EVERY_ROW = ("kind", "schedule", "weight")  # settings of a row of any kind
 REFERENCE = ("like", "segment", "schedule", "weight")  # settings of a row that is like another
@@ -146,7 +158,11 @@ def rows(config) -> dict[str, dict]:
     lacking = [name for name in ALWAYS if name not in found]
     if lacking:
         raise UserError(f"modalities has no {lacking[0]!r}, expected image and text at least")
-    return {name: _settings(found, name) for name in sorted(found)}
+    return {
+        name: row | KINDS[row["kind"]].more(config)
+        for name in sorted(found)
+        for row in (_settings(found, name),)
+    }
 
 
 def _check_reference(found: dict, name: str, row: dict) -> None:
@@ -189,6 +205,30 @@ def further(config) -> tuple[str, ...]:
     return tuple(name for name in rows(config) if name not in ALWAYS)
 
 
+def counted(config) -> dict[str, Callable]:
+    """{modality: `Kind.counted`} of those that follow from the text."""
+    found = {name: KINDS[kind].counted for name, kind in kinds(config).items()}
+    return {name: count for name, count in found.items() if count}
+
+
+def stored(config) -> tuple[str, ...]:
+    """The modalities besides image and text that records have."""
+    return tuple(name for name in further(config) if name not in counted(config))
+
+
+def complete(config, vocab, tokens: dict, pad_id: int) -> dict:
+    """{modality: ids int32[n, length]}, with those that follow from the text.
+
+    tokens: without them. A row that lacks its text (masks) lacks them, too.
+    """
+    classes, found = {m.name: m.classes for m in vocab.modalities}, {}
+    for name, count in counted(config).items():
+        lacks = (tokens["text"] == classes["text"]).all(axis=1, keepdims=True)
+        ids = np.where(lacks, classes[name], count(tokens["text"], pad_id))
+        found[name] = ids.astype(np.int32)
+    return {**tokens, **found}
+
+
 def token_weights(config) -> dict[str, float]:
     """{modality: the weight of its tokens in the loss}, where a row has one."""
     return {n: row["weight"] for n, row in rows(config).items() if "weight" in row}
@@ -214,7 +254,7 @@ def image_size(config) -> int | tuple[int, int] | None:
 def source_options(config) -> dict:
     """The options of `sources.open_source` for the data of a config."""
     listed = rows(config)
-    size, names = image_size(config), further(config)
+    size, names = image_size(config), stored(config)
     options = {"image_size": size, **config.data_options.to_dict()}
     if names:
         readers = {n: KINDS[listed[n]["kind"]].reader(listed[n], size) for n in names}

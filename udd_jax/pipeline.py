@@ -38,7 +38,7 @@ from udd_jax.errors import UserError
 from udd_jax.networks import matching, transformer
 from udd_jax.runtime import compiled, files, sharding, trees
 from udd_jax.sampling.settings import Settings
-from udd_jax.steering import candidates, chains, edits, lengths, scoring
+from udd_jax.steering import candidates, chains, edits, lengths, scoring, stepwise
 from udd_jax.tokenizers import codecs
 from udd_jax.values import Result
 
@@ -550,6 +550,7 @@ class Pipeline:
         scorers=(),
         paint=(),
         weigh=None,
+        begin_with=None,
         **settings,
     ) -> Iterator[Result]:
         """Checks the arguments, then generates and returns one batch of samples after the other.
@@ -578,6 +579,8 @@ class Pipeline:
             paint: [(phrase, mask) or (phrase, mask, weight), ...]: words of the given text that
                 belong where the mask, as in `infill`, is white (`sampling.painting`). A phrase or
                 mask may be a list, one for each given text.
+            begin_with: modalities of the task that are generated first, such as "length"; the rest
+                is then generated given them (`steering.stepwise`).
             weigh: {modality: weight} of what is given: how much attention it gets. 1 is off, 0 is
                 as if it had no keys (`sampling.weights`). A weight may be a list.
 
@@ -588,6 +591,13 @@ class Pipeline:
         (4, 2)
         """
         values.whole("batch_size", batch_size, 1), values.whole("seed", seed)
+        if begin_with is not None:
+            if masks is not None or prompts is not None:
+                raise UserError("begin_with goes with a rule and given values alone")
+            keys_of = lambda n: sample_keys(seed, n, first) if keys is None else keys  # noqa: E731
+            options = {"batch_size": batch_size, **settings}
+            begun = stepwise.begin(self, task, begin_with, count, given, num, keys_of, **options)
+            (task, given), count, num = begun, None, 1
         best_of = values.whole("best_of", best_of, 1)
         num = values.whole("num", num, 1) * best_of
         ways = candidates.directions(self, task) if best_of > 1 else ()

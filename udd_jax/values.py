@@ -2,8 +2,8 @@
 
 A prompt is a string or a list of strings. A picture is uint8[S, S, 3], an image of Pillow or the
 path of an image file; several are uint8[n, S, S, 3] or a list. A sound is float[samples] or the
-path of a sound file, a layout int[rows, columns] or the path of its file. Everything else is one
-line.
+path of a sound file, a layout int[rows, columns] or the path of its file, a length a number of
+tokens. Everything else is one line.
 """
 
 import dataclasses
@@ -214,12 +214,22 @@ def maps(given, tokenizer, size) -> np.ndarray:
     return _rows(given, 2, one)
 
 
+def counts(given, tokenizer, size) -> np.ndarray:
+    """One or many lengths -> int[n]. A length may be typed, such as "7"."""
+    rows = [given] if isinstance(given, str) or np.ndim(given) == 0 else list(given)
+    try:
+        return np.array([int(value) for value in rows if float(value) == int(value)] or [[]])
+    except (TypeError, ValueError):
+        raise UserError(f"length {_type(given)}, expected whole numbers of tokens") from None
+
+
 # {kind: (values of any usual type, tokenizer, size of pictures) -> as the codec takes them}
 PLAIN = {
     "text": lambda given, tokenizer, size: texts(given),
     "image": lambda given, tokenizer, size: pictures(given, size),
     "sound": waves,
     "layout": maps,
+    "length": counts,
 }
 
 

@@ -121,6 +121,10 @@ class Vocab:
         lengths = [m.length for m in self.modalities]
         return np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
 
+    def has(self, name: str) -> bool:
+        """Whether there is a modality called `name`."""
+        return any(m.name == name for m in self.modalities)
+
     def index(self, name: str) -> int:
         """The index of the modality called `name`; ValueError if there is none."""
         names = [m.name for m in self.modalities]

@@ -49,6 +49,8 @@ class Items:
     def values(self, name: str):
         """The n values of a modality, as they are in the data."""
         own = {"image": self.images, "text": self.captions}
+        if name not in own and name not in self.extra[0]:  # a length
+            return self.further[name][:, 0]
         return own[name] if name in own else np.stack([extra[name] for extra in self.extra])
 
     @property
@@ -89,8 +91,11 @@ def read(pipe, count: int, split: str = "") -> Items:
     captions = text.decode(ids)
     further = {
         name: pipe.codecs[name].encode(np.stack([fields[name] for fields in extra]), strict=False)
-        for name in modalities.further(pipe.config)
+        for name in modalities.stored(pipe.config)
     }
+    pad_id = pipe.tokenizers["text"].pad_id
+    complete = modalities.complete(pipe.config, pipe.vocab, {"text": ids, **further}, pad_id)
+    further = {name: tokens for name, tokens in complete.items() if name != "text"}
     found, digest = source(pipe, split or split_of(pipe)), digest.hexdigest()[:16]
     world = getattr(found, "world", None)
     if world and world.image_size != modalities.image_size(pipe.config):

@@ -13,7 +13,7 @@ from udd_jax.sampling import painting
 from udd_jax.sampling import prompts as branching
 from udd_jax.sampling import scorers as terms
 from udd_jax.sampling.settings import Settings
-from udd_jax.steering import painted, segments, weighted
+from udd_jax.steering import lengths, painted, segments, weighted
 
 
 class Chains(NamedTuple):
@@ -73,13 +73,14 @@ def prepare(
     asked = weighted.read(pipe, prompts, given, guide) if prompts is not None else None
     if asked is not None:
         given = given | branching.together(asked)
-    if masks is None:
+    plain = masks is None
+    if plain:
         _check_given(vocab, task, given)
     count = values.count(count, given) * num
     given = {name: np.repeat(ids, num, axis=0) for name, ids in given.items()}
     settings = pipe.settings(**options)
-    if masks is None:
-        masks = tasks.masks(vocab, task, count)
+    if plain:
+        given, masks = lengths.cut(pipe, given, tasks.masks(vocab, task, count))
     else:
         masks = tasks.Masks(*(np.repeat(np.asarray(part), num, axis=0) for part in masks))
     against = _against(pipe, negative, count, num) if negative else None

@@ -1,7 +1,8 @@
-"""Captions of a given length, or of one that is drawn first from the length head (DDCap).
+"""Captions of a given length, or of one that is drawn first (DDCap).
 
-What lies beyond the length is given as padding. So the other tokens are drawn from the network's
-own p(x | picture, length); DDCap hides the rest instead.
+A length is a modality of the run (`kind = "length"`), or comes from the length head. What lies
+beyond it is given as padding. So the other tokens are drawn from the network's own
+p(x | picture, length); DDCap hides the rest instead.
 """
 
 import functools
@@ -21,7 +22,7 @@ def inputs(pipe, images, length, num: int = 1, seed: int = 0) -> tuple[dict, tas
     """`given` and `masks` of `Pipeline.generate`, for `num` captions of each picture.
 
     images: as of `image_to_text`. length: a number of tokens from 1 to M, or "drawn" for each
-    caption by itself. UserError, one line: it is neither, or the run has no head.
+    caption by itself. UserError, one line: it is neither, or the run has no way to draw one.
     """
     image = np.repeat(values.ids(pipe, "image", images), values.whole("num", num, 1), axis=0)
     most = pipe.vocab.modalities[pipe.vocab.index("text")].length
@@ -39,10 +40,39 @@ def inputs(pipe, images, length, num: int = 1, seed: int = 0) -> tuple[dict, tas
     return given, tasks.Masks(free, np.broadcast_to(absent, (len(image), len(absent))))
 
 
+def modality(pipe) -> str | None:
+    """The name of the run's length, a modality, or None."""
+    return next((name for name, kind in pipe.kinds.items() if kind == "length"), None)
+
+
+def cut(pipe, given: dict, masks: tasks.Masks) -> tuple[dict, tasks.Masks]:
+    """`given` and `masks` with padding beyond a given length, where the text is generated.
+
+    given: {modality: ids int32[n, length]}. At least one token of the text stays free.
+    """
+    name = modality(pipe)
+    where = pipe.vocab.slices[pipe.vocab.index("text")]
+    free = np.asarray(masks.free)
+    if name not in given or not free[:, where].any():
+        return given, masks
+    beyond = np.arange(where.stop - where.start) >= np.maximum(given[name], 1)
+    text = np.full(beyond.shape, pipe.tokenizers["text"].pad_id, np.int32)
+    free = free.copy()
+    free[:, where] &= ~beyond
+    return given | {"text": text}, tasks.Masks(free, np.asarray(masks.absent))
+
+
 def draw(pipe, image, seed: int) -> np.ndarray:
-    """A length for each picture int[n, N], drawn from the head: int[n], at least 1."""
+    """A length for each picture int[n, N], drawn from the modality or the head: int[n], at least
+    1."""
+    if (name := modality(pipe)) is not None:
+        made = pipe.generate(f"{name}|image", given={"image": np.asarray(image)}, seed=seed)
+        return np.maximum(made.values[name], 1)
     if not getattr(pipe.model, "length_head", False):
-        raise UserError("length = 'drawn': this run has no head, --config.model.length_head")
+        raise UserError(
+            "length = 'drawn': this run has no head, --config.model.length_head, and no modality "
+            "of kind length"
+        )
     where = pipe.vocab.slices[pipe.vocab.index("image")]
     image = np.asarray(image) + where.start
     keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))

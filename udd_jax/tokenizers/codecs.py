@@ -20,7 +20,7 @@ class Codec(NamedTuple):
 
 
 def of_arrays(tokenizer, length: int) -> Codec:
-    """Images, sounds or layouts, as their tokenizer takes them, <-> codes."""
+    """Images, sounds, layouts or lengths, as their tokenizer takes them, <-> codes."""
     return Codec(lambda arrays, strict=True: tokenizer.encode(arrays), tokenizer.decode)
 
 
@@ -38,7 +38,7 @@ def of_text(tokenizer, length: int) -> Codec:
     return Codec(encode, decode)
 
 
-MAKERS = {"image": of_arrays, "text": of_text, "sound": of_arrays, "layout": of_arrays}
+MAKERS = {"text": of_text} | dict.fromkeys(("image", "sound", "layout", "length"), of_arrays)
 
 
 def make(vocab, tokenizers: dict, kinds: dict) -> dict[str, Codec]:

@@ -58,9 +58,10 @@ def ids(config, tokenizers: dict, extra: list[dict]) -> dict[str, np.ndarray]:
 
 
 def encoders(config, tokenizers: dict) -> dict:
-    """{name: list of n values -> int32[n, length]} of each modality; ids 0 for a value None."""
+    """{name: list of n values -> int32[n, length]} of each modality that records have; ids 0 for a
+    value None."""
     kinds, found = modalities.kinds(config), {}
-    for name in modalities.further(config):
+    for name in modalities.stored(config):
         codec = codecs.MAKERS[kinds[name]](tokenizers[name], config.text.length)
         length = modalities.KINDS[kinds[name]].shape(tokenizers[name], config)[0]
         found[name] = functools.partial(_encode, codec, length)

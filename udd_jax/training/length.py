@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from udd_jax.diffusion import transition
 from udd_jax.diffusion.transition import Kernel
 from udd_jax.errors import UserError
+from udd_jax.tokenizers import length_tokenizer
 from udd_jax.training import terms
 
 
@@ -48,7 +49,7 @@ def guess(kernel: Kernel, pad_id: int, denoise_fn, outcome: terms.Outcome, key):
     """A loss term (`terms.Term`), float[B] in nats; 0 where no token of the text is free."""
     vocab, (x0, _, _, (free, absent), *_) = kernel.vocab, outcome
     m, where = vocab.index("text"), vocab.slices[vocab.index("text")]
-    length = (vocab.local(m, x0[:, where]) != pad_id).sum(axis=1)
+    length = length_tokenizer.count(vocab.local(m, x0[:, where]), pad_id)
     image = vocab.index("image")
     inputs = asked(kernel, key, x0[:, vocab.slices[image]], absent[:, image])
     log_p = jax.nn.log_softmax(denoise_fn(*inputs, method="lengths"), axis=-1)

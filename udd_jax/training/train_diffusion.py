@@ -275,7 +275,8 @@ def train(
         config: the whole config.
         workdir: a folder or an address of a bucket.
         vocab: the vocabulary; pad_id: the local id of the text's padding.
-        batch_at: step -> {name: int32[B, length]}, the share of this process.
+        batch_at: step -> {name: int32[B, length]}, the share of this process, without what follows
+            from the text (`modalities.complete`).
         start: initial parameters (`config.init_from`), with this network's names and shapes. With
             `train.adapters.rank` only low-rank adapters of them are trained (`adapters`).
         held_out: {name: int32[n, length]}, pairs whose bound is logged at each checkpoint; the best
@@ -321,9 +322,9 @@ def train(
 
         return jax.jit(train_step, donate_argnums=0, out_shardings=places)
 
-    evaluate = None
+    evaluate, complete = None, lambda ids: modalities.complete(config, vocab, ids, pad_id)
     if held_out is not None:
-        last = loss_at(math.inf)
+        last, held_out = loss_at(math.inf), complete(held_out)
         evaluate = make_held_out(last, held_out, c.batch_size, vocab, mesh, base, way.over)
 
     with sharding.use(mesh):
@@ -333,7 +334,7 @@ def train(
             ),
             state,
             steps=c.steps,
-            batch_at=lambda step: sharding.shard_batch(mesh, batch_at(step)),
+            batch_at=lambda step: sharding.shard_batch(mesh, complete(batch_at(step))),
             checkpoints=checkpoints.Checkpoints(
                 workdir / "checkpoints", keep=c.keep, best="held_out_bound", say=logbook.say
             ),

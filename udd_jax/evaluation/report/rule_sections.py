@@ -22,6 +22,7 @@ SHOW = {
         sounds.data_uri(value, modalities.sound_settings(row).rate)
     ),
     "layout": lambda value, row: page.picture(layouts.picture(value)),
+    "length": lambda value, row: page.tag("p", f"{int(value)} tokens", "note"),
 }
 
 
