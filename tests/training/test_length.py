@@ -65,7 +65,7 @@ def test_lengths_are_drawn_from_the_head_and_lie_in_the_masks(made):
     model, params, _ = made
     text, image = types.SimpleNamespace(pad_id=PAD), np.int32([[1, 0]])
     pipe = types.SimpleNamespace(
-        model=model, kernel=KERNEL, params=params, vocab=VOCAB, tokenizers={"text": text}
+        model=model, kernel=KERNEL, params=params, vocab=VOCAB, tokenizers={"text": text}, kinds={}
     )
     drawn = lengths.draw(pipe, np.repeat(image, 2000, axis=0), seed=3)
     log_p = np.asarray(lengths._log_p(model, KERNEL, params, jnp.asarray(image)))[0, 1:]
