@@ -23,6 +23,7 @@ from udd_jax.sampling import painting, reverse, weights
 TEXT, IMAGE, WEIGHTS = modalities.TEXT, modalities.IMAGE, "weights"
 PAINTER = "vq/end_to_end"  # the image tokenizer whose decoder was trained with the diffusion
 CONFIG = run_folder.CONFIG
+DROPPED = 0.1  # share of the rows of a training from which given features are left out
 
 
 def make_vocab(config, tokenizers: dict) -> Vocab:
@@ -30,7 +31,10 @@ def make_vocab(config, tokenizers: dict) -> Vocab:
     found = []
     for name, row in modalities.rows(config).items():
         shape = modalities.KINDS[row["kind"]].shape(tokenizers[name], config)
-        found.append(Modality(name, *shape, row.get("like", ""), row.get("segment", "")))
+        inputs = row.get("width", 0)  # of features
+        own = {"inputs": inputs, "dropped": row.get("dropped", DROPPED)} if inputs else {}
+        like = {"like": row.get("like", ""), "segment": row.get("segment", "")}
+        found.append(Modality(name, *shape, **like, **own))
     return Vocab(tuple(found))
 
 
@@ -67,6 +71,14 @@ def make_model(config, vocab: Vocab, pad_id: int = 0) -> transformer.Transformer
         raise UserError(
             "model.length_head and a modality called length: expected one of them, or another name"
         )
+    kind, loss = config.model.get("kind", "diffusion"), config.get("train", {}).get("loss", "")
+    if modalities.features(config) and (
+        kind != "diffusion" or loss or options.get("block_attention")
+    ):
+        raise UserError(
+            f"features with model.kind = {kind!r}, train.loss = {loss!r} and model.block_attention "
+            f"= {options.get('block_attention', False)}, expected 'diffusion', '' and False"
+        )
     network = NETWORKS.get(config.model.get("kind"), transformer.Transformer)
     if config.get("experts"):
         if network is not transformer.Transformer:
@@ -100,15 +112,17 @@ class Diffusion:
         scorers,
         paint=None,
         weigh=None,
+        features=None,
     ) -> reverse.Sample:
         """Tokens from noise: `reverse.run`. `still`: a fully given modality that is computed once
         for the chain, or None; paint: `painting.Paint`, or None; weigh: float32[B, M], weights of
-        what is given (`weights`), or None."""
+        what is given (`weights`), or None; features: as `Vocab.features`."""
         strength = None if paint is None else painting.attention(self.kernel, paint)
         bias = None if weigh is None else weights.attention(self.kernel.vocab, weigh)
-        denoise_fn = transformer.Denoiser(self.model, params, still, strength, bias)
+        denoise_fn = transformer.Denoiser(self.model, params, still, strength, bias, features)
         if paint is not None and paint.evident is not None:
-            plain, masks = transformer.Denoiser(self.model, params), tasks.Masks(free, absent)
+            plain = transformer.Denoiser(self.model, params, features=features)
+            masks = tasks.Masks(free, absent)
             prior = transition.prior_sample(self.kernel, keys, len(x))
             scorers = (painting.evidence(self.kernel, plain, masks, prior, paint), *scorers)
         options = (x, free, absent, settings, negative, trace, guide, scorers)

@@ -40,8 +40,7 @@ TOKENIZERS = {
         "{name}_tokenizer.safetensors",
         lambda path, t: image_tokenizer.save(path, t.pictures),
     ),
-    "layout": ("", None),
-    "length": ("", None),
+    **dict.fromkeys(("layout", "length", "features"), ("", None)),
 }
 INDEX = f"{WEIGHTS}.index.json"
 SHARD = 5 * 10**9  # most bytes of a file of weights, the custom of hubs

@@ -23,6 +23,7 @@ from udd_jax.data import layouts, pixels, sounds
 from udd_jax.data.sources import beside
 from udd_jax.errors import UserError
 from udd_jax.tokenizers import image_tokenizer, length_tokenizer, text_tokenizer
+from udd_jax.tokenizers.feature_tokenizer import FeatureTokenizer
 from udd_jax.tokenizers.layout_tokenizer import LayoutTokenizer
 from udd_jax.tokenizers.length_tokenizer import LengthTokenizer
 from udd_jax.tokenizers.sound_tokenizer import SoundTokenizer
@@ -116,7 +117,18 @@ KINDS = {
         more=lambda config: {"most": config["text"]["length"]},
         counted=lambda ids, pad_id: length_tokenizer.count(ids, pad_id)[:, None],
     ),
+    "features": Kind(
+        "",
+        lambda path, row: FeatureTokenizer(row["count"], row["width"]),
+        lambda tokenizer, config: (tokenizer.count, 1, None),
+        ("count", "width", "dropped"),
+    ),
 }
+NEEDS = {  # {kind: (settings without which there is no such modality, an example)}
+    "layout": (("grid", "classes"), "(8, 8) and 4"),
+    "features": (("count", "width"), "1 and 512"),
+}
+ALONE = ("length", "features")  # kinds that have no references
 EVERY_ROW = ("kind", "schedule", "weight")  # settings of a row of any kind
 REFERENCE = ("like", "segment", "schedule", "weight")  # settings of a row that is like another
 ALWAYS = ("image", "text")  # every run has one of each, under these names
@@ -151,10 +163,10 @@ def rows(config) -> dict[str, dict]:
             if field not in EVERY_ROW + KINDS[kind].own:
                 known = ", ".join(EVERY_ROW + KINDS[kind].own)
                 raise UserError(f"modalities.{name}.{field} is unknown, expected some of {known}")
-        if kind == "layout" and not {"grid", "classes"} <= set(row):
-            raise UserError(
-                f"modalities.{name}: grid and classes are missing, such as (8, 8) and 4"
-            )
+        needs, example = NEEDS.get(kind, ((), ""))
+        if not set(needs) <= set(row):
+            missing = " and ".join(needs)
+            raise UserError(f"modalities.{name}: {missing} are missing, such as {example}")
     lacking = [name for name in ALWAYS if name not in found]
     if lacking:
         raise UserError(f"modalities has no {lacking[0]!r}, expected image and text at least")
@@ -172,8 +184,9 @@ def _check_reference(found: dict, name: str, row: dict) -> None:
         if field not in REFERENCE:
             known = ", ".join(REFERENCE)
             raise UserError(f"modalities.{name}.{field} with like: expected some of {known}")
-    if row["like"] not in found or "like" in found[row["like"]]:
-        others = ", ".join(n for n, other in sorted(found.items()) if "like" not in other)
+    able = [n for n, o in sorted(found.items()) if "like" not in o and o.get("kind") not in ALONE]
+    if row["like"] not in able:
+        others = ", ".join(able)
         raise UserError(f"modalities.{name}.like = {row['like']!r}, expected one of {others}")
     if not NAME.fullmatch(row.get("segment", name)):
         raise UserError(f"modalities.{name}.segment = {row['segment']!r}: expected small letters")
@@ -217,16 +230,24 @@ def stored(config) -> tuple[str, ...]:
 
 
 def complete(config, vocab, tokens: dict, pad_id: int) -> dict:
-    """{modality: ids int32[n, length]}, with those that follow from the text.
+    """{modality: ids int32[n, length]}, with those that follow from the text, and with features
+    float32[n, count, width] instead of their bits.
 
-    tokens: without them. A row that lacks its text (masks) lacks them, too.
+    tokens: as stored. A row that lacks its text (masks) lacks what follows from it, too.
     """
     classes, found = {m.name: m.classes for m in vocab.modalities}, {}
     for name, count in counted(config).items():
         lacks = (tokens["text"] == classes["text"]).all(axis=1, keepdims=True)
         ids = np.where(lacks, classes[name], count(tokens["text"], pad_id))
         found[name] = ids.astype(np.int32)
+    for name, row in features(config).items():
+        found[name] = KINDS["features"].load(None, row).decode(tokens[name])
     return {**tokens, **found}
+
+
+def features(config) -> dict[str, dict]:
+    """{modality: its row} of those that are features."""
+    return {name: row for name, row in rows(config).items() if row["kind"] == "features"}
 
 
 def token_weights(config) -> dict[str, float]:

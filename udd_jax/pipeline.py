@@ -376,6 +376,10 @@ class Pipeline:
         each token.
         """
         values.whole("times", times, 1), values.whole("seed", seed)
+        for name in set(modalities.features(self.config)) & set(
+            tasks.parse(self.vocab, task).given
+        ):
+            raise UserError(f"score: task {task!r} gives {name!r}, features, which it cannot take")
         tokens = values.with_absent(self.vocab, task, tokens)
         x0 = np.asarray(self.vocab.fuse(tokens))
         masks = tasks.masks(self.vocab, task, len(x0))

@@ -3,7 +3,7 @@
 A prompt is a string or a list of strings. A picture is uint8[S, S, 3], an image of Pillow or the
 path of an image file; several are uint8[n, S, S, 3] or a list. A sound is float[samples] or the
 path of a sound file, a layout int[rows, columns] or the path of its file, a length a number of
-tokens. Everything else is one line.
+tokens, features are float[count, width] or the path of an `.npy` file. Everything else is one line.
 """
 
 import dataclasses
@@ -214,13 +214,27 @@ def maps(given, tokenizer, size) -> np.ndarray:
     return _rows(given, 2, one)
 
 
-def counts(given, tokenizer, size) -> np.ndarray:
+def counts(given, tokenizer, size=None) -> np.ndarray:
     """One or many lengths -> int[n]. A length may be typed, such as "7"."""
     rows = [given] if isinstance(given, str) or np.ndim(given) == 0 else list(given)
     try:
         return np.array([int(value) for value in rows if float(value) == int(value)] or [[]])
     except (TypeError, ValueError):
         raise UserError(f"length {_type(given)}, expected whole numbers of tokens") from None
+
+
+def vectors(given, tokenizer, size=None) -> np.ndarray:
+    """One or many arrays of features, or paths of `.npy` files -> float[n, count, width]."""
+
+    def one(value):
+        if not isinstance(value, str | os.PathLike):
+            return np.asarray(value)
+        try:
+            return np.load(value, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(f"{value} is no array of features (.npy): {error}") from None
+
+    return np.asarray(_rows(given, 2, one))
 
 
 # {kind: (values of any usual type, tokenizer, size of pictures) -> as the codec takes them}
@@ -230,6 +244,7 @@ PLAIN = {
     "sound": waves,
     "layout": maps,
     "length": counts,
+    "features": vectors,
 }
 
 
@@ -240,6 +255,10 @@ def ids(pipe, name: str, given) -> np.ndarray:
         raise UserError(f"given {name!r} is no modality, expected some of {', '.join(length)}")
     shape = np.shape(given) if isinstance(given, np.ndarray | jax.Array) else ()
     grid = getattr(pipe.tokenizers[name], "grid", None) if pipe.kinds[name] == "layout" else None
+    if pipe.kinds[name] == "features" and shape[1:] != (pipe.tokenizers[name].size,):
+        shape = ()
+    elif pipe.kinds[name] == "features":
+        length[name] = shape[1]
     if len(shape) == 2 and shape != grid and jnp.issubdtype(given.dtype, jnp.integer):
         if shape[1] != length[name]:
             raise UserError(f"given {name!r} has {shape[1]} ids a sample, expected {length[name]}")
@@ -273,5 +292,7 @@ def fuse(vocab, local: dict, count: int, elsewhere: int) -> np.ndarray:
     x = np.full((count, vocab.length), elsewhere, np.int32)
     for name, rows in local.items():
         m = vocab.index(name)
+        if rows.shape[1] != vocab.modalities[m].length:
+            raise UserError(f"{name!r} are features, expected them in `given` alone")
         x[:, vocab.slices[m]] = rows + vocab.offsets[m]
     return x

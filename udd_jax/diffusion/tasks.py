@@ -46,9 +46,10 @@ class Rule(NamedTuple):
 def parse(vocab: Vocab, task: str) -> Rule:
     """A rule or one of ALIASES, read for this vocabulary; ValueError, one line, where it is bad."""
     names = [m.name for m in vocab.modalities]
+    given_only = [m.name for m in vocab.modalities if m.inputs]
     text = ALIASES.get(task, task)
     if text == EVERY:
-        return Rule(tuple(names), ())
+        return Rule(tuple(name for name in names if name not in given_only), ())
     free, bar, given = text.partition("|")
     rule = Rule(*(tuple(n.strip() for n in side.split(",") if n.strip()) for side in (free, given)))
     expected = f"expected FREE or FREE|GIVEN of {', '.join(names)}, or one of {', '.join(ALIASES)}"
@@ -58,6 +59,11 @@ def parse(vocab: Vocab, task: str) -> Rule:
     if not rule.free or (bar and not rule.given):
         side = "given" if rule.free else "generated"
         raise UserError(f"task {task!r}: nothing is {side}, {expected}")
+    for name in rule.free:
+        if name in given_only:
+            raise UserError(
+                f"task {task!r} generates {name!r}, which are features: put them behind the bar"
+            )
     twice = [name for name in names if (rule.free + rule.given).count(name) > 1]
     if twice:
         raise UserError(f"task {task!r} names {twice[0]!r} twice: {expected}")
@@ -97,15 +103,19 @@ def random_blocks(key: jax.Array, vocab: Vocab, batch: int) -> jax.Array:
     text, each place is free with a chance that its row draws. Half of the rows free parts of both,
     the others of one alone.
     """
-    key_which, *keys = jax.random.split(key, 1 + len(vocab.modalities))
+    diffused = [m for m in vocab.modalities if not m.inputs]
+    key_which, *keys = jax.random.split(key, 1 + len(diffused))
     parts = []
-    for modality, k in zip(vocab.modalities, keys, strict=True):
+    for modality, k in zip(diffused, keys, strict=True):
         if modality.grid is None:
             parts.append(_random_places(k, batch, modality.length))
         else:
             parts.append(_random_rectangle(k, batch, modality.grid))
     which = jax.random.randint(key_which, (batch,), 0, 2 * len(parts))  # the upper half: all
     parts = [part & ((which == m) | (which >= len(parts)))[:, None] for m, part in enumerate(parts)]
+    drawn = dict(zip((m.name for m in diffused), parts, strict=True))
+    never = [jnp.zeros((batch, m.length), bool) for m in vocab.modalities if m.inputs]
+    parts = [never.pop(0) if m.inputs else drawn[m.name] for m in vocab.modalities]
     return jnp.concatenate(parts, axis=1)
 
 
@@ -113,12 +123,15 @@ def random_rules(key: jax.Array, vocab: Vocab, batch: int) -> Masks:
     """A random rule for each row, as masks.
 
     One modality, drawn evenly, is free; each other one is free, given or absent, evenly. So no row
-    has all of them given, or all absent.
+    has all of them given, or all absent. Features are given or absent, and given twice as often.
     """
     count = len(vocab.modalities)
     key_free, key_state = jax.random.split(key)
-    first = jax.random.randint(key_free, (batch, 1), 0, count) == jnp.arange(count)[None]
+    diffused = np.array([m for m in range(count) if not vocab.modalities[m].inputs])
+    first = jax.random.randint(key_free, (batch, 1), 0, len(diffused))
+    first = jnp.asarray(diffused)[first] == jnp.arange(count)[None]
     state = jnp.where(first, 0, jax.random.randint(key_state, (batch, count), 0, 3))
+    state = jnp.maximum(state, np.array([[int(m.inputs > 0) for m in vocab.modalities]]))
     return Masks((state == 0)[:, vocab.modality_of], state == 2)
 
 
@@ -169,7 +182,8 @@ def of_present(vocab: Vocab, masks: Masks, present: jax.Array) -> Masks:
 
     A row of which nothing is left to generate generates all that it has. present: bool[B, M].
     """
-    here = present[:, vocab.modality_of]
+    tokens = np.array([not m.inputs for m in vocab.modalities])
+    here = (present & tokens[None])[:, vocab.modality_of]
     free = masks.free & here
     nothing = ~free.any(axis=1, keepdims=True)
     return Masks(jnp.where(nothing, here, free), (masks.absent & ~nothing) | ~present)
@@ -194,6 +208,10 @@ def draw(key: jax.Array, vocab: Vocab, mixture: dict[str, float], batch: int, pr
         here = jnp.asarray(names == "any")[task][:, None]
         drawn = random_rules(jax.random.fold_in(key_blocks, 1), vocab, batch)
         free, absent = (jnp.where(here, d, m) for d, m in zip(drawn, (free, absent), strict=True))
+    dropped = np.array([[m.dropped for m in vocab.modalities]], np.float32)
+    if dropped.any():
+        left_out = jax.random.uniform(jax.random.fold_in(key_blocks, 2), absent.shape) < dropped
+        absent = absent | left_out
     found = Masks(free, absent)
     if present is not None:
         found = of_present(vocab, found, present)

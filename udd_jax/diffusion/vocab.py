@@ -28,7 +28,9 @@ class Modality:
 
     like: the name of another modality, whose ids are also those of this one: a *reference*.
     segment: the name of its positions, "" is its own; modalities with the same one share them, so
-    that a network cannot tell them apart.
+    that a network cannot tell them apart. inputs: of *features*, which are given or absent and
+    never generated, the numbers at each position; they have one class, whose noise tells nothing.
+    0: tokens. dropped: in training, the share of rows from which given features are left out.
     """
 
     name: str
@@ -37,6 +39,8 @@ class Modality:
     grid: tuple[int, int] | None = None
     like: str = ""
     segment: str = ""
+    inputs: int = 0
+    dropped: float = 0.0
 
     @property
     def place(self) -> str:
@@ -44,7 +48,7 @@ class Modality:
         return self.segment or self.name
 
     def __post_init__(self):
-        if self.length < 1 or self.classes < 2:
+        if self.length < 1 or self.classes < (1 if self.inputs else 2):
             raise UserError(
                 f"modality {self.name!r}: length {self.length} and classes {self.classes}, "
                 "expected at least 1 and 2"
@@ -135,12 +139,15 @@ class Vocab:
     def fuse(self, tokens: dict[str, jax.Array]) -> jax.Array:
         """Local ids by name, int32[B, length] each -> a sequence of global ids, int32[B, L].
 
-        The inverse of `split`: a local mask K_m becomes the mask.
+        The inverse of `split`: a local mask K_m becomes the mask. Features, float[B, length,
+        inputs], become ids of their one class; `features` has their values.
         """
         parts = []
         for i, m in enumerate(self.modalities):
             if m.name not in tokens:
                 raise UserError(f"tokens of modality {m.name!r} are missing")
+            if m.inputs and tokens[m.name].ndim == 3:
+                tokens = {**tokens, m.name: jnp.zeros(tokens[m.name].shape[:2], jnp.int32)}
             if tokens[m.name].shape[-1] != m.length:
                 raise UserError(
                     f"modality {m.name!r} has {tokens[m.name].shape[-1]} positions, "
@@ -148,6 +155,12 @@ class Vocab:
                 )
             parts.append(self.globalise(i, jnp.asarray(tokens[m.name], jnp.int32)))
         return jnp.concatenate(parts, axis=-1)
+
+    def features(self, tokens: dict) -> tuple | None:
+        """For each modality its features, float[B, length, inputs], or None; None if there are
+        none at all. It is what networks take as `soft`."""
+        found = tuple(tokens.get(m.name) if m.inputs else None for m in self.modalities)
+        return None if all(values is None for values in found) else found
 
     def split(self, x: jax.Array) -> dict[str, jax.Array]:
         """A sequence, int32[..., L] -> local ids by name; a mask becomes the local mask K_m."""

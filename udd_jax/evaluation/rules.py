@@ -59,7 +59,10 @@ def measure(pipe, items, folder, made_of: dict, say=lambda line: None) -> dict:
         parsed = tasks.parse(pipe.vocab, rule)
         given = items.tokens
         local = {name: np.asarray(ids) for name, ids in pipe.vocab.split(tokens).items()}
-        same = [(local[n] == given[n][: len(tokens)]).all(1) for n in parsed.given]
+        tokens_of = [
+            n for n in parsed.given if not pipe.vocab.modalities[pipe.vocab.index(n)].inputs
+        ]
+        same = [(local[n] == given[n][: len(tokens)]).all(1) for n in tokens_of]
         found[rule] = {
             "count": len(tokens),
             "seconds": about["seconds"],

@@ -303,21 +303,25 @@ class FusedEmbedding(nn.Module):
     of the modality it is like. `at`, int32[B, n], are the positions of xt int32[B, n]; None: all of
     them. `soft` has for each modality None, or probabilities float[B, length, K] of its tokens.
     They change no value, and get the gradient of the embedding they would give ("straight
-    through").
+    through"). Of features it has the values, float[B, length, inputs], of which a linear map is
+    added where they are given (bool[B, L]).
     """
 
     vocab: Vocab
     width: int
 
     @nn.compact
-    def __call__(self, xt, at=None, soft=None):
+    def __call__(self, xt, at=None, soft=None, given=None):
         def table(name, rows):
             return self.param(name, normal(), (rows, self.width))
 
         tokens = table("token", self.vocab.size)
         h = jnp.take(tokens, xt, axis=0)  # [B, L, D]
+        for m, modality in enumerate(self.vocab.modalities):
+            if modality.inputs:
+                h = self._features(h, m, None if soft is None else soft[m], given)
         for m, p in enumerate(soft or ()):
-            if p is not None:
+            if p is not None and not self.vocab.modalities[m].inputs:
                 start, size = self.vocab.offsets[m], self.vocab.modalities[m].classes
                 mean = (p - jax.lax.stop_gradient(p)) @ tokens[start : start + size]
                 h = h.at[:, self.vocab.slices[m]].add(mean)
@@ -335,3 +339,13 @@ class FusedEmbedding(nn.Module):
                 places[place] = (row + column).reshape(modality.length, self.width)
         positions = jnp.concatenate([places[m.place] for m in self.vocab.modalities])
         return h + (positions[None] if at is None else positions[at])
+
+    def _features(self, h, m, values, given):
+        """h with the features of modality m, where they are given."""
+        modality, where = self.vocab.modalities[m], self.vocab.slices[m]
+        if values is None and not self.is_initializing():
+            return h  # absent in the whole batch
+        if values is None:
+            values = jnp.zeros((len(h), modality.length, modality.inputs))
+        mapped = Dense(self.width, use_bias=False, name=f"{modality.name}_in")(values)
+        return h.at[:, where].add(jnp.where(given[:, where, None], mapped, 0))

@@ -255,8 +255,7 @@ class Transformer(nn.Module):
             h = jnp.concatenate([h[:, self.vocab.slices[m]] for m in parts], axis=1)
         h = sharding.constrain(h.astype(self.dtype), "data", None, None)
         if self.padding is not None:
-            keys = self._padded(xt, t, free)[:, None, None]
-            hidden = jnp.where(keys, layers.HIDDEN, 0.0)
+            hidden = jnp.where(self._padded(xt, t, free)[:, None, None], layers.HIDDEN, 0.0)
             bias = hidden if bias is None else bias + hidden
         if self.concentrated:
             apart = self._concentrated(xt)
@@ -284,7 +283,7 @@ class Transformer(nn.Module):
 
     def _embed(self, xt, given, at=None, soft=None):
         """Tokens, positions and the vector of given tokens. The positions are `at`, or all."""
-        h = layers.FusedEmbedding(self.vocab, self.width, name="embedding")(xt, at, soft)
+        h = layers.FusedEmbedding(self.vocab, self.width, name="embedding")(xt, at, soft, given)
         if self.given_vector:
             vector = self.param("given", layers.normal(), (self.width,))
             h = h + jnp.where(given[..., None], vector[None, None], 0)
@@ -315,10 +314,10 @@ class Transformer(nn.Module):
         for m, modality in enumerate(self.vocab.modalities):
             y = jnp.zeros((h.shape[0], modality.length, modality.classes), self.dtype)
             own = self.network in ("joint", mutual_name(self.vocab, m)) or self.is_initializing()
-            if m in here and own:
-                name, make = f"{modality.like or modality.name}_head", layers.Dense
+            if m in here and own and not modality.inputs:
+                name = f"{modality.like or modality.name}_head"
                 if name not in heads:
-                    heads[name] = make(modality.classes, dtype=self.dtype, name=name)
+                    heads[name] = layers.Dense(modality.classes, dtype=self.dtype, name=name)
                 y = heads[name](h[:, here[m]])
             y = y.astype(jnp.promote_types(jnp.float32, y.dtype)) * rezero
             logits.append(sharding.constrain(y, "data", None, "model"))
@@ -354,8 +353,8 @@ class Denoiser:
 
     `still` names a modality that has no free position in any sample of the batch and stays constant
     during the chain. With block attention its keys and values are computed once for the chain.
-    `paint` is a function (xt, t, free) -> float[B, 1, L, L] for `layers.Painted`, or None, and
-    `bias` one whose result is added to the scores of attention (`sampling.weights`), or None.
+    `paint` is a function (xt, t, free) -> float[B, 1, L, L] for `layers.Painted`, and `bias` one
+    whose result is added to all scores (`sampling.weights`); `features`: as `Vocab.features`.
     """
 
     model: Transformer
@@ -363,10 +362,12 @@ class Denoiser:
     still: str | None = None
     paint: Any = None
     bias: Any = None
+    features: tuple | None = None
 
     def __call__(self, xt, t, free, cache=None):
         variables, added = {"params": self.params}, {"paint": self.paint, "bias": self.bias}
         options = {name: make(xt, t, free) for name, make in added.items() if make is not None}
+        options |= {} if self.features is None else {"soft": self.features}
         if cache is None:
             return self.model.apply(variables, xt, t, free, **options)
         return self.model.apply(variables, xt, t, free, cache, **options, method="with_cache")
@@ -390,7 +391,6 @@ def init(model: Transformer, key: jax.Array, fan_in: bool = False) -> dict:
     xt, free = jnp.zeros((1, length), jnp.int32), jnp.ones((1, length), bool)
     t = jnp.ones((1, modalities), jnp.int32)
     params = jax.jit(model.init)(key, xt, t, free)["params"]
-
     return layers.fan_in(params) if fan_in else params
 
 

@@ -34,6 +34,7 @@ TABLE = (
     # The vocabulary is split over one axis only. Over two, XLA rematerialises the whole table.
     ("embedding/token", P(MODEL, None)),
     (r"embedding/\w+_(row|column|position)", P(None, None)),
+    (r"embedding/\w+_in/kernel", P(None, None)),  # of features
     # If split over `data` too, the gradient would gather all logits of the batch on every device.
     (r"\w+_head/kernel", P(None, MODEL)),
     (r"\w+_head/bias", P(MODEL)),

@@ -25,11 +25,12 @@ class Chains(NamedTuple):
     prompts: branching.Prompts | None
     paint: painting.Paint | None
     weigh: np.ndarray | None  # float32[n, M], weights of what is given
+    features: tuple | None  # of `Vocab.features`
     guide: Callable | None
     scorers: tuple
     settings: Settings
     still: str | None  # the modality that is computed once for a chain
-    shown: list[str]  # the modalities of a result
+    shown: list[str]  # the modalities of a result, which leaves out features
     branches: int  # network calls of a step; 0: as many as the user's guide makes
 
     def inputs(self, rows, trace: int) -> tuple:
@@ -41,10 +42,13 @@ class Chains(NamedTuple):
         away = None if self.against is None else self.against[rows]
         free, absent = (part[rows] for part in self.masks)
         plain = (self.x[rows], free, absent, self.settings, away, trace, self.still, steer)
-        # Only the diffusion knows paint and weights.
-        more = () if self.paint is None else (painted.part(self.paint, rows),)
-        if self.weigh is not None:
-            more = (*(more or (None,)), self.weigh[rows])
+        more = [  # only the diffusion knows them
+            None if self.paint is None else painted.part(self.paint, rows),
+            None if self.weigh is None else self.weigh[rows],
+            jax.tree.map(lambda values: values[rows], self.features),
+        ]
+        while more and more[-1] is None:
+            more.pop()
         return (*plain, self.scorers, *more)
 
 
@@ -78,6 +82,7 @@ def prepare(
         _check_given(vocab, task, given)
     count = values.count(count, given) * num
     given = {name: np.repeat(ids, num, axis=0) for name, ids in given.items()}
+    given, features = _features(pipe, given)
     settings = pipe.settings(**options)
     if plain:
         given, masks = lengths.cut(pipe, given, tasks.masks(vocab, task, count))
@@ -94,14 +99,30 @@ def prepare(
         against=against,
         prompts=asked,
         paint=strokes,
+        features=features,
         weigh=segments.read(pipe, weigh, masks, count) if weigh else None,
         guide=guide,
         scorers=terms.parse(scorers, vocab),
         settings=settings,
         still=still(pipe, masks),
-        shown=[m.name for m, out in zip(vocab.modalities, left_out, strict=True) if not out],
+        shown=[
+            m.name
+            for m, out in zip(vocab.modalities, left_out, strict=True)
+            if not out and not m.inputs
+        ],
         branches=0 if guide is not None else _branches(vocab, masks.free, settings, asked, strokes),
     )
+
+
+def _features(pipe, given: dict) -> tuple[dict, tuple | None]:
+    """`given` with the ids of features instead of their bits, and the features themselves."""
+    found = {
+        m.name: pipe.tokenizers[m.name].decode(given[m.name])
+        for m in pipe.vocab.modalities
+        if m.inputs and m.name in given
+    }
+    ids = {name: np.zeros(values.shape[:2], np.int32) for name, values in found.items()}
+    return given | ids, pipe.vocab.features(found)
 
 
 def feasible(pipe, task: str, masks: tasks.Masks) -> tasks.Masks:

@@ -4,8 +4,9 @@ image,text|sound  beginning with text:    text|sound,  then  image|sound,text
 """
 
 import jax
+import numpy as np
 
-from udd_jax import values
+from udd_jax import modalities, values
 from udd_jax.diffusion import tasks
 from udd_jax.errors import UserError
 
@@ -36,4 +37,7 @@ def begin(pipe, task: str, names, count, given, num: int, keys_of, **options) ->
     made = pipe.generate(first, count, given=given, num=num, keys=keys, **options)
     known = (*rule.given, *names)
     ids = jax.device_get(pipe.vocab.split(jax.numpy.asarray(made.tokens)))
+    for name in modalities.features(pipe.config):
+        if name in given:
+            ids[name] = np.repeat(given[name], num, axis=0)
     return f"{','.join(rest)}|{','.join(known)}", {name: ids[name] for name in known}

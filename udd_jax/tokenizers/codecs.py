@@ -38,7 +38,9 @@ def of_text(tokenizer, length: int) -> Codec:
     return Codec(encode, decode)
 
 
-MAKERS = {"text": of_text} | dict.fromkeys(("image", "sound", "layout", "length"), of_arrays)
+MAKERS = {"text": of_text} | dict.fromkeys(
+    ("image", "sound", "layout", "length", "features"), of_arrays
+)
 
 
 def make(vocab, tokenizers: dict, kinds: dict) -> dict[str, Codec]:

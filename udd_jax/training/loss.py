@@ -122,7 +122,8 @@ def make_loss(kernel, model, *, terms: dict | None = None, **options):
         terms: {name: (weight, term)}, added to the objective (`terms`).
         options: of `Options`.
 
-    The returned function takes x0 int32[B, L] and a key [], and returns scalars as metrics.
+    The returned function takes x0 int32[B, L], or (x0, `Vocab.features`), and a key [], and returns
+    scalars as metrics.
 
     Raises:
         ValueError: `time` is unknown or does not fit the schedules. While tracing: a term returns
@@ -142,9 +143,15 @@ def make_loss(kernel, model, *, terms: dict | None = None, **options):
 
     def loss_fn(params, sampler, key, x0):
         network, own = loss_terms.split(params)
+        x0, features = x0 if isinstance(x0, tuple) else (x0, None)
 
-        def denoise_fn(xt, t, free, **soft):
-            return model.apply({"params": network}, xt, t, free, **soft)
+        def denoise_fn(xt, t, free, **more):
+            if features is not None:
+                soft = more.get("soft") or (None,) * len(features)
+                more["soft"] = tuple(
+                    p if f is None else f for p, f in zip(soft, features, strict=True)
+                )
+            return model.apply({"params": network}, xt, t, free, **more)
 
         x0, present = c.present(vocab, x0)
         noised = noised_batch(kernel, sampler, key, x0, c.mixture, continuous, present)

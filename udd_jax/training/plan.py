@@ -58,6 +58,7 @@ PLANNED = {  # {kind: (config, name, row) -> what is known of its tokenizer}
     "sound": lambda config, name, row: _planned_codes(modalities.of_sound(config, name)),
     "layout": lambda config, name, row: Planned(tuple(row["grid"]), row["classes"]),
     "length": lambda config, name, row: Planned(None, row["most"] + 1),
+    "features": lambda config, name, row: modalities.KINDS["features"].load(None, row),
 }
 
 

@@ -54,9 +54,13 @@ def run(workdir) -> Step:
     )
     size = config.train.batch_size
     batch = {m.name: jax.ShapeDtypeStruct((size, m.length), jnp.int32) for m in vocab.modalities}
+    table = ROWS
+    for m in (m for m in vocab.modalities if m.inputs):
+        batch[m.name] = jax.ShapeDtypeStruct((size, m.length, m.inputs), jnp.float32)
+        table = ((m.name, P(sharding.DATA, None, None)), *table)
     example = {
         "state": sharding.place(state, sharding.shardings(mesh, state)),
-        "batch": sharding.place(batch, sharding.shardings(mesh, batch, ROWS)),
+        "batch": sharding.place(batch, sharding.shardings(mesh, batch, table)),
     }
     found = checkpoints.Checkpoints(workdir / "replay").restore(example)
     if found is None:
@@ -66,7 +70,8 @@ def run(workdir) -> Step:
     loss_fn = way.over(loss_at(about["step"]), base)
     gradient = jax.jit(train_diffusion.make_gradient(loss_fn, config.train.accumulate))
     with sharding.use(mesh):
-        state, x0 = kept["state"], jax.jit(vocab.fuse)(kept["batch"])
+        fuse = jax.jit(lambda batch: train_diffusion.sequence(vocab, batch))
+        state, x0 = kept["state"], fuse(kept["batch"])
         grads, metrics, _ = gradient(state.params, state.times, key, x0)
         norm = jax.jit(optax.tree.norm)(grads)
     metrics = {"loss": metrics["loss"], "gradient_norm": norm} | metrics

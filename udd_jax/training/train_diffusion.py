@@ -182,9 +182,10 @@ def make_gradient(loss_fn, accumulate: int = 1):
         return grads, metrics, sampler
 
     def in_parts(params, sampler, key, x0):
-        if x0.shape[0] % accumulate:
+        rows = jax.tree.leaves(x0)[0].shape[0]
+        if rows % accumulate:
             raise UserError(
-                f"train.batch_size = {x0.shape[0]} is no multiple of train.accumulate = "
+                f"train.batch_size = {rows} is no multiple of train.accumulate = "
                 f"{accumulate}: change one"
             )
 
@@ -196,7 +197,7 @@ def make_gradient(loss_fn, accumulate: int = 1):
             return (jax.tree.map(jnp.add, total, grads), sampler), metrics
 
         # A part takes every n-th row, so that no row moves to another device.
-        parts = x0.reshape(-1, accumulate, x0.shape[1]).swapaxes(0, 1)
+        parts = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), x0)
         nothing = jax.tree.map(jnp.zeros_like, params), sampler
         (total, sampler), metrics = jax.lax.scan(add, nothing, (jnp.arange(accumulate), parts))
         mean = functools.partial(jnp.mean, axis=0)
@@ -205,12 +206,18 @@ def make_gradient(loss_fn, accumulate: int = 1):
     return gradient if accumulate == 1 else in_parts
 
 
+def sequence(vocab: Vocab, batch: dict):
+    """x0 int32[B, L] of a batch {name: tokens}; with its features, if it has some, for a loss."""
+    x0, features = vocab.fuse(batch), vocab.features(batch)
+    return x0 if features is None else (x0, features)
+
+
 def make_step(loss_fn, tx, learning_rate, ema_decay, vocab: Vocab, accumulate: int = 1):
     """The train step: (state, batch {name: int32[B, length]}, key) -> (state, metrics)."""
     gradient = make_gradient(loss_fn, accumulate)
 
     def train_step(state: TrainState, batch, key):
-        x0 = vocab.fuse(batch)
+        x0 = sequence(vocab, batch)
         key = jax.random.fold_in(key, state.step)
         grads, metrics, sampler = gradient(state.params, state.times, key, x0)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
@@ -237,9 +244,11 @@ def make_held_out(
     """
     count = len(batch["text"])
     rows = np.resize(np.arange(count), -(-count // batch_size) * batch_size)
-    x0 = np.asarray(vocab.fuse({name: np.asarray(x)[rows] for name, x in batch.items()}))
-    table = ((".*", P(sharding.DATA, None)),)
-    parts = sharding.shard_tree(mesh, list(x0.reshape(-1, batch_size, vocab.length)), table)
+    x0 = sequence(vocab, {name: np.asarray(x)[rows] for name, x in batch.items()})
+    x0 = jax.tree.map(lambda x: np.asarray(x).reshape(-1, batch_size, *x.shape[1:]), x0)
+    parts = [jax.tree.map(lambda x, i=i: x[i], x0) for i in range(len(rows) // batch_size)]
+    features = (r"\d+/1/\d+", P(sharding.DATA, None, None))
+    parts = sharding.shard_tree(mesh, parts, (features, (".*", P(sharding.DATA, None))))
 
     @jax.jit
     def bound(state, number, x0, base):

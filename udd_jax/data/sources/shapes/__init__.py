@@ -10,6 +10,7 @@ A scene is one object (probability .2) or two (.8) on a 2 x 2 grid of cells, num
     drawing.py    images of 32 x 32 pixels: drawing and reading them
     sounds.py     a sound of each scene: playing and reading it
     layouts.py    a map of categories of each scene, and its reading
+    vectors.py    features that tell all of a scene
     compose.py    a world of its own: pictures that a text composes of two others
     steered.py    edits, painted words and more to steer to
     laws.py       the distributions of the properties of samples
@@ -21,7 +22,16 @@ import itertools
 import numpy as np
 
 from udd_jax.data.sources import worlds
-from udd_jax.data.sources.shapes import drawing, grammar, laws, layouts, scenes, sounds, steered
+from udd_jax.data.sources.shapes import (
+    drawing,
+    grammar,
+    laws,
+    layouts,
+    scenes,
+    sounds,
+    steered,
+    vectors,
+)
 from udd_jax.data.sources.shapes.scenes import Scene
 
 
@@ -77,6 +87,7 @@ WORLD = worlds.World(
     senses={
         "sound": worlds.Sense(sounds.render, sounds.read, sounds.told),
         "layout": worlds.Sense(layouts.render, layouts.read, layouts.told),
+        "vectors": worlds.Sense(vectors.render, vectors.read, lambda scene: scene),
     },
     fitting=lambda **readings: fitting(**readings),
     steering=steered.STEERING,
