@@ -10,6 +10,7 @@ modality that it is like, and positions of its own.
 
 import dataclasses
 import functools
+import io
 import math
 import pathlib
 import re
@@ -85,12 +86,44 @@ def _layout_reader(row: dict, image_size) -> beside.Reader:
     return beside.Reader(read, layouts.SUFFIXES, alone, row.get("field", ""))
 
 
+def _picture(image_size, content) -> np.ndarray:
+    """The bytes of a file -> uint8[S, S, 3], cut as the picture of the record is."""
+    return pixels.fit(pixels.read(content), image_size)
+
+
+def _picture_reader(row: dict, image_size) -> beside.Reader:
+    endings = tuple(sorted(pixels.suffixes()))  # with a name: `a.png` is the picture
+    read = functools.partial(_picture, image_size or 1)
+    return beside.Reader(read, endings, (), row.get("field", ""))
+
+
+def _vectors(tokenizer: FeatureTokenizer, content) -> np.ndarray:
+    """The bytes of a `.npy` file, or rows of numbers -> float[count, width]."""
+    try:
+        file = io.BytesIO(content) if isinstance(content, bytes) else None
+        found = np.load(file, allow_pickle=False) if file else np.asarray(content, np.float32)
+    except (OSError, ValueError, EOFError, TypeError) as error:
+        raise UserError(f"no array of features (.npy): {error}") from None
+    tokenizer.encode(found[None])  # UserError for another shape
+    return found
+
+
+def _vectors_reader(row: dict, image_size) -> beside.Reader:
+    read = functools.partial(_vectors, FeatureTokenizer(row["count"], row["width"]))
+    return beside.Reader(read, (".npy",), (".npy",), row.get("field", ""))
+
+
 def _in_grid(tokenizer, config):
     return math.prod(tokenizer.grid), tokenizer.codes, tuple(tokenizer.grid)
 
 
 KINDS = {
-    "image": Kind(IMAGE, lambda path, row: image_tokenizer.load(path), _in_grid),
+    "image": Kind(
+        IMAGE,
+        lambda path, row: image_tokenizer.load(path),
+        _in_grid,
+        reader=_picture_reader,  # of references
+    ),
     "text": Kind(
         TEXT,
         lambda path, row: text_tokenizer.load(path),
@@ -121,7 +154,8 @@ KINDS = {
         "",
         lambda path, row: FeatureTokenizer(row["count"], row["width"]),
         lambda tokenizer, config: (tokenizer.count, 1, None),
-        ("count", "width", "dropped"),
+        ("count", "width", "dropped", "field"),
+        _vectors_reader,
     ),
 }
 NEEDS = {  # {kind: (settings without which there is no such modality, an example)}
@@ -130,7 +164,8 @@ NEEDS = {  # {kind: (settings without which there is no such modality, an exampl
 }
 ALONE = ("length", "features")  # kinds that have no references
 EVERY_ROW = ("kind", "schedule", "weight")  # settings of a row of any kind
-REFERENCE = ("like", "segment", "schedule", "weight")  # settings of a row that is like another
+# Settings of a row that is like another.
+REFERENCE = ("like", "segment", "schedule", "weight", "field")
 ALWAYS = ("image", "text")  # every run has one of each, under these names
 NAME = re.compile("[a-z][a-z0-9]*")  # names of parameters are made of it, with "_" between them
 
@@ -250,6 +285,12 @@ def features(config) -> dict[str, dict]:
     return {name: row for name, row in rows(config).items() if row["kind"] == "features"}
 
 
+def stored_length(config, name: str, tokenizer) -> int:
+    """The ids that a token cache keeps of a sample: of features, the bits of each number."""
+    kind = kinds(config)[name]
+    return tokenizer.size if kind == "features" else KINDS[kind].shape(tokenizer, config)[0]
+
+
 def token_weights(config) -> dict[str, float]:
     """{modality: the weight of its tokens in the loss}, where a row has one."""
     return {n: row["weight"] for n, row in rows(config).items() if "weight" in row}
@@ -278,9 +319,13 @@ def source_options(config) -> dict:
     size, names = image_size(config), stored(config)
     options = {"image_size": size, **config.data_options.to_dict()}
     if names:
-        readers = {n: KINDS[listed[n]["kind"]].reader(listed[n], size) for n in names}
-        options["further"] = readers
+        options["further"] = {name: _reader(name, listed[name], size) for name in names}
     return options | ({"incomplete": True} if config.get("incomplete") else {})
+
+
+def _reader(name: str, row: dict, image_size) -> beside.Reader | None:
+    make = KINDS[row["kind"]].reader
+    return make(row, image_size) if make else None
 
 
 def tokenizer_file(config, name: str) -> str:

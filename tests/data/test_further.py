@@ -1,6 +1,5 @@
 """Values of further modalities in stored data: where they are found, read, counted and lacking."""
 
-import functools
 import io
 import json
 import pathlib
@@ -118,6 +117,27 @@ def test_files_of_one_stem_are_one_record(tmp_path):
 def test_the_name_of_a_file_says_whose_it_is(name, owner):
     readers = modalities.source_options(config(**BOTH))["further"]
     assert beside.owner(name, readers) == owner
+
+
+def test_references_and_features_are_files_of_a_stem(tmp_path):
+    vectors = np.arange(6, dtype=np.float32).reshape(2, 3)
+    row = {"kind": "features", "count": 2, "width": 3}
+    c = config(first={"like": "image"}, clip=row)
+    (tmp_path / "a.png").write_bytes(picture(1))
+    (tmp_path / "a.txt").write_text("one")
+    (tmp_path / "a.first.png").write_bytes(picture(2))
+    np.save(tmp_path / "a.npy", vectors)
+    source = opened(f"folder:{tmp_path}", c)
+    (example,) = reading.examples(source, 0, 1, Views(SIDE))
+    assert len(source) == 1 and not example.faults
+    assert (example.extra["first"] == 2).all() and example.pixels[0].max() == 1
+    np.testing.assert_array_equal(example.extra["clip"], vectors)
+    np.save(tmp_path / "a.npy", vectors[:1])
+    (example,) = reading.examples(source, 0, 1, Views(SIDE))
+    assert "expected float[B, 2, 3]" in str(example.faults)
+    c = config(words={"like": "text"})
+    with pytest.raises(ValueError, match=r"modalities.words is like a text, which stored data"):
+        opened(f"folder:{tmp_path}", c)
 
 
 def test_of_two_sounds_a_file_needs_the_name(tmp_path):
@@ -374,7 +394,7 @@ def test_the_cache_knows_what_each_item_lacks(tmp_path):
     source = opened(f"folder:{ragged(tmp_path / 'in')}", incomplete=True)
     tokenizer = modalities.KINDS["layout"].load(None, LAYOUT)
     encoders = {
-        "map": functools.partial(further._encode, tokenizer),
+        "map": further.encoders(config(map=LAYOUT), {"map": tokenizer})["map"],
         "sound": lambda rows: np.array([[9 if r is not None else 0] * 3 for r in rows]),
     }
     cache = token_cache.write_cache(

@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-import math
 
 import jax
 import numpy as np
@@ -63,7 +62,7 @@ def encoders(config, tokenizers: dict) -> dict:
     kinds, found = modalities.kinds(config), {}
     for name in modalities.stored(config):
         codec = codecs.MAKERS[kinds[name]](tokenizers[name], config.text.length)
-        length = modalities.KINDS[kinds[name]].shape(tokenizers[name], config)[0]
+        length = modalities.stored_length(config, name, tokenizers[name])
         found[name] = functools.partial(_encode, codec, length)
     return found
 
