@@ -99,6 +99,26 @@ def test_a_size_that_the_cells_do_not_fit_is_one_line(size, message):
         limits.check(c)
 
 
+def test_pictures_of_other_channels_are_refused_and_read_as_colours():
+    c = base.get_config()
+    with c.unlocked():
+        c.vq.model.channels = 1
+    with pytest.raises(ValueError, match=r"vq.model.channels = 1, expected 3: grey pictures are"):
+        limits.check(c)
+    grey, clear = Image.new("L", (8, 8), 9), Image.new("RGBA", (8, 8), (9, 9, 9, 0))
+    assert (pixels.rgb(grey) == 9).all() and (pixels.rgb(clear) == 255).all()
+
+
+def test_a_finished_tokenizer_is_for_pictures_of_the_size_and_of_three_channels(pipe):
+    c = base.get_config()
+    tokenizer, c.vq.file, c.image_size = pipe.tokenizers["image"], "vq", SIZE
+    assert modalities.fitting(c, tokenizer) is tokenizer
+    c.image_size = 32
+    message = r"vq.file = 'vq' is for pictures \(16, 32, 3\), expected \(32, 32, 3\): set --conf"
+    with pytest.raises(UserError, match=message):
+        modalities.fitting(c, tokenizer)
+
+
 def test_the_fields_of_ones_own_data_are_chosen_for_both_sides():
     c, found = own.get_config(), {"pictures": 900, "side": 64, "captions": 900, "pieces": 9}
     c.minutes = 30.0

@@ -212,7 +212,7 @@ def make_image_tokenizer(config, workdir, data, tensorboard=False):
     if path.exists():
         return image_tokenizer.load(path)
     if config.vq.file:
-        tokenizer = image_tokenizer.load(config.vq.file)
+        tokenizer = modalities.fitting(config, image_tokenizer.load(config.vq.file))
         if jax.process_index() == 0:
             image_tokenizer.save(path, tokenizer)
         return tokenizer

@@ -91,6 +91,10 @@ def check(config) -> None:
         _refuse(config, "incomplete", "False with a dual encoder, which learns from pairs")
     if "layout" in modalities.kinds(config).values() and (value(config, "views") or 1) > 1:
         _refuse(config, "views", "1 with a layout, which is not cut and mirrored with its picture")
+    channels = value(config, "vq.model.channels")
+    if channels not in (None, modalities.CHANNELS):
+        words = f"{modalities.CHANNELS}: grey pictures are read as colours, clear ones over white"
+        _refuse(config, "vq.model.channels", words)
     _check_size(config)
 
 
