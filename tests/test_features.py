@@ -11,7 +11,7 @@ import pytest
 from tests import test_modalities
 from tests.helpers import tiny
 from udd_jax import build, generate, modalities, pipeline
-from udd_jax.data import sources, token_cache
+from udd_jax.data import pixels, sources, token_cache
 from udd_jax.data.reading import Views
 from udd_jax.data.sources import shapes
 from udd_jax.diffusion import tasks
@@ -227,3 +227,35 @@ def test_training_reaches_the_linear_map_and_accumulates(run, pipe, vectors, tmp
     params = train_diffusion.train(c, tmp_path, *given, held_out=batch, start=start)
     before = start["embedding"]["vectors_in"]["kernel"]
     assert np.abs(params["embedding"]["vectors_in"]["kernel"] - before).max() > 0
+
+
+def test_rows_without_features_are_masks_and_carry_no_numbers(pipe, vectors):
+    bits = pipe.codecs["vectors"].encode(vectors, True)
+    bits[1] = 1  # the mask of a modality of one class, as batches write it
+    tokens = {"image": np.zeros((4, 16), int), "text": np.zeros((4, 13), int), "vectors": bits}
+    found = modalities.complete(pipe.config, pipe.vocab, tokens, 0)
+    x = np.asarray(pipe.vocab.fuse(found))[:, pipe.vocab.slices[pipe.vocab.index("vectors")]]
+    assert ((x == pipe.vocab.mask_id).all(axis=1) == [False, True, False, False]).all()
+    values = next(v for v in pipe.vocab.features(found) if v is not None)
+    np.testing.assert_array_equal(values, vectors * np.array([1, 0, 1, 1])[:, None, None])
+
+
+def test_stored_data_have_references_and_features_as_files_with_their_names(vectors, tmp_path):
+    c = config()
+    with c.unlocked():
+        c.modalities.first = {"like": "image"}
+    c.data = f"folder:{tmp_path}"
+    np.save(tmp_path / "a.vectors.npy", vectors[0])
+    readers = modalities.source_options(c)["further"]
+    assert set(readers) == {"first", "vectors"}
+    np.testing.assert_array_equal(
+        readers["vectors"].read((tmp_path / "a.vectors.npy").read_bytes()), vectors[0]
+    )
+    picture = shapes.arrays("test", 1)[0][0]
+    pixels.write_png(tmp_path / "a.first.png", picture)
+    read = readers["first"].read((tmp_path / "a.first.png").read_bytes())
+    np.testing.assert_array_equal(read, picture)
+    with c.unlocked():
+        c.modalities.note = {"like": "text"}
+    with pytest.raises(ValueError, match=r"modalities.note of kind 'text': folder:"):
+        modalities.source_options(c)

@@ -30,7 +30,6 @@ from udd_jax.tokenizers.length_tokenizer import LengthTokenizer
 from udd_jax.tokenizers.sound_tokenizer import SoundTokenizer
 from udd_jax.tokenizers.spectrogram import Spectrogram
 
-CHANNELS = 3  # of pictures: grey ones are read as colours, transparent ones over white
 TEXT, IMAGE = "text.model", "vq/tokenizer"  # in the folder of a run
 
 
@@ -88,29 +87,28 @@ def _layout_reader(row: dict, image_size) -> beside.Reader:
 
 
 def _picture(image_size, content) -> np.ndarray:
-    """The bytes of a file -> uint8[S, S, 3], cut as the picture of the record is."""
+    """The bytes of a file -> uint8[S, S, 3]."""
+    if not isinstance(content, bytes):
+        raise UserError(f"a picture is {type(content).__name__}, expected a file or its bytes")
     return pixels.fit(pixels.read(content), image_size)
 
 
-def _picture_reader(row: dict, image_size) -> beside.Reader:
-    endings = tuple(sorted(pixels.suffixes()))  # with a name: `a.png` is the picture
-    read = functools.partial(_picture, image_size or 1)
-    return beside.Reader(read, endings, (), row.get("field", ""))
-
-
-def _vectors(tokenizer: FeatureTokenizer, content) -> np.ndarray:
-    """The bytes of a `.npy` file, or rows of numbers -> float[count, width]."""
-    try:
-        file = io.BytesIO(content) if isinstance(content, bytes) else None
-        found = np.load(file, allow_pickle=False) if file else np.asarray(content, np.float32)
-    except (OSError, ValueError, EOFError, TypeError) as error:
-        raise UserError(f"no array of features (.npy): {error}") from None
+def _features(tokenizer: FeatureTokenizer, content) -> np.ndarray:
+    """The bytes of an `.npy` file, or rows of numbers -> float[count, width]."""
+    if isinstance(content, bytes):
+        content = np.load(io.BytesIO(content), allow_pickle=False)
+    found = np.asarray(content)
     tokenizer.encode(found[None])  # UserError for another shape
     return found
 
 
-def _vectors_reader(row: dict, image_size) -> beside.Reader:
-    read = functools.partial(_vectors, FeatureTokenizer(row["count"], row["width"]))
+def _picture_reader(row: dict, image_size) -> beside.Reader:
+    read = functools.partial(_picture, image_size)
+    return beside.Reader(read, tuple(sorted(pixels.suffixes())), (), row.get("field", ""))
+
+
+def _feature_reader(row: dict, image_size) -> beside.Reader:
+    read = functools.partial(_features, FeatureTokenizer(row["count"], row["width"]))
     return beside.Reader(read, (".npy",), (".npy",), row.get("field", ""))
 
 
@@ -123,7 +121,7 @@ KINDS = {
         IMAGE,
         lambda path, row: image_tokenizer.load(path),
         _in_grid,
-        reader=_picture_reader,  # of references
+        reader=_picture_reader,
     ),
     "text": Kind(
         TEXT,
@@ -156,7 +154,7 @@ KINDS = {
         lambda path, row: FeatureTokenizer(row["count"], row["width"]),
         lambda tokenizer, config: (tokenizer.count, 1, None),
         ("count", "width", "dropped", "field"),
-        _vectors_reader,
+        _feature_reader,
     ),
 }
 NEEDS = {  # {kind: (settings without which there is no such modality, an example)}
@@ -165,8 +163,13 @@ NEEDS = {  # {kind: (settings without which there is no such modality, an exampl
 }
 ALONE = ("length", "features")  # kinds that have no references
 EVERY_ROW = ("kind", "schedule", "weight")  # settings of a row of any kind
-# Settings of a row that is like another.
-REFERENCE = ("like", "segment", "schedule", "weight", "field")
+REFERENCE = (
+    "like",
+    "segment",
+    "field",
+    "schedule",
+    "weight",
+)  # settings of a row that is like another
 ALWAYS = ("image", "text")  # every run has one of each, under these names
 NAME = re.compile("[a-z][a-z0-9]*")  # names of parameters are made of it, with "_" between them
 
@@ -269,7 +272,8 @@ def complete(config, vocab, tokens: dict, pad_id: int) -> dict:
     """{modality: ids int32[n, length]}, with those that follow from the text, and with features
     float32[n, count, width] instead of their bits.
 
-    tokens: as stored. A row that lacks its text (masks) lacks what follows from it, too.
+    tokens: as stored. A row that lacks its text (masks) lacks what follows from it, too. Features
+    that a row lacks (masks) are NaN.
     """
     classes, found = {m.name: m.classes for m in vocab.modalities}, {}
     for name, count in counted(config).items():
@@ -277,19 +281,15 @@ def complete(config, vocab, tokens: dict, pad_id: int) -> dict:
         ids = np.where(lacks, classes[name], count(tokens["text"], pad_id))
         found[name] = ids.astype(np.int32)
     for name, row in features(config).items():
-        found[name] = KINDS["features"].load(None, row).decode(tokens[name])
+        lacks = (tokens[name] == classes[name]).all(axis=1)[:, None, None]
+        values = KINDS["features"].load(None, row).decode(tokens[name])
+        found[name] = np.where(lacks, np.float32(np.nan), values)
     return {**tokens, **found}
 
 
 def features(config) -> dict[str, dict]:
     """{modality: its row} of those that are features."""
     return {name: row for name, row in rows(config).items() if row["kind"] == "features"}
-
-
-def stored_length(config, name: str, tokenizer) -> int:
-    """The ids that a token cache keeps of a sample: of features, the bits of each number."""
-    kind = kinds(config)[name]
-    return tokenizer.size if kind == "features" else KINDS[kind].shape(tokenizer, config)[0]
 
 
 def token_weights(config) -> dict[str, float]:
@@ -314,15 +314,14 @@ def image_size(config) -> int | tuple[int, int] | None:
     return sides[0] if sides[0] == sides[1] else sides
 
 
-def fitting(config, tokenizer):
-    """The image tokenizer `vq.file`. UserError if it is for pictures of another shape."""
-    wanted = (*pixels.both(image_size(config)), CHANNELS)
-    if tokenizer.shape != wanted:
+def _reader(name: str, row: dict, size, data: str) -> beside.Reader | None:
+    make = KINDS[row["kind"]].reader
+    if make is None and ":" in data:
         raise UserError(
-            f"vq.file = {config.vq.file!r} is for pictures {tokenizer.shape}, expected {wanted}: "
-            f"set --config.image_size= to its height and width; channels are always {CHANNELS}"
+            f"modalities.{name} of kind {row['kind']!r}: {data} has no such values, expected an "
+            "embedded world, or no such modality"
         )
-    return tokenizer
+    return make and make(row, size)
 
 
 def source_options(config) -> dict:
@@ -331,13 +330,8 @@ def source_options(config) -> dict:
     size, names = image_size(config), stored(config)
     options = {"image_size": size, **config.data_options.to_dict()}
     if names:
-        options["further"] = {name: _reader(name, listed[name], size) for name in names}
+        options["further"] = {n: _reader(n, listed[n], size, config.data) for n in names}
     return options | ({"incomplete": True} if config.get("incomplete") else {})
-
-
-def _reader(name: str, row: dict, image_size) -> beside.Reader | None:
-    make = KINDS[row["kind"]].reader
-    return make(row, image_size) if make else None
 
 
 def tokenizer_file(config, name: str) -> str:

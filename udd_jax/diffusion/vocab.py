@@ -140,14 +140,16 @@ class Vocab:
         """Local ids by name, int32[B, length] each -> a sequence of global ids, int32[B, L].
 
         The inverse of `split`: a local mask K_m becomes the mask. Features, float[B, length,
-        inputs], become ids of their one class; `features` has their values.
+        inputs], become ids of their one class, and masks where they are NaN; `features` has their
+        values.
         """
         parts = []
         for i, m in enumerate(self.modalities):
             if m.name not in tokens:
                 raise UserError(f"tokens of modality {m.name!r} are missing")
             if m.inputs and tokens[m.name].ndim == 3:
-                tokens = {**tokens, m.name: jnp.zeros(tokens[m.name].shape[:2], jnp.int32)}
+                lacks = jnp.isnan(tokens[m.name]).all(axis=2)
+                tokens = {**tokens, m.name: jnp.where(lacks, m.classes, 0)}
             if tokens[m.name].shape[-1] != m.length:
                 raise UserError(
                     f"modality {m.name!r} has {tokens[m.name].shape[-1]} positions, "
@@ -159,8 +161,10 @@ class Vocab:
     def features(self, tokens: dict) -> tuple | None:
         """For each modality its features, float[B, length, inputs], or None; None if there are
         none at all. It is what networks take as `soft`."""
-        found = tuple(tokens.get(m.name) if m.inputs else None for m in self.modalities)
-        return None if all(values is None for values in found) else found
+        found = [tokens.get(m.name) if m.inputs else None for m in self.modalities]
+        if all(values is None for values in found):
+            return None
+        return tuple(None if v is None else jnp.nan_to_num(v) for v in found)
 
     def split(self, x: jax.Array) -> dict[str, jax.Array]:
         """A sequence, int32[..., L] -> local ids by name; a mask becomes the local mask K_m."""

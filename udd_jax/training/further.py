@@ -62,7 +62,8 @@ def encoders(config, tokenizers: dict) -> dict:
     kinds, found = modalities.kinds(config), {}
     for name in modalities.stored(config):
         codec = codecs.MAKERS[kinds[name]](tokenizers[name], config.text.length)
-        length = modalities.stored_length(config, name, tokenizers[name])
+        length = modalities.KINDS[kinds[name]].shape(tokenizers[name], config)[0]
+        length *= modalities.rows(config)[name].get("width", 1)  # numbers of features
         found[name] = functools.partial(_encode, codec, length)
     return found
 

@@ -107,11 +107,5 @@ def _of_stored(spec: str, source, further, incomplete: bool) -> dict:
             f"modalities has {', '.join(further)}, which {spec} does not have: expected image and "
             "text, or data in a folder, a webdataset or a parquet file"
         )
-    for name in further:
-        if further[name] is None:
-            raise UserError(
-                f"modalities.{name} is like a text, which stored data have once: expected a "
-                "reference that is like an image"
-            )
     asked = {"further": further or None, "incomplete": incomplete}
     return {name: value for name, value in asked.items() if value and name in takes}
