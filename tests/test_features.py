@@ -160,7 +160,7 @@ def test_features_are_given_as_arrays_or_files_with_guidance_and_in_two_steps(
     "call, message",
     [
         ({"given": {"vectors": np.zeros((3, 3))}}, r"expected float\[B, 2, 16\]"),
-        ({"given": {"vectors": "none.npy"}}, "none.npy is no array of features"),
+        ({"given": {"vectors": "none.npy"}}, "none.npy is no array of numbers"),
         ({"negative": {"vectors": np.zeros(SHAPE)}}, "'vectors' are features, expected them in"),
     ],
 )

@@ -72,7 +72,7 @@ def sample(workdir, flags, changes: dict | None = None) -> pathlib.Path:
         blanks = flags.blank_tokens
         ids, options["masks"] = pipe.infilling(given.get("image"), mask, asked.get("text"), blanks)
     elif flags.weight:
-        options["prompts"] = _prompts(asked["text"], flags.weight)
+        options["prompts"] = steering_flags.prompts(asked["text"], flags.weight)
         ids, most = {n: _read(pipe, n, v) for n, v in asked.items() if n != "text"}, 1
     elif flags.length:
         length = int(flags.length) if flags.length.isdecimal() else flags.length
@@ -120,23 +120,6 @@ def _typed(flags) -> dict:
     if flags.task == "edit":  # one generator draws the masks of all samples of the call
         found["num"] = flags.num or 1
     return found | ({"mask": os.path.abspath(flags.mask)} if flags.mask else {})
-
-
-def _prompts(texts, weights) -> list[tuple]:
-    """`--prompt`s and `--weight`s -> [(text, weight, schedule)] (`sampling.prompts`)."""
-    if len(texts) != len(weights):
-        raise UserError(f"{len(texts)} of --prompt, {len(weights)} of --weight: expected as many")
-    found = []
-    for text, typed in zip(texts, weights, strict=True):
-        weight, _, schedule = typed.partition(":")
-        try:
-            number = float(weight)
-        except ValueError:
-            raise UserError(f"--weight={typed}, expected a number such as .5") from None
-        if "," in schedule:
-            schedule = tuple(schedule.split(","))
-        found.append((text, number, schedule or "constant"))
-    return found
 
 
 def _edit(pipe, flags, ids, options):
@@ -350,6 +333,12 @@ def _write_length(out, name, i, length, tokenizer) -> dict:
     return {name: int(length)}
 
 
+def _write_array(out, name, i, array, tokenizer) -> dict:
+    file = f"{name}-{i:04d}.npy"
+    np.save(out / file, array)
+    return {name: file}
+
+
 # {kind: (folder, modality, i, value, tokenizer) -> fields for samples.jsonl}; writes value i
 WRITE = {
     "image": _write_image,
@@ -357,6 +346,7 @@ WRITE = {
     "sound": _write_sound,
     "layout": _write_layout,
     "length": _write_length,
+    "embedding": _write_array,
 }
 
 

@@ -29,7 +29,7 @@ from udd_jax import build, modalities
 from udd_jax.data import pixels
 from udd_jax.errors import NotFound, UserError
 from udd_jax.runtime import files, provenance, trees
-from udd_jax.tokenizers import image_tokenizer
+from udd_jax.tokenizers import embedding_tokenizer, image_tokenizer
 
 WEIGHTS, CARD, RESULT = "model.safetensors", "README.md", "evaluation.json"
 # {kind: (file of a modality's tokenizer, "" if there is none, how it is written)}
@@ -40,6 +40,7 @@ TOKENIZERS = {
         "{name}_tokenizer.safetensors",
         lambda path, t: image_tokenizer.save(path, t.pictures),
     ),
+    "embedding": ("{name}_tokenizer.safetensors", embedding_tokenizer.save),
     **dict.fromkeys(("layout", "length", "features"), ("", None)),
 }
 INDEX = f"{WEIGHTS}.index.json"

@@ -23,7 +23,12 @@ import numpy as np
 from udd_jax.data import layouts, pixels, sounds
 from udd_jax.data.sources import beside
 from udd_jax.errors import UserError
-from udd_jax.tokenizers import image_tokenizer, length_tokenizer, text_tokenizer
+from udd_jax.tokenizers import (
+    embedding_tokenizer,
+    image_tokenizer,
+    length_tokenizer,
+    text_tokenizer,
+)
 from udd_jax.tokenizers.feature_tokenizer import FeatureTokenizer
 from udd_jax.tokenizers.layout_tokenizer import LayoutTokenizer
 from udd_jax.tokenizers.length_tokenizer import LengthTokenizer
@@ -93,12 +98,13 @@ def _picture(image_size, content) -> np.ndarray:
     return pixels.fit(pixels.read(content), image_size)
 
 
-def _features(tokenizer: FeatureTokenizer, content) -> np.ndarray:
-    """The bytes of an `.npy` file, or rows of numbers -> float[count, width]."""
+def _array(shape: tuple[int, ...], content) -> np.ndarray:
+    """The bytes of an `.npy` file, or rows of numbers -> float[shape]."""
     if isinstance(content, bytes):
         content = np.load(io.BytesIO(content), allow_pickle=False)
     found = np.asarray(content)
-    tokenizer.encode(found[None])  # UserError for another shape
+    if found.shape != shape or found.dtype.kind not in "fiu" or not np.isfinite(found).all():
+        raise UserError(f"{found.dtype}{list(found.shape)}, expected finite float{list(shape)}")
     return found
 
 
@@ -108,7 +114,12 @@ def _picture_reader(row: dict, image_size) -> beside.Reader:
 
 
 def _feature_reader(row: dict, image_size) -> beside.Reader:
-    read = functools.partial(_features, FeatureTokenizer(row["count"], row["width"]))
+    read = functools.partial(_array, (row["count"], row["width"]))
+    return beside.Reader(read, (".npy",), (".npy",), row.get("field", ""))
+
+
+def _embedding_reader(row: dict, image_size) -> beside.Reader:
+    read = functools.partial(_array, (row["dimensions"],))
     return beside.Reader(read, (".npy",), (".npy",), row.get("field", ""))
 
 
@@ -149,6 +160,13 @@ KINDS = {
         more=lambda config: {"most": config["text"]["length"]},
         counted=lambda ids, pad_id: length_tokenizer.count(ids, pad_id)[:, None],
     ),
+    "embedding": Kind(
+        "{name}/tokenizer",
+        lambda path, row: embedding_tokenizer.load(path),
+        lambda tokenizer, config: (tokenizer.residuals, tokenizer.codes, None),
+        ("dimensions", "residuals", "codes", "vectors", "field"),
+        _embedding_reader,
+    ),
     "features": Kind(
         "",
         lambda path, row: FeatureTokenizer(row["count"], row["width"]),
@@ -160,6 +178,7 @@ KINDS = {
 NEEDS = {  # {kind: (settings without which there is no such modality, an example)}
     "layout": (("grid", "classes"), "(8, 8) and 4"),
     "features": (("count", "width"), "1 and 512"),
+    "embedding": (("dimensions", "residuals", "codes"), "512, 4 and 256"),
 }
 ALONE = ("length", "features")  # kinds that have no references
 EVERY_ROW = ("kind", "schedule", "weight")  # settings of a row of any kind

@@ -7,6 +7,7 @@ tokens, features are float[count, width] or the path of an `.npy` file. Everythi
 """
 
 import dataclasses
+import functools
 import os
 from typing import Any
 
@@ -218,13 +219,16 @@ def counts(given, tokenizer, size=None) -> np.ndarray:
     """One or many lengths -> int[n]. A length may be typed, such as "7"."""
     rows = [given] if isinstance(given, str) or np.ndim(given) == 0 else list(given)
     try:
-        return np.array([int(value) for value in rows if float(value) == int(value)] or [[]])
+        found = np.array([float(value) for value in rows])
     except (TypeError, ValueError):
-        raise UserError(f"length {_type(given)}, expected whole numbers of tokens") from None
+        found = np.array([np.nan])
+    if not (found == np.round(found)).all():
+        raise UserError(f"length {_type(given)}, expected whole numbers of tokens")
+    return found.astype(int)
 
 
-def vectors(given, tokenizer, size=None) -> np.ndarray:
-    """One or many arrays of features, or paths of `.npy` files -> float[n, count, width]."""
+def vectors(given, tokenizer, size, axes=2) -> np.ndarray:
+    """One or many arrays of numbers, or paths of `.npy` files -> float[n, ...]; axes: of one."""
 
     def one(value):
         if not isinstance(value, str | os.PathLike):
@@ -232,9 +236,9 @@ def vectors(given, tokenizer, size=None) -> np.ndarray:
         try:
             return np.load(value, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
-            raise UserError(f"{value} is no array of features (.npy): {error}") from None
+            raise UserError(f"{value} is no array of numbers (.npy): {error}") from None
 
-    return np.asarray(_rows(given, 2, one))
+    return np.asarray(_rows(given, axes, one))
 
 
 # {kind: (values of any usual type, tokenizer, size of pictures) -> as the codec takes them}
@@ -245,6 +249,7 @@ PLAIN = {
     "layout": maps,
     "length": counts,
     "features": vectors,
+    "embedding": functools.partial(vectors, axes=1),
 }
 
 

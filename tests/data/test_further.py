@@ -134,10 +134,13 @@ def test_references_and_features_are_files_of_a_stem(tmp_path):
     np.testing.assert_array_equal(example.extra["clip"], vectors)
     np.save(tmp_path / "a.npy", vectors[:1])
     (example,) = reading.examples(source, 0, 1, Views(SIDE))
-    assert "expected float[B, 2, 3]" in str(example.faults)
-    c = config(words={"like": "text"})
-    with pytest.raises(ValueError, match=r"modalities.words is like a text, which stored data"):
-        opened(f"folder:{tmp_path}", c)
+    assert example.faults[0][0] == "broken clip" and "clip" not in example.extra
+    with pytest.raises(
+        ValueError, match=r"modalities.words of kind 'text': \S+ has no such values"
+    ):
+        c = config(words={"like": "text"})
+        c.data = f"folder:{tmp_path}"
+        modalities.source_options(c)
 
 
 def test_of_two_sounds_a_file_needs_the_name(tmp_path):

@@ -17,6 +17,23 @@ def scaled(flag: str, typed: str, form: str) -> tuple[str, str, float]:
     return name.strip(), value, scale
 
 
+def prompts(texts, weights) -> list[tuple]:
+    """`--prompt`s and `--weight`s -> [(text, weight, schedule)] (`sampling.prompts`)."""
+    if len(texts) != len(weights):
+        raise UserError(f"{len(texts)} of --prompt, {len(weights)} of --weight: expected as many")
+    found = []
+    for text, typed in zip(texts, weights, strict=True):
+        weight, _, schedule = typed.partition(":")
+        try:
+            number = float(weight)
+        except ValueError:
+            raise UserError(f"--weight={typed}, expected a number such as .5") from None
+        if "," in schedule:
+            schedule = tuple(schedule.split(","))
+        found.append((text, number, schedule or "constant"))
+    return found
+
+
 def painted(words: list[str], size: int) -> list[tuple]:
     """`--paint`s -> [(phrase, mask, weight)] (`sampling.painting`)."""
     form = "PHRASE=MASK or PHRASE=MASK:WEIGHT such as 'red circle=mask.png:1'"

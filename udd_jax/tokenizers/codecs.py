@@ -39,7 +39,7 @@ def of_text(tokenizer, length: int) -> Codec:
 
 
 MAKERS = {"text": of_text} | dict.fromkeys(
-    ("image", "sound", "layout", "length", "features"), of_arrays
+    ("image", "sound", "layout", "length", "features", "embedding"), of_arrays
 )
 
 

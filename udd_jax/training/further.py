@@ -10,7 +10,7 @@ from udd_jax import modalities
 from udd_jax.data import reading
 from udd_jax.errors import UserError
 from udd_jax.runtime import files
-from udd_jax.tokenizers import codecs, image_tokenizer
+from udd_jax.tokenizers import codecs, embedding_tokenizer, image_tokenizer
 from udd_jax.training import train_image_tokenizer
 
 
@@ -47,7 +47,23 @@ def _train_sound(config, name: str, path, data: dict) -> None:
     train_image_tokenizer.train(own, folder, data["train"], held_out, show=show, what=name)
 
 
-TRAIN = {"sound": _train_sound}  # {kind: (config, name, file, data) -> writes the file}
+def _train_embedding(config, name: str, path, data: dict) -> None:
+    """Residual codebooks of the first `vectors` embeddings of the training."""
+    row = modalities.rows(config)[name]
+    found = itertools.islice(reading.values(data["train"], name), row.get("vectors", VECTORS))
+    found = list(found)
+    if not found:
+        raise UserError(f"{data['train'].name}: no record has a {name} that can be read")
+    if jax.process_index() == 0:
+        made = embedding_tokenizer.fit(np.stack(found), row["residuals"], row["codes"], config.seed)
+        embedding_tokenizer.save(path, made)
+
+
+VECTORS = 4096  # most embeddings from which codebooks are made
+TRAIN = {
+    "sound": _train_sound,
+    "embedding": _train_embedding,
+}  # {kind: (config, name, file, data) -> writes the file}
 
 
 def ids(config, tokenizers: dict, extra: list[dict]) -> dict[str, np.ndarray]:

@@ -41,6 +41,7 @@ class Planned(NamedTuple):
 
     grid: tuple[int, int] | None
     codes: int
+    residuals: int = 0
 
     @property
     def vocab_size(self) -> int:
@@ -58,6 +59,7 @@ PLANNED = {  # {kind: (config, name, row) -> what is known of its tokenizer}
     "sound": lambda config, name, row: _planned_codes(modalities.of_sound(config, name)),
     "layout": lambda config, name, row: Planned(tuple(row["grid"]), row["classes"]),
     "length": lambda config, name, row: Planned(None, row["most"] + 1),
+    "embedding": lambda config, name, row: Planned(None, row["codes"], row["residuals"]),
     "features": lambda config, name, row: modalities.KINDS["features"].load(None, row),
 }
 

@@ -22,8 +22,11 @@ SHOW = {
         sounds.data_uri(value, modalities.sound_settings(row).rate)
     ),
     "layout": lambda value, row: page.picture(layouts.picture(value)),
-    "features": lambda value, row: page.tag(
-        "p", " x ".join(map(str, np.shape(value))) + " numbers", "note"
+    **dict.fromkeys(
+        ("features", "embedding"),
+        lambda value, row: page.tag(
+            "p", " x ".join(map(str, np.shape(value))) + " numbers", "note"
+        ),
     ),
     "length": lambda value, row: page.tag("p", f"{int(value)} tokens", "note"),
 }

@@ -87,6 +87,7 @@ WORLD = worlds.World(
     senses={
         "sound": worlds.Sense(sounds.render, sounds.read, sounds.told),
         "layout": worlds.Sense(layouts.render, layouts.read, layouts.told),
+        "summary": worlds.Sense(vectors.summary, vectors.read, lambda scene: scene),
         "vectors": worlds.Sense(vectors.render, vectors.read, lambda scene: scene),
     },
     fitting=lambda **readings: fitting(**readings),

@@ -24,13 +24,27 @@ def render(scene: Scene, rng: np.random.Generator | None = None) -> np.ndarray:
     return rows
 
 
-def read(vectors: np.ndarray) -> list[Scene]:
-    """The scenes of vectors float[B, 2, 16] that `render` made."""
+def summary(scene: Scene, rng: np.random.Generator | None = None) -> np.ndarray:
+    """`render` as one vector, float32[32]: an embedding, which can be generated."""
+    return render(scene).reshape(-1)
+
+
+def read(vectors: np.ndarray) -> list[Scene | None]:
+    """The scenes of vectors float[B, 2, 16], or of summaries float[B, 32].
+
+    Each attribute is its largest number, which has to be above one half. None if one is not, or if
+    there is no such scene.
+    """
     found = []
-    for rows in np.asarray(vectors):
+    for rows in np.asarray(vectors).reshape(-1, *SHAPE):
         things = []
-        for row in rows[rows.any(axis=1)]:
-            parts = zip(ATTRIBUTES, np.split(row, PARTS[:-1]), strict=True)
-            things.append(Object(*(values[int(part.argmax())] for values, part in parts)))
-        found.append(Scene(tuple(things)))
+        for row in rows[rows.max(axis=1) > 0.5]:
+            parts = list(zip(ATTRIBUTES, np.split(row, PARTS[:-1]), strict=True))
+            if min(part.max() for _, part in parts) > 0.5:
+                things.append(Object(*(values[int(part.argmax())] for values, part in parts)))
+            else:
+                things.append(None)
+        cells = [thing and thing.cell for thing in things]
+        clear = cells and None not in cells and sorted(set(cells)) == cells
+        found.append(Scene(tuple(things)) if clear else None)
     return found
