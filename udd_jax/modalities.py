@@ -35,6 +35,7 @@ from udd_jax.tokenizers.length_tokenizer import LengthTokenizer
 from udd_jax.tokenizers.sound_tokenizer import SoundTokenizer
 from udd_jax.tokenizers.spectrogram import Spectrogram
 
+CHANNELS = 3  # of pictures: grey ones are read as colours, transparent ones over white
 TEXT, IMAGE = "text.model", "vq/tokenizer"  # in the folder of a run
 
 
@@ -331,6 +332,17 @@ def image_size(config) -> int | tuple[int, int] | None:
             "--config.image_size="
         )
     return sides[0] if sides[0] == sides[1] else sides
+
+
+def fitting(config, tokenizer):
+    """The image tokenizer `vq.file`. UserError if it is for pictures of another shape."""
+    wanted = (*pixels.both(image_size(config)), CHANNELS)
+    if tokenizer.shape != wanted:
+        raise UserError(
+            f"vq.file = {config.vq.file!r} is for pictures {tokenizer.shape}, expected {wanted}: "
+            f"set --config.image_size= to its height and width; channels are always {CHANNELS}"
+        )
+    return tokenizer
 
 
 def _reader(name: str, row: dict, size, data: str) -> beside.Reader | None:
