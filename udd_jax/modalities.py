@@ -101,9 +101,13 @@ def _picture(image_size, content) -> np.ndarray:
 
 def _array(shape: tuple[int, ...], content) -> np.ndarray:
     """The bytes of an `.npy` file, or rows of numbers -> float[shape]."""
-    if isinstance(content, bytes):
-        content = np.load(io.BytesIO(content), allow_pickle=False)
-    found = np.asarray(content)
+    try:
+        if isinstance(content, bytes):
+            content = np.load(io.BytesIO(content), allow_pickle=False)
+        found = np.asarray(content)
+    except Exception as error:  # damaged files raise errors of any type
+        cause = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"no array: {cause}") from None
     if found.shape != shape or found.dtype.kind not in "fiu" or not np.isfinite(found).all():
         raise UserError(f"{found.dtype}{list(found.shape)}, expected finite float{list(shape)}")
     return found
@@ -352,7 +356,9 @@ def _reader(name: str, row: dict, size, data: str) -> beside.Reader | None:
             f"modalities.{name} of kind {row['kind']!r}: {data} has no such values, expected an "
             "embedded world, or no such modality"
         )
-    return make and make(row, size)
+    if make is None or "like" not in row:
+        return make and make(row, size)
+    return dataclasses.replace(make(row, size), alone=())  # files of a reference have its name
 
 
 def source_options(config) -> dict:

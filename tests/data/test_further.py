@@ -143,6 +143,23 @@ def test_references_and_features_are_files_of_a_stem(tmp_path):
         modalities.source_options(c)
 
 
+def test_a_file_of_a_reference_has_its_name_and_any_damage_is_a_fault(tmp_path):
+    c = config(
+        sound=SOUND, hum={"like": "sound"}, clip={"kind": "features", "count": 1, "width": 1}
+    )
+    folder(tmp_path, 4, **{f"{n}__hum__wav": wav(n + 40) for n in range(4)})
+    damage = (b"", b"no numbers", b"\x93NUMPY", b"\x93NUMPY\x01\x00\x05\x00{'a'\n")
+    for n, content in enumerate(damage):
+        (tmp_path / f"{n}.npy").write_bytes(content)
+        (tmp_path / f"{n}.seg.png").unlink()
+    source = opened(f"folder:{tmp_path}", c)
+    for n, record in enumerate(records(source)):
+        assert record.extra["sound"][0] == pytest.approx(n / 100, abs=1e-3)
+        assert record.extra["hum"][0] == pytest.approx((n + 40) / 100, abs=1e-3)
+        ((cause, detail),) = record.faults
+        assert cause == "broken clip" and detail.startswith("no array: ")
+
+
 def test_of_two_sounds_a_file_needs_the_name(tmp_path):
     c = config(voice=SOUND, music=SOUND)
     folder(tmp_path, 1, **{"0__voice__wav": wav(7), "0__music__flac": wav(9)})
