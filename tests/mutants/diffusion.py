@@ -429,8 +429,8 @@ MUTANTS = (
         VOCAB,
         (
             "vocab: no place for the mask",
-            "sum(m.classes for m in self.modalities) + 1",
-            "sum(m.classes for m in self.modalities)",
+            "sum(m.classes for m in self.modalities if not m.like) + 1",
+            "sum(m.classes for m in self.modalities if not m.like)",
         ),
         (
             "vocab: a grid of another length",

@@ -162,8 +162,8 @@ MUTANTS = (
         NETWORK + "'padding_of_a_given_text_is'",
         (
             "padding: seen",
-            "jnp.where(self._padded(xt, t, free), layers.HIDDEN, 0.0)",
-            "jnp.where(self._padded(xt, t, free), 0.0, 0.0)",
+            "jnp.where(self._padded(xt, t, free)[:, None, None], layers.HIDDEN, 0.0)",
+            "jnp.where(self._padded(xt, t, free)[:, None, None], 0.0, 0.0)",
         ),
         (
             "padding: hidden in an absent text",
