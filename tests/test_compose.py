@@ -11,8 +11,10 @@ from tests import test_modalities
 from tests.helpers import tiny
 from udd_jax import build, generate, modalities, pipeline
 from udd_jax.data import pixels, sources
+from udd_jax.diffusion import tasks
 from udd_jax.evaluation import held_out, rules
 from udd_jax.evaluation.report import rule_sections
+from udd_jax.steering import segments
 from udd_jax.training import further, plan
 
 RULE, NAMES = compose_config.RULE, ("first", "image", "second", "text")
@@ -76,6 +78,8 @@ def test_weights_of_1_are_off_bit_for_bit_and_of_0_leave_the_references_out(pipe
     make = lambda asked, **options: pipe.generate(RULE, given=asked, **options)  # noqa: E731
     plain, one = make(asked), make(asked, weigh={"first": 1.0, "text": [1, 1, 1, 1]})
     np.testing.assert_array_equal(plain.tokens, one.tokens)
+    masks = tasks.masks(pipe.vocab, RULE, 4)  # the programs are the same: no bias at all
+    assert segments.read(pipe, {"first": 1.0, "text": [1, 1, 1, 1]}, masks, 4) is None
     assert plain.images.shape == (4, 32, 32, 3)
     other = asked | {n: 255 - asked[n] for n in ("first", "second")}
     none = {"first": 0, "second": 0}

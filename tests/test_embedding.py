@@ -58,7 +58,7 @@ def test_residual_codes_take_up_what_those_before_them_leave():
         np.testing.assert_array_equal(ids[:, i], nearest)
         rest = rest - book[nearest]
         errors.append((rest**2).sum(1).mean())
-    assert errors[0] > errors[1] > errors[2]
+    assert errors[1] < 0.8 * errors[0] and errors[2] < 0.8 * errors[1]
     np.testing.assert_allclose(tokenizer.decode(ids), vectors - rest, atol=1e-5)
     masked = np.concatenate([ids[:, :2], np.full((200, 1), K)], axis=1)
     np.testing.assert_allclose(

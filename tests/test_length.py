@@ -11,8 +11,10 @@ from tests.helpers import tiny
 from udd_jax import build, generate, modalities, pipeline
 from udd_jax.data import pixels
 from udd_jax.data.sources import shapes
+from udd_jax.diffusion import tasks
 from udd_jax.evaluation import held_out, rules
 from udd_jax.evaluation.report import rule_sections
+from udd_jax.steering import lengths as cuts
 from udd_jax.training import plan, train_diffusion
 
 M = 13
@@ -80,6 +82,10 @@ def test_beyond_a_given_length_a_text_is_padding(pipe, images):
     assert made.values["length"].tolist() == lengths
     beyond = np.arange(M)[None] >= np.maximum(lengths, 1)[:, None]
     assert padding(pipe, made)[beyond].all()
+    given = {"length": np.array(lengths)[:, None]}
+    _, masks = cuts.cut(pipe, given, tasks.masks(pipe.vocab, "text|image,length", 4))
+    free = masks.free[:, pipe.vocab.slices[pipe.vocab.index("text")]]
+    assert free.sum(axis=1).tolist() == [3, 1, M, 5]
     plain = pipe.generate("text|image", given={"image": images})
     assert not padding(pipe, plain)[beyond].all()
 

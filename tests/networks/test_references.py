@@ -155,6 +155,9 @@ def test_references_of_one_segment_may_be_swapped_with_their_weights():
         ours = apply(WITH, x, t, free, rotary=rotary)
         theirs = apply(WITH, swapped, t, free, rotary=rotary)
         np.testing.assert_allclose(ours[0], theirs[0], atol=1e-5)
+    angles = layers.rotary_angles(WITH, 10)
+    np.testing.assert_array_equal(angles[6:12], angles[12:18])
+    assert angles[6:12].any() and (angles[6:12] != layers.rotary_angles(ORDERED, 10)[12:18]).any()
     a = image(WITH, x, t, free, one=0.3, two=2.0)
     np.testing.assert_allclose(a, image(WITH, swapped, t, free, one=2.0, two=0.3), atol=1e-5)
     assert np.abs(a - image(WITH, x, t, free, one=2.0, two=0.3)).max() > 1e-3
