@@ -9,8 +9,6 @@ modality that it is like, and positions of its own.
 """
 
 import dataclasses
-import functools
-import io
 import math
 import pathlib
 import re
@@ -20,8 +18,8 @@ from typing import Any, NamedTuple
 import ml_collections
 import numpy as np
 
-from udd_jax.data import layouts, pixels, sounds
-from udd_jax.data.sources import beside
+from udd_jax.data import pixels
+from udd_jax.data.sources import beside, readers
 from udd_jax.errors import UserError
 from udd_jax.tokenizers import (
     embedding_tokenizer,
@@ -45,7 +43,6 @@ class Kind(NamedTuple):
     file: of its tokenizer in the folder of a run, with {name} for that of the modality; "" if
     there is none. load: (path, row) -> tokenizer, with `row` an entry of `config.modalities`.
     shape: (tokenizer, config) -> length, classes, grid or None. own: settings that a row may have.
-    reader: (row, image_size) -> how stored data have its values.
     more: config -> settings that it always has. counted: (ids of the text int32[n, M], padding id)
     -> ids, for a kind that is not stored with the data but follows from the text.
     """
@@ -54,78 +51,8 @@ class Kind(NamedTuple):
     load: Callable[[pathlib.Path, dict], Any]
     shape: Callable[[Any, Any], tuple]
     own: tuple[str, ...] = ()
-    reader: Callable[[dict, Any], beside.Reader] | None = None
     more: Callable[[Any], dict] = lambda config: {}
     counted: Callable[[Any, int], Any] | None = None
-
-
-def sound_settings(row: dict) -> Spectrogram:
-    """The spectrogram of a row of kind sound."""
-    names = [field.name for field in dataclasses.fields(Spectrogram)]
-    return Spectrogram(**{name: row[name] for name in names if name in row})
-
-
-def _sound(settings: Spectrogram, content) -> np.ndarray:
-    """The bytes of a file -> float32[samples] at the rate of the settings."""
-    if not isinstance(content, bytes):
-        raise UserError(f"a sound is {type(content).__name__}, expected a file or its bytes")
-    return sounds.fit(*sounds.read(content), settings.rate, settings.samples)
-
-
-def _layout(tokenizer: LayoutTokenizer, shape: tuple[int, int], content) -> np.ndarray:
-    """The bytes of a file, or rows of ids -> int32[grid], cut as a picture of this shape is."""
-    read = layouts.read if isinstance(content, bytes) else layouts.check
-    found = layouts.fit(layouts.cut(read(content), shape), tokenizer.grid)
-    tokenizer.encode(found[None])  # UserError for unknown ids
-    return found
-
-
-def _sound_reader(row: dict, image_size) -> beside.Reader:
-    read = functools.partial(_sound, sound_settings(row))
-    return beside.Reader(read, sounds.SUFFIXES, sounds.SUFFIXES, row.get("field", ""))
-
-
-def _layout_reader(row: dict, image_size) -> beside.Reader:
-    tokenizer = LayoutTokenizer(tuple(row["grid"]), row["classes"])
-    read = functools.partial(_layout, tokenizer, pixels.both(image_size or 1))
-    alone = (".npy", ".seg.png")  # `a.json` has captions, `a.png` is the picture
-    return beside.Reader(read, layouts.SUFFIXES, alone, row.get("field", ""))
-
-
-def _picture(image_size, content) -> np.ndarray:
-    """The bytes of a file -> uint8[S, S, 3]."""
-    if not isinstance(content, bytes):
-        raise UserError(f"a picture is {type(content).__name__}, expected a file or its bytes")
-    return pixels.fit(pixels.read(content), image_size)
-
-
-def _array(shape: tuple[int, ...], content) -> np.ndarray:
-    """The bytes of an `.npy` file, or rows of numbers -> float[shape]."""
-    try:
-        if isinstance(content, bytes):
-            content = np.load(io.BytesIO(content), allow_pickle=False)
-        found = np.asarray(content)
-    except Exception as error:  # damaged files raise errors of any type
-        cause = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"no array: {cause}") from None
-    if found.shape != shape or found.dtype.kind not in "fiu" or not np.isfinite(found).all():
-        raise UserError(f"{found.dtype}{list(found.shape)}, expected finite float{list(shape)}")
-    return found
-
-
-def _picture_reader(row: dict, image_size) -> beside.Reader:
-    read = functools.partial(_picture, image_size)
-    return beside.Reader(read, tuple(sorted(pixels.suffixes())), (), row.get("field", ""))
-
-
-def _feature_reader(row: dict, image_size) -> beside.Reader:
-    read = functools.partial(_array, (row["count"], row["width"]))
-    return beside.Reader(read, (".npy",), (".npy",), row.get("field", ""))
-
-
-def _embedding_reader(row: dict, image_size) -> beside.Reader:
-    read = functools.partial(_array, (row["dimensions"],))
-    return beside.Reader(read, (".npy",), (".npy",), row.get("field", ""))
 
 
 def _in_grid(tokenizer, config):
@@ -137,7 +64,6 @@ KINDS = {
         IMAGE,
         lambda path, row: image_tokenizer.load(path),
         _in_grid,
-        reader=_picture_reader,
     ),
     "text": Kind(
         TEXT,
@@ -146,17 +72,15 @@ KINDS = {
     ),
     "sound": Kind(
         "{name}/tokenizer",
-        lambda path, row: SoundTokenizer(sound_settings(row), image_tokenizer.load(path)),
+        lambda path, row: SoundTokenizer(Spectrogram.of(row), image_tokenizer.load(path)),
         _in_grid,
         (*(field.name for field in dataclasses.fields(Spectrogram)), "vq", "field"),
-        _sound_reader,
     ),
     "layout": Kind(
         "",
         lambda path, row: LayoutTokenizer(tuple(row["grid"]), row["classes"]),
         _in_grid,
         ("grid", "classes", "field"),
-        _layout_reader,
     ),
     "length": Kind(
         "",
@@ -170,14 +94,12 @@ KINDS = {
         lambda path, row: embedding_tokenizer.load(path),
         lambda tokenizer, config: (tokenizer.residuals, tokenizer.codes, None),
         ("dimensions", "residuals", "codes", "vectors", "field"),
-        _embedding_reader,
     ),
     "features": Kind(
         "",
         lambda path, row: FeatureTokenizer(row["count"], row["width"]),
         lambda tokenizer, config: (tokenizer.count, 1, None),
         ("count", "width", "dropped", "field"),
-        _feature_reader,
     ),
 }
 NEEDS = {  # {kind: (settings without which there is no such modality, an example)}
@@ -187,13 +109,8 @@ NEEDS = {  # {kind: (settings without which there is no such modality, an exampl
 }
 ALONE = ("length", "features")  # kinds that have no references
 EVERY_ROW = ("kind", "schedule", "weight")  # settings of a row of any kind
-REFERENCE = (
-    "like",
-    "segment",
-    "field",
-    "schedule",
-    "weight",
-)  # settings of a row that is like another
+# Settings of a row that is like another.
+REFERENCE = ("like", "segment", "field", "schedule", "weight")
 ALWAYS = ("image", "text")  # every run has one of each, under these names
 NAME = re.compile("[a-z][a-z0-9]*")  # names of parameters are made of it, with "_" between them
 
@@ -350,7 +267,7 @@ def fitting(config, tokenizer):
 
 
 def _reader(name: str, row: dict, size, data: str) -> beside.Reader | None:
-    make = KINDS[row["kind"]].reader
+    make = readers.READERS.get(row["kind"])
     if make is None and ":" in data:
         raise UserError(
             f"modalities.{name} of kind {row['kind']!r}: {data} has no such values, expected an "
@@ -390,6 +307,6 @@ def of_sound(config, name: str) -> ml_collections.ConfigDict:
         own.vq.update(ml_collections.ConfigDict(row.get("vq", {})))
         own.vq.model.channels = 1
         del own.image_size  # of an old config it is a number, which a pair may not replace
-        own.image_size = sound_settings(row).shape
+        own.image_size = Spectrogram.of(row).shape
         own.vq.file = row.get("vq", {}).get("file", "")
     return own

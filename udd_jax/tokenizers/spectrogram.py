@@ -72,6 +72,12 @@ class Spectrogram:
                 f"{self.window}: choose fewer bands, a longer window or a higher low"
             )
 
+    @classmethod
+    def of(cls, row: dict) -> "Spectrogram":
+        """The settings of a row of `config.modalities`, which may have others as well."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        return cls(**{name: row[name] for name in names if name in row})
+
     @property
     def shape(self) -> tuple[int, int]:
         """(bands, frames) of a picture."""

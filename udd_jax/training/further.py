@@ -11,6 +11,7 @@ from udd_jax.data import reading
 from udd_jax.errors import UserError
 from udd_jax.runtime import files
 from udd_jax.tokenizers import codecs, embedding_tokenizer, image_tokenizer
+from udd_jax.tokenizers.spectrogram import Spectrogram
 from udd_jax.training import train_image_tokenizer
 
 
@@ -34,7 +35,7 @@ def _train_sound(config, name: str, path, data: dict) -> None:
         if jax.process_index() == 0:
             image_tokenizer.save(path, image_tokenizer.load(own.vq.file))
         return
-    settings = modalities.sound_settings(modalities.rows(config)[name])
+    settings = Spectrogram.of(modalities.rows(config)[name])
 
     def show(source, most):
         sounds = itertools.islice(reading.values(source, name), most)

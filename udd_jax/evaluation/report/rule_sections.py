@@ -10,6 +10,7 @@ from udd_jax import modalities
 from udd_jax.data import layouts, sounds
 from udd_jax.evaluation import rules
 from udd_jax.evaluation.report import page
+from udd_jax.tokenizers.spectrogram import Spectrogram
 
 OTHERS, NOTHING = "all others", "nothing"
 
@@ -18,9 +19,7 @@ OTHERS, NOTHING = "all others", "nothing"
 SHOW = {
     "image": lambda value, row: page.picture(value),
     "text": lambda value, row: page.tag("p", page.escape(value), "note"),
-    "sound": lambda value, row: page.audio(
-        sounds.data_uri(value, modalities.sound_settings(row).rate)
-    ),
+    "sound": lambda value, row: page.audio(sounds.data_uri(value, Spectrogram.of(row).rate)),
     "layout": lambda value, row: page.picture(layouts.picture(value)),
     **dict.fromkeys(
         ("features", "embedding"),

@@ -1,0 +1,93 @@
+"""How stored data have the values of each kind of modality: its files, and what reads them.
+
+`READERS` has for a kind a function of a row of `config.modalities` and the size of the pictures. A
+kind that is not there has no values of its own in stored data. What a reader makes of a file has
+the same shape for every record; a file that it cannot read is a `UserError`, and a fault of its
+record.
+"""
+
+import functools
+import io
+
+import numpy as np
+
+from udd_jax.data import layouts, pixels, sounds
+from udd_jax.data.sources.beside import Reader
+from udd_jax.errors import UserError
+from udd_jax.tokenizers.layout_tokenizer import LayoutTokenizer
+from udd_jax.tokenizers.spectrogram import Spectrogram
+
+ARRAYS = (".npy",)
+
+
+def of_pictures(row: dict, image_size) -> Reader:
+    """uint8[S, S, 3], cut as the picture of the record; always with a name, as `a.first.png`."""
+    read = functools.partial(_picture, image_size)
+    return Reader(read, tuple(sorted(pixels.suffixes())), (), row.get("field", ""))
+
+
+def _picture(image_size, content) -> np.ndarray:
+    if not isinstance(content, bytes):
+        raise UserError(f"a picture is {type(content).__name__}, expected a file or its bytes")
+    return pixels.fit(pixels.read(content), image_size)
+
+
+def of_sounds(row: dict, image_size) -> Reader:
+    """float32[samples], at the rate of the row."""
+    read = functools.partial(_sound, Spectrogram.of(row))
+    return Reader(read, sounds.SUFFIXES, sounds.SUFFIXES, row.get("field", ""))
+
+
+def _sound(settings: Spectrogram, content) -> np.ndarray:
+    if not isinstance(content, bytes):
+        raise UserError(f"a sound is {type(content).__name__}, expected a file or its bytes")
+    return sounds.fit(*sounds.read(content), settings.rate, settings.samples)
+
+
+def of_layouts(row: dict, image_size) -> Reader:
+    """int32[grid] from a file or rows of ids, cut as the picture of the record."""
+    tokenizer = LayoutTokenizer(tuple(row["grid"]), row["classes"])
+    read = functools.partial(_layout, tokenizer, pixels.both(image_size or 1))
+    alone = (".npy", ".seg.png")  # `a.json` has captions, `a.png` is the picture
+    return Reader(read, layouts.SUFFIXES, alone, row.get("field", ""))
+
+
+def _layout(tokenizer: LayoutTokenizer, shape: tuple[int, int], content) -> np.ndarray:
+    read = layouts.read if isinstance(content, bytes) else layouts.check
+    found = layouts.fit(layouts.cut(read(content), shape), tokenizer.grid)
+    tokenizer.encode(found[None])  # UserError for unknown ids
+    return found
+
+
+def of_features(row: dict, image_size) -> Reader:
+    """float[count, width] from a file or rows of numbers."""
+    read = functools.partial(_array, (row["count"], row["width"]))
+    return Reader(read, ARRAYS, ARRAYS, row.get("field", ""))
+
+
+def of_embeddings(row: dict, image_size) -> Reader:
+    """float[dimensions] from a file or a row of numbers."""
+    read = functools.partial(_array, (row["dimensions"],))
+    return Reader(read, ARRAYS, ARRAYS, row.get("field", ""))
+
+
+def _array(shape: tuple[int, ...], content) -> np.ndarray:
+    try:
+        if isinstance(content, bytes):
+            content = np.load(io.BytesIO(content), allow_pickle=False)
+        found = np.asarray(content)
+    except Exception as error:  # damaged files raise errors of any type
+        cause = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"no array: {cause}") from None
+    if found.shape != shape or found.dtype.kind not in "fiu" or not np.isfinite(found).all():
+        raise UserError(f"{found.dtype}{list(found.shape)}, expected finite float{list(shape)}")
+    return found
+
+
+READERS = {
+    "image": of_pictures,  # of references
+    "sound": of_sounds,
+    "layout": of_layouts,
+    "features": of_features,
+    "embedding": of_embeddings,
+}
