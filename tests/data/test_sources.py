@@ -168,7 +168,7 @@ def test_a_source_can_be_sent_to_another_process(tmp_path):
 @pytest.mark.parametrize(
     ("spec", "options", "message"),
     [
-        ("shape", {}, "data is 'shape', expected one of shapes, gly"),
+        ("shape", {}, "data is 'shape', expected one of shapes, comp"),
         ("shapes:x", {}, "data is 'shapes:x'"),
         ("folder:", {}, "data is 'folder:', expected one of"),
         ("HERE", {}, "tfds:PATH: for this folder, --config.data=folder:"),
