@@ -25,11 +25,8 @@ NAMES = ("image", "layout", "sound", "text")
 
 
 def config():
-    c = any_config.get_config("smoke")
-    c.vq.model.update({"n_embed": 16, "ch": 8, "embed_dim": 4, "z_channels": 8})
+    c = tiny.shrink(any_config.get_config("smoke"), 4, 2)
     c.modalities.sound.vq.model.update({"n_embed": 12, "ch": 8})
-    c.model.update({"layers": 1, "width": 16, "heads": 2})
-    c.diffusion.steps, c.sample.steps, c.mesh.data = 4, 2, 1
     c.evaluate.update({"samples": 4, "batch_size": 4})
     return c
 

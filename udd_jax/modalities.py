@@ -60,11 +60,7 @@ def _in_grid(tokenizer, config):
 
 
 KINDS = {
-    "image": Kind(
-        IMAGE,
-        lambda path, row: image_tokenizer.load(path),
-        _in_grid,
-    ),
+    "image": Kind(IMAGE, lambda path, row: image_tokenizer.load(path), _in_grid),
     "text": Kind(
         TEXT,
         lambda path, row: text_tokenizer.load(path),

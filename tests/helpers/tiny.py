@@ -15,12 +15,14 @@ from udd_jax.training import train_image_tokenizer
 
 
 def config():
-    c = t2i.get_config("smoke")
+    return shrink(t2i.get_config("smoke"), 6, 3)
+
+
+def shrink(c, steps: int, calls: int):
+    """The config with the smallest networks, T = `steps`, and `calls` steps of sampling."""
     c.vq.model.update({"n_embed": 16, "ch": 8, "embed_dim": 4, "z_channels": 8})
     c.model.update({"layers": 1, "width": 16, "heads": 2})
-    c.diffusion.steps = 6
-    c.sample.steps = 3
-    c.mesh.data = 1
+    c.diffusion.steps, c.sample.steps, c.mesh.data = steps, calls, 1
     return c
 
 

@@ -27,9 +27,7 @@ def of_pictures(row: dict, image_size) -> Reader:
 
 
 def _picture(image_size, content) -> np.ndarray:
-    if not isinstance(content, bytes):
-        raise UserError(f"a picture is {type(content).__name__}, expected a file or its bytes")
-    return pixels.fit(pixels.read(content), image_size)
+    return pixels.fit(pixels.read(_file(content, "picture")), image_size)
 
 
 def of_sounds(row: dict, image_size) -> Reader:
@@ -39,9 +37,14 @@ def of_sounds(row: dict, image_size) -> Reader:
 
 
 def _sound(settings: Spectrogram, content) -> np.ndarray:
+    return sounds.fit(*sounds.read(_file(content, "sound")), settings.rate, settings.samples)
+
+
+def _file(content, what: str) -> bytes:
+    """UserError for rows, which only some kinds can be."""
     if not isinstance(content, bytes):
-        raise UserError(f"a sound is {type(content).__name__}, expected a file or its bytes")
-    return sounds.fit(*sounds.read(content), settings.rate, settings.samples)
+        raise UserError(f"a {what} is {type(content).__name__}, expected a file or its bytes")
+    return content
 
 
 def of_layouts(row: dict, image_size) -> Reader:

@@ -128,7 +128,9 @@ def scored(pipe, world, count: int, seed: int, scales=None, together=TOGETHER, *
         }
         shown[name] = np.concatenate([images[: SHOWN // REFERENCES] for images in made])
 
-    word = lambda reference, scene: steering.has_word(scene)  # noqa: E731
+    def right(kind, reference, scene):
+        return steering.has_word(scene) if kind == "match" else reference.all(scene)
+
     lacking = None
     try:
         pipe.scorer("match", steering.word)
@@ -139,8 +141,7 @@ def scored(pipe, world, count: int, seed: int, scales=None, together=TOGETHER, *
             found["match"] = intervals.Unmeasured(lacking)
             continue
         for scale in scales[kind]:
-            right = word if kind == "match" else lambda reference, scene: reference.all(scene)
-            draw(f"{kind}, scale {scale:g}", {kind: scale}, right)
+            draw(f"{kind}, scale {scale:g}", {kind: scale}, functools.partial(right, kind))
     if not lacking:
         either = f"both, scales {' and '.join(f'{scale:g}' for scale in together.values())}"
         draw(either, together, lambda r, scene: r.some(scene) and steering.has_word(scene))
