@@ -266,7 +266,7 @@ def test_a_picture_of_the_result_is_edited_and_extended_with_the_keyboard(visit)
     press(page, "Edit")
     said(page, "4 samples, seed 5.")
     line = again(page)
-    for word in ("--task=edit", "--image=image.png", "--share=0.4", "--rounds=4", "--guidance=2"):
+    for word in ("--task=edit", "--image=image.png", "--share=0.6", "--rounds=4", "--guidance=2"):
         assert word in shlex.split(line)
     page.get_by_role("tab", name="Extend", exact=True).click()
     press(page, "Extend")
