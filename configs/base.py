@@ -264,6 +264,8 @@ def get_config() -> ml_collections.ConfigDict:
             "correct": 0,  # ancestral: tokens drawn again in each step
         }
     )
+    # {rule: settings}, in place of those of `sample` where this rule is generated.
+    c.sample_rules = ml_collections.ConfigDict()
 
     c.evaluate = ml_collections.ConfigDict(
         {

@@ -373,6 +373,26 @@ def test_eight_devices_give_the_samples_of_one(pipe):
     np.testing.assert_array_equal(one.tokens, eight.tokens)
 
 
+@pytest.mark.parametrize(
+    ("task", "own"),
+    [
+        *(("text", True), ("pair", True), ("text,image", True)),
+        *(("text|image", False), ("i2t", False), ("infill", False), (None, False)),
+    ],
+)
+def test_a_rule_samples_with_settings_of_its_own_and_no_other_rule_does(pipe, task, own):
+    rules = {"text": {"top_r": 0.5}, "pair": {"top_r": 0.5}}
+    other = pipe.with_config(sample_rules=rules)
+    assert other.settings(task).top_r == (0.5 if own else 1.0)
+    assert other.settings(task, top_r=0.25).top_r == 0.25  # what a call asks for comes first
+
+
+def test_samples_of_a_rule_are_those_of_its_own_settings_typed(pipe):
+    by_rule = pipe.with_config(sample_rules={"text": {"top_k": 1}}).generate("text", 3, seed=2)
+    np.testing.assert_array_equal(by_rule.tokens, pipe.generate("text", 3, seed=2, top_k=1).tokens)
+    assert (by_rule.tokens != pipe.generate("text", 3, seed=2).tokens).any()
+
+
 def test_a_pipeline_with_another_config_leaves_the_first_as_it_is(pipe):
     other = pipe.with_config(sample={"top_r": 0.5}, evaluate={"split": "validation"})
     assert (other.config.sample.top_r, other.config.evaluate.split) == (0.5, "validation")

@@ -97,13 +97,17 @@ def test_a_codebook_is_rebuilt_after_training_where_the_config_says_so(tmp_path)
         ("train.objective", "hinge", "hinge"),
         ("diffusion.schedule", "sine", "schedule 'sine'"),
         ("sample.steps", 7, r"sample\.steps = 7 is more than the T = 6"),
+        ("sample_rules", {"sound": {"top_r": 0.5}}, "names 'sound'"),
+        ("sample_rules", {"text": {"top": 0.5}}, r"sample_rules\.text\.top is no setting"),
+        ("sample_rules", {"text": {"steps": 7}}, r"sample\.steps = 7 is more than the T = 6"),
     ],
 )
 def test_what_a_late_stage_would_refuse_is_refused_before_the_first(
     tmp_path, field, value, message
 ):
     config = tiny.config()
-    config.update_from_flattened_dict({field: value})
+    with config.unlocked():
+        config.update_from_flattened_dict({field: value})
     with pytest.raises(ValueError, match=message) as error:
         stages.run(config, tmp_path / "run")
     assert "\n" not in str(error.value)

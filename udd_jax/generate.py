@@ -47,7 +47,7 @@ def sample(workdir, flags, changes: dict | None = None) -> pathlib.Path:
     pipe = pipe.with_network(unroll=1)
     if flags.task == "edit" and pipe.guidable:
         changes = {"guidance": edits.GUIDANCE, **changes}
-    settings = pipe.settings(**changes)
+    settings = pipe.settings(None if flags.task in EDITS else flags.task, **changes)
     _check_settings(flags, settings, changes)
     given, most, mask = {}, max((len(rows) for rows in asked.values()), default=1), None
     num = repeat = flags.num or 1

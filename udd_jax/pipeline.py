@@ -168,8 +168,7 @@ class Pipeline:
         """
         config = ml_collections.ConfigDict(self.config.to_dict())
         with config.unlocked():
-            for name, changes in sections.items():
-                config[name].update(changes)
+            config.update(sections)
         other = dataclasses.replace(self, config=config)
         if "model" not in sections:
             other.__dict__.update(_sample=self._sample, _bound=self._bound)
@@ -513,13 +512,20 @@ class Pipeline:
             return False
         return True
 
-    def settings(self, **changes) -> Settings:
-        """The sampler settings of the run with these changes. ValueError for a bad one."""
+    def settings(self, task: str | None = None, **changes) -> Settings:
+        """The sampler settings of the run with these changes. ValueError for a bad one.
+
+        task: the rule that is generated, whose own settings in `sample_rules` then hold.
+        """
         fields = {f.name for f in dataclasses.fields(Settings)}
         for name in changes:
             if name not in fields:
                 raise UserError(f"sample.{name} is not a setting, expected one of {sorted(fields)}")
-        settings = Settings(**{**self.config.sample, **changes})
+        found = dict(self.config.sample)
+        for rule, own in (self.config.get("sample_rules", {}) if task else {}).items():
+            if tasks.same(self.vocab, rule, task):
+                found |= own.to_dict()
+        settings = Settings(**found | changes)
         settings.check(self.kernel, self.guidable)
         return settings
 

@@ -32,7 +32,6 @@ from udd_jax.evaluation.suites import samplers as samplers_suite
 from udd_jax.evaluation.suites import tuning
 from udd_jax.networks import matching
 from udd_jax.runtime import bucket, files, lock, logbook, processes, run_folder, sharding, trees
-from udd_jax.sampling.settings import Settings
 from udd_jax.tokenizers import image_tokenizer, text_tokenizer
 from udd_jax.training import (
     end_to_end,
@@ -47,6 +46,7 @@ from udd_jax.training import (
     train_image_tokenizer,
 )
 
+SETTINGS = ("evaluate", "sample", "sample_rules")  # sections that an evaluation may change
 SUITES = ("main", "full", "samplers", "tuning", "judges")
 SPLITS = ("train", "validation", "test")
 SKIPPED = 0.01  # largest share of unusable items, for a config without `skip_limit`
@@ -83,7 +83,7 @@ def check(config) -> None:
     train_dual_encoder.wanted(config)
     optimiser.make_optimiser(config)
     kernel = transition.make_kernel(vocab, build.make_schedules(config, vocab))
-    Settings(**config.sample).check(kernel)
+    limits.check_sampling(config, vocab, kernel)
 
 
 def _run_stages(config, workdir, here, until, data, found, profile=None, tensorboard=False):
@@ -258,8 +258,8 @@ def export(workdir, out) -> None:
 def evaluate_run(workdir, suite: str = "main", config=None, weights: str | None = None) -> None:
     """Runs a suite on a finished run, as far as its results are missing, and writes the report.
 
-    config: its fields `evaluate` and `sample` replace those of the run. weights: a folder that
-    replaces `evaluate.weights`. ValueError for an unknown suite.
+    config: its sections SETTINGS replace those of the run. weights: a folder that replaces
+    `evaluate.weights`. ValueError for an unknown suite.
     """
     if suite not in SUITES:
         raise UserError(f"suite {suite!r} does not exist, expected one of {', '.join(SUITES)}")
@@ -274,7 +274,7 @@ def _evaluate(workdir, suite, config, weights):
     else:
         pipe = pipeline.Pipeline.load(workdir)
         if config is not None:
-            pipe = pipe.with_config(evaluate=config.evaluate, sample=config.sample)
+            pipe = pipe.with_config(**{name: config[name] for name in SETTINGS})
         pipe = held_out.measurable(pipe)
         if weights is not None:
             pipe = pipe.with_config(evaluate={"weights": weights})

@@ -42,6 +42,10 @@ class Rule(NamedTuple):
     free: tuple[str, ...]
     given: tuple[str, ...]
 
+    def sets(self) -> tuple[frozenset, frozenset]:
+        """The names of both sides without their order."""
+        return frozenset(self.free), frozenset(self.given)
+
 
 def parse(vocab: Vocab, task: str) -> Rule:
     """A rule or one of ALIASES, read for this vocabulary; ValueError, one line, where it is bad."""
@@ -87,6 +91,16 @@ def masks(vocab: Vocab, task: str, batch: int) -> Masks:
         jnp.broadcast_to(jnp.asarray(is_free), (batch, vocab.length)),
         jnp.broadcast_to(jnp.asarray(is_absent), (batch, len(names))),
     )
+
+
+def same(vocab: Vocab, task: str, other: str) -> bool:
+    """Whether two rules, or aliases of rules, free and give the same modalities.
+
+    "infill", "independent" and "any" are each the same as themselves only.
+    """
+    if EVERY in (ALIASES.get(task, task), ALIASES.get(other, other)):
+        return task == other
+    return parse(vocab, task).sets() == parse(vocab, other).sets()
 
 
 def times(vocab: Vocab, masks: Masks, t: jax.Array, steps: int) -> jax.Array:

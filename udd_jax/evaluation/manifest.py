@@ -69,6 +69,7 @@ def protocol(pipe, suite: str) -> dict:
     split = options.pop("split", "test")
     if not options.get("rules"):
         options.pop("rules", None)  # a later field, off
+    own = {"sample_rules": config.sample_rules.to_dict()} if config.get("sample_rules") else {}
     names = modalities.further(config)
     further = {"further": {n: modalities.rows(config)[n] for n in names}} if names else {}
     return json.loads(
@@ -83,6 +84,7 @@ def protocol(pipe, suite: str) -> dict:
                 "filter": pixels.FILTER,
                 "evaluate": options,
                 "settings": dataclasses.asdict(pipe.settings()),
+                **own,
                 **further,
             }
         )

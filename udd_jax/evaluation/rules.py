@@ -80,7 +80,7 @@ def _sampled(pipe, items, rule: str, folder, made_of: dict):
     options, parsed = pipe.config.evaluate, tasks.parse(pipe.vocab, rule)
     count = min(options.samples, len(items))
     about = {"rule": rule, "count": count, "seed": options.seed, "items": items.hash}
-    about |= {"settings": vars(pipe.settings()), **made_of}
+    about |= {"settings": vars(pipe.settings(rule)), **made_of}
     about = json.loads(json.dumps(about))
     path = folder / f"{file_name(rule)}.npz"
     if path.exists():

@@ -124,7 +124,7 @@ def _about(pipe, items, task, *, count, batch_size, seed, made_of) -> dict:
         "count": count if task in ("pair", "image", "text") else min(count, len(items)),
         "batch_size": batch_size,
         "seed": seed,
-        "settings": dataclasses.asdict(pipe.settings()),
+        "settings": dataclasses.asdict(pipe.settings(task)),
         "items": items.hash,
         **made_of,
     }

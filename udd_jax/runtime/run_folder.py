@@ -26,6 +26,7 @@ CHANGEABLE = (
     "train.held_out",
     "train.accumulate",
     "sample",
+    "sample_rules",
     "evaluate",
     "workers",
     "vq.above_flat",

@@ -83,7 +83,7 @@ def prepare(
     count = values.count(count, given) * num
     given = {name: np.repeat(ids, num, axis=0) for name, ids in given.items()}
     given, features = _features(pipe, given)
-    settings = pipe.settings(**options)
+    settings = pipe.settings(task, **options)
     if plain:
         given, masks = lengths.cut(pipe, given, tasks.masks(vocab, task, count))
     else:

@@ -7,7 +7,9 @@ import math
 
 from udd_jax import modalities, values
 from udd_jax.data import pixels
+from udd_jax.diffusion import tasks
 from udd_jax.errors import UserError
+from udd_jax.sampling.settings import Settings
 from udd_jax.tokenizers import vqgan
 
 AT_LEAST_ONE = (
@@ -53,6 +55,20 @@ WORDS = {
     "evaluate.split": ("train", "validation", "test"),
 }
 LEAST_TEXT, LEAST_SIDE, LEAST_VOCABULARY = 2, 8, 320
+
+
+def check_sampling(config, vocab, kernel) -> None:
+    """UserError, one line, for a bad setting of `config.sample` or `config.sample_rules`."""
+    Settings(**config.sample).check(kernel)
+    for rule, changes in config.sample_rules.items():
+        tasks.parse(vocab, rule)
+        for name in changes:
+            if name not in config.sample:
+                known = ", ".join(sorted(config.sample))
+                raise UserError(
+                    f"sample_rules.{rule}.{name} is no setting, expected one of {known}"
+                )
+        Settings(**{**config.sample, **changes}).check(kernel)
 
 
 def check(config) -> None:

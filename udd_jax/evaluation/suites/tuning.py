@@ -49,7 +49,7 @@ def run(pipe, workdir, *, count: int = 256, say=logbook.say) -> dict:
     }
     for temperature, top_r in grid():
         row = {"temperature": temperature, "top_r": top_r}
-        sharper = pipe.with_config(sample=row)
+        sharper = pipe.with_config(sample=row, sample_rules=dict.fromkeys(TASKS, row))
         folder = pathlib.Path(workdir) / FOLDER / f"{temperature:g}-{top_r:g}"
         for task, measure in TASKS.items():
             drawn = samples.obtain(sharper, items, task, folder / f"{task}.npz", **asked)
