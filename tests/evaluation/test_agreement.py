@@ -126,6 +126,8 @@ def test_total_variation_by_hand():
     # a share of 4 fair coins has the variance 1/16: 1/2 * 2 * sqrt(2 / (16 pi))
     noise = agreement.total_variation(laws, list("aabb"))["noise"]
     assert math.isclose(noise, math.sqrt(1 / (8 * math.pi)))
+    error = agreement.total_variation(laws, list("aaab"))["error"]
+    assert math.isclose(error, math.sqrt(2 / 16) / 2)
     assert agreement.total_variation([], [])["tv"] == 1
 
 
@@ -247,7 +249,7 @@ def test_nothing_generated_is_no_agreement():
     agreed, rates = judged(np.zeros((0, 32, 32, 3), np.uint8), [])
     assert agreed.shape == (0,) and rates["agreement"]["count"] == 0
     found = variation(np.zeros((1, 32, 32, 3), np.uint8), [TRUTH], "t2i")
-    assert found["place"] == {"tv": 1.0, "noise": 1.0, "count": 0}
+    assert found["place"] == {"tv": 1.0, "noise": 1.0, "error": 0.0, "count": 0}
 
 
 def test_shapes_that_do_not_match_are_an_error():

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -55,7 +56,15 @@ def test_the_headline_holds_each_rate_against_its_aim(done):
     assert (pair["value"], pair["aim"], pair["floor"], pair["met"]) == (0.875, 0.9, 0.8, False)
     assert rows["tokenizer", "reconstruction is read right"]["met"]
     place = rows["t2i", "total variation of place"]
-    assert place["better"] == "lower" and place["met"] == (place["value"] <= 0.1)
+    assert place["better"] == "lower" and place["aim"] == 0.1
+
+
+@pytest.mark.parametrize(("tv", "met"), [(0.1, True), (0.13, True), (0.141, False)])
+def test_a_variation_misses_its_aim_by_more_than_chance_can(tv, met):
+    rates = {"variation": {"place": {"tv": tv, "noise": 0.03, "error": 0.02, "count": 9}}}
+    world = SimpleNamespace(aims={"variation": 0.1}, floors={})
+    rows = main_suite.headline({"scores": {"i2t": rates}}, world)
+    assert [row["met"] for row in rows] == [met]
 
 
 def test_a_lossless_tokenizer_has_the_noise_for_psnr(done):

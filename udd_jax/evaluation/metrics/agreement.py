@@ -106,11 +106,13 @@ def reader_error(world: World, records: Sequence) -> dict[str, dict]:
 def total_variation(laws: list[dict], outcomes: list) -> dict[str, float]:
     """TV between the outcomes and the mean of the laws {outcome: p}, one for each item.
 
-    Without items it is 1.
+    noise: what is expected of as many draws from the laws themselves. error: the standard error of
+    tv, from above (that of a tv far from 0, with outcomes that do not hang together). Without items
+    tv is 1.
     """
     count = len(outcomes)
     if count == 0:
-        return {"tv": 1.0, "noise": 1.0, "count": 0}
+        return {"tv": 1.0, "noise": 1.0, "error": 0.0, "count": 0}
     excess, variance = collections.defaultdict(float), collections.defaultdict(float)
     for law, outcome in zip(laws, outcomes, strict=True):
         excess[outcome] += 1 / count
@@ -120,6 +122,7 @@ def total_variation(laws: list[dict], outcomes: list) -> dict[str, float]:
     return {
         "tv": math.fsum(map(abs, excess.values())) / 2,
         "noise": math.fsum(math.sqrt(2 * v / math.pi) for v in variance.values()) / 2,
+        "error": math.sqrt(math.fsum(variance.values())) / 2,
         "count": count,
     }
 

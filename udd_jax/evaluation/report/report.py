@@ -226,7 +226,7 @@ def _details(result: dict, order: list[str]) -> str:
             if any((task, kind) in found for kind in kinds)
         ]
         aim = next((row["aim"] for row in rows if row["aim"] is not None), None)
-        asked = "" if aim is None else f"; at most {aim:.2f} is asked for"
+        asked = "" if aim is None else f"; at most {aim:.2f} is asked for, within two errors"
         text = (
             "Total variation between what was generated and the true law, given what the "
             f"condition names{asked}. The small number is what as many draws from the true law "
