@@ -7,7 +7,8 @@ generations from `--run`), start (compilation, memory), data (the input pipeline
 the diffusion adds to the network). README.md beside this says how to read the table, and what was
 found. More commands (`python -m benchmarks card --help`): `contest` trains the ways of the
 literature side by side, `card` measures what wants a GPU, `table` prints what `card` found, `calls`
-draws quality against network calls, `steering` measures what steering does.
+draws quality against network calls, `steering` measures what steering does, `promise` compares runs
+of one config and computes floors.
 
 ms: by the clock, the median of the rounds; spread: between their quartiles, of the median;
 products: as a ratio to a large matrix product of the same round, by the clock and by the
@@ -27,6 +28,7 @@ from benchmarks import (
     data,
     devices,
     generating,
+    promise,
     sizes,
     steering,
     tables,
@@ -35,7 +37,10 @@ from benchmarks import (
 )
 from udd_jax import main as command_line
 
-COMMANDS = {"contest": contest, "card": card, "table": tables, "calls": calls, "steering": steering}
+COMMANDS = {
+    **{"contest": contest, "card": card, "table": tables, "calls": calls, "steering": steering},
+    "promise": promise,
+}
 GROUPS = ("train", "reverse", "pairs", "start", "data", "arithmetic")
 
 

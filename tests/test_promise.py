@@ -1,0 +1,48 @@
+"""The comparison of runs of one config."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from benchmarks import __main__ as benchmarks
+from benchmarks import promise
+from udd_jax import pipeline
+from udd_jax.errors import UserError
+
+
+@pytest.mark.parametrize(("truth", "between"), [(0.999, 0.0), (0.95, 0.01)])
+def test_one_true_run_in_fifty_is_below_a_floor_that_allows_one(truth, between):
+    """Rates with and without a spread between runs; a floor of twelve, then a thirteenth run."""
+    rng, tries = np.random.default_rng(0), 4000
+    rates = rng.binomial(512, np.clip(rng.normal(truth, between, (tries, 13)), 0, 1)) / 512
+    red = [row[12] < promise.floor(list(row[:12]), 512, 0.02) for row in rates]
+    assert np.mean(red) < 0.03
+    assert between == 0 or np.mean(red) > 0.01
+
+
+def test_runs_beside_each_other_are_a_table_floors_and_a_picture(tmp_path, capsys):
+    runs = [tmp_path / name for name in ("one", "two", "three")]
+    for i, run in enumerate(runs):
+        run.mkdir()
+        shutil.copy(pipeline.PACKAGED / "evaluation.json", run)
+        found = json.loads((run / "evaluation.json").read_text())
+        for row in found["headline"]:
+            if row["name"] == "caption agrees with the image":
+                row["value"], row["met"] = 0.99 - 0.03 * i, i < 2
+        (run / "evaluation.json").write_text(json.dumps(found))
+    plot, floors, out = tmp_path / "a.svg", tmp_path / "floors.json", tmp_path / "a.json"
+    words = [f"--plot={plot}", f"--floors={floors}", f"--out={out}"]
+    assert benchmarks.main(["promise", *map(str, runs), *words]) == 0
+    line = next(text for text in capsys.readouterr().out.splitlines() if "i2t: caption" in text)
+    assert "| 0.930 | 0.960 | 0.990 | 2 (aim 0.95) |" in line
+    rows = json.loads(out.read_text())["rows"]
+    row = next(row for row in rows if row["name"] == "caption agrees with the image")
+    assert json.loads(floors.read_text())["scores.i2t.agreement.rate"] == row["floor"] < 0.93
+    assert "<svg" in plot.read_text() and ">infill<" in plot.read_text()
+
+
+def test_a_folder_without_an_evaluation_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="expected the folder of an evaluated run"):
+        promise.read(tmp_path)
