@@ -6,6 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from udd_jax.diffusion import transition, vocab
@@ -78,11 +79,17 @@ def test_what_stands_for_padding_changes_nothing_but_as_a_word(matcher, tokens):
     )
 
 
-def test_a_scorer_is_the_match_and_a_corner_of_the_simplex_is_its_token(matcher, tokens):
+@pytest.mark.parametrize("t", [0, 3, 6])
+def test_a_scorer_is_the_match_at_its_time_and_a_corner_of_the_simplex_is_its_token(
+    matcher, tokens, t
+):
+    """Times t / T: nothing at 0, and all of it at T = 6."""
     codes, ids = tokens
     corners = jax.nn.one_hot(codes, 4), jax.nn.one_hot(ids, 5)
-    found = jax.jit(matcher.scorer(ids[1:2]))(corners, jnp.zeros(5), jnp.zeros(5, int))
-    np.testing.assert_allclose(found, matcher.match(codes, np.repeat(ids[1:2], 5, 0)), rtol=1e-4)
+    found = jax.jit(matcher.scorer(ids[1:2]))(corners, jnp.zeros(5), jnp.full(5, t))
+    images, text = matcher.encode("image", codes, t), matcher.encode("text", ids[1:2])
+    match = np.exp(matcher.params["tau"]) * dual_encoder.pairs(dual_encoder.both, images, text)
+    np.testing.assert_allclose(found, t / 6 * match[:, 0], rtol=1e-4)
 
 
 def test_vlms_of_the_real_image_with_itself_is_the_mean_of_both_parts(matcher, tokens):
@@ -128,17 +135,27 @@ def test_a_file_from_before_has_no_matrices_of_places(matcher, tokens, tmp_path)
     assert np.abs(found - matcher.match(*tokens)).max() > 1e-3
 
 
-def test_the_training_mixes_noise_only_and_learns_equal_texts_as_equal():
-    """Shares are on noise alone; a batch of one text has nothing to contrast, so its loss is 0."""
+def test_half_of_a_batch_is_clean_and_the_other_half_noisy_images_and_phrases():
+    """Shares are on noise alone. A phrase is neighbouring tokens, at the beginning of a text."""
     kernel = transition.make_kernel(LAYOUT, [make_schedule("linear", 6)] * 2)
-    x0 = jnp.asarray(np.random.default_rng(1).integers(0, 4, (64, 9)) + np.repeat([0, 4], [6, 3]))
-    noisy = jax.jit(functools.partial(train_dual_encoder.noisy, kernel))
-    codes, words, times, (others, share) = noisy(jax.random.key(0), x0)
+    rng = np.random.default_rng(1)
+    x0 = rng.integers(0, 4, (64, 9)) + np.repeat([0, 4], [6, 3])
+    x0[:, 6:] = 4 + np.array([0, 1, 3])  # three different words, none of them padding
+    noisy = jax.jit(functools.partial(train_dual_encoder.noisy, kernel, padding=PAD))
+    codes, words, times, (others, share) = jax.device_get(noisy(jax.random.key(0), jnp.array(x0)))
     mixed = share > 0
-    clean = (times == 0).mean(axis=0)  # .7 of the images, .9 of the texts
-    assert 0.03 < mixed.any(1).mean() < 0.3 and 0.5 < clean[0] < 0.85 < clean[1] < 1
-    assert (jnp.where(mixed, codes, x0[:, :6]) == x0[:, :6]).all() and others.shape == (4, 64, 6)
-    assert not (mixed & (times[:, :1] == 0)).any() and (codes == 4).any() and (words == 5).any()
+    assert (times[:32] == 0).all() and (times[32:, 0] > 0).all() and (times[:, 1] == 0).all()
+    assert (codes[:32] == x0[:32, :6]).all() and (words[:32] == [0, 1, 3]).all()
+    assert not mixed[:32].any() and 0.2 < mixed[32:].any(1).mean() < 0.8
+    assert (np.where(mixed, codes, x0[:, :6])[mixed] == x0[:, :6][mixed]).all()
+    assert (codes == 4).any() and others.shape == (4, 64, 6)
+    spans = {(*row, *[PAD] * (3 - len(row))) for row in ([0], [1], [3], [0, 1], [1, 3], [0, 1, 3])}
+    found = {tuple(map(int, row)) for row in words[32:]}
+    assert len(found) >= 4 and found <= spans
+    assert 0.4 < (words[32:] == [0, 1, 3]).all(1).mean() < 0.8
+
+
+def test_nothing_is_contrasted_in_a_batch_of_equal_texts():
     rng = np.random.default_rng(2)
     rows = [
         dual_encoder.Encoded(
@@ -147,8 +164,24 @@ def test_the_training_mixes_noise_only_and_learns_equal_texts_as_equal():
         )
         for n in (6, 3)
     ]
-    loss = jax.jit(lambda equal: train_dual_encoder.contrast(2.0, *rows, equal)[0])
+    loss = jax.jit(lambda alike: train_dual_encoder.contrast(2.0, *rows, alike)[0])
     assert abs(loss(jnp.ones((3, 3), bool))) < 1e-6 < loss(jnp.eye(3, dtype=bool))
+
+
+def test_the_halves_of_a_batch_are_not_contrasted_with_each_other():
+    """A clean row and a noisy one: each is alone in its half, so the loss is 0."""
+    kernel = transition.make_kernel(LAYOUT, [make_schedule("linear", 6)] * 2)
+    model = dual_encoder.DualEncoder(LAYOUT, 6, PAD, width=8, layers=1, heads=2)
+    state = train_dual_encoder.State(
+        jnp.zeros((), int), dual_encoder.init(model, jax.random.key(0)), ()
+    )
+    tx = optax.identity()
+    step = jax.jit(train_dual_encoder.make_step(model, kernel, tx))
+    batch = {"image": jnp.arange(24).reshape(4, 6) % 4, "text": jnp.arange(12).reshape(4, 3) % 5}
+    state = state.replace(opt_state=tx.init(state.params))
+    two = {name: ids[:2] for name, ids in batch.items()}
+    assert abs(step(state, two, jax.random.key(1))[1]["loss"]) < 1e-6
+    assert step(state, batch, jax.random.key(1))[1]["loss"] > 0.1
 
 
 def test_a_batch_is_groups_of_the_nearest_in_words_that_may_not_be_true_of_the_same_image():

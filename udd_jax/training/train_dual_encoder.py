@@ -1,14 +1,19 @@
-"""The training of the dual encoder: CLIP's loss on pairs of the token cache, with noise.
+"""The training of the dual encoder: CLIP's loss on pairs of the token cache, clean and noisy.
 
-A share of the images and of the texts of a batch is x_t at a uniform time, the others are clean.
-Half of the noisy images hold a mixture of the true token and of those of other images where x_t is
-noise, instead of it. So the image tower also knows points between tokens, like the predictions of a
-network in the middle of a chain. Both parts of the match are trained with the same temperature, and
-texts that are equal are not contrasted with each other.
+A batch has two halves, which are not contrasted with each other, since they ask for different
+things. Texts that are equal are not contrasted either.
 
-Two random captions of a batch seldom differ in one word only, so that a loss on random pairs never
-teaches what a relation is. A batch therefore consists of groups: a pair, and those of a pool whose
-captions have most words in common with its own (`near`), as in hard-negative mining.
+The clean half, at time 0, teaches to rank. Two random captions seldom differ in one word only, so
+that a loss on random pairs never teaches what a relation is. So it consists of groups: a pair, and
+those of a pool whose captions have most words in common with its own (`near`), as in hard-negative
+mining.
+
+The noisy half teaches to steer. Its pairs are random, since among near captions nobody has to know
+the words that all of them share: only with random pairs is the match about log p(text | image) /
+p(text). The images are x_t at a uniform time. Half of them hold a mixture of the true token and of
+those of other images where x_t is noise, instead of it: so the image tower also knows points
+between tokens, like the predictions of a network in the middle of a chain. Half of the texts are
+phrases, some neighbouring words of the caption, which is what people type.
 """
 
 import functools
@@ -29,7 +34,6 @@ from udd_jax.training import loop, optimiser
 
 MIXED = 4  # other images in a mixture
 POOL = 128  # rows that are read for each row of a batch, if some are sought
-NOISY = {"image": 0.3, "text": 0.1}  # the share of each that is x_t
 
 
 @flax.struct.dataclass
@@ -41,28 +45,46 @@ class State:
     opt_state: optax.OptState
 
 
-def noisy(kernel: transition.Kernel, key: jax.Array, x0: jax.Array):
-    """The input of `DualEncoder` for pairs x0 int32[B, L]: (image, text, times, blend)."""
-    vocab = kernel.vocab
+def noisy(kernel: transition.Kernel, key: jax.Array, x0: jax.Array, padding: int):
+    """The input of `DualEncoder` for pairs x0 int32[B, L]: (image, text, times, blend).
+
+    The first half of the rows is clean. padding: the local id of the text's.
+    """
+    vocab, batch = kernel.vocab, len(x0)
     image, text = vocab.index("image"), vocab.index("text")
-    keys, batch = jax.random.split(key, 5), len(x0)
-    t = jax.random.randint(keys[0], (batch, len(vocab.modalities)), 1, kernel.steps + 1)
-    share = jnp.array([NOISY.get(m.name, 0.5) for m in vocab.modalities])
-    t = jnp.where(jax.random.bernoulli(keys[1], share[None], t.shape), t, 0)
-    xt = transition.q_sample(kernel, keys[2], x0, t[:, vocab.modality_of])
-    local, noise = vocab.split(xt), (xt != x0)[:, vocab.slices[image]]
-    clean = vocab.split(x0)["image"]
-    mixed = jax.random.bernoulli(keys[3], shape=(batch, 1))
-    share = jax.random.uniform(keys[4], (batch, 1)) * (noise & mixed)
-    others = jnp.stack([jnp.roll(clean, shift, axis=0) for shift in range(1, MIXED + 1)])
-    codes = jnp.where(mixed, clean, local["image"])
-    return codes, local["text"], t[:, jnp.array([image, text])], (others, share)
+    keys = jax.random.split(key, 5)
+    late = jnp.arange(batch)[:, None] >= batch // 2
+    t = late * jax.random.randint(keys[0], (batch, 1), 1, kernel.steps + 1)
+    times = t * (jnp.arange(len(vocab.modalities)) == image)[None]
+    xt = transition.q_sample(kernel, keys[1], x0, times[:, vocab.modality_of])
+    clean, noise = vocab.split(x0), (xt != x0)[:, vocab.slices[image]]
+    mixed = jax.random.bernoulli(keys[2], shape=(batch, 1))
+    share = jax.random.uniform(keys[3], (batch, 1)) * (noise & mixed)
+    others = jnp.stack([jnp.roll(clean["image"], shift, axis=0) for shift in range(1, MIXED + 1)])
+    codes = jnp.where(mixed, clean["image"], vocab.split(xt)["image"])
+    words = jnp.where(late, phrases(keys[4], clean["text"], padding), clean["text"])
+    return codes, words, times[:, jnp.array([image, text])], (others, share)
 
 
-def contrast(scale, images, texts, equal):
-    """CLIP's loss of both parts of the match: (loss, metrics). equal: bool[B, B], equal texts."""
-    loss, metrics, right = 0.0, {}, jnp.arange(len(equal))
-    other = equal & ~jnp.eye(len(equal), dtype=bool)
+def phrases(key: jax.Array, text: jax.Array, padding: int) -> jax.Array:
+    """Half of the texts int32[B, M] as they are, and of the others some neighbouring tokens."""
+    keys, places = jax.random.split(key, 3), jnp.arange(text.shape[1])[None]
+    size = (text != padding).sum(axis=1, keepdims=True)
+    length = 1 + (size * jax.random.uniform(keys[0], size.shape) ** 2).astype(int)  # mostly few
+    room = jnp.maximum(size - length + 1, 1)
+    first = (room * jax.random.uniform(keys[1], size.shape)).astype(int)
+    moved = jnp.take_along_axis(text, (first + places) % text.shape[1], axis=1)
+    whole = jax.random.bernoulli(keys[2], shape=size.shape)
+    return jnp.where(whole, text, jnp.where(places < length, moved, padding))
+
+
+def contrast(scale, images, texts, alike):
+    """CLIP's loss of both parts of the match: (loss, metrics).
+
+    alike: bool[B, B], pairs of rows that are not contrasted; of a row with itself it says nothing.
+    """
+    loss, metrics, right = 0.0, {}, jnp.arange(len(alike))
+    other = alike & ~jnp.eye(len(alike), dtype=bool)
     for name, score in (("global", dual_encoder.whole), ("local", dual_encoder.local)):
         logits = scale * dual_encoder.pairs(score, images, texts)
         logits = jnp.where(other, -jnp.inf, logits)
@@ -76,9 +98,11 @@ def make_step(model, kernel, tx):
     """The train step: (state, batch {name: int32[B, length]}, key) -> (state, metrics)."""
 
     def loss_fn(params, x0, key):
-        found = model.apply({"params": params}, *noisy(kernel, key, x0))
-        text = kernel.vocab.split(x0)["text"]
-        return contrast(found[2], *found[:2], (text[:, None] == text[None]).all(-1))
+        image, text, times, blend = noisy(kernel, key, x0, model.padding)
+        images, texts, scale = model.apply({"params": params}, image, text, times, blend)
+        half = jnp.arange(len(x0)) < len(x0) // 2
+        equal = (text[:, None] == text[None]).all(-1)
+        return contrast(scale, images, texts, equal | (half[:, None] != half[None]))
 
     def step(state: State, batch, key):
         x0 = kernel.vocab.fuse(batch)
@@ -180,7 +204,10 @@ def train(config, directory, kernel, pad_id: int, cache, hashes: dict) -> matchi
         pool = batches.make(
             cache, config.seed, step, c.batch_size * (POOL if group > 1 else 1), *share
         )
-        return sharding.shard_batch(mesh, near(pool, c.batch_size // share[1], group, pad_id))
+        count = c.batch_size // share[1]
+        found, rest = near(pool, count // 2, group, pad_id), count - count // 2
+        halves = {name: np.concatenate([ids, pool[name][-rest:]]) for name, ids in found.items()}
+        return sharding.shard_batch(mesh, halves)
 
     with sharding.use(mesh):
         state = State(jnp.zeros((), jnp.int32), params, tx.init(params))
