@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from udd_jax.data import layouts, pixels, sounds
+from udd_jax.errors import UserError
 
 
 def test_a_wav_file_comes_back_within_its_16_bits(tmp_path):
@@ -32,6 +33,12 @@ def test_what_is_no_sound_is_one_line(tmp_path):
         sounds.read(path)
     with pytest.raises(FileNotFoundError):
         sounds.read(tmp_path / "b.wav")
+
+
+def test_a_header_in_which_fuzzing_found_a_stream_without_an_end_is_refused():
+    content = b"RIFF\xa4\0\0\xa9WAVEfmt \x10\0\0\0@\0\1\0\1\x1f\0\0\x80>\0\0\2\0\x10\0data\0l"
+    with pytest.raises(UserError, match="a file of 42 bytes is no sound that can be read"):
+        sounds.read(content)
 
 
 def test_a_layout_is_read_from_json_npy_and_a_picture_of_ids(tmp_path):

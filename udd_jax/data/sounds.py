@@ -41,11 +41,13 @@ def read(source: str | os.PathLike | bytes) -> tuple[np.ndarray, int]:
             source = file.read()
     try:
         with library.SoundFile(io.BytesIO(source)) as file:
-            if file.frames > MOST_SECONDS * file.samplerate:
-                raise UserError(f"{what} is longer than {MOST_SECONDS} seconds")
-            rate, found = file.samplerate, file.read(dtype="float32", always_2d=True)
-    except library.LibsndfileError as error:
-        raise UserError(f"{what} is no sound that can be read: {error.error_string}") from None
+            rate, long = file.samplerate, file.frames > MOST_SECONDS * file.samplerate
+            found = None if long else file.read(dtype="float32", always_2d=True)
+    except (library.LibsndfileError, ValueError) as error:  # ValueError: a stream without an end
+        cause = getattr(error, "error_string", error)
+        raise UserError(f"{what} is no sound that can be read: {cause}") from None
+    if long:
+        raise UserError(f"{what} is longer than {MOST_SECONDS} seconds")
     if not len(found) or not np.isfinite(found).all():
         raise UserError(f"{what} has no samples, or samples that are no numbers")
     return found.mean(1), rate
