@@ -28,7 +28,7 @@ def shapes(c):
     """The defaults, and a start that finds early which cell of a picture a word names."""
     c.train.prefix_steps = 1000
     # From nothing, each word has many right values, and the rare ones would be cut off.
-    c.sample_rules.text = {"top_r": 0.9}
+    c.sample_rules.text = {"top_r": 0.85}
 
 
 def smoke(c):
