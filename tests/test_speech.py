@@ -1,0 +1,72 @@
+"""Recordings of spoken words (`benchmarks speech`), and the config that learns them."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+from benchmarks import speech
+from udd_jax.data import sounds
+
+spoken = pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="needs espeak-ng")
+COUNTS = {"train": 6, "validation": 3, "test": 4}
+
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory):
+    """(folder, {split: its voices})"""
+    folder = tmp_path_factory.mktemp("speech") / "data"
+    return folder, speech.make(folder, COUNTS)
+
+
+def test_speakers_are_in_one_split_with_all_their_variants():
+    voices = [*(f"{name}{n}" for name in "abcdefghijklm" for n in (1, 2)), "steph", "steph2", "Ed"]
+    found = speech.of_splits(voices)
+    assert sorted(v for own in found.values() for v in own) == sorted(voices)
+    assert all(found.values())
+    whose = {v: split for split, own in found.items() for v in own}
+    assert whose["steph"] == whose["steph2"]
+    assert len({speech.family(v) for v in ("f1", "f2", "m1")}) == 3
+
+
+@spoken
+def test_a_recording_is_a_second_of_a_word_by_a_voice_of_its_split(recordings):
+    folder, found = recordings
+    assert not set(found["train"]) & set(found["test"])
+    for split, count in COUNTS.items():
+        for number in range(count):
+            sound, rate = sounds.read(folder / split / f"{number:06}.wav")
+            assert (len(sound), rate) == (8000, 8000)
+            heard = np.flatnonzero(abs(sound) > 0.02)
+            assert heard[0] >= speech.LEAD and 0.39 < abs(sound).max() < 0.91
+            assert 1200 < heard[-1] - heard[0] < 7600  # no word is shorter than 150 ms
+            word = (folder / split / f"{number:06}.txt").read_text()
+            assert word == speech.WORDS[number] + "\n"
+
+
+@spoken
+def test_the_same_seed_gives_the_same_recordings(recordings, tmp_path):
+    speech.make(tmp_path / "again", {"train": 2, "validation": 0, "test": 0})
+    for name in ("000000.wav", "000001.wav"):
+        first = (recordings[0] / "train" / name).read_bytes()
+        assert (tmp_path / "again" / "train" / name).read_bytes() == first
+
+
+@spoken
+def test_a_word_that_is_too_long_is_spoken_faster():
+    long, short = (speech.speak("seven", "f2", "en-us", 50, speed, 0.5) for speed in (60, 150))
+    assert np.flatnonzero(long)[-1] > np.flatnonzero(short)[-1]
+    with pytest.raises(ValueError, match="takes more than a second as en-us"):
+        speech.speak("seven " * 9, "f2", "en-us", 50, 100, 0.5)
+
+
+@spoken
+def test_recordings_are_not_mixed_with_other_files(recordings, capsys):
+    with pytest.raises(SystemExit, match=r"error: .*data has files already: choose another --out="):
+        speech.main([f"--out={recordings[0]}"])
+
+
+def test_without_the_program_there_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SystemExit, match=r"^error: .* need the program espeak-ng: apt install esp"):
+        speech.main([f"--out={tmp_path / 'out'}"])
