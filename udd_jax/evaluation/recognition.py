@@ -1,5 +1,7 @@
 """Is it recognised? A classifier of names, trained on the real pictures of the training split.
 
+It also hears: the spectrogram of a sound is a picture (listening.py).
+
 The first caption of a picture is its name. A small network (`networks.classifier`) learns the names
 that training pictures have; colours are changed at random while it learns, so that colour alone is
 not enough. What it says of held-out real pictures stands beside what it says of generated ones: the
@@ -100,22 +102,36 @@ def obtain(pipe, workdir, steps: int = STEPS) -> Recogniser | intervals.Unmeasur
         names.append(example.captions[0].casefold())
         pictures.append(example.pixels[0])
         words.update(word for text in example.captions for word in _words(text))
+    if len(set(names)) <= AMONG[0]:
+        few = f"{len(set(names))} of them, expected more than {AMONG[0]}"
+        return intervals.Unmeasured(f"captions are not names: {few}")
+    return learned(path, names, np.stack(pictures), frozenset(words), steps, pipe.config.seed)
+
+
+def learned(
+    path, names: list[str], pictures, words: frozenset, steps: int, seed: int
+) -> Recogniser | intervals.Unmeasured:
+    """The classifier of pictures uint8[n, height, width, channels] with names, one each.
+
+    It is read from `path` if it was trained on the same, else trained and written there. The reason
+    if there are too few pictures of a name.
+    """
     known, labels = np.unique(names, return_inverse=True)
-    if len(names) < LEAST * len(known) or len(known) <= AMONG[0]:
+    if len(names) < LEAST * len(known):
         return intervals.Unmeasured(
             f"captions are not names: {len(known)} of them for {len(names)} training pictures, "
-            f"expected more than {AMONG[0]}, and {LEAST:.0f} pictures of each"
+            f"expected {LEAST:.0f} pictures of each"
         )
-    pictures, module = np.stack(pictures), classifier.Classifier(len(known))
+    module = classifier.Classifier(len(known))
     digest = hashlib.sha256("\0".join(names).encode() + pictures.tobytes()).hexdigest()[:16]
-    about = {"training": digest, "steps": steps, "seed": pipe.config.seed}
+    about = {"training": digest, "steps": steps, "seed": seed}
     if path.exists():
         params, found = trees.load_tree(path)
         if found == about:
-            return Recogniser(module, params, known.tolist(), frozenset(words))
-    params = train(module, pictures, labels, steps, pipe.config.seed)
+            return Recogniser(module, params, known.tolist(), words)
+    params = train(module, pictures, labels, steps, seed)
     trees.save_tree(path, params, about)
-    return Recogniser(module, params, known.tolist(), frozenset(words))
+    return Recogniser(module, params, known.tolist(), words)
 
 
 def _training(pipe):
@@ -160,16 +176,18 @@ def train(module, pictures, labels, steps: int, seed: int) -> dict:
 
 
 def changed(key, x):
-    """Pictures float32[B, S, S, 3] in [-1, 1] in other places and in other colours.
+    """Pictures float32[B, height, width, channels] in [-1, 1] in other places and other colours.
 
-    Each is moved by up to SHIFT. Its colours are mixed: between its own and a permutation of them,
-    then between that and grey.
+    Each is moved by up to SHIFT of its height. Its colours are mixed: between its own and a
+    permutation of them, then between that and grey. A spectrogram has no colours.
     """
-    count, size = x.shape[:2]
-    reach, keys = max(1, round(SHIFT * size)), jax.random.split(key, 4)
+    count, height = x.shape[:2]
+    reach, keys = max(1, round(SHIFT * height)), jax.random.split(key, 4)
     wide = jnp.pad(x, ((0, 0), (reach, reach), (reach, reach), (0, 0)), mode="edge")
     corner = jax.random.randint(keys[0], (count, 2), 0, 2 * reach + 1)
-    cut = lambda a, at: jax.lax.dynamic_slice(a, (at[0], at[1], 0), (size, size, 3))  # noqa: E731
+    cut = lambda a, at: jax.lax.dynamic_slice(a, (at[0], at[1], 0), x.shape[1:])  # noqa: E731
+    if x.shape[-1] == 1:
+        return jax.vmap(cut)(wide, corner)
     order = jax.vmap(lambda k: jax.random.permutation(k, 3))(jax.random.split(keys[1], count))
     turned = jax.nn.one_hot(order, 3)
     much, grey = (jax.random.uniform(k, (count, 1, 1)) ** 2 for k in keys[2:])

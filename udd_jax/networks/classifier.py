@@ -1,4 +1,5 @@
-"""A small network that names a picture: for measuring, trained by `evaluation.recognition`.
+"""A small network that names a picture or a spectrogram: for measuring, trained by
+`evaluation.recognition`.
 
 Patches to 16 x 16 cells, strided convolutions to 4 x 4, a dense layer to unit features f, and a
 unit vector w_c for each name: the logit of name c is `SHARP` f . w_c. So the features of a picture
@@ -14,14 +15,15 @@ CELLS = 16  # of a side, at most
 
 
 class Classifier(nn.Module):
-    """Images float32[B, S, S, 3] in [-1, 1] -> (features float32[B, F], logits float32[B, C])."""
+    """Pictures float32[B, height, width, channels] in [-1, 1] -> (features float32[B, F], logits
+    float32[B, C])."""
 
     classes: int
     features: int = 64
 
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        patch = (max(1, x.shape[1] // CELLS),) * 2
+        patch = tuple(max(1, side // CELLS) for side in x.shape[1:3])
         x = nn.relu(nn.Conv(64, patch, patch, "VALID", name="patches")(x))
         for name in ("half", "quarter"):
             x = nn.relu(nn.Conv(128, (3, 3), (2, 2), name=name)(x))
