@@ -279,6 +279,9 @@ def get_config() -> ml_collections.ConfigDict:
             # Rules such as "sound|text" to measure as well; "every" stands for each modality from
             # each other one and from all others, and all from nothing.
             "rules": (),
+            # Steps of a classifier that learns the names of stored sounds (evaluation/listening.py)
+            # and then says how many of the rules' sounds are heard right; 0: none.
+            "listener": 0,
             "only": "",  # "field=value" measures only items whose record has this value
             # For the suite "full".
             "weights": "",  # folder with the weights of Inception, CLIP, LPIPS

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 from benchmarks import speech
+from configs import speech as speech_config
+from tests.helpers import tiny
+from udd_jax import build, stages
 from udd_jax.data import sounds
+from udd_jax.evaluation.report import report
+from udd_jax.runtime import files
+from udd_jax.training import plan
 
 spoken = pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="needs espeak-ng")
 COUNTS = {"train": 6, "validation": 3, "test": 4}
@@ -70,3 +76,43 @@ def test_without_the_program_there_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(SystemExit, match=r"^error: .* need the program espeak-ng: apt install esp"):
         speech.main([f"--out={tmp_path / 'out'}"])
+
+
+def test_the_sounds_of_the_config_are_64_codes_and_its_image_is_one():
+    vocab = plan.vocab_of(speech_config.get_config())
+    assert {m.name: m.length for m in vocab.modalities} == {"image": 1, "sound": 64, "text": 4}
+
+
+@pytest.mark.slow
+def test_sounds_and_captions_without_pictures_go_through_the_whole_job(tmp_path, capsys):
+    """Tones with names, 12 and 3: the tokenizers, the diffusion, the listener, the report."""
+    for n in range(15):
+        word, folder = ("low", "high")[n % 2], tmp_path / "in" / ("test" if n >= 12 else "train")
+        folder.mkdir(parents=True, exist_ok=True)
+        sound = 0.5 * np.sin(2 * np.pi * (1 + n % 2) * 300 * np.arange(4000 + 100 * n) / 8000)
+        sounds.write_wav(folder / f"{n:02}.wav", sound, 8000)
+        (folder / f"{n:02}.txt").write_text(word)
+    c = tiny.shrink(speech_config.get_config("smoke"), 4, 2)
+    c.data = f"folder:{tmp_path / 'in'}"
+    c.data_options.update({"size": None, "validation": 0.0})
+    small = {"steps": 2, "plain_steps": 1, "warmup": 1, "batch_size": 4}
+    c.vq.update(small)
+    c.modalities.sound.vq.update({"steps": 2, "plain_steps": 1})
+    c.modalities.sound.vq.model.update({"n_embed": 12, "ch": 8})
+    c.train.update({"steps": 3, "warmup": 1, "batch_size": 8})
+    c.evaluate.update({"samples": 3, "batch_size": 3, "listener": 1})
+    stages.run(c, tmp_path / "run")
+    said = capsys.readouterr().out
+    assert "has a picture, so it is not trained" in said
+    result = files.read_json(tmp_path / "run" / "evaluation.json")
+    assert result["scores"] == {} and result["errors"] == []
+    assert set(result["rules"]) == set(speech_config.BOTH)
+    assert all(rates["agreement"]["count"] == 3 for rates in result["rules"].values())
+    assert result["listener"]["sound"]["names"] == 2
+    page = (tmp_path / "run" / report.FILE).read_text()
+    assert "knows 2 names" in page and "<audio" in page and "Images and, beside" not in page
+    before = (tmp_path / "run" / "evaluation.json").stat().st_mtime_ns
+    stages.evaluate_run(tmp_path / "run")
+    assert (tmp_path / "run" / "evaluation.json").stat().st_mtime_ns == before
+    vocab = build.make_vocab(c, build.load_tokenizers(tmp_path / "run"))
+    assert [m.length for m in vocab.modalities] == [1, 64, 4]

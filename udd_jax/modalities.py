@@ -205,6 +205,11 @@ def stored(config) -> tuple[str, ...]:
     return tuple(name for name in further(config) if name not in counted(config))
 
 
+def recorded(config, names) -> tuple[str, ...]:
+    """What a record must have, so that there is a value of each of some modalities."""
+    return tuple(dict.fromkeys("text" if name in counted(config) else name for name in names))
+
+
 def complete(config, vocab, tokens: dict, pad_id: int) -> dict:
     """{modality: ids int32[n, length]}, with those that follow from the text, and with features
     float32[n, count, width] instead of their bits.

@@ -56,8 +56,8 @@ SURVEY = survey.FILE
 def run(config: ml_collections.ConfigDict, workdir, until: str | None = None, **options) -> None:
     """Runs every stage that is not done yet, up to the stage `until` if given.
 
-    workdir: a folder, or `gs://bucket/path`. options: `profile` and `tensorboard` of
-    `train_diffusion.train`. ValueError, one line: the config, the data or the folder do not fit.
+    workdir: a folder, or `gs://bucket/path`. options: those of `train_diffusion.train`. ValueError,
+    one line: the config, the data or the folder do not fit.
     """
     workdir = files.folder(workdir)
     start.check(config, workdir)
@@ -141,12 +141,12 @@ def open_data(config) -> dict:
 def look(config, data: dict, workdir=None) -> dict:
     """The survey of the data (`survey.survey`), read from the work folder if it fits these data.
 
-    ValueError if too much of the data cannot be used, or the evaluation asks for items or fields
-    that the data do not have.
+    ValueError: too much cannot be used, or the evaluation asks for what the data do not have.
     """
     asked, incomplete = config.evaluate, config.get("incomplete", False)
-    names = (asked.get("only", ""), asked.get("category", ""))
-    survey.asked(data, asked.get("split", "test"), *names, incomplete)
+    names = [asked.get(name, usual) for name, usual in held_out.MEASURED.items()]
+    named = rules.named(config, plan.vocab_of(config)) if incomplete else ()
+    survey.asked(data, *names, incomplete, named)
     path = workdir and workdir / SURVEY
     if path and path.exists():
         found = files.read_json(path)

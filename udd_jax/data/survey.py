@@ -195,17 +195,21 @@ def check(found: dict, skip_limit: float = 0.01) -> None:
         )
 
 
-def asked(data: dict, split: str, only: str = "", category: str = "", incomplete=False) -> int:
+def asked(
+    data: dict, split: str, only: str = "", category: str = "", incomplete=False, rules=()
+) -> int:
     """The number of items of stored data that the evaluation will measure; 0 for an empty split.
 
     Args:
         data: {split: source}.
         split, only, category: `evaluate.split`, `.only` ("field=value") and `.category`.
         incomplete: whether records that lack something are no fault.
+        rules: the modalities that each rule of `evaluate.rules` names. Where no record is whole,
+            these are measured alone, each on the records that have what it names.
 
     Raises:
         ValueError: the split has items, but none matches `only`, none has the field `category`, or
-            all of them lack something.
+            all of them lack something, and something that a rule names.
     """
     source = data.get(split)
     if not isinstance(source, listing.Listing) or not len(source):
@@ -217,12 +221,14 @@ def asked(data: dict, split: str, only: str = "", category: str = "", incomplete
             f"evaluate.category is {category!r}, which no item of the split {split} has, expected "
             f"one of its fields ({known}): name one, or set --config.evaluate.category= to nothing"
         )
-    if incomplete and not any(_whole(item, source) for item in source.items):
-        raise UserError(
-            f"no record of the split {split} has all of {', '.join(_names(source))}, {len(source)} "
-            "in all, and only such records are measured: complete some, or evaluate another split "
-            "with --config.evaluate.split="
-        )
+    if incomplete and not whole(source):
+        for names in rules or (_names(source),):
+            if not any(has(item, names) for item in source.items):
+                raise UserError(
+                    f"no record of the split {split} has all of {', '.join(names)}, {len(source)} "
+                    "in all, and only such records are measured: complete some, name other "
+                    "evaluate.rules, or evaluate another split with --config.evaluate.split="
+                )
     field, _, value = only.partition("=")
     count = sum(not only or str(item.extra.get(field)) == value for item in source.items)
     if not count:
@@ -241,10 +247,24 @@ def _lacks_too_much(lacking: list, source, incomplete: bool) -> tuple[str, str] 
     return reading.NOTHING if len(lacking) == len(_names(source)) else None
 
 
-def _whole(item, source) -> bool:
-    """Whether an item may have a value of every modality."""
-    has = item.where is not None and bool(item.captions)
-    return has and set(source.further) <= set(item.further)
+def whole(source) -> bool:
+    """Whether any record of a source may have a value of every modality."""
+    if not isinstance(source, listing.Listing):
+        return True
+    return any(has(item, _names(source)) for item in source.items)
+
+
+def pictured(source) -> bool:
+    """Whether any record of a source may have a picture."""
+    if not isinstance(source, listing.Listing):
+        return True
+    return any(has(item, ("image",)) for item in source.items)
+
+
+def has(item: listing.Item, names) -> bool:
+    """Whether an item may have a value of each of some modalities."""
+    own = {"image": item.where is not None, "text": bool(item.captions)}
+    return all(own.get(name, name in item.further) for name in names)
 
 
 def _names(source) -> tuple[str, ...]:

@@ -97,8 +97,8 @@ def _numbers(result: dict) -> dict[str, tuple[float, float | None]]:
     """{name: (value, standard error)} of all numbers in a result."""
     rows = result["headline"]
     found = {f"{row['task']}: {row['name']}": (row["value"], row["error"]) for row in rows}
-    psnr = result["tokenizer"]["psnr"]
-    found["tokenizer: PSNR"] = psnr["value"], psnr["standard_error"]
+    if psnr := result.get("tokenizer", {}).get("psnr"):
+        found["tokenizer: PSNR"] = psnr["value"], psnr["standard_error"]
     run = result["manifest"]["run"]
     tokens = f"{run['image_tokenizer'][:4]} {run['text_tokenizer'][:4]}"
     for task, bits in result["bounds"].items():

@@ -6,10 +6,12 @@ import hashlib
 import numpy as np
 
 from udd_jax import modalities
-from udd_jax.data import reading, sources
+from udd_jax.data import reading, sources, survey
 from udd_jax.data.sources.worlds import World
 from udd_jax.errors import UserError
 from udd_jax.runtime import logbook
+
+MEASURED = {"split": "test", "only": "", "category": ""}  # fields of `evaluate`: which items
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -18,9 +20,9 @@ class Items:
 
     Attributes:
         name: of the source.
-        images: uint8[n, S, S, 3].
+        images: uint8[n, S, S, 3]; None if the items were not asked for their images.
         captions: the first caption of each item, encoded and decoded by the text tokenizer.
-        codes, ids: int32[n, N], int32[n, M], local ids.
+        codes, ids: int32[n, N], int32[n, M], local ids; None as images, and [] and None as texts.
         extra: the fields `extra` of the records.
         hash: of keys, images and captions.
         keys: of the records.
@@ -44,7 +46,8 @@ class Items:
     @property
     def tokens(self) -> dict[str, np.ndarray]:
         """{modality: int32[n, length]}, local ids."""
-        return {"image": self.codes, "text": self.ids, **self.further}
+        found = {"image": self.codes, "text": self.ids, **self.further}
+        return {name: ids for name, ids in found.items() if ids is not None}
 
     def values(self, name: str):
         """The n values of a modality, as they are in the data."""
@@ -59,7 +62,7 @@ class Items:
         return [extra["scene"] for extra in self.extra]
 
     def __len__(self) -> int:
-        return len(self.captions)
+        return len(self.keys)
 
     def without(self, numbers) -> "Items":
         """The items but those of these numbers; the hash says which are left out."""
@@ -72,36 +75,62 @@ class Items:
         return dataclasses.replace(self, hash=digest, **changed)
 
 
-def read(pipe, count: int, split: str = "") -> Items:
+def read(pipe, count: int, split: str = "", names=None) -> Items:
     """The first `count` readable items of a split, by default of `evaluate.split`; maybe fewer.
 
-    With `evaluate.only`, "field=value", only items whose record has this value.
+    With `evaluate.only`, "field=value", only items whose record has this value. names: the
+    modalities that an item must have, and has; by default all.
 
     Raises:
         ValueError: there are no such items.
     """
     digest, found = hashlib.sha256(), []
-    for example, extra in stream(pipe, count, split):
-        found.append((example.key, example.pixels[0], example.captions, extra))
-        digest.update(f"{example.key}\0{example.captions[0]}\0".encode() + found[-1][1].tobytes())
-    keys, pixels, references, extra = map(list, zip(*found, strict=True))
-    pixels = np.stack(pixels)
-    text, image = pipe.codecs["text"], pipe.codecs["image"]
-    ids, codes = text.encode([texts[0] for texts in references], strict=False), image.encode(pixels)
-    captions = text.decode(ids)
-    further = {
-        name: pipe.codecs[name].encode(np.stack([fields[name] for fields in extra]), strict=False)
-        for name in modalities.stored(pipe.config)
+    asked = {
+        *modalities.recorded(pipe.config, names or ()),
+        *(names or modalities.rows(pipe.config)),
     }
+    for example, extra in stream(pipe, count, split, names):
+        caption = (*example.captions, "")[0]
+        digest.update(f"{example.key}\0{caption}\0".encode())
+        if example.pixels is not None:
+            digest.update(example.pixels[0].tobytes())
+        for name in sorted(asked & set(extra)) if names else ():
+            digest.update(np.ascontiguousarray(extra[name]).tobytes())
+        found.append((example.key, example.pixels, example.captions, extra))
+    keys, pixels, references, extra = map(list, zip(*found, strict=True))
+    images = codes = ids = None
+    captions, tokens = [], {m.name: _masks(m, len(keys)) for m in pipe.vocab.modalities}
+    if "image" in asked:
+        images = np.stack([views[0] for views in pixels])
+        codes = pipe.codecs["image"].encode(images)
+    if "text" in asked:
+        firsts = [texts[0] for texts in references]
+        tokens["text"] = ids = pipe.codecs["text"].encode(firsts, strict=False)
+        captions = pipe.codecs["text"].decode(ids)
+    for name in modalities.stored(pipe.config):
+        if name in asked:
+            values = np.stack([fields[name] for fields in extra])
+            tokens[name] = pipe.codecs[name].encode(values, strict=False)
     pad_id = pipe.tokenizers["text"].pad_id
-    complete = modalities.complete(pipe.config, pipe.vocab, {"text": ids, **further}, pad_id)
-    further = {name: tokens for name, tokens in complete.items() if name != "text"}
+    tokens = modalities.complete(pipe.config, pipe.vocab, tokens, pad_id)
+    further = {name: tokens[name] for name in modalities.further(pipe.config) if name in asked}
     found, digest = source(pipe, split or split_of(pipe)), digest.hexdigest()[:16]
     world = getattr(found, "world", None)
     if world and world.image_size != modalities.image_size(pipe.config):
         world = None  # it can read only images of its own size
     about = (extra, digest, keys, references, world, further)
-    return Items(found.name, pixels, captions, codes, ids, *about)
+    return Items(found.name, images, captions, codes, ids, *about)
+
+
+def _masks(modality, count: int) -> np.ndarray:
+    """int32[count, length], the ids of items that lack a modality, as in a batch."""
+    length = modality.length * (modality.inputs or 1)
+    return np.full((count, length), modality.classes, np.int32)
+
+
+def whole(pipe) -> bool:
+    """Whether any record of the measured split may have a value of every modality."""
+    return survey.whole(source(pipe, split_of(pipe)))
 
 
 def split_of(pipe) -> str:
@@ -130,10 +159,12 @@ def source(pipe, split: str, **options):
     return sources.open_source(pipe.config.data, split, **options)
 
 
-def stream(pipe, count: int, split: str = ""):
+def stream(pipe, count: int, split: str = "", names=None):
     """Yields (example, `extra` of its record) for the items of `read`, one at a time."""
     split = split or split_of(pipe)
-    records, views = source(pipe, split), reading.Views(modalities.image_size(pipe.config))
+    records, size = source(pipe, split), modalities.image_size(pipe.config)
+    views = reading.Views(size, incomplete=names is not None)
+    wanted = modalities.recorded(pipe.config, names or ("image",))
     field, _, value = pipe.config.evaluate.get("only", "").partition("=")
     left = count
     for position in range(len(records)):
@@ -142,9 +173,16 @@ def stream(pipe, count: int, split: str = ""):
         if field and str(records[position].extra.get(field)) != value:
             continue
         example = reading.example(records, position, views)
-        if example.pixels is not None:
+        if _has(example, wanted):
             left -= 1
             yield example, example.extra
     if left == count:
         only = f" with {field} = {value}" if field else ""
+        only += f" that has {' and '.join(names)}" if names else ""
         raise UserError(f"data {pipe.config.data!r} has no readable item{only} in split {split!r}")
+
+
+def _has(example, names) -> bool:
+    """Whether an example has a value of each of some modalities; what it lacks may be anything."""
+    own = {"image": example.pixels is not None, "text": bool(example.captions)}
+    return all(own.get(name, name in example.extra) for name in names)

@@ -67,8 +67,9 @@ def protocol(pipe, suite: str) -> dict:
     options.pop("weights", None)  # a folder; the protocol has the hashes of the weights instead
     options.pop("aims", None)  # no number depends on what is asked of it
     split = options.pop("split", "test")
-    if not options.get("rules"):
-        options.pop("rules", None)  # a later field, off
+    for later in ("rules", "listener"):  # later fields, off
+        if not options.get(later):
+            options.pop(later, None)
     own = {"sample_rules": config.sample_rules.to_dict()} if config.get("sample_rules") else {}
     names = modalities.further(config)
     further = {"further": {n: modalities.rows(config)[n] for n in names}} if names else {}

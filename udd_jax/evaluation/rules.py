@@ -9,6 +9,9 @@ rule (with `_from_` for the bar and `_` for commas):
     NAME                   the first values of each modality, given and generated, for the report
 
 A file with the right `about` is read instead of generated again.
+
+In stored data nothing can be read exactly. With `evaluate.listener` a listener names the sounds
+(listening.py); a sample is right if its sounds and its text, given and generated, have one name.
 """
 
 import itertools
@@ -17,9 +20,10 @@ import time
 
 import numpy as np
 
+from udd_jax import modalities
 from udd_jax.diffusion import tasks
-from udd_jax.evaluation import samples
-from udd_jax.evaluation.metrics import agreement
+from udd_jax.evaluation import held_out, listening, samples
+from udd_jax.evaluation.metrics import agreement, intervals
 
 EVERY = (
     "every"  # in `evaluate.rules`: each one from each other and from all others, all from nothing
@@ -46,17 +50,28 @@ def asked(config, vocab) -> list[str]:
     return found
 
 
-def measure(pipe, items, folder, made_of: dict, say=lambda line: None) -> dict:
+def named(config, vocab) -> list[tuple[str, ...]]:
+    """What a record must have to be measured by a rule, for each rule of `asked`."""
+    parsed = (tasks.parse(vocab, rule) for rule in asked(config, vocab))
+    return [modalities.recorded(config, (*rule.free, *rule.given)) for rule in parsed]
+
+
+def measure(
+    pipe, items, folder, made_of: dict, say=lambda line: None, listeners: dict | None = None
+) -> dict:
     """{rule: its rates} of `asked`; writes the samples to `folder`.
 
-    items: `held_out.Items`. made_of: hashes of weights and tokenizers. Rates: `agreement` and, if
-    several modalities are free, `pairwise` {"a, b": rate}; `readable` {modality: rate}; both for an
-    embedded world only. Always `given_tokens_changed`, `count` and `seconds`.
+    items: `held_out.Items`; None if no record is whole, then each rule is measured on those that
+    have what it names. made_of: hashes of weights and tokenizers. listeners: of
+    `listening.obtain`. Rates: `agreement` and, if several modalities are free, `pairwise`
+    {"a, b": rate}; `readable` {modality: rate}; both for an embedded world only, and `agreement`
+    where a listener names the sounds. Always `given_tokens_changed`, `count` and `seconds`.
     """
-    found = {}
+    found, whole, count = {}, items, pipe.config.evaluate.samples
     for rule in asked(pipe.config, pipe.vocab):
-        tokens, about = _sampled(pipe, items, rule, folder, made_of)
         parsed = tasks.parse(pipe.vocab, rule)
+        items = whole or held_out.read(pipe, count, names=(*parsed.free, *parsed.given))
+        tokens, about = _sampled(pipe, items, rule, folder, made_of)
         given = items.tokens
         local = {name: np.asarray(ids) for name, ids in pipe.vocab.split(tokens).items()}
         tokens_of = [
@@ -70,9 +85,27 @@ def measure(pipe, items, folder, made_of: dict, say=lambda line: None) -> dict:
         }
         if items.world and items.world.fitting:
             found[rule] |= _agreement(pipe, items, parsed, local)
+        elif listeners:
+            found[rule] |= listening.agreement(pipe, items, parsed, local, listeners)
         rate = found[rule].get("agreement")
         say(f"{rule}: {rate['rate']:.3f} agree" if rate else f"{rule}: {len(tokens)} samples")
     return found
+
+
+def sections(pipe, items, workdir, folder, made_of: dict, say=lambda line: None) -> dict:
+    """The entries of the result: `rules`, and `listener` where there is one. {} without rules.
+
+    Arguments as of `measure`; workdir: where the listeners are.
+    """
+    if not asked(pipe.config, pipe.vocab):
+        return {}
+    listeners = listening.obtain(pipe, workdir)
+    found = {"listener": listening.ceilings(pipe, listeners)} if listeners else {}
+    for name, rates in found.get("listener", {}).items():
+        shares = [f"{kind} {rates[kind]['rate']:.3f}" for kind in ("real", "kept") if kind in rates]
+        say(f"listener of the {name}: {', '.join(shares) or rates['unmeasured']}")
+    able = {n: o for n, o in listeners.items() if not isinstance(o, intervals.Unmeasured)}
+    return found | {"rules": measure(pipe, items, folder, made_of, say, able)}
 
 
 def _sampled(pipe, items, rule: str, folder, made_of: dict):

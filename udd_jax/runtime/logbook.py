@@ -8,6 +8,7 @@ TensorBoard reads the same numbers from event files, on request.
 In a run of many processes only the first one prints and writes.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -33,6 +34,14 @@ def say(text: str):
         text = text.encode(encoding, "backslashreplace").decode(encoding)
         tqdm.tqdm.write(text, file=sys.stdout)
         sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def timed(spent: dict, name: str):
+    """Puts the seconds of the block into `spent` under its name."""
+    started = time.perf_counter()
+    yield
+    spent[name] = round(time.perf_counter() - started, 3)
 
 
 class Logbook:

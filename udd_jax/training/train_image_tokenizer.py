@@ -28,6 +28,7 @@ import numpy as np
 import optax
 
 from udd_jax import modalities
+from udd_jax.data import survey
 from udd_jax.errors import UserError
 from udd_jax.runtime import checkpoints, files, logbook, sharding
 from udd_jax.tokenizers import codebook, image_tokenizer, vqgan
@@ -215,7 +216,7 @@ def train(
         config: the whole config; `vq`, `image_size`, `seed`, `workers` and `mesh` are read.
         directory: gets `checkpoints/`, `metrics.jsonl` and the file `tokenizer`, which has the
             scores in its metadata.
-        source: images to train on.
+        source: images to train on; if none of its records has one, nothing is trained.
         held_out: images for the scores, by default those of `source`.
         perceptual: (function, weights) as in `make_step`, for `vq.perceptual` > 0.
         tensorboard: whether to write event files.
@@ -225,6 +226,8 @@ def train(
 
     Errors as in `loop.fit`.
     """
+    if show is None and not survey.pictured(source):
+        return _untrained(config, directory, source)
     show = _shown(show)
     c, model, pictures = config.vq, make_model(config), show(source, config)
     key_params, key_codebook = jax.random.split(jax.random.key(config.seed))
@@ -247,6 +250,17 @@ def train(
     tokenizer = finish.used(model, params, images, c.merge, key_codebook, most_cost)
     scored = held_out or source
     return _publish(config, directory, tokenizer, show(scored, config), own(scored), what)
+
+
+def _untrained(config, directory, source) -> image_tokenizer.ImageTokenizer:
+    """The tokenizer of a run without pictures: its weights are those of the first step."""
+    logbook.say(f"image tokenizer: no record of {source.name} has a picture, so it is not trained")
+    model = make_model(config)
+    params = jax.jit(model.init)(jax.random.key(config.seed), _blank(model))["params"]
+    tokenizer = image_tokenizer.ImageTokenizer(model, jax.device_get(params))
+    if jax.process_index() == 0:
+        image_tokenizer.save(files.folder(directory) / FILE, tokenizer, {"step": 0})
+    return tokenizer
 
 
 def _shown(show):

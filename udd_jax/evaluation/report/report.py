@@ -26,9 +26,14 @@ from udd_jax.evaluation.suites import samplers as samplers_suite
 from udd_jax.runtime import files
 
 FILE = "report.html"
+NAMES = {"tokenizer": "Image tokenizer"}  # of rows of the headline that are no task
 NO_AIMS = (  # where `evaluate.aims` is off
     "This run is not meant to be good: its config is too small to have aims, and only shows that "
     "every stage works."
+)
+RULES = (  # where no held-out record has a value of every modality
+    "One network that has learned several modalities together, as tokens of one discrete "
+    "diffusion: it makes any of them from any others."
 )
 
 
@@ -113,13 +118,14 @@ def _opening(result: dict, found: dict | None) -> str:
         conditions += f", {page.escape(world['held_out'])}"
     if split == "train":
         conditions += ", which it has learned from: the numbers say how well it remembers them"
-    sampler, calls = protocol["settings"]["sampler"], result["speed"]["calls_a_sample"].values()
-    least, most = (f"{number:.3g}" for number in (min(calls), max(calls)))
-    how = (
-        f"Samples come from the averaged weights with the sampler <i>{page.escape(sampler)}</i>, "
-        f"in {least if least == most else f'{least} to {most}'} network calls; the manifest at the "
-        "end says all else."
-    )
+    sampler = page.escape(protocol["settings"]["sampler"])
+    how = f"Samples come from the averaged weights with the sampler <i>{sampler}</i>"
+    if calls := result["speed"].get("calls_a_sample", {}).values():
+        least, most = (f"{number:.3g}" for number in (min(calls), max(calls)))
+        how += f", in {least if least == most else f'{least} to {most}'} network calls"
+    how += "; the manifest at the end says all else."
+    if not result["scores"]:
+        what = RULES
     return page.tag("p", f"{what} {conditions}. {how}", "lead")
 
 
@@ -150,7 +156,7 @@ def _headline(result: dict, order: list[str]) -> str:
     rows.sort(key=lambda row: rank.get(row["task"], len(rank)))
     cells = []
     for row in rows:
-        name = sample_sections.TASKS.get(row["task"], ("Image tokenizer",))[0]
+        name = sample_sections.TASKS.get(row["task"], (NAMES.get(row["task"], row["task"]),))[0]
         aim = "" if row["aim"] is None else f"{100 * row['aim']:.0f} %"
         if row["floor"] is not None:
             aim += f", floor {100 * row['floor']:.0f} %"
@@ -167,9 +173,10 @@ def _headline(result: dict, order: list[str]) -> str:
         text += "The tick in a bar is the aim. "
     else:
         head, cells = head[:-1], [row[:-1] for row in cells]
-    text += "A sample counts as right only if all that the caption says is so."
+    if result["scores"]:
+        text += "A sample counts as right only if all that the caption says is so."
     content = page.table(head, cells, 3) + page.tag("p", text, "note")
-    if not result.get("aims", True):
+    if not result.get("aims", True) and result["scores"]:
         content = page.tag("p", NO_AIMS) + content
     return page.section("headline", "In short", content)
 
@@ -183,7 +190,9 @@ def _met(row: dict) -> str:
 
 
 def _likelihood(result: dict) -> str:
-    """The bound of each task, bits per token."""
+    """The bound of each task, bits per token; nothing where there is none."""
+    if not result["bounds"]:
+        return ""
     rows = []
     for task, bits in result["bounds"].items():
         name = {"t2i": "image, given the text", "i2t": "text, given the image"}.get(task)

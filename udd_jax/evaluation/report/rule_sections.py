@@ -41,16 +41,33 @@ def show(folder, result: dict, config) -> str:
         "Each modality can be generated from any others. A sample is right if all of its values, "
         "given and generated, can be read, and at least one scene fits them all."
     )
-    judged = any("agreement" in rates for rates in found.values())
-    if not judged:
+    judged, heard = any("agreement" in rates for rates in found.values()), result.get("listener")
+    if heard or not judged:
         text = "Each modality can be generated from any others."
-    content = page.tag("p", text)
+    content = page.tag("p", text) + (_heard(heard) if heard else "")
     if judged:
         content += _matrix(list(rows), found)
     content += _table(found)
     for rule in found:
         content += _samples(folder / f"{rules.file_name(rule)}.npz", rule, rows)
     return page.section("rules", "Any from any", content)
+
+
+def _heard(found: dict) -> str:
+    """How well each listener hears what is held out; it limits all that it says."""
+    lines = []
+    for name, rates in found.items():
+        if "unmeasured" in rates:
+            lines.append(f"The {name} has no listener: {rates['unmeasured']}.")
+            continue
+        real, kept = (page.percent(rates[k]["rate"], rates[k]["error"]) for k in ("real", "kept"))
+        lines.append(
+            f"A listener, trained on the real recordings of the training, knows {rates['names']} "
+            f"names. It hears {real} of the held-out recordings right, and {kept} of them after "
+            "the tokenizer and the vocoder. A sample is right if its sounds, as heard, and its "
+            "text, given and generated, have one name."
+        )
+    return "".join(page.tag("p", line) for line in lines)
 
 
 def _matrix(names: list[str], found: dict) -> str:

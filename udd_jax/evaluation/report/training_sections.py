@@ -24,6 +24,9 @@ TOKENIZER_PLOTS = (
 
 
 def tokenizer(workdir, result: dict) -> str:
+    """Held-out images and their reconstructions; nothing where no images were measured."""
+    if "tokenizer" not in result:
+        return ""
     found = result["tokenizer"]
     psnr = found["psnr"]
     told = (
@@ -79,6 +82,8 @@ def time(path, result: dict) -> str:
     if path.exists():
         content += page.tag("h3", "Stages of the run") + _seconds(files.read_json(path))
     content += page.tag("h3", "Parts of the evaluation") + _seconds(speed["seconds"])
+    if "calls_a_sample" not in speed:
+        return page.section("time", "Time", content)
     calls = ", ".join(f"{task} {value:.3g}" for task, value in speed["calls_a_sample"].items())
     hardware = result["manifest"]["hardware"]
     content += page.tag(

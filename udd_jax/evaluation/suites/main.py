@@ -13,6 +13,7 @@
     bounds.TASK     bits per token on held-out items, in total and for each modality
     entropy         of captions given scenes, bits per token; whether the bound undercuts it
     rules           the rates of each of `evaluate.rules` (rules.py), if there are any
+    listener        how well sounds of stored data are heard (listening.py), if there is one
     full            the measures of the suite "full" (full.py)
     errors          impossible results, in words; [] if there are none
     unmeasured      {name: reason}
@@ -25,11 +26,9 @@ held-out image is also a training image. `judge` adds the answers of human judge
 compares two results.
 """
 
-import contextlib
 import dataclasses
 import functools
 import pathlib
-import time
 
 import jax
 import numpy as np
@@ -49,6 +48,7 @@ from udd_jax.evaluation import (
 from udd_jax.evaluation.metrics import agreement, java
 from udd_jax.evaluation.suites import full as full_suite
 from udd_jax.evaluation.suites import judges
+from udd_jax.evaluation.suites import rules as rules_suite
 from udd_jax.runtime import files, logbook, processes, provenance, sharding
 
 RESULT, FOLDER = "evaluation.json", samples.FOLDER
@@ -79,7 +79,8 @@ def run(pipe, workdir, suite: str = "main", *, say=logbook.say) -> dict:
 
     An existing result with the same protocol, weights and tokenizers is returned unchanged (a
     result of "full" also serves for "main"). Existing samples are reused. `say` prints every error
-    in the result. With several processes all but the first return {}.
+    in the result. With several processes all but the first return {}. If no held-out record is
+    whole, only the rules are measured (suites/rules.py).
 
     Raises:
         ValueError: all items are training items, too.
@@ -90,8 +91,11 @@ def run(pipe, workdir, suite: str = "main", *, say=logbook.say) -> dict:
     found = finished(pipe, workdir, suite, nets)
     if found:
         return found
+    if not held_out.whole(pipe):
+        result = {} if jax.process_index() else rules_suite.measure(pipe, workdir, suite, say)
+        return _finish(workdir, result, say)
     spent = {}
-    timed = functools.partial(_timed, spent)
+    timed = functools.partial(logbook.timed, spent)
     if jax.process_count() > 1:  # each process works alone, on its own devices
         pipe = dataclasses.replace(pipe, mesh=sharding.local_mesh())
     with timed("conditions"):
@@ -103,8 +107,7 @@ def run(pipe, workdir, suite: str = "main", *, say=logbook.say) -> dict:
     prepared = image_sets.ready(pipe, workdir) if suite == "full" else None
     drawn = _sampled(pipe, items, workdir / FOLDER, spent)
     if jax.process_index() > 0:
-        processes.wait_for_all("evaluation")
-        return {}
+        return _finish(workdir, {}, say)
     result = {"suite": suite, "headline": []}
     with timed("scores"):
         world, verdicts = items.world, {}
@@ -141,7 +144,7 @@ def run(pipe, workdir, suite: str = "main", *, say=logbook.say) -> dict:
     if rules.asked(pipe.config, pipe.vocab):
         with timed("rules"):
             made_of = manifest.made_of(pipe)
-            result["rules"] = rules.measure(pipe, items, workdir / FOLDER, made_of, say)
+            result |= rules.sections(pipe, items, workdir, workdir / FOLDER, made_of, say)
     with timed("sheets"):
         samples.show(drawn, verdicts, workdir / FOLDER)
     result["unmeasured"] = dict(UNMEASURED)
@@ -150,7 +153,6 @@ def run(pipe, workdir, suite: str = "main", *, say=logbook.say) -> dict:
         result["unmeasured"] = full_suite.unmeasured(result["full"])
     result["aims"] = aimed(pipe)
     result["headline"] = headline(result, world if result["aims"] else None)
-    result["errors"] = errors(result)
     if not world:
         why = (
             "what is right can be read in an embedded world only, at its own size, and the data "
@@ -172,9 +174,16 @@ def run(pipe, workdir, suite: str = "main", *, say=logbook.say) -> dict:
         counts={task: len(s) for task, s in drawn.items()},
         seconds=result["speed"]["total_seconds"],
     )
-    files.write_json(workdir / RESULT, result)
-    for error in result["errors"]:
-        say(f"evaluation: {error}")
+    return _finish(workdir, result, say)
+
+
+def _finish(workdir, result: dict, say) -> dict:
+    """Writes the result of the first process, with its errors, and returns it."""
+    if result:
+        result["errors"] = errors(result)
+        files.write_json(workdir / RESULT, result)
+        for error in result["errors"]:
+            say(f"evaluation: {error}")
     processes.wait_for_all("evaluation")
     return result
 
@@ -261,7 +270,7 @@ def _sampled(pipe, items, folder, spent) -> dict[str, samples.Samples]:
     total = len(samples.TASKS) * options.samples
     with logbook.progress(total, "samples", unit="sample", compiles=False) as bar:
         for task in samples.TASKS:
-            with _timed(spent, task):
+            with logbook.timed(spent, task):
                 path = folder / f"{task}.npz"
                 drawn[task] = samples.obtain(pipe, items, task, path, **asked)
             bar.update(options.samples)
@@ -338,13 +347,6 @@ def errors(result: dict) -> list[str]:
 
 
 # ---- Seconds ----------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _timed(spent: dict, name: str):
-    started = time.perf_counter()
-    yield
-    spent[name] = round(time.perf_counter() - started, 3)
 
 
 def speed(drawn: dict, spent: dict) -> dict:
