@@ -71,12 +71,13 @@ def ready(pipe, workdir) -> list | None:
     options = pipe.config.evaluate
     if not options.pictures:
         return None
-    texts = [example.captions[0] for example, _ in held_out.stream(pipe, options.pictures)]
+    asked = [example for example, _ in held_out.stream(pipe, options.pictures)]
+    texts, keys = [e.captions[0] for e in asked], [e.key for e in asked]
     ids = pipe.codecs["text"].encode(texts, strict=False)
     digest = memory.digests([ids])[0][:16]
     return samples.make(
         pipe,
-        held_out.Items("", None, texts, None, ids, [], digest, [], []),
+        held_out.Items("", None, texts, None, ids, [], digest, keys, []),
         "t2i",
         workdir / samples.FOLDER / "pictures" / "t2i.npz",
         count=len(texts),
