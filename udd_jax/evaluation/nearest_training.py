@@ -15,6 +15,7 @@ from udd_jax.evaluation import held_out
 from udd_jax.evaluation.metrics import memory
 
 CACHE = "tokens"
+PAIR = ("image", "text")
 BLOCK = 4096
 
 
@@ -43,21 +44,32 @@ def shared(pipe, cache, items: held_out.Items) -> list[int]:
     return memory.shared(items.images, alike())
 
 
-def nearest(pipe, cache, found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each of `found`, int32[n, L], the training pair that shares the most tokens with it.
+def pairs_of(vocab, tokens: np.ndarray) -> dict[str, np.ndarray]:
+    """Samples int32[n, L] -> {"image": int32[n, N], "text": int32[n, M]}, local ids.
+
+    Other modalities are absent in a pair: what a sample has at their places is noise.
+    """
+    local = vocab.split(tokens)
+    return {name: np.asarray(local[name]) for name in PAIR}
+
+
+def nearest(cache, found: dict) -> tuple[dict, np.ndarray]:
+    """For each of `found`, as of `pairs_of`, the training pair that shares the most tokens with it.
 
     Each caption of a training item makes a pair with the item's image without augmentation. Returns
-    (the pairs int32[n, L], the number of tokens that differ int64[n]).
+    (the pairs as `found` has them, the number of tokens that differ int64[n]).
     """
-    least, pairs = np.full(len(found), found.shape[1] + 1), np.zeros_like(found)
+    rows = np.concatenate([found[name] for name in PAIR], axis=1).astype(np.int32)
+    least, pairs = np.full(len(rows), rows.shape[1] + 1), np.zeros_like(rows)
     for _, codes, texts in _blocks(cache):
         for text in np.moveaxis(texts, 1, 0):
-            block = np.asarray(pipe.vocab.fuse({"image": codes, "text": text}))
-            where, differing = memory.nearest_tokens(found, block)
+            block = np.concatenate([codes, text], axis=1)
+            where, differing = memory.nearest_tokens(rows, block)
             better = differing < least
             least = np.where(better, differing, least)
             pairs = np.where(better[:, None], block[where], pairs)
-    return pairs, least
+    parts = np.split(pairs, [found[PAIR[0]].shape[1]], axis=1)
+    return dict(zip(PAIR, parts, strict=True)), least
 
 
 def _blocks(cache):

@@ -325,17 +325,16 @@ def remembered(pipe, items, drawn, training, folder) -> dict:
     others, kind = items, "held-out"
     with contextlib.suppress(ValueError):  # if the split exists: it is most like training
         others, kind = held_out.read(pipe, len(drawn), "validation"), "validation"
-    truth = np.asarray(pipe.vocab.fuse({"image": others.codes, "text": others.ids}))
-    pairs, apart = nearest_training.nearest(pipe, training, drawn.tokens)
-    _, apart_truth = nearest_training.nearest(pipe, training, truth)
+    made, truth = nearest_training.pairs_of(pipe.vocab, drawn.tokens), others.tokens
+    pairs, apart = nearest_training.nearest(training, made)
+    _, apart_truth = nearest_training.nearest(training, truth)
     nearest = np.argsort(apart, kind="stable")[:SHOWN]
-    split = {k: np.asarray(v) for k, v in pipe.vocab.split(pairs[nearest]).items()}
     some = {"images": drawn.images[nearest], "captions": [drawn.captions[i] for i in nearest]}
     some |= {
-        "near_images": pipe.tokenizers["image"].decode(split["image"]),
+        "near_images": pipe.tokenizers["image"].decode(pairs["image"][nearest]),
         "apart": apart[nearest],
     }
-    some |= {"near_captions": pipe.codecs["text"].decode(split["text"])}
+    some |= {"near_captions": pipe.codecs["text"].decode(pairs["text"][nearest])}
     samples.write(folder / "neighbours.npz", some)
     return report | {
         "tokens apart from the nearest training pair": intervals.bootstrap(apart),
