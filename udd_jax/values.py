@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from udd_jax.data import layouts, pixels, sounds
+from udd_jax.data import arrays, layouts, pixels, sounds
 from udd_jax.diffusion import tasks
 from udd_jax.errors import UserError
 
@@ -187,7 +187,7 @@ def _rows(given, axes: int, one) -> np.ndarray:
         given = [given]
     if isinstance(given, bytes | dict) or not np.iterable(given):
         raise UserError(f"given {_type(given)}, expected an array, a path, or a list of these")
-    return given if isinstance(given, np.ndarray) else np.stack([one(value) for value in given])
+    return given if isinstance(given, np.ndarray) else arrays.stack([one(v) for v in given])
 
 
 def waves(given, tokenizer, size=None) -> np.ndarray:
@@ -231,12 +231,7 @@ def vectors(given, tokenizer, size, axes=2) -> np.ndarray:
     """One or many arrays of numbers, or paths of `.npy` files -> float[n, ...]; axes: of one."""
 
     def one(value):
-        if not isinstance(value, str | os.PathLike):
-            return np.asarray(value)
-        try:
-            return np.load(value, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise UserError(f"{value} is no array of numbers (.npy): {error}") from None
+        return arrays.read(value) if isinstance(value, str | os.PathLike) else np.asarray(value)
 
     return np.asarray(_rows(given, axes, one))
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from udd_jax.convert import names, torch_files
+from udd_jax.data import arrays
 from udd_jax.errors import UserError
 from udd_jax.runtime import logbook
 from udd_jax.tokenizers import image_tokenizer, vqgan
@@ -155,9 +156,9 @@ def used_codes(codes, full: int, used: int | None = None) -> np.ndarray | None:
         return np.where(keeps, np.cumsum(keeps), 0).astype(np.int32)
     if name.endswith(".npy"):
         try:
-            index = np.load(name, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise UserError(f"--codes={name} cannot be read ({error})") from None
+            index = arrays.read(name)
+        except UserError as error:
+            raise UserError(f"--codes={error}") from None
     else:
         index = torch_files.load(name).get("")
     count = used or (0 if index is None or not index.size else int(index.max()) + 1)

@@ -8,7 +8,7 @@ import pathlib
 import numpy as np
 from PIL import Image
 
-from udd_jax.data import pixels
+from udd_jax.data import arrays, pixels
 from udd_jax.errors import UserError
 from udd_jax.runtime import files
 
@@ -31,8 +31,8 @@ def read(source: str | os.PathLike | bytes) -> np.ndarray:
     """
     if isinstance(source, bytes):
         name, suffix, content = f"a file of {len(source)} bytes", "", source
-        if content.startswith(b"\x93NUMPY"):
-            suffix = ".npy"
+        if content.startswith(arrays.MAGIC):
+            suffix = arrays.SUFFIX
         elif content.lstrip().startswith(b"["):
             suffix = ".json"
     else:
@@ -50,8 +50,8 @@ def _decoded(content: bytes, suffix: str) -> np.ndarray:
     file = io.BytesIO(content)
     if suffix == ".json":
         return np.array(json.loads(content.decode("utf-8")))
-    if suffix == ".npy":
-        return np.load(file, allow_pickle=False)
+    if suffix == arrays.SUFFIX:
+        return arrays.read(content)
     with Image.open(file, formats=pixels.formats()) as image:
         return np.asarray(image if image.mode in ("L", "P", "I") else image.convert("L"))
 

@@ -7,17 +7,16 @@ record.
 """
 
 import functools
-import io
 
 import numpy as np
 
-from udd_jax.data import layouts, pixels, sounds
+from udd_jax.data import arrays, layouts, pixels, sounds
 from udd_jax.data.sources.beside import Reader
 from udd_jax.errors import UserError
 from udd_jax.tokenizers.layout_tokenizer import LayoutTokenizer
 from udd_jax.tokenizers.spectrogram import Spectrogram
 
-ARRAYS = (".npy",)
+ARRAYS = (arrays.SUFFIX,)
 
 
 def of_pictures(row: dict, image_size) -> Reader:
@@ -75,13 +74,12 @@ def of_embeddings(row: dict, image_size) -> Reader:
 
 
 def _array(shape: tuple[int, ...], content) -> np.ndarray:
+    if isinstance(content, bytes):
+        content = arrays.read(content)
     try:
-        if isinstance(content, bytes):
-            content = np.load(io.BytesIO(content), allow_pickle=False)
         found = np.asarray(content)
-    except Exception as error:  # damaged files raise errors of any type
-        cause = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"no array: {cause}") from None
+    except ValueError:  # rows of different lengths
+        raise UserError(f"rows of different lengths, expected finite float{list(shape)}") from None
     if found.shape != shape or found.dtype.kind not in "fiu" or not np.isfinite(found).all():
         raise UserError(f"{found.dtype}{list(found.shape)}, expected finite float{list(shape)}")
     return found
