@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shlex
 import types
 
 import ml_collections
@@ -9,11 +10,12 @@ import numpy as np
 import pytest
 
 from configs import any as any_config
+from tests.demo import test_steering
 from tests.helpers import tiny
 from udd_jax import build, generate, modalities, pipeline, stages, values
 from udd_jax.data import layouts, sounds, sources, token_cache
 from udd_jax.data.reading import Views
-from udd_jax.demo import recipes, requests, views
+from udd_jax.demo import recipes, requests, steering, views
 from udd_jax.diffusion import tasks
 from udd_jax.evaluation import held_out, rules
 from udd_jax.evaluation.report import rule_sections
@@ -72,6 +74,46 @@ def test_a_rule_or_a_file_of_the_page_that_makes_no_sense_is_a_sentence(pipe, tm
         requests.make(pipe, "text|layout", more={"layout": tmp_path / "gone.json"})
     with pytest.raises(ValueError, match="the layout is missing"):
         requests.make(pipe, "text|layout")
+
+
+def test_a_rule_in_two_steps_with_weights_is_made_again_by_both_recipes(
+    pipe, run, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(requests, "FRAMES", 0)
+    rule, text = "image,layout|text", "a small red circle"
+    fields = {"weigh_text": 0.5, "weigh_sound": 1, "begin_with": ["layout"]}
+    steered = steering.read(pipe, rule, fields, steering.RULE_WAYS)
+    shown = {"text": text, "count": 2, "seed": 3, "steered": steered}
+    request = requests.make(pipe, rule, **shown)
+    result = request.compute(pipe, [request])[0]
+    options = {"num": 2, "seed": 3, "weigh": {"text": 0.5}, "begin_with": "layout"}
+    again = pipe.generate(rule, given={"text": text}, **options)
+    np.testing.assert_array_equal(result.tokens, again.tokens)
+    words = shlex.split(recipes.command(rule, settings={}, **shown))
+    assert words[4:6] == ["--weigh=text=0.5", "--begin_with=layout"]
+    source = recipes.python(rule, settings={}, **shown)
+    assert 'weigh={"text": 0.5}, begin_with=["layout"]' in source
+    test_steering.made_again(
+        pipe, run, tmp_path, {}, rule, result, monkeypatch, settings={}, **shown
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"weigh_sound": 0.5}, "weigh 'sound': it is not given in the task, expected text"),
+        ({"weigh_text": None}, "weigh 'text': None, expected finite numbers, at least 0"),
+        ({"begin_with": ["sound"]}, "begin_with 'sound': task 'image,layout|text' generates image"),
+        ({"begin_with": ["image", "layout"]}, "expected some, and not all, of what a rule"),
+    ],
+)
+def test_ways_of_a_rule_that_make_no_sense_are_a_sentence(pipe, fields, message):
+    steered = steering.read(pipe, "image,layout|text", fields, steering.RULE_WAYS)
+    with pytest.raises(ValueError, match=message):
+        requests.make(pipe, "image,layout|text", text="a circle", steered=steered)
+    assert (
+        steering.read(pipe, "text", {"begin_with": [], "weigh_text": 1}, steering.RULE_WAYS) == []
+    )
 
 
 def test_each_kind_has_a_view_on_the_page(pipe):

@@ -168,18 +168,38 @@ def _scorers(page, tab) -> dict:
     return found
 
 
-# {way of `steering.WAYS`: (title, its fields)}
+def _weigh(page, tab) -> dict:
+    gr.Markdown("How much attention each gets of what is given. 1 is usual, 0 is none.")
+    with gr.Row():
+        return {
+            f"weigh_{name}": gr.Number(
+                1, label=f"Weight of the {name}", minimum=0, step=0.1, min_width=120
+            )
+            for name in page.pipe.kinds
+        }
+
+
+def _begin_with(page, tab) -> dict:
+    gr.Markdown("What is made in a first step. The rest is made from it.")
+    names = [m.name for m in page.pipe.vocab.modalities if not m.inputs]
+    return {"begin_with": gr.CheckboxGroup(names, label="Make first")}
+
+
+# {way of `steering.WAYS` or `steering.RULE_WAYS`: (title, its fields)}
 WAYS = {
     "prompts": ("Several prompts", _prompts),
     "paint": ("Places of words", _paint),
     "scorers": ("Likeness", _scorers),
     "best_of": ("The best of several", _best),
+    "weigh": ("Weights of what is given", _weigh),
+    "begin_with": ("In two steps", _begin_with),
 }
 
 
 def steer(page, tab) -> dict:
     """The fields of all ways that work for the task of a tab."""
-    names, found = steering.ways(page.pipe, tab.task), {}
+    table = steering.RULE_WAYS if tab.task == "any" else steering.WAYS
+    names, found = steering.ways(page.pipe, tab.task, table), {}
     if not names:
         return {}
     with gr.Accordion("Steering", open=False):

@@ -139,7 +139,7 @@ class Page:
             gr.Markdown(tab.about)
             for name in tab.takes:
                 asked |= fields.FIELDS[name](self, tab)
-            if tab.does == "generate":
+            if tab.does in ("generate", "generate_rule"):
                 asked |= fields.steer(self, tab)
             with gr.Row():
                 button = gr.Button(tab.button, variant="primary", scale=4)
@@ -222,7 +222,8 @@ class Page:
         text = (asked.get("text") or "").strip()
         given = [name for name, value in (("text", text), ("image", image is not None)) if value]
         rule = requests.rule(self.pipe, asked["made"], [*given, *paths])
-        shown = {"text": text, "count": count, "seed": seed}
+        steered = steering.read(self.pipe, rule, asked, steering.RULE_WAYS)
+        shown = {"text": text, "count": count, "seed": seed, "steered": steered}
         request = requests.make(
             self.pipe, rule, image=image, more=paths, settings=settings, **shown
         )

@@ -20,7 +20,7 @@ from udd_jax.data import pixels
 from udd_jax.diffusion import tasks
 from udd_jax.errors import UserError
 from udd_jax.sampling import outpainting, prompts
-from udd_jax.steering import chains, edits, painted
+from udd_jax.steering import chains, edits, painted, segments, stepwise
 
 MOST = 16  # samples of one request
 CHARACTERS = 2000  # of a text
@@ -75,7 +75,7 @@ class Request:
             first.task,
             sum(map(len, requests)),
             given=join([request.given for request in requests]),
-            masks=tasks.Masks(*map(np.concatenate, zip(*(r.masks for r in requests), strict=True))),
+            masks=None if "begin_with" in first.steered else _joined(requests),
             negative=first.negative and join([request.negative for request in requests]),
             keys=jnp.concatenate([request.keys for request in requests]),
             trace=FRAMES,
@@ -84,6 +84,10 @@ class Request:
         )
         ends = np.cumsum([len(request) for request in requests]).tolist()
         return [result.rows(end - len(r), end) for r, end in zip(requests, ends, strict=True)]
+
+
+def _joined(requests: list[Request]) -> tasks.Masks:
+    return tasks.Masks(*map(np.concatenate, zip(*(r.masks for r in requests), strict=True)))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -218,6 +222,10 @@ def make(
     if "paint" in options:
         shown = given | (prompts.together(asked) if "prompts" in options else {})
         painted.read(pipe, options["paint"], shown, masks, 1)
+    if "weigh" in options:
+        segments.read(pipe, options["weigh"], masks, 1)
+    if "begin_with" in options:
+        stepwise.check(pipe, task, options["begin_with"])
     return Request(
         task=task,
         given=each(given),

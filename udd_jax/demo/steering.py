@@ -1,9 +1,11 @@
 """Ways to steer the samples of a task on the page: prompts with weights, painted words, scorers,
-the best of several.
+the best of several. And of rules that a person puts together: weights of what is given, and what is
+made first.
 
-Each is a row of WAYS: for which tasks of a run it works (`fits`), and what it makes of the fields
-that a person filled in (`read`), by their names. Fields that are left as they are steer nothing.
-To add a way, add a row, and the fields that it reads in `fields.WAYS`.
+Each is a row of WAYS, or for such rules of RULE_WAYS: for which tasks of a run it works (`fits`),
+and what it makes of the fields that a person filled in (`read`), by their names. Fields that are
+left as they are steer nothing. To add a way, add a row, and the fields that it reads in
+`fields.WAYS`.
 """
 
 import types
@@ -182,6 +184,33 @@ def _best(pipe, task, asked) -> Steered | None:
     return Steered(options, words, {n: recipes.literal(v) for n, v in options.items()})
 
 
+# ---- Of rules: weights of what is given, and what is made first ----------------------------------
+
+
+def _given_weighs(pipe, task) -> bool:
+    return diffuses(pipe) and hasattr(pipe.model, "mutual_gain")
+
+
+def _given_weighted(pipe, task, asked) -> Steered | None:
+    """The fields `weigh_NAME` that are not 1: the weight of a modality that is given."""
+    typed = {name: asked.get(f"weigh_{name}", 1) for name in pipe.kinds}
+    found = {name: weight for name, weight in typed.items() if weight != 1}
+    if not found:
+        return None
+    words = [f"--weigh={name}={weight}" for name, weight in found.items()]
+    inside = ", ".join(f"{recipes.literal(name)}: {weight}" for name, weight in found.items())
+    return Steered({"weigh": found}, words, {"weigh": f"{{{inside}}}"})
+
+
+def _begun(pipe, task, asked) -> Steered | None:
+    """The names in `begin_with`."""
+    names = [name for name in pipe.kinds if name in (asked.get("begin_with") or ())]
+    if not names:
+        return None
+    words = [f"--begin_with={','.join(names)}"]
+    return Steered({"begin_with": names}, words, {"begin_with": recipes.literal(names)})
+
+
 class Way(NamedTuple):
     """fits: (pipe, task) -> bool; read: (pipe, task, {field: value}) -> Steered, None if off."""
 
@@ -197,12 +226,18 @@ WAYS = {
 }
 
 
-def ways(pipe, task: str) -> list[str]:
-    """The names of the ways that work for a task of this run."""
-    return [name for name, way in WAYS.items() if way.fits(pipe, task)]
+RULE_WAYS = {
+    "weigh": Way(_given_weighs, _given_weighted),
+    "begin_with": Way(lambda pipe, task: True, _begun),
+}
 
 
-def read(pipe, task: str, asked: dict) -> list[Steered]:
+def ways(pipe, task: str, table=WAYS) -> list[str]:
+    """The names of the ways in a table that work for a task of this run."""
+    return [name for name, way in table.items() if way.fits(pipe, task)]
+
+
+def read(pipe, task: str, asked: dict, table=WAYS) -> list[Steered]:
     """What all ways make of the fields. UserError, one line, for fields that make no sense."""
-    found = [WAYS[name].read(pipe, task, asked) for name in ways(pipe, task)]
+    found = [table[name].read(pipe, task, asked) for name in ways(pipe, task, table)]
     return [steered for steered in found if steered is not None]

@@ -19,6 +19,22 @@ def begin(pipe, task: str, names, count, given, num: int, keys_of, **options) ->
 
     UserError, one line: a name that the task does not generate, or nothing is left.
     """
+    names, rest = check(pipe, task, names)
+    rule = tasks.parse(pipe.vocab, task)
+    given = {name: values.ids(pipe, name, rows) for name, rows in (given or {}).items()}
+    keys = jax.vmap(jax.random.fold_in, (0, None))(keys_of(values.count(count, given) * num), 1)
+    first = ",".join(names) + ("|" + ",".join(rule.given) if rule.given else "")
+    made = pipe.generate(first, count, given=given, num=num, keys=keys, **options)
+    known = (*rule.given, *names)
+    ids = jax.device_get(pipe.vocab.split(jax.numpy.asarray(made.tokens)))
+    for name in modalities.features(pipe.config):
+        if name in given:
+            ids[name] = np.repeat(given[name], num, axis=0)
+    return f"{','.join(rest)}|{','.join(known)}", {name: ids[name] for name in known}
+
+
+def check(pipe, task: str, names) -> tuple[list[str], list[str]]:
+    """(what is generated first, what is generated then) of a task; UserError as of `begin`."""
     names = [names] if isinstance(names, str) else list(names)
     rule = tasks.parse(pipe.vocab, task)
     for name in names:
@@ -31,13 +47,4 @@ def begin(pipe, task: str, names, count, given, num: int, keys_of, **options) ->
             f"begin_with {', '.join(names)!r}: expected some, and not all, of what a rule such as "
             "image,text generates"
         )
-    given = {name: values.ids(pipe, name, rows) for name, rows in (given or {}).items()}
-    keys = jax.vmap(jax.random.fold_in, (0, None))(keys_of(values.count(count, given) * num), 1)
-    first = ",".join(names) + ("|" + ",".join(rule.given) if rule.given else "")
-    made = pipe.generate(first, count, given=given, num=num, keys=keys, **options)
-    known = (*rule.given, *names)
-    ids = jax.device_get(pipe.vocab.split(jax.numpy.asarray(made.tokens)))
-    for name in modalities.features(pipe.config):
-        if name in given:
-            ids[name] = np.repeat(given[name], num, axis=0)
-    return f"{','.join(rest)}|{','.join(known)}", {name: ids[name] for name in known}
+    return names, rest
