@@ -255,7 +255,3 @@ def test_stored_data_have_references_and_features_as_files_with_their_names(vect
     pixels.write_png(tmp_path / "a.first.png", picture)
     read = readers["first"].read((tmp_path / "a.first.png").read_bytes())
     np.testing.assert_array_equal(read, picture)
-    with c.unlocked():
-        c.modalities.note = {"like": "text"}
-    with pytest.raises(ValueError, match=r"modalities.note of kind 'text': folder:"):
-        modalities.source_options(c)

@@ -205,6 +205,11 @@ def stored(config) -> tuple[str, ...]:
     return tuple(name for name in further(config) if name not in counted(config))
 
 
+def texts(config) -> tuple[str, ...]:
+    """The references that are texts."""
+    return tuple(name for name in further(config) if kinds(config)[name] == "text")
+
+
 def recorded(config, names) -> tuple[str, ...]:
     """What a record must have, so that there is a value of each of some modalities."""
     return tuple(dict.fromkeys("text" if name in counted(config) else name for name in names))
@@ -267,16 +272,9 @@ def fitting(config, tokenizer):
     return tokenizer
 
 
-def _reader(name: str, row: dict, size, data: str) -> beside.Reader | None:
-    make = readers.READERS.get(row["kind"])
-    if make is None and ":" in data:
-        raise UserError(
-            f"modalities.{name} of kind {row['kind']!r}: {data} has no such values, expected an "
-            "embedded world, or no such modality"
-        )
-    if make is None or "like" not in row:
-        return make and make(row, size)
-    return dataclasses.replace(make(row, size), alone=())  # files of a reference have its name
+def _reader(row: dict, size) -> beside.Reader:
+    found = readers.READERS[row["kind"]](row, size)
+    return dataclasses.replace(found, alone=()) if "like" in row else found  # files have its name
 
 
 def source_options(config) -> dict:
@@ -285,7 +283,7 @@ def source_options(config) -> dict:
     size, names = image_size(config), stored(config)
     options = {"image_size": size, **config.data_options.to_dict()}
     if names:
-        options["further"] = {n: _reader(n, listed[n], size, config.data) for n in names}
+        options["further"] = {n: _reader(listed[n], size) for n in names}
     return options | ({"incomplete": True} if config.get("incomplete") else {})
 
 

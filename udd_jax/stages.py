@@ -197,8 +197,8 @@ def make_text_tokenizer(config, workdir, source) -> text_tokenizer.Tokenizer:
         tokenizer = text_tokenizer.load(config.text.file)
         tokenizer.save(path)
         return tokenizer
-    captions = reading.captions(source)
-    tokenizer = text_tokenizer.train_sentencepiece(captions, path, config.text.vocab_size)
+    texts = reading.texts(source, modalities.texts(config))
+    tokenizer = text_tokenizer.train_sentencepiece(texts, path, config.text.vocab_size)
     logbook.say(f"text tokenizer: {tokenizer.vocab_size} pieces")
     return tokenizer
 

@@ -19,6 +19,7 @@ from udd_jax.data import batches, layouts, pixels, reading, sounds, sources, sur
 from udd_jax.data.reading import Views
 from udd_jax.data.records import Record
 from udd_jax.data.sources import beside, listing
+from udd_jax.tokenizers import text_tokenizer
 from udd_jax.training import further
 
 SIDE, RATE, SAMPLES = 8, 800, 512
@@ -135,12 +136,6 @@ def test_references_and_features_are_files_of_a_stem(tmp_path):
     np.save(tmp_path / "a.npy", vectors[:1])
     (example,) = reading.examples(source, 0, 1, Views(SIDE))
     assert example.faults[0][0] == "broken clip" and "clip" not in example.extra
-    with pytest.raises(
-        ValueError, match=r"modalities.words of kind 'text': \S+ has no such values"
-    ):
-        c = config(words={"like": "text"})
-        c.data = f"folder:{tmp_path}"
-        modalities.source_options(c)
 
 
 def test_a_file_of_a_reference_has_its_name_and_any_damage_is_a_fault(tmp_path):
@@ -158,6 +153,69 @@ def test_a_file_of_a_reference_has_its_name_and_any_damage_is_a_fault(tmp_path):
         assert record.extra["hum"][0] == pytest.approx((n + 40) / 100, abs=1e-3)
         ((cause, detail),) = record.faults
         assert cause == "broken clip" and "is no array of numbers (.npy): " in detail
+
+
+SECOND = config(second={"like": "text"})
+FIELD = config(second={"like": "text", "field": "told"})
+
+
+def test_a_text_of_a_name_is_a_reference_and_the_first_line_counts(tmp_path):
+    folder(tmp_path, 3, **{"0__second__txt": b"\n  two\x00 words \nmore", "1__second__txt": b" \n"})
+    for place in (*tmp_path.glob("*.wav"), *tmp_path.glob("*.seg.png")):
+        place.unlink()
+    source = opened(f"folder:{tmp_path}", SECOND)
+    found = [reading.example(source, i, Views(SIDE)) for i in range(3)]
+    assert found[0].extra["second"] == "two words" and found[0].captions == ("a 0",)
+    assert [example.faults for example in found[1:]] == [(("no second", ""),)] * 2
+    assert list(reading.texts(source, ["second"])) == ["a 0", "a 1", "a 2", "two words"]
+    lenient = opened(f"folder:{tmp_path}", SECOND, incomplete=True)
+    found = [reading.example(lenient, i, Views(SIDE, incomplete=True)) for i in range(3)]
+    assert [example.usable for example in found] == [True] * 3
+    assert [example.extra.get("second") for example in found] == ["two words", None, None]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "webdataset", "parquet"])
+def test_a_field_has_the_text_of_a_reference_itself(tmp_path, kind):
+    """Also where the text looks like the path of a file that there is."""
+    texts, path = ["0.png", "another", ""], tmp_path / "in"
+    path.mkdir()
+    for n, told in enumerate(texts):
+        (path / f"{n}.png").write_bytes(picture(n))
+        row = {"caption": f"a {n}", "told": told, "style": "flat"}
+        (path / f"{n}.json").write_text(json.dumps(row))
+    spec = f"folder:{path}"
+    if kind == "jsonl":
+        rows = [json.loads((path / f"{n}.json").read_text()) for n in range(3)]
+        rows = [row | {"file_name": f"{n}.png"} for n, row in enumerate(rows)]
+        (path / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    if kind == "webdataset":
+        with tarfile.open(tmp_path / "a.tar", "w") as tar:
+            tar.add(path, "")
+        spec = f"webdataset:{tmp_path}/a.tar"
+    if kind == "parquet":
+        columns = {"image": [{"bytes": picture(n), "path": None} for n in range(3)]}
+        columns |= {"text": [f"a {n}" for n in range(3)], "told": texts}
+        (tmp_path / "table").mkdir()
+        parquet.write_table(pyarrow.table(columns), tmp_path / "table" / "a.parquet")
+        spec = f"parquet:{tmp_path}/table"
+    source = opened(spec, FIELD, incomplete=True)
+    found = sorted(records(source), key=lambda record: record.captions)
+    assert [record.extra.get("second") for record in found] == ["0.png", "another", None]
+    assert [record.captions for record in found] == [("a 0",), ("a 1",), ("a 2",)]
+    assert not any(record.faults for record in found)
+    assert all("told" not in record.extra for record in found)
+    assert source.hash
+
+
+def test_the_ids_of_a_text_reference_are_those_of_a_text_and_zeros_where_it_lacks(tmp_path):
+    words = ["a red circle", "blue"]
+    tokenizer = text_tokenizer.train_sentencepiece(words, tmp_path / "text.model", 320)
+    encode = further.encoders(SECOND, {"second": tokenizer})["second"]
+    length = SECOND.text.length
+    expected = tokenizer.encode(["blue", "a red circle"], length)
+    found = encode(["blue", None, "a red circle"])
+    np.testing.assert_array_equal(found[[0, 2]], expected)
+    assert not found[1].any()
 
 
 def test_of_two_sounds_a_file_needs_the_name(tmp_path):

@@ -246,6 +246,14 @@ def values(source, name: str):
             yield found[name]
 
 
+def texts(source, names=()):
+    """Every usable caption of a source, then every text of the modalities `names`, such as
+    references, as `values` has them."""
+    yield from captions(source)
+    for name in names:
+        yield from values(source, name)
+
+
 def captions(source):
     """Every usable caption of a source, cleaned, in order.
 

@@ -1,12 +1,12 @@
 """Where records have their values of further modalities, such as a sound, and who reads them.
 
     a.png   a.txt   a.wav   a.seg.png        files of one stem are one record
-    a.png   a.txt   a.voice.wav   a.music.wav
+    a.png   a.txt   a.voice.wav   a.music.wav   a.second.txt
 
 `STEM.NAME.END` is a value of the modality NAME. `STEM.END` is one as well if the run has one
 modality with this ending. In a table, `modalities.NAME.field` of the config names the field: a path
 in the folder of the table, bytes, {"bytes", "path"} as Hugging Face stores sounds and pictures, or
-rows of ids.
+rows of ids. The field of a text has the text itself.
 """
 
 import dataclasses
@@ -23,17 +23,19 @@ class Reader:
     """How the values of a modality are found and read.
 
     Attributes:
-        read: the bytes of a file, or rows of ids -> an array, the same shape for every record;
-            ValueError, one line, for anything else.
+        read: the bytes of a file, or rows of ids -> an array, the same shape for every record, or
+            for a text a string; None if nothing is in it; ValueError, one line, for anything else.
         endings: of files with the name of the modality, in lower case, with their dot.
         alone: the endings that need no name.
         field: the field of a table, "" for none.
+        words: whether a string in that field is the value itself, and not the path of its file.
     """
 
     read: Callable[[object], np.ndarray]
     endings: tuple[str, ...]
     alone: tuple[str, ...]
     field: str = ""
+    words: bool = False
 
 
 def owner(name: str, further: Mapping[str, Reader]) -> tuple[str, str] | None:
@@ -71,19 +73,20 @@ def places(row: Mapping, further: Mapping[str, Reader], find) -> dict:
 
     find: the path in a field -> its place, or `listing.Broken`.
     """
-    cells = {name: row.get(reader.field) for name, reader in further.items() if reader.field}
-    found = {name: place(cell, find) for name, cell in cells.items()}
+    listed = {name: reader for name, reader in further.items() if reader.field}
+    found = {name: place(row.get(r.field), find, r.words) for name, r in listed.items()}
     return {name: where for name, where in found.items() if where is not None}
 
 
-def place(cell, find):
-    """Where the value of a field is; None if it is empty. Arguments as in `places`."""
+def place(cell, find, words: bool = False):
+    """Where the value of a field is; None if it is empty. find: as in `places`; words: of the
+    reader."""
     if isinstance(cell, dict):
         cell = cell.get("bytes") or cell.get("path")
     if cell is None or (isinstance(cell, str) and not cell.strip()):
         return None
     if isinstance(cell, str):
-        return find(cell)
+        return listing.Inline(cell) if words else find(cell)
     if isinstance(cell, bytes | list | np.ndarray):
         return listing.Inline(cell)
     return listing.Broken(f"{type(cell).__name__} {str(cell)[:40]}, expected a path, bytes or rows")

@@ -121,8 +121,9 @@ class Listing:
         for name, reader in self.further.items():
             try:
                 content = self._content(places.get(name))
-                if content is not None:
-                    found[name] = reader.read(content)
+                value = None if content is None else reader.read(content)
+                if value is not None:
+                    found[name] = value
             except (OSError, ValueError) as error:
                 faults.append((f"broken {name}", str(error)))
         return found, tuple(faults)

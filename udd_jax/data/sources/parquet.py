@@ -86,17 +86,18 @@ def read(where: tuple[str, str, int, int]) -> bytes:
     return content
 
 
-def read_value(where: tuple[str, str, int, int]):
-    """The value at (file, column, row group, row): bytes, or rows of ids; None for an empty cell.
+def read_value(where: tuple[str, str, int, int, bool]):
+    """The value at (file, column, row group, row, words): bytes, or rows of ids, or a text; None
+    for an empty cell.
 
-    A path in a cell is relative to the file.
+    A path in a cell is relative to the file; with `words` a string is the value itself.
     """
-    path, column, group, row = where
+    path, column, group, row, words = where
     try:
         cell = _values(path, column, group)[row]
     except (*_DAMAGE, IndexError) as error:
         raise UserError(f"{path}, row group {group} is damaged: {_line(error)}") from None
-    found = beside.place(cell, functools.partial(beside.inside, os.path.dirname(path)))
+    found = beside.place(cell, functools.partial(beside.inside, os.path.dirname(path)), words)
     if isinstance(found, listing.Broken):
         raise UserError(found.cause)
     if isinstance(found, str):
@@ -193,7 +194,7 @@ def _rows(table, file, name, split, image_field, caption_field, split_field, fur
             extra = {k: v for k, v in values.items() if k not in known and not _captioned((k,))}
             own = split_names.said(values.get(split_field), where) or split
             image = None if row in lacks else (file, images[0], group, row)
-            places = {modality: (file, column, group, row) for modality, column in named.items()}
+            places = {m: (file, c, group, row, further[m].words) for m, c in named.items()}
             yield listing.Item(key, image, captions, extra, own, places)
 
 

@@ -10,12 +10,13 @@ import functools
 
 import numpy as np
 
-from udd_jax.data import arrays, layouts, pixels, sounds
+from udd_jax.data import arrays, captions, layouts, pixels, reading, sounds
 from udd_jax.data.sources.beside import Reader
 from udd_jax.errors import UserError
 from udd_jax.tokenizers.layout_tokenizer import LayoutTokenizer
 from udd_jax.tokenizers.spectrogram import Spectrogram
 
+TEXTS = (".txt", ".caption")
 ARRAYS = (arrays.SUFFIX,)
 
 
@@ -27,6 +28,23 @@ def of_pictures(row: dict, image_size) -> Reader:
 
 def _picture(image_size, content) -> np.ndarray:
     return pixels.fit(pixels.read(_file(content, "picture")), image_size)
+
+
+def of_texts(row: dict, image_size) -> Reader:
+    """A string, the first line of a file that is not blank; always with a name, as `a.second.txt`.
+
+    The field of a table has the string itself.
+    """
+    return Reader(_text, TEXTS, (), row.get("field", ""), words=True)
+
+
+def _text(content) -> str | None:
+    if isinstance(content, bytes):
+        content = next(iter(captions.lines(content)), "")
+    text, cause = reading.clean(content)
+    if text is None and cause != reading.EMPTY:
+        raise UserError(cause)
+    return text
 
 
 def of_sounds(row: dict, image_size) -> Reader:
@@ -87,6 +105,7 @@ def _array(shape: tuple[int, ...], content) -> np.ndarray:
 
 READERS = {
     "image": of_pictures,  # of references
+    "text": of_texts,  # of references
     "sound": of_sounds,
     "layout": of_layouts,
     "features": of_features,
