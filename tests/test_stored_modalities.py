@@ -1,6 +1,7 @@
 """A folder of pictures, texts, sounds and layouts, some lacking some: from the files to samples."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -49,21 +50,30 @@ def test_the_first_command_counts_what_the_records_have(folder, capsys):
 @pytest.mark.slow
 def test_a_run_of_wide_pictures_learns_from_records_that_lack_some_modalities(folder, tmp_path):
     c = config()
-    c.data, c.incomplete, c.image_size = f"folder:{folder}", True, (16, 32)
+    shutil.copytree(folder, tmp_path / "data")
+    for n in range(0, COUNT, 2):  # half of the records have a second text
+        (tmp_path / "data" / f"{n:02}.second.txt").write_text("a further word")
+    with c.unlocked():
+        c.modalities.second = {"like": "text"}
+    c.data, c.incomplete, c.image_size = f"folder:{tmp_path / 'data'}", True, (16, 32)
     c.data_options.update({"validation": 0.1, "test": 0.1})
     small = {"steps": 2, "plain_steps": 1, "warmup": 1, "pictures": 16}
     c.vq.update(small | {"batch_size": 4, "above_flat": 0.0})
     c.modalities.sound.vq.update({"steps": 2, "plain_steps": 1, "pictures": 16})
     c.train.update({"steps": 3, "warmup": 1, "batch_size": 8, "held_out": 2})
     c.train.mixture = {"sound|text": 1.0, "any": 1.0}
-    stages.run(c, tmp_path, until="diffusion")
-    cache = token_cache.TokenCache(tmp_path / "tokens")
-    having = files.read_json(tmp_path / "data.json")["splits"]["train"]["having"]
-    for name in PARTS:
+    run = tmp_path / "run"
+    stages.run(c, run, until="diffusion")
+    cache = token_cache.TokenCache(run / "tokens")
+    having = files.read_json(run / "data.json")["splits"]["train"]["having"]
+    for name in (*PARTS, "second"):
         assert (~cache.lacking[name]).sum() == having[name] < len(cache)
-    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    lines = (run / "metrics.jsonl").read_text().splitlines()
     losses = [json.loads(line)["loss"] for line in lines if "loss" in json.loads(line)]
     assert losses and np.isfinite(losses).all()
-    pipe = pipeline.Pipeline.load(tmp_path)
+    pipe = pipeline.Pipeline.load(run)
+    assert "further" in pipe.tokenizers["text"].decode(pipe.codecs["second"].encode(["further"]))[0]
+    made = pipe.generate("image|second", given={"second": "a further word"})
+    assert made.images.shape == (1, 16, 32, 3)
     made = pipe.generate("sound|text", given={"text": ["a red circle"]}).values["sound"]
     assert made.shape == (1, 8192) and np.isfinite(made).all()
