@@ -6,6 +6,7 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import pytest
 
 PATH = pathlib.Path(__file__).parent.parent / "launch" / "compile_ahead.py"
@@ -34,6 +35,19 @@ def test_gathered_logits_are_noticed(ahead):
         assert not ahead.gathers_logits(f"all-reduce of ('f32', {shape})", tokens, 32)
     for shape in ("(32, 48)", "(96,)", "(145, 32)", "(2, 32, 128)"):
         assert not ahead.gathers_logits(f"all-gather of ('f32', {shape})", tokens, 32)
+
+
+def test_a_step_of_full_size_sounds_is_traced(ahead):
+    """As it is for a slice; no array of it is made."""
+    from configs import sound
+    from udd_jax.runtime import sharding
+
+    config = sound.get_config()
+    step, arguments = ahead.train_program(config, sharding.make_mesh(data=4, model=2))
+    batch = {name: rows.shape for name, rows in arguments[1].items()}
+    assert batch == {"image": (64, 1), "sound": (64, 265), "text": (64, 77)}
+    _, metrics = jax.eval_shape(step, *arguments)
+    assert {"loss", "sound_nll", "text_nll"} <= set(metrics)
 
 
 @pytest.mark.slow

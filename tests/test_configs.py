@@ -1,10 +1,13 @@
 """The configs: they load, they fit together, and the paper's sizes are the paper's."""
 
+import jax
+import jax.numpy as jnp
 import pytest
 
-from configs import i2t, pair, t2i
-from udd_jax import build
-from udd_jax.training import optimiser, plan
+from configs import i2t, pair, sound, t2i
+from udd_jax import build, modalities
+from udd_jax.tokenizers import spectrogram
+from udd_jax.training import optimiser, plan, train_image_tokenizer
 
 ARGUMENTS = ["", "smoke", "emoji", "cub", "coco"]
 
@@ -40,6 +43,20 @@ def test_the_plan_counts_the_published_parameters(arg):
     text = plan.describe(t2i.get_config(arg))
     assert "599,392,072 and 61,440 in the time tables' rows for t = 0" in text
     assert "1024 image + 128 text tokens, 11080 classes" in text
+
+
+def test_a_sound_of_ten_seconds_is_5_by_53_codes_of_256_in_the_plan_and_its_tokenizer():
+    config = sound.get_config()
+    (planned,) = (m for m in plan.vocab_of(config).modalities if m.name == "sound")
+    assert (planned.grid, planned.length, planned.classes) == ((5, 53), 265, 256)
+    settings = spectrogram.Spectrogram.of(config.modalities.sound.to_dict())
+    assert settings.rate == 22_050 and settings.shape == (80, 848)
+    assert 9.8 < settings.samples / settings.rate < 10
+    model = train_image_tokenizer.make_model(modalities.of_sound(config, "sound"))
+    pictures, key = jnp.zeros((1, 80, 848, 1)), jax.random.key(0)
+    found, _ = jax.eval_shape(lambda: model.init_with_output(key, pictures, key))
+    assert found.codes.shape == (1, 5, 53) and found.images.shape == pictures.shape
+    assert "1 image + 265 sound + 77 text tokens" in plan.describe(config)
 
 
 def test_counted_flops_are_those_of_the_matrix_products():
