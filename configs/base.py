@@ -16,7 +16,7 @@ def get_config() -> ml_collections.ConfigDict:
     # Shares of T, such as (0.33, 0.66): a copy of the network for each interval of times, best from
     # a finished run in `init_from` (udd_jax/networks/experts.py).
     c.experts = ()
-    # The task that the evaluation and the report show first; the model does every task.
+    # The task, or rule, that the report shows first and a finished run names; it does every task.
     c.task = "t2i"
 
     # A source of captioned images (udd_jax/data/sources) and its options.

@@ -154,9 +154,11 @@ def _finish(workdir, *following: str) -> None:
     names = ("weights", "text.model", "vq/tokenizer", "evaluation.json", "report.html")
     made = [name for name in names if (workdir / name).exists()]
     again = f"--workdir={shlex.quote(str(workdir))}"
+    task = files.read_json(workdir / "config.json")["config"].get("task", "pair")
+    task = task if "," in task else "pair"  # a rule of the run's own
     tries = {
         "report": f"open {workdir / 'report.html'} in a browser",
-        "pairs": f"udd_jax --mode=sample {again} --task=pair --num=16",
+        "pairs": f"udd_jax --mode=sample {again} --task={task} --num=16",
         "demo": f"udd_jax --mode=demo {again}",
         "full": f"udd_jax --mode=evaluate {again} --suite=full",
     }
