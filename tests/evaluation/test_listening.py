@@ -1,5 +1,6 @@
 """The listener of stored sounds: tones with names, of which it hears the right one."""
 
+import dataclasses
 import pathlib
 import types
 
@@ -148,8 +149,13 @@ def test_a_text_that_is_no_name_is_wrong(pipe, listeners):
     codecs = pipe.codecs | {"text": Ids(["loud"])}
     other = types.SimpleNamespace(config=pipe.config, codecs=codecs, tokenizers=pipe.tokenizers)
     local = {"sound": np.zeros((1, 1), int), "text": np.zeros((1, 1), int)}
-    rule = Rule(("sound", "text"), ())
-    assert listening.agreement(other, items, rule, local, listeners)["agreement"]["rate"] == 0
+    unknown = dataclasses.replace(items, references=[("loud",)])
+    for rule, asked in (
+        (Rule(("sound", "text"), ()), items),
+        (Rule(("text",), ("sound",)), unknown),
+    ):
+        found = listening.agreement(other, asked, rule, local, listeners)
+        assert found["agreement"]["rate"] == 0
 
 
 def test_there_is_no_listener_unless_it_is_asked_for(pipe, tmp_path):
