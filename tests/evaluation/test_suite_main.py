@@ -156,6 +156,12 @@ def test_the_trace_ends_in_the_pair_and_starts_from_masks(done):
     assert (pieces[0] == "_").all() and (images[0, :, 31, 31] == 160).all()
 
 
+def test_later_settings_that_are_off_leave_the_protocol_as_it_was(done):
+    config = done[0].config
+    assert config.evaluate.listener == 0 and config.evaluate.rules == ()
+    assert not {"listener", "rules"} & set(manifest.protocol(done[0], "main")["evaluate"])
+
+
 def test_a_finished_evaluation_is_not_made_again(done):
     pipe = copy(done[0])
     assert main_suite.run(pipe, done[1]) == done[2]
