@@ -11,7 +11,8 @@ from udd_jax.tokenizers import image_tokenizer
 from udd_jax.training import finish
 
 GREYS = np.arange(16, dtype=np.float32) * 16 + 8  # 16 codes, evenly spaced
-MODEL = types.SimpleNamespace(grid=(3, 3), embed_dim=1, n_embed=16, resolution=12)
+LEVELS = {"levels": (((3, 3), 16),), "codebooks": ("quantize",)}
+MODEL = types.SimpleNamespace(grid=(3, 3), embed_dim=1, n_embed=16, resolution=12, **LEVELS)
 
 
 class Table(image_tokenizer.ImageTokenizer):
@@ -30,7 +31,7 @@ class Table(image_tokenizer.ImageTokenizer):
 @pytest.fixture(autouse=True)
 def _table(monkeypatch):
     monkeypatch.setattr(image_tokenizer, "ImageTokenizer", Table)
-    monkeypatch.setattr(finish.vqgan, "rows", lambda params: GREYS[:, None])
+    monkeypatch.setattr(finish.vqgan, "rows", lambda params, name: GREYS[:, None])
 
     def vectors(model, params, images):
         means = np.asarray(images, np.float32).reshape(-1, 3, 4, 3, 4, 3).mean((2, 4, 5))

@@ -209,7 +209,9 @@ def one_step(config, out, step=0, perceptual=None):
         y = variables["params"]["w"] * images
         return vqgan.Output(y, x, jnp.zeros(x.shape[:3], jnp.int32), jnp.asarray(loss))
 
-    model = types.SimpleNamespace(apply=apply, n_embed=2, quantiser="gumbel")
+    model = types.SimpleNamespace(
+        apply=apply, n_embed=2, quantiser="gumbel", codebooks=("quantize",)
+    )
     params = {"w": jnp.array(3.0)}
     tx, judge_tx = train_image_tokenizer.make_optimisers(config)
     state = train_image_tokenizer.TrainState(jnp.array(step), params, tx.init(params), None, {}, {})

@@ -13,7 +13,8 @@ import numpy as np
 class Codec(NamedTuple):
     """encode: (n values, strict) -> int32[n, length], local ids. With `strict`, for values from a
     user, a value that would be cut is a ValueError. decode: int32[n, length], possibly with masks,
-    -> n values."""
+    -> n values. A picture of two levels has the ids of both, the coarse ones first
+    (`Vocab.parts`)."""
 
     encode: Callable[[Any, bool], np.ndarray]
     decode: Callable[[np.ndarray], Any]
@@ -39,7 +40,7 @@ def of_text(tokenizer, length: int) -> Codec:
 
 
 MAKERS = {"text": of_text} | dict.fromkeys(
-    ("image", "sound", "layout", "length", "features", "embedding"), of_arrays
+    ("image", "sound", "layout", "length", "features", "embedding", "coarse"), of_arrays
 )
 
 

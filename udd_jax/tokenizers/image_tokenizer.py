@@ -6,6 +6,10 @@
 
 The network is in `vqgan.py`; a tokenizer may keep a subset of its codes. It is stored as one file
 in the safetensors layout, with the settings of the network in the metadata.
+
+With a network of two levels (`pyramid.py`) the codes of a picture are those of the coarse grid and
+then those of the fine one, int32[B, N1 + N2]. `grid` and `codes` are those of the fine level, and
+`CoarseTokenizer` has the coarse codes alone.
 """
 
 import dataclasses
@@ -20,7 +24,9 @@ import numpy as np
 
 from udd_jax.errors import UserError
 from udd_jax.runtime import trees
-from udd_jax.tokenizers import vqgan
+from udd_jax.tokenizers import pyramid, vqgan
+
+NETWORKS = {"vqgan": vqgan.VQGAN, "pyramid": pyramid.Pyramid}
 
 
 def to_unit(images):
@@ -45,9 +51,9 @@ def _draw(key, module, params, images, numbers):
     return module.apply({"params": params}, to_unit(images), noise, method="encode_codes")
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _decode(module, params, codes):
-    return to_uint8(module.apply({"params": params}, codes, method="decode_codes"))
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _decode(module, params, codes, method="decode_codes"):
+    return to_uint8(module.apply({"params": params}, codes, method=method))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -56,8 +62,9 @@ class ImageTokenizer:
 
     `full_to_used`, int32[n_embed] or None, maps the codes of the network to the smaller set in use
     (`codebook.used_codes`; the published 8192 -> 2887 is such a map). Several codes may share an
-    index, which decodes to the first of them. Images are processed `chunk` at a time, and the last
-    chunk is padded, so that there is one compilation.
+    index, which decodes to the first of them. With two levels, their maps are one after the other.
+    Images are processed `chunk` at a time, and the last chunk is padded, so that there is one
+    compilation.
     """
 
     module: vqgan.VQGAN
@@ -66,11 +73,29 @@ class ImageTokenizer:
     chunk: int = 64
 
     @functools.cached_property
+    def maps(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """For each level (full_to_used int32[K_full], used_to_full int32[K])."""
+        sizes = [size for _, size in self.module.levels]
+        whole = self.full_to_used
+        if whole is None:
+            whole = np.concatenate([np.arange(size, dtype=np.int32) for size in sizes])
+        parts = np.split(whole, np.cumsum(sizes)[:-1])
+        first = [np.unique(part, return_index=True)[1].astype(np.int32) for part in parts]
+        return list(zip(parts, first, strict=True))
+
+    @property
     def used_to_full(self):
-        """int32[codes]: the code of the network for each code of the tokenizer."""
-        if self.full_to_used is None:
-            return np.arange(self.module.n_embed, dtype=np.int32)
-        return np.unique(self.full_to_used, return_index=True)[1].astype(np.int32)
+        """int32[codes]: the code of the network for each code of the (fine) level."""
+        return self.maps[-1][1]
+
+    @property
+    def lengths(self) -> list[int]:
+        """The number of codes of each level, coarse ones first."""
+        return [math.prod(grid) for grid, _ in self.module.levels]
+
+    def finest(self, codes):
+        """int32[B, N] of all levels -> those of the finest one."""
+        return codes[:, -self.lengths[-1] :]
 
     @property
     def codes(self):
@@ -114,7 +139,8 @@ class ImageTokenizer:
         digest = hashlib.sha256(json.dumps(_settings(self.module), sort_keys=True).encode())
         for path, leaf in jax.tree_util.tree_leaves_with_path(self.params):
             digest.update(jax.tree_util.keystr(path).encode() + np.asarray(leaf).tobytes())
-        digest.update(self.used_to_full.tobytes())
+        for _, used_to_full in self.maps:
+            digest.update(used_to_full.tobytes())
         return digest.hexdigest()[:16]
 
     def encode(self, images, key=None):
@@ -140,26 +166,46 @@ class ImageTokenizer:
                 f"codes of a {self.module.quantiser!r} quantiser are the nearest and not drawn: "
                 "give no key"
             )
-        codes = codes.reshape(len(images), math.prod(self.grid))
-        return codes if self.full_to_used is None else self.full_to_used[codes]
+        codes = codes.reshape(len(images), sum(self.lengths))
+        return codes if self.full_to_used is None else self.mapped(codes)
 
     def decode(self, codes):
         """int32[B, N] -> uint8[B, S, S, 3].
 
         Raises ValueError for another length or codes outside 0 .. codes - 1.
         """
+        codes = self._checked(codes, self.lengths)
+        full, grids = self.mapped(codes, back=True), [grid for grid, _ in self.module.levels]
+        return self._chunked(_decode, full.reshape(-1, *grids[0]) if len(grids) == 1 else full)
+
+    def preview(self, codes):
+        """The coarse codes of two levels int32[B, N1] -> previews uint8[B, S, S, 3]."""
+        codes = self._checked(codes, self.lengths[:1])
+        show = functools.partial(_decode, method="preview_codes")
+        return self._chunked(show, self.maps[0][1][codes])
+
+    def _checked(self, codes, lengths):
         codes = np.asarray(codes)
-        h, w = self.grid
-        if codes.ndim != 2 or codes.shape[1] != h * w:
+        if codes.ndim != 2 or codes.shape[1] != sum(lengths):
             raise UserError(
-                f"codes have shape {list(codes.shape)}, the image tokenizer expects [B, {h * w}]"
+                f"codes have shape {list(codes.shape)}, the image tokenizer expects "
+                f"[B, {sum(lengths)}]"
             )
-        if codes.size and not 0 <= codes.min() <= codes.max() < self.codes:
-            raise UserError(
-                f"codes run from {codes.min()} to {codes.max()}, the image tokenizer has "
-                f"0 to {self.codes - 1}: they are not its own"
-            )
-        return self._chunked(_decode, self.used_to_full[codes].reshape(len(codes), h, w))
+        for part, (_, used) in zip(self._parts(codes), self.maps, strict=False):
+            if part.size and not 0 <= part.min() <= part.max() < len(used):
+                raise UserError(
+                    f"codes run from {part.min()} to {part.max()}, the image tokenizer has "
+                    f"0 to {len(used) - 1}: they are not its own"
+                )
+        return codes
+
+    def _parts(self, codes) -> list:
+        return np.split(codes, np.cumsum(self.lengths)[:-1], axis=1)
+
+    def mapped(self, codes, back=False):
+        """Codes of the network of all levels int32[B, N] -> those in use; or back."""
+        each = zip(self._parts(codes), self.maps, strict=True)
+        return np.concatenate([both[back][part] for part, both in each], axis=1)
 
     def _chunked(self, function, *arrays):
         out, total = [], len(arrays[0])
@@ -176,11 +222,51 @@ class ImageTokenizer:
         return np.concatenate(out)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class CoarseTokenizer:
+    """The coarse codes of a tokenizer with two levels, and the pictures that they decode to."""
+
+    whole: ImageTokenizer
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        return self.whole.module.coarse_grid
+
+    @property
+    def codes(self) -> int:
+        """K1."""
+        return len(self.whole.maps[0][1])
+
+    @property
+    def hash(self) -> str:
+        return self.whole.hash
+
+    def encode(self, images) -> np.ndarray:
+        """uint8[B, S, S, 3] -> int32[B, N1]. ValueError for another size or dtype."""
+        return self.whole.encode(images)[:, : self.whole.lengths[0]]
+
+    def decode(self, codes) -> np.ndarray:
+        """int32[B, N1] -> previews uint8[B, S, S, 3]."""
+        return self.whole.preview(codes)
+
+
+def coarse(tokenizer: ImageTokenizer, path) -> CoarseTokenizer:
+    """The coarse level of a tokenizer. UserError, which names its file, if it has one level."""
+    if len(tokenizer.lengths) == 1:
+        raise UserError(
+            f"{path} has one level, expected a coarse and a fine one: leave out the modality of "
+            "kind coarse, or train a tokenizer with it"
+        )
+    return CoarseTokenizer(tokenizer)
+
+
 def _settings(module):
     fields = (f.name for f in dataclasses.fields(module) if f.name not in ("parent", "name"))
     settings = {name: getattr(module, name) for name in fields}
     if settings["channels"] == 3:  # as before there were others: hashes and files stay
         del settings["channels"]
+    if type(module) is not vqgan.VQGAN:
+        settings["network"] = next(n for n, made in NETWORKS.items() if made is type(module))
     return settings
 
 
@@ -201,7 +287,8 @@ def load(path):
     tree, metadata = trees.load_tree(path)
     try:
         fields = {k: tuple(v) if isinstance(v, list) else v for k, v in metadata["module"].items()}
+        network = NETWORKS[fields.pop("network", "vqgan")]
         params, used = tree["params"], tree.get("full_to_used")
-        return ImageTokenizer(vqgan.VQGAN(**fields), params, used, metadata["chunk"])
+        return ImageTokenizer(network(**fields), params, used, metadata["chunk"])
     except trees.BROKEN as error:
         raise UserError(f"{path} is no image tokenizer ({error!r})") from None

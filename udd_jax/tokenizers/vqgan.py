@@ -49,8 +49,8 @@ def depth_to_space(x, patch):
 
 
 # U(-a, a) with variance 1 / fan in. The usual truncated normal takes far longer to compile.
-_SPREAD = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
-_Conv = functools.partial(nn.Conv, kernel_init=_SPREAD)
+SPREAD = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
+_Conv = functools.partial(nn.Conv, kernel_init=SPREAD)
 
 
 def _conv(features, kernel, name):
@@ -248,28 +248,31 @@ class Quantizer(nn.Module):
         return z + jax.lax.stop_gradient(rows - z), loss, codes
 
 
-def rows(params):
-    """The codebook, float[K, E], among the parameters of a VQGAN."""
-    quantizer = params["quantize"]
+def rows(params, name="quantize"):
+    """The codebook `name`, float[K, E], among the parameters of a VQGAN."""
+    quantizer = params[name]
     return quantizer["embed" if "embed" in quantizer else "embedding"]
 
 
-def with_rows(params, codebook_rows, variance):
-    """The parameters with another codebook, float[K, E].
+def with_rows(params, codebook_rows, variance, name="quantize"):
+    """The parameters with another codebook `name`, float[K, E].
 
     The logits of a Gumbel quantiser become those of Gaussians around the rows, with this variance
     in each dimension, so that the largest logit belongs to the nearest row.
     """
-    if "embed" not in params["quantize"]:
-        return params | {"quantize": {"embedding": codebook_rows}}
+    if "embed" not in params[name]:
+        return params | {name: {"embedding": codebook_rows}}
     kernel = (codebook_rows.T / variance)[None, None]
     proj = {"kernel": kernel, "bias": -(codebook_rows**2).sum(-1) / (2 * variance)}
-    return params | {"quantize": {"embed": codebook_rows, "proj": proj}}
+    return params | {name: {"embed": codebook_rows, "proj": proj}}
 
 
 @flax.struct.dataclass
 class Output:
-    """The result of one pass: images float[B,S,S,3], z float[B,h,w,E], codes int32[B,h,w], loss."""
+    """The result of one pass: images float[B,S,S,3], z float[B,h,w,E], codes int32[B,h,w], loss.
+
+    With several codebooks, z and codes are tuples with one for each of them.
+    """
 
     images: jax.Array
     z: jax.Array
@@ -299,6 +302,13 @@ class VQGAN(nn.Module):
     local_encoder: bool = False
     local_decoder: bool = False
     channels: int = 3
+
+    codebooks = ("quantize",)  # names of the parameters that have codebooks, coarse ones first
+
+    @property
+    def levels(self):
+        """((grid, codes),) of each codebook."""
+        return ((self.grid, self.n_embed),)
 
     @property
     def size(self) -> tuple[int, int]:

@@ -9,6 +9,7 @@ So it has a limit: a loss of PSNR in dB, measured on the images.
 """
 
 import functools
+import math
 
 import jax
 import numpy as np
@@ -28,13 +29,17 @@ def _vectors(model, params, images):
     return model.apply({"params": params}, image_tokenizer.to_unit(images), method="encode")
 
 
-def pool_vectors(model, params, images, key) -> np.ndarray:
-    """Pre-quantisation vectors float32[n, E] at random positions, about POOL_VECTORS in total."""
-    each = min(model.grid[0] * model.grid[1], max(1, POOL_VECTORS // len(images)))
+def pool_vectors(model, params, images, key, level: int = 0) -> np.ndarray:
+    """Pre-quantisation vectors float32[n, E] at random positions, about POOL_VECTORS in total.
+
+    level: which codebook they are for.
+    """
+    each = min(math.prod(model.levels[level][0]), max(1, POOL_VECTORS // len(images)))
     chosen = []
     for i in range(0, len(images), 64):
         part = images[i : i + 64]
         z = _vectors(model, params, np.pad(part, [(0, 64 - len(part)), (0, 0), (0, 0), (0, 0)]))
+        z = z[level] if len(model.levels) > 1 else z
         z = np.asarray(z)[: len(part)].reshape(len(part), -1, model.embed_dim)
         places = jax.random.uniform(jax.random.fold_in(key, i), z.shape[:2]).argsort(1)[:, :each]
         chosen.append(np.take_along_axis(z, np.asarray(places)[..., None], 1))
@@ -52,22 +57,24 @@ def used(
     whole = image_tokenizer.ImageTokenizer(model, params)
     if not merge:
         return whole
-    rows = np.asarray(vqgan.rows(params))
-    vectors = pool_vectors(model, params, images, key)
-    spread = ((vectors - rows[np.asarray(codebook.nearest(vectors, rows))]) ** 2).sum(-1).mean()
-    codes = whole.encode(images)
-    counts = np.bincount(codes.ravel(), minlength=model.n_embed)
+    codes, levels = whole.encode(images), []
+    parts = np.split(codes, np.cumsum(whole.lengths)[:-1], axis=1)
+    for level, (name, part) in enumerate(zip(model.codebooks, parts, strict=True)):
+        rows = np.asarray(vqgan.rows(params, name))
+        vectors = pool_vectors(model, params, images, key, level)
+        spread = ((vectors - rows[np.asarray(codebook.nearest(vectors, rows))]) ** 2).sum(-1).mean()
+        levels.append((np.bincount(part.ravel(), minlength=len(rows)), rows, spread**0.5))
 
     def joined(merge):
-        kept = codebook.used_codes(counts, rows, merge * spread**0.5, least=2)
-        return image_tokenizer.ImageTokenizer(model, params, kept)
+        kept = [codebook.used_codes(n, rows, merge * apart, least=2) for n, rows, apart in levels]
+        return image_tokenizer.ImageTokenizer(model, params, np.concatenate(kept))
 
     if most_cost == np.inf:
         return joined(merge)
     best = _pooled_psnr(whole.decode(codes), images)
     while merge:
         tokenizer = joined(merge)
-        decoded = tokenizer.decode(tokenizer.full_to_used[codes])
+        decoded = tokenizer.decode(tokenizer.mapped(codes))
         cost = best - _pooled_psnr(decoded, images)
         if cost <= most_cost:
             return tokenizer
@@ -93,7 +100,8 @@ def score(tokenizer: image_tokenizer.ImageTokenizer, images) -> dict:
     """
     codes = tokenizer.encode(images)
     decoded = tokenizer.decode(codes)
-    counts = np.bincount(codes.ravel(), minlength=tokenizer.codes)
+    fine = tokenizer.finest(codes)
+    counts = np.bincount(fine.ravel(), minlength=tokenizer.codes)
     return {
         "psnr": float(reconstruction.psnr(decoded, images).mean()),
         "above_flat": _pooled_psnr(decoded, images)
@@ -101,7 +109,7 @@ def score(tokenizer: image_tokenizer.ImageTokenizer, images) -> dict:
         "ssim": float(reconstruction.ssim(decoded, images).mean()),
         "codes": tokenizer.codes,
         "usage": float((counts > 0).mean()),
-        "perplexity": float(codebook.perplexity(codes, tokenizer.codes)),
+        "perplexity": float(codebook.perplexity(fine, tokenizer.codes)),
     }
 
 
