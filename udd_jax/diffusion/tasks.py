@@ -5,9 +5,10 @@ holds a token, has time 0, and stays) or *absent* (its whole modality is drawn f
 has time T). Neither carries loss.
 
 A rule names modalities, with commas between them: `image|text` generates an image given a text,
-`image,text` generates both, `image` an image alone. What a rule does not name is absent. The names
-in `ALIASES` are rules as well. In training, `any` draws a rule for each row. All tasks share every
-line of code and mix in one batch.
+`image,text` generates both, `image` an image alone. What a rule does not name is absent; but a rule
+that names a picture means both of its levels, if it has two and the rule does not name the coarse
+one. The names in `ALIASES` are rules as well. In training, `any` draws a rule for each row. All
+tasks share every line of code and mix in one batch.
 
 Each modality has one time, `t: int32[B, M]`: 0 if it is given, T if it is absent, and the time of
 the diffusion if any of its positions is free (the view of UniDiffuser, arXiv 2303.06555, on
@@ -48,7 +49,18 @@ class Rule(NamedTuple):
 
 
 def parse(vocab: Vocab, task: str) -> Rule:
-    """A rule or one of ALIASES, read for this vocabulary; ValueError, one line, where it is bad."""
+    """A rule or one of ALIASES, read for this vocabulary; ValueError, one line, where it is bad.
+
+    The coarse level of a picture stands where its fine one does, unless the rule names it.
+    """
+    rule, coarse = typed(vocab, task), vocab.coarse
+    if coarse is None or coarse.name in rule.free + rule.given:
+        return rule
+    return Rule(*((coarse.name, *side) if coarse.level_of in side else side for side in rule))
+
+
+def typed(vocab: Vocab, task: str) -> Rule:
+    """`parse`, with the names that the rule has and no others."""
     names = [m.name for m in vocab.modalities]
     given_only = [m.name for m in vocab.modalities if m.inputs]
     text = ALIASES.get(task, task)
@@ -93,6 +105,21 @@ def masks(vocab: Vocab, task: str, batch: int) -> Masks:
     )
 
 
+def coarse_first(vocab: Vocab, task: str) -> list[str]:
+    """What a rule that generates both levels of a picture generates first: all but the fine one.
+
+    [] for other rules.
+    """
+    rule, coarse = parse(vocab, task), vocab.coarse
+    if (
+        ALIASES.get(task) == EVERY
+        or coarse is None
+        or not {coarse.name, coarse.level_of} <= set(rule.free)
+    ):
+        return []
+    return [name for name in rule.free if name != coarse.level_of]
+
+
 def same(vocab: Vocab, task: str, other: str) -> bool:
     """Whether two rules, or aliases of rules, free and give the same modalities.
 
@@ -125,6 +152,11 @@ def random_blocks(key: jax.Array, vocab: Vocab, batch: int) -> jax.Array:
             parts.append(_random_places(k, batch, modality.length))
         else:
             parts.append(_random_rectangle(k, batch, modality.grid))
+    if vocab.coarse is not None:  # a coarse cell is free where one of its fine cells is
+        at = {m.name: i for i, m in enumerate(diffused)}
+        fine = at[vocab.coarse.level_of]
+        cells = _coarse_cells(parts[fine], diffused[fine].grid, vocab.coarse.grid)
+        parts[at[vocab.coarse.name]] = cells
     which = jax.random.randint(key_which, (batch,), 0, 2 * len(parts))  # the upper half: all
     parts = [part & ((which == m) | (which >= len(parts)))[:, None] for m, part in enumerate(parts)]
     drawn = dict(zip((m.name for m in diffused), parts, strict=True))
@@ -147,6 +179,13 @@ def random_rules(key: jax.Array, vocab: Vocab, batch: int) -> Masks:
     state = jnp.where(first, 0, jax.random.randint(key_state, (batch, count), 0, 3))
     state = jnp.maximum(state, np.array([[int(m.inputs > 0) for m in vocab.modalities]]))
     return Masks((state == 0)[:, vocab.modality_of], state == 2)
+
+
+def _coarse_cells(free, fine: tuple[int, int], coarse: tuple[int, int]):
+    """Free cells of a fine grid, bool[B, N2] -> coarse cells with a free one in them."""
+    (rows, columns), (h, w) = coarse, fine
+    cells = free.reshape(-1, rows, h // rows, columns, w // columns)
+    return cells.any(axis=(2, 4)).reshape(len(free), -1)
 
 
 def _random_places(key, batch, length):

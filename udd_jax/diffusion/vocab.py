@@ -31,6 +31,9 @@ class Modality:
     that a network cannot tell them apart. inputs: of *features*, which are given or absent and
     never generated, the numbers at each position; they have one class, whose noise tells nothing.
     0: tokens. dropped: in training, the share of rows from which given features are left out.
+    level_of: of the coarse level of a picture, the name of its fine one; a rule that names the
+    picture and not this level means both (`tasks.parse`). noise: in training, the share of given
+    tokens that are noised anew while the fine level is generated.
     """
 
     name: str
@@ -41,6 +44,8 @@ class Modality:
     segment: str = ""
     inputs: int = 0
     dropped: float = 0.0
+    level_of: str = ""
+    noise: float = 0.0
 
     @property
     def place(self) -> str:
@@ -139,11 +144,12 @@ class Vocab:
     def fuse(self, tokens: dict[str, jax.Array]) -> jax.Array:
         """Local ids by name, int32[B, length] each -> a sequence of global ids, int32[B, L].
 
-        The inverse of `split`: a local mask K_m becomes the mask. Features, float[B, length,
+        The inverse of `split`: a local mask K_m becomes the mask. A picture may have the ids of all
+        its levels, as `parts` takes them. Features, float[B, length,
         inputs], become ids of their one class, and masks where they are NaN; `features` has their
         values.
         """
-        parts = []
+        parts, tokens = [], self.parts(tokens)
         for i, m in enumerate(self.modalities):
             if m.name not in tokens:
                 raise UserError(f"tokens of modality {m.name!r} are missing")
@@ -157,6 +163,36 @@ class Vocab:
                 )
             parts.append(self.globalise(i, jnp.asarray(tokens[m.name], jnp.int32)))
         return jnp.concatenate(parts, axis=-1)
+
+    @cached_property
+    def coarse(self) -> "Modality | None":
+        """The coarse level of a picture, or None."""
+        return next((m for m in self.modalities if m.level_of), None)
+
+    def parts(self, tokens: dict) -> dict:
+        """Local ids by name, with each level of a picture on its own.
+
+        The ids of a picture of two levels are those of both, int[n, N1 + N2], the coarse ones
+        first, as its tokenizer gives them. They are cut; ids of a level that are there stay.
+        """
+        coarse = self.coarse
+        if coarse is None or coarse.level_of not in tokens:
+            return tokens
+        fine = self.modalities[self.index(coarse.level_of)]
+        ids = tokens[fine.name]
+        if ids.shape[-1] != coarse.length + fine.length:
+            return tokens
+        above, ids = ids[..., : coarse.length], ids[..., coarse.length :]
+        lacks = (ids == fine.classes).all(axis=-1, keepdims=True)  # masks: the picture is not there
+        above = lacks * coarse.classes + ~lacks * above
+        return {coarse.name: above, **tokens, fine.name: ids}
+
+    def joined(self, name: str, tokens: dict) -> np.ndarray:
+        """The local ids of a modality as its tokenizer decodes them: the inverse of `parts`."""
+        coarse = self.coarse
+        if coarse is None or coarse.level_of != name:
+            return tokens[name]
+        return np.concatenate([np.asarray(tokens[n]) for n in (coarse.name, name)], axis=-1)
 
     def features(self, tokens: dict) -> tuple | None:
         """For each modality its features, float[B, length, inputs], or None; None if there are

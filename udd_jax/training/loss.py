@@ -67,10 +67,31 @@ def noised_batch(kernel, sampler, key, x0, mixture, continuous=False, present=No
         t, p = time_sampling.draw(sampler, key_time, histories, drawn.independent, loss_in.shape[1])
         position_t = transition.free_times(vocab, t, free)
         xt, rate = transition.q_sample(kernel, key_noise, x0, position_t), None
+    xt = noised_given(kernel, key_noise, xt, drawn.masks)
     absent = drawn.masks.absent[:, vocab.modality_of]
     xt = jnp.where(absent, transition.prior_sample(kernel, key_prior, batch), xt)
     t = tasks.times(vocab, drawn.masks, t, steps)
     return Noised(xt, t, drawn.masks, p, histories, drawn.independent, rate)
+
+
+def noised_given(kernel, key, xt, masks: tasks.Masks) -> jax.Array:
+    """xt int32[B, L] with some given tokens noised anew: `Modality.noise` of the coarse level.
+
+    Where a fine level is generated, this share of the given coarse tokens is replaced by a draw of
+    q(x_t | x_0) at a time of its row, uniform in 1..T. The network still gets time 0 for them, so
+    it learns not to trust each of them: at sampling they are its own (Frido's noise augmentation,
+    arXiv 2208.13753; the discrete form is ours). With a share of 0 nothing is drawn.
+    """
+    vocab, coarse = kernel.vocab, kernel.vocab.coarse
+    if coarse is None or not coarse.noise:
+        return xt
+    level, fine = (vocab.index(name) for name in (coarse.name, coarse.level_of))
+    key_time, key_place, key_noise = jax.random.split(jax.random.fold_in(key, 1), 3)
+    wanted = masks.free[:, vocab.slices[fine]].any(axis=1) & ~masks.absent[:, level]
+    here = (vocab.modality_of == level)[None] & ~masks.free & wanted[:, None]
+    here = here & (jax.random.uniform(key_place, xt.shape) < coarse.noise)
+    t = jax.random.randint(key_time, (len(xt), 1), 1, kernel.steps + 1)
+    return transition.q_sample(kernel, key_noise, xt, jnp.where(here, t, 0))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
