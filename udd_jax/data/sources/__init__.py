@@ -1,6 +1,7 @@
 """The sources of captioned images; `config.data` names one, for all stages.
 
     shapes                     an embedded world of simple scenes            sources/shapes/
+    shapes64                   the same scenes at 64 x 64 pixels
     compose                    pictures that a text makes of two others      shapes/compose.py
     glyphs                     an embedded world of notes, long captions     sources/glyphs.py
     folder:/path               images with captions.jsonl, .csv, .parquet
@@ -27,7 +28,7 @@ from udd_jax.data.sources import glyphs, shapes, worlds
 from udd_jax.data.sources.shapes import compose
 from udd_jax.errors import UserError
 
-_OURS = (shapes.WORLD, compose.WORLD, glyphs.WORLD)
+_OURS = (shapes.WORLD, shapes.WORLD_64, compose.WORLD, glyphs.WORLD)
 WORLDS = {world.name: world for world in _OURS}  # add your own here
 STORED = ("folder", "webdataset", "parquet", "coco", "cub", "tfds")
 # Options of all kinds of stored data; each kind has more.

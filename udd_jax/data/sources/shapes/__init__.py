@@ -7,7 +7,7 @@ A scene is one object (probability .2) or two (.8) on a 2 x 2 grid of cells, num
 
     scenes.py     objects and scenes, and the held-out pairs of kinds
     grammar.py    captions: their distribution, and their parser
-    drawing.py    images of 32 x 32 pixels: drawing and reading them
+    drawing.py    images of 32 x 32 pixels (64 x 64 for `shapes64`): drawing and reading them
     sounds.py     a sound of each scene: playing and reading it
     layouts.py    a map of categories of each scene, and its reading
     vectors.py    features that tell all of a scene
@@ -16,6 +16,7 @@ A scene is one object (probability .2) or two (.8) on a 2 x 2 grid of cells, num
     laws.py       the distributions of the properties of samples
 """
 
+import dataclasses
 import functools
 import itertools
 
@@ -92,6 +93,16 @@ WORLD = worlds.World(
     },
     fitting=lambda **readings: fitting(**readings),
     steering=steered.STEERING,
+)
+
+# The same scenes, captions and laws at 64 x 64 pixels; its cases of steering are of 32 x 32.
+WORLD_64 = dataclasses.replace(
+    WORLD,
+    name="shapes64",
+    image_size=2 * drawing.IMAGE_SIZE,
+    render=functools.partial(drawing.render, scale=2),
+    read_images=functools.partial(drawing.read_images, scale=2),
+    steering=None,
 )
 
 # `source(split, size, seed=0, captions_per_image=1)`: records of this world.
