@@ -16,7 +16,7 @@ DEFAULTS = {
     "weight": [], "best_of": 1, "share": None, "rounds": None, "extend": [],
     "length": None,
     "by": "bound", "paint": [], "scorer": [], "dual_encoder": None, "weights": None,
-    "weigh": [], "begin_with": None,
+    "weigh": [], "begin_with": None, "begin_steps": None, "factor": None,
 }  # fmt: skip
 
 

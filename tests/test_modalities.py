@@ -198,6 +198,7 @@ def test_the_cache_keeps_the_ids_of_every_modality(tmp_path, pipe):
 
 DEFAULTS = dict.fromkeys(("negative_prompt", "mask", "num", "share", "rounds", "out"))
 DEFAULTS |= dict.fromkeys(("dual_encoder", "weights", "length", "begin_with"))
+DEFAULTS |= dict.fromkeys(("begin_steps", "factor"))
 DEFAULTS |= {
     n: [] for n in ("given", "prompt", "image", "weight", "extend", "paint", "scorer", "weigh")
 }

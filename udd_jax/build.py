@@ -34,6 +34,8 @@ def make_vocab(config, tokenizers: dict) -> Vocab:
         inputs = row.get("width", 0)  # of features
         own = {"inputs": inputs, "dropped": row.get("dropped", DROPPED)} if inputs else {}
         like = {"like": row.get("like", ""), "segment": row.get("segment", "")}
+        if modalities.KINDS[row["kind"]].level:
+            own = {"level_of": "image", "noise": row.get("noise", 0.0)}
         found.append(Modality(name, *shape, **like, **own))
     return Vocab(tuple(found))
 

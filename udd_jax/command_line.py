@@ -98,13 +98,14 @@ _flag("train", "bool", "profile", False, "write a trace of a few steps to WORKDI
 
 _flag(
     "sample", "string", "task", "t2i",
-    "t2i, i2t, pair, image, text, infill, edit, outpaint, or a rule such as image|text",
+    "t2i, i2t, pair, image, text, infill, edit, outpaint, upscale, or a rule such as image|text",
 )  # fmt: skip
 _flag("sample", "multi_string", "given", [], "NAME=VALUE, a text or a file; may be repeated")
 _flag(
     "sample", "string", "begin_with", None,
     "modalities of the task that are generated first, such as length; the rest is given them",
 )  # fmt: skip
+_flag("sample", "integer", "begin_steps", None, "network calls for what is generated first")
 _flag(
     "sample", "multi_string", "weigh", [],
     "NAME=WEIGHT, attention to a given modality: 1 is off, 0 is none; may be repeated",
@@ -131,6 +132,7 @@ _flag(
 _flag("sample", "string", "dual_encoder", None, "a run whose dual encoder is used, for match")
 _flag("sample", "float", "share", None, "codes masked in a round; for edit, .6")
 _flag("sample", "integer", "rounds", None, "rounds of masking; for edit, 24")
+_flag("sample", "integer", "factor", None, "2 or 4; for upscale, what fits the run unless given")
 _flag("sample", "multi_string", "extend", [], "SIDE:PIXELS such as left:8; for outpaint")
 _flag("sample", "string", "length", None, "tokens of a caption, or drawn by its head; for i2t")
 _flag("sample", "integer", "num", None, "how many; of each prompt or image")

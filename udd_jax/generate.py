@@ -58,11 +58,15 @@ def sample(workdir, flags, changes: dict | None = None) -> pathlib.Path:
         options["paint"] = steering_flags.painted(flags.paint, pipe.tokenizers["image"].image_size)
     if flags.begin_with:
         options["begin_with"] = [name.strip() for name in flags.begin_with.split(",")]
+    if flags.begin_steps is not None:
+        options["begin_steps"] = flags.begin_steps
     if flags.weigh:
         options["weigh"] = steering_flags.weights(flags.weigh)
     if flags.scorer:
         options["scorers"] = steering_flags.scorers(pipe, flags.scorer, flags.weights)
-    if flags.task in EDITS:
+    if flags.task in AS_THEY_ARE:
+        ids = {n: _each(rows, most) for n, rows in asked.items()}
+    elif flags.task in EDITS:
         ids = {n: _each(_read(pipe, n, rows), most) for n, rows in asked.items()}
     elif flags.task == "infill":
         if asked.get("image"):
@@ -110,7 +114,8 @@ def sample(workdir, flags, changes: dict | None = None) -> pathlib.Path:
 def _typed(flags) -> dict:
     """The flags that change a sample, in addition to the given values and the settings."""
     names = ("negative_prompt", "mask", "weight", "extend", "share", "rounds", "length")
-    names += ("paint", "scorer", "dual_encoder", "weights", "weigh", "begin_with")
+    names += ("paint", "scorer", "dual_encoder", "weights", "weigh", "begin_with", "begin_steps")
+    names += ("factor",)
     found = {name: getattr(flags, name) for name in names}
     found = {name: value for name, value in found.items() if value not in (None, [])}
     if flags.task == "infill":
@@ -131,21 +136,24 @@ def _edit(pipe, flags, ids, options):
 
 def _outpaint(pipe, flags, ids, options):
     """`--task=outpaint`: see `Pipeline.outpaint`."""
-    extend = {}
-    for typed in flags.extend:
-        side, _, number = typed.partition(":")
-        if not number.isdecimal():
-            raise UserError(f"--extend={typed}, expected SIDE:PIXELS such as left:8")
-        extend[side] = int(number)
-    images = pipe.outpaint(ids["image"], ids.get("text"), extend=extend, **options)
+    options["extend"] = steering_flags.extended(flags.extend)
+    images = pipe.outpaint(ids["image"], ids.get("text"), **options)
     return [values.Result.of(images)]
 
 
+def _upscale(pipe, flags, ids, options):
+    """`--task=upscale`: see `Pipeline.upscale`."""
+    options["factor"] = flags.factor
+    return [values.Result.of(pipe.upscale(ids["image"], ids.get("text"), **options))]
+
+
 # Tasks that are no rule: {name: (pipe, flags, {modality: values}, options) -> results}
-EDITS = {"edit": _edit, "outpaint": _outpaint}
-NEEDS = {"edit": ("image", "text"), "outpaint": ("image",)}
+EDITS = {"edit": _edit, "outpaint": _outpaint, "upscale": _upscale}
+NEEDS = {"edit": ("image", "text"), "outpaint": ("image",), "upscale": ("image",)}
+AS_THEY_ARE = ("upscale",)  # tasks that take pictures of any size
 # Flags of one task.
 OWN = {"share": "edit", "rounds": "edit", "extend": "outpaint", "length": "i2t"}
+OWN |= {"factor": "upscale"}
 
 
 def _folder(path) -> pathlib.Path:
@@ -196,7 +204,7 @@ def _asked(flags) -> dict[str, list[str]]:
 def _check(flags, asked, vocab) -> None:
     """ValueError if a flag that the task needs is missing, or a flag does not fit the task."""
     infill, edits = flags.task == "infill", flags.task in EDITS
-    rule = tasks.parse(vocab, "image|text" if edits else flags.task)
+    rule = tasks.typed(vocab, "image|text" if edits else flags.task)
     takes = rule.free if infill else ("image", "text") if edits else rule.given
     flag = lambda name: f"--{SHORT[name]}" if name in SHORT else f"--given {name}="  # noqa: E731
     for name in NEEDS[flags.task] if edits else () if infill else rule.given:
@@ -214,6 +222,7 @@ def _check(flags, asked, vocab) -> None:
     matches = any(typed.startswith("match=") for typed in flags.scorer) or flags.by == "match"
     unused += ["--dual_encoder"] if flags.dual_encoder and not matches else []
     unused += ["--begin_with"] if flags.begin_with and (edits or infill or flags.weight) else []
+    unused += ["--begin_steps"] if flags.begin_steps is not None and (edits or infill) else []
     unused += ["--weigh"] if flags.weigh and (edits or infill) else []
     unused += ["--paint"] if flags.paint and (edits or "text" not in rule.given) else []
     unused += ["--weight"] if flags.weight and (edits or infill or "text" not in rule.given) else []
@@ -285,7 +294,7 @@ def _read_images(paths, tokenizer) -> np.ndarray:
 
 # {kind: (the values of `--given NAME=VALUE`, tokenizer) -> values}
 TYPED = ("text", "length")  # kinds whose values are typed, all others are paths
-READ = {"image": _read_images, "text": lambda typed, tokenizer: typed}
+READ = {"image": _read_images, "coarse": _read_images, "text": lambda typed, tokenizer: typed}
 
 
 def _hidden(path, mask, size):
@@ -347,6 +356,7 @@ WRITE = {
     "layout": _write_layout,
     "length": _write_length,
     "embedding": _write_array,
+    "coarse": _write_image,
 }
 
 

@@ -42,6 +42,7 @@ TOKENIZERS = {
     ),
     "embedding": ("{name}_tokenizer.safetensors", embedding_tokenizer.save),
     **dict.fromkeys(("layout", "length", "features"), ("", None)),
+    "coarse": ("image_tokenizer.safetensors", lambda path, tokenizer: None),  # the image writes it
 }
 INDEX = f"{WEIGHTS}.index.json"
 SHARD = 5 * 10**9  # most bytes of a file of weights, the custom of hubs

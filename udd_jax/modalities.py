@@ -5,7 +5,9 @@
 
 Every run has an image and a text. A further modality is a row, and a further kind an entry of
 `KINDS`. A reference has the kind, the tokenizer, the classes, the embeddings and the head of the
-modality that it is like, and positions of its own.
+modality that it is like, and positions of its own. The kind `coarse` is the coarse level of the
+picture: the image tokenizer then has two levels, and the tokens of `image` are those of the fine
+one.
 """
 
 import dataclasses
@@ -44,7 +46,8 @@ class Kind(NamedTuple):
     there is none. load: (path, row) -> tokenizer, with `row` an entry of `config.modalities`.
     shape: (tokenizer, config) -> length, classes, grid or None. own: settings that a row may have.
     more: config -> settings that it always has. counted: (ids of the text int32[n, M], padding id)
-    -> ids, for a kind that is not stored with the data but follows from the text.
+    -> ids, for a kind that is not stored with the data but follows from the text. level: whether
+    its ids come with those of the image.
     """
 
     file: str
@@ -53,6 +56,7 @@ class Kind(NamedTuple):
     own: tuple[str, ...] = ()
     more: Callable[[Any], dict] = lambda config: {}
     counted: Callable[[Any, int], Any] | None = None
+    level: bool = False
 
 
 def _in_grid(tokenizer, config):
@@ -97,13 +101,20 @@ KINDS = {
         lambda tokenizer, config: (tokenizer.count, 1, None),
         ("count", "width", "dropped", "field"),
     ),
+    "coarse": Kind(
+        IMAGE,
+        lambda path, row: image_tokenizer.coarse(image_tokenizer.load(path), path),
+        _in_grid,
+        ("codes", "factor", "preview", "noise"),
+        level=True,
+    ),
 }
 NEEDS = {  # {kind: (settings without which there is no such modality, an example)}
     "layout": (("grid", "classes"), "(8, 8) and 4"),
     "features": (("count", "width"), "1 and 512"),
     "embedding": (("dimensions", "residuals", "codes"), "512, 4 and 256"),
 }
-ALONE = ("length", "features")  # kinds that have no references
+ALONE = ("length", "features", "coarse")  # kinds that have no references
 EVERY_ROW = ("kind", "schedule", "weight")  # settings of a row of any kind
 # Settings of a row that is like another.
 REFERENCE = ("like", "segment", "field", "schedule", "weight")
@@ -143,6 +154,14 @@ def rows(config) -> dict[str, dict]:
         if not set(needs) <= set(row):
             missing = " and ".join(needs)
             raise UserError(f"modalities.{name}: {missing} are missing, such as {example}")
+    levels = [name for name, row in sorted(found.items()) if row.get("kind") == "coarse"]
+    if len(levels) > 1:
+        raise UserError(f"modalities {' and '.join(levels)} are of kind coarse: expected one")
+    if levels and (seen := [n for n, row in found.items() if row.get("like") == "image"]):
+        raise UserError(
+            f"modalities.{seen[0]}.like = 'image' with {levels[0]!r} of kind coarse: expected a "
+            "picture of one level, or no references to it"
+        )
     lacking = [name for name in ALWAYS if name not in found]
     if lacking:
         raise UserError(f"modalities has no {lacking[0]!r}, expected image and text at least")
@@ -200,9 +219,23 @@ def counted(config) -> dict[str, Callable]:
     return {name: count for name, count in found.items() if count}
 
 
+def level(config) -> str | None:
+    """The name of the coarse level of the picture, or None if it has one level."""
+    return next((name for name, kind in kinds(config).items() if KINDS[kind].level), None)
+
+
+def coarse(config) -> dict:
+    """The fields of `pyramid.Pyramid` that the row of the coarse level has; {} without one."""
+    name = level(config)
+    row = rows(config)[name] if name else {}
+    names = {"codes": "coarse_embed", "factor": "factor", "preview": "preview"}
+    return {"coarse_embed": 256} | {n: row[f] for f, n in names.items() if f in row} if row else {}
+
+
 def stored(config) -> tuple[str, ...]:
     """The modalities besides image and text that records have."""
-    return tuple(name for name in further(config) if name not in counted(config))
+    without = {level(config), *counted(config)}
+    return tuple(name for name in further(config) if name not in without)
 
 
 def texts(config) -> tuple[str, ...]:
@@ -269,6 +302,12 @@ def fitting(config, tokenizer):
             f"vq.file = {config.vq.file!r} is for pictures {tokenizer.shape}, expected {wanted}: "
             f"set --config.image_size= to its height and width; channels are always {CHANNELS}"
         )
+    levels = 2 if level(config) else 1
+    if len(tokenizer.lengths) != levels:
+        raise UserError(
+            f"vq.file = {config.vq.file!r} has {len(tokenizer.lengths)} of levels, the modalities "
+            f"ask for {levels}: name another --config.vq.file="
+        )
     return tokenizer
 
 
@@ -295,7 +334,7 @@ def tokenizer_file(config, name: str) -> str:
 
 def tokenizer_files(config) -> list[str]:
     """The files of all tokenizers in the folder of a run."""
-    return [file for name in own(config) if (file := tokenizer_file(config, name))]
+    return list(dict.fromkeys(f for name in own(config) if (f := tokenizer_file(config, name))))
 
 
 def of_sound(config, name: str) -> ml_collections.ConfigDict:
@@ -305,6 +344,8 @@ def of_sound(config, name: str) -> ml_collections.ConfigDict:
     with own.unlocked():
         own.vq.update(ml_collections.ConfigDict(row.get("vq", {})))
         own.vq.model.channels = 1
+        if level(config):
+            del own.modalities[level(config)]  # a sound has one level
         del own.image_size  # of an old config it is a number, which a pair may not replace
         own.image_size = Spectrogram.of(row).shape
         own.vq.file = row.get("vq", {}).get("file", "")

@@ -38,7 +38,7 @@ from udd_jax.errors import UserError
 from udd_jax.networks import matching, transformer
 from udd_jax.runtime import compiled, files, sharding, trees
 from udd_jax.sampling.settings import Settings
-from udd_jax.steering import candidates, chains, edits, lengths, scoring, stepwise
+from udd_jax.steering import candidates, chains, edits, lengths, scoring, stepwise, upscaling
 from udd_jax.tokenizers import codecs
 from udd_jax.values import Result
 
@@ -297,6 +297,20 @@ class Pipeline:
         """
         return edits.outpaint(self, images, captions, extend, num, seed, **settings)
 
+    def upscale(
+        self, images, captions=None, *, factor=None, num=1, seed=0, **settings
+    ) -> np.ndarray:
+        """Draws small pictures at a larger size: uint8[n, factor H, factor W, 3].
+
+        For a run whose pictures have two levels (a modality of kind coarse): the small picture
+        gives the coarse codes, and the fine ones are generated. images: arrays uint8[n, H, W, 3],
+        images of Pillow or paths, all of one size. factor: 2 or 4; by default what makes a picture
+        as large as those of the run, which is 1 for a preview. A larger result is made by windows
+        of the fine grid (`sampling.outpainting`), also larger than any in training. captions: of
+        the whole, or none. UserError, one line.
+        """
+        return upscaling.upscale(self, images, captions, factor, num, seed, **settings)
+
     def reconstruct(self, images) -> np.ndarray:
         """Encodes and decodes images with the image tokenizer: an upper limit for all samples.
 
@@ -327,8 +341,11 @@ class Pipeline:
             mask = np.broadcast_to(mask, images.shape[:3])
             hidden = np.stack([pixels.hide(i, m) for i, m in zip(images, mask, strict=True)])
             given["image"] = tokenizer.encode(hidden)
-            cells = [pixels.code_mask(m, tokenizer.grid).reshape(-1) for m in mask]
-            free["image"] = np.stack(cells)
+            grids = {"image": tokenizer.grid}
+            if (coarse := self.vocab.coarse) is not None:
+                grids[coarse.name], given = coarse.grid, self.vocab.parts(given)
+            for name, grid in grids.items():
+                free[name] = np.stack([pixels.code_mask(m, grid).reshape(-1) for m in mask])
         if captions is not None:
             if len(captions) != count:
                 raise UserError(f"infill: {count} images and {len(captions)} captions")
@@ -561,6 +578,7 @@ class Pipeline:
         paint=(),
         weigh=None,
         begin_with=None,
+        begin_steps=None,
         **settings,
     ) -> Iterator[Result]:
         """Checks the arguments, then generates and returns one batch of samples after the other.
@@ -590,7 +608,9 @@ class Pipeline:
                 belong where the mask, as in `infill`, is white (`sampling.painting`). A phrase or
                 mask may be a list, one for each given text.
             begin_with: modalities of the task that are generated first, such as "length"; the rest
-                is then generated given them (`steering.stepwise`).
+                is then generated given them (`steering.stepwise`). A picture of two levels begins
+                with the coarse one, unless something here needs one chain for both.
+            begin_steps: the `steps` of what is generated first.
             weigh: {modality: weight} of what is given: how much attention it gets. 1 is off, 0 is
                 as if it had no keys (`sampling.weights`). A weight may be a list.
 
@@ -601,16 +621,31 @@ class Pipeline:
         (4, 2)
         """
         values.whole("batch_size", batch_size, 1), values.whole("seed", seed)
-        if begin_with is not None:
-            if masks is not None or prompts is not None:
-                raise UserError("begin_with goes with a rule and given values alone")
-            keys_of = lambda n: sample_keys(seed, n, first) if keys is None else keys  # noqa: E731
+        if begin_with is not None and (masks is not None or prompts is not None):
+            raise UserError("begin_with goes with a rule and given values alone")
+        if begin_steps is not None:
+            values.whole("begin_steps", begin_steps, 1)
+        plain = masks is prompts is guide is None and not (scorers or paint)
+        best_of = each = values.whole("best_of", best_of, 1)
+        judged, number = task, 0
+        while begin_with is not None or (plain and tasks.coarse_first(self.vocab, task)):
             options = {"batch_size": batch_size, **settings}
-            begun = stepwise.begin(self, task, begin_with, count, given, num, keys_of, **options)
-            (task, given), count, num = begun, None, 1
-        best_of = values.whole("best_of", best_of, 1)
-        num = values.whole("num", num, 1) * best_of
-        ways = candidates.directions(self, task) if best_of > 1 else ()
+            options |= {} if begin_steps is None else {"steps": begin_steps}
+            names, number, start = begin_with, number + 1, first
+            if names is None:  # a coarse level is steered as the picture is, and has candidates
+                names, start = tasks.coarse_first(self.vocab, task), first * best_of
+                num, each = values.whole("num", num, 1) * each, 1
+                options |= {"negative": negative, "weigh": weigh}
+                negative = stepwise.repeated(self, negative, num)
+            else:
+                judged = None
+            keys_of = lambda n, k=start: sample_keys(seed, n, k) if keys is None else keys  # noqa: E731
+            begun = stepwise.begin(self, task, names, count, given, num, keys_of, number, **options)
+            (task, given), count, num, begin_with, begin_steps = begun, None, 1, None, None
+        if begin_steps is not None:
+            raise UserError(f"begin_steps = {begin_steps}: name what comes first with begin_with")
+        num = values.whole("num", num, 1) * each
+        ways = candidates.directions(self, judged or task) if best_of > 1 else ()
         if best_of > 1:
             candidates.check(self, by)
         chain = chains.prepare(
@@ -643,7 +678,7 @@ class Pipeline:
     def _result(self, names, tokens, calls, states, branches) -> Result:
         """The samples of a batch. names: the modalities to decode; states: int32[n, trace, L]."""
         ids = {k: np.asarray(v) for k, v in self.vocab.split(jnp.asarray(tokens)).items()}
-        found = {name: self.codecs[name].decode(ids[name]) for name in names}
+        found = {n: self.codecs[n].decode(self.vocab.joined(n, ids)) for n in names}
         return Result(found, tokens, calls, np.swapaxes(states, 0, 1), branches)
 
     def _in_batches(self, function, keys, most):

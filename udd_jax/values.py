@@ -245,11 +245,15 @@ PLAIN = {
     "length": counts,
     "features": vectors,
     "embedding": functools.partial(vectors, axes=1),
+    "coarse": lambda given, tokenizer, size: pictures(given, size),
 }
 
 
 def ids(pipe, name: str, given) -> np.ndarray:
-    """The ids int32[n, length] of a modality, from values or ids."""
+    """The ids int32[n, length] of a modality, from values or ids.
+
+    Those of a picture of two levels are of both, as `Vocab.parts` takes them.
+    """
     length = {m.name: m.length for m in pipe.vocab.modalities}
     if name not in length:
         raise UserError(f"given {name!r} is no modality, expected some of {', '.join(length)}")
@@ -259,8 +263,10 @@ def ids(pipe, name: str, given) -> np.ndarray:
         shape = ()
     elif pipe.kinds[name] == "features":
         length[name] = shape[1]
+    coarse = pipe.vocab.coarse
+    whole = coarse.length + length[name] if coarse and coarse.level_of == name else None
     if len(shape) == 2 and shape != grid and jnp.issubdtype(given.dtype, jnp.integer):
-        if shape[1] != length[name]:
+        if shape[1] not in (length[name], whole):
             raise UserError(f"given {name!r} has {shape[1]} ids a sample, expected {length[name]}")
         return np.asarray(given, np.int32)
     return pipe.codecs[name].encode(plain(pipe, name, given), strict=True)
@@ -290,7 +296,7 @@ def fuse(vocab, local: dict, count: int, elsewhere: int) -> np.ndarray:
     """{modality: local ids} -> x, int32[count, L]. A single row is repeated; other modalities
     get the token `elsewhere`."""
     x = np.full((count, vocab.length), elsewhere, np.int32)
-    for name, rows in local.items():
+    for name, rows in vocab.parts(local).items():
         m = vocab.index(name)
         if rows.shape[1] != vocab.modalities[m].length:
             raise UserError(f"{name!r} are features, expected them in `given` alone")

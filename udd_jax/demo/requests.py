@@ -201,7 +201,7 @@ def make(
         images = None if image is None else image[None]
         given, masks = pipe.infilling(images, mask, captions, blank_tokens)
     else:
-        needs = tasks.parse(pipe.vocab, task).given
+        needs = tasks.typed(pipe.vocab, task).given
         have = {"text": text, "image": image, **(more or {})}
         for name in needs:
             if have.get(name) is None:

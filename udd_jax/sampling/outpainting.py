@@ -2,7 +2,8 @@
 
 The picture is laid on a larger canvas. The window that shows most known pixels, among those that
 show unknown ones too, is infilled given what is known in it. This repeats until all is known. Each
-window thus continues what the windows before it have drawn.
+window thus continues what the windows before it have drawn. `fill` does that for any canvas, also
+for one of which nothing is known.
 """
 
 import numpy as np
@@ -37,20 +38,32 @@ def outpaint(infill, images: np.ndarray, extend: dict[str, int], cell: int) -> n
     extend: of `sides`; cell: pixels of a code, by which windows move. Known pixels stay as they
     are, bit for bit.
     """
-    height, width = images.shape[1:3]
+    size = images.shape[1:3]
     rows, columns = ((extend[a], extend[b]) for a, b in (SIDES[2:], SIDES[:2]))
     canvas = np.pad(images, ((0, 0), rows, columns, (0, 0)))
-    known = np.pad(np.ones((height, width), bool), (rows, columns))
+    known = np.pad(np.ones(size, bool), (rows, columns))
+    draw = lambda windows, mask, number, here: infill(windows, mask, number)  # noqa: E731
+    return fill(draw, canvas, known, size, (rows[0], columns[0]), cell)
+
+
+def fill(infill, canvas: np.ndarray, known: np.ndarray, size, start, cell: int) -> np.ndarray:
+    """The canvas uint8[n, H', W', 3] with all pixels drawn that are not known, bool[H', W'].
+
+    infill: (windows uint8[n, *size, 3], mask bool[*size], number of the window, its place in the
+    canvas, two slices) -> uint8[n, *size, 3]. size: (height, width) of a window. start: a corner,
+    (y, x), from which windows move by cells. The canvas and `known` are changed, too.
+    """
+    height, width = size
     # Half of a window is context; steps of cells keep the codes aligned with the picture's.
     number = 0
     while not known.all():
         y, x = max(
-            _places(known.shape, (rows[0], columns[0]), (height, width), cell),
+            _places(known.shape, start, size, cell),
             key=lambda place: _value(known[_window(*place, height, width)]),
         )
         here = _window(y, x, height, width)
         mask = ~known[here]
-        drawn = infill(canvas[:, *here], mask, number)
+        drawn = infill(canvas[:, *here], mask, number, here)
         canvas[:, *here] = np.where(mask[None, ..., None], drawn, canvas[:, *here])
         known[here] = True
         number += 1

@@ -22,7 +22,7 @@ def directions(pipe, task: str) -> tuple[str, ...]:
 
     Of a task with given modalities the other way round; else each modality given the others.
     """
-    rule = tasks.parse(pipe.vocab, task)
+    rule = tasks.typed(pipe.vocab, task)
     if task == "infill" or len(rule.free + rule.given) < 2:
         raise UserError(f"task {task!r} has no other direction to rank candidates by")
     if rule.given:

@@ -158,11 +158,11 @@ def still(pipe, masks: tasks.Masks) -> str | None:
 def _check_given(vocab, task: str, given: dict) -> None:
     rule = tasks.parse(vocab, task)
     for name in rule.given:
-        if name not in given:
+        if name not in vocab.parts(given):
             raise UserError(f"task {task!r}: given {name!r} is missing")
     for name in given:
         if name not in rule.given:
-            expected = ", ".join(rule.given) or "nothing"
+            expected = ", ".join(tasks.typed(vocab, task).given) or "nothing"
             raise UserError(f"task {task!r}: {name!r} is not given in it, expected {expected}")
 
 

@@ -41,6 +41,17 @@ def painted(words: list[str], size: int) -> list[tuple]:
     return [(phrase, pixels.read_mask(path, size), weight) for phrase, path, weight in found]
 
 
+def extended(extend: list[str]) -> dict[str, int]:
+    """--extend=SIDE:PIXELS -> `extend` of `Pipeline.outpaint`."""
+    found = {}
+    for typed in extend:
+        side, _, number = typed.partition(":")
+        if not number.isdecimal():
+            raise UserError(f"--extend={typed}, expected SIDE:PIXELS such as left:8")
+        found[side] = int(number)
+    return found
+
+
 def weights(words: list[str]) -> dict[str, float]:
     """`--weigh`s -> {modality: weight} (`sampling.weights`)."""
     found = {}

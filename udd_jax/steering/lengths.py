@@ -36,7 +36,7 @@ def inputs(pipe, images, length, num: int = 1, seed: int = 0) -> tuple[dict, tas
     text = np.full((len(image), most), pipe.tokenizers["text"].pad_id, np.int32)
     given, free = {"image": image, "text": text}, np.zeros((len(image), pipe.vocab.length), bool)
     free[:, pipe.vocab.slices[pipe.vocab.index("text")]] = np.arange(most) < lengths[:, None]
-    absent = [m.name not in given for m in pipe.vocab.modalities]
+    absent = [m.name not in pipe.vocab.parts(given) for m in pipe.vocab.modalities]
     return given, tasks.Masks(free, np.broadcast_to(absent, (len(image), len(absent))))
 
 

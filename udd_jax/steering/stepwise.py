@@ -11,26 +11,53 @@ from udd_jax.diffusion import tasks
 from udd_jax.errors import UserError
 
 
-def begin(pipe, task: str, names, count, given, num: int, keys_of, **options) -> tuple[str, dict]:
+def rules(vocab, task: str, names) -> tuple[str, str]:
+    """The rules of the two steps of a task that begins with `names`."""
+    free, given = tasks.parse(vocab, task)
+    rest = [name for name in free if name not in names]
+    bar = "|" + ",".join(given) if given else ""
+    known = tuple(dict.fromkeys((*given, *names)))
+    return ",".join(names) + bar, f"{','.join(rest)}|{','.join(known)}"
+
+
+def levels(pipe, task: str) -> list[dict]:
+    """The settings of the two steps in which a picture of two levels is generated; [] for others.
+
+    An evaluation keeps them with its samples.
+    """
+    names = tasks.coarse_first(pipe.vocab, task)
+    return [vars(pipe.settings(rule)) for rule in rules(pipe.vocab, task, names)] if names else []
+
+
+def repeated(pipe, negative: dict | None, num: int) -> dict | None:
+    """Negative prompts for the second step, where each sample has a row: as ids, `num` times."""
+    rows = {name: values.ids(pipe, name, given) for name, given in (negative or {}).items()}
+    return {n: r if len(r) == 1 else np.repeat(r, num, axis=0) for n, r in rows.items()} or None
+
+
+def begin(
+    pipe, task: str, names, count, given, num: int, keys_of, number=1, **options
+) -> tuple[str, dict]:
     """Generates the modalities `names` of a task: (the rule of the rest, what is given in it).
 
-    count, given, num: as of `Pipeline.stream`. keys_of: number of samples -> their keys. options:
-    of `Pipeline.stream` for the first step. Given are ids then, with a row for each sample.
+    count, given, num: as of `Pipeline.stream`. keys_of: number of samples -> their keys. number: of
+    this beginning, 1 for the first. options: of `Pipeline.stream` for the first step. Given are ids
+    then, with a row for each sample.
 
     UserError, one line: a name that the task does not generate, or nothing is left.
     """
-    names, rest = check(pipe, task, names)
-    rule = tasks.parse(pipe.vocab, task)
+    names, _ = check(pipe, task, names)
     given = {name: values.ids(pipe, name, rows) for name, rows in (given or {}).items()}
-    keys = jax.vmap(jax.random.fold_in, (0, None))(keys_of(values.count(count, given) * num), 1)
-    first = ",".join(names) + ("|" + ",".join(rule.given) if rule.given else "")
+    keys = keys_of(values.count(count, given) * num)
+    keys = jax.vmap(jax.random.fold_in, (0, None))(keys, number)
+    first, second = rules(pipe.vocab, task, names)
     made = pipe.generate(first, count, given=given, num=num, keys=keys, **options)
-    known = (*rule.given, *names)
+    known = tasks.parse(pipe.vocab, second).given
     ids = jax.device_get(pipe.vocab.split(jax.numpy.asarray(made.tokens)))
     for name in modalities.features(pipe.config):
         if name in given:
             ids[name] = np.repeat(given[name], num, axis=0)
-    return f"{','.join(rest)}|{','.join(known)}", {name: ids[name] for name in known}
+    return second, {name: ids[name] for name in known}
 
 
 def check(pipe, task: str, names) -> tuple[list[str], list[str]]:
@@ -41,6 +68,9 @@ def check(pipe, task: str, names) -> tuple[list[str], list[str]]:
         if name not in rule.free:
             expected = ", ".join(rule.free)
             raise UserError(f"begin_with {name!r}: task {task!r} generates {expected}")
+    coarse = pipe.vocab.coarse
+    if coarse is not None and coarse.level_of in names and coarse.name in set(rule.free) - {*names}:
+        names = [coarse.name, *names]  # a picture is both of its levels
     rest = [name for name in rule.free if name not in names]
     if task == "infill" or not rest or not names:
         raise UserError(

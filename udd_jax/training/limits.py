@@ -54,6 +54,14 @@ WORDS = {
     "train.decay": ("linear", "cosine"),
     "evaluate.split": ("train", "validation", "test"),
 }
+# What a picture of two levels, a modality of kind coarse, does not have.
+LEVELS = {
+    "vq.rebuild.codes": "0",
+    "dual_encoder.steps": "0",
+    "train.end_to_end.weight": "0",
+    "model.length_head": "False",
+    "evaluate.steering": "0",
+}
 LEAST_TEXT, LEAST_SIDE, LEAST_VOCABULARY = 2, 8, 320
 
 
@@ -107,6 +115,10 @@ def check(config) -> None:
         _refuse(config, "incomplete", "False with a dual encoder, which learns from pairs")
     if "layout" in modalities.kinds(config).values() and (value(config, "views") or 1) > 1:
         _refuse(config, "views", "1 with a layout, which is not cut and mirrored with its picture")
+    if modalities.level(config):
+        for name, words in LEVELS.items():
+            if value(config, name):
+                _refuse(config, name, f"{words} with a picture of two levels")
     channels = value(config, "vq.model.channels")
     if channels not in (None, modalities.CHANNELS):
         words = f"{modalities.CHANNELS}: grey pictures are read as colours, clear ones over white"
@@ -123,6 +135,7 @@ def _check_size(config) -> None:
     if min(sides) < LEAST_SIDE:
         _refuse(config, "image_size", f"at least {LEAST_SIDE} pixels")
     cell = (patch or 1) * 2 ** (len(value(config, "vq.model.ch_mult") or (1,)) - 1)
+    cell *= modalities.coarse(config).get("factor", 1)
     if any(side % cell for side in sides) and not value(config, "vq.file"):
         which = "a multiple" if isinstance(size, int) else "multiples"
         _refuse(config, "image_size", f"{which} of {cell}, the cell of a code")

@@ -61,6 +61,9 @@ PLANNED = {  # {kind: (config, name, row) -> what is known of its tokenizer}
     "length": lambda config, name, row: Planned(None, row["most"] + 1),
     "embedding": lambda config, name, row: Planned(None, row["codes"], row["residuals"]),
     "features": lambda config, name, row: modalities.KINDS["features"].load(None, row),
+    "coarse": lambda config, name, row: Planned(
+        *train_image_tokenizer.make_model(config).levels[0]
+    ),
 }
 
 

@@ -15,6 +15,9 @@ three parts:
    `merge` is halved until the joined codes cost at most `merge_cost` dB and at least two are left.
    Then the tokenizer must be `above_flat` dB better than cells of one colour each.
 
+A picture of two levels (a modality of kind "coarse") has a network and a codebook for both, trained
+together (`tokenizers/pyramid.py`, `codebooks.py`). All else is the same.
+
 A step is a pure function of (state, images, key), and its images of (seed, step).
 """
 
@@ -31,8 +34,8 @@ from udd_jax import modalities
 from udd_jax.data import survey
 from udd_jax.errors import UserError
 from udd_jax.runtime import checkpoints, files, logbook, sharding
-from udd_jax.tokenizers import codebook, image_tokenizer, vqgan
-from udd_jax.training import finish, loop
+from udd_jax.tokenizers import codebook, image_tokenizer, pyramid, vqgan
+from udd_jax.training import codebooks, finish, loop
 from udd_jax.training import pictures as pictures_of
 
 FILE = "tokenizer"
@@ -46,7 +49,7 @@ class TrainState:
     step: jax.Array  # int32[]
     params: Any
     opt_state: Any
-    averages: codebook.Averages
+    averages: Any  # codebook.Averages, or one for each codebook
     judge: Any
     judge_opt_state: Any
 
@@ -54,7 +57,9 @@ class TrainState:
 def make_model(config) -> vqgan.VQGAN:
     """`config.vq.model` -> the network, for images of `config.image_size`."""
     options = {k: tuple(v) if isinstance(v, list) else v for k, v in config.vq.model.items()}
-    return vqgan.VQGAN(resolution=modalities.image_size(config), **options)
+    coarse = modalities.coarse(config)
+    network = pyramid.Pyramid if coarse else vqgan.VQGAN
+    return network(resolution=modalities.image_size(config), **options, **coarse)
 
 
 def make_discriminator(config) -> vqgan.Discriminator | None:
@@ -77,12 +82,11 @@ def create_state(config, model, params) -> TrainState:
     (tx, critic_tx), critic = make_optimisers(config), make_discriminator(config)
     key = jax.random.fold_in(jax.random.key(config.seed), 2)
     critic_params = jax.jit(critic.init)(key, _blank(model))["params"] if critic else {}
-    per_batch = config.vq.batch_size * model.grid[0] * model.grid[1]
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         opt_state=tx.init(params),
-        averages=codebook.averages(vqgan.rows(params), per_batch),
+        averages=codebooks.begin(model, params, config.vq.batch_size),
         judge=critic_params,
         judge_opt_state=critic_tx.init(critic_params),
     )
@@ -138,20 +142,14 @@ def make_step(config, model, critic, tx, critic_tx, perceptual=None, frozen=()):
             "loss": loss,
             "psnr": 10 * jnp.log10(4 / jnp.mean((jnp.clip(out.images, -1, 1) - x) ** 2)),
             "quantiser_loss": out.loss,
-            "perplexity": codebook.perplexity(out.codes, model.n_embed),
+            "perplexity": codebook.perplexity(codebooks.each(model, out.codes)[-1], model.n_embed),
         }
         averages = state.averages
         if model.quantiser != "gumbel" and "quantize" not in frozen:
-            averages, rows = codebook.ema_update(averages, out.z, out.codes, c.decay)
-            rows = rows if model.quantiser == "ema" else vqgan.rows(params)
-            moved = codebook.restart(
-                key_restart, averages, rows, out.z, out.codes, c.restart.threshold, c.restart.factor
-            )
             now = ~plain & (step < c.restart.until * c.steps)
-            averages, rows, restarted = jax.tree.map(
-                lambda new, old: jnp.where(now, new, old), moved, (averages, rows, 0)
+            averages, params, restarted = codebooks.follow(
+                c, model, averages, params, out, key_restart, now
             )
-            params = params | {"quantize": {"embedding": rows}}
             metrics["restarted"] = restarted
 
         critic_params, judge_opt_state = state.judge, state.judge_opt_state
@@ -190,14 +188,10 @@ def hinge(critic_params, critic, real, fake):
 
 
 def start_codebook(model, state: TrainState, images, batch_size: int, key) -> TrainState:
-    """The state with a codebook: k-means on the encoder's vectors of images uint8[n, S, S, 3]."""
-    key_pool, key_means = jax.random.split(key)
+    """The state with codebooks: k-means on the encoder's vectors of images uint8[n, S, S, 3]."""
     params = jax.device_get(state.params)
-    vectors = finish.pool_vectors(model, params, images, key_pool)
-    rows, distance = codebook.kmeans(key_means, vectors, model.n_embed)
-    average = codebook.averages(rows, batch_size * model.grid[0] * model.grid[1])
-    variance = distance / model.embed_dim
-    return state.replace(params=vqgan.with_rows(params, rows, variance), averages=average)
+    params, averages = codebooks.found(model, params, images, batch_size, key)
+    return state.replace(params=params, averages=averages)
 
 
 def train(

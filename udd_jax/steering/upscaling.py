@@ -1,0 +1,117 @@
+"""Small pictures at a larger size: the coarse codes of the small one are given, the fine generated.
+
+Muse's super-resolution (arXiv 2301.00704) with the two levels of one tokenizer. A small picture is
+enlarged smoothly, and only the coarse codes of that are used. What is larger than a picture of the
+run is drawn by windows of the fine grid: each is given the coarse codes of its place, and the fine
+codes that earlier windows have drawn there.
+"""
+
+import os
+
+import numpy as np
+from PIL import Image
+
+from udd_jax import values
+from udd_jax.data import pixels
+from udd_jax.diffusion import tasks
+from udd_jax.errors import UserError
+from udd_jax.sampling import outpainting
+
+FACTORS = (1, 2, 4)
+
+
+def upscale(pipe, images, captions, factor, num: int, seed, **settings) -> np.ndarray:
+    """The pictures of `Pipeline.upscale`."""
+    if pipe.vocab.coarse is None:
+        raise UserError(
+            "upscale: the pictures of this run have one level, expected a run with a modality of "
+            "kind coarse, such as configs/t2i.py:pyramid"
+        )
+    num, small = values.whole("num", num, 1), _small(images)
+    guides = _guides(pipe, small, factor)
+    text = _captions(pipe, captions, len(guides))
+    guides = np.repeat(guides, num, axis=0)
+    text = None if text is None else np.repeat(text, num, axis=0)
+    tokenizer = pipe.tokenizers["image"]
+    size = tokenizer.shape[:2]
+
+    names = vars(pipe.settings())
+    plain = {name: value for name, value in settings.items() if name in names}
+    others = {name: value for name, value in settings.items() if name not in names}
+
+    def infill(windows, mask, number, here):
+        coarse = tokenizer.encode(guides[:, *here])[:, : pipe.vocab.coarse.length]
+        free = pixels.code_mask(mask, tokenizer.grid).reshape(-1)
+        given, masks = _asked(pipe, coarse, tokenizer.encode(windows), free, text)
+        rule = "image|" + ",".join(name for name in given if name != "image")
+        options = {"seed": seed + number, **vars(pipe.settings(rule, **plain)), **others}
+        return pipe.generate("infill", given=given, masks=masks, **options).images
+
+    canvas, known = np.zeros_like(guides), np.zeros(guides.shape[1:3], bool)
+    cell = size[0] // pipe.vocab.coarse.grid[0]  # windows keep to the coarse grid
+    return outpainting.fill(infill, canvas, known, size, (0, 0), cell)
+
+
+def _asked(pipe, coarse, codes, free, text):
+    """(given, masks) of windows whose fine codes are free, bool[N2]. codes: of all levels."""
+    m, count = pipe.vocab.coarse, len(coarse)
+    given = {m.name: coarse, m.level_of: pipe.tokenizers["image"].finest(codes)}
+    given |= {} if text is None else {"text": text}
+    positions = np.zeros((count, pipe.vocab.length), bool)
+    positions[:, pipe.vocab.slices[pipe.vocab.index(m.level_of)]] = free
+    absent = [name.name not in given for name in pipe.vocab.modalities]
+    return given, tasks.Masks(positions, np.tile(absent, (count, 1)))
+
+
+def _small(images) -> np.ndarray:
+    """One or many pictures of one size -> uint8[n, H, W, 3]."""
+    if isinstance(images, str | os.PathLike | Image.Image) or getattr(images, "ndim", 0) == 3:
+        images = [images]
+    read = []
+    for image in images:
+        if isinstance(image, str | os.PathLike):
+            image = pixels.read(image)
+        elif isinstance(image, Image.Image):
+            image = pixels.rgb(image)
+        read.append(np.asarray(image))
+        if read[-1].dtype != np.uint8 or read[-1].ndim != 3 or read[-1].shape[2] != 3:
+            found = f"{read[-1].dtype}{list(read[-1].shape)}"
+            raise UserError(f"upscale: image {found}, expected uint8[H, W, 3], values 0 to 255")
+    shapes = sorted({image.shape[:2] for image in read})
+    if len(shapes) != 1:
+        found = ", ".join(pixels.shown(shape) for shape in shapes) or "no pictures"
+        raise UserError(f"upscale: {found}, expected pictures of one size: upscale them one by one")
+    return np.stack(read)
+
+
+def _guides(pipe, small: np.ndarray, factor) -> np.ndarray:
+    """The small pictures, enlarged to the size of the result."""
+    size, shape = pipe.tokenizers["image"].shape[:2], small.shape[1:3]
+    if factor is None:
+        large = lambda f: all(f * side >= own for side, own in zip(shape, size, strict=True))  # noqa: E731
+        fits = [f for f in FACTORS if large(f)]
+        factor = fits[0] if fits else FACTORS[-1]
+    if factor not in FACTORS:
+        raise UserError(f"factor = {factor!r}, expected one of {', '.join(map(str, FACTORS))}")
+    larger = tuple(side * factor for side in shape)
+    cell = size[0] // pipe.vocab.coarse.grid[0]
+    most = outpainting.LARGEST
+    both = list(zip(size, larger, strict=True))
+    if not all(own <= side <= most * own and not side % cell for own, side in both):
+        raise UserError(
+            f"upscale: {pixels.shown(shape)} pixels times factor = {factor} are "
+            f"{pixels.shown(larger)}, expected sides that are multiples of {cell}, at least those "
+            f"of the run, {pixels.shown(size)}, and at most {most} times these"
+        )
+    height, width = larger
+    large = [Image.fromarray(image).resize((width, height), Image.BICUBIC) for image in small]
+    return np.stack([np.asarray(image) for image in large])
+
+
+def _captions(pipe, captions, count: int) -> np.ndarray | None:
+    if captions is None:
+        return None
+    ids = values.ids(pipe, "text", captions)
+    if len(ids) not in (1, count):
+        raise UserError(f"upscale: {count} images, {len(ids)} captions: expected as many, or one")
+    return np.broadcast_to(ids, (count, ids.shape[1]))
