@@ -245,7 +245,8 @@ def texts(config) -> tuple[str, ...]:
 
 def recorded(config, names) -> tuple[str, ...]:
     """What a record must have, so that there is a value of each of some modalities."""
-    return tuple(dict.fromkeys("text" if name in counted(config) else name for name in names))
+    comes_with = dict.fromkeys(counted(config), "text") | {level(config): "image"}
+    return tuple(dict.fromkeys(comes_with.get(name, name) for name in names))
 
 
 def complete(config, vocab, tokens: dict, pad_id: int) -> dict:

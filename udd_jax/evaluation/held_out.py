@@ -23,6 +23,7 @@ class Items:
         images: uint8[n, S, S, 3]; None if the items were not asked for their images.
         captions: the first caption of each item, encoded and decoded by the text tokenizer.
         codes, ids: int32[n, N], int32[n, M], local ids; None as images, and [] and None as texts.
+            Of a picture of two levels, N are the codes of both (`Vocab.parts`).
         extra: the fields `extra` of the records.
         hash: of keys, images and captions.
         keys: of the records.
@@ -103,6 +104,8 @@ def read(pipe, count: int, split: str = "", names=None) -> Items:
     if "image" in asked:
         images = np.stack([views[0] for views in pixels])
         codes = pipe.codecs["image"].encode(images)
+        if (coarse := pipe.vocab.coarse) is not None:
+            tokens[coarse.name] = pipe.vocab.parts({"image": codes})[coarse.name]
     if "text" in asked:
         firsts = [texts[0] for texts in references]
         tokens["text"] = ids = pipe.codecs["text"].encode(firsts, strict=False)

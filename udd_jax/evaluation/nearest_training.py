@@ -50,7 +50,7 @@ def pairs_of(vocab, tokens: np.ndarray) -> dict[str, np.ndarray]:
     Other modalities are absent in a pair: what a sample has at their places is noise.
     """
     local = vocab.split(tokens)
-    return {name: np.asarray(local[name]) for name in PAIR}
+    return {name: np.asarray(vocab.joined(name, local)) for name in PAIR}
 
 
 def nearest(cache, found: dict) -> tuple[dict, np.ndarray]:

@@ -2,7 +2,8 @@
 
 Conditions are held-out items in order. In an embedded world every value can be read, given ones
 and generated ones. A sample is right if each generated value is readable and at least one scene
-fits all of them, given and generated (`World.fitting`). `samples/RULE.npz` has the samples of a
+fits all of them, given and generated (`World.fitting`). A coarse level is read as the picture that
+it decodes to. `samples/RULE.npz` has the samples of a
 rule (with `_from_` for the bar and `_` for commas):
 
     tokens int32[n, L]     about: JSON, everything that the samples depend on, and their seconds
@@ -24,6 +25,7 @@ from udd_jax import modalities
 from udd_jax.diffusion import tasks
 from udd_jax.evaluation import held_out, listening, samples
 from udd_jax.evaluation.metrics import agreement, intervals
+from udd_jax.steering import stepwise
 
 EVERY = (
     "every"  # in `evaluate.rules`: each one from each other and from all others, all from nothing
@@ -72,7 +74,7 @@ def measure(
         parsed = tasks.parse(pipe.vocab, rule)
         items = whole or held_out.read(pipe, count, names=(*parsed.free, *parsed.given))
         tokens, about = _sampled(pipe, items, rule, folder, made_of)
-        given = items.tokens
+        given = pipe.vocab.parts(items.tokens)
         local = {name: np.asarray(ids) for name, ids in pipe.vocab.split(tokens).items()}
         tokens_of = [
             n for n in parsed.given if not pipe.vocab.modalities[pipe.vocab.index(n)].inputs
@@ -114,6 +116,8 @@ def _sampled(pipe, items, rule: str, folder, made_of: dict):
     count = min(options.samples, len(items))
     about = {"rule": rule, "count": count, "seed": options.seed, "items": items.hash}
     about |= {"settings": vars(pipe.settings(rule)), **made_of}
+    if levels := stepwise.levels(pipe, rule):
+        about["levels"] = levels
     about = json.loads(json.dumps(about))
     path = folder / f"{file_name(rule)}.npz"
     if path.exists():
@@ -122,13 +126,17 @@ def _sampled(pipe, items, rule: str, folder, made_of: dict):
             if {**old, "seconds": None} == {**about, "seconds": None}:
                 return file["tokens"], old
     started = time.perf_counter()
-    given = {name: items.tokens[name][:count] for name in parsed.given}
+    known = pipe.vocab.parts(items.tokens)
+    given = {name: known[name][:count] for name in parsed.given}
     size = min(options.batch_size, count)
     asked_for = {"seed": options.seed, "batch_size": size, "trace": samples.FRAMES}  # one program
     made = pipe.generate(rule, count, given=given, **asked_for)
     about["seconds"] = round(time.perf_counter() - started, 3)
     shown = {name: made.values[name][:SHOWN] for name in parsed.free}
-    shown |= {name: items.values(name)[:SHOWN] for name in parsed.given}
+    for name in parsed.given:
+        level = pipe.kinds[name] == "coarse"
+        few = pipe.codecs[name].decode(known[name][:SHOWN]) if level else items.values(name)[:SHOWN]
+        shown[name] = few
     samples.write(path, {"tokens": made.tokens, "about": json.dumps(about), **shown})
     return made.tokens, about
 
@@ -140,37 +148,62 @@ def file_name(rule: str) -> str:
 def _agreement(pipe, items, rule: tasks.Rule, local: dict) -> dict:
     """The rates of a rule; local: {modality: local ids int32[n, length]} of its samples."""
     world, count = items.world, len(local[rule.free[0]])
-    known = ("image", "text", *world.senses)  # a length tells nothing that could disagree
+    # A length tells nothing that could disagree.
+    known = (
+        "image",
+        "text",
+        *(n for n in pipe.kinds if _as(pipe.kinds, n) == "image"),
+        *world.senses,
+    )
     rule = tasks.Rule(*(tuple(n for n in side if n in known) for side in rule))
     if not rule.free:
         return {}
     read = {name: _truth(pipe, items, name, count) for name in rule.given}
     for name in rule.free:
-        read[name] = _read(pipe, world, name, pipe.codecs[name].decode(local[name]))
+        values = pipe.codecs[name].decode(pipe.vocab.joined(name, local))
+        read[name] = _read(pipe, world, name, values)
+    coarse, judged = pipe.vocab.coarse, dict(read)
+    if coarse and {coarse.name, coarse.level_of} <= set(rule.free):
+        del judged[coarse.name]  # the preview of a picture that is whole
     rates = {
         "readable": {n: agreement.rate([r is not None for r in read[n]]) for n in rule.free},
-        "agreement": agreement.rate(_agree(world, read)),
+        "agreement": agreement.rate(_agree(world, judged, pipe.kinds)),
     }
     if len(rule.free) > 1:
         rates["pairwise"] = {
-            f"{a}, {b}": agreement.rate(_agree(world, {a: read[a], b: read[b]}))
+            f"{a}, {b}": agreement.rate(_agree(world, {a: read[a], b: read[b]}, pipe.kinds))
             for a, b in itertools.combinations(rule.free, 2)
         }
     return rates
 
 
-def _agree(world, read: dict) -> list[bool]:
-    """For each sample whether at least one scene fits all readings {modality: n readings}."""
-    rows = [dict(zip(read, row, strict=True)) for row in zip(*read.values(), strict=True)]
-    known = [None not in row.values() for row in rows]
+def _agree(world, read: dict, kinds: dict | None = None) -> list[bool]:
+    """For each sample whether at least one scene fits all readings {modality: n readings}.
+
+    kinds: {modality: its kind}. Two readings of pictures must be the same.
+    """
+    rows = list(zip(*read.values(), strict=True))
+    known = [None not in row for row in rows]
     if len(read) == 1:
         return known
-    return [ok and bool(world.fitting(**row)) for ok, row in zip(known, rows, strict=True)]
+    told = [_as(kinds or {}, name) for name in read]
+
+    def fit(row):
+        one = dict(zip(told, row, strict=True))
+        same = all(one[name] == value for name, value in zip(told, row, strict=True))
+        return same and bool(world.fitting(**one))
+
+    return [ok and fit(row) for ok, row in zip(known, rows, strict=True)]
+
+
+def _as(kinds: dict, name: str) -> str:
+    """The name under which the world knows a modality: a coarse level is a picture."""
+    return "image" if kinds.get(name) == "coarse" else name
 
 
 def _read(pipe, world, name: str, values) -> list:
     """What the world reads from generated values of a modality, None where it is unclear."""
-    if name == "image":
+    if _as(pipe.kinds, name) == "image":
         return world.read_images(values)
     if name == "text":
         return [world.parse_caption(text) for text in values]
@@ -180,7 +213,7 @@ def _read(pipe, world, name: str, values) -> list:
 def _truth(pipe, items, name: str, count: int) -> list:
     """What the given values tell: of an item's scene, or of its caption."""
     scenes = items.scenes[:count]
-    if name == "image":
+    if _as(pipe.kinds, name) == "image":
         return scenes
     if name == "text":
         return [items.world.parse_caption(text) for text in items.captions[:count]]

@@ -31,6 +31,7 @@ from udd_jax.diffusion import tasks
 from udd_jax.evaluation import held_out
 from udd_jax.evaluation.report import contact_sheet
 from udd_jax.runtime import files
+from udd_jax.steering import stepwise
 
 TASKS = ("t2i", "i2t", "pair", "infill", "image", "text")
 FOLDER = "samples"
@@ -128,6 +129,8 @@ def _about(pipe, items, task, *, count, batch_size, seed, made_of) -> dict:
         "items": items.hash,
         **made_of,
     }
+    if levels := stepwise.levels(pipe, task):
+        wanted["levels"] = levels
     return json.loads(json.dumps(wanted))
 
 
@@ -164,7 +167,7 @@ def write(path, arrays: dict) -> None:
 def _generate(pipe, items, task, rows, seed):
     """Generates samples rows, int[B], of a task: (Samples without `about`, states of the first)."""
     given, extra, first = {}, {}, int(rows[0])
-    masks = tasks.masks(pipe.vocab, task, len(rows))
+    masks = None  # those of the task
     if task == "t2i":
         given["text"] = items.ids[rows]
     if task == "i2t":
@@ -182,7 +185,8 @@ def _generate(pipe, items, task, rows, seed):
     pairs = pipe.generate(task, len(rows), given=given, trace=FRAMES, **options)
     captions = None if pairs.captions is None else list(pairs.captions)
     shown = items.images[rows] if task == "i2t" else pairs.images
-    kept = _kept(pipe.vocab, pairs.tokens, given, np.asarray(masks.free)) if given else None
+    free = (masks or tasks.masks(pipe.vocab, task, len(rows))).free
+    kept = _kept(pipe.vocab, pairs.tokens, given, np.asarray(free)) if given else None
     samples = Samples(pairs.tokens, pairs.calls, {}, shown, captions, kept, **extra)
     return samples, pairs.states[:, :TRACED]
 
@@ -219,7 +223,7 @@ def _holes(tokenizer, ids, size, seed, first):
 
 def _kept(vocab, tokens, given, free):
     """Whether every position that is not free has the given token: bool[n]."""
-    kept = np.ones(len(tokens), bool)
+    kept, given = np.ones(len(tokens), bool), vocab.parts(given)
     for m, (modality, where) in enumerate(zip(vocab.modalities, vocab.slices, strict=True)):
         if modality.name in given:
             same = tokens[:, where] == given[modality.name] + vocab.offsets[m]
@@ -240,7 +244,10 @@ def frames(pipe, states, tokens):
     picture = pipe.vocab.slices[pipe.vocab.index("image")]
     words = pipe.vocab.slices[pipe.vocab.index("text")]
     image, text = pipe.tokenizers["image"], pipe.tokenizers["text"]
-    shown = image.decode(np.minimum(split["image"], image.codes - 1))  # an absent one stays masked
+    known = {  # an absent one stays masked
+        m.name: np.minimum(split[m.name], m.classes - 1) for m in pipe.vocab.modalities
+    }
+    shown = image.decode(pipe.vocab.joined("image", known))
     (rows, columns), (height, width) = image.grid, shown.shape[1:3]
     cells = masked[..., picture].reshape(-1, rows, columns)
     hidden = cells.repeat(height // rows, axis=1).repeat(width // columns, axis=2)

@@ -17,7 +17,7 @@ OTHERS, NOTHING = "all others", "nothing"
 
 # {kind: (value, row of `config.modalities`) -> markup}
 SHOW = {
-    "image": lambda value, row: page.picture(value),
+    **dict.fromkeys(("image", "coarse"), lambda value, row: page.picture(value)),
     "text": lambda value, row: page.tag("p", page.escape(value), "note"),
     "sound": lambda value, row: page.audio(sounds.data_uri(value, Spectrogram.of(row).rate)),
     "layout": lambda value, row: page.picture(layouts.picture(value)),
@@ -123,12 +123,12 @@ def _samples(path, rule: str, rows: dict) -> str:
         return ""
     with np.load(path) as file:
         values = {name: file[name] for name in rows if name in file}
-    free = [name.strip() for name in rule.partition("|")[0].split(",")]
+    given = [name.strip() for name in rule.partition("|")[2].split(",")]
     shown = []
     for i in range(min(len(column) for column in values.values())):
         parts = []
-        for name, column in sorted(values.items(), key=lambda pair: pair[0] in free):
-            said = f"{name}, generated" if name in free else f"{name}, given"
+        for name, column in sorted(values.items(), key=lambda pair: pair[0] not in given):
+            said = f"{name}, given" if name in given else f"{name}, generated"
             value = str(column[i]) if rows[name]["kind"] == "text" else column[i]
             drawn = SHOW[rows[name]["kind"]](value, rows[name])
             parts.append(page.figure([drawn], page.escape(said)))
