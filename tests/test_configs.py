@@ -9,7 +9,7 @@ from udd_jax import build, modalities
 from udd_jax.tokenizers import spectrogram
 from udd_jax.training import optimiser, plan, train_image_tokenizer
 
-ARGUMENTS = ["", "smoke", "emoji", "cub", "coco"]
+ARGUMENTS = ["", "smoke", "emoji", "cub", "coco", "pyramid", "pyramid_flat", "pyramid_smoke"]
 
 
 @pytest.mark.parametrize("arg", ARGUMENTS)
@@ -18,7 +18,7 @@ def test_every_config_makes_a_network_and_an_optimiser(arg):
     vocab = plan.vocab_of(config)
     assert build.make_model(config, vocab).vocab == vocab
     optimiser.make_optimiser(config)
-    assert len(build.make_schedules(config, vocab)) == 2
+    assert len(build.make_schedules(config, vocab)) == len(vocab.modalities)
 
 
 def test_an_unknown_argument_names_the_known_ones():
