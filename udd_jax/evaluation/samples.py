@@ -167,7 +167,7 @@ def write(path, arrays: dict) -> None:
 def _generate(pipe, items, task, rows, seed):
     """Generates samples rows, int[B], of a task: (Samples without `about`, states of the first)."""
     given, extra, first = {}, {}, int(rows[0])
-    masks = None  # those of the task
+    masks = tasks.masks(pipe.vocab, task, len(rows))
     if task == "t2i":
         given["text"] = items.ids[rows]
     if task == "i2t":
@@ -181,12 +181,17 @@ def _generate(pipe, items, task, rows, seed):
         free[:, pipe.vocab.slices[m]], absent[:, m] = hidden, False
         masks = tasks.Masks(free, absent)
         extra = {"given_images": shown, "given_captions": blanks, "free_pixels": halves}
-    options = {"masks": masks, "seed": seed, "batch_size": len(rows), "first": first}
+    steps = tasks.coarse_first(pipe.vocab, task)  # in two steps, which have masks of their own
+    options = {
+        "masks": None if steps else masks,
+        "seed": seed,
+        "batch_size": len(rows),
+        "first": first,
+    }
     pairs = pipe.generate(task, len(rows), given=given, trace=FRAMES, **options)
     captions = None if pairs.captions is None else list(pairs.captions)
     shown = items.images[rows] if task == "i2t" else pairs.images
-    free = (masks or tasks.masks(pipe.vocab, task, len(rows))).free
-    kept = _kept(pipe.vocab, pairs.tokens, given, np.asarray(free)) if given else None
+    kept = _kept(pipe.vocab, pairs.tokens, given, np.asarray(masks.free)) if given else None
     samples = Samples(pairs.tokens, pairs.calls, {}, shown, captions, kept, **extra)
     return samples, pairs.states[:, :TRACED]
 
