@@ -222,6 +222,20 @@ def test_levels_and_upscaling_are_typed_as_flags(run, pipe, records, tmp_path, m
         sample("d", task="image|text", prompt=[TEXT], factor=2)
 
 
+@pytest.mark.slow
+def test_the_main_job_makes_a_run_of_two_levels_with_its_numbers_and_its_report(tmp_path):
+    c = config()
+    c.data_options.size = 48
+    c.vq.update({"steps": 8, "plain_steps": 2, "warmup": 1, "batch_size": 8, "pictures": 32})
+    c.train.update({"steps": 4, "prefix_steps": 2, "warmup": 1, "batch_size": 8})
+    stages.run(c, tmp_path)
+    result = json.loads((tmp_path / "evaluation.json").read_text())
+    assert list(result["rules"]) == list(c.evaluate.rules) and not result["errors"]
+    assert result["scores"]["t2i"]["count"] == 4 and "image|coarse" in result["rules"]
+    assert "coarse, generated" in (tmp_path / "report.html").read_text()
+    assert pipeline.Pipeline.load(tmp_path).upscale(np.zeros((16, 16, 3), np.uint8)).shape[1] == 64
+
+
 # ---- The run ------------------------------------------------------------------------------------
 
 

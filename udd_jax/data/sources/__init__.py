@@ -28,7 +28,7 @@ from udd_jax.data.sources import glyphs, shapes, worlds
 from udd_jax.data.sources.shapes import compose
 from udd_jax.errors import UserError
 
-_OURS = (shapes.WORLD, shapes.WORLD_64, compose.WORLD, glyphs.WORLD)
+_OURS = (shapes.WORLD, compose.WORLD, glyphs.WORLD, shapes.WORLD_64)
 WORLDS = {world.name: world for world in _OURS}  # add your own here
 STORED = ("folder", "webdataset", "parquet", "coco", "cub", "tfds")
 # Options of all kinds of stored data; each kind has more.
