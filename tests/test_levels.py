@@ -3,6 +3,7 @@
 import json
 import types
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -91,15 +92,13 @@ def test_each_level_has_its_own_number_of_steps(pipe, monkeypatch):
 def test_pairs_are_a_text_then_a_coarse_level_then_a_fine_one(pipe):
     made = pipe.generate("image,text", 2, seed=1, begin_with="text")
     text = split(pipe, made)["text"]
-    again = pipe.generate("text", 2, keys=_begun(2))
+    again = pipe.generate("text", 2, keys=_begun(2, 1))
     np.testing.assert_array_equal(split(pipe, again)["text"], text)
     assert made.images.shape == (2, 64, 64, 3)
 
 
-def _begun(count):
-    import jax
-
-    return jax.vmap(jax.random.fold_in, (0, None))(pipeline.sample_keys(1, count), 1)
+def _begun(count, seed):
+    return jax.vmap(jax.random.fold_in, (0, None))(pipeline.sample_keys(seed, count), 1)
 
 
 def test_a_given_picture_gives_both_levels_and_a_coarse_one_is_given_as_a_picture(pipe, records):
@@ -122,6 +121,34 @@ def test_infilling_keeps_the_given_half_in_both_levels(pipe, records):
     coarse, fine = codes[0, :N1].reshape(4, 4), codes[0, N1:].reshape(8, 8)
     np.testing.assert_array_equal(made["coarse"].reshape(4, 4)[:, 2:], coarse[:, 2:])
     np.testing.assert_array_equal(made["image"].reshape(8, 8)[:, 4:], fine[:, 4:])
+
+
+def test_a_negative_prompt_steers_both_levels(pipe):
+    asked = {"negative": {"text": ["a blue square", "a cyan circle"]}, "guidance": 3.0, "seed": 5}
+    text = [TEXT, "a black triangle"]
+    made = pipe.generate("image|text", given={"text": text}, num=2, **asked)
+    first = pipe.generate("coarse|text", given={"text": text}, num=2, keys=_begun(4, 5), **asked)
+    coarse, each = split(pipe, first)["coarse"], [t for t in text for _ in range(2)]
+    np.testing.assert_array_equal(split(pipe, made)["coarse"], coarse)
+    asked["negative"] = {"text": [t for t in asked["negative"]["text"] for _ in range(2)]}
+    given = {"coarse": coarse, "text": each}
+    again = pipe.generate("image|coarse,text", given=given, **asked)
+    np.testing.assert_array_equal(made.tokens, again.tokens)
+
+
+def test_an_edit_draws_codes_of_both_levels_anew(pipe, records):
+    shown = records[0].image[None]
+    before = pipe.tokenizers["image"].encode(shown)[0]
+    made = split(pipe, pipe.edit(shown, "a blue circle", share=0.5, rounds=1, num=4))
+    codes = np.concatenate([made["coarse"], made["image"]], axis=1)
+    changed = (codes != before).sum(axis=1)
+    assert (changed > 0).all() and (changed <= 40).all()
+    assert (made["coarse"] != before[:N1]).any() and (made["image"] != before[N1:]).any()
+
+
+def test_scorers_by_name_are_refused_for_two_levels(pipe, records):
+    with pytest.raises(ValueError, match="scorer 'palette' knows pictures of one level of codes"):
+        pipe.scorer("palette", records[0].image)
 
 
 def test_each_candidate_has_a_coarse_level_of_its_own(pipe):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from udd_jax.tokenizers import image_tokenizer, pyramid, vqgan
-from udd_jax.training import codebooks
+from udd_jax.training import codebooks, finish
 
 SIZES = {"resolution": (12, 20), "n_embed": 7, "coarse_embed": 5, "embed_dim": 3, "z_channels": 4}
 SIZES |= {"ch": 4, "ch_mult": (1,), "num_res_blocks": 0, "attn_resolutions": (), "patch": 2}
@@ -58,6 +58,15 @@ def test_codes_with_local_cells_see_their_own_coarse_cell_and_the_coarse_code_ab
     assert fine[:, 2:4, 4:6].any() and coarse[:, 1, 2].any()
     fine[:, 2:4, 4:6], coarse[:, 1, 2] = False, False
     assert not fine.any() and not coarse.any()
+
+
+def test_a_fine_vector_knows_the_coarse_code_above_it(module, params, images):
+    shown = np.pad(images, [(0, 60), (0, 0), (0, 0), (0, 0)])  # as `pool_vectors` compiles it
+    rows = params["coarse_quantize"]["embedding"]
+    other = params | {"coarse_quantize": {"embedding": rows[::-1] + 1}}
+    (z1, z2), (same, new) = (finish._vectors(module, p, shown) for p in (params, other))
+    np.testing.assert_array_equal(z1, same)
+    assert (np.asarray(z2[:4] != new[:4]).any(-1)).mean() > 0.9
 
 
 def test_a_picture_is_painted_from_both_levels_and_a_preview_from_the_coarse_one(

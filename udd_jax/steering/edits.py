@@ -31,22 +31,26 @@ def edit(pipe, images, captions, share, rounds, num, seed, batch_size, trace=0, 
     given = {name: values.ids(pipe, name, rows) for name, rows in given.items()}
     count = values.count(None, {n: r for n, r in given.items() if len(r) != 1} or given)
     given = {n: np.repeat(r, count * num // len(r), axis=0) for n, r in given.items()}
+    given, coarse = pipe.vocab.parts(given), pipe.vocab.coarse
+    levels = ["image"] if coarse is None else [coarse.name, "image"]
     rng = np.random.default_rng(values.whole("seed", seed))
-    where = pipe.vocab.slices[pipe.vocab.index("image")]
+    slices = [pipe.vocab.slices[pipe.vocab.index(name)] for name in levels]
+    where = np.concatenate([np.arange(part.start, part.stop) for part in slices])
     absent = [m.name not in given for m in pipe.vocab.modalities]
     absent = np.tile(np.array(absent), (count * num, 1))
     if pipe.guidable:
         settings = {"guidance": GUIDANCE, **settings}
-    drawn = max(1, round(share * (where.stop - where.start)))
+    drawn = max(1, round(share * len(where)))
     states, kept = [], {round((k + 1) * rounds / trace) - 1 for k in range(trace)}
     for number in range(rounds):
         free = np.zeros((count * num, pipe.vocab.length), bool)
-        order = rng.random((count * num, where.stop - where.start)).argsort(axis=1)
+        order = rng.random((count * num, len(where))).argsort(axis=1)
         free[:, where] = order < drawn
         masks, options = tasks.Masks(free, absent), {"batch_size": batch_size, **settings}
         key = int(rng.integers(2**31))
         result = pipe.generate("infill", given=given, masks=masks, seed=key, **options)
-        given["image"] = np.asarray(pipe.vocab.split(jnp.asarray(result.tokens))["image"])
+        made = pipe.vocab.split(jnp.asarray(result.tokens))
+        given |= {name: np.asarray(made[name]) for name in levels}
         states += [result.tokens] if number in kept else []
     return dataclasses.replace(result, states=np.stack(states)) if states else result
 

@@ -240,18 +240,18 @@ def retrieved(pipe, items, kinds, folder) -> dict:
     )
 
 
+def _ids(pipe, name: str, tokens) -> np.ndarray:
+    """The local ids of a modality in samples int32[n, L], as its tokenizer gives them."""
+    split = {n: np.asarray(ids, np.int32) for n, ids in pipe.vocab.split(tokens).items()}
+    return pipe.vocab.joined(name, split)
+
+
 def round_trips(pipe, items, drawn, folder) -> dict:
     """Round trips: the result against the beginning, and for chance against another item."""
     options = pipe.config.evaluate
     count = min(options.round_trips, len(drawn["i2t"]), len(drawn["t2i"]))
-    middle = {m: drawn[t].tokens[:count] for t, m in (("i2t", "text"), ("t2i", "image"))}
-    part = {
-        m.name: (where, offset)
-        for m, where, offset in zip(
-            pipe.vocab.modalities, pipe.vocab.slices, pipe.vocab.offsets, strict=True
-        )
-    }
-    ids, codes = (middle[m][:, part[m][0]].astype(np.int32) - part[m][1] for m in ("text", "image"))
+    ids = _ids(pipe, "text", drawn["i2t"].tokens[:count])
+    codes = _ids(pipe, "image", drawn["t2i"].tokens[:count])
     there = dataclasses.replace(
         items,
         images=drawn["t2i"].images[:count],
@@ -273,8 +273,7 @@ def round_trips(pipe, items, drawn, folder) -> dict:
         )
         for task in ("t2i", "i2t")
     }
-    kept = back["t2i"].tokens[:, part["image"][0]] - part["image"][1]
-    first, last = items.codes[:count], kept
+    first, last = items.codes[:count], _ids(pipe, "image", back["t2i"].tokens)
     tokenized = [
         [captions.tokenize(text) or NOTHING for text in texts]
         for texts in (items.captions[:count], back["i2t"].captions)
