@@ -1,5 +1,7 @@
 """Claims about the tokenizer of two levels: tiny networks, 12 x 20 pixels, cells of 2 and 4."""
 
+import types
+
 import jax
 import numpy as np
 import pytest
@@ -67,6 +69,33 @@ def test_a_fine_vector_knows_the_coarse_code_above_it(module, params, images):
     (z1, z2), (same, new) = (finish._vectors(module, p, shown) for p in (params, other))
     np.testing.assert_array_equal(z1, same)
     assert (np.asarray(z2[:4] != new[:4]).any(-1)).mean() > 0.9
+
+
+def test_each_codebook_begins_with_its_vectors_and_follows_them(module, params, images):
+    shown = np.pad(images, [(0, 60), (0, 0), (0, 0), (0, 0)])
+    z = [np.asarray(part)[:4] for part in finish._vectors(module, params, shown)]
+    for name, vectors in zip(module.codebooks, z, strict=True):
+        rows = np.asarray(vqgan.rows(params, name))
+        apart = np.linalg.norm(vectors[..., None, :] - rows, axis=-1).min(-1)
+        assert apart.mean() < 0.7 * vectors.std() * 3**0.5  # k-means of them
+    books = [np.asarray(vqgan.rows(params, name)) for name in module.codebooks]
+    codes = [
+        np.linalg.norm(v[..., None, :] - e, axis=-1).argmin(-1)
+        for v, e in zip(z, books, strict=True)
+    ]
+    z = [vectors + 1 for vectors in z]  # means of all would stay as they are
+    out = vqgan.Output(None, tuple(z), tuple(codes), None)
+    before = codebooks.begin(module, params, 4)
+    c = types.SimpleNamespace(decay=0.9, restart=types.SimpleNamespace(threshold=0.0, factor=0.0))
+    step = jax.jit(lambda *args: codebooks.follow(c, module, *args, jax.random.key(0), np.bool_(0)))
+    after, new, _ = step(before, params, out)
+    for level, name in enumerate(module.codebooks):  # a slow twin of the averages
+        sums = 0.9 * np.asarray(before[level].sums)
+        np.add.at(sums, codes[level], 0.1 * z[level])
+        np.testing.assert_allclose(after[level].sums, sums, atol=1e-5)
+        rows = sums / np.asarray(after[level].counts)[:, None]
+        np.testing.assert_allclose(vqgan.rows(new, name), rows, rtol=1e-3, atol=1e-4)
+        assert np.abs(rows - books[level]).max() > 1e-3
 
 
 def test_a_picture_is_painted_from_both_levels_and_a_preview_from_the_coarse_one(

@@ -34,8 +34,8 @@ def make(pipe, name: str, value, **options):
         raise UserError(f"scorer {name!r} does not exist, expected one of {', '.join(MAKERS)}")
     if pipe.vocab.coarse is not None:
         raise UserError(
-            f"scorer {name!r} knows pictures of one level of codes only, those of this run have two: "
-            "pass a function of your own"
+            f"scorer {name!r} knows pictures of one level of codes only, this run has two: pass a "
+            "function of your own"
         )
     return MAKERS[name](pipe, value, **options)
 
