@@ -180,6 +180,17 @@ def test_levels_that_do_not_fit_are_one_line(images, change):
         )
 
 
+def test_a_coarse_cell_may_have_four_fine_ones_along_its_side():
+    module = pyramid.Pyramid(**SIZES | {"resolution": (16, 24), "factor": 4})
+    assert (module.coarse_grid, module.grid) == ((2, 3), (8, 12))
+
+    def codes(key, x):
+        return module.apply(module.init(key, x), x, method="encode_codes")
+
+    made = jax.eval_shape(codes, jax.random.key(0), np.zeros((2, 16, 24, 3)))
+    assert made.shape == (2, 6 + 96)
+
+
 def test_a_tokenizer_of_one_level_has_no_coarse_one():
     plain = vqgan.VQGAN(**{n: v for n, v in SIZES.items() if n != "coarse_embed"})
     with pytest.raises(ValueError, match="runs/a has one level, expected a coarse and a fine one"):
