@@ -71,7 +71,7 @@ def pyramid_flat(c):
     c.train.update({"steps": 8000, "prefix_steps": 1000, "batch_size": 32, "image_weight": 0.5})
     with c.unlocked():
         c.sample_rules["image|text"] = {"group": 2}  # 32 network calls
-        c.sample_rules.text = {"top_r": 0.9}
+        c.sample_rules.text = {"top_r": 0.85}
     c.evaluate.update({"samples": 256, "steering": 0, "rules": ("image|text",)})
 
 
