@@ -256,7 +256,7 @@ def test_levels_and_upscaling_are_typed_as_flags(run, pipe, records, tmp_path, m
 def test_the_main_job_makes_a_run_of_two_levels_with_its_numbers_and_its_report(tmp_path):
     c = config()
     c.data_options.size = 48
-    c.vq.update({"steps": 8, "plain_steps": 2, "warmup": 1, "batch_size": 8, "pictures": 32})
+    c.vq.update({"steps": 8, "plain_steps": 2, "warmup": 1, "batch_size": 8, "merge": 0.0})
     c.train.update({"steps": 4, "prefix_steps": 2, "warmup": 1, "batch_size": 8})
     stages.run(c, tmp_path)
     tokenizer, source = (
