@@ -234,7 +234,7 @@ def get_config() -> ml_collections.ConfigDict:
             "width": 64,  # D, of a tower and of its vectors
             "layers": 2,  # blocks of a tower
             "heads": 2,  # of each attention
-            "batch_size": 64,  # pairs of a step; each has all others as wrong ones
+            "batch_size": 96,  # pairs of a step; each has all others of its half as wrong ones
             "group": 8,  # pairs of a batch whose captions have most words in common; 1: random ones
             "learning_rate": 1e-2,  # the largest, of Muon
             "warmup": 100,  # steps until that

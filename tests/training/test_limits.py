@@ -68,7 +68,7 @@ def test_every_number_of_a_config_has_a_range():
 def test_every_config_is_in_range_and_so_is_one_from_before_a_field_was_there():
     for c in (base.get_config(), i2t.get_config(), pair.get_config(), tiny.config()):
         limits.check(c)
-    for name in ("", "smoke", "emoji", "cub", "coco"):
+    for name in ("", "smoke", "emoji", "cub", "coco", "pyramid"):
         limits.check(t2i.get_config(name))
     old = base.get_config()
     with old.unlocked():

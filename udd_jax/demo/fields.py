@@ -152,7 +152,7 @@ def _scorers(page, tab) -> dict:
             label = "Match with a text"
             found["match"] = gr.Textbox(label=label, scale=4, min_width=160, **LIMIT)
             found["match_scale"] = gr.Number(
-                12, label="Scale of the match", step=1, scale=1, min_width=90
+                9, label="Scale of the match", step=1, scale=1, min_width=90
             )
     if steering.free(page.pipe, tab.task, "image"):
         gr.Markdown("Pictures become like this one.")

@@ -71,7 +71,7 @@ class Matcher:
 
         ids: int32[1, M]. Without t / T a scale of 1 would be Bayes' rule, if gradients were
         differences. They are too small while nothing is decided, at large t, and break pictures
-        when nearly all is: so early steps count more, and a scale of 12 or so is needed.
+        when nearly all is: so early steps count more, and a scale of 9 or so is needed.
         """
         text = jax.tree.map(jnp.asarray, self.encode("text", ids))
         return jax.tree_util.Partial(self._scorer, self.params, text)

@@ -1,6 +1,6 @@
 """The built-in scorers by name: functions F for `sampling.scorers`, made from what a user types.
 
-    match     the dual encoder's match with a text          scale 12
+    match     the dual encoder's match with a text          scale 9
     clip      CLIP's cosine with a text, through the image tokenizer's decoder; files of the user
     like      likeness to a picture: content and style      `sampling.scorers.likeness`
     content   the same places look alike

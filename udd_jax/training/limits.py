@@ -37,6 +37,7 @@ NOT_BELOW_ZERO = (
     *("vq.adversarial.start", "vq.rebuild.learning_rate", "vq.restart.threshold"),
     *("vq.restart.factor", "evaluate.seed"),
     *("evaluate.retrieval", "evaluate.round_trips", "evaluate.judged", "evaluate.steering"),
+    "evaluate.listener",
 )
 ABOVE_ZERO = ("vq.clip", "train.clip", "model.mlp_ratio")
 SHARES = (

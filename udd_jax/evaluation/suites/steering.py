@@ -29,7 +29,7 @@ from udd_jax.steering import candidates
 FILE = "steering.npz"  # in the folder of the samples
 SHOWN = 8  # pictures in a row of a sheet
 WEIGHTS = (0.0, 0.5, 1.0, 2.0)  # of painted words
-SCALES = {"match": (0.0, 6.0, 12.0), "palette": (0.0, 16.0, 64.0)}
+SCALES = {"match": (0.0, 6.0, 9.0), "palette": (0.0, 16.0, 64.0)}
 TOGETHER = {"palette": 16.0, "match": 12.0}  # the scales of both at once
 REFERENCES = 4  # pictures
 AMONG, BEST = 20, 8
