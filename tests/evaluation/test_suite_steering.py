@@ -100,7 +100,7 @@ def test_every_part_is_measured_and_shown(pipe, tmp_path):
     result = {"steering": full.plain(steering.measure(pipe, items, tmp_path, options))}
     assert not full.unmeasured(result)
     page = "".join(measure_sections.show(tmp_path, {"full": result}))
-    for words in ("2 painted: masks", "match, scale 2", "before", "best by match", "among 20"):
+    for words in ("2 painted: masks", "match, scale 9", "before", "best by match", "among 20"):
         assert words in page
 
 
