@@ -19,7 +19,6 @@ from udd_jax.errors import UserError
 from udd_jax.evaluation.metrics import agreement
 from udd_jax.evaluation.report import page
 from udd_jax.evaluation.suites import main as main_suite
-from udd_jax.evaluation.suites.main import RATES
 from udd_jax.runtime import files
 
 RED = 0.01  # how often a true run may be below some floor
@@ -99,7 +98,9 @@ def markdown(table: list[dict], runs: int) -> str:
 def floors(table: list[dict]) -> dict[str, float]:
     """{place in evaluation.json: floor}, the form of `.ci/floors.json`."""
     known = {(row["task"], row["name"]): row.get("floor") for row in table}
-    places = {".".join((*path, "rate")): known.get((task, name)) for task, name, path in RATES}
+    places = {
+        ".".join((*path, "rate")): known.get((task, name)) for task, name, path in main_suite.RATES
+    }
     return {place: value for place, value in places.items() if value is not None}
 
 

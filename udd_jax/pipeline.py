@@ -627,22 +627,26 @@ class Pipeline:
             values.whole("begin_steps", begin_steps, 1)
         plain = masks is prompts is guide is None and not (scorers or paint)
         best_of = each = values.whole("best_of", best_of, 1)
-        judged, number = task, 0
-        while begin_with is not None or (plain and tasks.coarse_first(self.vocab, task)):
-            options = {"batch_size": batch_size, **settings}
-            options |= {} if begin_steps is None else {"steps": begin_steps}
-            names, number, start = begin_with, number + 1, first
-            if names is None:  # a coarse level is steered as the picture is, and has candidates
-                names, start = tasks.coarse_first(self.vocab, task), first * best_of
-                num, each = values.whole("num", num, 1) * each, 1
-                options |= {"negative": negative, "weigh": weigh}
-                negative = stepwise.repeated(self, negative, num)
-            else:
-                judged = None
-            keys_of = lambda n, k=start: sample_keys(seed, n, k) if keys is None else keys  # noqa: E731
-            begun = stepwise.begin(self, task, names, count, given, num, keys_of, number, **options)
-            (task, given), count, num, begin_with, begin_steps = begun, None, 1, None, None
-        if begin_steps is not None:
+        judged, number = task, 1
+        options = {"batch_size": batch_size, **settings}
+        steps = {} if begin_steps is None else {"steps": begin_steps}  # of what comes first
+
+        def begin(names, start, more):
+            keys_of = lambda n: sample_keys(seed, n, start) if keys is None else keys  # noqa: E731
+            return stepwise.begin(
+                self, task, names, count, given, num, keys_of, number, **options | more | steps
+            )
+
+        if begin_with is not None:
+            task, given = begin(begin_with, first, {})
+            count, num, judged, number, steps = None, 1, None, 2, {}
+        if plain and (names := tasks.coarse_first(self.vocab, task)):
+            # It is steered as the picture is, and each candidate of the picture has its own.
+            num, each = values.whole("num", num, 1) * each, 1
+            task, given = begin(names, first * best_of, {"negative": negative, "weigh": weigh})
+            negative = stepwise.repeated(self, negative, num)
+            count, num, steps = None, 1, {}
+        if steps:
             raise UserError(f"begin_steps = {begin_steps}: name what comes first with begin_with")
         num = values.whole("num", num, 1) * each
         ways = candidates.directions(self, judged or task) if best_of > 1 else ()

@@ -142,7 +142,8 @@ def test_half_of_a_batch_is_clean_and_the_other_half_noisy_images_and_phrases():
     x0 = rng.integers(0, 4, (64, 9)) + np.repeat([0, 4], [6, 3])
     x0[:, 6:] = 4 + np.array([0, 1, 3])  # three different words, none of them padding
     noisy = jax.jit(functools.partial(train_dual_encoder.noisy, kernel, padding=PAD))
-    codes, words, times, (others, share) = jax.device_get(noisy(jax.random.key(0), jnp.array(x0)))
+    made = noisy(jax.random.key(0), jnp.array(x0), clean=jnp.arange(64) < 32)
+    codes, words, times, (others, share) = jax.device_get(made)
     mixed = share > 0
     assert (times[:32] == 0).all() and (times[32:, 0] > 0).all() and (times[:, 1] == 0).all()
     assert (codes[:32] == x0[:32, :6]).all() and (words[:32] == [0, 1, 3]).all()
@@ -178,6 +179,7 @@ def test_the_halves_of_a_batch_are_not_contrasted_with_each_other():
     tx = optax.identity()
     step = jax.jit(train_dual_encoder.make_step(model, kernel, tx))
     batch = {"image": jnp.arange(24).reshape(4, 6) % 4, "text": jnp.arange(12).reshape(4, 3) % 5}
+    batch["clean"] = jnp.array([True, False, True, False])  # halves may be anywhere in a batch
     state = state.replace(opt_state=tx.init(state.params))
     two = {name: ids[:2] for name, ids in batch.items()}
     assert abs(step(state, two, jax.random.key(1))[1]["loss"]) < 1e-6

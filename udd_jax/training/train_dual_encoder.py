@@ -45,24 +45,24 @@ class State:
     opt_state: optax.OptState
 
 
-def noisy(kernel: transition.Kernel, key: jax.Array, x0: jax.Array, padding: int):
+def noisy(kernel: transition.Kernel, key: jax.Array, x0: jax.Array, clean, padding: int):
     """The input of `DualEncoder` for pairs x0 int32[B, L]: (image, text, times, blend).
 
-    The first half of the rows is clean. padding: the local id of the text's.
+    clean: bool[B], the rows that stay as they are. padding: the local id of the text's.
     """
     vocab, batch = kernel.vocab, len(x0)
     image, text = vocab.index("image"), vocab.index("text")
     keys = jax.random.split(key, 5)
-    late = jnp.arange(batch)[:, None] >= batch // 2
+    late = ~clean[:, None]
     t = late * jax.random.randint(keys[0], (batch, 1), 1, kernel.steps + 1)
     times = t * (jnp.arange(len(vocab.modalities)) == image)[None]
     xt = transition.q_sample(kernel, keys[1], x0, times[:, vocab.modality_of])
-    clean, noise = vocab.split(x0), (xt != x0)[:, vocab.slices[image]]
+    own, noise = vocab.split(x0), (xt != x0)[:, vocab.slices[image]]
     mixed = jax.random.bernoulli(keys[2], shape=(batch, 1))
     share = jax.random.uniform(keys[3], (batch, 1)) * (noise & mixed)
-    others = jnp.stack([jnp.roll(clean["image"], shift, axis=0) for shift in range(1, MIXED + 1)])
-    codes = jnp.where(mixed, clean["image"], vocab.split(xt)["image"])
-    words = jnp.where(late, phrases(keys[4], clean["text"], padding), clean["text"])
+    others = jnp.stack([jnp.roll(own["image"], shift, axis=0) for shift in range(1, MIXED + 1)])
+    codes = jnp.where(mixed, own["image"], vocab.split(xt)["image"])
+    words = jnp.where(late, phrases(keys[4], own["text"], padding), own["text"])
     return codes, words, times[:, jnp.array([image, text])], (others, share)
 
 
@@ -95,19 +95,21 @@ def contrast(scale, images, texts, alike):
 
 
 def make_step(model, kernel, tx):
-    """The train step: (state, batch {name: int32[B, length]}, key) -> (state, metrics)."""
+    """The train step: (state, batch, key) -> (state, metrics).
 
-    def loss_fn(params, x0, key):
-        image, text, times, blend = noisy(kernel, key, x0, model.padding)
+    batch: {name: int32[B, length]}, and "clean" bool[B], the half of a row.
+    """
+
+    def loss_fn(params, x0, clean, key):
+        image, text, times, blend = noisy(kernel, key, x0, clean, model.padding)
         images, texts, scale = model.apply({"params": params}, image, text, times, blend)
-        half = jnp.arange(len(x0)) < len(x0) // 2
         equal = (text[:, None] == text[None]).all(-1)
-        return contrast(scale, images, texts, equal | (half[:, None] != half[None]))
+        return contrast(scale, images, texts, equal | (clean[:, None] != clean[None]))
 
     def step(state: State, batch, key):
         x0 = kernel.vocab.fuse(batch)
         key = jax.random.fold_in(key, state.step)
-        grads, metrics = jax.grad(loss_fn, has_aux=True)(state.params, x0, key)
+        grads, metrics = jax.grad(loss_fn, has_aux=True)(state.params, x0, batch["clean"], key)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         new = State(state.step, optax.apply_updates(state.params, updates), opt_state)
         norm = optax.tree.norm(grads)
@@ -205,9 +207,10 @@ def train(config, directory, kernel, pad_id: int, cache, hashes: dict) -> matchi
             cache, config.seed, step, c.batch_size * (POOL if group > 1 else 1), *share
         )
         count = c.batch_size // share[1]
-        found, rest = near(pool, count // 2, group, pad_id), count - count // 2
-        halves = {name: np.concatenate([ids, pool[name][-rest:]]) for name, ids in found.items()}
-        return sharding.shard_batch(mesh, halves)
+        half, rest = near(pool, count // 2, group, pad_id), count - count // 2
+        batch = {name: np.concatenate([ids, pool[name][-rest:]]) for name, ids in half.items()}
+        batch["clean"] = np.arange(count) < count // 2
+        return sharding.shard_batch(mesh, batch)
 
     with sharding.use(mesh):
         state = State(jnp.zeros((), jnp.int32), params, tx.init(params))
