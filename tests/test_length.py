@@ -3,6 +3,7 @@
 import json
 import types
 
+import jax
 import numpy as np
 import pytest
 
@@ -101,6 +102,20 @@ def test_a_length_that_is_drawn_first_is_the_rule_in_two_steps(pipe, images):
     np.testing.assert_array_equal(both.tokens, again.tokens)
     beyond = np.arange(M)[None] >= np.maximum(lengths, 1)[:, None]
     assert padding(pipe, both)[beyond].all()
+
+
+def test_both_steps_are_guided_and_weighed(pipe, images):
+    """The second step alone may be given what the first one generates."""
+    asked = {"negative": {"image": images[:1]}, "weigh": {"image": 2.0}, "guidance": 3.0}
+    keys = pipeline.sample_keys(5, 2)
+    first = jax.vmap(jax.random.fold_in, (0, None))(keys, 1)
+    drawn = pipe.generate("length|image", given={"image": images[1:3]}, keys=first, **asked)
+    given = {"image": images[1:3], "length": drawn.values["length"]}
+    asked["weigh"] = asked["weigh"] | {"length": 0.5}
+    rest = pipe.generate("text|image,length", given=given, seed=5, **asked)
+    given, task = {"image": images[1:3]}, "length,text|image"
+    both = pipe.generate(task, given=given, begin_with="length", seed=5, **asked)
+    np.testing.assert_array_equal(both.tokens, rest.tokens)
 
 
 def test_image_to_text_draws_its_length_from_the_modality(pipe, images):

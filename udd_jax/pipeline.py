@@ -608,8 +608,10 @@ class Pipeline:
                 belong where the mask, as in `infill`, is white (`sampling.painting`). A phrase or
                 mask may be a list, one for each given text.
             begin_with: modalities of the task that are generated first, such as "length"; the rest
-                is then generated given them (`steering.stepwise`). A picture of two levels begins
-                with the coarse one, unless something here needs one chain for both.
+                is then generated given them (`steering.stepwise`). Both steps are guided away from
+                `negative` and weigh what is given; scorers and paint are for the second alone. A
+                picture of two levels begins with the coarse one, unless something here needs one
+                chain for both.
             begin_steps: the `steps` of what is generated first.
             weigh: {modality: weight} of what is given: how much attention it gets. 1 is off, 0 is
                 as if it had no keys (`sampling.weights`). A weight may be a list.
@@ -631,20 +633,19 @@ class Pipeline:
         options = {"batch_size": batch_size, **settings}
         steps = {} if begin_steps is None else {"steps": begin_steps}  # of what comes first
 
-        def begin(names, start, more):
+        def begin(names, start):
             keys_of = lambda n: sample_keys(seed, n, start) if keys is None else keys  # noqa: E731
-            return stepwise.begin(
-                self, task, names, count, given, num, keys_of, number, **options | more | steps
-            )
+            more = {"negative": negative, "weigh": weigh, **options, **steps}
+            asked = (self, task, names, count, given, num, keys_of, number)
+            return *stepwise.begin(*asked, **more), stepwise.repeated(self, negative, num)
 
         if begin_with is not None:
-            task, given = begin(begin_with, first, {})
+            task, given, negative = begin(begin_with, first)
             count, num, judged, number, steps = None, 1, None, 2, {}
         if plain and (names := tasks.coarse_first(self.vocab, task)):
-            # It is steered as the picture is, and each candidate of the picture has its own.
+            # Each candidate of the picture has its own.
             num, each = values.whole("num", num, 1) * each, 1
-            task, given = begin(names, first * best_of, {"negative": negative, "weigh": weigh})
-            negative = stepwise.repeated(self, negative, num)
+            task, given, negative = begin(names, first * best_of)
             count, num, steps = None, 1, {}
         if steps:
             raise UserError(f"begin_steps = {begin_steps}: name what comes first with begin_with")

@@ -41,8 +41,9 @@ def begin(
     """Generates the modalities `names` of a task: (the rule of the rest, what is given in it).
 
     count, given, num: as of `Pipeline.stream`. keys_of: number of samples -> their keys. number: of
-    this beginning, 1 for the first. options: of `Pipeline.stream` for the first step. Given are ids
-    then, with a row for each sample.
+    this beginning, 1 for the first. options: of `Pipeline.stream` for the first step, where
+    `negative` and `weigh` may name what only the second is given. Given are ids then, with a row
+    for each sample.
 
     UserError, one line: a name that the task does not generate, or nothing is left.
     """
@@ -51,6 +52,10 @@ def begin(
     keys = keys_of(values.count(count, given) * num)
     keys = jax.vmap(jax.random.fold_in, (0, None))(keys, number)
     first, second = rules(pipe.vocab, task, names)
+    known = tasks.parse(pipe.vocab, first).given
+    for name in ("negative", "weigh"):
+        asked = options.get(name) or {}
+        options[name] = {n: value for n, value in asked.items() if n in known} or None
     made = pipe.generate(first, count, given=given, num=num, keys=keys, **options)
     known = tasks.parse(pipe.vocab, second).given
     ids = jax.device_get(pipe.vocab.split(jax.numpy.asarray(made.tokens)))
