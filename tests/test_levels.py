@@ -10,11 +10,13 @@ from PIL import Image
 
 from configs import t2i
 from tests import test_modalities
+from tests.demo import test_steering
 from tests.helpers import tiny
 from udd_jax import build, generate, modalities, pipeline, stages
 from udd_jax.data import pixels, sources
 from udd_jax.data.sources import shapes
 from udd_jax.data.sources.shapes import drawing
+from udd_jax.demo import page, requests, steering
 from udd_jax.evaluation import held_out, rules
 from udd_jax.evaluation.report import rule_sections
 from udd_jax.sampling import outpainting
@@ -377,3 +379,38 @@ def test_a_canvas_without_known_pixels_is_filled_window_by_window():
     made = outpainting.fill(infill, canvas, known, (3, 3), (0, 0), 1)
     assert known.all() and (made > 0).all() and order[0] == (0, 0, 9)
     assert sum(drawn for _, _, drawn in order) == 35 and max(o[2] for o in order[1:]) < 9
+
+
+# ---- On the page --------------------------------------------------------------------------------
+
+
+def test_the_page_draws_a_picture_coarse_first_whoever_else_asks(pipe):
+    asked = [requests.make(pipe, "t2i", text=TEXT, count=n, seed=s) for n, s in ((2, 3), (1, 4))]
+    assert asked[0].group == asked[1].group != requests.make(pipe, "image").group
+    for request, found in zip(asked, requests.Request.compute(pipe, asked), strict=True):
+        alone = pipe.text_to_image(TEXT, num=len(request), seed=request.seed)
+        np.testing.assert_array_equal(found.tokens, alone.tokens)
+
+
+def test_what_the_page_upscales_is_made_again_by_both_recipes(
+    pipe, run, records, tmp_path, monkeypatch
+):
+    shown = {"text": TEXT, "count": 2, "seed": 3}
+    picture = np.ascontiguousarray(records[0].image)
+    request = requests.upscale(pipe, picture, factor=2, **shown)
+    (found,) = request.compute(pipe, [request])
+    assert found.images.shape == (2, 128, 128, 3)
+    way = steering.Steered({}, ["--factor=2"], {"factor": "2"})
+    files, more = {"image.png": picture}, {"image": True, "settings": {}, "steered": [way]}
+    with monkeypatch.context() as patched:
+        again = (files, "upscale", found, patched)
+        test_steering.made_again(pipe, run, tmp_path, *again, **shown, **more)
+    with pytest.raises(ValueError, match="the picture is missing"):
+        requests.upscale(pipe, None, TEXT, 2)
+
+
+def test_the_page_upscales_only_where_a_picture_has_two_levels(pipe, tiny_run):
+    (tab,) = (tab for tab in page.TABS if tab.task == "upscale")
+    one = pipeline.Pipeline.load(tiny_run)
+    can = lambda pipe: page.Page.can(types.SimpleNamespace(pipe=pipe), tab)  # noqa: E731
+    assert can(pipe) and not can(one)

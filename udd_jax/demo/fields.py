@@ -10,7 +10,7 @@ from udd_jax.data import pixels
 from udd_jax.demo import painter, requests, steering
 from udd_jax.errors import UserError
 from udd_jax.sampling import samplers
-from udd_jax.steering import edits
+from udd_jax.steering import edits, upscaling
 
 # ---- Of tabs ------------------------------------------------------------------------------------
 
@@ -67,6 +67,13 @@ def _extend(page, tab) -> dict:
         }
 
 
+def _factor(page, tab) -> dict:
+    size = pixels.both(page.size)
+    named = lambda f: f"{f}: {pixels.shown(tuple(f * side for side in size))} pixels"  # noqa: E731
+    choices = [(named(factor), factor) for factor in upscaling.FACTORS]
+    return {"factor": gr.Radio(choices, value=1, label="How many times the size of the run")}
+
+
 def _blank_tokens(page, tab) -> dict:
     return {"blank_tokens": gr.Number(1, label="Tokens for each ___", precision=0)}
 
@@ -97,6 +104,7 @@ FIELDS = {
     "blank_tokens": _blank_tokens,
     "edit": _edit,
     "extend": _extend,
+    "factor": _factor,
     "rule": _rule,
 }
 

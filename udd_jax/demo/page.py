@@ -18,6 +18,7 @@ from udd_jax.demo import fields, painter, recipes, requests, service, steering, 
 from udd_jax.diffusion import tasks
 from udd_jax.errors import UserError
 
+IMAGES = ("edit", "outpaint", "upscale")  # tasks that are no rule, and make a picture
 WAIT = "The result comes here. The first one of a kind takes longer: it compiles."
 
 
@@ -54,6 +55,12 @@ TABS = (
         "Extend", "outpaint", ("image", "text", "extend"), "Extend",
         "The picture goes on beyond its sides. The text is that of the whole, or empty.",
         "outpaint", "image",
+    ),
+    Tab(
+        "Upscale", "upscale", ("image", "text", "factor"), "Upscale",
+        "The fine level of a picture is drawn anew: of a small one, or of one that gets larger. "
+        "The text is that of the whole, or empty.",
+        "upscale", "image",
     ),
     Tab("Images alone", "image", (), "Draw", "Pictures without a caption."),
     Tab("Texts alone", "text", (), "Write", "Captions without a picture."),
@@ -95,6 +102,8 @@ class Page:
         """Whether the run can do what a tab is for."""
         if tab.task == "any":
             return len(self.pipe.vocab.modalities) > 2 and self.pipe.can("any")
+        if tab.task == "upscale" and self.pipe.vocab.coarse is None:
+            return False
         return self.pipe.can(tab.needs or tab.task)
 
     # ---- Layout -----------------------------------------------------------------------------
@@ -256,13 +265,24 @@ class Page:
         shown |= {"image": True, "steered": [way]}
         return await self._answer("outpaint", request, {"image.png": image}, **shown)
 
+    async def upscale(self, tab: Tab, asked: dict):
+        """Pictures with a new fine level, or larger ones."""
+        count, seed, settings = self._chosen(asked)
+        image, _ = painter.read(asked["image"], self.size, self.grid)
+        factor = asked["factor"]
+        shown = {"text": asked["text"] or "", "count": count, "seed": seed}
+        request = requests.upscale(self.pipe, image, factor=factor, settings=settings, **shown)
+        way = steering.Steered({}, [f"--factor={factor}"], {"factor": repr(factor)})
+        shown |= {"image": True, "steered": [way]}
+        return await self._answer("upscale", request, {"image.png": image}, **shown)
+
     async def _answer(self, task: str, request, files: dict, **shown):
         """Waits for the result of a request, and shows it with how to make it again.
 
         files: those of the recipe, {name: picture or bytes}; shown: the arguments of `recipes`.
         """
         result = await asyncio.wrap_future(self.service.submit(request))
-        rule = {"edit": "image", "outpaint": "image"}.get(task, task)
+        rule = "image" if task in IMAGES else task
         new = tasks.parse(self.pipe.vocab, rule).free  # what was given needs no second look
         made = {name: value for name, value in result.values.items() if name in new}
         pictures, texts = made.pop("image", None), made.pop("text", None)

@@ -8,7 +8,7 @@ import shlex
 
 NAMES = {"t2i": "text_to_image", "i2t": "image_to_text", "pair": "pairs"}
 NAMES |= {"image": "images", "text": "texts"}
-NAMES |= {name: name for name in ("infill", "edit", "outpaint")}
+NAMES |= {name: name for name in ("infill", "edit", "outpaint", "upscale")}
 
 
 def command(
@@ -56,7 +56,7 @@ def python(
         values |= {name: literal(file) for name, file in (given or {}).items()}
         inside = ", ".join(f'"{name}": {value}' for name, value in values.items())
         first, method = [f'"{task}"', f"given={{{inside}}}" if values else str(count)], "generate"
-    elif task in ("infill", "edit", "outpaint"):
+    elif task in ("infill", "edit", "outpaint", "upscale"):
         first = [f"{name}={value}" for name, value in have.items()]
     else:
         first = list(have.values()) if task in ("t2i", "i2t") else [str(count)]

@@ -36,7 +36,8 @@ class Request:
     """Samples of one task. `given`, `negative`: {modality: ids int32[n, length]}; masks: n rows.
 
     settings: the settings of the sampler that differ from those of the run. steered: further
-    options of `Pipeline.generate`.
+    options of `Pipeline.generate`. in_steps: its rule is generated in two steps, each with masks
+    of its own.
     """
 
     task: str
@@ -47,6 +48,7 @@ class Request:
     settings: dict
     still: str | None  # the modality that the chain computes once
     steered: dict
+    in_steps: bool
 
     def __len__(self) -> int:
         return len(self.masks.free)
@@ -61,7 +63,8 @@ class Request:
             return self
         absent = tuple(np.asarray(self.masks.absent)[0].tolist())
         settings = tuple(sorted(self.settings.items()))
-        return tuple(sorted(self.given)), absent, self.still, settings, self.negative is None
+        task = self.task if self.in_steps else None
+        return tuple(sorted(self.given)), absent, self.still, settings, self.negative is None, task
 
     @property
     def keys(self) -> jax.Array:
@@ -75,7 +78,7 @@ class Request:
             first.task,
             sum(map(len, requests)),
             given=join([request.given for request in requests]),
-            masks=None if "begin_with" in first.steered else _joined(requests),
+            masks=None if first.in_steps else _joined(requests),
             negative=first.negative and join([request.negative for request in requests]),
             keys=jnp.concatenate([request.keys for request in requests]),
             trace=FRAMES,
@@ -147,6 +150,22 @@ def _common(pipe, texts: dict, count, seed, settings) -> dict:
         check_text(text, name)
     chosen = pipe.settings(**(settings or {}))
     return {n: value for n, value in (settings or {}).items() if not chosen.unread(n)}
+
+
+def _with_picture(pipe, image, text: str, count, seed, settings) -> dict:
+    """`_common` for what needs a picture."""
+    settings = _common(pipe, {"the text": text}, count, seed, settings)
+    if image is None:
+        raise UserError("the picture is missing: choose one")
+    return settings
+
+
+def _optional(pipe, text: str) -> str | None:
+    """A caption that may be left empty, checked."""
+    if not text.strip():
+        return None
+    values.ids(pipe, "text", text)
+    return text
 
 
 def rule(pipe, made, given) -> str:
@@ -235,6 +254,7 @@ def make(
         settings=settings,
         still=chains.still(pipe, masks),
         steered=options,
+        in_steps="begin_with" in options or bool(tasks.coarse_first(pipe.vocab, task)),
     )
 
 
@@ -250,9 +270,7 @@ def edit(
     settings=None,
 ) -> Alone:
     """An edit of a picture uint8[S, S, 3] to a new caption: `Pipeline.edit`."""
-    settings = _common(pipe, {"the text": text}, count, seed, settings)
-    if image is None:
-        raise UserError("the picture is missing: choose one")
+    settings = _with_picture(pipe, image, text, count, seed, settings)
     values.ids(pipe, "text", text)
     edits.check(share, rounds)
     if rounds > ROUNDS:
@@ -264,26 +282,29 @@ def edit(
 
 def outpaint(pipe, image, text: str, extend: dict, *, count=1, seed=0, settings=None) -> Alone:
     """A picture uint8[S, S, 3] beyond its sides: `Pipeline.outpaint`. text: "" for none."""
-    settings = _common(pipe, {"the text": text}, count, seed, settings)
-    if image is None:
-        raise UserError("the picture is missing: choose one")
+    settings = _with_picture(pipe, image, text, count, seed, settings)
     for side, new in outpainting.sides(extend, image.shape[:2]).items():
         most = image.shape[side in outpainting.SIDES[:2]]
         if new > most:
             raise UserError(f"a side has {new} new pixels, at most {most}")
-    captions = text if text.strip() else None
-    if captions is not None:
-        values.ids(pipe, "text", captions)
+    captions = _optional(pipe, text)
     options = {"extend": extend, "num": count, "seed": seed, **settings}
     draw = lambda pipe: values.Result.of(pipe.outpaint(image[None], captions, **options))  # noqa: E731
     return Alone(draw, settings)
 
 
+def upscale(pipe, image, text: str, factor: int, *, count=1, seed=0, settings=None) -> Alone:
+    """A picture uint8[S, S, 3] at a larger size: `Pipeline.upscale`. text: "" for none."""
+    settings = _with_picture(pipe, image, text, count, seed, settings)
+    captions = _optional(pipe, text)
+    options = {"factor": factor, "num": count, "seed": seed, **settings}
+    draw = lambda pipe: values.Result.of(pipe.upscale(image[None], captions, **options))  # noqa: E731
+    return Alone(draw, settings)
+
+
 def score(pipe, image, text: str, *, seed=0) -> Alone:
     """log2 p of each token of a pair, float64[L]: `Pipeline.log_likelihood`."""
-    _common(pipe, {"the text": text}, 1, seed, None)
-    if image is None:
-        raise UserError("the picture is missing: choose one")
+    _with_picture(pipe, image, text, 1, seed, None)
     values.ids(pipe, "text", text)
     options = {"times": TIMES, "seed": seed, "each": True}
     return Alone(lambda pipe: pipe.log_likelihood(image[None], [text], **options)[0])
