@@ -14,7 +14,7 @@ ROOT = pathlib.Path(__file__).parent.parent / "udd_jax"
 FLOORS = (  # from the ground up; rooms of one floor do not import each other
     {"errors"},
     {"diffusion", "runtime"},
-    {"command_line"},
+    {"command_line", "hints"},
     {"networks", "tokenizers", "sampling"},
     {"data"},
     {"values", "modalities"},

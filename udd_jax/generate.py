@@ -15,7 +15,7 @@ import shlex
 
 import numpy as np
 
-from udd_jax import pipeline, values
+from udd_jax import hints, pipeline, values
 from udd_jax.data import layouts, pixels, sounds
 from udd_jax.diffusion import tasks
 from udd_jax.errors import UserError
@@ -107,7 +107,7 @@ def sample(workdir, flags, changes: dict | None = None) -> pathlib.Path:
     }
     total = most * num
     _write(out, pipe, flags, told, common, results, total, paste)
-    _finish(workdir, out, flags, total)
+    _finish(pipe, workdir, out, flags, total)
     return out
 
 
@@ -173,21 +173,16 @@ def _home(workdir) -> pathlib.Path:
     return pathlib.Path() if packaged else pathlib.Path(workdir)
 
 
-def _finish(workdir, out, flags, count) -> None:
+def _finish(pipe, workdir, out, flags, count) -> None:
     """Prints what was made, and what to try next."""
     command = f"udd_jax --mode=sample --workdir={shlex.quote(str(workdir))}"
     if _home(workdir) != pathlib.Path(workdir):
         command = "udd_jax --mode=sample"
     image = "image-0000.png" if (out / "image-0000.png").exists() else "a.png"
-    tries = {
-        "t2i": f'{command} --prompt="a small red circle" --num=16',
-        "pair": f"{command} --task=pair --num=16",
-        "i2t": f"{command} --task=i2t --image={shlex.quote(str(out / image))}",
-        "text": f"{command} --task=text --num=16",
-    }
-    tries.pop(flags.task, None)
+    done = None if flags.task in EDITS else flags.task
+    tries = hints.tries(pipe, command, done, str(out / image))
     made = f"{count} sample{'s' * (count > 1)} of {flags.task}, listed in samples.jsonl"
-    logbook.finish(made, out, *list(tries.values())[:3])
+    logbook.finish(made, out, *tries)
 
 
 def _asked(flags) -> dict[str, list[str]]:

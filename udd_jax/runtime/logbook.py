@@ -132,7 +132,8 @@ def begin() -> None:
 
 def finish(made: str, where, *following: str) -> None:
     """The last lines of a run: what was made, where, and what to try next."""
-    say("\n".join([f"{made}: {where}", "next:", *(f"  {line}" for line in following)]))
+    after = ["next:", *(f"  {line}" for line in following)] if following else []
+    say("\n".join([f"{made}: {where}", *after]))
 
 
 def progress(
