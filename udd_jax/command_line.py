@@ -127,7 +127,8 @@ _flag(
 )  # fmt: skip
 _flag(
     "sample", "multi_string", "scorer", [],
-    "match=TEXT:SCALE, clip=TEXT:, like, content, style or palette=PICTURE: steer; may be repeated",
+    "shows, match or clip=TEXT:SCALE, palette, colours, like, content or style=PICTURE:SCALE: "
+    "steer; may be repeated",
 )  # fmt: skip
 _flag("sample", "string", "dual_encoder", None, "a run whose dual encoder is used, for match")
 _flag("sample", "float", "share", None, "codes masked in a round; for edit, .6")

@@ -214,7 +214,8 @@ def _check(flags, asked, vocab) -> None:
     unused += ["--best_of"] if flags.best_of != 1 and (edits or infill) else []
     unused += ["--by"] if flags.by != "bound" and flags.best_of == 1 else []
     unused += ["--weights"] if flags.weights and not flags.scorer else []
-    matches = any(typed.startswith("match=") for typed in flags.scorer) or flags.by == "match"
+    names = {typed.partition("=")[0] for typed in flags.scorer} & {"match", "shows"}
+    matches = names or flags.by == "match"
     unused += ["--dual_encoder"] if flags.dual_encoder and not matches else []
     unused += ["--begin_with"] if flags.begin_with and (edits or infill or flags.weight) else []
     unused += ["--begin_steps"] if flags.begin_steps is not None and (edits or infill) else []

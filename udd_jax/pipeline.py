@@ -485,8 +485,9 @@ class Pipeline:
     def scorer(self, name: str, value, **options):
         """A built-in scorer F for `scorers=[(F, scale)]` (`steering.scoring`).
 
-        name: "match", the dual encoder's, or "clip", with a text; "like", "content" or "style",
-        with a picture. options: for "clip" `weights`, the folder with its files.
+        name: "match" or "shows", by the dual encoder, or "clip", with a text; "palette", "colours",
+        "like", "content" or "style" with a picture. options: for "clip" `weights`, the folder with
+        its files.
 
         >>> callable(pipe.scorer("style", pipe.example(1)[0]))
         True

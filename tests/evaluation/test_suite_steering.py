@@ -71,6 +71,7 @@ def pipe(tiny_run):
     steps, pad = found.kernel.steps, found.tokenizers["text"].pad_id
     model = dual_encoder.DualEncoder(vocab, steps, pad, width=8, layers=1, heads=2)
     params = jax.device_get(jax.jit(lambda: dual_encoder.init(model, jax.random.key(0)))())
+    params["tau"] = np.float32(np.log(100))  # so that some codes match some word
     return pipeline.dataclasses.replace(found, matcher=matching.Matcher(model, params, hashes))
 
 
@@ -100,7 +101,14 @@ def test_every_part_is_measured_and_shown(pipe, tmp_path):
     result = {"steering": full.plain(steering.measure(pipe, items, tmp_path, options))}
     assert not full.unmeasured(result)
     page = "".join(measure_sections.show(tmp_path, {"full": result}))
-    for words in ("2 painted: masks", "match, scale 9", "before", "best by match", "among 20"):
+    for words in (
+        "2 painted: masks",
+        "shows, scale 8",
+        "both, scales 8 and 8",
+        "before",
+        "best by match",
+        "among 20",
+    ):
         assert words in page
 
 
@@ -112,6 +120,19 @@ def test_a_function_of_ones_own_sees_the_decoded_pictures(pipe):
     np.testing.assert_allclose(found, shown, atol=5e-3)
     with pytest.raises(ValueError, match=r"scorer pixels: 'a.png', expected a function of images"):
         pipe.scorer("pixels", "a.png")
+
+
+def test_a_word_is_shown_by_the_codes_that_make_it_likelier_than_the_usual_one(pipe):
+    match = pipe.dual_encoder.of_codes(pipe.tokenizers["text"].encode(["red"], pipe.text_length))
+    ratio = np.exp(match - np.median(match))
+    (shown,) = pipe.scorer("shows", "red").args
+    expected = np.clip((ratio - 1) / (ratio.max() - 1), 0, 1)
+    np.testing.assert_allclose(shown[:, 0], expected, atol=1e-5)
+    model = pipe.dual_encoder
+    even = pipeline.dataclasses.replace(model, params=jax.tree.map(np.zeros_like, model.params))
+    blind = pipeline.dataclasses.replace(pipe, matcher=even)
+    with pytest.raises(ValueError, match="scorer shows: no code of an image says 'red' by itself"):
+        blind.scorer("shows", "red")
 
 
 def test_a_scorer_finds_the_image_behind_another_modality():

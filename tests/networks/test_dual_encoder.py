@@ -92,6 +92,21 @@ def test_a_scorer_is_the_match_at_its_time_and_a_corner_of_the_simplex_is_its_to
     np.testing.assert_allclose(found, t / 6 * match[:, 0], rtol=1e-4)
 
 
+def test_the_match_of_a_code_is_that_of_an_image_where_nothing_else_is_known(matcher, tokens):
+    """In a slow twin: the mean over the 6 places, at time .9 T = 5."""
+    ids = tokens[1][1:2]
+    found = matcher.of_codes(ids)
+    text, scale = matcher.encode("text", ids), np.exp(matcher.params["tau"])
+    for code in range(4):
+        each = []
+        for place in range(6):
+            image = np.full((1, 6), 4)
+            image[0, place] = code
+            one = matcher.encode("image", image, 5)
+            each.append(scale * float(dual_encoder.pairs(dual_encoder.both, one, text)[0, 0]))
+        np.testing.assert_allclose(found[code], np.mean(each), rtol=1e-4)
+
+
 def test_vlms_of_the_real_image_with_itself_is_the_mean_of_both_parts(matcher, tokens):
     codes, ids = tokens
     images = matcher.encode("image", codes)

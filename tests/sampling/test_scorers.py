@@ -118,6 +118,33 @@ def test_the_palette_of_a_picture_is_the_distance_to_its_nearest_colour():
     np.testing.assert_allclose(found, -far[every].sum(1), atol=1e-6)
 
 
+def test_what_appears_somewhere_is_the_enumerated_probability_and_one_place_is_enough():
+    shown = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [0.0, 0.0]])  # [codes, things]
+    p = np.random.default_rng(4).dirichlet(np.ones(4), 3)
+    every = np.array(list(itertools.product(range(4), repeat=3)))
+    chances = p[np.arange(3)[None], every].prod(axis=1)
+    there = shown[every].max(axis=1)  # of each picture, what it shows
+    expected = np.log(chances @ there).mean()
+    score = scorers.appears(shown)
+    found = score((jnp.asarray(p)[None], None), None, None)
+    np.testing.assert_allclose(found, [expected], rtol=1e-4)
+    sure = p.copy()
+    sure[1] = [0, 0, 1, 0]  # a code that shows both
+    value, gradient = jax.value_and_grad(lambda p: score((p[None], None), None, None)[0])(sure)
+    np.testing.assert_allclose(value, 0, atol=1e-5)
+    np.testing.assert_allclose(np.asarray(gradient)[[0, 2]], 0, atol=1e-4)
+
+
+def test_the_colours_of_a_picture_are_wanted_somewhere_and_others_may_be_there():
+    black, red, white = [0.0, 0, 0], [1.0, 0, 0], [1.0, 1, 1]
+    patches = np.array([[black, black], [black, red], [red, white], [white, white]])
+    score = scorers.colours(patches, np.array([1, 0, 1]))  # black and red
+    codes = np.array([[1, 3, 3], [0, 2, 3], [0, 0, 3], [3, 3, 3]])
+    found = score((jnp.eye(4)[codes], None), None, None)
+    nothing = np.log(scorers.FLOOR)
+    np.testing.assert_allclose(found, [0, 0, nothing / 2, nothing], atol=1e-2)
+
+
 def test_the_distance_and_the_variation_are_known():
     u = scorers.unit(jnp.asarray([[3.0, 4.0], [1.0, 0.0]]))
     np.testing.assert_allclose(scorers.distance(u, u), 0, atol=1e-6)

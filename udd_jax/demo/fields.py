@@ -159,8 +159,12 @@ def _scorers(page, tab) -> dict:
         with gr.Row():
             label = "Match with a text"
             found["match"] = gr.Textbox(label=label, scale=4, min_width=160, **LIMIT)
+            kinds = list(steering.MEANINGS.items())
+            found["match_kind"] = gr.Dropdown(
+                kinds, value="shows", label="That is", scale=4, min_width=200
+            )
             found["match_scale"] = gr.Number(
-                9, label="Scale of the match", step=1, scale=1, min_width=90
+                8, label="Scale of the match", step=1, scale=1, min_width=90
             )
     if steering.free(page.pipe, tab.task, "image"):
         gr.Markdown("Pictures become like this one.")

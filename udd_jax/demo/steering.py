@@ -25,8 +25,10 @@ PROMPTS = 4  # of one request
 PHRASES = 2  # that can be painted
 BEST = 16  # candidates of a sample
 CANDIDATES = 64  # of a request
+MEANINGS = {"a word for one thing, somewhere": "shows", "a whole caption": "match"}
 LIKENESS = {
-    "its colours": "palette",
+    "its colours and no others": "palette",
+    "all of its colours": "colours",
     "its look anywhere": "style",
     "the same places": "content",
     "look and places": "like",
@@ -131,11 +133,11 @@ def _scores(pipe, task) -> bool:
 
 
 def _scored(pipe, task, asked) -> Steered | None:
-    """`match`, a text, with `match_scale`; `like`, a picture, with `like_kind`, `like_scale`."""
+    """`match`, a text, and `like`, a picture, each with its `_kind` and `_scale`."""
     found, files = [], {}
     text, scale = (asked.get("match") or "").strip(), asked.get("match_scale")
     if text and scale:
-        found.append(("match", text, text, scale))
+        found.append((asked.get("match_kind") or "shows", text, text, scale))
     size, grid = pipe.tokenizers["image"].image_size, pipe.tokenizers["image"].grid
     picture, scale = painter.read(asked.get("like"), size, grid)[0], asked.get("like_scale")
     if picture is not None and scale:

@@ -25,6 +25,7 @@ from udd_jax.runtime import trees
 FOLDER = "dual_encoder"
 FILE = f"{FOLDER}/encoder"  # in the folder of a run
 ROWS = 64  # encoded at once
+PLACES, LATE = 8, 0.9  # of a code that is known alone, and the share of T
 SETTINGS = ("steps", "padding", "width", "layers", "heads", "places")  # of the network, in a file
 
 
@@ -65,6 +66,22 @@ class Matcher:
         made, real = self.encode("image", made), self.encode("image", real)
         others = self.encode("text", ids), real
         return np.mean([_in_parts(_halves, made, other) for other in others], axis=0)
+
+    def of_codes(self, ids) -> np.ndarray:
+        """The match of a text with an image of which one code alone is known, float64[K].
+
+        ids: int32[1, M]. The rest of the image is masks, late in the noise; the mean over PLACES
+        places. Less its usual value, it is about log p(text | the code is there) / p(text).
+        """
+        m = self.model.vocab.modalities[self.model.vocab.index("image")]
+        places = np.unique(np.linspace(0, m.length - 1, PLACES).round().astype(int))
+        images = np.full((len(places), m.classes, m.length), m.classes, np.int32)
+        images[np.arange(len(places)), :, places] = np.arange(m.classes)
+        late, text = round(LATE * self.model.steps), self.encode("text", ids)
+        images = self.encode("image", images.reshape(-1, m.length), late)
+        texts = jax.tree.map(lambda part: part.repeat(len(images.whole), 0), text)
+        found = self._scale * _in_parts(_halves, images, texts).astype(float)
+        return found.reshape(len(places), m.classes).mean(0)
 
     def scorer(self, ids):
         """F for `sampling.scorers`: t / T times the match of the image's tokens with a text.

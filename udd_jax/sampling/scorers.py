@@ -24,6 +24,8 @@ import numpy as np
 from udd_jax.errors import UserError
 
 SHADES = 63  # of a channel, in `palette`
+FLOOR = 1e-6  # of a probability, in `appears`
+LEVELS, LEAST, NEAR, PART = 4, 0.02, 0.15, 0.05  # of `colours`
 FORM = "(tokens: float[B, n, K] a modality, x_t int32[B, L], t int32[B]) -> float[B]"
 
 
@@ -133,6 +135,43 @@ def palette(patches, codes):
     colours = np.unique((SHADES * colours).round(), axis=0) / SHADES
     far, _ = spatial.KDTree(colours).query(patches)
     return additive(-(far**2).mean(axis=1))
+
+
+def appears(shown):
+    """F = the mean over things of log P(a thing is shown somewhere); ours.
+
+    shown: float[K, things], 0 to 1, how surely each code shows each thing. P is that of places that
+    are independent, a noisy or:
+
+        q_n = sum_k p_nk shown_k,    P = 1 - prod_n (1 - q_n)
+
+    Once a place shows it, the gradient at the others is 0. So one place is enough, a large scale
+    does no harm, and several things have their places beside each other.
+    """
+    return jax.tree_util.Partial(_appears, jnp.asarray(shown, jnp.float32))
+
+
+def _appears(shown, tokens, x, t):
+    q = jnp.clip(tokens[0] @ shown, 0, 1 - FLOOR)
+    nowhere = jnp.log1p(-q).sum(1)
+    return jnp.log(FLOOR - jnp.expm1(nowhere)).mean(-1)
+
+
+def colours(patches, codes):
+    """`appears` of each colour of a picture.
+
+    patches: float[K, n, c], the pixels that each code paints, 0 to 1; codes: int[N] of the picture.
+    Its colours are the mean ones of the cells of a coarse grid of colours that hold at least LEAST
+    of its pixels. A code shows a colour surely if PART of its pixels are within NEAR of it.
+    """
+    patches = np.asarray(patches, np.float32)
+    own = patches[np.asarray(codes)].reshape(-1, patches.shape[-1])
+    cells = np.minimum(LEVELS * own, LEVELS - 1).astype(int)
+    _, cell, counts = np.unique(cells, axis=0, return_inverse=True, return_counts=True)
+    kept = np.flatnonzero(counts >= LEAST * len(own))
+    found = np.stack([own[cell.reshape(-1) == i].mean(0) for i in kept])
+    near = np.linalg.norm(patches[:, :, None] - found[None, None], axis=-1) < NEAR
+    return appears(np.minimum(near.mean(1) / PART, 1))
 
 
 def unit(u: jax.Array) -> jax.Array:

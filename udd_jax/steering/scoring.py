@@ -1,11 +1,13 @@
 """The built-in scorers by name: functions F for `sampling.scorers`, made from what a user types.
 
     match     the dual encoder's match with a text          scale 9
+    shows     a word or phrase for one thing, somewhere     scale 8
     clip      CLIP's cosine with a text, through the image tokenizer's decoder; files of the user
     like      likeness to a picture: content and style      `sampling.scorers.likeness`
     content   the same places look alike
     style     the same codes, anywhere: Gram matrices
-    palette   no colours but those of a picture             `sampling.scorers.palette`
+    palette   no colours but those of a picture             scale 64
+    colours   all colours of a picture, somewhere           scale 8
     pixels    a function of your own of the decoded picture, such as a classifier; from Python
 
 To add one, add a maker to `MAKERS`.
@@ -45,6 +47,24 @@ def match(pipe, text, read=None):
     return pipe.dual_encoder.scorer(_one(values.ids(pipe, "text", text), "match"))
 
 
+def shows(pipe, text, read=None):
+    """That a word, or a phrase for one thing, is seen somewhere in the image.
+
+    The dual encoder says for each code alone how much likelier it makes the text. That, less what
+    the usual code has, and as a share of the most, is how surely the code shows it
+    (`scorers.appears`). UserError if no code makes it twice as likely as the usual one.
+    """
+    match = pipe.dual_encoder.of_codes(_one(values.ids(pipe, "text", text), "shows"))
+    usual = np.exp(np.median(match) - match.max())
+    if usual > 0.5:
+        raise UserError(
+            f"scorer shows: no code of an image says {values.texts(text)[0]!r} by itself, expected "
+            "a word for one thing: take the scorer match"
+        )
+    shown = np.clip((np.exp(match - match.max()) - usual) / (1 - usual), 0, 1)
+    return of_image(pipe.vocab, scorers.appears(shown[:, None]))
+
+
 def likeness(pipe, picture, content=0.0, style=0.0, read=None):
     """Likeness to a picture, by the vectors of the image tokenizer's codes."""
     codes = _one(values.ids(pipe, "image", picture), "a picture")[0]
@@ -55,10 +75,19 @@ def likeness(pipe, picture, content=0.0, style=0.0, read=None):
 
 def palette(pipe, picture, read=None):
     """The colours of a picture and no others, by the pixels that each code paints."""
+    return of_image(pipe.vocab, scorers.palette(*_painted(pipe, picture)))
+
+
+def colours(pipe, picture, read=None):
+    """All colours of a picture, each somewhere, by the pixels that each code paints."""
+    return of_image(pipe.vocab, scorers.colours(*_painted(pipe, picture)))
+
+
+def _painted(pipe, picture):
+    """(the pixels that each code paints float[K, n, c], 0 to 1; the codes int[N] of a picture)"""
     tokenizer = pipe.tokenizers["image"]
     codes = _one(values.ids(pipe, "image", picture), "a picture")[0]
-    patches = tokenizer.patches.reshape(tokenizer.codes, -1, tokenizer.shape[-1])
-    return of_image(pipe.vocab, scorers.palette(patches / 255, codes))
+    return tokenizer.patches.reshape(tokenizer.codes, -1, tokenizer.shape[-1]) / 255, codes
 
 
 def clip(pipe, text, weights=None, read=None):
@@ -133,10 +162,12 @@ def _one(rows: np.ndarray, what: str) -> np.ndarray:
 
 MAKERS = {
     "match": match,
+    "shows": shows,
     "clip": clip,
     "like": functools.partial(likeness, content=1.0, style=1.0),
     "content": functools.partial(likeness, content=1.0),
     "style": functools.partial(likeness, style=1.0),
     "palette": palette,
+    "colours": colours,
     "pixels": pixels,
 }

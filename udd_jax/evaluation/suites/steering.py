@@ -3,8 +3,8 @@
     edits        pictures of held-out scenes follow a caption with one attribute changed, and keep
                  the rest
     painted      objects land where their phrases were painted, by the weight
-    scorers      images without a prompt follow a word ("match") and the colours of a reference
-                 picture ("palette"), by the scale
+    scorers      images without a prompt show a word ("shows") and have the colours of a reference
+                 picture ("palette"), by the scale; and both at once, with "colours"
     best_of      agreement of the first and of the best of some, by the bound and by the dual
                  encoder, with the seconds that each costs
     match        R-precision among 20, both ways, and how often the caption of another item matches
@@ -29,8 +29,9 @@ from udd_jax.steering import candidates
 FILE = "steering.npz"  # in the folder of the samples
 SHOWN = 8  # pictures in a row of a sheet
 WEIGHTS = (0.0, 0.5, 1.0, 2.0)  # of painted words
-SCALES = {"match": (0.0, 6.0, 9.0), "palette": (0.0, 16.0, 64.0)}
-TOGETHER = {"palette": 16.0, "match": 12.0}  # the scales of both at once
+SCALES = {"shows": (0.0, 4.0, 8.0), "palette": (0.0, 16.0, 64.0)}
+TOGETHER = {"colours": 8.0, "shows": 8.0}  # the scales of both at once
+OF_TEXT = ("match", "shows")  # scorers
 REFERENCES = 4  # pictures
 AMONG, BEST = 20, 8
 
@@ -107,7 +108,7 @@ def painted(pipe, world, count: int, seed: int, weights=WEIGHTS, **options):
 def scored(pipe, world, count: int, seed: int, scales=None, together=TOGETHER, **options):
     """Images without a prompt, steered by a word, by pictures (REFERENCES of them), and by both.
 
-    scales: {"match", or a scorer of pictures: its scales}; together: {scorer: its scale}.
+    scales: {a scorer of a text or of a picture: its scales}; together: {scorer: its scale}.
     """
     scales, steering, found, shown = scales or SCALES, world.steering, {}, {}
     rng = np.random.default_rng(seed)
@@ -117,7 +118,7 @@ def scored(pipe, world, count: int, seed: int, scales=None, together=TOGETHER, *
     def draw(name, asked, right):
         made, good = [], []
         for i, (reference, number) in enumerate(zip(references, counts, strict=True)):
-            value = {kind: reference.picture for kind in asked} | {"match": steering.word}
+            value = {k: steering.word if k in OF_TEXT else reference.picture for k in asked}
             scorers = [(pipe.scorer(kind, value[kind]), scale) for kind, scale in asked.items()]
             result = pipe.images(number, seed=seed + i, scorers=scorers, **options)
             made.append(result.images)
@@ -129,22 +130,26 @@ def scored(pipe, world, count: int, seed: int, scales=None, together=TOGETHER, *
         shown[name] = np.concatenate([images[: SHOWN // REFERENCES] for images in made])
 
     def right(kind, reference, scene):
-        return steering.has_word(scene) if kind == "match" else reference.all(scene)
+        return steering.has_word(scene) if kind in OF_TEXT else reference.all(scene)
 
-    lacking = None
-    try:
-        pipe.scorer("match", steering.word)
-    except UserError as error:
-        lacking = str(error)
-    for kind in scales:
-        if kind == "match" and lacking:
-            found["match"] = intervals.Unmeasured(lacking)
-            continue
+    def try_(kinds, name, draw):
+        try:
+            for kind in set(kinds) & set(OF_TEXT):
+                pipe.scorer(kind, steering.word)
+        except UserError as error:
+            found[name] = intervals.Unmeasured(str(error))
+        else:
+            draw()
+
+    def by_scale(kind):
         for scale in scales[kind]:
             draw(f"{kind}, scale {scale:g}", {kind: scale}, functools.partial(right, kind))
-    if not lacking:
-        either = f"both, scales {' and '.join(f'{scale:g}' for scale in together.values())}"
-        draw(either, together, lambda r, scene: r.some(scene) and steering.has_word(scene))
+
+    for kind in scales:
+        try_([kind], kind, functools.partial(by_scale, kind))
+    name = f"both, scales {' and '.join(f'{scale:g}' for scale in together.values())}"
+    either = lambda r, scene: r.some(scene) and steering.has_word(scene)  # noqa: E731
+    try_(together, name, functools.partial(draw, name, together, either))
     shown["references"] = np.stack(
         [r.picture for r in references for _ in range(SHOWN // REFERENCES)]
     )
