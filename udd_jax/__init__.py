@@ -19,7 +19,8 @@ The packages, each with one question:
 
 `pipeline` is the Python interface, `values` what it takes, `hub` a folder to pass on, `main` the
 command line, `command_line` its flags, `stages` the main job, `generate` sampling from the command
-line, `build` goes from a config to its parts, `errors` says what a user can fix.
+line, `embed` writes vectors as data, `build` goes from a config to its parts, `errors` says what a
+user can fix.
 """
 
 import importlib.metadata

@@ -22,6 +22,7 @@ MODES = {
     "data": "read all of the data and say what is in it",
     "tokenize": "the main job up to the token cache",
     "sample": "generate images and captions with a finished run",
+    "embed": "write pictures, captions and vectors of the dual encoder of a run, as data",
     "demo": "open a page in the browser, for a finished run",
     "evaluate": "measure a finished run and write its report, or compare two",
     "replay": "repeat the step at which a training failed",
@@ -86,11 +87,11 @@ CONFIG = config_flags.DEFINE_config_file("config", None, "settings, such as conf
 TAKES["config"] = TAKES["mode"] = tuple(MODES)
 flags.DEFINE_enum("mode", "train", tuple(MODES), "what to do")
 _flag(
-    "train tokenize sample demo evaluate replay convert export", "string", "workdir", None,
+    "train tokenize sample embed demo evaluate replay convert export", "string", "workdir", None,
     "folder of the run, gs:// too; runs/NAME unless given",
 )  # fmt: skip
 _flag(
-    "sample convert export", "string", "out", None,
+    "sample embed convert export", "string", "out", None,
     "folder or file for the results; for sample, WORKDIR/generated unless given",
 )  # fmt: skip
 _flag("train tokenize", "bool", "tensorboard", False, "write TensorBoard's event files as well")
@@ -130,7 +131,10 @@ _flag(
     "shows, match or clip=TEXT:SCALE, palette, colours, like, content or style=PICTURE:SCALE: "
     "steer; may be repeated",
 )  # fmt: skip
-_flag("sample", "string", "dual_encoder", None, "a run whose dual encoder is used, for match")
+_flag(
+    "sample embed", "string", "dual_encoder", None,
+    "a run whose dual encoder is used: for match, or for the vectors",
+)  # fmt: skip
 _flag("sample", "float", "share", None, "codes masked in a round; for edit, .6")
 _flag("sample", "integer", "rounds", None, "rounds of masking; for edit, 24")
 _flag("sample", "integer", "factor", None, "2 or 4; for upscale, what fits the run unless given")

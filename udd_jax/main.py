@@ -3,6 +3,7 @@
     python -m udd_jax.main --config=configs/t2i.py                    the main job, all stages
     python -m udd_jax.main --mode=sample --workdir=DIR --task=t2i --prompt="a small red circle"
     python -m udd_jax.main --mode=evaluate --workdir=DIR
+    python -m udd_jax.main --mode=embed --workdir=DIR --out=DATA      its data with vectors
     python -m udd_jax.main --mode=demo                                a page in the browser
     python -m udd_jax.main --mode=data --config=configs/t2i.py --config.data=folder:DIR
     python -m udd_jax.main --mode=plan --config=configs/t2i.py:coco
@@ -98,7 +99,7 @@ def main(argv) -> None:
     from udd_jax.runtime import compiled
 
     # The run of a sample may be a folder that should not change, such as the packaged one.
-    compiled.keep(None if mode in ("sample", "demo") else f"{workdir}/cache")
+    compiled.keep(None if mode in ("sample", "embed", "demo") else f"{workdir}/cache")
     if mode in ("train", "tokenize", "evaluate", "replay"):
         from udd_jax.runtime import processes
 
@@ -121,6 +122,12 @@ def main(argv) -> None:
 
         with bucket.whole(workdir) as here:
             generate.sample(here, FLAGS, command_line.typed_settings())
+    elif mode == "embed":
+        from udd_jax import embed
+        from udd_jax.runtime import bucket
+
+        with bucket.whole(workdir) as here:
+            embed.run(here, FLAGS.out, _CONFIG.value, FLAGS.dual_encoder)
     elif mode == "demo":
         from udd_jax.demo import server
         from udd_jax.runtime import bucket

@@ -478,6 +478,14 @@ class Pipeline:
         other.__dict__.update(_sample=self._sample, _bound=self._bound)
         return other
 
+    def embed(self, inputs, modality: str = "image") -> np.ndarray:
+        """The vectors of images, or of texts, by the dual encoder: float32[n, E], of length 1.
+
+        The product of two vectors is the cosine of their angle: `pipe.embed(a) @ pipe.embed(b).T`.
+        UserError if the run has no dual encoder.
+        """
+        return self.dual_encoder.encode(modality, values.ids(self, modality, inputs)).whole
+
     @property
     def _hashes(self) -> dict[str, str]:
         return {name: tokenizer.hash for name, tokenizer in self.tokenizers.items()}

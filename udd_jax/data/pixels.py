@@ -120,12 +120,34 @@ def size(source: bytes) -> tuple[int, int]:
     ValueError if it is no image.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="PIL")
-            with Image.open(io.BytesIO(source), formats=formats()) as image:
-                return image.size
+        with _header(source) as image:
+            return image.size
     except Exception as error:  # the decoders of Pillow raise errors of any type
         raise UserError(f"image: the {len(source)} bytes given are damaged: {error}") from None
+
+
+def ending(source: bytes | np.ndarray) -> str:
+    """The ending of a file with these bytes, such as ".jpeg", found by its content.
+
+    "" for pixels, and for a format without an ending of its name.
+    """
+    if not isinstance(source, bytes):
+        return ""
+    try:
+        with _header(source) as image:
+            end = f".{image.format.lower()}"
+    except Exception:  # the decoders of Pillow raise errors of any type
+        return ""
+    return end if end in suffixes() else ""
+
+
+@contextlib.contextmanager
+def _header(source: bytes):
+    """The image of Pillow of an encoded image, of which only the header was read."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="PIL")
+        with Image.open(io.BytesIO(source), formats=formats()) as image:
+            yield image
 
 
 def both(size: int | tuple[int, int]) -> tuple[int, int]:

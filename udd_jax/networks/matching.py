@@ -11,6 +11,7 @@ form of ours: its formula could not be read.
 
 import dataclasses
 import functools
+import hashlib
 import operator
 
 import jax
@@ -26,6 +27,7 @@ FOLDER = "dual_encoder"
 FILE = f"{FOLDER}/encoder"  # in the folder of a run
 ROWS = 64  # encoded at once
 PLACES, LATE = 8, 0.9  # of a code that is known alone, and the share of T
+TOWERS = ("image", "text")
 SETTINGS = ("steps", "padding", "width", "layers", "heads", "places")  # of the network, in a file
 
 
@@ -40,8 +42,18 @@ class Matcher:
     params: dict
     hashes: dict[str, str]
 
+    @functools.cached_property
+    def hash(self) -> str:
+        """16 hex digits from the weights: equal hash, equal vectors of the same tokens."""
+        digest = hashlib.sha256()
+        for name, leaf in trees.flatten(self.params).items():
+            digest.update(name.encode() + np.ascontiguousarray(leaf).tobytes())
+        return digest.hexdigest()[:16]
+
     def encode(self, name: str, ids, t=0) -> dual_encoder.Encoded:
         """Rows of "image" or "text", local ids int32[n, length] at time t -> `Encoded`, NumPy."""
+        if name not in TOWERS:
+            raise UserError(f"{name!r} has no tower, expected one of {', '.join(TOWERS)}")
         ids = np.asarray(ids)
         encode = lambda rows: self._encode(self.params, name, rows, jnp.full(ROWS, t))  # noqa: E731
         return _in_parts(encode, ids)

@@ -22,10 +22,11 @@ FILE = "lock"
 
 
 @contextlib.contextmanager
-def hold(directory, say=print):
+def hold(directory, say=print, flag="--workdir"):
     """Holds the work folder while the block runs; makes the folder if it is missing.
 
-    ValueError: another run holds it. `say` gets a line about a run that was killed.
+    ValueError: another run holds it. `say` gets a line about a run that was killed. flag: what
+    names the folder on the command line.
     """
     if "://" in str(directory) or (jax.distributed.is_initialized() and jax.process_index() > 0):
         yield
@@ -38,7 +39,7 @@ def hold(directory, say=print):
         except BlockingIOError:
             raise UserError(
                 f"{directory} is in use by {_holder(path)}: "
-                "wait for it, stop it, or choose another --workdir"
+                f"wait for it, stop it, or choose another {flag}"
             ) from None
         except OSError as error:
             say(f"{directory} cannot be locked ({error.strerror}): start no second run in it")

@@ -1,0 +1,66 @@
+"""`--mode=embed`: a data set with the vectors of a run's dual encoder, for a kind `embedding`.
+
+    udd_jax --mode=embed --workdir=runs/t2i --config=configs/t2i.py --out=data/vectors
+    udd_jax --config=configs/prior.py --config.data=folder:data/vectors
+
+All vectors come to a trainer as files beside the pictures, whatever encoder made them. So this is
+data in, data out, and a trainer knows nothing of it. What the files are: data/vectors.py.
+"""
+
+import pathlib
+import shlex
+
+from udd_jax import modalities, pipeline
+from udd_jax.data import reading, sources, vectors
+from udd_jax.errors import UserError
+from udd_jax.runtime import logbook
+
+SPLITS = ("train", "validation", "test")
+
+
+def run(workdir, out, config=None, dual_encoder: str | None = None) -> dict:
+    """Writes every record of the data of `config`, by default of the run, with its vector.
+
+    workdir: the folder of a run; out: of the new data. dual_encoder: a run whose dual encoder is
+    used instead. Returns the counts of `vectors.write`. ValueError, FileNotFoundError, one line.
+    """
+    if not out:
+        raise UserError("--out is missing, expected a folder for the pictures and their vectors")
+    pipe = pipeline.Pipeline.load(workdir)
+    if dual_encoder:
+        pipe = pipe.with_dual_encoder(dual_encoder)
+    encoder, config = pipe.dual_encoder, pipe.config if config is None else config
+    size, incomplete = pipe.tokenizers["image"].image_size, bool(config.get("incomplete"))
+    options = {**config.data_options.to_dict(), "image_size": size, "incomplete": incomplete}
+    data = {split: sources.open_source(config.data, split, **options) for split in SPLITS}
+    logbook.begin()
+    found = vectors.write(
+        data,
+        pipe.embed,
+        out,
+        settings={"image tokenizer": pipe.tokenizers["image"].hash, "dual encoder": encoder.hash},
+        views=reading.Views(size, incomplete=incomplete),
+        skip_limit=config.get("skip_limit", vectors.LIMIT),
+    )
+    for line in describe(found, modalities.stored(config)):
+        logbook.say(line)
+    count, numbers = sum(row["vectors"] for row in found.values()), encoder.model.width
+    again = f"udd_jax --config=configs/prior.py --config.data=folder:{shlex.quote(str(out))}"
+    more = f" --config.modalities.summary.dimensions={numbers}" if numbers != 64 else ""
+    logbook.finish(f"{count} vectors of {numbers} numbers", pathlib.Path(out), again + more)
+    return found
+
+
+def describe(found: dict, left=()) -> list[str]:
+    """Lines about what was written. found: of `vectors.write`; left: modalities that were not."""
+    lines = []
+    for split, row in found.items():
+        lines.append(f"  {split}: {row['vectors']} vectors, {row['captions']} captions")
+        lines += [f"    {cause}: {count}" for cause, count in row["causes"].items()]
+        if not row["vectors"] and not row["captions"]:
+            lines.append(
+                f"    read it with --config.data_options.{split}=0, so that it stays empty"
+            )
+    if left:
+        lines.append(f"  not copied: {', '.join(left)}; put their files beside the pictures")
+    return lines
