@@ -1,5 +1,6 @@
 """Vectors of the dual encoder as data: `--mode=embed`, and `pipe.embed`."""
 
+import contextlib
 import functools
 import json
 import pathlib
@@ -10,12 +11,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from configs import prior, t2i
+from tests import test_docs
 from tests.helpers import shell, tiny
-from udd_jax import embed, modalities, pipeline
+from udd_jax import embed, modalities, pipeline, stages
 from udd_jax.data import pixels, reading, sources, vectors
 from udd_jax.data.sources import shapes
 from udd_jax.errors import UserError
 from udd_jax.networks import dual_encoder, matching
+from udd_jax.training import plan
 
 E, SIZE = 6, 32
 
@@ -275,3 +279,37 @@ def test_vectors_of_two_encoders_never_meet_in_a_folder(pipe, written, tmp_path)
     with pytest.raises(UserError, match=r"something else \(encoder is one there and two now\)"):
         write(root, tmp_path / "out", encoder="two")
     assert files_of(tmp_path / "out") == before
+
+
+# ---- To the end ----------------------------------------------------------------------------------
+
+
+def test_the_config_has_a_prior_and_decoders_of_vectors_that_a_dual_encoder_makes():
+    config, usual = prior.get_config(), t2i.get_config()
+    (summary,) = (m for m in plan.vocab_of(config).modalities if m.name == "summary")
+    assert (summary.length, summary.classes) == (8, 256)
+    assert config.modalities.summary.dimensions == usual.dual_encoder.width
+    for small in (config, prior.get_config("smoke")):
+        stages.check(small)
+        assert sum(small.train.mixture.values()) == pytest.approx(1)
+
+
+@pytest.mark.slow
+def test_three_commands_encode_train_and_draw_the_vector_before_the_picture(run, tmp_path):
+    train = ["--config=configs/prior.py:smoke", f"--config.modalities.summary.dimensions={E}"]
+    sample = ("--mode=sample", "--workdir=runs/prior", "--num=2")
+    with contextlib.chdir(tmp_path):
+        data = ("--config=configs/t2i.py", "--config.data_options.size=64", "--out=data/vectors")
+        shell.run("--mode=embed", f"--workdir={run}", *data)
+        shell.run(*train, *test_docs.small(train), "--workdir=runs/prior")
+        given = ("--given=text=a small red circle", "--begin_with=summary", "--out=made")
+        shell.run(*sample, "--task=image,summary|text", *given)
+        assert np.load("made/summary-0001.npy").shape == (E,)
+        assert pixels.read("made/image-0001.png").shape == (SIZE, SIZE, 3)
+        near = sorted(pathlib.Path("data/vectors/test").glob("*.npy"))[0]
+        shell.run(*sample, "--task=image|summary", f"--given=summary={near}", "--out=like")
+        encoder, pipe = map(pipeline.Pipeline.load, (run, "runs/prior"))
+        vector = encoder.embed(near.with_suffix(".png"))
+        made = pipe.generate("image|summary", given={"summary": vector}, num=2)
+        for number, image in enumerate(made.images):
+            np.testing.assert_array_equal(pixels.read(f"like/image-000{number}.png"), image)
