@@ -64,7 +64,7 @@ _KINDS = {int: "integer", float: "float", str: "string", tuple: "list"}
 # Flags and fields that are paths; a shell leaves the `~` of `--image=~/a.png` as it is.
 PATHS = (
     *("workdir", "out", "image", "mask", "weights", "compare", "checkpoint", "vq_config"),
-    *("text", "codes", "given"),
+    *("text", "codes", "given", "dual_encoder"),
 )
 PATH_FIELDS = (
     *("init_from", "text.file", "vq.file", "vq.weights", "evaluate.weights"),

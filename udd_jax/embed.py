@@ -30,6 +30,7 @@ def run(workdir, out, config=None, dual_encoder: str | None = None) -> dict:
     if dual_encoder:
         pipe = pipe.with_dual_encoder(dual_encoder)
     encoder, config = pipe.dual_encoder, pipe.config if config is None else config
+    left = modalities.stored(config)
     size, incomplete = pipe.tokenizers["image"].image_size, bool(config.get("incomplete"))
     options = {**config.data_options.to_dict(), "image_size": size, "incomplete": incomplete}
     data = {split: sources.open_source(config.data, split, **options) for split in SPLITS}
@@ -42,7 +43,7 @@ def run(workdir, out, config=None, dual_encoder: str | None = None) -> dict:
         views=reading.Views(size, incomplete=incomplete),
         skip_limit=config.get("skip_limit", vectors.LIMIT),
     )
-    for line in describe(found, modalities.stored(config)):
+    for line in describe(found, left):
         logbook.say(line)
     count, numbers = sum(row["vectors"] for row in found.values()), encoder.model.width
     again = f"udd_jax --config=configs/prior.py --config.data=folder:{shlex.quote(str(out))}"

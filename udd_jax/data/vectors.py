@@ -61,6 +61,8 @@ def write(
         ValueError, one line: the folder has other files, or vectors of other data; or more than
         `skip_limit` of a split is unusable.
     """
+    if "://" in str(directory):
+        raise UserError(f"--out={directory} is no folder of a disk: name one")
     directory = pathlib.Path(directory)
     made_of = {
         "data": {s: getattr(source, "hash", None) or source.name for s, source in data.items()},
@@ -77,7 +79,8 @@ def write(
             proofs = _write_split(directory, split, source, embed, views, threads)
             whole = {"items": [], "faults": []}
             for proof in map(files.read_json, proofs):
-                whole = {name: whole[name] + proof[name] for name in whole}
+                for name, rows in whole.items():
+                    rows += proof[name]
             faults += [{"split": split} | fault for fault in whole["faults"]]
             lines = "".join(json.dumps(fault) + "\n" for fault in faults)
             files.write_text(directory / SKIPPED, lines)
