@@ -10,7 +10,8 @@ The data are those of the second command: `shapes` as a folder, each picture wit
 dual encoder of the first. Vectors of another encoder are files of the same names, `KEY.npy` beside
 `KEY.png`; their size is `--config.modalities.summary.dimensions=`. The rule `summary|text` is the
 prior, `image|summary` and `image|summary,text` are decoders (DALL-E 2, arXiv 2204.06125, in the
-small). The full training was not run yet, so there is no number to expect.
+small). As stored data `shapes` has no reader of its pictures, so the report shows samples and says
+of none whether it is right. The full training was not run yet, so there is no number to expect.
 """
 
 from configs import t2i
