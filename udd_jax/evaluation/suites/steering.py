@@ -132,7 +132,7 @@ def scored(pipe, world, count: int, seed: int, scales=None, together=TOGETHER, *
     def right(kind, reference, scene):
         return steering.has_word(scene) if kind in OF_TEXT else reference.all(scene)
 
-    def try_(kinds, name, draw):
+    def where_possible(kinds, name, draw):
         try:
             for kind in set(kinds) & set(OF_TEXT):
                 pipe.scorer(kind, steering.word)
@@ -146,10 +146,10 @@ def scored(pipe, world, count: int, seed: int, scales=None, together=TOGETHER, *
             draw(f"{kind}, scale {scale:g}", {kind: scale}, functools.partial(right, kind))
 
     for kind in scales:
-        try_([kind], kind, functools.partial(by_scale, kind))
+        where_possible([kind], kind, functools.partial(by_scale, kind))
     name = f"both, scales {' and '.join(f'{scale:g}' for scale in together.values())}"
     either = lambda r, scene: r.some(scene) and steering.has_word(scene)  # noqa: E731
-    try_(together, name, functools.partial(draw, name, together, either))
+    where_possible(together, name, functools.partial(draw, name, together, either))
     shown["references"] = np.stack(
         [r.picture for r in references for _ in range(SHOWN // REFERENCES)]
     )
