@@ -25,7 +25,7 @@ from udd_jax.errors import UserError
 
 SHADES = 63  # of a channel, in `palette`
 FLOOR = 1e-6  # of a probability, in `appears`
-LEVELS, LEAST, NEAR, PART = 4, 0.02, 0.15, 0.05  # of `colours`
+LEVELS, LEAST, NEAR, PART = 4, 0.05, 0.15, 0.05  # of `colours`
 FORM = "(tokens: float[B, n, K] a modality, x_t int32[B, L], t int32[B]) -> float[B]"
 
 
@@ -146,7 +146,7 @@ def appears(shown):
         q_n = sum_k p_nk shown_k,    P = 1 - prod_n (1 - q_n)
 
     Once a place shows it, the gradient at the others is 0. So one place is enough, a large scale
-    does no harm, and several things have their places beside each other.
+    does little harm, and several things have their places beside each other.
     """
     return jax.tree_util.Partial(_appears, jnp.asarray(shown, jnp.float32))
 
