@@ -103,8 +103,8 @@ def test_every_part_is_measured_and_shown(pipe, tmp_path):
     page = "".join(measure_sections.show(tmp_path, {"full": result}))
     for words in (
         "2 painted: masks",
-        "shows, scale 8",
-        "both, scales 8 and 8",
+        "shows, scale 6",
+        "both, scales 8 and 6",
         "before",
         "best by match",
         "among 20",
@@ -126,7 +126,7 @@ def test_a_word_is_shown_by_the_codes_that_make_it_likelier_than_the_usual_one(p
     match = pipe.dual_encoder.of_codes(pipe.tokenizers["text"].encode(["red"], pipe.text_length))
     ratio = np.exp(match - np.median(match))
     (shown,) = pipe.scorer("shows", "red").args
-    expected = np.clip((ratio - 1) / (ratio.max() - 1), 0, 1)
+    expected = np.clip((ratio - 1) / (ratio.max() - 1), 0, 1) ** 2
     np.testing.assert_allclose(shown[:, 0], expected, atol=1e-5)
     model = pipe.dual_encoder
     even = pipeline.dataclasses.replace(model, params=jax.tree.map(np.zeros_like, model.params))

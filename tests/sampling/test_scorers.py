@@ -124,15 +124,22 @@ def test_what_appears_somewhere_is_the_enumerated_probability_and_one_place_is_e
     every = np.array(list(itertools.product(range(4), repeat=3)))
     chances = p[np.arange(3)[None], every].prod(axis=1)
     there = shown[every].max(axis=1)  # of each picture, what it shows
-    expected = np.log(chances @ there).mean()
     score = scorers.appears(shown)
-    found = score((jnp.asarray(p)[None], None), None, None)
-    np.testing.assert_allclose(found, [expected], rtol=1e-4)
+    gradient = jax.grad(lambda p: score((p[None], None), None, None)[0])
+    for place, code in itertools.product(range(3), range(4)):
+        here = (every[:, place] == code) * chances
+        expected = np.log((here @ there) / here.sum()).mean()
+        np.testing.assert_allclose(gradient(p)[place, code], expected, atol=1e-3)
     sure = p.copy()
     sure[1] = [0, 0, 1, 0]  # a code that shows both
-    value, gradient = jax.value_and_grad(lambda p: score((p[None], None), None, None)[0])(sure)
-    np.testing.assert_allclose(value, 0, atol=1e-5)
-    np.testing.assert_allclose(np.asarray(gradient)[[0, 2]], 0, atol=1e-4)
+    np.testing.assert_allclose(np.asarray(gradient(sure))[[0, 2]], 0, atol=1e-3)
+
+
+def test_of_one_place_what_appears_is_bayes_rule():
+    p, shown = np.array([[0.5, 0.3, 0.2]]), np.array([[0.0], [1.0], [0.5]])
+    (tilt,) = scorers.tilt(scorers.appears(shown), 1.0, None, None, (jnp.log(p)[None],))
+    found, expected = p * np.exp(tilt[0]), p * shown.T
+    np.testing.assert_allclose(found / found.sum(), expected / expected.sum(), atol=1e-3)
 
 
 def test_the_colours_of_a_picture_are_wanted_somewhere_and_others_may_be_there():
@@ -140,8 +147,8 @@ def test_the_colours_of_a_picture_are_wanted_somewhere_and_others_may_be_there()
     patches = np.array([[black, black], [black, red], [red, white], [white, white]])
     score = scorers.colours(patches, np.array([1, 0, 1]))  # black and red
     codes = np.array([[1, 3, 3], [0, 2, 3], [0, 0, 3], [3, 3, 3]])
-    found = score((jnp.eye(4)[codes], None), None, None)
-    nothing = np.log(scorers.FLOOR)
+    found = score((jnp.eye(4)[codes], None), None, None) / 3
+    nothing = np.log(scorers.FLOOR)  # at each of three places, of no, one or two colours
     np.testing.assert_allclose(found, [0, 0, nothing / 2, nothing], atol=1e-2)
 
 

@@ -164,7 +164,7 @@ def _scorers(page, tab) -> dict:
                 kinds, value="shows", label="That is", scale=4, min_width=200
             )
             found["match_scale"] = gr.Number(
-                8, label="Scale of the match", step=1, scale=1, min_width=90
+                6, label="Scale of the match", step=1, scale=1, min_width=90
             )
     if steering.free(page.pipe, tab.task, "image"):
         gr.Markdown("Pictures become like this one.")

@@ -24,7 +24,7 @@ import numpy as np
 from udd_jax.errors import UserError
 
 SHADES = 63  # of a channel, in `palette`
-FLOOR = 1e-6  # of a probability, in `appears`
+FLOOR = 1e-4  # of a probability, in `appears`
 LEVELS, LEAST, NEAR, PART = 4, 0.05, 0.15, 0.05  # of `colours`
 FORM = "(tokens: float[B, n, K] a modality, x_t int32[B, L], t int32[B]) -> float[B]"
 
@@ -138,23 +138,27 @@ def palette(patches, codes):
 
 
 def appears(shown):
-    """F = the mean over things of log P(a thing is shown somewhere); ours.
+    """A scorer for things of which one place is enough: p(x_n | each is shown somewhere); ours.
 
-    shown: float[K, things], 0 to 1, how surely each code shows each thing. P is that of places that
-    are independent, a noisy or:
+    shown: float[K, things], 0 to 1, how surely each code shows each thing. As if places were
+    independent, a noisy or:
 
-        q_n = sum_k p_nk shown_k,    P = 1 - prod_n (1 - q_n)
+        q_n = sum_k p_nk shown_k
+        P(somewhere | x_n = k) = 1 - (1 - shown_k) prod_{m != n} (1 - q_m)
 
-    Once a place shows it, the gradient at the others is 0. So one place is enough, a large scale
-    does little harm, and several things have their places beside each other.
+    The gradient of F is the logarithm of that, the mean over things; so a scale of 1 is Bayes' rule
+    for places that are independent, and a larger one makes up for those that are not. It ends where
+    the thing is there, so several things have their places beside each other.
     """
     return jax.tree_util.Partial(_appears, jnp.asarray(shown, jnp.float32))
 
 
 def _appears(shown, tokens, x, t):
-    q = jnp.clip(tokens[0] @ shown, 0, 1 - FLOOR)
-    nowhere = jnp.log1p(-q).sum(1)
-    return jnp.log(FLOOR - jnp.expm1(nowhere)).mean(-1)
+    nowhere = jnp.log1p(-jnp.clip(tokens[0] @ shown, 0, 1 - FLOOR))  # [B, n, things]
+    elsewhere = jnp.exp(nowhere.sum(1, keepdims=True) - nowhere)
+    somewhere = 1 - (1 - shown)[None, None] * elsewhere[:, :, None]
+    evidence = jax.lax.stop_gradient(jnp.log(somewhere + FLOOR).mean(-1))
+    return (tokens[0] * evidence).sum((1, 2))
 
 
 def colours(patches, codes):

@@ -67,7 +67,7 @@ def weights(words: list[str]) -> dict[str, float]:
 
 def scorers(pipe, words: list[str], weights) -> list[tuple]:
     """`--scorer`s -> [(F, scale)] (`steering.scoring`)."""
-    form = "NAME=VALUE or NAME=VALUE:SCALE such as shows=blue:8 or palette=a.png:64"
+    form = "NAME=VALUE or NAME=VALUE:SCALE such as shows=blue:6 or palette=a.png:64"
     found = [scaled("scorer", text, form) for text in words]
     if weights and not any(name == "clip" for name, *_ in found):
         raise UserError("--weights means nothing without --scorer=clip=: leave it out")

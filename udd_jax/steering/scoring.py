@@ -1,7 +1,7 @@
 """The built-in scorers by name: functions F for `sampling.scorers`, made from what a user types.
 
     match     the dual encoder's match with a text          scale 9
-    shows     a word or phrase for one thing, somewhere     scale 8
+    shows     a word or phrase for one thing, somewhere     scale 6
     clip      CLIP's cosine with a text, through the image tokenizer's decoder; files of the user
     like      likeness to a picture: content and style      `sampling.scorers.likeness`
     content   the same places look alike
@@ -51,8 +51,9 @@ def shows(pipe, text, read=None):
     """That a word, or a phrase for one thing, is seen somewhere in the image.
 
     The dual encoder says for each code alone how much likelier it makes the text. That, less what
-    the usual code has, and as a share of the most, is how surely the code shows it
-    (`scorers.appears`). UserError if no code makes it twice as likely as the usual one.
+    the usual code has, as a share of the most, and squared, is how surely the code shows it
+    (`scorers.appears`): two codes that half say it do not show it. UserError if no code makes it
+    twice as likely as the usual one.
     """
     match = pipe.dual_encoder.of_codes(_one(values.ids(pipe, "text", text), "shows"))
     usual = np.exp(np.median(match) - match.max())
@@ -62,7 +63,7 @@ def shows(pipe, text, read=None):
             "a word for one thing: take the scorer match"
         )
     shown = np.clip((np.exp(match - match.max()) - usual) / (1 - usual), 0, 1)
-    return of_image(pipe.vocab, scorers.appears(shown[:, None]))
+    return of_image(pipe.vocab, scorers.appears(shown[:, None] ** 2))
 
 
 def likeness(pipe, picture, content=0.0, style=0.0, read=None):

@@ -29,8 +29,8 @@ from udd_jax.steering import candidates
 FILE = "steering.npz"  # in the folder of the samples
 SHOWN = 8  # pictures in a row of a sheet
 WEIGHTS = (0.0, 0.5, 1.0, 2.0)  # of painted words
-SCALES = {"shows": (0.0, 4.0, 8.0), "palette": (0.0, 16.0, 64.0)}
-TOGETHER = {"colours": 8.0, "shows": 8.0}  # the scales of both at once
+SCALES = {"shows": (0.0, 3.0, 6.0), "palette": (0.0, 16.0, 64.0)}
+TOGETHER = {"colours": 8.0, "shows": 6.0}  # the scales of both at once
 OF_TEXT = ("match", "shows")  # scorers
 REFERENCES = 4  # pictures
 AMONG, BEST = 20, 8
