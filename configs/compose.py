@@ -9,7 +9,9 @@
 The references are like the image: they share its tokenizer, its embeddings and its head. Each has
 positions of its own, since the text tells them apart. The report has the share of pictures that the
 law of the world allows (`udd_jax/data/sources/shapes/compose.py`), for pairs of references that no
-training scene has. The full training was not run yet, so there is no number to expect.
+training scene has: all of 512 were right (benchmarks/RESULTS.md). The main rule is learned, and
+pictures from nothing are not, since only a twentieth of the batch is about them. Diffusion: 61
+minutes beside a second training on two shared cores; the loss hardly fell after 2000 of 6000 steps.
 """
 
 from configs import base, t2i

@@ -59,6 +59,7 @@ TABS = (
     Tab(
         "Upscale", "upscale", ("image", "text", "factor"), "Upscale",
         "The fine level of a picture is drawn anew: of a small one, or of one that gets larger. "
+        "A larger one is drawn in windows, which know things at the size they had in training. "
         "The text is that of the whole, or empty.",
         "upscale", "image",
     ),
