@@ -106,7 +106,7 @@ def test_pictures_of_other_channels_are_refused_and_read_as_colours():
     with pytest.raises(ValueError, match=r"vq.model.channels = 1, expected 3: grey pictures are"):
         limits.check(c)
     grey, clear = Image.new("L", (8, 8), 9), Image.new("RGBA", (8, 8), (9, 9, 9, 0))
-    assert (pixels.rgb(grey) == 9).all() and (pixels.rgb(clear) == 255).all()
+    assert (pixels.from_pillow(grey) == 9).all() and (pixels.from_pillow(clear) == 255).all()
 
 
 def test_a_finished_tokenizer_is_for_pictures_of_the_size_and_of_three_channels(pipe):

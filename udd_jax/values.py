@@ -131,7 +131,7 @@ def picture(value, size: int | tuple[int, int]) -> np.ndarray:
     if isinstance(value, str | os.PathLike):
         return pixels.fit(pixels.read(value), size)
     if isinstance(value, Image.Image):
-        return pixels.fit(pixels.rgb(value), size)
+        return pixels.fit(pixels.from_pillow(value), size)
     if not hasattr(value, "dtype"):
         raise UserError(f"image: {_type(value)}, expected an array, an image of Pillow or a path")
     value = np.asarray(value)

@@ -261,7 +261,7 @@ def test_an_unknown_filter_or_a_wrong_array_is_one_line():
     with pytest.raises(ValueError, match="filter: 'area' is not one of nearest, box, "):
         pixels.fit(PIXELS, 4, "area")
     for wrong in (GREY, PIXELS.astype(np.float32), PIXELS[:0], PIXELS[:, :, :2]):
-        with pytest.raises(ValueError, match=r"expected uint8\[H, W, 3\]"):
+        with pytest.raises(ValueError, match=r"expected (uint8|at least one pixel)"):
             pixels.fit(wrong, 4)
 
 

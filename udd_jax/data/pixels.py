@@ -1,10 +1,14 @@
 """Reading, cutting and writing pixels, with NumPy and Pillow only.
 
-An image is uint8[H, W, 3]. A mask is bool[H, W], True (white) where pixels are generated. Infilling
-uses a mask in three ways. A code is generated if its cell has any white pixel (`code_mask`). The
-content under the white pixels must not reach the model, not even through the receptive field of the
-image tokenizer, so it is painted over before encoding (`hide`). The given pixels are shown as they
-were, not as the tokenizer would return them (`composite`).
+An image is uint8[H, W, C]: grey (C = 1), colours (3), or colours and opacity (4). Where the opacity
+is 0 the colour is white, so that nothing unseen is kept. A run has one C (`image_channels`), and
+`in_channels` gives any picture that many.
+
+A mask is bool[H, W], True (white) where pixels are generated. Infilling uses a mask in three ways.
+A code is generated if its cell has any white pixel (`code_mask`). The content under the white
+pixels must not reach the model, not even through the receptive field of the image tokenizer, so it
+is painted over before encoding (`hide`). The given pixels are shown as they were, not as the
+tokenizer would return them (`composite`).
 
     codes = tokenizer.encode(pixels.hide(image, mask)[None])
     free = pixels.code_mask(mask, tokenizer.grid)
@@ -31,6 +35,9 @@ CROP, FILTER = "centre square", "lanczos"  # of `fit`
 # Both sides of a JPEG decoded at a reduced scale, in sides of the result: also the smallest random
 # crop (.77 of a side) is then reduced to less than a half, by `fit`, with a better filter.
 DETAIL = 3
+CHANNELS = {1: "L", 3: "RGB", 4: "RGBA"}  # of an image, and the mode of Pillow
+SAID = {1: " in grey", 3: "", 4: " with opacity"}  # after "32 x 32 pixels"
+_CLEAR = np.array((255, 255, 255, 0), np.uint8)
 _MOST_PIXELS = 80_000_000  # a file that claims more counts as a decompression bomb
 
 # Formats whose decoders run no program and start no other one: PostScript and metafiles are not
@@ -60,22 +67,24 @@ def suffixes() -> frozenset[str]:
     return frozenset(end for end, name in Image.registered_extensions().items() if name in known)
 
 
-def read(source: str | os.PathLike | bytes) -> np.ndarray:
-    """Decode an image file, or its bytes, to uint8[H, W, 3]; see `read_for`."""
-    return read_for(source)[0]
+def read(source: str | os.PathLike | bytes, channels: int = 3) -> np.ndarray:
+    """Decode an image file, or its bytes, to uint8[H, W, channels]; see `read_for`."""
+    return read_for(source, None, channels)[0]
 
 
 def read_for(
-    source: str | os.PathLike | bytes, size: int | tuple[int, int] | None = None
+    source: str | os.PathLike | bytes,
+    size: int | tuple[int, int] | None = None,
+    channels: int = 3,
 ) -> tuple[np.ndarray, tuple[int, int]]:
-    """Decode an image file, or its bytes: (uint8[H, W, 3], (width, height) of the file).
+    """Decode an image file, or its bytes: (uint8[H, W, channels], (width, height) of the file).
 
     A large JPEG that `fit` will reduce to `size` is decoded at 1/2, 1/4 or 1/8 of its scale, with
     both sides at least DETAIL times `size` (its longer side). None decodes at full scale.
 
     Reads any of FORMATS, found by its content and not by its name, and any mode: palettes, grey,
-    CMYK and YCCK, 16 bit and float (scaled to 8 bit). Transparency is put over white, the EXIF
-    orientation is applied, and the first frame of an animation is taken. Raises a one-line
+    CMYK and YCCK, 16 bit and float (scaled to 8 bit). The result has `channels` (`in_channels`),
+    the EXIF orientation is applied, and the first frame of an animation is taken. Raises a one-line
     ValueError for anything else: no such file, a folder, a file that is not an image, a truncated
     or damaged file, more than 80 million pixels.
     """
@@ -98,7 +107,7 @@ def read_for(
                 with contextlib.suppress(Exception):  # a damaged EXIF block alone is fine
                     ImageOps.exif_transpose(image, in_place=True)
                 turned = image.size != scaled
-                return rgb(image), full[::-1] if turned else full
+                return from_pillow(image, channels), full[::-1] if turned else full
     except Image.DecompressionBombError:
         raise UserError(f"image: {name} has more than {_MOST_PIXELS} pixels") from None
     except IsADirectoryError:
@@ -141,6 +150,13 @@ def ending(source: bytes | np.ndarray) -> str:
     return end if end in suffixes() else ""
 
 
+def may_be_clear(source: bytes) -> bool:
+    """Whether an encoded image has an opacity, without decoding it. False if it is no image."""
+    with contextlib.suppress(Exception), _header(source) as image:
+        return image.has_transparency_data
+    return False
+
+
 @contextlib.contextmanager
 def _header(source: bytes):
     """The image of Pillow of an encoded image, of which only the header was read."""
@@ -162,11 +178,11 @@ def shown(size: int | tuple[int, int]) -> str:
 
 
 def fit(image: np.ndarray, size: int | tuple[int, int], filter: str = FILTER) -> np.ndarray:
-    """The centre square of uint8[H, W, 3], resized to uint8[size, size, 3].
+    """The centre square of uint8[H, W, C], resized to uint8[size, size, C].
 
     The short side becomes `size`. For a size (height, width) it is the largest middle part of these
-    proportions. `filter` names a filter of Pillow: nearest, box, bilinear, hamming, bicubic,
-    lanczos. Raises ValueError for any other name.
+    proportions. A colour counts as much as it is opaque. `filter` names a filter of Pillow:
+    nearest, box, bilinear, hamming, bicubic, lanczos. Raises ValueError for any other name.
     """
     resampling = Image.Resampling.__members__.get(filter.upper())
     if resampling is None:
@@ -178,24 +194,25 @@ def fit(image: np.ndarray, size: int | tuple[int, int], filter: str = FILTER) ->
     if image.shape[:2] == (height, width):
         return image
     box = left, top, right, bottom
-    return np.array(Image.fromarray(image).resize((width, height), resampling, box=box))
+    small = np.array(to_pillow(image).resize((width, height), resampling, box=box))
+    return in_channels(small.reshape(height, width, -1), image.shape[2])
 
 
 def encode_png(image: np.ndarray) -> bytes:
-    """uint8[H, W, 3] as a PNG file's bytes."""
+    """uint8[H, W, C] as a PNG file's bytes."""
     check(image)
     file = io.BytesIO()
-    Image.fromarray(image).save(file, "PNG")
+    to_pillow(image).save(file, "PNG")
     return file.getvalue()
 
 
 def write_png(path: str | os.PathLike, image: np.ndarray) -> None:
-    """Writes uint8[H, W, 3] as a PNG file, all of it or nothing."""
+    """Writes uint8[H, W, C] as a PNG file, all of it or nothing."""
     files.write_bytes(path, encode_png(image))
 
 
 def data_uri(image: np.ndarray) -> str:
-    """uint8[H, W, 3] as a `data:` address, for a page without other files."""
+    """uint8[H, W, C] as a `data:` address, for a page without other files."""
     return "data:image/png;base64," + base64.b64encode(encode_png(image)).decode()
 
 
@@ -235,14 +252,14 @@ def code_mask(mask: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
 
 
 def hide(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """uint8[H, W, 3] with the white pixels of bool[H, W] painted over.
+    """uint8[H, W, C] with the white pixels of bool[H, W] painted over.
 
     The new colour is the median of the given pixels, so that it does not depend on the hidden ones;
     mid-grey if no pixel is given.
     """
     check(image, mask)
     given = image[~mask]
-    colour = np.median(given, axis=0) if given.size else np.full(3, 128)
+    colour = np.median(given, axis=0) if given.size else grey(128, image.shape[2])
     return np.where(mask[:, :, None], colour.astype(np.uint8), image)
 
 
@@ -251,18 +268,59 @@ def composite(generated: np.ndarray, given: np.ndarray, mask: np.ndarray) -> np.
     return np.where(mask[..., None], generated, given)
 
 
-def rgb(image: Image.Image) -> np.ndarray:
-    """Any Pillow image to uint8[H, W, 3]."""
+def from_pillow(image: Image.Image, channels: int = 3) -> np.ndarray:
+    """Any Pillow image to uint8[H, W, channels]."""
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        grey = _eight_bit(np.asarray(image), image.mode)
-        return np.repeat(grey[:, :, None], 3, axis=2)
-    if image.mode == "LAB":
+        found = _eight_bit(np.asarray(image), image.mode)
+    elif image.mode == "LAB":
         lab, rgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        return np.array(ImageCms.profileToProfile(image, lab, rgb, outputMode="RGB"))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+        found = np.array(ImageCms.profileToProfile(image, lab, rgb, outputMode="RGB"))
+    else:
+        mode = "L" if image.mode in ("1", "L") else "RGB"
+        mode = "RGBA" if image.has_transparency_data else mode
+        found = np.array(image if image.mode == mode else image.convert(mode))
+    return in_channels(found.reshape(*found.shape[:2], -1), channels)
+
+
+def to_pillow(image: np.ndarray) -> Image.Image:
+    """uint8[H, W, C] as a Pillow image of the mode in CHANNELS."""
+    return Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
+
+
+def in_channels(image: np.ndarray, channels: int) -> np.ndarray:
+    """uint8[H, W, C] to uint8[H, W, channels], each of CHANNELS; the same array if nothing changes.
+
+    Colours become grey by their luminance (ITU-R 601). What is clear is put over white; with four
+    channels it stays clear, and what has no opacity becomes opaque.
+    """
+    check(image)
+    if channels == 4 == image.shape[2]:
+        return np.where(image[:, :, 3:] == 0, _CLEAR, image)
+    if channels == image.shape[2]:
+        return image
+    colours = as_rgb(image)
+    if channels == 4:
+        return np.dstack([colours, np.full(image.shape[:2], 255, np.uint8)])
+    return colours if channels == 3 else np.array(to_pillow(colours).convert("L"))[:, :, None]
+
+
+def as_rgb(images: np.ndarray, ground: int | np.ndarray = 255) -> np.ndarray:
+    """uint8[..., C] to uint8[..., 3]: as it looks over a ground, white or uint8[H, W, 1].
+
+    For what knows colours only, such as a feature network. Rounded as in Pillow's alpha_composite.
+    """
+    if images.shape[-1] == 1:
+        return np.repeat(images, 3, axis=-1)
+    if images.shape[-1] == 3:
+        return images
+    colours, opacity = images[..., :3].astype(np.uint16), images[..., 3:].astype(np.uint16)
+    over = colours * opacity + ground * (255 - opacity) + 128  # below 2^16
+    return ((over + (over >> 8)) >> 8).astype(np.uint8)
+
+
+def grey(value: int, channels: int) -> np.ndarray:
+    """An opaque grey as a pixel uint8[channels]."""
+    return np.array((value, value, value, 255)[:channels], np.uint8)
 
 
 def _eight_bit(values: np.ndarray, mode: str) -> np.ndarray:
@@ -294,9 +352,14 @@ def middle(shape: tuple[int, int], wanted: tuple[int, int]) -> tuple[int, int, i
 
 
 def check(image: np.ndarray, mask: np.ndarray | None = None) -> None:
-    """ValueError unless the image is uint8[H, W, 3] and its mask, if any, bool[H, W]."""
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-        raise UserError(f"image: {image.dtype}{list(image.shape)}, expected uint8[H, W, 3]")
+    """ValueError unless the image is uint8[H, W, C] and its mask, if any, bool[H, W]."""
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in CHANNELS:
+        raise UserError(
+            f"image: {image.dtype}{list(image.shape)}, expected uint8[H, W, C] with 1, 3 or 4 "
+            "channels"
+        )
+    if not image.size:
+        raise UserError(f"image: {image.dtype}{list(image.shape)}, expected at least one pixel")
     if mask is not None and (mask.dtype != bool or mask.shape != image.shape[:2]):
         raise UserError(
             f"mask: {mask.dtype}{list(mask.shape)}, expected bool{list(image.shape[:2])} as the "

@@ -72,7 +72,7 @@ def _small(images) -> np.ndarray:
         if isinstance(image, str | os.PathLike):
             image = pixels.read(image)
         elif isinstance(image, Image.Image):
-            image = pixels.rgb(image)
+            image = pixels.from_pillow(image)
         read.append(np.asarray(image))
         if read[-1].dtype != np.uint8 or read[-1].ndim != 3 or read[-1].shape[2] != 3:
             found = f"{read[-1].dtype}{list(read[-1].shape)}"
