@@ -1,10 +1,13 @@
 """Pictures of one, three and four channels: grey, colours, colours and opacity."""
 
+import hashlib
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from udd_jax.data import pixels
+from udd_jax.data import pixels, reading, records, sources, token_cache
 
 RNG = np.random.default_rng(7)
 COLOURS = RNG.integers(0, 256, (20, 24, 3), dtype=np.uint8)
@@ -100,3 +103,86 @@ def test_hidden_pixels_of_any_channels_leave_no_trace():
 def test_other_numbers_of_channels_are_one_line():
     with pytest.raises(ValueError, match=r"uint8\[20, 24, 2\], expected .* 1, 3 or 4 channels"):
         pixels.in_channels(DRAWING[..., :2], 4)
+
+
+# Sources and the token cache
+
+
+def cached(folder, directory, **options) -> token_cache.TokenCache:
+    """Every picture of the folder in three views, whose codes are the sums of four cells."""
+    source = sources.open_source(f"folder:{folder}", "train", 8, validation=0.0, test=0.0)
+    cells = lambda x: x.astype(np.int32).reshape(len(x), 2, 4, 2, -1).sum((2, 4)).reshape(-1, 4)  # noqa: E731
+    texts = lambda captions: np.array([[len(text)] for text in captions], np.int32)  # noqa: E731
+    views = reading.Views(8, 3, flip=True, **options)
+    return token_cache.write_cache(source, cells, texts, directory, settings={}, views=views)
+
+
+def test_a_cache_of_three_channels_is_what_it_was_before_there_were_others(folder, tmp_path):
+    """The hashes were recorded then."""
+    manifest = cached(folder, tmp_path).manifest
+    shard = (tmp_path / "shard-00000.arrayrecord").read_bytes()
+    about = json.dumps(manifest | {"source": ""}, sort_keys=True).encode()
+    digests = [hashlib.sha256(part).hexdigest()[:16] for part in (shard, about)]
+    assert digests == ["2dc4bf694dca5fea", "8ab7d00839f22fb8"]
+
+
+def test_a_cache_of_other_channels_says_so_and_is_not_that_of_colours(folder, tmp_path):
+    cache = cached(folder, tmp_path, channels=4)
+    assert cache.manifest["views"]["channels"] == 4
+    codes, count = cache.read(np.arange(len(cache)))["image"], len(FILES)
+    first = [pixels.fit(pixels.read(folder / f"{name}.png", 4), 8) for name in sorted(FILES)]
+    np.testing.assert_array_equal(codes.sum(axis=2)[:, 0], np.sum(first, axis=(1, 2, 3)))
+    assert len(cache) == count
+    with pytest.raises(ValueError, match=r"channels"):
+        cached(folder, tmp_path)
+
+
+def test_a_blank_has_the_channels_of_the_run(folder, tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "alone.txt").write_text("no picture")
+    FILES["drawing"].save(tmp_path / "data" / "drawing.png")
+    (tmp_path / "data" / "drawing.txt").write_text("a picture")
+    source = sources.open_source(f"folder:{tmp_path / 'data'}", "train", 8, incomplete=True)
+    seen = []
+    encode = lambda images: seen.append(images.shape) or np.zeros((len(images), 4), np.int32)  # noqa: E731
+    texts = lambda captions: np.zeros((len(captions), 1), np.int32)  # noqa: E731
+    options = {"settings": {}, "views": reading.Views(8, incomplete=True, channels=4)}
+    cache = token_cache.write_cache(source, encode, texts, tmp_path / "tokens", **options)
+    assert seen[0][1:] == (8, 8, 4) and cache.lacking["image"].sum() == 1
+
+
+def test_white_drawings_are_all_equal_over_white_and_differ_by_their_opacity(tmp_path):
+    for split in ("train", "test"):
+        (tmp_path / split).mkdir()
+        for i in range(3):
+            white = np.full((8, 8, 4), 255, np.uint8)
+            white[:, : 2 + i + 3 * (split == "test"), 3] = 0
+            Image.fromarray(white).save(tmp_path / split / f"{i}.png")
+            (tmp_path / split / f"{i}.txt").write_text("white")
+    opened = lambda channels, split: sources.open_source(  # noqa: E731
+        f"folder:{tmp_path}", split, 8, channels=channels
+    )
+    with pytest.raises(ValueError, match="without 3 that are in test"):
+        opened(3, "train")
+    assert len(opened(4, "train")) == 3
+    looked = opened(4, "test")
+    assert all(looked.look(item).clear for item in looked.items)
+
+
+def test_pixels_of_a_source_become_the_channels_of_the_run():
+    class Greys:
+        name, further = "greys", ()
+
+        def __getitem__(self, index):
+            return records.Record("a", GREY, ("a",))
+
+    for channels in pixels.CHANNELS:
+        example = reading.example(Greys(), 0, reading.Views((20, 24), channels=channels))
+        np.testing.assert_array_equal(example.pixels[0], pixels.in_channels(GREY, channels))
+
+
+def test_an_embedded_world_has_the_channels_that_it_draws():
+    with pytest.raises(ValueError, match=r"image_channels = 1, .* set --config.image_channels=3$"):
+        sources.open_source("shapes", "train", channels=1)
+    with pytest.raises(ValueError, match="channels is 2, expected one of 1, 3, 4"):
+        reading.Views(8, channels=2)

@@ -84,7 +84,7 @@ def make_images(
         seed, step, batch_size, process_index, process_count: as in `make`.
 
     Returns:
-        {"image": uint8[B / count, S, S, 3], "captions": list of B / count texts, "extra": the
+        {"image": uint8[B / count, S, S, C], "captions": list of B / count texts, "extra": the
         fields `extra` of their records, "faults": list of (position, cause, detail)}. An item that
         cannot be used is in `faults`, and the next usable item of the source takes its place.
 

@@ -1,6 +1,6 @@
 """From a record to pixels and clean captions, in order. Every fault is counted.
 
-    record --images.read--> pixels --views--> uint8[views, S, S, 3]
+    record --pixels.read--> pixels --views--> uint8[views, S, S, C]
            --clean--------> captions without control characters, none of them empty or huge
 
 View 0 is the picture fitted to S x S as it is. The others are square crops of random size and
@@ -51,6 +51,7 @@ class Views:
         max_characters: captions longer than this are dropped.
         incomplete: whether a record without a caption, a picture or a value of another modality is
             an example; else it is a fault.
+        channels: C, of the result: 1, 3 or 4 (`pixels.in_channels`).
     """
 
     size: int | tuple[int, int]
@@ -61,20 +62,32 @@ class Views:
     min_side: int = 8
     max_characters: int = 10_000
     incomplete: bool = False
+    channels: int = 3
 
     def __post_init__(self):
         for name, least in (("size", 1), ("count", 1), ("min_side", 1), ("max_characters", 1)):
             if min(pixels.both(getattr(self, name))) < least:
                 raise UserError(f"{name} is {getattr(self, name)}, expected at least {least}")
+        if self.channels not in pixels.CHANNELS:
+            known = ", ".join(map(str, pixels.CHANNELS))
+            raise UserError(f"channels is {self.channels}, expected one of {known}")
         if not 0 < self.smallest <= 1:
             raise UserError(f"smallest is {self.smallest}, expected a share in (0, 1]")
+
+    @property
+    def recorded(self) -> dict:
+        """The settings that a token cache has: those that came later only if they are not as
+        before."""
+        later = {"incomplete": False, "channels": 3}
+        own = dataclasses.asdict(self)
+        return {name: v for name, v in own.items() if name not in later or v != later[name]}
 
 
 @dataclasses.dataclass(frozen=True)
 class Example:
     """A prepared record.
 
-    pixels: uint8[views, S, S, 3], or None if there are none. extra: of the record, with the values
+    pixels: uint8[views, S, S, C], or None if there are none. extra: of the record, with the values
     of further modalities that it has. `usable` is False for one that has to be skipped.
     """
 
@@ -117,7 +130,7 @@ def clean(caption, max_characters: int = 10_000) -> tuple[str | None, str | None
 
 
 def cut(image: np.ndarray, views: Views, position: int, mirror: bool, numbers) -> np.ndarray:
-    """Some views of one picture: uint8[H, W, 3] -> uint8[len(numbers), S, S, 3].
+    """Some views of one picture: uint8[H, W, C] -> uint8[len(numbers), S, S, C].
 
     `numbers` name the views, also beyond `views.count`; number 0 is the plain view.
     """
@@ -167,7 +180,8 @@ def example(source, position: int, views: Views, numbers=None) -> Example:
     try:
         picture = record.image
         if isinstance(picture, bytes):
-            picture, _ = pixels.read_for(picture, views.size)
+            picture, _ = pixels.read_for(picture, views.size, views.channels)
+        picture = pixels.in_channels(picture, views.channels)
     except (OSError, ValueError) as error:
         return skip((*faults, ("broken image", str(error))))
     height, width = picture.shape[:2]

@@ -17,7 +17,8 @@ class Record:
 
     Attributes:
         key: the name of the item, unique in its source.
-        image: the encoded file as bytes, or pixels uint8[H, W, 3]; None if there is none.
+        image: the encoded file as bytes, or pixels uint8[H, W, C] with one, three or four channels;
+            None if there is none.
         captions: training draws one in each epoch, evaluation uses all.
         extra: further data by name (a scene, a style, a licence), and the values of the modalities
             in `further` of the source, if it has any.

@@ -141,7 +141,7 @@ def _looked_at(source, min_side: int, threads: int):
             return item, ("unreadable record", item.where.cause), None, bare
         fault = size = None
         if item.where is not None:
-            found = listing.look(source.read, item.where, source.side)
+            found = source.look(item)
             fault, size = found.fault, found.size
         if size is not None and min(size) < min_side:
             fault = "tiny image", "{} x {} pixels".format(*size)

@@ -21,7 +21,6 @@ of them: this makes reading fast, not the format.
 
 import collections
 import contextlib
-import dataclasses
 import hashlib
 import json
 import pathlib
@@ -69,7 +68,7 @@ def write_shards(
 
     Args:
         source: a source of records.
-        encode_images: uint8[batch_size, S, S, 3] -> int32[batch_size, N].
+        encode_images: uint8[batch_size, S, S, C] -> int32[batch_size, N].
         encode_texts: list of batch_size strings -> int32[batch_size, M].
         directory: of the cache.
         settings: everything else that the tokens depend on, in addition to the source and the
@@ -98,7 +97,7 @@ def write_shards(
         "source_hash": getattr(source, "hash", None),
         "records": len(source),
         "settings": settings,
-        "views": {k: v for k, v in dataclasses.asdict(views).items() if k != "incomplete" or v},
+        "views": views.recorded,
         "shard_size": shard_size,
         "dtype": dtype,
     }
@@ -124,7 +123,7 @@ def write_shards(
             progress(stop - start)
             continue
         examples = reading.examples(source, start, stop, views, threads=threads, workers=workers)
-        blank = np.zeros((views.count, *pixels.both(views.size), 3), np.uint8)
+        blank = np.zeros((views.count, *pixels.both(views.size), views.channels), np.uint8)
         proof = _write_shard(path, examples, encoders, batch_size, progress, blank)
         files.write_bytes(path.with_suffix(".json"), json.dumps(proof).encode())
         token_checks.check_faults(proof, skip_limit, len(source), path.with_suffix(".json"))
@@ -309,7 +308,7 @@ def _write_shard(path, *args) -> dict:
 
 
 def _write_records(partial, examples, encoders, batch_size, progress, blank) -> dict:
-    """blank: uint8[views, S, S, 3], encoded in place of a picture that an item lacks."""
+    """blank: uint8[views, S, S, C], encoded in place of a picture that an item lacks."""
     encode_images, encode_texts, encode_further = encoders
     with _writing(partial):
         writer = array_record_module.ArrayRecordWriter(str(partial), "group_size:1,uncompressed")

@@ -39,7 +39,9 @@ _SIZES = {"train": 20000, "validation": 1000, "test": 1000}  # of an embedded wo
 _CAPTIONS = {"train": 4}  # captions of each image in an embedded world; 1 in other splits
 
 
-def open_source(spec: str, split: str, image_size=None, *, further=(), incomplete=False, **options):
+def open_source(
+    spec: str, split: str, image_size=None, *, channels=3, further=(), incomplete=False, **options
+):
     """Opens a source.
 
     Args:
@@ -47,6 +49,7 @@ def open_source(spec: str, split: str, image_size=None, *, further=(), incomplet
         split: "train", "validation" or "test".
         image_size: the size to which pictures will be fitted, a side or (height, width); those that
             are then equal are never in two splits of stored data. None: those whose pixels are.
+        channels: in which they are compared; those of an embedded world are fixed.
         further: modalities besides image and text, which `record.extra` then has: their names, for
             an embedded world; {name: `beside.Reader`} for stored data.
         incomplete: whether records of stored data may lack their image.
@@ -60,7 +63,7 @@ def open_source(spec: str, split: str, image_size=None, *, further=(), incomplet
         `source.world`.
 
     Raises:
-        ValueError: unknown kind or option, or the data do not exist.
+        ValueError: unknown kind or option, a world of other channels, or the data do not exist.
     """
     kind, colon, path = spec.partition(":")
     path = os.path.expanduser(path)
@@ -69,6 +72,12 @@ def open_source(spec: str, split: str, image_size=None, *, further=(), incomplet
         there = f": for this folder, --config.data=folder:{spec}" if os.path.isdir(spec) else ""
         raise UserError(f"data is {spec!r}, expected one of {kinds}{there}")
     options = {name: value for name, value in options.items() if value is not None}
+    if kind in WORLDS and channels != WORLDS[kind].channels:
+        raise UserError(
+            f"image_channels = {channels}, but the pictures of {kind!r} have "
+            f"{WORLDS[kind].channels} channels and are read back by them: set "
+            f"--config.image_channels={WORLDS[kind].channels}"
+        )
     if kind in WORLDS:
         options |= {"senses": tuple(further)} if further else {}
         source = functools.partial(worlds.Source, WORLDS[kind])
@@ -92,7 +101,8 @@ def open_source(spec: str, split: str, image_size=None, *, further=(), incomplet
     if kind in WORLDS:
         usual = {"size": _SIZES.get(split, 1), "captions_per_image": _CAPTIONS.get(split, 1)}
         return source(split, **(usual | options))
-    return source(path, split, **options, **stored, **({"side": image_size} if shares else {}))
+    compared = {"side": image_size, "channels": channels} if shares else {}
+    return source(path, split, **options, **stored, **compared)
 
 
 def _of_stored(spec: str, source, further, incomplete: bool) -> dict:

@@ -82,13 +82,14 @@ class Item:
 
 @dataclasses.dataclass(frozen=True)
 class Listing:
-    """A source of listed items; `read(where)` returns an encoded image or uint8[H, W, 3].
+    """A source of listed items; `read(where)` returns an encoded image or uint8[H, W, C].
 
     Attributes:
         name, items, read: as above.
         left: (key, cause) of each item in the data that this split does not use; not a fault.
         decided: how the split was decided, in words.
         side: pixels of a side at which pictures count as equal; None compares whole pictures.
+        channels: in which they are compared.
         further: {modality: its `beside.Reader`}, for those besides image and text.
         read_value: the place of a value -> bytes or rows of ids, or None if it is empty.
     """
@@ -101,6 +102,7 @@ class Listing:
     side: int | None = None
     further: dict = dataclasses.field(default_factory=dict)
     read_value: Callable | None = None
+    channels: int = 3
 
     def __len__(self) -> int:
         return len(self.items)
@@ -135,6 +137,10 @@ class Listing:
             return where and where.content
         return (self.read_value or self.read)(where)
 
+    def look(self, item: Item) -> "Look":
+        """The facts about the image of an item that has one."""
+        return look(self.read, item.where, self.side, self.channels)
+
     @property
     def hash(self) -> str:
         """A hash of the items' names and captions; the token cache compares it."""
@@ -167,6 +173,7 @@ def choose(
     trust_splits=False,
     size=None,
     side=None,
+    channels=3,
     further=None,
     read_value=None,
 ) -> Listing:
@@ -182,8 +189,8 @@ def choose(
             once, and an image that is also in test (or, for train, in validation) is left out. The
             name of the source says how many are.
         size: keep only the first `size` items; None keeps all.
-        side: pictures that are equal when they are fitted to this size count as equal; None
-            compares all pixels.
+        side, channels: pictures that are equal when they are fitted to this size and have so many
+            channels count as equal; None as the size compares all pixels.
         further, read_value: as in `Listing`.
 
     Returns:
@@ -211,12 +218,13 @@ def choose(
         name: share for name, share in held_out.items() if name not in given and share * free >= 1
     }
     parts = {part: [] for part in SPLITS}
+    seen = lambda item: look(read, item.where, side, channels)  # noqa: E731
     for item in items:
-        own = item.split if item.split in held_out else _hashed(item, read, lacking, side)
+        own = item.split if item.split in held_out else _hashed(item, seen, lacking)
         parts[own].append(item)
     for part in lacking:
         if not parts[part]:
-            _fill(parts, part, read, side)
+            _fill(parts, part, seen)
     if not parts["train"] and not given & set(held_out):  # too few to hold any out
         parts, lacking = {"train": items, "validation": [], "test": []}, {}
     chosen, name = parts[split], f"{name}, {split}"
@@ -232,8 +240,8 @@ def choose(
         decided = f"none: --config.data_options.{split}= is 0"
     others = [part for part in SPLITS[SPLITS.index(split) + 1 :] if parts[part]]
     if others and not trust_splits:
-        held = set(_pixels(read, [item for part in others for item in parts[part]], side))
-        pairs = list(zip(chosen, _pixels(read, chosen, side), strict=True))
+        held = set(_pixels([item for part in others for item in parts[part]], seen))
+        pairs = list(zip(chosen, _pixels(chosen, seen), strict=True))
         chosen = [item for item, content in pairs if content not in held]
         if len(chosen) < len(parts[split]):
             shared = f"in {' or '.join(others)}"
@@ -245,13 +253,13 @@ def choose(
         chosen, name = chosen[:size], f"{name}, the first {size}"
     if not chosen and split == "train":
         raise UserError(f"{name} has no items of {len(items)} in all; check path and shares")
-    about = tuple(left), decided, side, dict(further or {}), read_value
+    about = tuple(left), decided, side, dict(further or {}), read_value, channels
     return Listing(name, tuple(chosen), read, *about)
 
 
-def _hashed(item: Item, read, shares: dict, side) -> str:
-    """The split of an item by the hash of its image."""
-    place = _place(read, item, side) if shares else 1.0
+def _hashed(item: Item, seen, shares: dict) -> str:
+    """The split of an item by the hash of its image. seen: item -> its `Look`."""
+    place = _place(item, seen) if shares else 1.0
     for split, share in shares.items():
         if place < share:
             return split
@@ -259,14 +267,14 @@ def _hashed(item: Item, read, shares: dict, side) -> str:
     return "train"
 
 
-def _place(read, item: Item, side) -> float:
+def _place(item: Item, seen) -> float:
     """The hash of an item's image file, in [0, 1)."""
-    return int.from_bytes(_content(read, item, side)[:8], "little") / 2**64
+    return int.from_bytes(_content(item, seen)[:8], "little") / 2**64
 
 
-def _fill(parts: dict, split: str, read, side):
+def _fill(parts: dict, split: str, seen):
     """Moves the picture with the smallest hash from train to an empty split, unless it is all."""
-    placed = [(_place(read, item, side), item) for item in parts["train"]]
+    placed = [(_place(item, seen), item) for item in parts["train"]]
     first = min((place for place, _ in placed), default=None)
     rest = [item for place, item in placed if place > first]
     if rest:
@@ -274,7 +282,7 @@ def _fill(parts: dict, split: str, read, side):
         parts["train"] = rest
 
 
-def _content(read, item: Item, side) -> bytes:
+def _content(item: Item, seen) -> bytes:
     """The hash of an item's image file, or of its key if it has no file.
 
     Without an image it is that of its captions, so that equal ones are in one split.
@@ -283,16 +291,16 @@ def _content(read, item: Item, side) -> bytes:
         return hashing.content_hash(repr(item.captions).encode(errors="surrogateescape"))
     if item.where is None or isinstance(item.where, Broken):
         return hashing.content_hash(item.key.encode())
-    return look(read, item.where, side).file
+    return seen(item).file
 
 
-def _pixels(read, items, side) -> list[bytes]:
+def _pixels(items, seen) -> list[bytes]:
     """The hash of each item's pixels, or of its file or key if it cannot be decoded."""
 
     def of(item):
         if item.where is None or isinstance(item.where, Broken):
             return hashing.content_hash(item.key.encode())
-        found = look(read, item.where, side)
+        found = seen(item)
         return found.pixels or found.file
 
     with concurrent.futures.ThreadPoolExecutor(4) as threads:  # Pillow decodes outside the lock
@@ -302,10 +310,10 @@ def _pixels(read, items, side) -> list[bytes]:
 class Look:
     """The facts about one image: the hash of its file; and, decoded on access, `pixels`, the hash
     of its pixels, fitted to `side` if given (None if it is broken), `size` (width, height) or None,
-    and `fault`, why it is broken, or None."""
+    `fault`, why it is broken, or None, and `clear`, whether it has pixels that are not opaque."""
 
-    def __init__(self, read, where, side=None):
-        self._read, self._where, self._side = read, where, side
+    def __init__(self, read, where, side=None, channels=3):
+        self._read, self._where, self._side, self._channels = read, where, side, channels
         try:
             self.file = hashing.content_hash(read(where))
         except (OSError, ValueError):
@@ -316,26 +324,30 @@ class Look:
         try:
             image = self._read(self._where)
         except (OSError, ValueError) as error:
-            return None, None, ("unreadable record", str(error))
+            return None, None, ("unreadable record", str(error)), False
         try:
             size = None
             if isinstance(image, bytes):
-                image, size = pixels.read_for(image, self._side)
+                channels = 4 if pixels.may_be_clear(image) else self._channels
+                image, size = pixels.read_for(image, self._side, channels)
             size = size or image.shape[1::-1]
+            clear = image.shape[-1] == 4 and bool((image[..., 3] < 255).any())
+            image = pixels.in_channels(image, self._channels)
             image = pixels.fit(image, self._side) if self._side else image
         except (OSError, ValueError) as error:
-            return None, None, ("broken image", str(error))
-        return hashing.content_hash(image), size, None
+            return None, None, ("broken image", str(error)), False
+        return hashing.content_hash(image), size, None, clear
 
     pixels = property(lambda self: self._decoded[0])
     size = property(lambda self: self._decoded[1])
     fault = property(lambda self: self._decoded[2])
+    clear = property(lambda self: self._decoded[3])
 
 
 @functools.cache
-def look(read, where, side=None) -> Look:
+def look(read, where, side=None, channels=3) -> Look:
     """The `Look` at the image at `where`, computed once in a process."""
-    return Look(read, where, side)
+    return Look(read, where, side, channels)
 
 
 def captions_of(row: dict, field: str | None, where: str, optional=False) -> tuple[str, ...]:

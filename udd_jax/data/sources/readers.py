@@ -21,13 +21,13 @@ ARRAYS = (arrays.SUFFIX,)
 
 
 def of_pictures(row: dict, image_size) -> Reader:
-    """uint8[S, S, 3], cut as the picture of the record; always with a name, as `a.first.png`."""
-    read = functools.partial(_picture, image_size)
+    """uint8[S, S, C], cut as the picture of the record; always with a name, as `a.first.png`."""
+    read = functools.partial(_picture, image_size, row.get("channels", 3))
     return Reader(read, tuple(sorted(pixels.suffixes())), (), row.get("field", ""))
 
 
-def _picture(image_size, content) -> np.ndarray:
-    return pixels.fit(pixels.read(_file(content, "picture")), image_size)
+def _picture(image_size, channels: int, content) -> np.ndarray:
+    return pixels.fit(pixels.read(_file(content, "picture"), channels), image_size)
 
 
 def of_texts(row: dict, image_size) -> Reader:

@@ -56,7 +56,7 @@ class Painting(NamedTuple):
 
 
 class Reference(NamedTuple):
-    """A picture uint8[S, S, 3], and of a read scene whether all or some of it has its look."""
+    """A picture uint8[S, S, C], and of a read scene whether all or some of it has its look."""
 
     picture: np.ndarray
     all: Callable[[Any], bool]
@@ -86,12 +86,12 @@ class World:
     drawn world of one or two objects". held_out: how `test` differs from training, such as "which
     show only pairs that no training image has".
 
-    image_size: S, pixels of a side of its images.
+    image_size: S, pixels of a side of its images. channels: C, 3 for colours.
     draw: (split, rng) -> scene. Scenes are compared with ==.
     caption: (scene, rng) -> str.
-    render: (scene, rng=None) -> uint8[S, S, 3], with noise if `rng` is given.
+    render: (scene, rng=None) -> uint8[S, S, C], with noise if `rng` is given.
 
-    read_images: uint8[B, S, S, 3] -> list of B scenes, None for an image that cannot be read.
+    read_images: uint8[B, S, S, C] -> list of B scenes, None for an image that cannot be read.
     parse_caption: str -> meaning, or None if it cannot be parsed.
     difference: (scene, meaning) -> None if the caption is true of the scene, or one of `reasons`,
         a dict from reasons to words for the report.
@@ -134,6 +134,7 @@ class World:
     senses: Mapping[str, Sense] = dataclasses.field(default_factory=dict)
     fitting: Callable[..., Any] | None = None
     steering: Steering | None = None
+    channels: int = 3
 
     def agrees(self, scene, meaning) -> bool:
         """Whether the caption is true of the scene."""

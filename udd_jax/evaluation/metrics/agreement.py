@@ -174,13 +174,13 @@ def _explained(world: World, scenes: list, given_images, free_pixels) -> np.ndar
     In each tile the mean squared difference may be at most `world.residual`.
     """
     size = world.image_size
-    expected = (len(scenes), size, size)
-    if given_images.shape != (*expected, 3) or free_pixels.shape != expected:
+    expected, channels = (len(scenes), size, size), world.channels
+    if given_images.shape != (*expected, channels) or free_pixels.shape != expected:
         raise UserError(
             f"given_images {given_images.shape}, free_pixels {free_pixels.shape}: expected "
-            f"{(*expected, 3)} and {expected}"
+            f"{(*expected, channels)} and {expected}"
         )
-    nothing = np.zeros((size, size, 3), np.uint8)
+    nothing = np.zeros((size, size, channels), np.uint8)
     drawn = np.stack([nothing if scene is None else world.render(scene) for scene in scenes])
     error = ((given_images.astype(np.float32) - drawn) ** 2).mean(-1)
     rows, columns = world.tiles
