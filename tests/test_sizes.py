@@ -99,23 +99,18 @@ def test_a_size_that_the_cells_do_not_fit_is_one_line(size, message):
         limits.check(c)
 
 
-def test_pictures_of_other_channels_are_refused_and_read_as_colours():
-    c = base.get_config()
-    with c.unlocked():
-        c.vq.model.channels = 1
-    with pytest.raises(ValueError, match=r"vq.model.channels = 1, expected 3: grey pictures are"):
-        limits.check(c)
-    grey, clear = Image.new("L", (8, 8), 9), Image.new("RGBA", (8, 8), (9, 9, 9, 0))
-    assert (pixels.from_pillow(grey) == 9).all() and (pixels.from_pillow(clear) == 255).all()
-
-
-def test_a_finished_tokenizer_is_for_pictures_of_the_size_and_of_three_channels(pipe):
+def test_a_finished_tokenizer_is_for_pictures_of_the_size_and_channels_of_the_run(pipe):
     c = base.get_config()
     tokenizer, c.vq.file, c.image_size = pipe.tokenizers["image"], "vq", SIZE
     assert modalities.fitting(c, tokenizer) is tokenizer
     c.image_size = 32
     message = r"vq.file = 'vq' is for pictures \(16, 32, 3\), expected \(32, 32, 3\): set --conf"
     with pytest.raises(UserError, match=message):
+        modalities.fitting(c, tokenizer)
+    c.image_size, c.image_channels = SIZE, 4
+    with pytest.raises(
+        UserError, match=r"\(16, 32, 3\), expected \(16, 32, 4\): .*image_channels="
+    ):
         modalities.fitting(c, tokenizer)
 
 

@@ -313,7 +313,8 @@ def card(
         "",
         "## Limits",
         "",
-        f"- Images are {pixels.shown(config.image_size)} pixels; {tokens}.",
+        f"- Images are {pixels.shown(config.image_size)} pixels"
+        f"{pixels.SAID[modalities.image_channels(config)]}; {tokens}.",
         "- A longer caption is refused.",
         "- It knows what is in the data above and nothing else.",
     ]

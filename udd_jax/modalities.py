@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import ml_collections
 import numpy as np
 
-from udd_jax.data import pixels
+from udd_jax.data import pixels, reading
 from udd_jax.data.sources import beside, readers
 from udd_jax.errors import UserError
 from udd_jax.tokenizers import (
@@ -35,7 +35,7 @@ from udd_jax.tokenizers.length_tokenizer import LengthTokenizer
 from udd_jax.tokenizers.sound_tokenizer import SoundTokenizer
 from udd_jax.tokenizers.spectrogram import Spectrogram
 
-CHANNELS = 3  # of pictures: grey ones are read as colours, transparent ones over white
+CHANNELS = 3  # of pictures, in a config from before there was such a field
 TEXT, IMAGE = "text.model", "vq/tokenizer"  # in the folder of a run
 
 
@@ -63,8 +63,18 @@ def _in_grid(tokenizer, config):
     return math.prod(tokenizer.grid), tokenizer.codes, tuple(tokenizer.grid)
 
 
+def _without(channels: int) -> dict:
+    """The channels of pictures as settings; {} for the usual ones."""
+    return {} if channels == CHANNELS else {"channels": channels}
+
+
 KINDS = {
-    "image": Kind(IMAGE, lambda path, row: image_tokenizer.load(path), _in_grid),
+    "image": Kind(
+        IMAGE,
+        lambda path, row: image_tokenizer.load(path),
+        _in_grid,
+        more=lambda config: _without(channels=image_channels(config)),
+    ),
     "text": Kind(
         TEXT,
         lambda path, row: text_tokenizer.load(path),
@@ -295,13 +305,32 @@ def image_size(config) -> int | tuple[int, int] | None:
     return sides[0] if sides[0] == sides[1] else sides
 
 
+def image_channels(config) -> int:
+    """`config.image_channels`: 1 for grey, 3 for colours, 4 for colours and opacity.
+
+    UserError, one line, for anything else.
+    """
+    found = config.get("image_channels", CHANNELS)
+    if type(found) is not int or found not in pixels.CHANNELS:
+        raise UserError(
+            f"image_channels = {found!r}, expected 1 (grey), 3 (colours) or 4 (colours and "
+            "opacity): set --config.image_channels="
+        )
+    return found
+
+
+def views(config, count: int = 1, **options) -> reading.Views:
+    """How the pictures of a run are cut: by default the plain view alone."""
+    return reading.Views(image_size(config), count, channels=image_channels(config), **options)
+
+
 def fitting(config, tokenizer):
     """The image tokenizer `vq.file`. UserError if it is for pictures of another shape."""
-    wanted = (*pixels.both(image_size(config)), CHANNELS)
+    wanted = (*pixels.both(image_size(config)), image_channels(config))
     if tokenizer.shape != wanted:
         raise UserError(
             f"vq.file = {config.vq.file!r} is for pictures {tokenizer.shape}, expected {wanted}: "
-            f"set --config.image_size= to its height and width; channels are always {CHANNELS}"
+            "set --config.image_size= to its height and width, and --config.image_channels="
         )
     levels = 2 if level(config) else 1
     if len(tokenizer.lengths) != levels:
@@ -321,7 +350,8 @@ def source_options(config) -> dict:
     """The options of `sources.open_source` for the data of a config."""
     listed = rows(config)
     size, names = image_size(config), stored(config)
-    options = {"image_size": size, **config.data_options.to_dict()}
+    options = {"image_size": size, **_without(image_channels(config))}
+    options |= config.data_options.to_dict()
     if names:
         options["further"] = {n: _reader(listed[n], size) for n in names}
     return options | ({"incomplete": True} if config.get("incomplete") else {})
@@ -339,12 +369,12 @@ def tokenizer_files(config) -> list[str]:
 
 
 def of_sound(config, name: str) -> ml_collections.ConfigDict:
-    """The config with which the tokenizer of a sound's pictures is trained: `vq` and `image_size`
-    are those of the modality."""
+    """The config with which the tokenizer of a sound's pictures is trained: `vq`, `image_size` and
+    `image_channels` are those of the modality."""
     row, own = rows(config)[name], config.copy_and_resolve_references()
     with own.unlocked():
         own.vq.update(ml_collections.ConfigDict(row.get("vq", {})))
-        own.vq.model.channels = 1
+        own.image_channels = 1
         if level(config):
             del own.modalities[level(config)]  # a sound has one level
         del own.image_size  # of an old config it is a number, which a pair may not replace

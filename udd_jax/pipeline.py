@@ -447,7 +447,7 @@ class Pipeline:
 
         options = modalities.source_options(self.config)
         source = sources.open_source(self.config.data, split, **options)
-        views = reading.Views(modalities.image_size(self.config))
+        views = modalities.views(self.config)
         found = []
         for example in reading.examples(source, 0, min(len(source), 2 * count), views):
             if example.pixels is not None and example.captions:

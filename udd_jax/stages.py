@@ -186,7 +186,7 @@ def describe_data(config) -> None:
 
 def views(config) -> reading.Views:
     options = {"flip": config.flip, "incomplete": config.get("incomplete", False)}
-    return reading.Views(modalities.image_size(config), config.views, seed=config.seed, **options)
+    return modalities.views(config, config.views, seed=config.seed, **options)
 
 
 def make_text_tokenizer(config, workdir, source) -> text_tokenizer.Tokenizer:
@@ -318,7 +318,7 @@ def held_out_tokens(config, source, tokenizers: dict) -> dict | None:
     count = min(config.train.held_out, len(source))
     if not count:
         return None
-    read = reading.examples(source, 0, count, reading.Views(modalities.image_size(config)))
+    read = reading.examples(source, 0, count, modalities.views(config))
     read = [example for example in read if example.pixels is not None]
     if not read:
         return None

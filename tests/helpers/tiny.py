@@ -35,7 +35,7 @@ def make(directory, c=None) -> pathlib.Path:
         (record.captions[0] for record in records), directory / build.TEXT, c.text.vocab_size
     )
     module = train_image_tokenizer.make_model(c)
-    x = jnp.zeros((1, *module.size, 3))
+    x = jnp.zeros((1, *module.size, module.channels))
     params = jax.jit(module.init)(jax.random.key(0), x)["params"]
     image = image_tokenizer.ImageTokenizer(module, params, chunk=16)
     image_tokenizer.save(directory / build.IMAGE, image)

@@ -30,6 +30,7 @@ BAD = {
     "data_options.size": 0,
     "evaluate.samples": 0,
     "image_size": 4,
+    "image_channels": 2,
     "vq.model.patch": 7,
     "vq.model.quantiser": "emma",
     "vq.loss": "l3",

@@ -20,7 +20,7 @@ class Items:
 
     Attributes:
         name: of the source.
-        images: uint8[n, S, S, 3]; None if the items were not asked for their images.
+        images: uint8[n, S, S, C]; None if the items were not asked for their images.
         captions: the first caption of each item, encoded and decoded by the text tokenizer.
         codes, ids: int32[n, N], int32[n, M], local ids; None as images, and [] and None as texts.
             Of a picture of two levels, N are the codes of both (`Vocab.parts`).
@@ -165,8 +165,8 @@ def source(pipe, split: str, **options):
 def stream(pipe, count: int, split: str = "", names=None):
     """Yields (example, `extra` of its record) for the items of `read`, one at a time."""
     split = split or split_of(pipe)
-    records, size = source(pipe, split), modalities.image_size(pipe.config)
-    views = reading.Views(size, incomplete=names is not None)
+    records = source(pipe, split)
+    views = modalities.views(pipe.config, incomplete=names is not None)
     wanted = modalities.recorded(pipe.config, names or ("image",))
     field, _, value = pipe.config.evaluate.get("only", "").partition("=")
     left = count

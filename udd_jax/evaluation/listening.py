@@ -35,7 +35,7 @@ def obtain(pipe, workdir) -> dict:
 
 def _listener(pipe, source, name: str, workdir, steps: int):
     settings, names, pictures = pipe.tokenizers[name].settings, [], []
-    views = reading.Views(modalities.image_size(pipe.config), incomplete=True)
+    views = modalities.views(pipe.config, incomplete=True)
     for example in reading.examples(source, 0, min(recognition.MOST, len(source)), views):
         if example.captions and name in example.extra:
             names.append(example.captions[0].casefold())

@@ -72,6 +72,8 @@ def protocol(pipe, suite: str) -> dict:
             options.pop(later, None)
     own = {"sample_rules": config.sample_rules.to_dict()} if config.get("sample_rules") else {}
     names = modalities.further(config)
+    if (channels := modalities.image_channels(config)) != modalities.CHANNELS:
+        own["image_channels"] = channels
     further = {"further": {n: modalities.rows(config)[n] for n in names}} if names else {}
     return json.loads(
         json.dumps(

@@ -138,7 +138,7 @@ def _training(pipe):
     """Yields the first MOST readable examples of the training split."""
     source = held_out.source(pipe, "train")
     count = min(MOST, len(source))
-    views = reading.Views(modalities.image_size(pipe.config))
+    views = modalities.views(pipe.config)
     for example in reading.examples(source, 0, count, views):
         if example.pixels is not None:
             yield example

@@ -40,6 +40,7 @@ CHANGEABLE = (
 # Fields that came later and are not off at 0, with what runs without them do.
 LATER = {
     "cache": True,
+    "image_channels": 3,
     "modalities.image.kind": "image",
     "modalities.text.kind": "text",
     "model.kind": "diffusion",

@@ -1,8 +1,8 @@
 """The image tokenizer: a trained network as a pair of functions, uint8 images in and out.
 
     tokenizer = image_tokenizer.load("runs/t2i/vq/tokenizer")
-    codes = tokenizer.encode(images)                     uint8[B, S, S, 3] -> int32[B, N]
-    tokenizer.decode(codes)                              int32[B, N] -> uint8[B, S, S, 3]
+    codes = tokenizer.encode(images)                     uint8[B, S, S, C] -> int32[B, N]
+    tokenizer.decode(codes)                              int32[B, N] -> uint8[B, S, S, C]
 
 The network is in `vqgan.py`; a tokenizer may keep a subset of its codes. It is stored as one file
 in the safetensors layout, with the settings of the network in the metadata.
@@ -37,6 +37,19 @@ def to_unit(images):
 def to_uint8(images):
     """float, clipped to [-1, 1] -> uint8, rounded."""
     return jnp.round((jnp.clip(images, -1, 1) + 1) * 127.5).astype(jnp.uint8)
+
+
+def as_rgb(images):
+    """float[B, h, w, C] in [-1, 1] -> float[B, h, w, 3], as they look over white (`pixels.as_rgb`).
+
+    For networks that know colours only. It has gradients; colours are returned as they are.
+    """
+    if images.shape[-1] == 1:
+        return jnp.repeat(images, 3, axis=-1)
+    if images.shape[-1] == 3:
+        return images
+    colours, opacity = images[..., :3], (images[..., 3:] + 1) / 2
+    return colours * opacity + (1 - opacity)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -144,7 +157,7 @@ class ImageTokenizer:
         return digest.hexdigest()[:16]
 
     def encode(self, images, key=None):
-        """uint8[B, S, S, 3] -> int32[B, N], row by row. Deterministic without a key.
+        """uint8[B, S, S, C] -> int32[B, N], row by row. Deterministic without a key.
 
         With a key, the codes of a Gumbel quantiser are draws from the softmax of its logits, as
         always in the published encoder; image b draws from its own key. Raises ValueError for
@@ -170,7 +183,7 @@ class ImageTokenizer:
         return codes if self.full_to_used is None else self.mapped(codes)
 
     def decode(self, codes):
-        """int32[B, N] -> uint8[B, S, S, 3].
+        """int32[B, N] -> uint8[B, S, S, C].
 
         Raises ValueError for another length or codes outside 0 .. codes - 1.
         """
@@ -179,7 +192,7 @@ class ImageTokenizer:
         return self._chunked(_decode, full.reshape(-1, *grids[0]) if len(grids) == 1 else full)
 
     def preview(self, codes):
-        """The coarse codes of two levels int32[B, N1] -> previews uint8[B, S, S, 3]."""
+        """The coarse codes of two levels int32[B, N1] -> previews uint8[B, S, S, C]."""
         codes = self._checked(codes, self.lengths[:1])
         show = functools.partial(_decode, method="preview_codes")
         return self._chunked(show, self.maps[0][1][codes])
@@ -233,6 +246,14 @@ class CoarseTokenizer:
         return self.whole.module.coarse_grid
 
     @property
+    def image_size(self):
+        return self.whole.image_size
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.whole.shape
+
+    @property
     def codes(self) -> int:
         """K1."""
         return len(self.whole.maps[0][1])
@@ -242,11 +263,11 @@ class CoarseTokenizer:
         return self.whole.hash
 
     def encode(self, images) -> np.ndarray:
-        """uint8[B, S, S, 3] -> int32[B, N1]. ValueError for another size or dtype."""
+        """uint8[B, S, S, C] -> int32[B, N1]. ValueError for another size or dtype."""
         return self.whole.encode(images)[:, : self.whole.lengths[0]]
 
     def decode(self, codes) -> np.ndarray:
-        """int32[B, N1] -> previews uint8[B, S, S, 3]."""
+        """int32[B, N1] -> previews uint8[B, S, S, C]."""
         return self.whole.preview(codes)
 
 

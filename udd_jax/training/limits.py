@@ -120,9 +120,9 @@ def check(config) -> None:
         for name, words in LEVELS.items():
             if value(config, name):
                 _refuse(config, name, f"{words} with a picture of two levels")
-    channels = value(config, "vq.model.channels")
-    if channels not in (None, modalities.CHANNELS):
-        words = f"{modalities.CHANNELS}: grey pictures are read as colours, clear ones over white"
+    channels = modalities.image_channels(config)
+    if value(config, "vq.model.channels") not in (None, channels):
+        words = f"{channels}, the channels of pictures, which image_channels sets"
         _refuse(config, "vq.model.channels", words)
     _check_size(config)
 

@@ -14,17 +14,17 @@ MOST_BYTES = 1 << 30  # at most so many bytes of decoded images stay in memory
 class Pictures:
     """The images of a source without augmentation.
 
-    `at(step, B)` returns uint8[B, S, S, 3], a pure function of the step. A small source is decoded
+    `at(step, B)` returns uint8[B, S, S, C], a pure function of the step. A small source is decoded
     once and kept in memory. Images that cannot be read are left out (ValueError if none is left);
     the token cache counts them.
     """
 
     def __init__(self, source, config):
         self.source, self.config, self._read = source, config, {}
-        size = modalities.image_size(config)
-        self.views = reading.Views(size, incomplete=config.get("incomplete", False))
+        self.views = modalities.views(config, incomplete=config.get("incomplete", False))
+        size, channels = self.views.size, self.views.channels
         self.size, self.kept = min(len(source), config.vq.pictures or len(source)), None
-        if self.size * math.prod(pixels.both(size)) * 3 <= MOST_BYTES:
+        if self.size * math.prod(pixels.both(size)) * channels <= MOST_BYTES:
             read = reading.examples(source, 0, self.size, self.views)
             kept = [e.pixels[0] for e in read if e.pixels is not None]
             if not kept:
@@ -32,7 +32,7 @@ class Pictures:
             self.size, self.kept = len(kept), np.stack(kept)
 
     def sample(self, most: int):
-        """uint8[n, S, S, 3], always the same images; n is `most`, or all of them if fewer."""
+        """uint8[n, S, S, C], always the same images; n is `most`, or all of them if fewer."""
         count, seed = min(most, self.size), self.config.seed
         if self.kept is None:
             return batches.make_images(self.source, self.views, seed, 0, count)["image"]

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from udd_jax import build, modalities
+from udd_jax.data import pixels
 from udd_jax.diffusion.vocab import Vocab
 from udd_jax.networks import transformer
 from udd_jax.training import train_image_tokenizer
@@ -123,7 +124,8 @@ def describe(config) -> str:
     state, activations, logits = memory(config, vocab, count).values()
     gib = 2**30
     lines = [
-        f"config      {config.name}: {config.data}, image {config.image_size}, batch {batch}",
+        f"config      {config.name}: {config.data}, image {config.image_size}"
+        f"{pixels.SAID[modalities.image_channels(config)]}, batch {batch}",
         f"sequence    {' + '.join(f'{m.length} {m.name}' for m in vocab.modalities)} tokens,"
         f" {vocab.size} classes",
         f"parameters  {count - rows:,} and {rows:,} in the time tables' rows for t = 0",

@@ -19,7 +19,7 @@ from udd_jax.networks import experts, transformer
 from udd_jax.runtime import logbook, trees
 from udd_jax.training import adapters, distillation
 
-_SAME = ("image_size", "diffusion.", "model.", "text.", "vq.model.")
+_SAME = ("image_size", "image_channels", "diffusion.", "model.", "text.", "vq.model.")
 _OWN = ("model.implementation", "model.unroll", "model.remat")
 
 

@@ -55,8 +55,9 @@ class TrainState:
 
 
 def make_model(config) -> vqgan.VQGAN:
-    """`config.vq.model` -> the network, for images of `config.image_size`."""
+    """`config.vq.model` -> the network, for images of `image_size` and `image_channels`."""
     options = {k: tuple(v) if isinstance(v, list) else v for k, v in config.vq.model.items()}
+    options["channels"] = modalities.image_channels(config)
     coarse = modalities.coarse(config)
     network = pyramid.Pyramid if coarse else vqgan.VQGAN
     return network(resolution=modalities.image_size(config), **options, **coarse)
@@ -93,10 +94,11 @@ def create_state(config, model, params) -> TrainState:
 
 
 def make_step(config, model, critic, tx, critic_tx, perceptual=None, frozen=()):
-    """The train step: (state, images uint8[B, S, S, 3], key, weights) -> (state, metrics).
+    """The train step: (state, images uint8[B, S, S, C], key, weights) -> (state, metrics).
 
-    perceptual: (weights, x, y: float[B, S, S, 3]) -> float[B]; `weights` of the step are passed to
-    it. frozen: the parts of the network ("encoder", "quantize", ...) that are not trained.
+    perceptual: (weights, x, y: float[B, S, S, 3]) -> float[B], of the pictures as they look over
+    white; `weights` of the step are passed to it. frozen: the parts of the network ("encoder",
+    "quantize", ...) that are not trained.
     """
     c = config.vq
     power = {"l1": 1, "l2": 2}[c.loss]
@@ -104,6 +106,7 @@ def make_step(config, model, critic, tx, critic_tx, perceptual=None, frozen=()):
     def nearness(x, y, weights):
         loss = jnp.mean(jnp.abs(x - y) ** power)
         if perceptual is not None:
+            x, y = image_tokenizer.as_rgb(x), image_tokenizer.as_rgb(y)
             loss += c.perceptual * perceptual(weights, x, y).mean()
         return loss
 
@@ -188,7 +191,7 @@ def hinge(critic_params, critic, real, fake):
 
 
 def start_codebook(model, state: TrainState, images, batch_size: int, key) -> TrainState:
-    """The state with codebooks: k-means on the encoder's vectors of images uint8[n, S, S, 3]."""
+    """The state with codebooks: k-means on the encoder's vectors of images uint8[n, S, S, C]."""
     params = jax.device_get(state.params)
     params, averages = codebooks.found(model, params, images, batch_size, key)
     return state.replace(params=params, averages=averages)
@@ -207,7 +210,8 @@ def train(
     """Trains an image tokenizer in `directory`, or continues, and returns it.
 
     Args:
-        config: the whole config; `vq`, `image_size`, `seed`, `workers` and `mesh` are read.
+        config: the whole config; `vq`, `image_size`, `image_channels`, `seed`, `workers` and `mesh`
+            are read.
         directory: gets `checkpoints/`, `metrics.jsonl` and the file `tokenizer`, which has the
             scores in its metadata.
         source: images to train on; if none of its records has one, nothing is trained.
