@@ -70,8 +70,7 @@ def sample(workdir, flags, changes: dict | None = None) -> pathlib.Path:
         ids = {n: _each(_read(pipe, n, rows), most) for n, rows in asked.items()}
     elif flags.task == "infill":
         if asked.get("image"):
-            size = pipe.tokenizers["image"].image_size
-            original, mask = _hidden(asked["image"][0], flags.mask, size)
+            original, mask = _hidden(asked["image"][0], flags.mask, pipe.tokenizers["image"])
             given["image"] = original[None]
         blanks = flags.blank_tokens
         ids, options["masks"] = pipe.infilling(given.get("image"), mask, asked.get("text"), blanks)
@@ -277,9 +276,9 @@ def _read(pipe, name: str, typed) -> list:
 
 def _read_images(paths, tokenizer) -> np.ndarray:
     """The images at the size of the run; prints a line about an image of another size."""
-    size, read = tokenizer.image_size, []
+    size, channels, read = tokenizer.image_size, tokenizer.shape[-1], []
     for path in paths:
-        original = pixels.read(path)
+        original = pixels.read(path, channels)
         if original.shape[:2] != pixels.both(size):
             found = f"{original.shape[1]} x {original.shape[0]}"
             wanted = size if isinstance(size, int) else pixels.shown(size)
@@ -293,12 +292,12 @@ TYPED = ("text", "length")  # kinds whose values are typed, all others are paths
 READ = {"image": _read_images, "coarse": _read_images, "text": lambda typed, tokenizer: typed}
 
 
-def _hidden(path, mask, size):
+def _hidden(path, mask, tokenizer):
     """(the image, the mask), both at the size of the run.
 
     The masked pixels are filled before resizing, so that they do not leak into the given pixels.
     """
-    original = pixels.read(path)
+    size, original = tokenizer.image_size, pixels.read(path, tokenizer.shape[-1])
     if mask is None:
         return pixels.fit(original, size), np.zeros(pixels.both(size), bool)
     mask = pixels.read_mask(mask, original.shape[:2])

@@ -1,16 +1,17 @@
 """The Python interface: load a run, generate, caption, infill, score.
 
     pipe = Pipeline.load("runs/t2i")
-    pipe.text_to_image("a small red circle", num=4, seed=0).images       # uint8[4, S, S, 3]
+    pipe.text_to_image("a small red circle", num=4, seed=0).images       # uint8[4, S, S, C]
     pipe.generate("image|text", given={"text": ["a small red circle"]}).values["image"]
 
 A prompt is a string or a list of strings, a picture is an array, an image of Pillow or a path, one
-or many (`values.py`). Results are uint8[n, S, S, 3] at the size of the run (`Result.pil` has them
-as images of Pillow), and lists of strings. Every method that generates takes the fields of
-`sampling.settings.Settings` as keywords (`top_r=0.9, guidance=2.0, ...`); the defaults are those of
-the run's config. Each sample of a call has its own key, so the result does not depend on
-`batch_size`. A batch is filled up to a power of two, so that calls for other numbers of samples
-need no new compilation, and compiled programs are kept on the disk (`runtime/compiled.py`).
+or many (`values.py`). Results are uint8[n, S, S, C] at the size of the run (`Result.pil` has them
+as images of Pillow), and lists of strings. C is 3, or 1 or 4 in a run of such `image_channels`.
+Every method that generates takes the fields of `sampling.settings.Settings` as keywords
+(`top_r=0.9, guidance=2.0, ...`); the defaults are those of the run's config. Each sample of a call
+has its own key, so the result does not depend on `batch_size`. A batch is filled up to a power of
+two, so that calls for other numbers of samples need no new compilation, and compiled programs are
+kept on the disk (`runtime/compiled.py`).
 
 In one file, though it is long, since it is all that a user calls.
 """
@@ -287,7 +288,7 @@ class Pipeline:
     def outpaint(
         self, images, captions=None, *, extend: dict[str, int], num=1, seed=0, **settings
     ) -> np.ndarray:
-        """Adds pixels at the sides of images: uint8[n, S + top + bottom, S + left + right, 3].
+        """Adds pixels at the sides of images: uint8[n, S + top + bottom, S + left + right, C].
 
         extend: {"left", "right", "top" or "bottom": pixels}. Windows of the model's size are
         infilled one after the other (`sampling.outpainting`). captions: of the whole, or none.
@@ -300,10 +301,10 @@ class Pipeline:
     def upscale(
         self, images, captions=None, *, factor=None, num=1, seed=0, **settings
     ) -> np.ndarray:
-        """Draws small pictures at a larger size: uint8[n, factor H, factor W, 3].
+        """Draws small pictures at a larger size: uint8[n, factor H, factor W, C].
 
         For a run whose pictures have two levels (a modality of kind coarse): the small picture
-        gives the coarse codes, and the fine ones are generated. images: arrays uint8[n, H, W, 3],
+        gives the coarse codes, and the fine ones are generated. images: arrays uint8[n, H, W, C],
         images of Pillow or paths, all of one size. factor: 2 or 4; by default what makes a picture
         as large as those of the run, which is 1 for a preview. A larger result is made by windows
         of the fine grid (`sampling.outpainting`), also larger than any in training. captions: of

@@ -1,9 +1,10 @@
 """Values as a user of the Python interface passes them, one or many, and gets them: a Result.
 
-A prompt is a string or a list of strings. A picture is uint8[S, S, 3], an image of Pillow or the
-path of an image file; several are uint8[n, S, S, 3] or a list. A sound is float[samples] or the
-path of a sound file, a layout int[rows, columns] or the path of its file, a length a number of
-tokens, features are float[count, width] or the path of an `.npy` file. Everything else is one line.
+A prompt is a string or a list of strings. A picture is uint8[S, S, C] with the channels of the run,
+an image of Pillow or the path of an image file; several are uint8[n, S, S, C] or a list. A sound is
+float[samples] or the path of a sound file, a layout int[rows, columns] or the path of its file, a
+length a number of tokens, features are float[count, width] or the path of an `.npy` file.
+Everything else is one line.
 """
 
 import dataclasses
@@ -41,7 +42,7 @@ class Result:
 
     @property
     def images(self) -> np.ndarray | None:
-        """uint8[n, S, S, 3], or None if the image is absent."""
+        """uint8[n, S, S, C], or None if the image is absent."""
         return self.values.get("image")
 
     @property
@@ -52,7 +53,7 @@ class Result:
     @property
     def pil(self) -> list[Image.Image] | None:
         """The images as images of Pillow, or None if the image is absent."""
-        return None if self.images is None else [Image.fromarray(image) for image in self.images]
+        return None if self.images is None else list(map(pixels.to_pillow, self.images))
 
     @classmethod
     def of(cls, images: np.ndarray) -> "Result":
@@ -102,23 +103,24 @@ def texts(values, what: str = "prompt") -> list[str]:
     return [str(value) for value in values]
 
 
-def pictures(values, size: int | tuple[int, int]) -> np.ndarray:
-    """One or many pictures -> uint8[n, size, size, 3], or of a size (height, width).
+def pictures(values, size: int | tuple[int, int], channels: int = 3) -> np.ndarray:
+    """One or many pictures -> uint8[n, size, size, channels], or of a size (height, width).
 
-    Images of Pillow and of files are resized and cut to the size (`pixels.fit`). An array of
-    another size or dtype is a ValueError, since its meaning is unknown.
+    Images of Pillow and of files get the channels (`pixels.in_channels`), and are resized and cut
+    to the size (`pixels.fit`). An array of another size, dtype or number of channels is a
+    ValueError, since its meaning is unknown.
     """
     if isinstance(values, str | os.PathLike | Image.Image) or getattr(values, "ndim", 0) == 3:
         values = [values]
     if isinstance(values, bytes | dict) or not np.iterable(values):
         raise UserError(
-            f"image: {_type(values)}, expected uint8[n, {_sides(size)}, 3], an image of Pillow, "
-            "a path, or a list of these"
+            f"image: {_type(values)}, expected uint8[n, {_sides(size)}, {channels}], an image of "
+            "Pillow, a path, or a list of these"
         )
     if isinstance(values, np.ndarray) and values.ndim == 4 and not len(values):
         return values
-    rows = [picture(value, size) for value in values]
-    return np.stack(rows) if rows else np.zeros((0, *pixels.both(size), 3), np.uint8)
+    rows = [picture(value, size, channels) for value in values]
+    return np.stack(rows) if rows else np.zeros((0, *pixels.both(size), channels), np.uint8)
 
 
 def _sides(size) -> str:
@@ -126,21 +128,21 @@ def _sides(size) -> str:
     return ", ".join(map(str, pixels.both(size)))
 
 
-def picture(value, size: int | tuple[int, int]) -> np.ndarray:
-    """One picture -> uint8[size, size, 3], or of a size (height, width)."""
+def picture(value, size: int | tuple[int, int], channels: int = 3) -> np.ndarray:
+    """One picture -> uint8[size, size, channels], or of a size (height, width)."""
     if isinstance(value, str | os.PathLike):
-        return pixels.fit(pixels.read(value), size)
+        return pixels.fit(pixels.read(value, channels), size)
     if isinstance(value, Image.Image):
-        return pixels.fit(pixels.from_pillow(value), size)
+        return pixels.fit(pixels.from_pillow(value, channels), size)
     if not hasattr(value, "dtype"):
         raise UserError(f"image: {_type(value)}, expected an array, an image of Pillow or a path")
     value = np.asarray(value)
-    if value.dtype != np.uint8 or value.shape != (*pixels.both(size), 3):
+    if value.dtype != np.uint8 or value.shape != (*pixels.both(size), channels):
         raise UserError(
-            f"image: {value.dtype}{list(value.shape)}, expected uint8[{_sides(size)}, 3], values "
-            "0 to 255: resize it (pixels.fit), or pass an image of Pillow"
+            f"image: {value.dtype}{list(value.shape)}, expected uint8[{_sides(size)}, {channels}], "
+            "values 0 to 255: resize it (pixels.fit), or pass an image of Pillow"
         )
-    return value
+    return pixels.in_channels(value, channels)
 
 
 def mask(value, size: int | tuple[int, int]) -> np.ndarray:
@@ -236,16 +238,21 @@ def vectors(given, tokenizer, size, axes=2) -> np.ndarray:
     return np.asarray(_rows(given, axes, one))
 
 
+def seen(given, tokenizer, size) -> np.ndarray:
+    """One or many pictures -> uint8[n, height, width, C], with the channels of the run."""
+    return pictures(given, size, tokenizer.shape[-1])
+
+
 # {kind: (values of any usual type, tokenizer, size of pictures) -> as the codec takes them}
 PLAIN = {
     "text": lambda given, tokenizer, size: texts(given),
-    "image": lambda given, tokenizer, size: pictures(given, size),
+    "image": seen,
     "sound": waves,
     "layout": maps,
     "length": counts,
     "features": vectors,
     "embedding": functools.partial(vectors, axes=1),
-    "coarse": lambda given, tokenizer, size: pictures(given, size),
+    "coarse": seen,
 }
 
 

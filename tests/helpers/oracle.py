@@ -25,7 +25,7 @@ ITEMS, TASKS = 8, samples.TASKS
 class Templates:
     """An image tokenizer that reads each cell as its nearest template, and draws it clean."""
 
-    grid, codes, image_size, hash = GRID, 43, 32, "templates"
+    grid, codes, image_size, hash, shape = GRID, 43, 32, "templates", (32, 32, 3)
 
     def encode(self, images):
         known = shapes.drawing.cell_templates().reshape(43, -1)
@@ -46,6 +46,7 @@ class Tiles:
 
     def __init__(self, image_size: int):
         self.image_size, half = image_size, image_size // 2
+        self.shape = image_size, image_size, 3
         self.known = {bytes([128]) * (3 * half**2): 0}
 
     def encode(self, images):

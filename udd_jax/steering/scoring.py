@@ -24,7 +24,7 @@ from udd_jax import values
 from udd_jax.errors import UserError
 from udd_jax.networks import pretrained
 from udd_jax.sampling import scorers
-from udd_jax.tokenizers import text_tokenizer
+from udd_jax.tokenizers import image_tokenizer, text_tokenizer
 
 
 def make(pipe, name: str, value, **options):
@@ -115,6 +115,7 @@ CLIP = f"{pretrained.WEIGHTS['clip'][0]}.pt and {pretrained.MERGES}"
 
 
 def _clip(network, size, variables, target, images):
+    images = image_tokenizer.as_rgb(images)
     images = jax.image.resize(images, (len(images), size, size, 3), "bicubic")
     seen = pretrained.normalise_for_clip((images + 1) / 2)
     return (scorers.unit(network.apply(variables, seen)) * target).sum(-1)

@@ -27,7 +27,8 @@ def upscale(pipe, images, captions, factor, num: int, seed, **settings) -> np.nd
             "upscale: the pictures of this run have one level, expected a run with a modality of "
             "kind coarse, such as configs/t2i.py:pyramid"
         )
-    num, small = values.whole("num", num, 1), _small(images)
+    channels = pipe.tokenizers["image"].shape[-1]
+    num, small = values.whole("num", num, 1), _small(images, channels)
     guides = _guides(pipe, small, factor)
     text = _captions(pipe, captions, len(guides))
     guides = np.repeat(guides, num, axis=0)
@@ -63,20 +64,20 @@ def _asked(pipe, coarse, codes, free, text):
     return given, tasks.Masks(positions, np.tile(absent, (count, 1)))
 
 
-def _small(images) -> np.ndarray:
-    """One or many pictures of one size -> uint8[n, H, W, 3]."""
+def _small(images, channels: int) -> np.ndarray:
+    """One or many pictures of one size -> uint8[n, H, W, channels]."""
     if isinstance(images, str | os.PathLike | Image.Image) or getattr(images, "ndim", 0) == 3:
         images = [images]
     read = []
     for image in images:
         if isinstance(image, str | os.PathLike):
-            image = pixels.read(image)
+            image = pixels.read(image, channels)
         elif isinstance(image, Image.Image):
-            image = pixels.from_pillow(image)
+            image = pixels.from_pillow(image, channels)
         read.append(np.asarray(image))
-        if read[-1].dtype != np.uint8 or read[-1].ndim != 3 or read[-1].shape[2] != 3:
-            found = f"{read[-1].dtype}{list(read[-1].shape)}"
-            raise UserError(f"upscale: image {found}, expected uint8[H, W, 3], values 0 to 255")
+        if read[-1].dtype != np.uint8 or read[-1].ndim != 3 or read[-1].shape[2] != channels:
+            found = f"{read[-1].dtype}{list(read[-1].shape)}, expected uint8[H, W, {channels}]"
+            raise UserError(f"upscale: image {found}, values 0 to 255")
     shapes = sorted({image.shape[:2] for image in read})
     if len(shapes) != 1:
         found = ", ".join(pixels.shown(shape) for shape in shapes) or "no pictures"
@@ -103,9 +104,7 @@ def _guides(pipe, small: np.ndarray, factor) -> np.ndarray:
             f"{pixels.shown(larger)}, expected sides that are multiples of {cell}, at least those "
             f"of the run, {pixels.shown(size)}, and at most {most} times these"
         )
-    height, width = larger
-    large = [Image.fromarray(image).resize((width, height), Image.BICUBIC) for image in small]
-    return np.stack([np.asarray(image) for image in large])
+    return np.stack([pixels.fit(image, larger, "bicubic") for image in small])
 
 
 def _captions(pipe, captions, count: int) -> np.ndarray | None:
