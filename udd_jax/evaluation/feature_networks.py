@@ -14,9 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from udd_jax.convert import tensor_files
+from udd_jax.data import pixels
 from udd_jax.errors import NotFound, UserError
 from udd_jax.evaluation.metrics import intervals
 from udd_jax.networks import features, pretrained
+from udd_jax.tokenizers import image_tokenizer
 from udd_jax.tokenizers import text_tokenizer as texts
 
 NAMES = ("inception", "clip", "lpips")
@@ -30,10 +32,10 @@ class Network:
 
     Attributes:
         hash: 16 hex digits of its weights.
-        images: Inception and CLIP: uint8[B, H, W, 3] -> float32[B, D]. For Inception the row is the
-            2,048 features followed by 1,008 class probabilities.
+        images: Inception and CLIP: uint8[B, H, W, C] -> float32[B, D], as they look over white. For
+            Inception the row is the 2,048 features followed by 1,008 class probabilities.
         texts: CLIP: list of B strings -> float32[B, D].
-        distance: LPIPS: two uint8[B, H, W, 3] -> float32[B].
+        distance: LPIPS: two uint8[B, H, W, C] -> float32[B], as they look over white.
     """
 
     hash: str
@@ -75,7 +77,7 @@ def _inception(folder):
     except FileNotFoundError as error:
         return intervals.Unmeasured(str(error))
     extract = pretrained.inception(state, RESIZE)
-    both = lambda images: np.concatenate(extract(images), axis=1)  # noqa: E731
+    both = lambda images: np.concatenate(extract(pixels.as_rgb(images)), axis=1)  # noqa: E731
     return Network(pretrained.state_hash(state)[:16], images=both)
 
 
@@ -93,7 +95,8 @@ def _clip(folder):
         words = lambda captions: encode(  # noqa: E731
             pretrained.clip_ids([tokenizer.pieces(c) for c in captions], context)
         )
-    return Network(pretrained.state_hash(state)[:16], images=images, texts=words)
+    seen = lambda pictures: images(pixels.as_rgb(pictures))  # noqa: E731
+    return Network(pretrained.state_hash(state)[:16], images=seen, texts=words)
 
 
 def _lpips(folder):
@@ -102,7 +105,7 @@ def _lpips(folder):
     except FileNotFoundError as error:
         return intervals.Unmeasured(str(error))
     function, variables = _perceptual(state)
-    apply, unit = jax.jit(function), lambda x: jnp.asarray(x, jnp.float32) / 127.5 - 1
+    apply, unit = jax.jit(function), lambda x: image_tokenizer.to_unit(pixels.as_rgb(x))
     distance = lambda a, b: jax.device_get(apply(variables, unit(a), unit(b)))  # noqa: E731
     return Network(pretrained.state_hash(state)[:16], distance=distance)
 

@@ -97,7 +97,7 @@ def _features(workdir, batches, name, net):
 
 
 def batched(pictures):
-    """Yields uint8[ROWS, S, S, 3] from single images; the last batch may be smaller."""
+    """Yields uint8[ROWS, S, S, C] from single images; the last batch may be smaller."""
     rows = []
     for picture in pictures:
         rows.append(picture)

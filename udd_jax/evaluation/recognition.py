@@ -1,6 +1,7 @@
 """Is it recognised? A classifier of names, trained on the real pictures of the training split.
 
-It also hears: the spectrogram of a sound is a picture (listening.py).
+It also hears: the spectrogram of a sound is a picture (listening.py). It knows colours only, so it
+sees grey pictures as colours, and what is clear over white.
 
 The first caption of a picture is its name. A small network (`networks.classifier`) learns the names
 that training pictures have; colours are changed at random while it learns, so that colour alone is
@@ -59,7 +60,7 @@ class Recogniser:
         return {name: i for i, name in enumerate(self.names)}
 
     def read(self, images) -> tuple[np.ndarray, np.ndarray]:
-        """uint8[n, S, S, 3] -> features float32[n, F], logits float32[n, C]."""
+        """uint8[n, S, S, channels] -> features float32[n, F], logits float32[n, C]."""
         parts = [_apply(self.module, self.params, part) for part in _rows(images)]
         return tuple(np.concatenate(part)[: len(images)] for part in zip(*parts, strict=True))
 
@@ -100,7 +101,7 @@ def obtain(pipe, workdir, steps: int = STEPS) -> Recogniser | intervals.Unmeasur
     names, pictures, words = [], [], set()
     for example in _training(pipe):
         names.append(example.captions[0].casefold())
-        pictures.append(example.pixels[0])
+        pictures.append(pixels.as_rgb(example.pixels[0]))
         words.update(word for text in example.captions for word in _words(text))
     if len(set(names)) <= AMONG[0]:
         few = f"{len(set(names))} of them, expected more than {AMONG[0]}"
@@ -235,31 +236,34 @@ def measure(pipe, items, drawn: dict, workdir, folder, steps: int = STEPS) -> di
         return {"names": found}
     truth = np.array([found.name(texts[0]) for texts in items.references])
     made, told, pairs = (drawn[task] for task in ("t2i", "i2t", "pair"))
-    grey = items.images.mean(axis=-1, keepdims=True).round().astype(np.uint8)
+    real, of_texts, of_pairs = (
+        pixels.as_rgb(images) for images in (items.images, made.images, pairs.images)
+    )
+    grey = real.mean(axis=-1, keepdims=True).round().astype(np.uint8)
     said = np.array([found.name(text) for text in told.captions])
     in_pairs = np.array([found.name(text) for text in pairs.captions])
     of_told = truth[: len(told)]
     near = found.near[np.maximum(of_told, 0)]
     known = of_told >= 0
     report = {
-        "real held-out pictures": recognised(found, items.images, truth),
+        "real held-out pictures": recognised(found, real, truth),
         "the same in grey": recognised(found, np.repeat(grey, 3, axis=-1), truth),
-        "text to image": recognised(found, made.images, truth[: len(made)]),
+        "text to image": recognised(found, of_texts, truth[: len(made)]),
         "image to text": {
             "the name": _share(said == of_told, known),
             f"one of the {near.shape[1]} names around it": _share(
                 (near == said[:, None]).any(axis=1), known
             ),
-            **recognised(found, items.images[: len(told)], said),
+            **recognised(found, real[: len(told)], said),
             "without broken words": _share([found.words >= {*_words(t)} for t in told.captions]),
         },
         "pairs": {
             "caption is a name": _share(in_pairs >= 0),
-            **recognised(found, pairs.images, in_pairs),
+            **recognised(found, of_pairs, in_pairs),
         },
     }
-    features, logits = found.read(made.images)
-    of_items = found.read(items.images)[0]
+    features, logits = found.read(of_texts)
+    of_items = found.read(real)[0]
     report["text to image"]["Frechet distance in its features"] = _fid(
         features, of_items[: len(made)]
     )
@@ -291,13 +295,13 @@ def _nearest(pipe, found, groups: dict) -> tuple[dict, np.ndarray]:
 
     groups: {name: features float32[n, F]}.
     """
-    height, width = pixels.both(pipe.config.image_size)
     best, (first, *_) = {name: np.full(len(f), -2.0) for name, f in groups.items()}, groups
-    near = np.zeros((min(SHOWN, len(groups[first])), height, width, 3), np.uint8)
+    shape = pipe.tokenizers["image"].shape
+    near = np.zeros((min(SHOWN, len(groups[first])), *shape), np.uint8)
     training = _training(pipe)
     while block := list(itertools.islice(training, BLOCK)):
         pictures = np.stack([example.pixels[0] for example in block])
-        there = found.read(pictures)[0].T
+        there = found.read(pixels.as_rgb(pictures))[0].T
         for name, own in groups.items():
             cosine = own @ there
             if name == first:

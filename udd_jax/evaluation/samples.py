@@ -5,7 +5,7 @@ a task has its own key. A task is generated in parts of one batch, `TASK-00000.n
 Several processes share the parts, and a stopped evaluation continues with the missing ones. The
 complete task is stored in `samples/TASK.npz`:
 
-    tokens int32[n, L]; calls int32[n]; images uint8[n, S, S, 3]; captions str[n]
+    tokens int32[n, L]; calls int32[n]; images uint8[n, S, S, C]; captions str[n]
     kept bool[n]               whether every given token is in the result, bit for bit
     given_images, given_captions, free_pixels bool[n, S, S]         infilling: the given parts
     about                      JSON: everything the samples depend on, and their seconds
@@ -14,7 +14,7 @@ complete task is stored in `samples/TASK.npz`:
 its reconstruction), or both were generated. An absent modality has no array.
 
 A file with the right `about` is read instead of generated again. The folder also has `trace.npz`
-(the denoising of some pairs: images uint8[FRAMES, n, S, S, 3] and pieces str[FRAMES, n, M]),
+(the denoising of some pairs: images uint8[FRAMES, n, S, S, C] and pieces str[FRAMES, n, M]),
 `reconstructions.npz`, pictures, sheets, and `samples.jsonl`.
 """
 
@@ -237,7 +237,7 @@ def _kept(vocab, tokens, given, free):
 
 
 def frames(pipe, states, tokens):
-    """The denoising of pairs: images uint8[FRAMES, n, S, S, 3], pieces str[FRAMES, n, M].
+    """The denoising of pairs: images uint8[FRAMES, n, S, S, C], pieces str[FRAMES, n, M].
 
     A masked code is a grey cell, a masked token is `_`. A decoder also sees neighbouring codes, so
     masked codes are replaced by the final ones before decoding, and then covered with grey.
@@ -256,7 +256,7 @@ def frames(pipe, states, tokens):
     (rows, columns), (height, width) = image.grid, shown.shape[1:3]
     cells = masked[..., picture].reshape(-1, rows, columns)
     hidden = cells.repeat(height // rows, axis=1).repeat(width // columns, axis=2)
-    shown = np.where(hidden[..., None], np.uint8(_GREY), shown)
+    shown = np.where(hidden[..., None], pixels.grey(_GREY, shown.shape[-1]), shown)
     pieces = [
         ["_" if hide else text.piece(i) for i, hide in zip(ids, row, strict=True)]
         for ids, row in zip(

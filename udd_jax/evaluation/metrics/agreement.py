@@ -11,7 +11,7 @@ also compared with their true distribution given the condition c, by total varia
 over the items that can be read. `noise` is the expected TV of the same number of draws from the
 true distribution: 1/2 sum sqrt(2 v / pi), with v the variance of each share.
 
-Images are uint8[B, S, S, 3], captions lists of B strings. `read` turns both into a list of B pairs
+Images are uint8[B, S, S, C], captions lists of B strings. `read` turns both into a list of B pairs
 (scene or None, meaning or None), the input of the other functions. The error of a rate is the
 half-width of Wilson's interval at one standard error, which is not zero at 0 and 1.
 """

@@ -16,6 +16,7 @@ _RIGHT, _WRONG = (34, 150, 84), (208, 52, 44)
 _MARGIN, _GAP, _FRAME, _BADGE = 20, 20, 3, 8
 _FONT, _LINE, _MOST_LINES, _MOST_CHARACTERS = 12, 16, 5, 500
 _PICTURE = 128  # side to which `sheet` enlarges small pictures
+_SQUARE, _DARK = 8, 224  # side and grey of every other square behind what is clear
 
 
 def sheet(
@@ -27,9 +28,10 @@ def sheet(
 ) -> np.ndarray:
     """Pictures in rows with their captions below: a contact sheet, uint8[H, W, 3].
 
-    Every uint8[h, w, 3] is enlarged `scale` times, without smoothing; by default to about 128
-    pixels. Captions are wrapped to the width of the picture and cut after five lines. `marks` says
-    which pictures are right (green frame, tick), wrong (red frame, cross) or neither (None).
+    Every uint8[h, w, C] is enlarged `scale` times, without smoothing; by default to about 128
+    pixels. What is clear shows a board of white and grey squares. Captions are wrapped to the width
+    of the picture and cut after five lines. `marks` says which pictures are right (green frame,
+    tick), wrong (red frame, cross) or neither (None).
     """
     images = list(images)
     captions = [""] * len(images) if captions is None else [str(text) for text in captions]
@@ -64,8 +66,7 @@ def sheet(
     for row, row_height in zip(rows, heights, strict=True):
         for column, i in enumerate(row):
             left = _MARGIN + column * (width + _GAP)
-            picture = Image.fromarray(images[i])
-            picture = picture.resize((picture.width * scale, picture.height * scale), 0)
+            picture = _enlarged(images[i], scale)
             x = left + (width - picture.width) // 2
             y = top + (height - picture.height) // 2
             paper.paste(picture, (x, y))
@@ -75,6 +76,14 @@ def sheet(
                 draw.text(centre, line, _INK, font, anchor="ma")
         top += row_height + _GAP
     return np.array(paper)
+
+
+def _enlarged(image: np.ndarray, scale: int) -> Image.Image:
+    """uint8[h, w, C] so many times as large, over squares of white and grey."""
+    image = image.repeat(scale, axis=0).repeat(scale, axis=1)
+    squares = np.indices(image.shape[:2]) // _SQUARE
+    ground = np.where(squares.sum(axis=0) % 2, _DARK, 255).astype(np.uint8)
+    return Image.fromarray(pixels.as_rgb(image, ground[..., None]))
 
 
 def _mark(draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], right: bool | None) -> None:

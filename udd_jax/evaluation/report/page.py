@@ -12,13 +12,13 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image
 
 from udd_jax.data import pixels
 
 _LARGEST = 64  # pixels of a side; larger images are reduced to twice that and stored as JPEG
 _WIDTH, _HEIGHT = 330, 180  # of a plot, pixels
 _LEFT, _RIGHT, _TOP, _BOTTOM = 48, 18, 10, 30
+_SQUARES = ' style="background: repeating-conic-gradient(#fff 0 25%, #e0e0e0 0 50%) 0 / 16px 16px"'
 _DASHED = ' stroke-dasharray="5 3"'  # the second round of colours
 
 STYLE = """
@@ -115,14 +115,19 @@ def section(name: str, heading: str, content: str) -> str:
 
 
 def picture(image: np.ndarray, css: str = "") -> str:
-    """uint8[H, W, 3] as an <img>; a small image keeps its exact pixels."""
-    if max(image.shape[:2]) <= _LARGEST:
-        uri = pixels.data_uri(image)
-    else:
+    """uint8[H, W, C] as an <img>; a small image keeps its exact pixels.
+
+    What is clear shows a board of white and grey squares.
+    """
+    opacity, large = image.shape[2] == 4, max(image.shape[:2]) > _LARGEST
+    image = pixels.fit(image, 2 * _LARGEST) if large else image
+    if large and not opacity:
         file = io.BytesIO()
-        Image.fromarray(pixels.fit(image, 2 * _LARGEST)).save(file, "JPEG", quality=82)
+        pixels.to_pillow(image).save(file, "JPEG", quality=82)
         uri = "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
-    return f'<img class="{css}" alt="" src="{uri}">'
+    else:
+        uri = pixels.data_uri(image)
+    return f'<img class="{css}" alt="" src="{uri}"{_SQUARES if opacity else ""}>'
 
 
 def audio(uri: str) -> str:

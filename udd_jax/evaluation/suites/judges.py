@@ -25,7 +25,7 @@ SHEET, ANSWERS, KEY = "sheet.html", "answers.csv", "key.json"
 
 
 def write(folder, real: np.ndarray, generated: np.ndarray, captions, seed: int = 0) -> None:
-    """Writes the sheet. real, generated: uint8[n, S, S, 3]; image i of both has captions[i]."""
+    """Writes the sheet. real, generated: uint8[n, S, S, C]; image i of both has captions[i]."""
     folder = pathlib.Path(folder)
     pictures = [(alignment.REAL, image, text) for image, text in zip(real, captions, strict=True)]
     pictures += [

@@ -11,7 +11,7 @@
                  less
 
 `python -m benchmarks steering` takes more items and other seeds. Each part returns a tree for the
-report, and the rows of its sheet, {name: uint8[n, S, S, 3]}.
+report, and the rows of its sheet, {name: uint8[n, S, S, C]}.
 """
 
 import functools
