@@ -12,6 +12,7 @@ import json
 import pathlib
 import shutil
 import time
+import types
 
 import hypothesis
 import ml_collections
@@ -279,6 +280,7 @@ def test_any_request_is_rows_of_tokens_or_refused(pipe, task, asked):
 
 
 PNG = painter.value(np.zeros((32, 32, 3), np.uint8))["image"]
+SEEN_BY = types.SimpleNamespace(image_size=32, grid=(4, 4), shape=(32, 32, 3))
 SENT = st.fixed_dictionaries(
     {},
     optional={
@@ -295,7 +297,7 @@ SENT = st.fixed_dictionaries(
 
 @claim(sent=SENT | JSON)
 def test_any_painted_picture_is_a_picture_or_refused(sent):
-    found = one_line(painter.read, sent, 32, (4, 4))
+    found = one_line(painter.read, sent, SEEN_BY)
     if found is not None and found[0] is not None:
         assert found[0].shape == (32, 32, 3) and found[1].shape == (32, 32)
 

@@ -6,6 +6,7 @@ import contextlib
 import io
 import shlex
 import threading
+import types
 import zlib
 
 import numpy as np
@@ -166,12 +167,23 @@ def test_a_file_that_is_no_picture_or_too_large_is_refused(data, message):
         requests.read_picture(data, 32)
 
 
-def test_a_painted_picture_comes_back_bit_for_bit(picture):
+def seen_by(channels: int):
+    """What a page asks of the image tokenizer of a run."""
+    return types.SimpleNamespace(image_size=32, grid=(4, 4), shape=(32, 32, channels))
+
+
+SEEN_BY = seen_by(3)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_a_painted_picture_comes_back_bit_for_bit(picture, channels):
+    picture = pixels.in_channels(picture, channels)
+    picture = np.where(np.eye(32)[..., None] == 1, picture, picture // 2)  # also half clear
     sent = painter.value(picture) | {"mask": "1" + "0" * 14 + "1"}
-    image, mask = painter.read(sent, 32, (4, 4))
+    image, mask = painter.read(sent, seen_by(channels))
     np.testing.assert_array_equal(image, picture)
     assert mask[:8, :8].all() and mask[24:, 24:].all() and mask.sum() == 128
-    assert painter.read(painter.value(), 32, (4, 4)) == (None, None)
+    assert painter.read(painter.value(), SEEN_BY) == (None, None)
 
 
 @pytest.mark.parametrize(
@@ -186,7 +198,7 @@ def test_a_painted_picture_comes_back_bit_for_bit(picture):
 )
 def test_a_value_that_no_page_sends_is_refused(picture, change, message):
     with pytest.raises(ValueError, match=message):
-        painter.read(painter.value(picture) | change, 32, (4, 4))
+        painter.read(painter.value(picture) | change, SEEN_BY)
 
 
 def test_a_view_shows_texts_and_runs_none_of_them():

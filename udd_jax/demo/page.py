@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import gradio as gr
 import numpy as np
+from PIL import Image
 
 from udd_jax.data import pixels
 from udd_jax.demo import fields, painter, recipes, requests, service, steering, views
@@ -84,8 +85,9 @@ class Page:
 
     def __init__(self, pipe, workdir=None):
         self.pipe, self.workdir = pipe, workdir
-        self.size = pipe.tokenizers["image"].image_size
-        self.grid = pipe.tokenizers["image"].grid
+        self.tokenizer = pipe.tokenizers["image"]
+        self.size, self.grid = self.tokenizer.image_size, self.tokenizer.grid
+        self.channels = self.tokenizer.shape[-1]
         self.service = service.Service(pipe)
         self.defaults = pipe.settings()
         self.pictures = []  # (file, button, place) of each picture that a tab takes
@@ -112,8 +114,8 @@ class Page:
     def _lay_out(self):
         gr.Markdown(
             f"# Images and texts from one model\nThe run `{self.pipe.config.name}`: pictures of "
-            f"{pixels.shown(self.size)} pixels, trained on `{self.pipe.config.data}`. "
-            "It knows what is in these data and nothing else."
+            f"{pixels.shown(self.size)} pixels{pixels.SAID[self.channels]}, trained on "
+            f"`{self.pipe.config.data}`. It knows what is in these data and nothing else."
         )
         with gr.Tabs():
             tabs = [(tab, *self._tab(tab)) for tab in TABS if self.can(tab)]
@@ -182,7 +184,7 @@ class Page:
     def open(self, data):
         """The file of a visitor -> (the picture, what is said)."""
         with _saying() as said:
-            return painter.value(requests.read_picture(data, self.size)), ""
+            return painter.value(requests.read_picture(data, self.size, self.channels)), ""
         return painter.value(), said[0]
 
     def take(self, gallery, chosen):
@@ -191,8 +193,8 @@ class Page:
             if not gallery:
                 raise UserError("there is no picture in the result yet")
             row = gallery[chosen if chosen < len(gallery) else 0]
-            found = pixels.fit(np.ascontiguousarray(row[0][..., :3]), self.size)
-            return painter.value(found), gr.skip()
+            found = pixels.from_pillow(Image.fromarray(row[0]), self.channels)
+            return painter.value(pixels.fit(found, self.size)), gr.skip()
         return gr.skip(), said[0]
 
     # ---- Results ----------------------------------------------------------------------------
@@ -203,7 +205,7 @@ class Page:
         The other methods that a tab names do the same.
         """
         count, seed, settings = self._chosen(asked)
-        image, mask = painter.read(asked.get("image"), self.size, self.grid)
+        image, mask = painter.read(asked.get("image"), self.tokenizer)
         if mask is not None:
             mask = mask if mask.any() else None
             image = image if mask is None else pixels.hide(image, mask)
@@ -226,7 +228,7 @@ class Page:
     async def generate_rule(self, tab: Tab, asked: dict):
         """Samples of any rule."""
         count, seed, settings = self._chosen(asked)
-        image, _ = painter.read(asked.get("image"), self.size, self.grid)
+        image, _ = painter.read(asked.get("image"), self.tokenizer)
         paths = {n: asked.get(f"given_{n}") for n in self.pipe.kinds}
         paths = {n: pathlib.Path(path) for n, path in paths.items() if path}
         text = (asked.get("text") or "").strip()
@@ -247,7 +249,7 @@ class Page:
         """Edits of a picture."""
         count, seed, settings = self._chosen(asked)
         settings |= {"guidance": asked["edit_guidance"]} if "edit_guidance" in asked else {}
-        image, _ = painter.read(asked["image"], self.size, self.grid)
+        image, _ = painter.read(asked["image"], self.tokenizer)
         shown = {"text": asked["text"] or "", "count": count, "seed": seed}
         options = {**shown, "share": asked["share"], "rounds": asked["rounds"]}
         request = requests.edit(self.pipe, image, settings=settings, **options)
@@ -256,7 +258,7 @@ class Page:
     async def outpaint(self, tab: Tab, asked: dict):
         """Pictures beyond their sides."""
         count, seed, settings = self._chosen(asked)
-        image, _ = painter.read(asked["image"], self.size, self.grid)
+        image, _ = painter.read(asked["image"], self.tokenizer)
         extend = {side: asked[f"extend_{side}"] for side in fields.SIDES}
         extend = {side: number for side, number in extend.items() if number}
         shown = {"text": asked["text"] or "", "count": count, "seed": seed}
@@ -269,7 +271,7 @@ class Page:
     async def upscale(self, tab: Tab, asked: dict):
         """Pictures with a new fine level, or larger ones."""
         count, seed, settings = self._chosen(asked)
-        image, _ = painter.read(asked["image"], self.size, self.grid)
+        image, _ = painter.read(asked["image"], self.tokenizer)
         factor = asked["factor"]
         shown = {"text": asked["text"] or "", "count": count, "seed": seed}
         request = requests.upscale(self.pipe, image, factor=factor, settings=settings, **shown)
@@ -298,7 +300,7 @@ class Page:
             "note": views.note(f"{count} sample{'s' * (count > 1)}, seed {seed}."),
             "chosen": 0,
             "gallery": gr.Gallery(
-                None if pictures is None else list(pictures),
+                None if pictures is None else [np.array(pixels.to_pillow(p)) for p in pictures],
                 visible=pictures is not None,
                 selected_index=None,
             ),
@@ -315,7 +317,7 @@ class Page:
     async def measure(self, tab: Tab, asked: dict):
         """The likelihood of a pair."""
         _, seed, _ = self._chosen(asked)
-        image, _ = painter.read(asked["image"], self.size, self.grid)
+        image, _ = painter.read(asked["image"], self.tokenizer)
         text = asked["text"] or ""
         request = requests.score(self.pipe, image, text, seed=seed)
         each = await asyncio.wrap_future(self.service.submit(request))

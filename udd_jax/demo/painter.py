@@ -100,7 +100,7 @@ element.addEventListener('click', (e) => {
 
 
 def value(image: np.ndarray | None = None) -> dict:
-    """The value of the component for uint8[S, S, 3], nothing painted."""
+    """The value of the component for uint8[S, S, C], nothing painted."""
     return {"image": "" if image is None else pixels.data_uri(image), "mask": "", "at": 0}
 
 
@@ -139,12 +139,13 @@ def script(grid: tuple[int, int] | None) -> str:
     return SCRIPT.replace("ROWS, COLUMNS", ", ".join(map(str, grid or (0, 0))))
 
 
-def read(sent, size: int, grid: tuple[int, int]):
-    """(image uint8[S, S, 3], mask bool[S, S]) of a value, or (None, None) without a picture.
+def read(sent, tokenizer):
+    """(image uint8[S, S, C], mask bool[S, S]) of a value, or (None, None) without a picture.
 
-    ValueError, one line, for a value that no page of ours sends.
+    tokenizer: of images. ValueError, one line, for a value that no page of ours sends.
     """
-    mask = read_mask(sent, size, grid)
+    size, channels = tokenizer.image_size, tokenizer.shape[-1]
+    mask = read_mask(sent, size, tokenizer.grid)
     if not sent or not sent.get("image"):
         return None, None
     kind, text = str(sent["image"])[: len(START)], str(sent["image"])[len(START) :]
@@ -154,7 +155,7 @@ def read(sent, size: int, grid: tuple[int, int]):
         data = b""
     if kind != START or not data:
         raise UserError("the picture was not sent as a PNG: load the page again")
-    return requests.read_picture(data, size), mask
+    return requests.read_picture(data, size, channels), mask
 
 
 def read_mask(sent, size: int, grid: tuple[int, int]) -> np.ndarray:

@@ -112,8 +112,9 @@ class Alone:
         return [request.call(pipe) for request in requests]
 
 
-def read_picture(data: bytes, size: int) -> np.ndarray:
-    """A picture file of any size -> uint8[size, size, 3]. ValueError, one line, unless it is one.
+def read_picture(data: bytes, size: int, channels: int = 3) -> np.ndarray:
+    """A picture file of any size -> uint8[size, size, channels]. ValueError, one line, unless it is
+    one.
 
     The size is read from the head of the file before anything is decoded.
     """
@@ -127,7 +128,7 @@ def read_picture(data: bytes, size: int) -> np.ndarray:
         raise UserError(
             f"the picture is {shape[0]} x {shape[1]}, expected at most {PIXELS:,} pixels"
         )
-    return pixels.fit(pixels.read(data), size)
+    return pixels.fit(pixels.read(data, channels), size)
 
 
 def check_text(text: str, name: str) -> str:
@@ -209,7 +210,7 @@ def make(
 ) -> Request:
     """Checks what was typed and turns it into tokens.
 
-    text, image uint8[S, S, 3], mask bool[S, S]: as the task needs them; more: {further modality:
+    text, image uint8[S, S, C], mask bool[S, S]: as the task needs them; more: {further modality:
     the path of its file}; steered: of `steering.read`. Raises ValueError.
     """
     texts = {"the text": text, "the negative prompt": negative}
@@ -269,7 +270,7 @@ def edit(
     rounds=edits.ROUNDS,
     settings=None,
 ) -> Alone:
-    """An edit of a picture uint8[S, S, 3] to a new caption: `Pipeline.edit`."""
+    """An edit of a picture uint8[S, S, C] to a new caption: `Pipeline.edit`."""
     settings = _with_picture(pipe, image, text, count, seed, settings)
     values.ids(pipe, "text", text)
     edits.check(share, rounds)
@@ -281,7 +282,7 @@ def edit(
 
 
 def outpaint(pipe, image, text: str, extend: dict, *, count=1, seed=0, settings=None) -> Alone:
-    """A picture uint8[S, S, 3] beyond its sides: `Pipeline.outpaint`. text: "" for none."""
+    """A picture uint8[S, S, C] beyond its sides: `Pipeline.outpaint`. text: "" for none."""
     settings = _with_picture(pipe, image, text, count, seed, settings)
     for side, new in outpainting.sides(extend, image.shape[:2]).items():
         most = image.shape[side in outpainting.SIDES[:2]]
@@ -294,7 +295,7 @@ def outpaint(pipe, image, text: str, extend: dict, *, count=1, seed=0, settings=
 
 
 def upscale(pipe, image, text: str, factor: int, *, count=1, seed=0, settings=None) -> Alone:
-    """A picture uint8[S, S, 3] at a larger size: `Pipeline.upscale`. text: "" for none."""
+    """A picture uint8[S, S, C] at a larger size: `Pipeline.upscale`. text: "" for none."""
     settings = _with_picture(pipe, image, text, count, seed, settings)
     captions = _optional(pipe, text)
     options = {"factor": factor, "num": count, "seed": seed, **settings}

@@ -39,7 +39,7 @@ class Steered(NamedTuple):
     """What one way adds to a request.
 
     options: of `Pipeline.generate`; words: of the command line; python: {keyword: its value, as it
-    is written}; files: the pictures uint8[S, S, 3] that words and python name.
+    is written}; files: the pictures uint8[S, S, C] that words and python name.
     """
 
     options: dict[str, Any]
@@ -138,8 +138,8 @@ def _scored(pipe, task, asked) -> Steered | None:
     text, scale = (asked.get("match") or "").strip(), asked.get("match_scale")
     if text and scale:
         found.append((asked.get("match_kind") or "shows", text, text, scale))
-    size, grid = pipe.tokenizers["image"].image_size, pipe.tokenizers["image"].grid
-    picture, scale = painter.read(asked.get("like"), size, grid)[0], asked.get("like_scale")
+    picture = painter.read(asked.get("like"), pipe.tokenizers["image"])[0]
+    scale = asked.get("like_scale")
     if picture is not None and scale:
         found.append((asked.get("like_kind") or "palette", picture, "like.png", scale))
         files["like.png"] = picture

@@ -40,6 +40,8 @@ element.addEventListener('click', (e) => {
 """
 CSS = f"""
 .samples img, .samples .image-container {{ image-rendering: pixelated; }}
+.samples img, .udd-chain img, .udd-paint img, .udd-map img {{
+  background: repeating-conic-gradient(#fff 0 25%, #e0e0e0 0 50%) 0 / 16px 16px; }}
 .dark {{ --color-accent: var(--primary-300); }}
 .samples .grid-wrap {{ min-height: 0; }}
 .samples .grid-container {{
@@ -98,7 +100,7 @@ def others(pipe, found: dict) -> str:
 
 
 def files(named: dict[str, np.ndarray | bytes]) -> str:
-    """Links that save files, {name: its bytes, or a picture uint8[H, W, 3]}; the page has them, no
+    """Links that save files, {name: its bytes, or a picture uint8[H, W, C]}; the page has them, no
     server does."""
     links = []
     for name, content in named.items():
