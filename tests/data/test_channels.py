@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from udd_jax.data import pixels, reading, records, sources, token_cache
+from udd_jax.data import pixels, reading, records, sources, survey, token_cache
 
 RNG = np.random.default_rng(7)
 COLOURS = RNG.integers(0, 256, (20, 24, 3), dtype=np.uint8)
@@ -186,3 +186,28 @@ def test_an_embedded_world_has_the_channels_that_it_draws():
         sources.open_source("shapes", "train", channels=1)
     with pytest.raises(ValueError, match="channels is 2, expected one of 1, 3, 4"):
         reading.Views(8, channels=2)
+
+
+def test_transparency_is_counted_and_the_setting_that_keeps_it_is_named(folder):
+    def said(**options):
+        data = {"train": sources.open_source(f"folder:{folder}", "train", 8, **options)}
+        found = survey.survey(data)
+        assert json.loads(json.dumps(found)) == found
+        return survey.describe(found)
+
+    kept = "transparency: 2 of 6 pictures"
+    assert f"{kept}, put over white; --config.image_channels=4 keeps it" in said()
+    assert f"{kept}, put over white" in said(channels=1)
+    assert said(channels=4).count(kept) == 1 and "keeps it" not in said(channels=4)
+
+
+def test_opaque_pictures_are_surveyed_as_before_and_need_no_opacity(tmp_path):
+    for name in ("rgb", "grey"):
+        FILES[name].save(tmp_path / f"{name}.png")
+        (tmp_path / f"{name}.txt").write_text(name)
+    for channels, line in ((3, None), (4, "0 of 2 pictures; --config.image_channels=3 is enough")):
+        source = sources.open_source(f"folder:{tmp_path}", "train", channels=channels)
+        found = survey.survey({"train": source})
+        assert "clear" not in found and ("channels" in found) == (channels == 4)
+        assert ("transparency" in survey.describe(found)) == bool(line)
+        assert line is None or line in survey.describe(found)

@@ -56,12 +56,13 @@ def survey(
 
     Returns:
         JSON values: "splits", for each split its name, records, captions, unusable records and how
-        it was decided; "sizes", images by (width, height) as text; "unusable", "dropped",
+        it was decided; "sizes", images by (width, height) as text; "clear", how many images are not
+        opaque, and "channels" of the run, unless they are 0 and 3; "unusable", "dropped",
         "repaired", "alone" and "left", cause -> {"count", "first"}; "examples", some captions;
         "hash". A split of records with further modalities, or without some picture, has "having":
         {modality: usable items that have it}.
     """
-    splits, sizes, examples = {}, collections.Counter(), []
+    splits, sizes, examples, clear = {}, collections.Counter(), [], 0
     kinds = {kind: _Counts() for kind in ("unusable", "alone", "dropped", "repaired", "left")}
     for split, source in data.items():
         row = {"name": source.name, "records": len(source), "decided": "", "unusable": 0}
@@ -70,7 +71,7 @@ def survey(
             continue
         row = splits[split] | {"decided": source.decided, "captions": 0}
         having = collections.Counter()
-        for item, fault, size, record in _looked_at(source, min_side, threads):
+        for item, fault, size, opaque, record in _looked_at(source, min_side, threads):
             usable = 0
             for caption in item.captions:
                 text, cause = reading.clean(caption, max_characters)
@@ -96,13 +97,17 @@ def survey(
                 kinds["unusable"].add(cause, shown)
             if size is not None:
                 sizes["{} x {}".format(*size)] += 1
+                clear += not opaque
         if source.further or any(item.where is None for item in source.items):
             row["having"] = {name: having[name] for name in _names(source)}
         for key, cause in source.left:
             if split == "train" or cause.startswith(("its pixels", "beyond")):  # else once a split
                 kinds["left"].add(cause, key)
         splits[split] = row
+    channels = max((getattr(source, "channels", 3) for source in data.values()), default=3)
+    unusual = {"clear": (clear, 0), "channels": (channels, 3)}
     return {
+        **{name: value for name, (value, usual) in unusual.items() if value != usual},
         "hash": identity(data),
         "splits": splits,
         "sizes": dict(sizes.most_common()),
@@ -129,7 +134,8 @@ def same(found: dict, data: dict) -> bool:
 
 
 def _looked_at(source, min_side: int, threads: int):
-    """(item, (cause, detail) or None, (width, height) or None, Record) of each item, in order.
+    """(item, (cause, detail) or None, (width, height) or None, whether it is opaque, Record) of
+    each item, in order.
 
     The record has no pixels, only whether there is a picture, and its further values.
     """
@@ -138,16 +144,16 @@ def _looked_at(source, min_side: int, threads: int):
         item = source.items[index]
         bare = records.Record(item.key, b"" if item.where is not None else None, item.captions)
         if isinstance(item.where, listing.Broken):
-            return item, ("unreadable record", item.where.cause), None, bare
-        fault = size = None
+            return item, ("unreadable record", item.where.cause), None, True, bare
+        fault, size, opaque = None, None, True
         if item.where is not None:
             found = source.look(item)
-            fault, size = found.fault, found.size
+            fault, size, opaque = found.fault, found.size, not found.clear
         if size is not None and min(size) < min_side:
             fault = "tiny image", "{} x {} pixels".format(*size)
         values, broken = source.values(index)
         record = dataclasses.replace(bare, extra=dict.fromkeys(values), faults=broken)
-        return item, next(iter(broken), fault), size, record
+        return item, next(iter(broken), fault), size, opaque, record
 
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
         yield from pool.map(of, range(len(source)))
@@ -334,6 +340,7 @@ def describe(found: dict, spec: str = "") -> str:
         )
     if found["sizes"]:
         lines.append(f"  sizes: {_sizes(found['sizes'])}")
+        lines += _clear(found)
     if found["examples"]:
         lines.append(f"  captions such as: {'; '.join(map(_short, found['examples']))}")
     for kind, words in (
@@ -377,6 +384,15 @@ def _sizes(sizes: dict) -> str:
         shown += " to {} x {}".format(*largest)
     cut = "all square" if square == count else f"{count - square} of {count} are cut to a square"
     return f"{shown} pixels, {cut}"
+
+
+def _clear(found: dict) -> list[str]:
+    """A line about transparency, if there is some or a run asks for it."""
+    count, pictures = found.get("clear", 0), sum(found["sizes"].values())
+    said = f"  transparency: {count} of {pictures} pictures"
+    if found.get("channels", 3) == 4:
+        return [said if count else f"{said}; --config.image_channels=3 is enough"]
+    return [f"{said}, put over white; --config.image_channels=4 keeps it"] if count else []
 
 
 def _short(text: str) -> str:
