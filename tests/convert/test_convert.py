@@ -416,7 +416,9 @@ def test_options_that_do_not_fit_a_unid3_checkpoint_are_one_line(folder, tmp_pat
     convert_it("tokenizer.json", text_file=tmp_path / "words.json")
     config = t2i.get_config("cub")
     convert_it(r"config\.image_size = 256, but .*cub\.ckpt has 8", match=True, config=config)
-    config.image_size = 8
+    config.image_size, config.image_channels = 8, 4
+    convert_it(r"config\.image_channels = 4, but .* has 3", match=True, config=config)
+    config.image_channels = 3
     convert_it(r"config\.text\.length = 128, but .* has 5", match=True, config=config)
     config.text.length = 5
     convert_it(r"config\.diffusion\.steps = 500, but .* has 6", match=True, config=config)

@@ -92,6 +92,7 @@ def from_unid3(
     tokenizer = unid3.find_text(path, text_file, sizes["text_classes"])
     changes = {
         "image_size": resolution,
+        "image_channels": 3,
         "text": {"length": sizes["text_length"]},
         "diffusion": {"steps": sizes["steps"], "schedule": "linear"},
         "model": {n: sizes[n] for n in ("layers", "width", "heads", "mlp_ratio")} | unid3.PUBLISHED,
