@@ -522,6 +522,14 @@ def test_a_network_with_options_of_ours_has_no_published_names(run, tmp_path, op
     refuse(message, tmp_path, command.to_safetensors, tmp_path / "run", tmp_path / "a")
 
 
+def test_a_tokenizer_of_other_channels_has_no_published_names(run, tmp_path):
+    image = image_tokenizer.load(run / build.IMAGE)
+    other = dataclasses.replace(image, module=image.module.clone(channels=4))
+    image_tokenizer.save(tmp_path / "run" / build.IMAGE, other)
+    message = "vq.model.channels = 4 has no published counterpart, only 3"
+    refuse(message, tmp_path, command.to_safetensors, tmp_path / "run", tmp_path / "a")
+
+
 def test_a_failure_while_writing_leaves_nothing(folder, tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError("no space left on device")

@@ -151,7 +151,7 @@ def to_safetensors(workdir, out) -> None:
     _must_be_new(out)
     workdir = pathlib.Path(workdir)
     image = image_tokenizer.load(workdir / build.IMAGE)
-    settings = {"patch": 1, "local_encoder": False, "local_decoder": False}
+    settings = {"patch": 1, "local_encoder": False, "local_decoder": False, "channels": 3}
     _must_be_published("vq.model", {k: getattr(image.module, k) for k in settings}, settings)
     vq_state = names.write(image.params, names.vq_name)
     if not (workdir / build.CONFIG).exists():
