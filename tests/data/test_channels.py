@@ -1,5 +1,6 @@
 """Pictures of one, three and four channels: grey, colours, colours and opacity."""
 
+import dataclasses
 import hashlib
 import json
 
@@ -8,6 +9,7 @@ import pytest
 from PIL import Image
 
 from udd_jax.data import pixels, reading, records, sources, survey, token_cache
+from udd_jax.data.sources import shapes
 
 RNG = np.random.default_rng(7)
 COLOURS = RNG.integers(0, 256, (20, 24, 3), dtype=np.uint8)
@@ -165,8 +167,9 @@ def test_white_drawings_are_all_equal_over_white_and_differ_by_their_opacity(tmp
     with pytest.raises(ValueError, match="without 3 that are in test"):
         opened(3, "train")
     assert len(opened(4, "train")) == 3
-    looked = opened(4, "test")
-    assert all(looked.look(item).clear for item in looked.items)
+    test = opened(4, "test")
+    looked = [test.look(item) for item in test.items]
+    assert all(look.clear for look in looked) and len({look.pixels for look in looked}) == 3
 
 
 def test_pixels_of_a_source_become_the_channels_of_the_run():
@@ -181,7 +184,13 @@ def test_pixels_of_a_source_become_the_channels_of_the_run():
         np.testing.assert_array_equal(example.pixels[0], pixels.in_channels(GREY, channels))
 
 
-def test_an_embedded_world_has_the_channels_that_it_draws():
+def test_an_embedded_world_has_the_channels_that_it_draws(monkeypatch):
+    drawn = lambda scene, rng=None: shapes.WORLD.render(scene)[..., :1]  # noqa: E731
+    world = dataclasses.replace(shapes.WORLD, name="greys", channels=1, render=drawn)
+    monkeypatch.setitem(sources.WORLDS, "greys", world)
+    assert sources.open_source("greys", "train", channels=1)[0].image.shape == (32, 32, 1)
+    with pytest.raises(ValueError, match="pictures of 'greys' have 1 channels"):
+        sources.open_source("greys", "train")
     with pytest.raises(ValueError, match=r"image_channels = 1, .* set --config.image_channels=3$"):
         sources.open_source("shapes", "train", channels=1)
     with pytest.raises(ValueError, match="channels is 2, expected one of 1, 3, 4"):

@@ -35,8 +35,12 @@ def to_unit(images):
 
 
 def to_uint8(images):
-    """float, clipped to [-1, 1] -> uint8, rounded."""
-    return jnp.round((jnp.clip(images, -1, 1) + 1) * 127.5).astype(jnp.uint8)
+    """float, clipped to [-1, 1] -> uint8, rounded; what has no opacity is white."""
+    images = jnp.round((jnp.clip(images, -1, 1) + 1) * 127.5).astype(jnp.uint8)
+    if images.shape[-1] != 4:
+        return images
+    colours, opacity = images[..., :3], images[..., 3:]
+    return jnp.concatenate([jnp.where(opacity == 0, 255, colours), opacity], axis=-1)
 
 
 def as_rgb(images):

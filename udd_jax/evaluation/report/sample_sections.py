@@ -6,6 +6,7 @@ with a verdict has a green frame if it is right and a red one if it is wrong.
 
 import numpy as np
 
+from udd_jax.data import pixels
 from udd_jax.evaluation import samples, scores
 from udd_jax.evaluation.report import page
 
@@ -118,7 +119,8 @@ def _text_item(kept, i, reasons) -> str:
 def _infilled(kept, i, reasons) -> str:
     css, why = _verdict(i, reasons)
     free = kept.free_pixels[i]
-    given = np.where(free[..., None], np.uint8(GIVEN_GREY), kept.given_images[i])
+    given = kept.given_images[i]
+    given = np.where(free[..., None], pixels.grey(GIVEN_GREY, given.shape[-1]), given)
     mask = np.where(free[..., None], np.uint8(255), np.uint8(40)).repeat(3, axis=-1)
     blanked, words = kept.given_captions[i].split(), kept.captions[i].split()
     if len(blanked) == len(words):
