@@ -51,8 +51,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.skip_limit = 0.01  # largest share of images, or of captions, that may be unusable
     # S, pixels of a side; or (height, width), as in --config.image_size="(32, 48)"
     c.image_size = FieldReference(32, field_type=object)
-    # 3, colours; or 1, grey; or 4, colours and opacity. Pictures become what is asked for.
-    c.image_channels = 3
+    c.image_channels = 3  # of a picture: 3 for colours, 1 for grey, 4 for colours and opacity
     c.views = 1  # cached random crops and flips of an image; 1: the image without augmentation
     c.flip = False  # True: half of the views are mirrored
     c.cache = True  # False: read, crop and tokenize the images again in every epoch
