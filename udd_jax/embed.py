@@ -31,8 +31,9 @@ def run(workdir, out, config=None, dual_encoder: str | None = None) -> dict:
         pipe = pipe.with_dual_encoder(dual_encoder)
     encoder, config = pipe.dual_encoder, pipe.config if config is None else config
     left = modalities.stored(config)
-    size, incomplete = pipe.tokenizers["image"].image_size, bool(config.get("incomplete"))
-    options = {**config.data_options.to_dict(), "image_size": size, "incomplete": incomplete}
+    size, channels = pipe.tokenizers["image"].image_size, pipe.tokenizers["image"].shape[-1]
+    own = {"incomplete": bool(config.get("incomplete")), "channels": channels}
+    options = {**config.data_options.to_dict(), "image_size": size, **own}
     data = {split: sources.open_source(config.data, split, **options) for split in SPLITS}
     logbook.begin()
     found = vectors.write(
@@ -40,7 +41,7 @@ def run(workdir, out, config=None, dual_encoder: str | None = None) -> dict:
         pipe.embed,
         out,
         settings={"image tokenizer": pipe.tokenizers["image"].hash, "dual encoder": encoder.hash},
-        views=reading.Views(size, incomplete=incomplete),
+        views=reading.Views(size, **own),
         skip_limit=config.get("skip_limit", vectors.LIMIT),
     )
     for line in describe(found, left):

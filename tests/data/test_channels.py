@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from udd_jax.data import pixels, reading, records, sources, survey, token_cache
+from udd_jax.data import pixels, reading, records, sources, survey, token_cache, vectors
 from udd_jax.data.sources import shapes
 
 RNG = np.random.default_rng(7)
@@ -151,6 +151,20 @@ def test_a_blank_has_the_channels_of_the_run(folder, tmp_path):
     options = {"settings": {}, "views": reading.Views(8, incomplete=True, channels=4)}
     cache = token_cache.write_cache(source, encode, texts, tmp_path / "tokens", **options)
     assert seen[0][1:] == (8, 8, 4) and cache.lacking["image"].sum() == 1
+
+
+def test_vectors_are_those_of_pictures_with_the_channels_of_the_run(folder, tmp_path):
+    seen = []
+
+    def write(channels):
+        data = {"train": sources.open_source(f"folder:{folder}", "train", 8, channels=channels)}
+        embed = lambda images: seen.append(images.shape) or images.mean((1, 2))  # noqa: E731
+        views = reading.Views(8, channels=channels)
+        return vectors.write(data, embed, tmp_path / "out", settings={}, views=views)
+
+    assert write(4)["train"]["vectors"] == len(FILES) == seen[0][0] and seen[0][1:] == (8, 8, 4)
+    with pytest.raises(ValueError, match=r"vectors of something else \(views is .*'channels': 4"):
+        write(3)
 
 
 def test_white_drawings_are_all_equal_over_white_and_differ_by_their_opacity(tmp_path):

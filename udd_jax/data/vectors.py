@@ -30,6 +30,7 @@ from udd_jax.runtime import files, lock, logbook
 
 HOME, SKIPPED = ".vectors", "skipped.jsonl"  # a source does not read names that begin with a dot
 BLOCK = 256  # positions
+OF_VIEWS = ("size", "min_side", "max_characters", "channels")  # what vectors depend on
 LIMIT = 0.01  # largest share of unusable records, for a config without `skip_limit`
 
 
@@ -47,10 +48,11 @@ def write(
 
     Args:
         data: {split: source}.
-        embed: pictures uint8[n, S, S, 3] -> float32[n, E], row by row.
+        embed: pictures uint8[n, S, S, C] -> float32[n, E], row by row.
         directory: an empty folder, a new one, or what an earlier call left.
         settings: what the vectors depend on besides data and views, such as hashes; JSON values.
-        views: the size S, and what makes a record unusable. Only the plain view is encoded.
+        views: the size S, the channels C, and what makes a record unusable. Only the plain view is
+            encoded.
         skip_limit: the largest share of records (and of captions) that may be unusable.
         threads: number of threads that read and write files.
 
@@ -67,7 +69,7 @@ def write(
     made_of = {
         "data": {s: getattr(source, "hash", None) or source.name for s, source in data.items()},
         "records": {split: len(source) for split, source in data.items()},
-        "views": {n: getattr(views, n) for n in ("size", "min_side", "max_characters")},
+        "views": {n: value for n, value in views.recorded.items() if n in OF_VIEWS},
         "incomplete": views.incomplete,
         **settings,
     }
@@ -155,7 +157,7 @@ def _contents(read: tuple, vector) -> dict[str, bytes]:
     """{ending: content} of the files of one record; {} if it is unusable."""
     (record, example), found = read, {}
     if example.pixels is not None:
-        found |= _picture(record.image)
+        found |= _picture(record.image, example.pixels.shape[-1])
         file = io.BytesIO()
         np.save(file, np.asarray(vector, np.float32))
         found[arrays.SUFFIX] = file.getvalue()
@@ -164,11 +166,11 @@ def _contents(read: tuple, vector) -> dict[str, bytes]:
     return found
 
 
-def _picture(image) -> dict[str, bytes]:
+def _picture(image, channels: int) -> dict[str, bytes]:
     """{ending: content} of the file of a picture, which is kept as it is if it is one."""
     if end := pixels.ending(image):
         return {end: image}
-    image = pixels.read(image) if isinstance(image, bytes) else image
+    image = pixels.read(image, channels) if isinstance(image, bytes) else image
     return {".png": pixels.encode_png(image)}
 
 
