@@ -24,8 +24,8 @@ from udd_jax.networks import pretrained
 from udd_jax.runtime import files
 from udd_jax.sampling import scorers
 from udd_jax.steering import scoring, upscaling
-from udd_jax.tokenizers import image_tokenizer
-from udd_jax.training import limits, plan, train_image_tokenizer
+from udd_jax.tokenizers import image_tokenizer, reconstruction
+from udd_jax.training import finish, limits, plan, train_image_tokenizer
 
 RNG = np.random.default_rng(3)
 DRAWING = RNG.integers(0, 256, (24, 24, 4), np.uint8)
@@ -204,13 +204,47 @@ def test_small_pictures_of_any_channels_are_enlarged_by_what_is_opaque():
 
 
 def test_what_networks_see_of_floats_is_what_they_see_of_bytes():
-    for channels in (1, 4):
+    for channels in pixels.CHANNELS:
         image = pixels.in_channels(DRAWING, channels)[None]
         seen = image_tokenizer.as_rgb(image_tokenizer.to_unit(image))
         exact = image_tokenizer.to_unit(pixels.as_rgb(image))
         assert np.abs(seen - exact).max() <= 1 / 255 + 1e-6  # half a step of 2 / 255
-    colours = jnp.zeros((1, 2, 2, 3))
-    assert image_tokenizer.as_rgb(colours) is colours
+
+
+def test_every_colour_of_every_opacity_survives_the_trip_to_floats_and_back():
+    colour, opacity = np.meshgrid(np.arange(256), np.arange(256))
+    image = np.stack([colour, 255 - colour, colour // 2, opacity], -1).astype(np.uint8)
+    there = image_tokenizer.to_unit(image)
+    assert there.shape == image.shape and np.abs(there).max() <= 1 + 1e-6
+    back = image_tokenizer.to_uint8(there)
+    np.testing.assert_array_equal(back, pixels.in_channels(image, 4))
+
+
+def test_a_colour_counts_as_much_as_it_is_seen():
+    image = pixels.in_channels(DRAWING, 4)[None]
+    faint, other = image.copy(), image.copy()
+    faint[..., 3] = np.minimum(faint[..., 3], 3)  # of 255
+    other[...], other[..., :3] = faint, 255 - faint[..., :3]
+    assert reconstruction.psnr(faint, other)[0] > 37  # of colours alone it would be below 10
+    assert reconstruction.psnr(image, other)[0] < 15 and reconstruction.psnr(image, image) == np.inf
+    shown = reconstruction.seen(image)
+    np.testing.assert_allclose(shown[..., :3], pixels.as_rgb(image), atol=0.51)
+    np.testing.assert_array_equal(shown[..., 3], image[..., 3])
+    flat = reconstruction.flat(shown, (3, 3)).reshape(1, 3, 8, 3, 8, 4)
+    means = shown.reshape(1, 3, 8, 3, 8, 4).mean((2, 4), keepdims=True)
+    assert np.abs(flat - means).max() <= 0.51
+    tokenizer = types.SimpleNamespace(
+        encode=lambda images: np.zeros((1, 9), int), decode=lambda codes: other,
+        finest=lambda codes: codes, grid=(3, 3), codes=2,
+    )  # fmt: skip
+    scores = finish.score(tokenizer, faint)
+    error = np.square(shown_of(other) - shown_of(faint)).mean()
+    rough = np.square(reconstruction.flat(shown_of(faint), (3, 3)) - shown_of(faint)).mean()
+    assert scores["above_flat"] == pytest.approx(10 * np.log10(rough / error), abs=1e-3)
+
+
+def shown_of(images):
+    return reconstruction.seen(images).astype(np.float64)
 
 
 def test_the_loss_of_lpips_and_the_scorer_of_clip_see_three_channels():

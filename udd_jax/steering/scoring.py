@@ -24,7 +24,7 @@ from udd_jax import values
 from udd_jax.errors import UserError
 from udd_jax.networks import pretrained
 from udd_jax.sampling import scorers
-from udd_jax.tokenizers import image_tokenizer, text_tokenizer
+from udd_jax.tokenizers import image_tokenizer, reconstruction, text_tokenizer
 
 
 def make(pipe, name: str, value, **options):
@@ -88,7 +88,8 @@ def _painted(pipe, picture):
     """(the pixels that each code paints float[K, n, c], 0 to 1; the codes int[N] of a picture)"""
     tokenizer = pipe.tokenizers["image"]
     codes = _one(values.ids(pipe, "image", picture), "a picture")[0]
-    return tokenizer.patches.reshape(tokenizer.codes, -1, tokenizer.shape[-1]) / 255, codes
+    patches = reconstruction.seen(tokenizer.patches)
+    return patches.reshape(tokenizer.codes, -1, tokenizer.shape[-1]) / 255, codes
 
 
 def clip(pipe, text, weights=None, read=None):
@@ -124,8 +125,9 @@ def _clip(network, size, variables, target, images):
 def pixels(pipe, function, read=None):
     """F = function(images), of the pictures of the expected vectors.
 
-    function: float[B, h, w, c], -1 to 1 -> float[B], a `jax.tree_util.Partial` if it has arrays. A
-    classifier steers towards a class by its log p: `lambda x: jax.nn.log_softmax(f(x))[:, 3]`.
+    function: float[B, h, w, c] of `image_tokenizer.to_unit`, -1 to 1 -> float[B], a
+    `jax.tree_util.Partial` if it has arrays. A classifier steers towards a class by its log p:
+    `lambda x: jax.nn.log_softmax(f(x))[:, 3]`.
     """
     if not callable(function):
         raise UserError(

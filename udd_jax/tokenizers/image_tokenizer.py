@@ -30,30 +30,40 @@ NETWORKS = {"vqgan": vqgan.VQGAN, "pyramid": pyramid.Pyramid}
 
 
 def to_unit(images):
-    """uint8 -> float32 in [-1, 1]."""
-    return jnp.asarray(images, jnp.float32) / 127.5 - 1
+    """uint8[..., C] -> float32[..., C] in [-1, 1], as the network sees it.
 
-
-def to_uint8(images):
-    """float, clipped to [-1, 1] -> uint8, rounded; what has no opacity is white."""
-    images = jnp.round((jnp.clip(images, -1, 1) + 1) * 127.5).astype(jnp.uint8)
+    It sees a picture with opacity as it looks over white, and its opacity. So a colour counts as
+    much as it is seen, and edges are as smooth as they look.
+    """
+    images = jnp.asarray(images, jnp.float32) / 127.5 - 1
     if images.shape[-1] != 4:
         return images
     colours, opacity = images[..., :3], images[..., 3:]
-    return jnp.concatenate([jnp.where(opacity == 0, 255, colours), opacity], axis=-1)
+    share = (opacity + 1) / 2
+    return jnp.concatenate([colours * share + (1 - share), opacity], axis=-1)
+
+
+def to_uint8(images):
+    """The inverse: float[..., C], clipped to [-1, 1] -> uint8[..., C], rounded.
+
+    Exact, but that a colour of opacity 0 becomes white.
+    """
+    images = jnp.clip(images, -1, 1)
+    found = jnp.round((images + 1) * 127.5)
+    if images.shape[-1] == 4:
+        colours, opacity = images[..., :3], found[..., 3:]
+        colours = 1 - (1 - colours) * 255 / jnp.maximum(opacity, 1)
+        colours = jnp.where(opacity == 0, 1.0, jnp.clip(colours, -1, 1))
+        found = jnp.concatenate([jnp.round((colours + 1) * 127.5), opacity], axis=-1)
+    return found.astype(jnp.uint8)
 
 
 def as_rgb(images):
-    """float[B, h, w, C] in [-1, 1] -> float[B, h, w, 3], as they look over white (`pixels.as_rgb`).
+    """float[..., C] of `to_unit` -> float[..., 3]: what is seen over white, as `pixels.as_rgb`.
 
-    For networks that know colours only. It has gradients; colours are returned as they are.
+    For networks that know colours only. It has gradients.
     """
-    if images.shape[-1] == 1:
-        return jnp.repeat(images, 3, axis=-1)
-    if images.shape[-1] == 3:
-        return images
-    colours, opacity = images[..., :3], (images[..., 3:] + 1) / 2
-    return colours * opacity + (1 - opacity)
+    return jnp.repeat(images, 3, axis=-1) if images.shape[-1] == 1 else images[..., :3]
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -5,7 +5,8 @@
 
 with local means, variances and covariance under a Gaussian window of 11 x 11 pixels and deviation
 1.5, c_1 = (.01 255)^2, c_2 = (.03 255)^2, for each colour channel, over the windows that lie
-entirely inside the picture (Wang et al. 2004).
+entirely inside the picture (Wang et al. 2004). Pictures with opacity are compared as they look over
+white, with the opacity as one more channel.
 """
 
 import numpy as np
@@ -13,6 +14,19 @@ import numpy as np
 from udd_jax.errors import UserError
 
 WINDOW = 11
+
+
+def seen(images) -> np.ndarray:
+    """uint8[B, H, W, C] as it is compared: with opacity float32, colours as they look over white.
+
+    Others are returned as they are.
+    """
+    images = np.asarray(images)
+    if images.shape[-1] != 4:
+        return images
+    images = images.astype(np.float32)
+    opacity = images[..., 3:]
+    return np.concatenate([255 - (255 - images[..., :3]) * opacity / 255, opacity], axis=-1)
 
 
 def psnr(images, targets) -> np.ndarray:
@@ -24,7 +38,7 @@ def psnr(images, targets) -> np.ndarray:
 
 
 def flat(images, grid: tuple[int, int]) -> np.ndarray:
-    """uint8[B, H, W, C], each of the (rows, columns) cells painted in its mean colour.
+    """[B, H, W, C], each of the (rows, columns) cells painted in its mean colour, uint8.
 
     A tokenizer whose pictures are no better has learned nothing about what is in a cell.
     """
@@ -67,7 +81,7 @@ def _smooth(x: np.ndarray) -> np.ndarray:
 
 
 def _pair(images, targets) -> tuple[np.ndarray, np.ndarray]:
-    images, targets = np.asarray(images, np.float64), np.asarray(targets, np.float64)
+    images, targets = (np.asarray(seen(part), np.float64) for part in (images, targets))
     if images.shape != targets.shape or images.ndim != 4:
         raise UserError(
             f"pictures of shapes {images.shape} and {targets.shape}, expected two times the same "

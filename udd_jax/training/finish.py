@@ -71,11 +71,12 @@ def used(
 
     if most_cost == np.inf:
         return joined(merge)
-    best = _pooled_psnr(whole.decode(codes), images)
+    targets = reconstruction.seen(images)
+    best = _pooled_psnr(reconstruction.seen(whole.decode(codes)), targets)
     while merge:
         tokenizer = joined(merge)
         decoded = tokenizer.decode(tokenizer.mapped(codes))
-        cost = best - _pooled_psnr(decoded, images)
+        cost = best - _pooled_psnr(reconstruction.seen(decoded), targets)
         if cost <= most_cost:
             return tokenizer
         smaller = merge / 2 if merge / 2 >= SMALLEST_MERGE else 0.0
@@ -100,12 +101,13 @@ def score(tokenizer: image_tokenizer.ImageTokenizer, images) -> dict:
     """
     codes = tokenizer.encode(images)
     decoded = tokenizer.decode(codes)
+    shown, targets = reconstruction.seen(decoded), reconstruction.seen(images)
     fine = tokenizer.finest(codes)
     counts = np.bincount(fine.ravel(), minlength=tokenizer.codes)
     return {
         "psnr": float(reconstruction.psnr(decoded, images).mean()),
-        "above_flat": _pooled_psnr(decoded, images)
-        - _pooled_psnr(reconstruction.flat(images, tokenizer.grid), images),
+        "above_flat": _pooled_psnr(shown, targets)
+        - _pooled_psnr(reconstruction.flat(targets, tokenizer.grid), targets),
         "ssim": float(reconstruction.ssim(decoded, images).mean()),
         "codes": tokenizer.codes,
         "usage": float((counts > 0).mean()),
