@@ -103,6 +103,12 @@ def _begun(count, seed):
     return jax.vmap(jax.random.fold_in, (0, None))(pipeline.sample_keys(seed, count), 1)
 
 
+def test_a_coarse_picture_is_typed_as_the_path_of_a_file_of_any_size(pipe, tmp_path):
+    Image.new("RGBA", (20, 10), (9, 200, 30, 255)).save(tmp_path / "a.png")
+    read = generate.READ["coarse"]([tmp_path / "a.png"], pipe.tokenizers["coarse"])
+    assert read.shape == (1, 64, 64, 3) and (read == (9, 200, 30)).all()
+
+
 def test_a_given_picture_gives_both_levels_and_a_coarse_one_is_given_as_a_picture(pipe, records):
     shown = np.stack([record.image for record in records[:2]])
     codes = pipe.tokenizers["image"].encode(shown)
