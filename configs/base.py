@@ -267,6 +267,9 @@ def get_config() -> ml_collections.ConfigDict:
     )
     # {rule: settings}, in place of those of `sample` where this rule is generated.
     c.sample_rules = ml_collections.ConfigDict()
+    # Modalities that a rule which does not give them generates first, and by way of which it
+    # generates the rest, also if it does not name them. Not for one modality from nothing.
+    c.begin_with = ()
 
     c.evaluate = ml_collections.ConfigDict(
         {

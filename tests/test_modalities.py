@@ -20,6 +20,7 @@ from udd_jax.diffusion import tasks
 from udd_jax.evaluation import held_out, rules
 from udd_jax.evaluation.report import rule_sections
 from udd_jax.runtime import files
+from udd_jax.steering import stepwise
 from udd_jax.training import further, plan
 from udd_jax.values import Result
 
@@ -41,6 +42,59 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def pipe(run):
     return pipeline.Pipeline.load(run)
+
+
+# ---- By way of another ---------------------------------------------------------------------------
+
+
+def test_a_rule_by_way_of_another_modality_is_two_rules_and_leaves_it_out(pipe):
+    asked = {"given": {"layout": np.arange(64).reshape(1, 8, 8) % 4}, "num": 2}
+    made = pipe.generate("sound,text|layout", begin_with="image", seed=3, **asked)
+    assert set(made.values) == {"layout", "sound", "text"}
+    ids = {n: np.asarray(v) for n, v in pipe.vocab.split(made.tokens).items()}
+    given = {"layout": ids["layout"], "image": ids["image"]}
+    rest = pipe.generate("sound,text|layout,image", given=given, seed=3)
+    np.testing.assert_array_equal(made.tokens, rest.tokens)
+
+
+def test_what_a_run_begins_with_is_a_setting_that_a_call_may_turn_off(pipe):
+    assert list(pipe.config.begin_with) == ["image"]
+    asked = {"given": {"text": "a red circle"}, "seed": 3}
+    made = pipe.generate("layout|text", **asked)
+    through = pipe.generate("layout|text", begin_with="image", **asked)
+    np.testing.assert_array_equal(made.tokens, through.tokens)
+    direct = pipe.generate("layout|text", begin_with=(), **asked)
+    plain = pipe.with_config(begin_with=()).generate("layout|text", **asked)
+    np.testing.assert_array_equal(direct.tokens, plain.tokens)
+    assert (direct.tokens != made.tokens).any()
+
+
+@pytest.mark.parametrize(
+    ("rule", "names"),
+    [
+        *((rule, ["image"]) for rule in ("pair", "text|sound", "layout,sound")),
+        *((rule, []) for rule in ("t2i", "i2t", "text", "image", "infill", "text|image,sound")),
+    ],
+)
+def test_a_run_begins_with_what_is_not_given_where_something_else_is_wanted(pipe, rule, names):
+    assert stepwise.usual(pipe, rule) == names
+    assert bool(stepwise.levels(pipe, rule)) == bool(names)
+
+
+def test_a_run_that_begins_with_something_unknown_is_refused_at_the_start():
+    c = config()
+    c.begin_with = ("voice",)
+    with pytest.raises(
+        ValueError, match="begin_with names 'voice', expected some of image, layout"
+    ):
+        stages.check(c)
+
+
+def test_the_page_begins_as_the_command_line_does(pipe):
+    request = requests.make(pipe, "layout|text", text="a red circle", count=2, seed=3)
+    (found,) = request.compute(pipe, [request])
+    alone = pipe.generate("layout|text", given={"text": "a red circle"}, num=2, seed=3)
+    np.testing.assert_array_equal(found.tokens, alone.tokens)
 
 
 # ---- On the page ---------------------------------------------------------------------------------
@@ -103,7 +157,7 @@ def test_a_rule_in_two_steps_with_weights_is_made_again_by_both_recipes(
     [
         ({"weigh_sound": 0.5}, "weigh 'sound': it is not given in the task, expected text"),
         ({"weigh_text": None}, "weigh 'text': None, expected finite numbers, at least 0"),
-        ({"begin_with": ["sound"]}, "begin_with 'sound': task 'image,layout|text' generates image"),
+        ({"begin_with": ["text"]}, "begin_with 'text': task 'image,layout|text' can begin with"),
         ({"begin_with": ["image", "layout"]}, "expected some, and not all, of what a rule"),
     ],
 )

@@ -104,7 +104,7 @@ _flag(
 _flag("sample", "multi_string", "given", [], "NAME=VALUE, a text or a file; may be repeated")
 _flag(
     "sample", "string", "begin_with", None,
-    "modalities of the task that are generated first, such as length; the rest is given them",
+    "modalities that are generated first, such as length; the rest is given them",
 )  # fmt: skip
 _flag("sample", "integer", "begin_steps", None, "network calls for what is generated first")
 _flag(

@@ -56,8 +56,9 @@ def sample(workdir, flags, changes: dict | None = None) -> pathlib.Path:
         options |= {"best_of": flags.best_of, "by": flags.by}
     if flags.paint:
         options["paint"] = steering_flags.painted(flags.paint, pipe.tokenizers["image"].image_size)
-    if flags.begin_with:
-        options["begin_with"] = [name.strip() for name in flags.begin_with.split(",")]
+    if flags.begin_with is not None:
+        names = map(str.strip, flags.begin_with.split(","))
+        options["begin_with"] = [name for name in names if name]
     if flags.begin_steps is not None:
         options["begin_steps"] = flags.begin_steps
     if flags.weigh:

@@ -617,8 +617,9 @@ class Pipeline:
             paint: [(phrase, mask) or (phrase, mask, weight), ...]: words of the given text that
                 belong where the mask, as in `infill`, is white (`sampling.painting`). A phrase or
                 mask may be a list, one for each given text.
-            begin_with: modalities of the task that are generated first, such as "length"; the rest
-                is then generated given them (`steering.stepwise`). Both steps are guided away from
+            begin_with: modalities that are generated first, such as "length"; the rest is then
+                generated given them (`steering.stepwise`). The result leaves out those that the
+                task does not name. By default that of the config. Both steps are guided away from
                 `negative` and weigh what is given; scorers and paint are for the second alone. A
                 picture of two levels begins with the coarse one, unless something here needs one
                 chain for both.
@@ -633,11 +634,14 @@ class Pipeline:
         (4, 2)
         """
         values.whole("batch_size", batch_size, 1), values.whole("seed", seed)
-        if begin_with is not None and (masks is not None or prompts is not None):
+        if begin_with and (masks is not None or prompts is not None):
             raise UserError("begin_with goes with a rule and given values alone")
         if begin_steps is not None:
             values.whole("begin_steps", begin_steps, 1)
         plain = masks is prompts is guide is None and not (scorers or paint)
+        if begin_with is None and plain:
+            begin_with = stepwise.usual(self, task)
+        aside = stepwise.aside(self, task, begin_with or ())
         best_of = each = values.whole("best_of", best_of, 1)
         judged, number = task, 1
         options = {"batch_size": batch_size, **settings}
@@ -649,7 +653,7 @@ class Pipeline:
             asked = (self, task, names, count, given, num, keys_of, number)
             return *stepwise.begin(*asked, **more), stepwise.repeated(self, negative, num)
 
-        if begin_with is not None:
+        if begin_with:
             task, given, negative = begin(begin_with, first)
             count, num, judged, number, steps = None, 1, None, 2, {}
         if plain and (names := tasks.coarse_first(self.vocab, task)):
@@ -688,7 +692,8 @@ class Pipeline:
         batches = self._in_batches(part, keys, max(batch_size // best_of, 1) * best_of)
         if best_of > 1:
             batches = (candidates.best(self, *batch, best_of, ways, by) for batch in batches)
-        return (self._result(chain.shown, *batch, chain.branches) for batch in batches)
+        shown = [name for name in chain.shown if name not in aside]
+        return (self._result(shown, *batch, chain.branches) for batch in batches)
 
     def _result(self, names, tokens, calls, states, branches) -> Result:
         """The samples of a batch. names: the modalities to decode; states: int32[n, trace, L]."""

@@ -255,8 +255,14 @@ def make(
         settings=settings,
         still=chains.still(pipe, masks),
         steered=options,
-        in_steps="begin_with" in options or bool(tasks.coarse_first(pipe.vocab, task)),
+        in_steps="begin_with" in options or _in_steps(pipe, task, options),
     )
+
+
+def _in_steps(pipe, task: str, steered: dict) -> bool:
+    """Whether the run generates a rule in two steps by itself."""
+    plain = not {"prompts", "scorers", "paint"} & set(steered)
+    return plain and bool(tasks.coarse_first(pipe.vocab, task) or stepwise.usual(pipe, task))
 
 
 def edit(

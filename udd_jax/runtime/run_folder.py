@@ -27,6 +27,7 @@ CHANGEABLE = (
     "train.accumulate",
     "sample",
     "sample_rules",
+    "begin_with",
     "evaluate",
     "workers",
     "vq.above_flat",

@@ -1,6 +1,10 @@
 """A rule in two steps: some of what is free is generated first, the rest given it.
 
 image,text|sound  beginning with text:    text|sound,  then  image|sound,text
+text|sound        by way of the image:    image|sound, then  text|image,sound
+
+The second is a sample of text|sound as well, since the image is drawn from what the sound allows.
+It is left out of the result. A run may have learned both steps better than the rule itself.
 """
 
 import jax
@@ -20,12 +24,31 @@ def rules(vocab, task: str, names) -> tuple[str, str]:
     return ",".join(names) + bar, f"{','.join(rest)}|{','.join(known)}"
 
 
+def usual(pipe, task: str) -> list[str]:
+    """What a rule of a run begins with unless something else is asked for: `config.begin_with`.
+
+    [] for a rule that gives it or that generates nothing else, and for one modality from nothing.
+    """
+    if tasks.ALIASES.get(task) == tasks.EVERY:
+        return []
+    rule = tasks.parse(pipe.vocab, task)
+    names = [name for name in pipe.config.get("begin_with", ()) if name not in rule.given]
+    alone = not rule.given and len(rule.free) == 1
+    return [] if alone or set(rule.free) <= set(names) else names
+
+
+def aside(pipe, task: str, names) -> list[str]:
+    """The modalities that are generated first and not named by the rule."""
+    names = [names] if isinstance(names, str) else list(names)
+    return [name for name in names if name not in tasks.parse(pipe.vocab, task).free]
+
+
 def levels(pipe, task: str) -> list[dict]:
-    """The settings of the two steps in which a picture of two levels is generated; [] for others.
+    """The settings of the two steps in which a rule is generated; [] if it is in one.
 
     An evaluation keeps them with its samples.
     """
-    names = tasks.coarse_first(pipe.vocab, task)
+    names = tasks.coarse_first(pipe.vocab, task) or usual(pipe, task)
     return [vars(pipe.settings(rule)) for rule in rules(pipe.vocab, task, names)] if names else []
 
 
@@ -45,7 +68,7 @@ def begin(
     `negative` and `weigh` may name what only the second is given. Given are ids then, with a row
     for each sample.
 
-    UserError, one line: a name that the task does not generate, or nothing is left.
+    UserError, one line: a name that the task gives, or nothing is left.
     """
     names, _ = check(pipe, task, names)
     given = {name: values.ids(pipe, name, rows) for name, rows in (given or {}).items()}
@@ -69,10 +92,11 @@ def check(pipe, task: str, names) -> tuple[list[str], list[str]]:
     """(what is generated first, what is generated then) of a task; UserError as of `begin`."""
     names = [names] if isinstance(names, str) else list(names)
     rule = tasks.parse(pipe.vocab, task)
+    able = [m.name for m in pipe.vocab.modalities if m.name not in rule.given and not m.inputs]
     for name in names:
-        if name not in rule.free:
-            expected = ", ".join(rule.free)
-            raise UserError(f"begin_with {name!r}: task {task!r} generates {expected}")
+        if name not in able:
+            expected = ", ".join(able)
+            raise UserError(f"begin_with {name!r}: task {task!r} can begin with {expected}")
     coarse = pipe.vocab.coarse
     if coarse is not None and coarse.level_of in names and coarse.name in set(rule.free) - {*names}:
         names = [coarse.name, *names]  # a picture is both of its levels

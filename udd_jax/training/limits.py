@@ -67,7 +67,7 @@ LEAST_TEXT, LEAST_SIDE, LEAST_VOCABULARY = 2, 8, 320
 
 
 def check_sampling(config, vocab, kernel) -> None:
-    """UserError, one line, for a bad setting of `config.sample` or `config.sample_rules`."""
+    """UserError, one line, for a bad setting of `sample`, `sample_rules` or `begin_with`."""
     Settings(**config.sample).check(kernel)
     for rule, changes in config.sample_rules.items():
         tasks.parse(vocab, rule)
@@ -78,6 +78,10 @@ def check_sampling(config, vocab, kernel) -> None:
                     f"sample_rules.{rule}.{name} is no setting, expected one of {known}"
                 )
         Settings(**{**config.sample, **changes}).check(kernel)
+    able = [m.name for m in vocab.modalities if not m.inputs]
+    for name in config.get("begin_with", ()):
+        if name not in able:
+            raise UserError(f"begin_with names {name!r}, expected some of {', '.join(able)}")
 
 
 def check(config) -> None:
