@@ -46,12 +46,7 @@ from udd_jax.training import (
     train_image_tokenizer,
 )
 
-SETTINGS = (
-    "evaluate",
-    "sample",
-    "sample_rules",
-    "begin_with",
-)  # sections that an evaluation may change
+SETTINGS = ("evaluate", "sample", "sample_rules", "begin_with")  # an evaluation may change them
 SUITES = ("main", "full", "samplers", "tuning", "judges")
 SPLITS = ("train", "validation", "test")
 SKIPPED = 0.01  # largest share of unusable items, for a config without `skip_limit`
