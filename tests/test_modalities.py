@@ -17,7 +17,7 @@ from udd_jax.data import layouts, sounds, sources, token_cache
 from udd_jax.data.reading import Views
 from udd_jax.demo import recipes, requests, steering, views
 from udd_jax.diffusion import tasks
-from udd_jax.evaluation import held_out, rules
+from udd_jax.evaluation import held_out, rules, samples
 from udd_jax.evaluation.report import rule_sections
 from udd_jax.runtime import files
 from udd_jax.steering import stepwise
@@ -88,6 +88,14 @@ def test_a_run_that_begins_with_something_unknown_is_refused_at_the_start():
         ValueError, match="begin_with names 'voice', expected some of image, layout"
     ):
         stages.check(c)
+
+
+def test_the_evaluation_of_pairs_begins_as_the_run_does(pipe):
+    items = held_out.read(pipe, 4)
+    kept, _ = samples._generate(pipe, items, "pair", np.arange(4), seed=3)
+    made = pipe.pairs(4, seed=3, batch_size=4)
+    np.testing.assert_array_equal(kept.tokens, made.tokens)
+    assert kept.captions == made.captions
 
 
 def test_the_page_begins_as_the_command_line_does(pipe):

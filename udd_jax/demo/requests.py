@@ -262,7 +262,7 @@ def make(
 def _in_steps(pipe, task: str, steered: dict) -> bool:
     """Whether the run generates a rule in two steps by itself."""
     plain = not {"prompts", "scorers", "paint"} & set(steered)
-    return plain and bool(tasks.coarse_first(pipe.vocab, task) or stepwise.usual(pipe, task))
+    return plain and bool(stepwise.of_itself(pipe, task))
 
 
 def edit(

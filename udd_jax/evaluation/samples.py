@@ -181,7 +181,7 @@ def _generate(pipe, items, task, rows, seed):
         free[:, pipe.vocab.slices[m]], absent[:, m] = hidden, False
         masks = tasks.Masks(free, absent)
         extra = {"given_images": shown, "given_captions": blanks, "free_pixels": halves}
-    steps = tasks.coarse_first(pipe.vocab, task)  # in two steps, which have masks of their own
+    steps = stepwise.of_itself(pipe, task)  # in two steps, which have masks of their own
     options = {
         "masks": None if steps else masks,
         "seed": seed,

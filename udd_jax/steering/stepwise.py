@@ -37,6 +37,11 @@ def usual(pipe, task: str) -> list[str]:
     return [] if alone or set(rule.free) <= set(names) else names
 
 
+def of_itself(pipe, task: str) -> list[str]:
+    """What is generated first if nothing is asked for: the coarse level, or `usual`; [] if none."""
+    return tasks.coarse_first(pipe.vocab, task) or usual(pipe, task)
+
+
 def aside(pipe, task: str, names) -> list[str]:
     """The modalities that are generated first and not named by the rule."""
     names = [names] if isinstance(names, str) else list(names)
@@ -48,7 +53,7 @@ def levels(pipe, task: str) -> list[dict]:
 
     An evaluation keeps them with its samples.
     """
-    names = tasks.coarse_first(pipe.vocab, task) or usual(pipe, task)
+    names = of_itself(pipe, task)
     return [vars(pipe.settings(rule)) for rule in rules(pipe.vocab, task, names)] if names else []
 
 
