@@ -229,8 +229,8 @@ def test_prompts_painted_words_and_candidates_steer_a_picture(visit):
     line = again(page)
     assert shlex.split(line)[2:] == [
         "--prompt=a small red circle", "--weight=1", "--prompt=a small blue circle",
-        "--weight=-0.5", "--paint=a small red circle=paint-1.png:1", "--best_of=2", "--num=4",
-        "--seed=0",
+        "--weight=-0.5", "--paint=a small red circle=paint-1.png:1", "--best_of=2", "--by=match",
+        "--num=4", "--seed=0",
     ]  # fmt: skip
     with page.expect_download() as saved:
         page.get_by_role("link", name="Save paint-1.png").click()
@@ -448,7 +448,10 @@ def test_fifty_requests_at_once_are_all_answered_in_bounded_memory(server):
 
     options = {"verbose": False, "analytics_enabled": False, "max_workers": 50}
     caller = client.Client(address, httpx_kwargs={"timeout": 300}, **options)
-    steering, settings = (None, "palette", 64, 1), ("first_hitting", 25, 1.15, 0.75, 1, "")
+    steering, settings = (
+        ("", "shows", 6, None, "palette", 64, 1, "match"),
+        ("first_hitting", 25, 1.15, 0.75, 1, ""),
+    )
 
     def round_of(first):
         seeds = range(first, first + 50)

@@ -72,7 +72,8 @@ def drawings(tmp_path_factory):
             "evaluate": {},
         }
     )
-    return types.SimpleNamespace(config=config)
+    image = types.SimpleNamespace(shape=(SIDE, SIDE, 3))
+    return types.SimpleNamespace(config=config, tokenizers={"image": image})
 
 
 @pytest.mark.slow
