@@ -6,7 +6,9 @@
         --given text="a small red circle"
 
 A scene of `shapes` is a picture, a caption, a sound of a second and a map of categories. A batch
-mixes rules by chance (`any`), all four from nothing, and each one from all others.
+mixes rules by chance (`any`), all four from nothing, and each one from all others. Of 128 held-out
+scenes each direction is right in at least .96, and so are all four from nothing
+(benchmarks/RESULTS.md); 76 minutes beside other work.
 """
 
 import itertools
