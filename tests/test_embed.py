@@ -16,7 +16,7 @@ from tests import test_docs
 from tests.helpers import shell, tiny
 from udd_jax import embed, modalities, pipeline, stages
 from udd_jax.data import pixels, reading, sources, vectors
-from udd_jax.data.sources import shapes
+from udd_jax.data.sources import listing, shapes
 from udd_jax.errors import UserError
 from udd_jax.networks import dual_encoder, matching
 from udd_jax.training import plan
@@ -67,7 +67,7 @@ def with_vectors(config, out) -> dict:
         }  # fmt: skip
     options = modalities.source_options(config) | {"size": None}
     spec = f"folder:{out}"
-    return {split: sources.open_source(spec, split, **options) for split in embed.SPLITS}
+    return {split: sources.open_source(spec, split, **options) for split in listing.SPLITS}
 
 
 def test_a_vector_is_that_of_the_tower_for_the_codes_of_the_plain_picture(pipe, written):

@@ -11,11 +11,10 @@ import pathlib
 import shlex
 
 from udd_jax import modalities, pipeline
-from udd_jax.data import reading, sources, vectors
+from udd_jax.data import reading, sources, token_checks, vectors
+from udd_jax.data.sources import listing
 from udd_jax.errors import UserError
 from udd_jax.runtime import logbook
-
-SPLITS = ("train", "validation", "test")
 
 
 def run(workdir, out, config=None, dual_encoder: str | None = None) -> dict:
@@ -34,7 +33,7 @@ def run(workdir, out, config=None, dual_encoder: str | None = None) -> dict:
     size, channels = pipe.tokenizers["image"].image_size, pipe.tokenizers["image"].shape[-1]
     own = {"incomplete": bool(config.get("incomplete")), "channels": channels}
     options = {**config.data_options.to_dict(), "image_size": size, **own}
-    data = {split: sources.open_source(config.data, split, **options) for split in SPLITS}
+    data = {split: sources.open_source(config.data, split, **options) for split in listing.SPLITS}
     logbook.begin()
     found = vectors.write(
         data,
@@ -42,7 +41,7 @@ def run(workdir, out, config=None, dual_encoder: str | None = None) -> dict:
         out,
         settings={"image tokenizer": pipe.tokenizers["image"].hash, "dual encoder": encoder.hash},
         views=reading.Views(size, **own),
-        skip_limit=config.get("skip_limit", vectors.LIMIT),
+        skip_limit=config.get("skip_limit", token_checks.LIMIT),
     )
     for line in describe(found, left):
         logbook.say(line)

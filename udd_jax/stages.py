@@ -21,7 +21,7 @@ import ml_collections
 import numpy as np
 
 from udd_jax import build, modalities, pipeline
-from udd_jax.data import batches, reading, sources, survey, token_cache
+from udd_jax.data import batches, reading, sources, survey, token_cache, token_checks
 from udd_jax.data.sources import listing
 from udd_jax.diffusion import tasks, transition
 from udd_jax.errors import UserError
@@ -48,8 +48,6 @@ from udd_jax.training import (
 
 SETTINGS = ("evaluate", "sample", "sample_rules", "begin_with")  # an evaluation may change them
 SUITES = ("main", "full", "samplers", "tuning", "judges")
-SPLITS = ("train", "validation", "test")
-SKIPPED = 0.01  # largest share of unusable items, for a config without `skip_limit`
 SURVEY = survey.FILE
 
 
@@ -106,7 +104,9 @@ def _run_stages(config, workdir, here, until, data, found, profile=None, tensorb
                 write_shards(config, here, data["train"], tokenizers)
             processes.wait_for_all("token cache")
             with processes.in_turn(), on_disk("tokens"):
-                cache = token_cache.finish(here / "tokens", config.get("skip_limit", SKIPPED))
+                cache = token_cache.finish(
+                    here / "tokens", config.get("skip_limit", token_checks.LIMIT)
+                )
     if until == "token cache":
         return
     if train_dual_encoder.wanted(config):
@@ -135,7 +135,7 @@ def _run_stages(config, workdir, here, until, data, found, profile=None, tensorb
 def open_data(config) -> dict:
     """{split: source} for the three splits of `config.data`."""
     options = modalities.source_options(config)
-    return {s: sources.open_source(config.data, s, **options) for s in SPLITS}
+    return {s: sources.open_source(config.data, s, **options) for s in listing.SPLITS}
 
 
 def look(config, data: dict, workdir=None) -> dict:
@@ -154,7 +154,7 @@ def look(config, data: dict, workdir=None) -> dict:
             return found
     found = survey.survey(data, incomplete=incomplete)
     logbook.say(survey.describe(found, config.data))
-    survey.check(found, config.get("skip_limit", SKIPPED))
+    survey.check(found, config.get("skip_limit", token_checks.LIMIT))
     return found
 
 
@@ -305,7 +305,7 @@ def write_shards(config, workdir, source, tokenizers: dict) -> None:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             workers=config.workers,
-            skip_limit=config.get("skip_limit", SKIPPED),
+            skip_limit=config.get("skip_limit", token_checks.LIMIT),
             progress=bar.update,
         )
 
@@ -357,7 +357,7 @@ def pairs(config, workdir, source, tokenizers: dict, share):
             rows = [json.dumps(dict(zip(names, fault, strict=True))) + "\n" for fault in seen]
             files.write_bytes(path, "".join(rows).encode())
             unusable = {position for position, cause, _ in seen if reading.skipping([cause])}
-            limit = c.get("skip_limit", SKIPPED)
+            limit = c.get("skip_limit", token_checks.LIMIT)
             if len(unusable) > limit * len(source):
                 raise UserError(
                     f"{source.name}: {len(unusable)} of {len(source)} items cannot be used, more "

@@ -9,6 +9,7 @@ import numpy as np
 from udd_jax.data import reading
 from udd_jax.errors import UserError
 
+LIMIT = 0.01  # largest share of unusable records, where nothing else is said
 SOURCE = ("source", "source_hash", "records")
 
 

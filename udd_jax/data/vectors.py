@@ -31,7 +31,6 @@ from udd_jax.runtime import files, lock, logbook
 HOME, SKIPPED = ".vectors", "skipped.jsonl"  # a source does not read names that begin with a dot
 BLOCK = 256  # positions
 OF_VIEWS = ("size", "min_side", "max_characters", "channels")  # what vectors depend on
-LIMIT = 0.01  # largest share of unusable records, for a config without `skip_limit`
 
 
 def write(
@@ -41,7 +40,7 @@ def write(
     *,
     settings: dict,
     views: reading.Views,
-    skip_limit=LIMIT,
+    skip_limit=token_checks.LIMIT,
     threads=8,
 ) -> dict:
     """Writes the records of all splits, or the rest of them.

@@ -11,7 +11,7 @@ import numpy as np
 from udd_jax import modalities
 from udd_jax.data import pixels
 from udd_jax.evaluation import samples
-from udd_jax.evaluation.report import rule_sections
+from udd_jax.evaluation.report import page, rule_sections
 
 SIDE = 192  # pixels of a small picture on the page
 # Runs once, with `element` the place of the chain: the slider shows a moment, the button plays all.
@@ -40,8 +40,7 @@ element.addEventListener('click', (e) => {
 """
 CSS = f"""
 .samples img, .samples .image-container {{ image-rendering: pixelated; }}
-.samples img, .udd-chain img, .udd-paint img, .udd-map img {{
-  background: repeating-conic-gradient(#fff 0 25%, #e0e0e0 0 50%) 0 / 16px 16px; }}
+.samples img, .udd-chain img, .udd-paint img, .udd-map img {{ {page.BOARD}; }}
 .dark {{ --color-accent: var(--primary-300); }}
 .samples .grid-wrap {{ min-height: 0; }}
 .samples .grid-container {{

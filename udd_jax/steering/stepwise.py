@@ -44,8 +44,7 @@ def of_itself(pipe, task: str) -> list[str]:
 
 def aside(pipe, task: str, names) -> list[str]:
     """The modalities that are generated first and not named by the rule."""
-    names = [names] if isinstance(names, str) else list(names)
-    return [name for name in names if name not in tasks.parse(pipe.vocab, task).free]
+    return [name for name in _listed(names) if name not in tasks.parse(pipe.vocab, task).free]
 
 
 def levels(pipe, task: str) -> list[dict]:
@@ -95,7 +94,7 @@ def begin(
 
 def check(pipe, task: str, names) -> tuple[list[str], list[str]]:
     """(what is generated first, what is generated then) of a task; UserError as of `begin`."""
-    names = [names] if isinstance(names, str) else list(names)
+    names = _listed(names)
     rule = tasks.parse(pipe.vocab, task)
     able = [m.name for m in pipe.vocab.modalities if m.name not in rule.given and not m.inputs]
     for name in names:
@@ -112,3 +111,7 @@ def check(pipe, task: str, names) -> tuple[list[str], list[str]]:
             "image,text generates"
         )
     return names, rest
+
+
+def _listed(names) -> list[str]:
+    return [names] if isinstance(names, str) else list(names)

@@ -18,7 +18,7 @@ from udd_jax.data import pixels
 _LARGEST = 64  # pixels of a side; larger images are reduced to twice that and stored as JPEG
 _WIDTH, _HEIGHT = 330, 180  # of a plot, pixels
 _LEFT, _RIGHT, _TOP, _BOTTOM = 48, 18, 10, 30
-_SQUARES = ' style="background: repeating-conic-gradient(#fff 0 25%, #e0e0e0 0 50%) 0 / 16px 16px"'
+BOARD = "background: repeating-conic-gradient(#fff 0 25%, #e0e0e0 0 50%) 0 / 16px 16px"  # CSS
 _DASHED = ' stroke-dasharray="5 3"'  # the second round of colours
 
 STYLE = """
@@ -127,7 +127,8 @@ def picture(image: np.ndarray, css: str = "") -> str:
         uri = "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
     else:
         uri = pixels.data_uri(image)
-    return f'<img class="{css}" alt="" src="{uri}"{_SQUARES if opacity else ""}>'
+    board = f' style="{BOARD}"' if opacity else ""
+    return f'<img class="{css}" alt="" src="{uri}"{board}>'
 
 
 def audio(uri: str) -> str:

@@ -115,11 +115,15 @@ def scored(pipe, world, count: int, seed: int, scales=None, together=TOGETHER, *
     references = [steering.reference(rng) for _ in range(min(REFERENCES, count))]
     counts = [len(part) for part in np.array_split(np.arange(count), len(references))]
 
+    of_word = functools.cache(lambda kind: pipe.scorer(kind, steering.word))
+
+    def scorer(kind, reference):
+        return of_word(kind) if kind in OF_TEXT else pipe.scorer(kind, reference.picture)
+
     def draw(name, asked, right):
         made, good = [], []
         for i, (reference, number) in enumerate(zip(references, counts, strict=True)):
-            value = {k: steering.word if k in OF_TEXT else reference.picture for k in asked}
-            scorers = [(pipe.scorer(kind, value[kind]), scale) for kind, scale in asked.items()]
+            scorers = [(scorer(kind, reference), scale) for kind, scale in asked.items()]
             result = pipe.images(number, seed=seed + i, scorers=scorers, **options)
             made.append(result.images)
             good += [s and right(reference, s) for s in world.read_images(result.images)]
@@ -135,7 +139,7 @@ def scored(pipe, world, count: int, seed: int, scales=None, together=TOGETHER, *
     def where_possible(kinds, name, draw):
         try:
             for kind in set(kinds) & set(OF_TEXT):
-                pipe.scorer(kind, steering.word)
+                of_word(kind)
         except UserError as error:
             found[name] = intervals.Unmeasured(str(error))
         else:
