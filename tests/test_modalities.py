@@ -57,6 +57,15 @@ def test_a_rule_by_way_of_another_modality_is_two_rules_and_leaves_it_out(pipe):
     np.testing.assert_array_equal(made.tokens, rest.tokens)
 
 
+def test_what_a_call_begins_with_is_not_by_way_of_what_the_run_begins_with(pipe):
+    asked = {"given": {"text": "a red circle"}, "seed": 3}
+    made = pipe.generate("layout,sound|text", begin_with="layout", **asked)
+    direct = pipe.with_config(begin_with=()).generate(
+        "layout,sound|text", begin_with="layout", **asked
+    )
+    np.testing.assert_array_equal(made.tokens, direct.tokens)
+
+
 def test_what_a_run_begins_with_is_a_setting_that_a_call_may_turn_off(pipe):
     assert list(pipe.config.begin_with) == ["image"]
     asked = {"given": {"text": "a red circle"}, "seed": 3}

@@ -83,6 +83,7 @@ def begin(
     for name in ("negative", "weigh"):
         asked = options.get(name) or {}
         options[name] = {n: value for n, value in asked.items() if n in known} or None
+    options["begin_with"] = ()  # what is asked for first is not by way of something else
     made = pipe.generate(first, count, given=given, num=num, keys=keys, **options)
     known = tasks.parse(pipe.vocab, second).given
     ids = jax.device_get(pipe.vocab.split(jax.numpy.asarray(made.tokens)))
