@@ -76,17 +76,15 @@ def test_a_picture_is_generated_coarse_first_and_then_fine(pipe):
     np.testing.assert_array_equal(made.images, pipe.tokenizers["image"].decode(joined))
 
 
-def test_each_level_has_its_own_number_of_steps(pipe, monkeypatch):
-    calls, inner = [], pipeline.Pipeline._result
-
-    def result(self, names, tokens, made, *rest):
-        calls.append(int(made.max()))
-        return inner(self, names, tokens, made, *rest)
-
-    monkeypatch.setattr(pipeline.Pipeline, "_result", result)
-    pipe.text_to_image(TEXT)  # sample_rules has 3 for coarse|text
-    pipe.text_to_image(TEXT, begin_steps=1)
-    assert calls == [3, 2, 1, 2]
+def test_each_level_has_its_own_number_of_steps_and_the_calls_of_both_are_counted(pipe):
+    alone = pipe.generate("coarse|text", given={"text": TEXT})  # sample_rules has 3 for it
+    assert alone.calls.tolist() == [3]
+    assert pipe.text_to_image(TEXT, num=2).calls.tolist() == [3 + 2] * 2
+    assert pipe.text_to_image(TEXT, begin_steps=1).calls.tolist() == [1 + 2]
+    # A text by itself, the coarse level of each candidate, and the fine one.
+    pair = pipe.pairs(2, begin_with="text", best_of=2, batch_size=2)
+    text = pipe.generate("text", 2).calls[0]
+    assert pair.calls.tolist() == [text + 3 + 2] * 2
     assert [found["steps"] for found in stepwise.levels(pipe, "t2i")] == [3, 2]
     assert stepwise.levels(pipe, "text|image") == []
 

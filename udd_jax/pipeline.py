@@ -651,8 +651,11 @@ class Pipeline:
             keys_of = lambda n: sample_keys(seed, n, start) if keys is None else keys  # noqa: E731
             more = {"negative": negative, "weigh": weigh, **options, **steps}
             asked = (self, task, names, count, given, num, keys_of, number)
-            return *stepwise.begin(*asked, **more), stepwise.repeated(self, negative, num)
+            rule, known, calls = stepwise.begin(*asked, **more)
+            spent.append(calls)
+            return rule, known, stepwise.repeated(self, negative, num)
 
+        spent = []  # the network calls of each step before the last
         if begin_with:
             task, given, negative = begin(begin_with, first)
             count, num, judged, number, steps = None, 1, None, 2, {}
@@ -684,10 +687,13 @@ class Pipeline:
         )
         if keys is None:
             keys = sample_keys(seed, len(chain.x), first * best_of)
+        before = np.zeros(len(keys), np.int32)
+        for calls in spent:
+            before += np.repeat(calls, len(keys) // len(calls))
 
         def part(rows, keys):
             result = self._sample(self.params, keys, *chain.inputs(rows, trace))
-            return result.tokens, result.calls, jnp.swapaxes(result.states, 0, 1)
+            return result.tokens, result.calls + before[rows], jnp.swapaxes(result.states, 0, 1)
 
         batches = self._in_batches(part, keys, max(batch_size // best_of, 1) * best_of)
         if best_of > 1:

@@ -29,9 +29,10 @@ class Result:
     """The samples that a call generated.
 
     values: {modality: n values, such as images or strings}, without absent modalities; tokens:
-    int32[n, L], global ids; calls: int32[n], network calls of each sample; states:
-    int32[trace, n, L], intermediate tokens (`reverse.run`); branches: the inputs that the network
-    is evaluated for in each call, where they are most (`sampling.guidance`); 0 if unknown.
+    int32[n, L], global ids; calls: int32[n], network calls of each sample, with those of what came
+    first (`begin_with`); states: int32[trace, n, L], intermediate tokens (`reverse.run`); branches:
+    the inputs that the network is evaluated for in each call, where they are most
+    (`sampling.guidance`); 0 if unknown.
     """
 
     values: dict[str, Any]

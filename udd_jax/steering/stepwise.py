@@ -64,8 +64,9 @@ def repeated(pipe, negative: dict | None, num: int) -> dict | None:
 
 def begin(
     pipe, task: str, names, count, given, num: int, keys_of, number=1, **options
-) -> tuple[str, dict]:
-    """Generates the modalities `names` of a task: (the rule of the rest, what is given in it).
+) -> tuple[str, dict, np.ndarray]:
+    """Generates the modalities `names` of a task: (the rule of the rest, what is given in it, the
+    network calls int32[n] that this took).
 
     count, given, num: as of `Pipeline.stream`. keys_of: number of samples -> their keys. number: of
     this beginning, 1 for the first. options: of `Pipeline.stream` for the first step, where
@@ -90,7 +91,7 @@ def begin(
     for name in modalities.features(pipe.config):
         if name in given:
             ids[name] = np.repeat(given[name], num, axis=0)
-    return second, {name: ids[name] for name in known}
+    return second, {name: ids[name] for name in known}, made.calls
 
 
 def check(pipe, task: str, names) -> tuple[list[str], list[str]]:
