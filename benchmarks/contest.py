@@ -194,7 +194,7 @@ def one(config, minutes: float, folder: pathlib.Path, shared: pathlib.Path) -> d
             os.symlink((shared / name).absolute(), folder / name)
     pace = folder / "pace.json"
     if not pace.exists():
-        files.write_json(pace, {"minutes": minutes, "step_seconds": step_seconds(config, folder)})
+        files.write_json(pace, {"minutes": minutes, "step_seconds": step_seconds(config, shared)})
     found = files.read_json(pace)
     if found["minutes"] != minutes:
         raise UserError(
@@ -211,9 +211,9 @@ def one(config, minutes: float, folder: pathlib.Path, shared: pathlib.Path) -> d
     return {"steps": steps, "training_seconds": seconds, "values": values(result)}
 
 
-def step_seconds(config, folder) -> float:
-    """The median time of a train step, in seconds, on random tokens."""
-    tokenizers = build.load_tokenizers(folder)
+def step_seconds(config, shared) -> float:
+    """The median seconds of a train step, on random tokens of the tokenizers in `shared`."""
+    tokenizers = build.load_tokenizers(shared)
     layout = build.make_vocab(config, tokenizers)
     kernel = transition.make_kernel(layout, build.make_schedules(config, layout))
     p = sizes.Parts(config, layout, kernel, build.make_model(config, layout))

@@ -41,7 +41,7 @@ def test_an_unknown_recipe_is_refused_before_any_work(tmp_path, capsys):
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_two_recipes_share_a_cache_and_a_finished_run_is_not_repeated(tmp_path):
     c = tiny.config()
     c.vq.update({"steps": 20, "warmup": 2, "plain_steps": 5})
