@@ -257,27 +257,26 @@ class Page:
 
     async def outpaint(self, tab: Tab, asked: dict):
         """Pictures beyond their sides."""
-        count, seed, settings = self._chosen(asked)
-        image, _ = painter.read(asked["image"], self.tokenizer)
         extend = {side: asked[f"extend_{side}"] for side in fields.SIDES}
         extend = {side: number for side, number in extend.items() if number}
-        shown = {"text": asked["text"] or "", "count": count, "seed": seed}
-        request = requests.outpaint(self.pipe, image, extend=extend, settings=settings, **shown)
         words = [f"--extend={side}:{number}" for side, number in extend.items()]
-        way = steering.Steered({}, words, {"extend": repr(extend)})
-        shown |= {"image": True, "steered": [way]}
-        return await self._answer("outpaint", request, {"image.png": image}, **shown)
+        return await self._larger("outpaint", asked, words, extend=extend)
 
     async def upscale(self, tab: Tab, asked: dict):
         """Pictures with a new fine level, or larger ones."""
+        factor = asked["factor"]
+        return await self._larger("upscale", asked, [f"--factor={factor}"], factor=factor)
+
+    async def _larger(self, task: str, asked: dict, words: list[str], **how):
+        """The answer of a task by windows of one picture. words: `how` on the command line."""
         count, seed, settings = self._chosen(asked)
         image, _ = painter.read(asked["image"], self.tokenizer)
-        factor = asked["factor"]
         shown = {"text": asked["text"] or "", "count": count, "seed": seed}
-        request = requests.upscale(self.pipe, image, factor=factor, settings=settings, **shown)
-        way = steering.Steered({}, [f"--factor={factor}"], {"factor": repr(factor)})
+        make = getattr(requests, task)
+        request = make(self.pipe, image, settings=settings, **how, **shown)
+        way = steering.Steered({}, words, {name: repr(value) for name, value in how.items()})
         shown |= {"image": True, "steered": [way]}
-        return await self._answer("upscale", request, {"image.png": image}, **shown)
+        return await self._answer(task, request, {"image.png": image}, **shown)
 
     async def _answer(self, task: str, request, files: dict, **shown):
         """Waits for the result of a request, and shows it with how to make it again.

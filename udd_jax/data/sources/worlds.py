@@ -16,9 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from udd_jax.data.records import Record
+from udd_jax.data.sources.listing import SPLITS
 from udd_jax.errors import UserError
-
-SPLITS = ("train", "validation", "test")
 
 # One property of a sample: (scene, meaning) -> (condition, law, outcome). The law {outcome: p} is
 # the true distribution given the condition (None for no condition).
