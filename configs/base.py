@@ -235,6 +235,7 @@ def get_config() -> ml_collections.ConfigDict:
             "width": 64,  # D, of a tower and of its vectors
             "layers": 2,  # blocks of a tower
             "heads": 2,  # of each attention
+            "patch": 1,  # codes at the side of a region of the image; it divides the grid
             "batch_size": 96,  # pairs of a step; each has all others of its half as wrong ones
             "group": 8,  # pairs of a batch whose captions have most words in common; 1: random ones
             "learning_rate": 1e-2,  # the largest, of Muon

@@ -78,7 +78,7 @@ def check(config) -> None:
     tasks.check_mixture(vocab, config.train.mixture)
     rules.asked(config, vocab)
     train_diffusion.objectives(config, vocab, pad_id=0)
-    train_dual_encoder.wanted(config)
+    train_dual_encoder.check(config, vocab)
     optimiser.make_optimiser(config)
     kernel = transition.make_kernel(vocab, build.make_schedules(config, vocab))
     limits.check_sampling(config, vocab, kernel)

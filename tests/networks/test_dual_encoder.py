@@ -9,6 +9,8 @@ import numpy as np
 import optax
 import pytest
 
+from configs import t2i
+from udd_jax import stages
 from udd_jax.diffusion import transition, vocab
 from udd_jax.diffusion.schedules import make as make_schedule
 from udd_jax.networks import dual_encoder, matching
@@ -134,6 +136,59 @@ def test_the_whole_is_a_matrix_of_the_mean_and_one_of_each_place_that_is_seen(ma
     whole += sum(h[:, n] @ tower["places"][n] for n in range(3))
     whole /= np.linalg.norm(whole, axis=1)[:, None]
     np.testing.assert_allclose(found.whole, whole, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def patched():
+    """A dual encoder of 4 x 6 codes in squares of 2 x 2, whose towers have no blocks."""
+    layout = vocab.image_text((4, 6), 4, 5, 3)
+    model = dual_encoder.DualEncoder(layout, 6, PAD, width=8, layers=0, patch=2)
+    params = jax.jit(lambda key: dual_encoder.init(model, key))(jax.random.key(0))
+    return matching.Matcher(model, jax.device_get(params), HASHES)
+
+
+def test_a_region_is_a_square_of_codes_and_a_matrix_for_each_place_in_it(patched):
+    codes = np.random.default_rng(1).integers(0, 4, (2, 24))
+    regions = patched.encode("image", codes).parts
+    assert regions.shape == (2, 6, 8)
+    changed = codes.copy().reshape(2, 4, 6)
+    changed[:, 3, 2] = (changed[:, 3, 2] + 1) % 4  # in the second square of the second row
+    other = patched.encode("image", changed.reshape(2, 24)).parts
+    moved = np.abs(other - regions).max(axis=(0, 2)) > 1e-4
+    np.testing.assert_array_equal(moved, [False, False, False, False, True, False])
+    tower = patched.params["image"]
+    kernel = tower["patch"]["kernel"].reshape(4, 8, 8)
+    square = codes.reshape(2, 4, 6)[:, 2:, 2:4].reshape(2, 4)
+    h = sum(tower["token"][square[:, k]] @ kernel[k] for k in range(4)) + tower["patch"]["bias"]
+    h = h + tower["position"][4]
+    h = (h - h.mean(-1, keepdims=True)) / np.sqrt(h.var(-1, keepdims=True) + 1e-6)
+    h = h * tower["norm"]["scale"] + tower["norm"]["bias"]
+    expected = h @ tower["parts"]["kernel"] + tower["parts"]["bias"]
+    np.testing.assert_allclose(regions[:, 4], expected, atol=1e-4)
+
+
+def test_a_file_keeps_the_squares_and_points_of_the_simplex_are_joined_too(patched, tmp_path):
+    codes = np.random.default_rng(2).integers(0, 4, (3, 24))
+    matching.save(tmp_path / "encoder", patched)
+    again = matching.load(tmp_path / "encoder", HASHES)
+    regions = patched.encode("image", codes)
+    jax.tree.map(np.testing.assert_array_equal, again.encode("image", codes), regions)
+    points = np.eye(4, dtype=np.float32)[codes]
+    tower = lambda x: patched.model.apply(  # noqa: E731
+        {"params": patched.params}, "image", x, jnp.zeros(3, int), method="encode"
+    )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), tower(points), tower(codes)
+    )
+
+
+def test_squares_that_do_not_divide_the_grid_are_refused():
+    c = t2i.get_config()
+    c.dual_encoder.update({"steps": 10, "patch": 3})
+    with pytest.raises(ValueError, match=r"patch = 3, but an image has 4 x 4 codes"):
+        stages.check(c)
+    c.dual_encoder.patch = 2
+    stages.check(c)
 
 
 def test_a_file_from_before_has_no_matrices_of_places(matcher, tokens, tmp_path):

@@ -52,6 +52,14 @@ def test_a_number_out_of_its_range_is_refused_with_the_flag_that_mends_it(name):
     assert "\n" not in str(error.value)
 
 
+def test_a_dual_encoder_that_is_asked_for_is_not_still_warming_up_at_its_end():
+    c = t2i.get_config("smoke")
+    limits.check(c)  # it has none, whatever its warmup
+    c.dual_encoder.steps = 60
+    with pytest.raises(ValueError, match=r"^dual_encoder.warmup = 100, .*dual_encoder.steps = 60"):
+        limits.check(c)
+
+
 # Any number is allowed, or another module checks it: `sampling.settings`, `tasks.check_mixture`.
 FREE = ("mesh.data", "model.mutual_gain", "model.rezero", "sample.", "train.mixture.")
 

@@ -8,8 +8,10 @@ The local part compares words e_i with regions v_j, as in AttnGAN's DAMSM (arXiv
     s = softmax over words of e_i . v_j;    a_ij = softmax over regions of 5 s_ij;    c_i = a_ij v_j
 
 A tower is a small pre-norm transformer. It takes tokens of any time of the noise, masks among them,
-and also points of the simplex, so that a scorer can take its gradient. The towers are trained with
-CLIP's loss (arXiv 2103.00020) in training/train_dual_encoder.py.
+and also points of the simplex, so that a scorer can take its gradient. A region is one code of the
+image, or a square of `patch` x `patch` codes, whose vectors a matrix for each place in the square
+adds up. The towers are trained with CLIP's loss (arXiv 2103.00020) in
+training/train_dual_encoder.py.
 """
 
 from typing import NamedTuple
@@ -44,6 +46,8 @@ class Tower(nn.Module):
     layers: int
     heads: int
     places: bool
+    grid: tuple[int, int] = (0, 0)  # of an image
+    patch: int = 1
 
     @nn.compact
     def __call__(self, tokens, t, blend=None):
@@ -57,14 +61,19 @@ class Tower(nn.Module):
         if blend is not None:
             others, share = blend
             h = h + share[..., None] * (table[others].mean(0) - h)
-        h = h + self.param("position", layers.normal(), (self.length, self.width))[None]
+        length = self.length
+        if self.patch > 1:
+            h = layers.Dense(self.width, name="patch")(self._joined(h))
+            seen = jnp.ones(h.shape[:2], bool)
+            length //= self.patch**2
+        h = h + self.param("position", layers.normal(), (length, self.width))[None]
         seen = seen | ~seen.any(axis=1, keepdims=True)  # a row of padding alone sees it
         time = layers.TimeEmbedding(self.steps, self.width, sinusoidal=True, name="time")(t)[
             :, None
         ]
         hidden = jnp.where(seen, 0.0, layers.HIDDEN)[:, None, None]
         for i in range(self.layers):
-            x = layers.AdaLayerNorm(self.steps, name=f"norm_{i}")(h, time, (self.length,))
+            x = layers.AdaLayerNorm(self.steps, name=f"norm_{i}")(h, time, (length,))
             attend = layers.Attention(self.width, self.heads, name=f"attention_{i}")
             h = h + attend(x, attend.project(x), hidden)
             x = layers.layer_norm(True, h.dtype, f"mlp_norm_{i}")(h)
@@ -73,10 +82,16 @@ class Tower(nn.Module):
         weight = seen / seen.sum(axis=1, keepdims=True)
         whole = layers.Dense(self.width, name="whole")((h * weight[..., None]).sum(axis=1))
         if self.places:
-            shape = (self.length, self.width, self.width)
+            shape = (length, self.width, self.width)
             places = self.param("places", layers.normal(), shape)
             whole += jnp.einsum("bnd,nde->be", h * seen[..., None], places)
         return Encoded(unit(whole), layers.Dense(self.width, name="parts")(h), seen)
+
+    def _joined(self, h):
+        """[B, n, W] codes of a grid -> [B, n / patch^2, patch^2 W], a square of them each."""
+        (rows, columns), p = self.grid, self.patch
+        h = h.reshape(len(h), rows // p, p, columns // p, p, -1).swapaxes(2, 3)
+        return h.reshape(len(h), self.length // p**2, -1)
 
 
 class DualEncoder(nn.Module):
@@ -89,14 +104,17 @@ class DualEncoder(nn.Module):
     layers: int = 2
     heads: int = 2
     places: bool = True  # a matrix for each place, besides that of the mean: it tells what is where
+    patch: int = 1  # codes of the image at the side of a region
 
     def setup(self):
-        def tower(name, padding):
+        def tower(name, padding, **image):
             m = self.vocab.modalities[self.vocab.index(name)]
             sizes = (self.width, self.layers, self.heads, self.places)
-            return Tower(m.classes, m.length, self.steps, padding, *sizes)
+            return Tower(m.classes, m.length, self.steps, padding, *sizes, **image)
 
-        self.image, self.text = tower("image", None), tower("text", self.padding)
+        grid = self.vocab.modalities[self.vocab.index("image")].grid
+        self.image = tower("image", None, grid=grid, patch=self.patch)
+        self.text = tower("text", self.padding)
         self.tau = self.param("tau", nn.initializers.constant(2.5), ())
 
     def __call__(self, image, text, times, blend=None):

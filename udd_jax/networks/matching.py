@@ -28,7 +28,8 @@ FILE = f"{FOLDER}/encoder"  # in the folder of a run
 ROWS = 64  # encoded at once
 PLACES, LATE = 8, 0.9  # of a code that is known alone, and the share of T
 TOWERS = ("image", "text")
-SETTINGS = ("steps", "padding", "width", "layers", "heads", "places")  # of the network, in a file
+# of the network, in a file
+SETTINGS = ("steps", "padding", "width", "layers", "heads", "places", "patch")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -165,7 +166,7 @@ def load(path, hashes: dict | None = None) -> Matcher:
                 f"{str(hashes.get(name))[:8]}): expected a dual encoder with the tokenizers of "
                 "this run"
             )
-    settings = {"places": False, **metadata["settings"]}  # files of before have none
+    settings = {"places": False, **metadata["settings"]}  # files of before have none, nor patches
     grid = lambda m: m["grid"] and tuple(m["grid"])  # noqa: E731
     modalities = [Modality(**{**m, "grid": grid(m)}) for m in settings.pop("vocab")]
     model = dual_encoder.DualEncoder(Vocab(tuple(modalities)), **settings)

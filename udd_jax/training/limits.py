@@ -22,7 +22,7 @@ AT_LEAST_ONE = (
     *("vq.model.embed_dim", "vq.model.z_channels", "vq.model.ch", "vq.model.patch"),
     *("vq.adversarial.channels", "vq.adversarial.layers", "vq.rebuild.steps", "mesh.model"),
     *(f"dual_encoder.{name}" for name in ("width", "layers", "heads", "batch_size", "log_every")),
-    *("dual_encoder.save_every", "dual_encoder.group"),
+    *("dual_encoder.save_every", "dual_encoder.group", "dual_encoder.patch"),
 )
 NOT_BELOW_ZERO = (
     *("workers", "vq.pictures", "vq.learning_rate", "vq.commitment", "vq.merge", "vq.merge_cost"),
@@ -104,7 +104,8 @@ def check(config) -> None:
     if not value(config, "text.file"):
         words = f"at least {LEAST_VOCABULARY}, the room for bytes and an alphabet"
         _within(config, "text.vocab_size", LEAST_VOCABULARY, math.inf, words)
-    for part in ("vq", "train"):
+    parts = ("vq", "train", *["dual_encoder"] * bool(value(config, "dual_encoder.steps")))
+    for part in parts:
         steps = value(config, f"{part}.steps")
         words = f"from 0 to {part}.steps = {steps}"
         _within(config, f"{part}.warmup", 0, steps, words)

@@ -160,6 +160,17 @@ def wanted(config) -> bool:
     return bool(asked.get("steps") or asked.get("file"))
 
 
+def check(config, vocab) -> None:
+    """UserError, one line, for a dual encoder that cannot be made: as of `wanted`, or a region that
+    does not divide the grid of the image."""
+    patch, grid = config.dual_encoder.get("patch", 1), vocab.modalities[vocab.index("image")].grid
+    if wanted(config) and any(side % patch for side in grid):
+        raise UserError(
+            f"dual_encoder.patch = {patch}, but an image has {grid[0]} x {grid[1]} codes: expected "
+            "a divisor of both, set --config.dual_encoder.patch="
+        )
+
+
 def make(config, workdir, cache, tokenizers: dict) -> matching.Matcher:
     """The dual encoder of a run: loaded, copied from `dual_encoder.file`, or trained.
 
@@ -192,7 +203,8 @@ def train(config, directory, kernel, pad_id: int, cache, hashes: dict) -> matchi
     Errors as in `loop.fit`.
     """
     c, directory = config.dual_encoder, files.folder(directory)
-    model = dual_encoder.DualEncoder(kernel.vocab, kernel.steps, pad_id, c.width, c.layers, c.heads)
+    sizes = {name: c[name] for name in ("width", "layers", "heads")} | {"patch": c.get("patch", 1)}
+    model = dual_encoder.DualEncoder(kernel.vocab, kernel.steps, pad_id, **sizes)
     rate = optax.warmup_cosine_decay_schedule(0, c.learning_rate, c.warmup, c.steps)
     update = optimiser.muon(rate, _matrices, b2=0.98, weight_decay=0.02)
     tx = optax.chain(optax.clip_by_global_norm(1.0), update)
