@@ -184,7 +184,7 @@ def test_a_file_keeps_the_squares_and_points_of_the_simplex_are_joined_too(patch
 
 def test_squares_that_do_not_divide_the_grid_are_refused():
     c = t2i.get_config()
-    c.dual_encoder.update({"steps": 10, "patch": 3})
+    c.dual_encoder.update({"steps": 10, "warmup": 5, "patch": 3})
     with pytest.raises(ValueError, match=r"patch = 3, but an image has 4 x 4 codes"):
         stages.check(c)
     c.dual_encoder.patch = 2
