@@ -64,6 +64,20 @@ def test_the_match_is_that_of_the_equations(matcher, tokens):
     np.testing.assert_allclose(np.linalg.norm(images.whole, axis=1), 1, rtol=1e-5)
 
 
+@pytest.mark.parametrize(("regions", "size"), [(3, 8), (9, 4)])  # fewer than numbers, or more
+def test_the_local_part_is_that_of_the_loops(regions, size):
+    keys = jax.random.split(jax.random.key(5), 2)
+    words, places = (
+        jax.random.normal(keys[0], (4, 5, size)),
+        jax.random.normal(keys[1], (1, regions, size)),
+    )
+    encoded = [dual_encoder.Encoded(None, x, jnp.ones(x.shape[:2], bool)) for x in (places, words)]
+    image = jax.tree.map(lambda y: y[0], encoded[0])
+    found = dual_encoder.local(image, encoded[1])
+    expected = [slow(np.asarray(row), np.asarray(places[0])) for row in words]
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
 def test_what_stands_for_padding_changes_nothing_but_as_a_word(matcher, tokens):
     """The text tower does not see padding: a text is the same after more of it."""
     _, ids = tokens

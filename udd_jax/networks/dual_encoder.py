@@ -19,6 +19,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from udd_jax.diffusion.vocab import Vocab
 from udd_jax.networks import layers
@@ -52,6 +53,8 @@ class Tower(nn.Module):
     @nn.compact
     def __call__(self, tokens, t, blend=None):
         table = self.param("token", layers.normal(), (self.classes + 1, self.width))
+        order = self._squares()
+        tokens = tokens[:, order]
         if tokens.ndim == 3:
             h, seen = tokens @ table[:-1], jnp.ones(tokens.shape[:2], bool)
             if self.padding is not None:
@@ -59,13 +62,14 @@ class Tower(nn.Module):
         else:
             h, seen = table[tokens], tokens != (-1 if self.padding is None else self.padding)
         if blend is not None:
-            others, share = blend
-            h = h + share[..., None] * (table[others].mean(0) - h)
+            others, share = blend[0][..., order], blend[1][:, order]
+            mean = sum(table[other] for other in others) / len(others)  # faster in XLA than mean(0)
+            h = h + share[..., None] * (mean - h)
         length = self.length
         if self.patch > 1:
-            h = layers.Dense(self.width, name="patch")(self._joined(h))
-            seen = jnp.ones(h.shape[:2], bool)
             length //= self.patch**2
+            h = layers.Dense(self.width, name="patch")(h.reshape(len(h), length, -1))
+            seen = jnp.ones(h.shape[:2], bool)
         h = h + self.param("position", layers.normal(), (length, self.width))[None]
         seen = seen | ~seen.any(axis=1, keepdims=True)  # a row of padding alone sees it
         time = layers.TimeEmbedding(self.steps, self.width, sinusoidal=True, name="time")(t)[
@@ -87,11 +91,13 @@ class Tower(nn.Module):
             whole += jnp.einsum("bnd,nde->be", h * seen[..., None], places)
         return Encoded(unit(whole), layers.Dense(self.width, name="parts")(h), seen)
 
-    def _joined(self, h):
-        """[B, n, W] codes of a grid -> [B, n / patch^2, patch^2 W], a square of them each."""
+    def _squares(self):
+        """The order of the positions in which the codes of a square are neighbours."""
+        if self.patch == 1:
+            return slice(None)
         (rows, columns), p = self.grid, self.patch
-        h = h.reshape(len(h), rows // p, p, columns // p, p, -1).swapaxes(2, 3)
-        return h.reshape(len(h), self.length // p**2, -1)
+        places = np.arange(self.length).reshape(rows // p, p, columns // p, p)
+        return places.swapaxes(1, 2).reshape(-1)
 
 
 class DualEncoder(nn.Module):
@@ -141,8 +147,8 @@ def local(regions: Encoded, words: Encoded) -> jax.Array:
     products = jnp.einsum("bie,je->bij", words.parts, regions.parts)
     s = jax.nn.softmax(jnp.where(words.seen[:, :, None], products, -jnp.inf), axis=1)
     a = jax.nn.softmax(jnp.where(regions.seen[None, None], SHARPNESS * s, -jnp.inf), axis=2)
-    context = jnp.einsum("bij,je->bie", a, regions.parts)
-    squares = (_square(context), _square(words.parts))  # c_i . e_i is sum_j a_ij e_i . v_j
+    squares = _square_of_sums(a, regions.parts), _square(words.parts)
+    # c_i . e_i is sum_j a_ij e_i . v_j
     cosine = (a * products).sum(-1) * jax.lax.rsqrt(squares[0] * squares[1])
     cosine = jnp.where(words.seen, SHARPNESS * cosine, -jnp.inf)
     return jax.nn.logsumexp(cosine, axis=1) / SHARPNESS
@@ -174,6 +180,14 @@ def init(model: DualEncoder, key: jax.Array) -> dict:
 def unit(u: jax.Array) -> jax.Array:
     """u / |u| along the last axis; its gradient is finite at 0."""
     return u * jax.lax.rsqrt(_square(u))[..., None]
+
+
+def _square_of_sums(a, v):
+    """|sum_j a_..j v_j|^2 of a float[..., n] and v float[n, E], by way of whichever is smaller, the
+    products of the vectors or the sums."""
+    if len(v) <= v.shape[1]:
+        return ((a @ (v @ v.T)) * a).sum(-1) + 1e-12
+    return _square(a @ v)
 
 
 def _square(u):
