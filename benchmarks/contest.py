@@ -67,6 +67,7 @@ def muse(c):
     auxiliary loss, twenty times the bound's."""
     c.diffusion.schedule, c.train.auxiliary = "cosine", 20.0
     c.sample.update({"sampler": "maskgit", "steps": 12})
+    c.sample_rules = {}
     c.train.prefix_steps = 0
 
 
@@ -124,6 +125,7 @@ def concentrated(c):
     """DDCap's attention, its best-first sampler and its guidance; no length is drawn first."""
     c.model.concentrated = True
     c.sample.update({"sampler": "best_first", "guidance": 1.06})
+    c.sample_rules = {}
     c.train.prefix_steps = 0
 
 
