@@ -49,4 +49,5 @@ def get_config(arg: str = ""):
     c.sample.update({"sampler": "ancestral", "steps": 100, "temperature": 1.0, "top_r": 0.8})
     c.evaluate.update({"samples": 64, "batch_size": 32, "bound_samples": 200, "bound_times": 8})
     c.evaluate.update({"retrieval": 200, "round_trips": 32})
+    c.dual_encoder.update({"patch": 4, "width": 128, "heads": 4, "group": 1})
     return c
