@@ -104,11 +104,8 @@ def check(config) -> None:
     if not value(config, "text.file"):
         words = f"at least {LEAST_VOCABULARY}, the room for bytes and an alphabet"
         _within(config, "text.vocab_size", LEAST_VOCABULARY, math.inf, words)
-    parts = ("vq", "train", *["dual_encoder"] * bool(value(config, "dual_encoder.steps")))
-    for part in parts:
-        steps = value(config, f"{part}.steps")
-        words = f"from 0 to {part}.steps = {steps}"
-        _within(config, f"{part}.warmup", 0, steps, words)
+    for part in ("vq", "train"):
+        _warms_up(config, part)
     steps = value(config, "vq.steps")
     words = f"from 0 to less than vq.steps = {steps}"
     _within(config, "vq.plain_steps", 0, (steps or math.inf) - 1, words)
@@ -125,6 +122,8 @@ def check(config) -> None:
         for name, words in LEVELS.items():
             if value(config, name):
                 _refuse(config, name, f"{words} with a picture of two levels")
+    if value(config, "dual_encoder.steps"):
+        _warms_up(config, "dual_encoder")
     channels = modalities.image_channels(config)
     if value(config, "vq.model.channels") not in (None, channels):
         words = f"{channels}, the channels of pictures, which image_channels sets"
@@ -152,6 +151,11 @@ def value(config, name: str):
     for part in name.split("."):
         config = config.get(part) if config is not None else None
     return config
+
+
+def _warms_up(config, part: str) -> None:
+    steps = value(config, f"{part}.steps")
+    _within(config, f"{part}.warmup", 0, steps, f"from 0 to {part}.steps = {steps}")
 
 
 def _within(config, name: str, least, most, words: str) -> None:
