@@ -46,3 +46,16 @@ def test_runs_beside_each_other_are_a_table_floors_and_a_picture(tmp_path, capsy
 def test_a_folder_without_an_evaluation_is_one_line(tmp_path):
     with pytest.raises(UserError, match="expected the folder of an evaluated run"):
         promise.read(tmp_path)
+
+
+def test_a_gap_that_is_open_is_filled_in_all_ways_and_what_is_given_stays():
+    """Of the packaged run: the law is .8 above and .2 below, and a seventh for each colour."""
+    pipe = pipeline.Pipeline.load(pipeline.PACKAGED)
+    text = "a small ___ circle ___ a large blue square"
+    result = pipe.infill(captions=text, num=128, seed=1, batch_size=128)
+    words = [caption.split() for caption in result.captions]
+    above = np.mean([row[4] == "above" for row in words])
+    assert {row[4] for row in words} == {"above", "below"} and 0.65 < above < 0.95
+    assert len({row[2] for row in words}) == 7
+    given = {(*row[:2], row[3], *row[5:]) for row in words}
+    assert given == {("a", "small", "circle", "a", "large", "blue", "square")}
