@@ -205,6 +205,15 @@ def test_squares_that_do_not_divide_the_grid_are_refused():
     stages.check(c)
 
 
+def test_squares_are_only_those_of_a_dual_encoder_that_is_trained():
+    c = t2i.get_config()
+    c.dual_encoder.update({"file": "runs/t2i/dual_encoder/encoder", "patch": 3})
+    stages.check(c)  # the file has its own
+    with c.unlocked():
+        del c["dual_encoder"]  # a config from before
+    stages.check(c)
+
+
 def test_a_file_from_before_has_no_matrices_of_places(matcher, tokens, tmp_path):
     params = {**matcher.params}
     for name in ("image", "text"):

@@ -260,19 +260,20 @@ class Page:
         extend = {side: asked[f"extend_{side}"] for side in fields.SIDES}
         extend = {side: number for side, number in extend.items() if number}
         words = [f"--extend={side}:{number}" for side, number in extend.items()]
-        return await self._larger("outpaint", asked, words, extend=extend)
+        return await self._larger("outpaint", requests.outpaint, asked, words, extend=extend)
 
     async def upscale(self, tab: Tab, asked: dict):
         """Pictures with a new fine level, or larger ones."""
         factor = asked["factor"]
-        return await self._larger("upscale", asked, [f"--factor={factor}"], factor=factor)
+        words = [f"--factor={factor}"]
+        return await self._larger("upscale", requests.upscale, asked, words, factor=factor)
 
-    async def _larger(self, task: str, asked: dict, words: list[str], **how):
-        """The answer of a task by windows of one picture. words: `how` on the command line."""
+    async def _larger(self, task: str, make, asked: dict, words: list[str], **how):
+        """The answer of a task by windows of one picture. make: its request; words: `how` on the
+        command line."""
         count, seed, settings = self._chosen(asked)
         image, _ = painter.read(asked["image"], self.tokenizer)
         shown = {"text": asked["text"] or "", "count": count, "seed": seed}
-        make = getattr(requests, task)
         request = make(self.pipe, image, settings=settings, **how, **shown)
         way = steering.Steered({}, words, {name: repr(value) for name, value in how.items()})
         shown |= {"image": True, "steered": [way]}

@@ -147,9 +147,8 @@ def local(regions: Encoded, words: Encoded) -> jax.Array:
     products = jnp.einsum("bie,je->bij", words.parts, regions.parts)
     s = jax.nn.softmax(jnp.where(words.seen[:, :, None], products, -jnp.inf), axis=1)
     a = jax.nn.softmax(jnp.where(regions.seen[None, None], SHARPNESS * s, -jnp.inf), axis=2)
-    squares = _square_of_sums(a, regions.parts), _square(words.parts)
-    # c_i . e_i is sum_j a_ij e_i . v_j
-    cosine = (a * products).sum(-1) * jax.lax.rsqrt(squares[0] * squares[1])
+    squares = _square_of_sums(a, regions.parts) * _square(words.parts)
+    cosine = (a * products).sum(-1) * jax.lax.rsqrt(squares)  # c_i . e_i is sum_j a_ij e_i . v_j
     cosine = jnp.where(words.seen, SHARPNESS * cosine, -jnp.inf)
     return jax.nn.logsumexp(cosine, axis=1) / SHARPNESS
 

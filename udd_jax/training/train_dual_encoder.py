@@ -161,10 +161,12 @@ def wanted(config) -> bool:
 
 
 def check(config, vocab) -> None:
-    """UserError, one line, for a dual encoder that cannot be made: as of `wanted`, or a region that
-    does not divide the grid of the image."""
+    """UserError, one line, for a dual encoder that cannot be made: as of `wanted`, or one to be
+    trained whose regions do not divide the grid of the image."""
+    if not wanted(config) or config.dual_encoder.file:
+        return
     patch, grid = config.dual_encoder.get("patch", 1), vocab.modalities[vocab.index("image")].grid
-    if wanted(config) and any(side % patch for side in grid):
+    if any(side % patch for side in grid):
         raise UserError(
             f"dual_encoder.patch = {patch}, but an image has {grid[0]} x {grid[1]} codes: expected "
             "a divisor of both, set --config.dual_encoder.patch="
