@@ -4,10 +4,11 @@
                                  [--seeds=3] [--recipes=ours,autoregressive] [--set=FIELD=VALUE ...]
 
 All runs share the tokenizers and the token cache of the first one. A recipe changes the config. The
-seconds of its train step are measured first, and the number of its steps is what the minutes allow:
-the learning rate needs to know it. Every run is a run of the main job in a folder of its own. A
-finished one is not repeated, a killed one goes on. After each, table.md and contest.json are
-written.
+seconds of every recipe's train step are measured first (paces.json), one recipe after the other
+before any training, and the number of its steps is what the minutes allow: the learning rate needs
+to know it. So the machine should be quiet in the first minutes; later it need not be. Every run is
+a run of the main job in a folder of its own. A finished one is not repeated, a killed one goes on.
+After each, table.md and contest.json are written.
 
 An interval of several seeds is Student's, at 95 %; that of one seed is over its items, and says
 nothing of another training. What the recipes leave out of the papers is in their docstrings.
@@ -15,6 +16,7 @@ nothing of another training. What the recipes leave out of the papers is in thei
 
 import argparse
 import ast
+import math
 import os
 import pathlib
 import time
@@ -176,37 +178,48 @@ def run(config, minutes: float, workdir, recipes=tuple(RECIPES), seeds: int = 3)
         stages.check(recipe(config, name, 0))
     shared = workdir / "shared"
     stages.run(config, shared, until="token cache")
+    seconds = paces(config, minutes, workdir, recipes)
     rows = []
     for seed in range(seeds):  # every recipe once, before any a second time
         for name in recipes:
-            rows.append(
-                one(recipe(config, name, seed), minutes, workdir / f"{name}-{seed}", shared)
-            )
+            steps = max(1, round(60 * minutes / seconds[name]))
+            logbook.say(f"contest: {name}-{seed}, {steps} steps of {seconds[name]:.3f} s")
+            rows.append(one(recipe(config, name, seed), steps, workdir / f"{name}-{seed}", shared))
             rows[-1] |= {"recipe": name, "seed": seed}
             files.write_json(workdir / "contest.json", {"minutes": minutes, "rows": rows})
             files.write_bytes(workdir / "table.md", table(rows).encode())
     return rows
 
 
-def one(config, minutes: float, folder: pathlib.Path, shared: pathlib.Path) -> dict:
+def paces(config, minutes: float, workdir: pathlib.Path, recipes) -> dict[str, float]:
+    """The seconds of a train step by recipe, from workdir/paces.json or measured now.
+
+    UserError if the folder belongs to a contest of other minutes.
+    """
+    path = workdir / "paces.json"
+    found = files.read_json(path) if path.exists() else {"minutes": minutes, "step_seconds": {}}
+    if found["minutes"] != minutes:
+        raise UserError(
+            f"minutes = {minutes}, but {workdir} has a contest of {found['minutes']}: choose "
+            "another --workdir"
+        )
+    for name in recipes:
+        if name not in found["step_seconds"]:
+            seconds = step_seconds(recipe(config, name, 0), workdir / "shared")
+            found["step_seconds"][name] = seconds
+            logbook.say(f"contest: {name}, {seconds:.3f} s a train step")
+            files.write_json(path, found)
+    return found["step_seconds"]
+
+
+def one(config, steps: int, folder: pathlib.Path, shared: pathlib.Path) -> dict:
     """The row of one run, which is trained and evaluated as far as that is missing."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in SHARED:
         if not (folder / name).exists():
             os.symlink((shared / name).absolute(), folder / name)
-    pace = folder / "pace.json"
-    if not pace.exists():
-        files.write_json(pace, {"minutes": minutes, "step_seconds": step_seconds(config, shared)})
-    found = files.read_json(pace)
-    if found["minutes"] != minutes:
-        raise UserError(
-            f"minutes = {minutes}, but {folder} was trained for {found['minutes']}: choose another "
-            "--workdir"
-        )
-    steps = max(1, round(60 * minutes / found["step_seconds"]))
     config.train.steps = steps
     config.train.warmup = min(config.train.warmup, steps // 10)
-    logbook.say(f"contest: {folder.name}, {steps} steps of {found['step_seconds']:.3f} s")
     stages.run(config, folder)
     result = files.read_json(folder / "evaluation.json")
     seconds = files.read_json(folder / "stages.json")["diffusion"]
@@ -230,21 +243,24 @@ def step_seconds(config, shared) -> float:
     return float(np.median(times[WARM:]))
 
 
-def values(result: dict) -> dict[str, list[float]]:
-    """{measure: [value, its standard error]} of an evaluation; the error is 0 where none is."""
+def values(result: dict) -> dict[str, list]:
+    """{measure: [value, its standard error, the most that it can be]} of an evaluation.
+
+    The error is 0 where none is; the most is None where there is no limit. The least is 0.
+    """
     found = {}
     for row in result["headline"]:
         rate = row["better"] == "higher" and row["task"] != "tokenizer"  # that is shared
         if rate and row["value"] is not None:
-            found[f"{row['task']}: {row['name']}"] = [row["value"], row["error"] or 0.0]
+            found[f"{row['task']}: {row['name']}"] = [row["value"], row["error"] or 0.0, 1.0]
     for task, bound in result["bounds"].items():
         if bound.get("value") is not None:
-            found[f"{task}: bits a token"] = [bound["value"], bound["standard_error"]]
+            found[f"{task}: bits a token"] = [bound["value"], bound["standard_error"], None]
     speed = result["speed"]
-    found["samples a second"] = [speed["samples_a_second"], 0.0]
+    found["samples a second"] = [speed["samples_a_second"], 0.0, None]
     for task, calls in speed["calls_a_sample"].items():
-        found[f"{task}: network calls"] = [calls, 0.0]
-    found["memory, GiB"] = [speed["peak_memory_gib"], 0.0]
+        found[f"{task}: network calls"] = [calls, 0.0, None]
+    found["memory, GiB"] = [speed["peak_memory_gib"], 0.0, None]
     return found
 
 
@@ -264,17 +280,19 @@ def table(rows: list[dict]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def cell(found: list[list[float]]) -> str:
-    """The mean of [value, error] pairs with its interval, "-" without any."""
+def cell(found: list[list]) -> str:
+    """The mean of what `values` has of one measure, with its interval; "-" without any."""
     if not found:
         return "-"
-    mean, count = float(np.mean([value for value, _ in found])), len(found)
+    mean, count, most = float(np.mean([v for v, *_ in found])), len(found), found[0][2]
+    most = math.inf if most is None else most
     if count > 1:
-        error = float(np.std([value for value, _ in found], ddof=1)) / count**0.5
-        estimate = intervals.spread(mean, error, count - 1, count, "seeds")
+        error = float(np.std([v for v, *_ in found], ddof=1)) / count**0.5
+        estimate = intervals.spread(mean, error, count - 1, count, "seeds", least=0, most=most)
         low, high = estimate.low, estimate.high
     else:
         low, high = (mean + side * 1.96 * found[0][1] for side in (-1, 1))
+        low, high = max(low, 0.0), min(high, most)
     return f"{mean:.3g}" if low == high else f"{mean:.3g} [{low:.3g}, {high:.3g}]"
 
 

@@ -7,6 +7,7 @@ from benchmarks import contest
 from configs import t2i
 from tests.helpers import tiny
 from udd_jax import stages
+from udd_jax.errors import UserError
 from udd_jax.runtime import files
 
 
@@ -21,16 +22,21 @@ def test_a_recipe_changes_the_config_and_fits_it(name):
 
 
 def test_the_table_has_the_mean_of_the_seeds_and_its_interval():
-    """By hand: 1, 2, 3 have mean 2 and standard error 3 ** -.5; t = 4.303 for two degrees."""
+    """By hand: 1, 2, 3 have mean 2 and standard error 3 ** -.5; t = 4.303 for two degrees. Nothing
+    measured here is below 0, and no rate is above 1."""
     rows = [
-        {"recipe": "ours", "steps": 10, "values": {"a": [float(k), 0.1], "b": [4.0, 0.0]}}
+        {
+            "recipe": "ours",
+            "steps": 10,
+            "values": {"a": [float(k), 0.1, None], "b": [4.0, 0.0, None]},
+        }
         for k in (1, 2, 3)
     ]
-    rows += [{"recipe": "muse", "steps": 30, "values": {"a": [1.0, 0.1]}}]
+    rows += [{"recipe": "muse", "steps": 30, "values": {"a": [0.99, 0.1, 1.0]}}]
     head, _, first, second = contest.table(rows).splitlines()
     assert head == "| recipe | seeds | steps | a | b |"
-    assert first == "| ours | 3 | 10 | 2 [-0.484, 4.48] | 4 |"
-    assert second == "| muse | 1 | 30 | 1 [0.804, 1.2] | - |"
+    assert first == "| ours | 3 | 10 | 2 [0, 4.48] | 4 |"
+    assert second == "| muse | 1 | 30 | 0.99 [0.794, 1] | - |"
 
 
 def test_an_unknown_recipe_is_refused_before_any_work(tmp_path, capsys):
@@ -50,7 +56,7 @@ def test_two_recipes_share_a_cache_and_a_finished_run_is_not_repeated(tmp_path):
     rows = contest.run(*asked)
     assert [row["recipe"] for row in rows] == ["ours", "autoregressive"]
     assert all(row["values"]["pair: bits a token"][0] > 0 for row in rows)
-    assert rows[1]["values"]["t2i: network calls"] == [16.0, 0.0]
+    assert rows[1]["values"]["t2i: network calls"] == [16.0, 0.0, None]
     for name in ("ours-0", "autoregressive-0"):
         assert (tmp_path / name / "tokens").resolve() == tmp_path / "shared" / "tokens"
     before = (tmp_path / "ours-0" / "weights").stat().st_mtime_ns
@@ -58,3 +64,8 @@ def test_two_recipes_share_a_cache_and_a_finished_run_is_not_repeated(tmp_path):
     assert (tmp_path / "ours-0" / "weights").stat().st_mtime_ns == before
     assert len(files.read_json(tmp_path / "contest.json")["rows"]) == 2
     assert (tmp_path / "table.md").read_text() == contest.table(rows)
+    steps = {row["recipe"]: row["steps"] for row in rows}
+    paces = files.read_json(tmp_path / "paces.json")["step_seconds"]
+    assert steps == {name: max(1, round(0.12 / paces[name])) for name in paces}
+    with pytest.raises(UserError, match=r"minutes = 1, but .* has a contest of 0.002: choose"):
+        contest.run(c, 1, tmp_path, ("ours",), 1)
