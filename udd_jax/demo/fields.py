@@ -247,7 +247,8 @@ def settings(page) -> dict:
         found["fresh"] = gr.Checkbox(True, label="A new seed each time", min_width=120)
     with gr.Row():
         names = [name for name in samplers.SAMPLERS if _fits(page.pipe, sampler=name)]
-        found["sampler"] = gr.Dropdown(names, value=run.sampler, label="Sampler", min_width=170)
+        choices = [(f"{run.sampler}, unless the task has its own", ""), *names]
+        found["sampler"] = gr.Dropdown(choices, value="", label="Sampler", min_width=170)
         label = f"Steps (0: all {page.pipe.kernel.steps})"
         found["steps"] = gr.Number(run.steps, label=label, precision=0, min_width=120)
     found["temperature"] = gr.Slider(0.1, 2, value=run.temperature, label="Temperature", step=0.05)

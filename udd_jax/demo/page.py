@@ -335,12 +335,14 @@ class Page:
         }
 
     def _chosen(self, asked):
-        """(count, seed, the settings that differ from those of the run)."""
+        """(count, seed, the settings that differ from those of the run; all, if a sampler is chosen,
+        since a task may have a sampler and settings of its own)."""
         seed = secrets.randbelow(10**6) if asked["fresh"] else asked["seed"]
         names = ("sampler", "steps", "temperature", "top_r", "guidance")
-        chosen = {name: asked[name] for name in names if asked.get(name) is not None}
-        changed = {n: v for n, v in chosen.items() if v != getattr(self.defaults, n)}
-        return asked["count"], 0 if seed is None else seed, changed
+        chosen = {name: asked[name] for name in names if asked.get(name) not in (None, "")}
+        if "sampler" not in chosen:
+            chosen = {n: v for n, v in chosen.items() if v != getattr(self.defaults, n)}
+        return asked["count"], 0 if seed is None else seed, chosen
 
 
 def _selected(event: gr.SelectData):
