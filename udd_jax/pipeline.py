@@ -643,41 +643,34 @@ class Pipeline:
             begin_with = stepwise.usual(self, task)
         aside = stepwise.aside(self, task, begin_with or ())
         best_of = each = values.whole("best_of", best_of, 1)
-        judged, number = task, 1
-        options = {"batch_size": batch_size, **settings}
+        call = stepwise.Call(task, count, given, values.whole("num", num, 1), negative)
+        options = {"batch_size": batch_size, "weigh": weigh, **settings}
         steps = {} if begin_steps is None else {"steps": begin_steps}  # of what comes first
-
-        def begin(names, start):
-            keys_of = lambda n: sample_keys(seed, n, start) if keys is None else keys  # noqa: E731
-            more = {"negative": negative, "weigh": weigh, **options, **steps}
-            asked = (self, task, names, count, given, num, keys_of, number)
-            rule, known, calls = stepwise.begin(*asked, **more)
-            spent.append(calls)
-            return rule, known, stepwise.repeated(self, negative, num)
-
-        spent = []  # the network calls of each step before the last
+        keys_of = lambda n, start: sample_keys(seed, n, start) if keys is None else keys  # noqa: E731
         if begin_with:
-            task, given, negative = begin(begin_with, first)
-            count, num, judged, number, steps = None, 1, None, 2, {}
-        if plain and (names := tasks.coarse_first(self.vocab, task)):
+            whose = functools.partial(keys_of, start=first)
+            call = stepwise.begin(self, call, begin_with, whose, **options | steps)
+            steps = {}
+        judged = call.task
+        if plain and (names := tasks.coarse_first(self.vocab, call.task)):
             # Each candidate of the picture has its own.
-            num, each = values.whole("num", num, 1) * each, 1
-            task, given, negative = begin(names, first * best_of)
-            count, num, steps = None, 1, {}
+            whose = functools.partial(keys_of, start=first * best_of)
+            call = call._replace(num=call.num * best_of)
+            call = stepwise.begin(self, call, names, whose, **options | steps)
+            each, steps = 1, {}
         if steps:
             raise UserError(f"begin_steps = {begin_steps}: name what comes first with begin_with")
-        num = values.whole("num", num, 1) * each
-        ways = candidates.directions(self, judged or task) if best_of > 1 else ()
+        ways = candidates.directions(self, judged) if best_of > 1 else ()
         if best_of > 1:
             candidates.check(self, by)
         chain = chains.prepare(
             self,
-            task,
-            count,
-            given,
-            num,
+            call.task,
+            call.count,
+            call.given,
+            call.num * each,
             masks=masks,
-            negative=negative,
+            negative=call.negative,
             prompts=prompts,
             guide=guide,
             scorers=scorers,
@@ -685,11 +678,8 @@ class Pipeline:
             weigh=weigh,
             options=settings,
         )
-        if keys is None:
-            keys = sample_keys(seed, len(chain.x), first * best_of)
-        before = np.zeros(len(keys), np.int32)
-        for calls in spent:
-            before += np.repeat(calls, len(keys) // len(calls))
+        keys = keys_of(len(chain.x), first * best_of)
+        before = call.spent(len(chain.x))
 
         def part(rows, keys):
             result = self._sample(self.params, keys, *chain.inputs(rows, trace))

@@ -335,8 +335,10 @@ class Page:
         }
 
     def _chosen(self, asked):
-        """(count, seed, the settings that differ from those of the run; all, if a sampler is chosen,
-        since a task may have a sampler and settings of its own)."""
+        """(count, seed, the settings that differ from those of the run).
+
+        All settings, if a sampler is chosen: a task may have a sampler and settings of its own.
+        """
         seed = secrets.randbelow(10**6) if asked["fresh"] else asked["seed"]
         names = ("sampler", "steps", "temperature", "top_r", "guidance")
         chosen = {name: asked[name] for name in names if asked.get(name) not in (None, "")}

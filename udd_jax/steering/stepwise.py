@@ -7,6 +7,8 @@ The second is a sample of text|sound as well, since the image is drawn from what
 It is left out of the result. A run may have learned both steps better than the rule itself.
 """
 
+from typing import NamedTuple
+
 import jax
 import numpy as np
 
@@ -56,42 +58,56 @@ def levels(pipe, task: str) -> list[dict]:
     return [vars(pipe.settings(rule)) for rule in rules(pipe.vocab, task, names)] if names else []
 
 
-def repeated(pipe, negative: dict | None, num: int) -> dict | None:
-    """Negative prompts for the second step, where each sample has a row: as ids, `num` times."""
-    rows = {name: values.ids(pipe, name, given) for name, given in (negative or {}).items()}
-    return {n: r if len(r) == 1 else np.repeat(r, num, axis=0) for n, r in rows.items()} or None
+class Call(NamedTuple):
+    """What a call of `Pipeline.stream` still has to generate; the fields are its arguments."""
+
+    task: str
+    count: int | None
+    given: dict | None
+    num: int
+    negative: dict | None
+    done: tuple[np.ndarray, ...] = ()  # int32[n], the network calls of each step that is done
+
+    def spent(self, count: int) -> np.ndarray:
+        """int32[count]: the network calls of the steps before, for each sample of the last one."""
+        each = [np.repeat(calls, count // len(calls)) for calls in self.done]
+        return np.sum([np.zeros(count, np.int32), *each], axis=0)
 
 
-def begin(
-    pipe, task: str, names, count, given, num: int, keys_of, number=1, **options
-) -> tuple[str, dict, np.ndarray]:
-    """Generates the modalities `names` of a task: (the rule of the rest, what is given in it, the
-    network calls int32[n] that this took).
+def begin(pipe, call: Call, names, keys_of, **options) -> Call:
+    """Generates the modalities `names` of a call; returns the call for the rest, given them.
 
-    count, given, num: as of `Pipeline.stream`. keys_of: number of samples -> their keys. number: of
-    this beginning, 1 for the first. options: of `Pipeline.stream` for the first step, where
-    `negative` and `weigh` may name what only the second is given. Given are ids then, with a row
-    for each sample.
+    Its given values and negative prompts are ids, with a row for each sample. keys_of: number of
+    samples -> their keys, [n]. options: of `Pipeline.stream` for this step. `negative` of the call
+    and `weigh` may name what only the rest is given.
 
     UserError, one line: a name that the task gives, or nothing is left.
     """
-    names, _ = check(pipe, task, names)
-    given = {name: values.ids(pipe, name, rows) for name, rows in (given or {}).items()}
-    keys = keys_of(values.count(count, given) * num)
-    keys = jax.vmap(jax.random.fold_in, (0, None))(keys, number)
-    first, second = rules(pipe.vocab, task, names)
+    names, _ = check(pipe, call.task, names)
+    given = {name: values.ids(pipe, name, rows) for name, rows in (call.given or {}).items()}
+    keys = keys_of(values.count(call.count, given) * call.num)
+    keys = jax.vmap(jax.random.fold_in, (0, None))(keys, len(call.done) + 1)
+    first, second = rules(pipe.vocab, call.task, names)
     known = tasks.parse(pipe.vocab, first).given
+    options |= {"negative": call.negative, "given": given, "num": call.num, "keys": keys}
     for name in ("negative", "weigh"):
         asked = options.get(name) or {}
         options[name] = {n: value for n, value in asked.items() if n in known} or None
     options["begin_with"] = ()  # what is asked for first is not by way of something else
-    made = pipe.generate(first, count, given=given, num=num, keys=keys, **options)
-    known = tasks.parse(pipe.vocab, second).given
+    made = pipe.generate(first, call.count, **options)
     ids = jax.device_get(pipe.vocab.split(jax.numpy.asarray(made.tokens)))
     for name in modalities.features(pipe.config):
         if name in given:
-            ids[name] = np.repeat(given[name], num, axis=0)
-    return second, {name: ids[name] for name in known}, made.calls
+            ids[name] = np.repeat(given[name], call.num, axis=0)
+    given = {name: ids[name] for name in tasks.parse(pipe.vocab, second).given}
+    negative = _repeated(pipe, call.negative, call.num)
+    return Call(second, None, given, 1, negative, (*call.done, made.calls))
+
+
+def _repeated(pipe, negative: dict | None, num: int) -> dict | None:
+    """Negative prompts for the next step, where each sample has a row: as ids, `num` times."""
+    rows = {name: values.ids(pipe, name, given) for name, given in (negative or {}).items()}
+    return {n: r if len(r) == 1 else np.repeat(r, num, axis=0) for n, r in rows.items()} or None
 
 
 def check(pipe, task: str, names) -> tuple[list[str], list[str]]:
