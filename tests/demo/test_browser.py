@@ -192,7 +192,7 @@ def test_a_mask_is_painted_with_the_mouse_and_the_rest_stays(visit, tmp_path, co
     assert "first_hitting" not in line
     choose(page, "first_hitting")
     press(page, "Fill in")
-    page.locator(".cm-content", has_text="first_hitting").wait_for()
+    page.locator(".cm-content", has_text="first_hitting").first.wait_for()
 
 
 def choose(page, sampler):
