@@ -43,6 +43,22 @@ def test_draws_follow_p_and_never_give_time_0():
     np.testing.assert_allclose(p[:, 0], expected[t[:, 0]], rtol=1e-6)
 
 
+def test_with_experts_a_batch_has_the_times_of_one_interval_and_its_weights_stay_right():
+    """Each time's share, divided by the probability that the draw gives, is 1: so is the loss."""
+    sampler, ends, none = warm([0, 1, 1, 4, 9, 0.25, 16]), (0.35, 0.4, 0.5), jnp.zeros(40, bool)
+    # In 1..6: 1 and 2; none is within .35 and .4; 3; 4, 5 and 6.
+    assert time_sampling.interval_of(ends, T).tolist() == [0, 0, 0, 2, 3, 3, 3]
+    assert time_sampling.interval_of((0.07, 0.29), 100)[[7, 8, 29, 30]].tolist() == [0, 1, 1, 2]
+    asked = (jnp.zeros(40, jnp.int32), none, 2, ends)
+    draws = jax.jit(jax.vmap(lambda key: time_sampling.draw(sampler, key, *asked)))
+    t, p = (np.asarray(x)[..., 0] for x in draws(jax.random.split(jax.random.key(0), 3000)))
+    of = time_sampling.interval_of(ends, T)[t]
+    assert (of == of[:, :1]).all()
+    assert all(abs((of[:, 0] == i).mean() - 1 / 3) < 0.03 for i in (0, 2, 3))
+    weight = np.bincount(t.ravel(), weights=1 / p.ravel(), minlength=T + 1)[1:] / t.size
+    np.testing.assert_allclose(weight, np.ones(T), atol=0.06)
+
+
 def test_independent_rows_are_uniform_with_a_clock_each():
     sampler = warm([0, 1, 1, 4, 9, 0.25, 100])
     t, p = time_sampling.draw(

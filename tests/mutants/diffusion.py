@@ -275,8 +275,18 @@ MUTANTS = (
         ),
         (
             "times: p of the first history",
-            "p_shared = jnp.broadcast_to(p[histories, t][:, None], (batch, count))",
-            "p_shared = jnp.broadcast_to(p[0, t][:, None], (batch, count))",
+            "(share * p)[histories, t]",
+            "(share * p)[0, t]",
+        ),
+        (
+            "experts: a boundary belongs to the later expert",
+            "(np.arange(steps + 1)[:, None] > ends)",
+            "(np.arange(steps + 1)[:, None] >= ends)",
+        ),
+        (
+            "experts: the chance of an interval is left out",
+            "(share * p)[histories, t]",
+            "p[histories, t]",
         ),
         (
             "times: drawn from the first history",

@@ -137,6 +137,15 @@ MUTANTS = (
     ),
     *of(
         "training",
+        "tests/networks/test_experts.py -k each_batch",
+        (
+            "experts: a batch has times of all intervals",
+            "(c.mixture, continuous, present, c.experts)",
+            "(c.mixture, continuous, present)",
+        ),
+    ),
+    *of(
+        "training",
         "tests/training/test_terms.py",
         (
             "terms: one key for all",

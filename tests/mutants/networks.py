@@ -277,11 +277,6 @@ MUTANTS = (
         "networks",
         "tests/networks/test_experts.py -k 'answered or ascend or absent_picture'",
         (
-            "experts: a boundary belongs to the later expert",
-            "mine = (clock[:, None] > ends[None])",
-            "mine = (clock[:, None] >= ends[None])",
-        ),
-        (
             "experts: the time of what is absent decides",
             "clock = jnp.where(some, t, 0).max(axis=1)",
             "clock = t.max(axis=1)",

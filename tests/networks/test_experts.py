@@ -8,10 +8,10 @@ import pytest
 
 from tests.helpers import quick, tiny
 from udd_jax import build, pipeline
-from udd_jax.diffusion import vocab
+from udd_jax.diffusion import schedules, time_sampling, transition, vocab
 from udd_jax.networks import experts, transformer
 from udd_jax.runtime import sharding, trees
-from udd_jax.training import start
+from udd_jax.training import loss, start
 
 VOCAB = vocab.image_text(grid=(2, 2), image_classes=3, text_classes=4, text_length=3)
 T, L, B = 10, 7, 3
@@ -27,12 +27,12 @@ def made():
     several = experts.Experts(VOCAB, T, **OPTIONS, boundaries=ENDS)
     params = transformer.init(one, jax.random.key(0), fan_in=True)
 
-    def loss(params, x, t, free):
+    def squares(params, x, t, free):
         return sum((y**2).sum() for y in several.apply({"params": params}, x, t, free))
 
     call = jit(lambda params, *inputs: several.apply({"params": params}, *inputs))
     plain = jit(lambda params, *inputs: one.apply({"params": params}, *inputs))
-    return several, params, plain, call, jit(jax.grad(loss))
+    return several, params, plain, call, jit(jax.grad(squares))
 
 
 def inputs(*clock):
@@ -77,6 +77,21 @@ def test_a_batch_at_one_time_moves_only_its_expert(made):
         grads = gradient(experts.split(params, ENDS), *inputs(*[clock] * B))
         moved = [any(np.any(g) for g in jax.tree.leaves(grads[f"expert_{i}"])) for i in range(3)]
         assert moved == [i == number for i in range(3)]
+
+
+def test_each_batch_of_a_training_moves_one_expert(made):
+    several, params, *_ = made
+    kernel = transition.make_kernel(VOCAB, schedules.mask_and_replace(T, 0.3))
+    options = {"mixture": {"pair": 1.0, "t2i": 1.0}, "auxiliary": 0.5, "pad_id": 0}
+    loss_fn = loss.make_loss(kernel, several, pad_weight=1.0, experts=ENDS, **options)
+    sampler, x0 = time_sampling.create(T, 2), np.array([[0, 1, 2, 0, 3, 4, 5]] * 4, np.int32)
+    gradient = jit(lambda params, key: jax.grad(loss_fn, has_aux=True)(params, sampler, key, x0)[0])
+    copies, moved = experts.split(params, ENDS), []
+    for seed in range(12):
+        grads = gradient(copies, jax.random.key(seed))
+        learns = [name for name in copies if any(np.any(g) for g in jax.tree.leaves(grads[name]))]
+        moved.append(tuple(learns))
+    assert set(moved) == {(name,) for name in copies}
 
 
 def test_the_cache_of_a_chain_holds_every_expert(made):

@@ -9,11 +9,15 @@ There is one history for each set of modalities that carry loss: image only, tex
 last one is the published rule). Rows with independent times are uniform and enter no history. The
 histories are part of the train state, so they survive a restart. They are updated from the whole
 batch, so they are the same on every mesh.
+
+With stage experts (`networks.experts`) all times of a batch are of one interval, each as often, so
+that one expert learns from it.
 """
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 DECAY = 0.9
 WARM = 10  # visits of every t before the histories are used
@@ -50,24 +54,46 @@ def history(loss_in: jax.Array) -> jax.Array:
     return (loss_in * bits[None]).sum(axis=1) - 1
 
 
+def interval_of(boundaries, steps: int) -> np.ndarray:
+    """int[T+1]: for each time t the i with  boundaries[i - 1] < t / T <= boundaries[i]."""
+    ends = np.round(np.asarray(boundaries, float) * steps, 6)  # .29 of 100 is 29, not less
+    return (np.arange(steps + 1)[:, None] > ends).sum(axis=1)
+
+
 def draw(
-    sampler: TimeSampler, key: jax.Array, histories: jax.Array, independent: jax.Array, count: int
+    sampler: TimeSampler,
+    key: jax.Array,
+    histories: jax.Array,
+    independent: jax.Array,
+    count: int,
+    boundaries: tuple[float, ...] = (),
 ) -> tuple[jax.Array, jax.Array]:
     """Times and their probabilities, int32[B, M] and float32[B, M], for `count` = M modalities.
 
     histories: int32[B]; independent: bool[B]. The draws of a batch are spread evenly over the
     distribution function (systematic sampling): each has the law p(t), and the batch varies less.
+    boundaries: those of experts, as shares of T. Then one of their intervals is drawn, all equally
+    likely, and all times of rows that are not independent are drawn from p(t) in it.
     """
     batch, steps = histories.shape[0], sampler.square.shape[1] - 1
     key_shift, key_order, key_free = jax.random.split(key, 3)
     place = jax.random.permutation(key_order, batch)
     u = (place + jax.random.uniform(key_shift, (batch,))) / batch
-    p = probabilities(sampler)
+    p, first, last, share = probabilities(sampler), 1, steps, 1.0
+    if boundaries:
+        of = interval_of(boundaries, steps)[1:]
+        firsts = np.unique(of, return_index=True)[1] + 1  # of the intervals that have a time
+        lasts, share = np.append(firsts[1:] - 1, steps), 1 / len(firsts)
+        chosen = jax.random.randint(jax.random.fold_in(key, 1), (), 0, len(firsts))
+        first, last = jnp.asarray(firsts)[chosen], jnp.asarray(lasts)[chosen]
+        t = jnp.arange(steps + 1)
+        p = jnp.where((t >= first) & (t <= last), p, 0)
+        p = p / p.sum(axis=1, keepdims=True)
     reached = jnp.cumsum(p, axis=1)[histories]  # [B, T+1]
     total = reached[:, -1:]
-    t = jnp.clip((reached < u[:, None] * total).sum(axis=1), 1, steps)
+    t = jnp.clip((reached < u[:, None] * total).sum(axis=1), first, last)
     shared = jnp.broadcast_to(t[:, None], (batch, count))
-    p_shared = jnp.broadcast_to(p[histories, t][:, None], (batch, count))
+    p_shared = jnp.broadcast_to((share * p)[histories, t][:, None], (batch, count))
     own = jax.random.randint(key_free, (batch, count), 1, steps + 1)
     rows = independent[:, None]
     return jnp.where(rows, own, shared), jnp.where(rows, 1 / steps, p_shared)

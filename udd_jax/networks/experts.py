@@ -4,8 +4,8 @@
 
 `split` copies a trained network; training goes on with all copies. A row's time is that of what it
 generates. An expert without any row in the batch is not evaluated, so a step of a sampler in which
-all rows have one time costs as much as one network. Training, where they differ, costs up to as
-many times as much as there are experts.
+all rows have one time costs as much as one network. So does a training step, whose times are of one
+interval (`time_sampling.draw`), but for rows of the task `independent`.
 
 The parameters are those of the network, under `expert_0`, `expert_1`, and so on.
 """
@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from udd_jax.diffusion import time_sampling
 from udd_jax.errors import UserError
 from udd_jax.networks import transformer
 
@@ -61,8 +62,7 @@ class Experts(transformer.Transformer):
             return {name: answer(name, None) for name in experts}
         some = jnp.stack([free[:, where].any(axis=1) for where in self.vocab.slices], axis=1)
         clock = jnp.where(some, t, 0).max(axis=1)
-        ends = jnp.asarray(self.boundaries) * self.steps
-        mine = (clock[:, None] > ends[None]).sum(axis=1)  # int[B]
+        mine = jnp.asarray(time_sampling.interval_of(self.boundaries, self.steps))[clock]  # int[B]
         logits = None
         for i, name in enumerate(experts):
             given = kept[name] if kept else None

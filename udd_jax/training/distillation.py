@@ -72,7 +72,8 @@ def make_loss(kernel, model, *, terms: dict | None = None, calls: int = CALLS, *
             return model.apply({"params": teacher}, xt, t, free)
 
         x0, present = c.present(vocab, x0)
-        noised = loss.noised_batch(kernel, sampler, key, x0, c.mixture, present=present)
+        asked = {"present": present, "boundaries": c.experts}
+        noised = loss.noised_batch(kernel, sampler, key, x0, c.mixture, **asked)
         xt, t, (free, _) = noised.xt, noised.t, noised.masks
         hidden = free & (xt == vocab.mask_id)
         key_teacher = jax.random.fold_in(key, loss.TERM_KEYS - 1)

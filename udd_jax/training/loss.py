@@ -44,11 +44,14 @@ def complete(vocab, x0):
     return jnp.where(lacks, first, x0), present
 
 
-def noised_batch(kernel, sampler, key, x0, mixture, continuous=False, present=None) -> Noised:
+def noised_batch(
+    kernel, sampler, key, x0, mixture, continuous=False, present=None, boundaries=()
+) -> Noised:
     """Draws tasks, times and noise for x0 int32[B, L].
 
     sampler: a `time_sampling.TimeSampler`; mixture: weights of the tasks; continuous: draw
-    low-discrepancy times in (0, T] instead of whole numbers; present: as in `tasks.draw`.
+    low-discrepancy times in (0, T] instead of whole numbers; present: as in `tasks.draw`;
+    boundaries: as in `time_sampling.draw`.
     """
     vocab, steps = kernel.vocab, kernel.steps
     batch = x0.shape[0]
@@ -64,7 +67,8 @@ def noised_batch(kernel, sampler, key, x0, mixture, continuous=False, present=No
         gamma = jnp.where(free, gamma[:, vocab.modality_of], 0)
         xt = transition.mask_sample(kernel, key_noise, x0, gamma)
     else:
-        t, p = time_sampling.draw(sampler, key_time, histories, drawn.independent, loss_in.shape[1])
+        asked = (histories, drawn.independent, loss_in.shape[1], boundaries)
+        t, p = time_sampling.draw(sampler, key_time, *asked)
         position_t = transition.free_times(vocab, t, free)
         xt, rate = transition.q_sample(kernel, key_noise, x0, position_t), None
     xt = noised_given(kernel, key_noise, xt, drawn.masks)
@@ -107,6 +111,7 @@ class Options:
         "continuous", the bound for infinitely many steps with low-discrepancy times, for schedules
         that only mask.
     incomplete: whether rows may lack a modality (`complete`).
+    experts: the boundaries of stage experts, with discrete times: a batch is of one interval.
     """
 
     mixture: dict[str, float]
@@ -117,6 +122,7 @@ class Options:
     weights: dict[str, float] | None = None
     time: str = "discrete"
     incomplete: bool = False
+    experts: tuple[float, ...] = ()
 
     def present(self, vocab, x0):
         """x0 with tokens everywhere, and which modalities each row has, or None for all."""
@@ -175,7 +181,8 @@ def make_loss(kernel, model, *, terms: dict | None = None, **options):
             return model.apply({"params": network}, xt, t, free, **more)
 
         x0, present = c.present(vocab, x0)
-        noised = noised_batch(kernel, sampler, key, x0, c.mixture, continuous, present)
+        asked = (c.mixture, continuous, present, c.experts)
+        noised = noised_batch(kernel, sampler, key, x0, *asked)
         xt, t, (free, absent), p = noised.xt, noised.t, noised.masks, noised.p
         logits = denoise_fn(xt, t, free)
         kl, nll = objective.loss_terms(kernel, logits, x0, xt, t, free)

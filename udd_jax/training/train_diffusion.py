@@ -151,6 +151,7 @@ def _options(config, pad_id: int) -> dict:
         "weights": modalities.token_weights(config),
         "time": c.objective,
         "incomplete": config.get("incomplete", False),
+        "experts": tuple(config.get("experts", ())),
     }
 
 
