@@ -19,11 +19,12 @@ from udd_jax.training import length, terms
 VOCAB = vocab.image_text(grid=(1, 2), image_classes=3, text_classes=4, text_length=3)
 T, PAD = 4, 0
 KERNEL = transition.make_kernel(VOCAB, schedules.make("absorbing", T))
-# A text given an image, a text alone, an image given a text.
+# A text given an image, a text alone, an image given a text; each is asked, and three rows not.
 FREE = np.array([[0, 0, 1, 1, 1], [0, 0, 0, 1, 1], [1, 1, 0, 0, 0]], bool)
 ABSENT = np.array([[0, 0], [1, 0], [0, 0]], bool)
 X0 = np.array([[0, 1, 5, 4, 3], [2, 2, 6, 3, 3], [1, 0, 4, 5, 6]], np.int32)
 LENGTHS = np.array([2, 1, 3])
+FREE, ABSENT, X0 = (np.repeat(rows, length.EVERY, axis=0) for rows in (FREE, ABSENT, X0))
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
@@ -48,16 +49,19 @@ def made():
 def test_the_term_is_the_heads_surprise_at_the_length_and_ignores_the_words(made):
     model, params, of = made
     (_, (value, logged)), gradient = of(params, X0)
-    asked = length.asked(KERNEL, jax.random.key(1), jnp.asarray(X0[:, :2]), ABSENT[:, 0])
+    every = slice(None, None, length.EVERY)
+    images = jnp.asarray(X0[every, :2])
+    asked = length.asked(KERNEL, jax.random.key(1), images, ABSENT[every, 0])
     assert asked[1].tolist() == [[0, T], [T, T], [0, T]]
     logits = model.apply({"params": params}, *asked, method="lengths")
     assert logits.shape == (3, 4)
     wanted = -np.asarray(jax.nn.log_softmax(logits))[np.arange(3), LENGTHS]
-    np.testing.assert_allclose(value, wanted * [1, 1, 0], rtol=1e-5)
+    np.testing.assert_allclose(value[every], length.EVERY * wanted * [1, 1, 0], rtol=1e-5)
+    assert np.count_nonzero(value) == 2
     np.testing.assert_allclose(logged["length_nll"], wanted[:2].mean(), rtol=1e-5)
     assert np.abs(gradient["length_head"]["kernel"]).sum() > 0
     other = X0.copy()
-    other[0, 2:4], other[1, 2] = (6, 6), 4  # other words, as many
+    other[0, 2:4], other[4, 2] = (6, 6), 4  # other words, as many
     np.testing.assert_array_equal(of(params, other)[0][1][0], value)
 
 
