@@ -400,7 +400,8 @@ class Pipeline:
         tokens = values.with_absent(self.vocab, task, tokens)
         x0 = np.asarray(self.vocab.fuse(tokens))
         masks = tasks.masks(self.vocab, task, len(x0))
-        if np.asarray(chains.feasible(self, task, masks).absent != masks.absent).any():
+        chains.feasible(self, task, masks)
+        if not chains.has_bound(self, task):
             raise UserError(
                 f"task {task!r} has no bound: this network knows one time for both modalities, "
                 "so that none can be absent"

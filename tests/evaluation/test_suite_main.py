@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.helpers import oracle, quick
+from tests.helpers import oracle, quick, tiny
+from udd_jax import pipeline
 from udd_jax.data import pixels
 from udd_jax.data.sources import shapes
 from udd_jax.evaluation import held_out, manifest, samples
+from udd_jax.evaluation.report import report
 from udd_jax.evaluation.suites import main as main_suite
 from udd_jax.runtime import files
 
@@ -271,6 +273,30 @@ def test_other_data_are_sampled_and_said_to_be_unmeasured(done, tmp_path):
     assert result["scores"]["pair"] == {"count": 8}
     assert "in an embedded world only" in result["unmeasured"]["agreement"]
     assert "entropy" not in result and result["bounds"]["pair"]["count"] == 3
+
+
+@pytest.mark.parametrize("lacks", ["absent modalities", "the image"])
+def test_what_a_network_cannot_do_is_said_and_the_rest_is_measured(tmp_path, lacks):
+    """One shared time, as published, has no bound of a modality alone. A conditional network
+    generates its own modality only."""
+    c = tiny.config()
+    c.evaluate.update({"samples": 4, "batch_size": 4, "bound_samples": 4, "bound_times": 1})
+    c.model.time = "shared"
+    pipe = pipeline.Pipeline.load(tiny.make(tmp_path, c))
+    if lacks == "the image":
+        pipe = pipe.with_network(network="text_from_image", time="per_modality")
+    result = main_suite.run(pipe, tmp_path, say=lambda _: None)
+    said = {name for name in result["unmeasured"] if name.startswith(("bound:", "samples:"))}
+    if lacks == "the image":
+        assert set(result["bounds"]) == set(result["scores"]) == {"i2t"}
+        assert len(said) == 9 and {row["task"] for row in result["headline"]} >= {"i2t"}
+        with pytest.raises(ValueError, match="this network cannot do t2i, pair, infill"):
+            main_suite.run(pipe, tmp_path, "full")
+    else:
+        assert set(result["bounds"]) == {"pair", "t2i", "i2t"}
+        assert set(result["scores"]) == set(samples.TASKS)
+        assert said == {"bound: image", "bound: text"}
+    report.write(tmp_path)
 
 
 def test_the_manifest_holds_all_that_a_number_depends_on(done):

@@ -18,6 +18,7 @@ from udd_jax.data.sources.worlds import World
 from udd_jax.errors import UserError
 from udd_jax.evaluation import held_out, samples
 from udd_jax.evaluation.metrics import agreement, likelihood
+from udd_jax.steering import chains
 from udd_jax.tokenizers import reconstruction
 
 BOUNDS = ("pair", "t2i", "i2t", "image", "text")
@@ -98,12 +99,13 @@ def bounds(
 ) -> dict:
     """{task: bits per token with their standard error, and those of each modality}.
 
-    Uses the first `count` items with `times` noise levels each. calls: the steps of the chain that
-    the bound is for; 0 means T.
+    Tasks of which the network has no bound are left out (`chains.has_bound`). Uses the first
+    `count` items with `times` noise levels each. calls: the steps of the chain that the bound is
+    for; 0 means T.
     """
     tokens = {"image": items.codes[:count], "text": items.ids[:count]}
     found = {}
-    for task in names:
+    for task in (name for name in names if chains.has_bound(pipe, name)):
         bits = -pipe.score(tokens, task=task, times=times, seed=seed, calls=calls)
         parts = {
             modality.name: (column, modality.length)

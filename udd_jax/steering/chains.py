@@ -145,6 +145,18 @@ def feasible(pipe, task: str, masks: tasks.Masks) -> tasks.Masks:
     return tasks.Masks(free, absent)
 
 
+def has_bound(pipe, task: str) -> bool:
+    """Whether the network of a run can bound log p of what a task generates.
+
+    A network with one shared time cannot where something is absent: it generates that too.
+    """
+    asked = tasks.masks(pipe.vocab, task, 1)
+    try:
+        return np.array_equal(feasible(pipe, task, asked).absent, asked.absent)
+    except UserError:
+        return False
+
+
 def still(pipe, masks: tasks.Masks) -> str | None:
     """The one modality without a free position in any sample, if the network can cache it."""
     if not pipe.model.block_attention:

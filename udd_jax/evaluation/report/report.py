@@ -203,7 +203,7 @@ def _likelihood(result: dict) -> str:
         rows.append([page.escape(name or {"pair": "pair"}.get(task, f"{task} alone")), *cells])
     text = (
         "An upper bound on -log<sub>2</sub> p of held-out items, in bits a token, with its "
-        f"standard error over {result['bounds']['pair']['count']} items."
+        f"standard error over {next(iter(result['bounds'].values()))['count']} items."
     )
     if "entropy" in result:
         text += (

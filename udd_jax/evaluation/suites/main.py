@@ -88,6 +88,11 @@ def run(pipe, workdir, suite: str = "main", *, say=logbook.say) -> dict:
     workdir, options, nets = pathlib.Path(workdir), pipe.config.evaluate, {}
     if suite == "full":
         nets = feature_networks.load(options.weights)
+        if lacks := [task for task in samples.TASKS if not pipe.can(task)]:
+            raise UserError(
+                f"suite 'full' needs all tasks, and this network cannot do {', '.join(lacks)}: "
+                "--suite=main measures the others"
+            )
     found = finished(pipe, workdir, suite, nets)
     if found:
         return found
@@ -138,7 +143,7 @@ def run(pipe, workdir, suite: str = "main", *, say=logbook.say) -> dict:
         result["bounds"] = scores.bounds(
             pipe, items, count=count, times=options.bound_times, seed=options.seed
         )
-        if world and world.entropy:
+        if world and world.entropy and "i2t" in result["bounds"]:
             bits, captions = world.entropy(items.scenes[:count]), result["bounds"]["i2t"]
             result["entropy"] = scores.entropy(bits, pipe.text_length, captions)
     if rules.asked(pipe.config, pipe.vocab):
@@ -148,6 +153,12 @@ def run(pipe, workdir, suite: str = "main", *, say=logbook.say) -> dict:
     with timed("sheets"):
         samples.show(drawn, verdicts, workdir / FOLDER)
     result["unmeasured"] = dict(UNMEASURED)
+    for task in scores.BOUNDS:
+        if task not in result["bounds"]:
+            result["unmeasured"][f"bound: {task}"] = "the network of this run has none"
+    for task in samples.TASKS:
+        if task not in drawn:
+            result["unmeasured"][f"samples: {task}"] = "the network of this run cannot do it"
     if suite == "full":
         result["full"] = full_suite.measure(pipe, workdir, items, drawn, prepared, nets, timed)
         result["unmeasured"] = full_suite.unmeasured(result["full"])
@@ -250,11 +261,13 @@ def judge(workdir) -> dict:
 
 
 def _sampled(pipe, items, folder, spent) -> dict[str, samples.Samples]:
-    """{task: samples}. All tasks have one batch size, so that they share a compilation.
+    """{task: samples} of the tasks that the network can do, all with one batch size, so that they
+    share a compilation.
 
     Each process generates its share; the first one joins them.
     """
     options, drawn = pipe.config.evaluate, {}
+    able = [task for task in samples.TASKS if pipe.can(task)]
     asked = {
         "count": options.samples,
         "batch_size": min(options.batch_size, options.samples, len(items)),
@@ -262,14 +275,14 @@ def _sampled(pipe, items, folder, spent) -> dict[str, samples.Samples]:
         "made_of": manifest.made_of(pipe),
     }
     if jax.process_count() > 1:
-        for task in samples.TASKS:
+        for task in able:
             samples.make(pipe, items, task, folder / f"{task}.npz", **asked)
         processes.wait_for_all("samples")
         if jax.process_index() > 0:
             return {}
-    total = len(samples.TASKS) * options.samples
+    total = len(able) * options.samples
     with logbook.progress(total, "samples", unit="sample", compiles=False) as bar:
-        for task in samples.TASKS:
+        for task in able:
             with logbook.timed(spent, task):
                 path = folder / f"{task}.npz"
                 drawn[task] = samples.obtain(pipe, items, task, path, **asked)
