@@ -48,7 +48,7 @@ def unid3(c):
     c.train.learning_rate = min(c.train.learning_rate, 1e-3)  # not Muon's
     c.model.update({"time": "shared", "time_table": "untied", "given_vector": False})
     c.model.update({"mutual_gain": 0.0, "rotary": False, "qk_norm": False, "activation": "gelu"})
-    c.train.prefix_steps = 0
+    c.train.prefix_steps, c.begin_with = 0, ()
 
 
 def vq_diffusion(c):
@@ -80,7 +80,7 @@ def self_attention(c):
 def autoregressive(c):
     """Prefix attention, text before image, self-attention (DALL-E, ERNIE-ViLG)."""
     c.model.kind, c.model.attention = "autoregressive", "self"
-    c.train.prefix_steps = 0
+    c.train.prefix_steps, c.begin_with = 0, ()
 
 
 def _contrastive(kind, weight, form="bounded"):

@@ -645,7 +645,7 @@ class Pipeline:
         aside = stepwise.aside(self, task, begin_with or ())
         best_of = each = values.whole("best_of", best_of, 1)
         call = stepwise.Call(task, count, given, values.whole("num", num, 1), negative)
-        options = {"batch_size": batch_size, "weigh": weigh, **settings}
+        options = {"batch_size": batch_size, "trace": trace, "weigh": weigh, **settings}
         steps = {} if begin_steps is None else {"steps": begin_steps}  # of what comes first
         keys_of = lambda n, start: sample_keys(seed, n, start) if keys is None else keys  # noqa: E731
         if begin_with:
@@ -684,7 +684,8 @@ class Pipeline:
 
         def part(rows, keys):
             result = self._sample(self.params, keys, *chain.inputs(rows, trace))
-            return result.tokens, result.calls + before[rows], jnp.swapaxes(result.states, 0, 1)
+            states = call.traced(jnp.swapaxes(result.states, 0, 1), rows, len(before))
+            return result.tokens, result.calls + before[rows], states
 
         batches = self._in_batches(part, keys, max(batch_size // best_of, 1) * best_of)
         if best_of > 1:

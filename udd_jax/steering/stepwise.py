@@ -67,11 +67,24 @@ class Call(NamedTuple):
     num: int
     negative: dict | None
     done: tuple[np.ndarray, ...] = ()  # int32[n], the network calls of each step that is done
+    states: tuple[np.ndarray, ...] = ()  # int32[n, trace, L], the intermediate states of each
 
     def spent(self, count: int) -> np.ndarray:
         """int32[count]: the network calls of the steps before, for each sample of the last one."""
         each = [np.repeat(calls, count // len(calls)) for calls in self.done]
         return np.sum([np.zeros(count, np.int32), *each], axis=0)
+
+    def traced(self, last: np.ndarray, rows: np.ndarray, count: int) -> np.ndarray:
+        """int32[b, trace, L]: states of the whole call, as many as of its last step.
+
+        last: int32[b, trace, L], those of some rows, int[b], of the `count` samples of that step.
+        """
+        trace, rows = last.shape[1], np.asarray(rows)
+        if not self.states or not trace:
+            return last
+        before = [states[rows // (count // len(states))] for states in self.states]
+        every = np.concatenate([*before, last], axis=1)
+        return every[:, np.linspace(0, every.shape[1] - 1, trace).round().astype(int)]
 
 
 def begin(pipe, call: Call, names, keys_of, **options) -> Call:
@@ -100,8 +113,13 @@ def begin(pipe, call: Call, names, keys_of, **options) -> Call:
         if name in given:
             ids[name] = np.repeat(given[name], call.num, axis=0)
     given = {name: ids[name] for name in tasks.parse(pipe.vocab, second).given}
+    states = np.full_like(made.states, pipe.vocab.mask_id)  # the rest is not drawn yet
+    for modality, where in zip(pipe.vocab.modalities, pipe.vocab.slices, strict=True):
+        if modality.name in given:
+            states[..., where] = made.states[..., where]
     negative = _repeated(pipe, call.negative, call.num)
-    return Call(second, None, given, 1, negative, (*call.done, made.calls))
+    done, states = (*call.done, made.calls), (*call.states, np.swapaxes(states, 0, 1))
+    return Call(second, None, given, 1, negative, done, states)
 
 
 def _repeated(pipe, negative: dict | None, num: int) -> dict | None:
