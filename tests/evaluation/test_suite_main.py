@@ -161,7 +161,9 @@ def test_the_trace_ends_in_the_pair_and_starts_from_masks(done):
 def test_later_settings_that_are_off_leave_the_protocol_as_it_was(done):
     config = done[0].config
     assert config.evaluate.listener == 0 and config.evaluate.rules == ()
-    assert not {"listener", "rules"} & set(manifest.protocol(done[0], "main")["evaluate"])
+    found = manifest.protocol(done[0], "main")
+    assert not {"listener", "rules"} & set(found["evaluate"]) and "begin_with" not in found
+    assert manifest.protocol(done[0].with_config(begin_with=("image",)), "main") != found
 
 
 def test_a_finished_evaluation_is_not_made_again(done):

@@ -71,6 +71,8 @@ def protocol(pipe, suite: str) -> dict:
         if not options.get(later):
             options.pop(later, None)
     own = {"sample_rules": config.sample_rules.to_dict()} if config.get("sample_rules") else {}
+    if first := config.get("begin_with"):
+        own["begin_with"] = list(first)
     names = modalities.further(config)
     if (channels := modalities.image_channels(config)) != modalities.CHANNELS:
         own["image_channels"] = channels
