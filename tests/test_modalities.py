@@ -78,6 +78,22 @@ def test_what_a_run_begins_with_is_a_setting_that_a_call_may_turn_off(pipe):
     assert (direct.tokens != made.tokens).any()
 
 
+def test_the_states_of_a_call_in_steps_are_those_of_all_its_steps(pipe):
+    """The first half is of the image, and all else is masked until that is there."""
+    given = {"layout": np.zeros((2, 8, 8), int)}
+    asked = {"given": given, "num": 2, "sampler": "first_hitting", "steps": 0}
+    made = pipe.generate("text,image|layout", trace=6, **asked)
+    hidden = {
+        m.name: (made.states[..., where] == pipe.vocab.mask_id).mean(axis=(1, 2))
+        for m, where in zip(pipe.vocab.modalities, pipe.vocab.slices, strict=True)
+    }
+    assert hidden["image"][0] > 0 and not hidden["image"][3:].any()
+    assert (hidden["text"][:3] == 1).all() and (np.diff(hidden["text"][2:]) < 0).all()
+    assert not hidden["layout"].any() and len(made.states) == 6
+    np.testing.assert_array_equal(made.states[-1], made.tokens)
+    assert len(pipe.generate("text,image|layout", **asked).states) == 0
+
+
 @pytest.mark.parametrize(
     ("rule", "names"),
     [
