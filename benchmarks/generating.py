@@ -79,12 +79,12 @@ def kept_rows(p: sizes.Parts, multiply, repeats: int):
 
 
 def pair_rows(run: str, settings: list[str], count: int, multiply, repeats: int):
-    """Pairs from a finished run: "" is its own sampler, others are "NAME" or "NAME:STEPS"."""
+    """Pairs from a finished run: "" is its own way, "NAME" or "NAME:STEPS" a sampler in one chain."""
     pipe = pipeline.Pipeline.load(run)
     programs = {}
     for text in settings:
         name, _, steps = text.partition(":")
-        changes = {"sampler": name} if name else {}
+        changes = {"sampler": name, "begin_with": ()} if name else {}
         changes |= {"steps": int(steps)} if steps else {}
         label = f"{count} pairs, {text or 'as the run does it'}"
         programs[label] = functools.partial(pipe.pairs, count, batch_size=count, **changes)

@@ -213,6 +213,9 @@ class Pipeline:
     def pairs(self, count: int, *, seed=0, **settings) -> Result:
         """Images with their captions, without a condition.
 
+        If `begin_with` of the run names the image, it is drawn first, and then the text given it,
+        each in as many `steps` as are asked for. begin_with=() draws both in one chain.
+
         >>> len(pipe.pairs(2).captions)
         2
         """
