@@ -79,7 +79,7 @@ def kept_rows(p: sizes.Parts, multiply, repeats: int):
 
 
 def pair_rows(run: str, settings: list[str], count: int, multiply, repeats: int):
-    """Pairs from a finished run: "" is its own way, "NAME" or "NAME:STEPS" a sampler in one chain."""
+    """Pairs from a finished run: "" is its own way, "NAME" or "NAME:STEPS" a sampler, one chain."""
     pipe = pipeline.Pipeline.load(run)
     programs = {}
     for text in settings:
