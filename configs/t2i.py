@@ -29,12 +29,18 @@ def get_config(arg: str = ""):
 def shapes(c):
     """The defaults, and a start that finds early which cell of a picture a word names."""
     c.train.prefix_steps = 1000
-    # From nothing, each word has many right values, and the rare ones would be cut off.
-    c.sample_rules.text = {"top_r": 0.85}
-    # What is missing is drawn first where the network is sure: fewer contradictions in a third of
-    # the calls. With less mass than that, this order loses the rare words of a gap that is open.
-    order = {"sampler": "entropy_bounded", "bound": 0.1}
-    c.sample_rules.infill = {**order, "temperature": 1.0, "top_r": 0.95}
+    sampling(c)
+
+
+def sampling(c):
+    """How a network of `shapes`, also of two levels, is sampled best (benchmarks/RESULTS.md)."""
+    with c.unlocked():
+        # From nothing, each word has many right values, and the rare ones would be cut off.
+        c.sample_rules.text = {"top_r": 0.85}
+        # What is missing is drawn first where the network is sure: fewer contradictions in a third
+        # of the calls. With less mass than that, the rare words of a gap that is open are lost.
+        order = {"sampler": "entropy_bounded", "bound": 0.1}
+        c.sample_rules.infill = {**order, "temperature": 1.0, "top_r": 0.95}
     # A pair is its image first, then the text: they agree more than if both come up together.
     c.begin_with = ("image",)
 
@@ -90,6 +96,7 @@ def pyramid(c):
     `pyramid_flat`. A step takes 1.1 times as long as one of `shapes`.
     """
     pyramid_flat(c)
+    sampling(c)
     with c.unlocked():
         c.modalities.coarse = {"kind": "coarse", "codes": 256, "factor": 2, "noise": 0.1}
         c.sample_rules.update(

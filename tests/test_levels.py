@@ -89,6 +89,15 @@ def test_each_level_has_its_own_number_of_steps_and_the_calls_of_both_are_counte
     assert stepwise.levels(pipe, "text|image") == []
 
 
+def test_a_run_that_begins_with_the_image_begins_with_both_of_its_levels(pipe):
+    pipe = pipe.with_config(begin_with=("image",))
+    for rule in ("image|text", "t2i", "image|coarse", "coarse|text", "coarse", "text|image"):
+        assert stepwise.usual(pipe, rule) == []
+    assert stepwise.usual(pipe, "pair") == ["image"]
+    assert stepwise.check(pipe, "pair", ["image"]) == (["coarse", "image"], ["text"])
+    assert pipe.text_to_image(TEXT).calls.tolist() == [3 + 2]
+
+
 def test_pairs_are_a_text_then_a_coarse_level_then_a_fine_one(pipe):
     made = pipe.generate("image,text", 2, seed=1, begin_with="text")
     text = split(pipe, made)["text"]

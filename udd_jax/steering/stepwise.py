@@ -36,7 +36,7 @@ def usual(pipe, task: str) -> list[str]:
     rule = tasks.parse(pipe.vocab, task)
     names = [name for name in pipe.config.get("begin_with", ()) if name not in rule.given]
     alone = not rule.given and len(rule.free) == 1
-    return [] if alone or set(rule.free) <= set(names) else names
+    return [] if alone or set(rule.free) <= set(_levels(pipe.vocab, names)) else names
 
 
 def of_itself(pipe, task: str) -> list[str]:
@@ -137,9 +137,8 @@ def check(pipe, task: str, names) -> tuple[list[str], list[str]]:
         if name not in able:
             expected = ", ".join(able)
             raise UserError(f"begin_with {name!r}: task {task!r} can begin with {expected}")
-    coarse = pipe.vocab.coarse
-    if coarse is not None and coarse.level_of in names and coarse.name in set(rule.free) - {*names}:
-        names = [coarse.name, *names]  # a picture is both of its levels
+    if set(both := _levels(pipe.vocab, names)) - {*names} <= set(rule.free):
+        names = both
     rest = [name for name in rule.free if name not in names]
     if task == "infill" or not rest or not names:
         raise UserError(
@@ -147,6 +146,13 @@ def check(pipe, task: str, names) -> tuple[list[str], list[str]]:
             "image,text generates"
         )
     return names, rest
+
+
+def _levels(vocab, names: list[str]) -> list[str]:
+    """The names, with the coarse level of a picture before it: it is both of its levels."""
+    coarse = vocab.coarse
+    has = coarse is not None and coarse.level_of in names and coarse.name not in names
+    return [coarse.name, *names] if has else names
 
 
 def _listed(names) -> list[str]:
