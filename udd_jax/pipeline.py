@@ -403,7 +403,6 @@ class Pipeline:
         tokens = values.with_absent(self.vocab, task, tokens)
         x0 = np.asarray(self.vocab.fuse(tokens))
         masks = tasks.masks(self.vocab, task, len(x0))
-        chains.feasible(self, task, masks)
         if not chains.has_bound(self, task):
             raise UserError(
                 f"task {task!r} has no bound: this network knows one time for both modalities, "

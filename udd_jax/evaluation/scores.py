@@ -105,7 +105,7 @@ def bounds(
     """
     tokens = {"image": items.codes[:count], "text": items.ids[:count]}
     found = {}
-    for task in (name for name in names if chains.has_bound(pipe, name)):
+    for task in (name for name in names if pipe.can(name) and chains.has_bound(pipe, name)):
         bits = -pipe.score(tokens, task=task, times=times, seed=seed, calls=calls)
         parts = {
             modality.name: (column, modality.length)

@@ -87,12 +87,12 @@ def run(pipe, workdir, suite: str = "main", *, say=logbook.say) -> dict:
     """
     workdir, options, nets = pathlib.Path(workdir), pipe.config.evaluate, {}
     if suite == "full":
-        nets = feature_networks.load(options.weights)
         if lacks := [task for task in samples.TASKS if not pipe.can(task)]:
             raise UserError(
                 f"suite 'full' needs all tasks, and this network cannot do {', '.join(lacks)}: "
                 "--suite=main measures the others"
             )
+        nets = feature_networks.load(options.weights)
     found = finished(pipe, workdir, suite, nets)
     if found:
         return found
@@ -153,15 +153,15 @@ def run(pipe, workdir, suite: str = "main", *, say=logbook.say) -> dict:
     with timed("sheets"):
         samples.show(drawn, verdicts, workdir / FOLDER)
     result["unmeasured"] = dict(UNMEASURED)
+    if suite == "full":
+        result["full"] = full_suite.measure(pipe, workdir, items, drawn, prepared, nets, timed)
+        result["unmeasured"] = full_suite.unmeasured(result["full"])
     for task in scores.BOUNDS:
         if task not in result["bounds"]:
             result["unmeasured"][f"bound: {task}"] = "the network of this run has none"
     for task in samples.TASKS:
         if task not in drawn:
             result["unmeasured"][f"samples: {task}"] = "the network of this run cannot do it"
-    if suite == "full":
-        result["full"] = full_suite.measure(pipe, workdir, items, drawn, prepared, nets, timed)
-        result["unmeasured"] = full_suite.unmeasured(result["full"])
     result["aims"] = aimed(pipe)
     result["headline"] = headline(result, world if result["aims"] else None)
     if not world:
