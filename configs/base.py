@@ -148,6 +148,7 @@ def get_config() -> ml_collections.ConfigDict:
             "decoder_layers": 0,  # of "encoder_decoder": so many of the layers are the decoder
             "attention": "mutual",  # or "self", without attention between the modalities
             "block_attention": False,  # True: compute given modalities once a chain, not each step
+            "absent": "noise",  # what a task leaves out; or "left_out", not seen and not computed
             "time": "per_modality",  # or "shared", one time for all, as published
             "time_table": "tied",  # one for all norms; or "untied", one each; or "sinusoidal"
             "given_vector": True,  # a learned vector is added at given positions

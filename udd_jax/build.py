@@ -73,6 +73,8 @@ def make_model(config, vocab: Vocab, pad_id: int = 0) -> transformer.Transformer
         raise UserError(
             "model.length_head and a modality called length: expected one of them, or another name"
         )
+    if options.get("absent") and config.model.get("kind") == "autoregressive":
+        del options["absent"]  # nothing sees an absent modality there
     kind, loss = config.model.get("kind", "diffusion"), config.get("train", {}).get("loss", "")
     if modalities.features(config) and (
         kind != "diffusion" or loss or options.get("block_attention")
@@ -115,24 +117,29 @@ class Diffusion:
         paint=None,
         weigh=None,
         features=None,
+        without=None,
     ) -> reverse.Sample:
         """Tokens from noise: `reverse.run`. `still`: a fully given modality that is computed once
         for the chain, or None; paint: `painting.Paint`, or None; weigh: float32[B, M], weights of
-        what is given (`weights`), or None; features: as `Vocab.features`."""
+        what is given (`weights`), or None; features: as `Vocab.features`; without: names of
+        modalities that need not be computed (`Transformer`)."""
         strength = None if paint is None else painting.attention(self.kernel, paint)
         bias = None if weigh is None else weights.attention(self.kernel.vocab, weigh)
-        denoise_fn = transformer.Denoiser(self.model, params, still, strength, bias, features)
+        rest = {"features": features, "without": without}
+        denoise_fn = transformer.Denoiser(self.model, params, still, strength, bias, **rest)
         if paint is not None and paint.evident is not None:
-            plain = transformer.Denoiser(self.model, params, features=features)
+            plain = transformer.Denoiser(self.model, params, **rest)
             masks = tasks.Masks(free, absent)
             prior = transition.prior_sample(self.kernel, keys, len(x))
             scorers = (painting.evidence(self.kernel, plain, masks, prior, paint), *scorers)
         options = (x, free, absent, settings, negative, trace, guide, scorers)
         return reverse.run(self.kernel, denoise_fn, keys, *options)
 
-    def bound(self, params, keys, x0, masks, times, calls, still, each=False) -> jax.Array:
+    def bound(
+        self, params, keys, x0, masks, times, calls, still, each=False, without=None
+    ) -> jax.Array:
         """An upper bound on -log p in nats, float32[B, M]: `objective.bound`."""
-        denoise_fn = transformer.Denoiser(self.model, params, still)
+        denoise_fn = transformer.Denoiser(self.model, params, still, without=without)
         return objective.bound(self.kernel, denoise_fn, keys, x0, *masks, times, calls, each)
 
 

@@ -413,7 +413,8 @@ class Pipeline:
         still = None if np.asarray(masks.absent).any() else chains.still(self, masks)
         each_number = jnp.zeros(len(x0), int) if common else jnp.arange(len(x0))
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), each_number)
-        more = {"each": True} if each else {}  # not every generator has it
+        more = {"each": True} if each else {}  # not every generator has these
+        more |= {"without": left} if (left := chains.without(self, masks)) else {}
 
         def part(rows, keys):
             here = tasks.Masks(free[rows], absent[rows])
@@ -721,10 +722,15 @@ class Pipeline:
 
     @functools.cached_property
     def _sample(self):
-        return jax.jit(self._generator.sample, static_argnames=("trace", "still"))
+        return self._compiled(self._generator.sample, "trace", "still", "without")
 
     @functools.cached_property
     def _bound(self):
-        known = inspect.signature(self._generator.bound).parameters
-        names = ("times", "calls", "still", "each")
-        return jax.jit(self._generator.bound, static_argnames=[n for n in names if n in known])
+        names = ("times", "calls", "still", "each", "without")
+        return self._compiled(self._generator.bound, *names)
+
+    @staticmethod
+    def _compiled(function, *static):
+        """`function`, compiled for each value of the static arguments, where it has them."""
+        known = inspect.signature(function).parameters
+        return jax.jit(function, static_argnames=[name for name in static if name in known])

@@ -5,9 +5,26 @@ from tests.mutants.mutant import of
 NETWORK = "tests/networks/test_layers.py tests/networks/test_transformer.py -k "
 PUBLISHED = "tests/networks/test_published_network.py"
 APART = "tests/networks/test_transformer_block_attention.py"
+LEFT_OUT = "tests/networks/test_left_out.py -k "
 STACKS = "tests/networks/test_stacks.py"
 
 MUTANTS = (
+    # ---- What is absent -------------------------------------------------------------------------
+    *of(
+        "networks",
+        LEFT_OUT + "nobody",
+        (
+            "left out: what is absent is seen",
+            "hidden = jnp.where(absent[:, self.vocab.modality_of], layers.HIDDEN, 0.0)",
+            "hidden = jnp.where(absent[:, self.vocab.modality_of], 0.0, 0.0)",
+        ),
+        (
+            "left out: mutual attention to nothing counts",
+            "~(others[None] & ~absent[:, None]).any(axis=-1)",
+            "(others[None] & absent[:, None]).all(axis=-1) & False",
+        ),
+        ("left out: it is computed all the same", "kept = {name: {} for name in without}", "pass"),
+    ),
     # ---- Attention ------------------------------------------------------------------------------
     *of(
         "networks",

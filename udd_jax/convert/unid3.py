@@ -28,6 +28,7 @@ NETWORKS = {  # the published networks, and the task that each was trained for
 # The fields that change the function of a network. Our defaults are the published network.
 _FUNCTION = (
     "attention",
+    "absent",
     "block_attention",
     "time",
     "time_table",

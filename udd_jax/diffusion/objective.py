@@ -147,16 +147,21 @@ def loss_terms(
     t: jax.Array,
     free: jax.Array,
     s: jax.Array | None = None,
+    without: tuple[str, ...] = (),
 ) -> tuple[jax.Array, jax.Array]:
     """`token_terms` of a whole batch, 0 where a position is not free.
 
     logits: one float[B, length_m, K_m] a modality; x0, xt: int32[B, L]; t: int32[B, M];
-    free: bool[B, L]; s: int32[B, M], t - 1 unless given. Returns (kl, nll), float[B, L] each.
+    free: bool[B, L]; s: int32[B, M], t - 1 unless given; without: names of modalities that are not
+    free in any row, which need not be computed. Returns (kl, nll), float[B, L] each.
     """
     vocab = kernel.vocab
     s = t - 1 if s is None else s
     parts = []
     for m, where in enumerate(vocab.slices):
+        if vocab.modalities[m].name in without:
+            parts.append((jnp.zeros(x0[:, where].shape, logits[m].dtype),) * 2)
+            continue
         t_m = jnp.maximum(t[:, m : m + 1], 1)  # a given modality (t = 0) carries no loss
         s_m = jnp.clip(s[:, m : m + 1], 0, t_m - 1)
         shape = x0[:, where].shape

@@ -230,6 +230,17 @@ def check_mixture(vocab: Vocab, mixture: dict[str, float]) -> None:
         parse(vocab, name)
 
 
+def by_absent(vocab: Vocab, mixture: dict[str, float]) -> dict[tuple[str, ...], dict[str, float]]:
+    """The mixture in parts whose rules leave out the same: {names of what is absent: a mixture}."""
+    found = {}
+    for task, weight in mixture.items():
+        absent = np.asarray(masks(vocab, task, 1).absent)[0] & (task != "any")
+        names = tuple(m.name for m, out in zip(vocab.modalities, absent, strict=True) if out)
+        if weight > 0:
+            found.setdefault(names, {})[task] = weight
+    return found
+
+
 def of_present(vocab: Vocab, masks: Masks, present: jax.Array) -> Masks:
     """The masks for rows that lack a modality: it is absent, whatever the task.
 

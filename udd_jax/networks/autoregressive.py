@@ -172,7 +172,17 @@ class Autoregressive(transformer.Transformer):
 
     @nn.compact
     def _run(
-        self, x, t, free, bias=None, keep=None, cached=None, place=None, soft=None, paint=None
+        self,
+        x,
+        t,
+        free,
+        bias=None,
+        keep=None,
+        cached=None,
+        place=None,
+        soft=None,
+        paint=None,
+        without=(),
     ):
         vocab = self.vocab
         t, given = self._states(t, free), self._given(t, free)
@@ -195,8 +205,10 @@ class Autoregressive(transformer.Transformer):
                 time = jnp.take_along_axis(time, own, axis=1)
         hidden = jnp.where(see, 0.0, layers.HIDDEN)[:, None]
         hidden = hidden if bias is None else hidden + bias
-        if soft is not None or paint is not None:
-            raise UserError("soft tokens and paint are for model.kind = 'diffusion': expected none")
+        if soft is not None or paint is not None or without:
+            raise UserError(
+                "soft tokens, paint and `without` are for model.kind = 'diffusion': expected none"
+            )
         h = self._embed(fed, given, None if place is None else place[0])
         h = sharding.constrain(h.astype(self.dtype), "data", None, None)
         keep = keep or (None if place is None else "one")

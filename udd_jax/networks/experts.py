@@ -43,7 +43,7 @@ class Experts(transformer.Transformer):
             )
 
     @nn.compact
-    def _run(self, xt, t, free, bias=None, kept=None, keep=None, soft=None, paint=None):
+    def _run(self, xt, t, free, bias=None, kept=None, keep=None, soft=None, paint=None, without=()):
         names = [
             f.name for f in fields(transformer.Transformer) if f.name not in ("parent", "name")
         ]
@@ -56,7 +56,7 @@ class Experts(transformer.Transformer):
 
         def answer(name, kept):
             inputs = (xt, t, free, bias, kept, keep, soft, paint)
-            return one.apply({"params": params[name]}, *inputs, method="_run")
+            return one.apply({"params": params[name]}, *inputs, without=without, method="_run")
 
         if keep is not None:
             return {name: answer(name, None) for name in experts}

@@ -12,10 +12,13 @@ A block is pre-norm and residual, with AdaLN(h, t) = LN(h) (1 + scale(t)) + shif
 
 The default fields are the published network. Additions are off by default: `time="per_modality"`,
 the tied and sinusoidal time tables, query-key normalisation, a vector added at given positions,
-the masked padding of given texts, other activations, bfloat16, the ablation `attention="self"`, and
-`block_attention`. With block attention, a modality without any free position (it is given or
-absent) attends to itself only. Its hidden states then do not depend on the generated tokens, so
-its keys and values can be cached during a chain (`Denoiser`).
+the masked padding of given texts, other activations, bfloat16, the ablation `attention="self"`,
+`absent="left_out"` and `block_attention`. With block attention, a modality without any free
+position (it is given or absent) attends to itself only. Its hidden states then do not depend on the
+generated tokens, so its keys and values can be cached during a chain (`Denoiser`).
+
+As published, an absent modality is noise at time T, which costs as much as any other. Left out, it
+is not seen by the others, and where it is absent in the whole batch it is not computed.
 
 Parameter names are an interface: the sharding table, the converters and the checkpoints depend on
 them. The parameters of the blocks are stacked on a leading axis of `layers`.
@@ -41,8 +44,8 @@ class Block(nn.Module):
     h: [B, n, D], the positions of the computed modalities (`computed`). time: int32[B, C] or
     float[B, C, D], the times of all modalities or one shared time (`layers.AdaLayerNorm`). bias:
     float[B or 1, H or 1, L or 1, L] or None. alone: bool[B, M] or None, the modalities that attend
-    to themselves only. kept: {modality: its cached keys and values}. Returns h and the keys and
-    values of the modality `keep`, or None.
+    to themselves only. kept: {modality: its cached keys and values, or {} if nothing sees it}.
+    Returns h and the keys and values of the modality `keep`, or None.
     """
 
     settings: layers.BlockSettings
@@ -52,7 +55,7 @@ class Block(nn.Module):
     def __call__(self, h, time, bias, alone, kept):
         c, keep = self.settings, self.keep
         vocab, width = c.vocab, h.shape[-1]
-        known = {vocab.index(name): values for name, values in kept.items()}
+        known = {vocab.index(name): values for name, values in kept.items() if values}
         every, (parts, here) = range(len(vocab.modalities)), computed(vocab, kept, keep)
 
         def seen(projected, name, modalities):
@@ -66,8 +69,10 @@ class Block(nn.Module):
             keys = [m for group in (parts, known) for m in keys if m in group]
 
             def part(bias):
-                full = jnp.broadcast_to(bias, (*bias.shape[:2], vocab.length, vocab.length))
-                full = jnp.concatenate([full[:, :, vocab.slices[m]] for m in queries], axis=2)
+                rows = 1 if bias.shape[2] == 1 else vocab.length  # one row: that of all queries
+                full = jnp.broadcast_to(bias, (*bias.shape[:2], rows, vocab.length))
+                if rows > 1:
+                    full = jnp.concatenate([full[:, :, vocab.slices[m]] for m in queries], axis=2)
                 return jnp.concatenate([full[..., vocab.slices[m]] for m in keys], axis=3)
 
             return jax.tree.map(part, bias)
@@ -91,12 +96,15 @@ class Block(nn.Module):
                 name, y = mutual_name(vocab, m), h[:, here[m]]
                 if c.network in ("joint", name) or self.is_initializing():
                     attend, context = c.attend(width, name), None
-                    others = [o for o in every if o != m]
+                    others = [o for o in every if o != m and (o in parts or o in known)]
                     near = [h[:, here[o]] for o in others if o in parts]
                     if near:
                         context = attend.project(jnp.concatenate(near, axis=1))
-                    queries = c.ada(time, f"{name}_norm", y, [m])
-                    y = attend(queries, seen(context, name, others), biases([m], others))
+                    if others:
+                        queries = c.ada(time, f"{name}_norm", y, [m])
+                        y = attend(queries, seen(context, name, others), biases([m], others))
+                    else:
+                        y = jnp.zeros_like(y)
                 # The published code calls this an instance norm; it is a LayerNorm.
                 y = layers.layer_norm(False, c.dtype, f"{name}_result", c.mutual_gain)(y)
                 if alone is not None:
@@ -137,6 +145,10 @@ class Transformer(nn.Module):
     has no free position in any sample. `with_cache` uses them instead of computing that modality;
     its logits are then 0 (a uniform p).
 
+    With absent = "left_out" no position of another modality sees those of an absent one. `without`
+    names modalities that are absent in the whole batch: they are not computed, and their logits are
+    0. The others are as without it, but for rounding.
+
     `network` is "joint" or one of the two conditional networks that UniD3 also published. Those
     have the same parameters but compute another function. With "image_from_text" the mutual
     attention and the head of the text are not evaluated. The text adds its own normalised channels
@@ -144,8 +156,9 @@ class Transformer(nn.Module):
 
     Raises:
         ValueError: an unknown choice, block attention without per-modality times or with a
-            conditional network, decoder layers that the stack does not have, or a width that is
-            not a multiple of the heads.
+            conditional network, absent modalities left out with one of these or of one shared time,
+            decoder layers that the stack does not have, or a width that is not a multiple of the
+            heads.
     """
 
     vocab: Vocab
@@ -156,6 +169,7 @@ class Transformer(nn.Module):
     mlp_ratio: int = 4
     attention: str = "mutual"  # or "self"
     block_attention: bool = False  # a modality without free positions attends to itself only
+    absent: str = "noise"  # or "left_out": what is absent is not seen (`without`)
     network: str = "joint"  # or "image_from_text", or "text_from_image"
     time: str = "shared"  # or "per_modality"
     time_table: str = "untied"  # one table for each AdaLN; or "tied", or "sinusoidal"
@@ -180,6 +194,7 @@ class Transformer(nn.Module):
         mutual = tuple(mutual_name(self.vocab, m) for m in range(len(self.vocab.modalities)))
         choices = {
             "attention": ("mutual", "self"),
+            "absent": ("noise", "left_out"),
             "network": ("joint", *mutual) if self.attention == "mutual" else ("joint",),
             "time": ("shared", "per_modality"),
             "time_table": ("untied", "tied", "sinusoidal"),
@@ -198,6 +213,14 @@ class Transformer(nn.Module):
                 f"model.block_attention with model.network = {self.network!r} and model.time = "
                 f"{self.time!r}, expected 'joint' and 'per_modality'"
             )
+        if self.absent == "left_out" and (
+            self.network != "joint" or self.time != "per_modality" or self.block_attention
+        ):
+            raise UserError(
+                f"model.absent = 'left_out' with model.network = {self.network!r}, model.time = "
+                f"{self.time!r} and model.block_attention = {self.block_attention}, expected "
+                "'joint', 'per_modality' and False"
+            )
         if not 0 <= self.decoder_layers < self.layers:
             raise UserError(
                 f"model.decoder_layers = {self.decoder_layers} of model.layers = {self.layers}, "
@@ -213,10 +236,12 @@ class Transformer(nn.Module):
                 f"model.width = {self.width} is no multiple of model.heads = {self.heads}"
             )
 
-    def __call__(self, xt, t, free, bias=None, soft=None, paint=None):
+    def __call__(self, xt, t, free, bias=None, soft=None, paint=None, without=()):
         """Logits over x_0, float32[B, length_m, K_m] a modality. soft: see `FusedEmbedding`; paint:
-        see `layers.Painted`."""
-        return self._run(xt, t, free, bias, soft=soft, paint=paint)
+        see `layers.Painted`; without: names of modalities that are absent in all rows.
+
+        ValueError for `without` and a network whose absent modalities are noise."""
+        return self._run(xt, t, free, bias, soft=soft, paint=paint, without=without)
 
     def cache(self, xt, t, free, modality: str):
         """{modality: its keys and values}, with a leading axis of layers.
@@ -244,11 +269,27 @@ class Transformer(nn.Module):
 
     @nn.compact
     def _run(
-        self, xt, t, free, bias=None, kept=None, keep=None, soft=None, paint=None, length=False
+        self,
+        xt,
+        t,
+        free,
+        bias=None,
+        kept=None,
+        keep=None,
+        soft=None,
+        paint=None,
+        length=False,
+        without=(),
     ):
         kept, alone = kept or {}, None
         if (kept or keep) and not self.block_attention:
             raise UserError("keys and values are kept with model.block_attention only")
+        if without and self.absent != "left_out":
+            raise UserError("a network leaves modalities out with model.absent = 'left_out' only")
+        if self.absent == "left_out":
+            kept = {name: {} for name in without}
+            unseen, alone = self._unseen(t, free)
+            bias = unseen if bias is None else bias + unseen
         h = self._embed(xt, self._given(t, free), soft=soft)
         parts, here = computed(self.vocab, kept, keep)
         if kept or keep:
@@ -323,11 +364,22 @@ class Transformer(nn.Module):
             logits.append(sharding.constrain(y, "data", None, "model"))
         return tuple(logits)
 
+    def _absent(self, t, free):
+        """The absent modalities of each row, bool[B, M]."""
+        some = jnp.stack([free[:, here].any(axis=1) for here in self.vocab.slices], axis=1)
+        return (t == self.steps) & ~some
+
     def _given(self, t, free):
         """Positions of given tokens: not free, and the modality is not absent. bool[B, L]."""
-        some = jnp.stack([free[:, here].any(axis=1) for here in self.vocab.slices], axis=1)
-        absent = (t == self.steps) & ~some
-        return ~free & ~absent[:, self.vocab.modality_of]
+        return ~free & ~self._absent(t, free)[:, self.vocab.modality_of]
+
+    def _unseen(self, t, free):
+        """(The bias that hides absent modalities, [B, 1, 1, L]; the modalities of which no other
+        one is there to be seen, bool[B, M])."""
+        absent = self._absent(t, free)
+        hidden = jnp.where(absent[:, self.vocab.modality_of], layers.HIDDEN, 0.0)
+        others = ~np.eye(len(self.vocab.modalities), dtype=bool)
+        return hidden[:, None, None], ~(others[None] & ~absent[:, None]).any(axis=-1)
 
     def _concentrated(self, xt):
         """The bias that hides masked text tokens from all other text tokens, [B, 1, L, L]."""
@@ -354,7 +406,8 @@ class Denoiser:
     `still` names a modality that has no free position in any sample of the batch and stays constant
     during the chain. With block attention its keys and values are computed once for the chain.
     `paint` is a function (xt, t, free) -> float[B, 1, L, L] for `layers.Painted`, and `bias` one
-    whose result is added to all scores (`sampling.weights`); `features`: as `Vocab.features`.
+    whose result is added to all scores (`sampling.weights`); `features`: as `Vocab.features`;
+    `without`: names of modalities that are absent in all rows, if the network leaves them out.
     """
 
     model: Transformer
@@ -363,11 +416,13 @@ class Denoiser:
     paint: Any = None
     bias: Any = None
     features: tuple | None = None
+    without: tuple[str, ...] | None = None
 
     def __call__(self, xt, t, free, cache=None):
         variables, added = {"params": self.params}, {"paint": self.paint, "bias": self.bias}
         options = {name: make(xt, t, free) for name, make in added.items() if make is not None}
         options |= {} if self.features is None else {"soft": self.features}
+        options |= {"without": self.without} if self.without else {}
         if cache is None:
             return self.model.apply(variables, xt, t, free, **options)
         return self.model.apply(variables, xt, t, free, cache, **options, method="with_cache")

@@ -30,6 +30,7 @@ class Chains(NamedTuple):
     scorers: tuple
     settings: Settings
     still: str | None  # the modality that is computed once for a chain
+    without: tuple[str, ...]  # the modalities that are not computed
     shown: list[str]  # the modalities of a result, which leaves out features
     branches: int  # network calls of a step; 0: as many as the user's guide makes
 
@@ -46,6 +47,7 @@ class Chains(NamedTuple):
             None if self.paint is None else painted.part(self.paint, rows),
             None if self.weigh is None else self.weigh[rows],
             jax.tree.map(lambda values: values[rows], self.features),
+            self.without or None,
         ]
         while more and more[-1] is None:
             more.pop()
@@ -105,6 +107,7 @@ def prepare(
         scorers=terms.parse(scorers, vocab),
         settings=settings,
         still=still(pipe, masks),
+        without=without(pipe, masks),
         shown=[
             m.name
             for m, out in zip(vocab.modalities, left_out, strict=True)
@@ -163,6 +166,14 @@ def still(pipe, masks: tasks.Masks) -> str | None:
     each = zip(pipe.vocab.modalities, pipe.vocab.slices, strict=True)
     names = [m.name for m, where in each if not free[where].any()]
     return names[0] if len(names) == 1 else None
+
+
+def without(pipe, masks: tasks.Masks) -> tuple[str, ...]:
+    """The modalities that are absent in all samples, if the network leaves them out."""
+    if pipe.model.absent != "left_out":
+        return ()
+    absent = np.asarray(masks.absent).all(axis=0)
+    return tuple(m.name for m, out in zip(pipe.vocab.modalities, absent, strict=True) if out)
 
 
 def _check_given(vocab, task: str, given: dict) -> None:

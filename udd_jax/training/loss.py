@@ -112,6 +112,7 @@ class Options:
         that only mask.
     incomplete: whether rows may lack a modality (`complete`).
     experts: the boundaries of stage experts, with discrete times: a batch is of one interval.
+    without: names of modalities that are absent in every row, and are not computed (`by_absent`).
     """
 
     mixture: dict[str, float]
@@ -123,6 +124,7 @@ class Options:
     time: str = "discrete"
     incomplete: bool = False
     experts: tuple[float, ...] = ()
+    without: tuple[str, ...] = ()
 
     def present(self, vocab, x0):
         """x0 with tokens everywhere, and which modalities each row has, or None for all."""
@@ -184,8 +186,9 @@ def make_loss(kernel, model, *, terms: dict | None = None, **options):
         asked = (c.mixture, continuous, present, c.experts)
         noised = noised_batch(kernel, sampler, key, x0, *asked)
         xt, t, (free, absent), p = noised.xt, noised.t, noised.masks, noised.p
-        logits = denoise_fn(xt, t, free)
-        kl, nll = objective.loss_terms(kernel, logits, x0, xt, t, free)
+        left_out = {"without": c.without} if c.without else {}
+        logits = denoise_fn(xt, t, free, **left_out)
+        kl, nll = objective.loss_terms(kernel, logits, x0, xt, t, free, **left_out)
         if continuous:
             kl = objective.continuous_terms(kernel, nll, xt, noised.rate)
         outcome = loss_terms.Outcome(x0, xt, t, noised.masks, logits, kl, nll)
@@ -201,7 +204,7 @@ def make_loss(kernel, model, *, terms: dict | None = None, **options):
             )
         metrics |= {"loss": loss, "bound": (kl / p[:, vocab.modality_of]).sum() / count.sum()}
         hidden = free & (xt == vocab.mask_id)
-        return loss, (metrics | guesses(vocab, logits, x0, nll, hidden), sampler)
+        return loss, (metrics | guesses(vocab, logits, x0, nll, hidden, c.without), sampler)
 
     return loss_fn
 
@@ -233,10 +236,16 @@ def add(terms, denoise_fn, outcome: loss_terms.Outcome, key, own: dict | None = 
     return positions, samples, metrics
 
 
-def guesses(vocab, logits, x0, nll, hidden) -> dict[str, jax.Array]:
-    """Mean -log p in nats and accuracy of each modality, at the positions hidden bool[B, L]."""
+def guesses(vocab, logits, x0, nll, hidden, without=()) -> dict[str, jax.Array]:
+    """Mean -log p in nats and accuracy of each modality, at the positions hidden bool[B, L].
+
+    NaN, which the log leaves out, for the modalities `without` any.
+    """
     metrics = {}
     for m, (modality, where) in enumerate(zip(vocab.modalities, vocab.slices, strict=True)):
+        if modality.name in without:
+            metrics |= {f"{modality.name}_{what}": jnp.nan for what in ("nll", "accuracy")}
+            continue
         right = jnp.argmax(logits[m], axis=-1) == vocab.local(m, x0[:, where])
         here = hidden[:, where]
         some = jnp.maximum(here.sum(), 1)

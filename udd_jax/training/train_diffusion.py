@@ -21,7 +21,7 @@ import optax
 from jax.sharding import PartitionSpec as P
 
 from udd_jax import build, modalities
-from udd_jax.diffusion import time_sampling, transition
+from udd_jax.diffusion import tasks, time_sampling, transition
 from udd_jax.diffusion.vocab import Vocab
 from udd_jax.errors import UserError
 from udd_jax.networks import transformer
@@ -77,12 +77,16 @@ LOSSES = {
     "autoregressive": autoregressive.make_loss,
     distillation.NAME: distillation.make_loss,
 }
+GOLDEN = (math.sqrt(5) - 1) / 2  # its multiples, less their whole parts, are spread evenly
 # {`train.loss`: how a training starts from weights}; `adapters` for all others
 STARTS = {distillation.NAME: distillation}
 
 
-def make_objective(config, vocab: Vocab, pad_id: int, terms=None):
-    """(network, loss function) of a config; see `build.make_model` and `loss.make_loss`."""
+def make_objective(config, vocab: Vocab, pad_id: int, terms=None, **options):
+    """(network, loss function) of a config; see `build.make_model` and `loss.make_loss`.
+
+    options: of `loss.Options`, in place of those of the config.
+    """
     kernel = transition.make_kernel(vocab, build.make_schedules(config, vocab))
     model, c = build.make_model(config, vocab, pad_id), config.train
     kind = c.get("loss") or config.model.get("kind", "diffusion")
@@ -101,7 +105,7 @@ def make_objective(config, vocab: Vocab, pad_id: int, terms=None):
             "compare pairs: expected weights of 0, or False"
         )
     return model, LOSSES[kind](
-        kernel, model, terms=ours | (terms or {}), **_options(config, pad_id)
+        kernel, model, terms=ours | (terms or {}), **_options(config, pad_id) | options
     )
 
 
@@ -127,11 +131,33 @@ def make_prefix_objective(config, vocab: Vocab, pad_id: int):
 
 
 def objectives(config, vocab: Vocab, pad_id: int, terms=None):
-    """(network, step -> the loss function of that step): the prefixes first, if any."""
-    model, later = make_objective(config, vocab, pad_id, terms)
+    """(network, step -> the loss function of that step): the prefixes first, if any.
+
+    The rows of a step leave out the same modalities where the network does (`model.absent`), so
+    that a step computes no others. Each part of the mixture has its share of the steps, evenly
+    spread, so in the mean the loss is that of the whole mixture: the loss of step `math.inf`.
+    """
+    model, whole = make_objective(config, vocab, pad_id, terms)
     first = prefix_steps(config)
-    earlier = make_prefix_objective(config, vocab, pad_id)[1] if first else later
-    return model, lambda step: earlier if step < first else later
+    earlier = make_prefix_objective(config, vocab, pad_id)[1] if first else None
+    parts = {}
+    if config.model.get("absent") == "left_out" and not config.get("incomplete"):
+        parts = tasks.by_absent(vocab, config.train.mixture.to_dict())
+    later = [
+        make_objective(config, vocab, pad_id, terms, mixture=part, without=names)[1]
+        for names, part in parts.items()
+    ]
+    shares = np.cumsum([sum(part.values()) for part in parts.values()])
+
+    def loss_at(step):
+        if step < first:
+            return earlier
+        if not later or step == math.inf:
+            return whole
+        place = (config.seed + step) * GOLDEN % 1 * shares[-1]
+        return later[int(np.searchsorted(shares, place, side="right"))]
+
+    return model, loss_at
 
 
 def prefix_steps(config) -> int:
