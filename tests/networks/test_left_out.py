@@ -10,7 +10,7 @@ import pytest
 from tests.helpers import tiny
 from tests.networks.test_transformer_block_attention import FULL, PAIR, THREE, T, apply, batch
 from udd_jax import build, pipeline
-from udd_jax.networks import transformer
+from udd_jax.networks import autoregressive, transformer
 from udd_jax.steering import chains
 from udd_jax.training import loss as losses
 from udd_jax.training import train_diffusion
@@ -60,6 +60,25 @@ def test_nobody_sees_what_is_absent_and_leaving_it_out_changes_nothing(layout, n
     assert max(np.abs(before[m] - after[m]).max() for m in seen) > 1e-2
 
 
+@pytest.mark.parametrize("attention", ["mutual", "self"])
+@pytest.mark.parametrize("names", [("text",), ("image", "audio")])
+def test_the_baseline_leaves_out_what_nothing_sees_there(names, attention):
+    """And computes the logits of the free positions without it."""
+    options = {"attention": attention, "rotary": True, "given_vector": True}
+    _, params = network(THREE, **options)
+    size = {"layers": 2, "width": 8, "heads": 2, "rezero": 1.0, "time": "per_modality"}
+    model = autoregressive.Autoregressive(THREE, T, **size, **options)
+    x, t, free = without(THREE, names)
+    x = np.where(x == THREE.mask_id, 0, x)
+    whole = apply(model, params, x, t, free)
+    part = jax.jit(functools.partial(model.apply, without=names))({"params": params}, x, t, free)
+    for m, (a, b) in enumerate(zip(whole, part, strict=True)):
+        if THREE.modalities[m].name in names:
+            assert not np.asarray(b).any()
+        else:
+            np.testing.assert_allclose(a, b, atol=2e-5)
+
+
 def test_where_nothing_is_absent_it_is_the_plain_network():
     x, t, free, _ = batch(PAIR, ())
     t[:, 1], free[:, PAIR.slices[1]] = 0, False  # a given one
@@ -99,16 +118,17 @@ def left_out(tiny_run):
     return config, vocab, np.concatenate(rows, axis=1).astype(np.int32)
 
 
-def test_a_part_of_the_mixture_has_the_loss_and_gradient_of_the_whole_network(left_out):
+@pytest.mark.parametrize(
+    "make", [train_diffusion.make_objective, train_diffusion.make_prefix_objective]
+)
+def test_a_part_of_the_mixture_has_the_loss_and_gradient_of_the_whole_network(left_out, make):
     config, vocab, x0 = left_out
     model, _ = train_diffusion.objectives(config, vocab, 0)
     state = train_diffusion.create_state(model, train_diffusion.optax.sgd(1.0), jax.random.key(0))
     params = jax.tree.map(lambda p: p + 0.1, state.params)
     found = []
     for names in (("image",), ()):
-        _, loss_fn = train_diffusion.make_objective(
-            config, vocab, 0, mixture={"text": 1.0}, without=names
-        )
+        _, loss_fn = make(config, vocab, 0, mixture={"text": 1.0}, without=names)
         gradient = jax.jit(train_diffusion.make_gradient(loss_fn))
         found.append(gradient(params, state.times, jax.random.key(3), x0))
     (apart, said, _), (whole, expected, _) = found

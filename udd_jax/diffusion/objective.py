@@ -179,13 +179,17 @@ def loss_terms(
     return jnp.where(free, kl, 0), jnp.where(free, nll, 0)
 
 
-def negative_log_likelihood(vocab, logits, x0: jax.Array, free: jax.Array) -> jax.Array:
+def negative_log_likelihood(
+    vocab, logits, x0: jax.Array, free: jax.Array, without: tuple[str, ...] = ()
+) -> jax.Array:
     """-log p(x_0) of each position, float[B, L] in nats, 0 where it is not free; see `loss_terms`.
 
     logits: one float[B, length_m, K_m] a modality; x0: int32[B, L]; free: bool[B, L].
     """
     parts = [
-        _frugal_terms(_token_nll, logits[m], vocab.local(m, x0[:, where]))
+        jnp.zeros(x0[:, where].shape, logits[m].dtype)
+        if vocab.modalities[m].name in without
+        else _frugal_terms(_token_nll, logits[m], vocab.local(m, x0[:, where]))
         for m, where in enumerate(vocab.slices)
     ]
     return jnp.where(free, jnp.concatenate(parts, axis=1), 0)

@@ -38,12 +38,14 @@ def rank(vocab: Vocab) -> np.ndarray:
     return np.argsort(order(vocab))
 
 
-def sources(vocab: Vocab) -> dict[str, np.ndarray]:
-    """{attention: the positions of its keys}, int[n] each, in the order of the positions."""
-    found = {"self": np.arange(vocab.length)}
-    for m in range(len(vocab.modalities)):
-        found[transformer.mutual_name(vocab, m)] = np.flatnonzero(vocab.modality_of != m)
-    return found
+def sources(vocab: Vocab, parts=None) -> dict[str, np.ndarray]:
+    """{attention: where its keys are among the positions of the modalities `parts`, or of all},
+    int[n] each, in the order of the positions."""
+    every = range(len(vocab.modalities))
+    own = vocab.modality_of
+    own = own if parts is None else own[np.isin(own, parts)]
+    found = {"self": np.arange(len(own))}
+    return found | {transformer.mutual_name(vocab, m): np.flatnonzero(own != m) for m in every}
 
 
 def columns(keys: np.ndarray, length: int, at, wrote) -> jax.Array:
@@ -60,7 +62,9 @@ class Block(nn.Module):
     column. bias: float[B, 1, n, L], `layers.HIDDEN` for keys that a query does not see. at:
     int32[B, 1], the position of h in each row, or None if h has all L. cached: the keys and values
     of all positions, {attention: KeysValues}; those of h replace theirs. wrote: bool[B, 1] or None,
-    the rows whose keys and values do so. Returns h, and with `keep` the keys and values of h.
+    the rows whose keys and values do so. Instead of these, cached may be {modality: {}} of
+    modalities that are left out; then h and bias have the positions of the others. Returns h, and
+    with `keep` the keys and values of h.
     """
 
     settings: layers.BlockSettings
@@ -70,7 +74,8 @@ class Block(nn.Module):
     def __call__(self, h, time, bias, place, cached):
         c, (at, wrote) = self.settings, place or (None, None)
         vocab, width, new = c.vocab, h.shape[-1], {}
-        every, keys = range(len(vocab.modalities)), sources(vocab)
+        parts, slices = transformer.computed(vocab, cached if at is None else {}, None)
+        keys = sources(vocab, parts)
 
         def seen(name, projected):
             """The keys and values of an attention, after those of h are written."""
@@ -86,16 +91,20 @@ class Block(nn.Module):
         angles = None
         if c.rotary:
             angles = layers.rotary_angles(vocab, width // c.heads // 2)
-            angles = angles if at is None else jnp.asarray(angles)[at]
-        x = c.ada(time, "self_norm", h, every)
+            at_h = np.isin(vocab.modality_of, parts)
+            angles = angles[at_h] if at is None else jnp.asarray(angles)[at]
+        x = c.ada(time, "self_norm", h, parts)
         attend = c.attend(width, "self_attention")
         context = seen("self", attend.project(x, angles))
         h = h + attend(x, context, bias, angles)
 
         if c.attention == "mutual":
             results = []
-            for m in every:
-                name, here = transformer.mutual_name(vocab, m), vocab.slices[m]
+            for m in parts:
+                name, here = transformer.mutual_name(vocab, m), slices[m]
+                if not len(keys[name]):  # it is alone
+                    results.append(jnp.zeros_like(h))
+                    continue
                 attend = c.attend(width, name)
                 context = seen(name, attend.project(h if at is not None else h[:, keys[name]]))
                 y = h if at is not None else h[:, here]
@@ -131,7 +140,8 @@ class Autoregressive(transformer.Transformer):
     [B, M], `steps` for an absent modality, any other value elsewhere. free: bool[B, L]. Returns
     float32[B, length_m, K_m] a modality; where a position is not free, the logits mean nothing.
 
-    `start` computes a cache from what is given, `next` the logits of one position.
+    `start` computes a cache from what is given, `next` the logits of one position. `without` is as
+    in `Transformer`: nothing sees an absent modality here, so it may always be left out.
 
     Raises:
         ValueError: as of `Transformer`, or with block attention or a conditional network.
@@ -205,19 +215,21 @@ class Autoregressive(transformer.Transformer):
                 time = jnp.take_along_axis(time, own, axis=1)
         hidden = jnp.where(see, 0.0, layers.HIDDEN)[:, None]
         hidden = hidden if bias is None else hidden + bias
-        if soft is not None or paint is not None or without:
-            raise UserError(
-                "soft tokens, paint and `without` are for model.kind = 'diffusion': expected none"
-            )
+        if soft is not None or paint is not None:
+            raise UserError("soft tokens and paint are for model.kind = 'diffusion': expected none")
         h = self._embed(fed, given, None if place is None else place[0])
         h = sharding.constrain(h.astype(self.dtype), "data", None, None)
         keep = keep or (None if place is None else "one")
-        values = {} if cached is None else cached.keys_values
+        values = {name: {} for name in without} if cached is None else cached.keys_values
+        parts, here = transformer.computed(vocab, values if cached is None else {}, None)
+        if without:
+            at_h = np.isin(vocab.modality_of, parts)
+            h, hidden = h[:, at_h], hidden[:, :, at_h][..., at_h]
         h, new = self._blocks(Block, keep)(h, time, hidden, place, values)
         if keep == "all":
             return new
-        here = vocab.slices if place is None else [slice(0, 1)] * len(vocab.slices)
-        logits = self._heads(h, dict(enumerate(here)))
+        here = here if place is None else dict.fromkeys(here, slice(0, 1))
+        logits = self._heads(h, here)
         return logits if keep is None else (logits, new)
 
     def _states(self, t, free):

@@ -30,19 +30,20 @@ def make_loss(kernel, model, *, terms: dict | None = None, **options):
     weigh = c.weigh(vocab)
 
     def loss_fn(params, sampler, key, x0):
-        def predict(x, t, free):
-            return model.apply({"params": params}, x, t, free)
+        def predict(x, t, free, **more):
+            return model.apply({"params": params}, x, t, free, **more)
 
         x0, present = c.present(vocab, x0)
         key_task = jax.random.split(key, 4)[0]
         masks = tasks.draw(key_task, vocab, c.mixture, len(x0), present).masks
         t = jnp.where(masks.absent, kernel.steps, 0)
-        logits = predict(x0, t, masks.free)
-        nll = objective.negative_log_likelihood(vocab, logits, x0, masks.free)
+        logits = predict(x0, t, masks.free, without=c.without)
+        nll = objective.negative_log_likelihood(vocab, logits, x0, masks.free, c.without)
         outcome = loss_terms.Outcome(x0, x0, t, masks, logits, nll, nll)
         positions, samples, metrics = loss.add(terms, predict, outcome, key)
         total = (weigh(x0) * positions).sum() / x0.size + samples
+        guessed = loss.guesses(vocab, logits, x0, nll, masks.free, c.without)
         metrics |= {"loss": total, "bound": nll.sum() / masks.free.sum()}
-        return total, (metrics | loss.guesses(vocab, logits, x0, nll, masks.free), sampler)
+        return total, (metrics | guessed, sampler)
 
     return loss_fn

@@ -109,7 +109,7 @@ def make_objective(config, vocab: Vocab, pad_id: int, terms=None, **options):
     )
 
 
-def make_prefix_objective(config, vocab: Vocab, pad_id: int):
+def make_prefix_objective(config, vocab: Vocab, pad_id: int, **options):
     """(network, loss function) of the first `prefix_steps`: those of the autoregressive baseline.
 
     Its network has the same parameters. Every free token is asked once, given clean tokens alone,
@@ -127,7 +127,7 @@ def make_prefix_objective(config, vocab: Vocab, pad_id: int):
         raise UserError(
             f"train.prefix_steps = {prefix_steps(config)}, expected 0 for this network: {error}"
         ) from error
-    return model, autoregressive.make_loss(kernel, model, **_options(config, pad_id))
+    return model, autoregressive.make_loss(kernel, model, **_options(config, pad_id) | options)
 
 
 def objectives(config, vocab: Vocab, pad_id: int, terms=None):
@@ -138,24 +138,20 @@ def objectives(config, vocab: Vocab, pad_id: int, terms=None):
     spread, so in the mean the loss is that of the whole mixture: the loss of step `math.inf`.
     """
     model, whole = make_objective(config, vocab, pad_id, terms)
-    first = prefix_steps(config)
-    earlier = make_prefix_objective(config, vocab, pad_id)[1] if first else None
-    parts = {}
-    if config.model.get("absent") == "left_out" and not config.get("incomplete"):
-        parts = tasks.by_absent(vocab, config.train.mixture.to_dict())
-    later = [
-        make_objective(config, vocab, pad_id, terms, mixture=part, without=names)[1]
-        for names, part in parts.items()
-    ]
+    first, mixture = prefix_steps(config), config.train.mixture.to_dict()
+    apart = config.model.get("absent") == "left_out" and not config.get("incomplete")
+    parts = tasks.by_absent(vocab, mixture) if apart else {(): mixture}
+    asked = [{"mixture": part, "without": names} for names, part in parts.items()]
     shares = np.cumsum([sum(part.values()) for part in parts.values()])
+    earlier = [make_prefix_objective(config, vocab, pad_id, **a)[1] for a in asked if first]
+    later = [make_objective(config, vocab, pad_id, terms, **a)[1] for a in asked if apart]
 
     def loss_at(step):
-        if step < first:
-            return earlier
-        if not later or step == math.inf:
+        if step == math.inf:
             return whole
         place = (config.seed + step) * GOLDEN % 1 * shares[-1]
-        return later[int(np.searchsorted(shares, place, side="right"))]
+        part = int(np.searchsorted(shares, place, side="right"))
+        return (earlier if step < first else later or [whole])[part]
 
     return model, loss_at
 
