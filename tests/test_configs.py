@@ -74,3 +74,15 @@ def test_counted_flops_are_those_of_the_matrix_products():
     assert plan.forward_flops(config, vocab) == 3 * block + 2 * skip + heads
     config.model.update({"stack": "long_skips", "decoder_layers": 0})
     assert plan.forward_flops(config, vocab) == 3 * block + skip + heads
+
+
+def test_the_plan_counts_no_modality_that_the_network_leaves_out():
+    config = t2i.get_config("smoke")
+    vocab = plan.vocab_of(config)
+    whole, alone = (plan.forward_flops(config, vocab, names) for names in ((), ("image",)))
+    text = vocab.modalities[vocab.index("text")].length
+    assert alone < 0.7 * whole
+    config.train.mixture = {"pair": 1.0, "text": 3.0}
+    assert plan.a_row(config, vocab) == (whole, vocab.length)
+    config.model.absent = "left_out"
+    assert plan.a_row(config, vocab) == ((whole + 3 * alone) / 4, (vocab.length + 3 * text) / 4)

@@ -9,12 +9,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from udd_jax import build, modalities
 from udd_jax.data import pixels
 from udd_jax.diffusion.vocab import Vocab
 from udd_jax.networks import transformer
-from udd_jax.training import train_image_tokenizer
+from udd_jax.training import train_diffusion, train_image_tokenizer
 
 # Dense bfloat16 FLOP/s and memory in GiB of one chip, from the makers' data sheets.
 CHIPS = {
@@ -68,11 +69,14 @@ PLANNED = {  # {kind: (config, name, row) -> what is known of its tokenizer}
 }
 
 
-def forward_flops(config, vocab: Vocab) -> int:
-    """FLOPs of the matrix products in a forward pass of the network, for one sample."""
+def forward_flops(config, vocab: Vocab, without: tuple[str, ...] = ()) -> int:
+    """FLOPs of the matrix products in a forward pass of the network, for one sample.
+
+    without: names of modalities that are not computed."""
     d, c = config.model.width, config.model
-    lengths = [m.length for m in vocab.modalities]
-    total = vocab.length
+    computed = [m for m in vocab.modalities if m.name not in without]
+    lengths = [m.length for m in computed]
+    total = sum(lengths)
     dense = 4 * d * d + 2 * c.mlp_ratio * d * d  # weights per token in a block
     attention = total * total  # query-key pairs
     if c.attention == "mutual":
@@ -81,7 +85,7 @@ def forward_flops(config, vocab: Vocab) -> int:
         # Each token is a query once and context (modalities - 1) times.
         dense += 2 * d * d + 2 * d * d * (len(lengths) - 1)
     block = 2 * total * dense + 4 * attention * d
-    heads = sum(2 * m.length * m.classes * d for m in vocab.modalities)
+    heads = sum(2 * m.length * m.classes * d for m in computed)
     skips = c.layers // 2 if c.get("stack") == "long_skips" else c.get("decoder_layers", 0)
     return c.layers * block + skips * 4 * total * d * d + heads
 
@@ -113,6 +117,16 @@ def memory(config, vocab: Vocab, count: int) -> dict[str, float]:
     }
 
 
+def a_row(config, vocab: Vocab) -> tuple[float, float]:
+    """(FLOPs of a forward pass, tokens) of a row in training, the mean over the mixture."""
+    lengths, sums = {m.name: m.length for m in vocab.modalities}, np.zeros(3)
+    for names, part in train_diffusion.parts(config, vocab).items():
+        tokens = vocab.length - sum(lengths[name] for name in names)
+        row = forward_flops(config, vocab, names), tokens, 1
+        sums += sum(part.values()) * np.array(row, np.float64)
+    return tuple((sums[:2] / sums[2]).tolist())
+
+
 def describe(config) -> str:
     """The plan as text, several lines."""
     vocab = vocab_of(config)
@@ -120,7 +134,8 @@ def describe(config) -> str:
     shapes = jax.eval_shape(lambda: transformer.init(model, jax.random.key(0)))
     count, rows = transformer.count_parameters(shapes), time_rows(config, vocab)
     batch, steps = config.train.batch_size, config.train.steps
-    flops = 3 * forward_flops(config, vocab) * batch
+    flops, tokens = (batch * mean for mean in a_row(config, vocab))
+    flops *= 3
     state, activations, logits = memory(config, vocab, count).values()
     gib = 2**30
     lines = [
@@ -129,7 +144,7 @@ def describe(config) -> str:
         f"sequence    {' + '.join(f'{m.length} {m.name}' for m in vocab.modalities)} tokens,"
         f" {vocab.size} classes",
         f"parameters  {count - rows:,} and {rows:,} in the time tables' rows for t = 0",
-        f"a step      {flops:.3e} FLOPs, {batch * vocab.length:,} tokens",
+        f"a step      {flops:.3e} FLOPs, {tokens:,.0f} tokens",
         f"training    {steps:,} steps, {steps * batch:,} pairs, {flops * steps:.3e} FLOPs",
         f"memory      {state / gib:.2f} GiB state, about {activations / gib:.2f} GiB activations"
         f" ({config.model.remat} recomputed), {logits / gib:.2f} GiB logits and gradient",

@@ -138,22 +138,28 @@ def objectives(config, vocab: Vocab, pad_id: int, terms=None):
     spread, so in the mean the loss is that of the whole mixture: the loss of step `math.inf`.
     """
     model, whole = make_objective(config, vocab, pad_id, terms)
-    first, mixture = prefix_steps(config), config.train.mixture.to_dict()
-    apart = config.model.get("absent") == "left_out" and not config.get("incomplete")
-    parts = tasks.by_absent(vocab, mixture) if apart else {(): mixture}
-    asked = [{"mixture": part, "without": names} for names, part in parts.items()]
-    shares = np.cumsum([sum(part.values()) for part in parts.values()])
+    first, found = prefix_steps(config), parts(config, vocab)
+    asked = [{"mixture": part, "without": names} for names, part in found.items()]
+    shares = np.cumsum([sum(part.values()) for part in found.values()])
     earlier = [make_prefix_objective(config, vocab, pad_id, **a)[1] for a in asked if first]
-    later = [make_objective(config, vocab, pad_id, terms, **a)[1] for a in asked if apart]
+    later = [make_objective(config, vocab, pad_id, terms, **a)[1] for a in asked]
 
     def loss_at(step):
         if step == math.inf:
             return whole
         place = (config.seed + step) * GOLDEN % 1 * shares[-1]
         part = int(np.searchsorted(shares, place, side="right"))
-        return (earlier if step < first else later or [whole])[part]
+        return (earlier if step < first else later)[part]
 
     return model, loss_at
+
+
+def parts(config, vocab: Vocab) -> dict[tuple[str, ...], dict[str, float]]:
+    """{names of modalities that a step leaves out: the mixture of its rows}; see `objectives`."""
+    mixture = config.train.mixture.to_dict()
+    if config.model.get("absent") == "left_out" and not config.get("incomplete"):
+        return tasks.by_absent(vocab, mixture)
+    return {(): mixture}
 
 
 def prefix_steps(config) -> int:
