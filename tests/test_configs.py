@@ -9,7 +9,17 @@ from udd_jax import build, modalities
 from udd_jax.tokenizers import spectrogram
 from udd_jax.training import optimiser, plan, train_image_tokenizer
 
-ARGUMENTS = ["", "smoke", "emoji", "cub", "coco", "pyramid", "pyramid_flat", "pyramid_smoke"]
+ARGUMENTS = [
+    "",
+    "smoke",
+    "emoji",
+    "emoji_flat",
+    "cub",
+    "coco",
+    "pyramid",
+    "pyramid_flat",
+    "pyramid_smoke",
+]
 
 
 @pytest.mark.parametrize("arg", ARGUMENTS)
