@@ -17,9 +17,11 @@ from udd_jax.data import batches
 from udd_jax.training import optimiser, plan, train_diffusion
 
 
-def make_step(p: sizes.Parts, terms=None):
-    """The compiled step as `train_diffusion.train` makes it, and the state that it starts from."""
-    _, loss_fn = train_diffusion.make_objective(p.config, p.vocab, 0, terms)
+def make_step(p: sizes.Parts, terms=None, **options):
+    """The compiled step as `train_diffusion.train` makes it, and the state that it starts from.
+
+    options: of `train_diffusion.make_objective`."""
+    _, loss_fn = train_diffusion.make_objective(p.config, p.vocab, 0, terms, **options)
     tx, rate = optimiser.make_optimiser(p.config)
     step = train_diffusion.make_step(loss_fn, tx, rate, p.config.train.ema, p.vocab)
     terms = train_diffusion.terms_of(p.config, p.vocab, 0, terms)

@@ -208,13 +208,13 @@ MUTANTS = (
         ),
         (
             "given: absent tokens, too",
-            "return ~free & ~absent[:, self.vocab.modality_of]",
-            "return ~free & (absent[:, self.vocab.modality_of] | True)",
+            "return ~free & ~self._absent(t, free)[:, self.vocab.modality_of]",
+            "return ~free",
         ),
         (
             "given: at time T nothing is",
-            "absent = (t == self.steps) & ~some",
-            "absent = t == self.steps",
+            "return (t == self.steps) & ~some",
+            "return t == self.steps",
         ),
         (
             "block: gains start at 0",
