@@ -86,7 +86,8 @@ def test_right_pictures_reach_what_real_ones_reach_and_wrong_ones_chance(drawing
     )
 
     def drawn(images, captions):
-        return Samples(np.zeros((len(texts), 1)), np.ones(len(texts)), {}, images, captions)
+        count = len(captions)
+        return Samples(np.zeros((count, 1)), np.ones(count), {}, images, captions)
 
     perfect = {task: drawn(images, texts) for task in ("t2i", "i2t", "pair")}
     report = recognition.measure(drawings, items, perfect, tmp_path, tmp_path / "samples", 60)
@@ -102,6 +103,11 @@ def test_right_pictures_reach_what_real_ones_reach_and_wrong_ones_chance(drawing
         recognition.KEPT,
         "recognition-sheet.png",
     }
+
+    few = {task: drawn(images[:5], texts[:5]) for task in perfect}
+    recognition.measure(drawings, items, few, tmp_path, tmp_path / "samples", 60)
+    kept = np.load(tmp_path / "samples" / recognition.KEPT)
+    assert kept["right"].shape == (5,) and len(kept["near_images"]) == 5
 
     broken = [*texts[:-1], "patern x"]
     wrong = {"t2i": drawn(images[::-1], texts), "i2t": drawn(images, broken[1:] + broken[:1])}

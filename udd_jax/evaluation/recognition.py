@@ -269,7 +269,8 @@ def measure(pipe, items, drawn: dict, workdir, folder, steps: int = STEPS) -> di
     )
     cosines, near = _nearest(pipe, found, {"samples": features, "held-out pictures": of_items})
     report["cosine to the nearest training picture"] = cosines
-    _show(found, made.images[:SHOWN], logits[:SHOWN], truth[:SHOWN], near, folder)
+    shown = min(SHOWN, len(made))  # there may be more items than samples
+    _show(found, made.images[:shown], logits[:shown], truth[:shown], near, folder)
     return report
 
 
