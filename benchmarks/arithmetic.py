@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from udd_jax.diffusion import objective, schedules, transition, vocab
 from udd_jax.networks import transformer
+from udd_jax.networks.denoiser import Denoiser
 from udd_jax.sampling import reverse
 from udd_jax.sampling.settings import Settings
 
@@ -41,7 +42,7 @@ def programs(model, batch: int) -> tuple[dict, tuple]:
         return model.apply({"params": params}, xt, t, free)
 
     def reverse_step(params, xt):  # the loop's body, once
-        denoise_fn = transformer.Denoiser(model, params)
+        denoise_fn = Denoiser(model, params)
         return reverse.sample(kernel, denoise_fn, jax.random.key(2), xt, free, absent, settings)
 
     def plain(params, xt):

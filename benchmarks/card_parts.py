@@ -23,6 +23,7 @@ from udd_jax.data import reading
 from udd_jax.diffusion import time_sampling
 from udd_jax.evaluation.report import contact_sheet
 from udd_jax.networks import layers, transformer
+from udd_jax.networks.denoiser import Denoiser
 from udd_jax.runtime import files, provenance
 from udd_jax.sampling import reverse
 from udd_jax.sampling.settings import Settings
@@ -246,7 +247,7 @@ def sampling(asked: Asked) -> dict:
 
         @jax.jit
         def chain(params, key):
-            denoise_fn = transformer.Denoiser(p.model, params)
+            denoise_fn = Denoiser(p.model, params)
             return reverse.sample(p.kernel, denoise_fn, key, x, free, absent, settings)
 
         seconds = repeat(lambda: chain(params, jax.random.key(2)))

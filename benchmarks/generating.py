@@ -10,6 +10,7 @@ from benchmarks import sizes, timing
 from udd_jax import pipeline
 from udd_jax.diffusion import denoiser
 from udd_jax.networks import transformer
+from udd_jax.networks.denoiser import Denoiser
 from udd_jax.sampling import reverse
 from udd_jax.sampling.settings import Settings
 from udd_jax.training import plan
@@ -25,7 +26,7 @@ def reverse_rows(p: sizes.Parts, multiply, product_flops: float, peak: float | N
 
     def step(top_r, params):  # the loop's body, once
         settings = Settings(steps=1, top_r=top_r)
-        denoise_fn = transformer.Denoiser(p.model, params)
+        denoise_fn = Denoiser(p.model, params)
         return reverse.sample(p.kernel, denoise_fn, jax.random.key(2), x, free, absent, settings)
 
     def ready(function):
@@ -64,7 +65,7 @@ def kept_rows(p: sizes.Parts, multiply, repeats: int):
     for m, modality in enumerate(p.vocab.modalities):
         free = np.tile(p.vocab.modality_of != m, (len(x), 1))
         inputs = x, np.where(np.arange(t.shape[1]) == m, 0, t).astype(np.int32), free
-        denoise_fn = transformer.Denoiser(model, params, modality.name)
+        denoise_fn = Denoiser(model, params, modality.name)
         begun = jax.jit(functools.partial(denoiser.prepare, denoise_fn))(*inputs)
         for name, function in (("given", jax.tree_util.Partial(denoise_fn)), ("kept", begun)):
             run = functools.partial(jax.jit(lambda f, *inputs: f(*inputs)), function)

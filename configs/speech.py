@@ -10,8 +10,8 @@ A sound of a second is 64 codes. The records have no pictures, so the image of t
 which is always absent. The evaluation trains a listener on the recordings of the training, and says
 how many of the sounds of voices that it never heard, real and generated ones, it hears right.
 
-About 26 minutes on one core of an AMD EPYC. The listener hears .955 of the real ones right, and .95 of
-the generated ones (benchmarks/RESULTS.md).
+About 26 minutes on one core of an AMD EPYC. The listener hears .955 of the real ones right, and .95
+of the generated ones (benchmarks/RESULTS.md).
 """
 
 from configs import base, t2i

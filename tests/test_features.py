@@ -17,7 +17,7 @@ from udd_jax.data.sources import shapes
 from udd_jax.diffusion import tasks
 from udd_jax.evaluation import held_out, rules
 from udd_jax.evaluation.report import rule_sections
-from udd_jax.networks import transformer
+from udd_jax.networks.denoiser import Denoiser
 from udd_jax.runtime import sharding, trees
 from udd_jax.tokenizers.feature_tokenizer import FeatureTokenizer
 from udd_jax.training import further, train_diffusion
@@ -123,7 +123,7 @@ def test_only_given_features_change_the_logits(pipe, vectors):
     @jax.jit
     def logits(values, t):
         features = tuple(values if modality.inputs else None for modality in vocab.modalities)
-        return transformer.Denoiser(pipe.model, pipe.params, features=features)(x, t, free)
+        return Denoiser(pipe.model, pipe.params, features=features)(x, t, free)
 
     given, absent = times.at[:, m].set(0), times
     plain = pipe.model.apply({"params": pipe.params}, x, absent, free)

@@ -16,6 +16,7 @@ from udd_jax.diffusion import objective, schedules, tasks, transition
 from udd_jax.diffusion.vocab import Modality, Vocab
 from udd_jax.errors import NotFound, UserError
 from udd_jax.networks import autoregressive, experts, transformer
+from udd_jax.networks.denoiser import Denoiser
 from udd_jax.runtime import files, run_folder, trees
 from udd_jax.sampling import autoregressive as one_by_one
 from udd_jax.sampling import painting, reverse, weights
@@ -126,9 +127,9 @@ class Diffusion:
         strength = None if paint is None else painting.attention(self.kernel, paint)
         bias = None if weigh is None else weights.attention(self.kernel.vocab, weigh)
         rest = {"features": features, "without": without}
-        denoise_fn = transformer.Denoiser(self.model, params, still, strength, bias, **rest)
+        denoise_fn = Denoiser(self.model, params, still, strength, bias, **rest)
         if paint is not None and paint.evident is not None:
-            plain = transformer.Denoiser(self.model, params, **rest)
+            plain = Denoiser(self.model, params, **rest)
             masks = tasks.Masks(free, absent)
             prior = transition.prior_sample(self.kernel, keys, len(x))
             scorers = (painting.evidence(self.kernel, plain, masks, prior, paint), *scorers)
@@ -139,7 +140,7 @@ class Diffusion:
         self, params, keys, x0, masks, times, calls, still, each=False, without=None
     ) -> jax.Array:
         """An upper bound on -log p in nats, float32[B, M]: `objective.bound`."""
-        denoise_fn = transformer.Denoiser(self.model, params, still, without=without)
+        denoise_fn = Denoiser(self.model, params, still, without=without)
         return objective.bound(self.kernel, denoise_fn, keys, x0, *masks, times, calls, each)
 
 

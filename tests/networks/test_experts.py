@@ -10,6 +10,7 @@ from tests.helpers import quick, tiny
 from udd_jax import build, pipeline
 from udd_jax.diffusion import schedules, time_sampling, transition, vocab
 from udd_jax.networks import experts, transformer
+from udd_jax.networks.denoiser import Denoiser
 from udd_jax.runtime import sharding, trees
 from udd_jax.training import loss, start
 
@@ -102,7 +103,7 @@ def test_the_cache_of_a_chain_holds_every_expert(made):
 
     @jit
     def chain(params):
-        start = transformer.Denoiser(several, params, "image").prepare(x, 0 * t, free)
+        start = Denoiser(several, params, "image").prepare(x, 0 * t, free)
         return start(x, t, free)
 
     for cached, plain in zip(chain(copies)[1:], call(copies, x, t, free)[1:], strict=True):

@@ -12,6 +12,7 @@ from tests.helpers import quick, tiny
 from udd_jax import pipeline
 from udd_jax.diffusion import denoiser, objective, schedules, tasks, transition, vocab
 from udd_jax.networks import transformer
+from udd_jax.networks.denoiser import Denoiser
 from udd_jax.sampling import reverse
 from udd_jax.sampling.settings import Settings
 from udd_jax.steering import chains
@@ -123,7 +124,7 @@ def test_kept_keys_and_values_give_the_logits_of_the_whole_network(layout, still
     x, t, free, _ = batch(layout, (still,))
     if still == "text":
         x[0, layout.slices[1]][-2:] = PAD + layout.offsets[1]
-    denoise_fn = transformer.Denoiser(model, params, still)
+    denoise_fn = Denoiser(model, params, still)
     begun = jit(lambda *i: denoiser.prepare(denoise_fn, *i))(x, t, free)
     for seed in (1, 2):  # later in the chain
         later = batch(layout, (still,), seed)[0]
@@ -141,7 +142,7 @@ def test_kept_keys_and_values_give_the_logits_of_the_whole_network(layout, still
 @functools.partial(jax.jit, static_argnames=("still", "settings"), compiler_options=quick.EXACT)
 def draw(params, x, free, absent, negative, still, settings):
     kernel = transition.make_kernel(PAIR, schedules.linear(T))
-    denoise_fn = transformer.Denoiser(network(**FULL)[0], params, still)
+    denoise_fn = Denoiser(network(**FULL)[0], params, still)
     key = jax.random.key(3)
     return reverse.sample(kernel, denoise_fn, key, x, free, absent, settings, negative)
 
@@ -179,7 +180,7 @@ def test_the_bound_with_kept_keys_and_values_is_the_bound():
     x0 = batch(PAIR, ("image", "text"))[0]
 
     def bound(still):
-        denoise_fn = transformer.Denoiser(model, params, still)
+        denoise_fn = Denoiser(model, params, still)
         run = jit(lambda k, x: objective.bound(kernel, denoise_fn, k, x, *masks, times=5))
         return np.asarray(run(keys, x0))
 
@@ -190,7 +191,7 @@ def test_the_bound_with_kept_keys_and_values_is_the_bound():
 def test_a_call_with_kept_keys_and_values_computes_the_generated_part_alone():
     model, params = network(**FULL)
     x, t, free, _ = batch(PAIR, ("image",))
-    denoise_fn = transformer.Denoiser(model, params, "image")
+    denoise_fn = Denoiser(model, params, "image")
     begun = jax.eval_shape(lambda *i: denoiser.prepare(denoise_fn, *i), x, t, free)
 
     def flops(function, *inputs):
@@ -203,7 +204,7 @@ def test_a_call_with_kept_keys_and_values_computes_the_generated_part_alone():
 def test_nothing_is_kept_of_a_network_without_block_attention():
     model, params = network(block_attention=False)
     x, t, free, _ = batch(PAIR, ("text",))
-    begun = transformer.Denoiser(model, params, "text").prepare(x, t, free)
+    begun = Denoiser(model, params, "text").prepare(x, t, free)
     assert jax.tree.leaves(begun) == []
     with pytest.raises(ValueError, match=r"with model\.block_attention only"):
         model.apply({"params": params}, x, t, free, "text", method="cache")

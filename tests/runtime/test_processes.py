@@ -24,6 +24,7 @@ from udd_jax import build
 from udd_jax.diffusion import transition, vocab
 from udd_jax.evaluation.suites import main as main_suite
 from udd_jax.networks import transformer
+from udd_jax.networks.denoiser import Denoiser
 from udd_jax.runtime import files, logbook, processes, sharding
 from udd_jax.sampling import reverse
 from udd_jax.sampling.settings import Settings
@@ -84,7 +85,7 @@ def sample(weights, data, model):
 
     @jax.jit
     def draw(params, x, free, absent):
-        denoise_fn = transformer.Denoiser(network, params)
+        denoise_fn = Denoiser(network, params)
         settings = Settings(steps=5)
         return reverse.sample(kernel, denoise_fn, jax.random.key(0), x, free, absent, settings)
 

@@ -15,7 +15,7 @@ the tied and sinusoidal time tables, query-key normalisation, a vector added at 
 the masked padding of given texts, other activations, bfloat16, the ablation `attention="self"`,
 `absent="left_out"` and `block_attention`. With block attention, a modality without any free
 position (it is given or absent) attends to itself only. Its hidden states then do not depend on the
-generated tokens, so its keys and values can be cached during a chain (`Denoiser`).
+generated tokens, so its keys and values can be cached during a chain (`denoiser.py`).
 
 As published, an absent modality is noise at time T, which costs as much as any other. Left out, it
 is not seen by the others, and where it is absent in the whole batch it is not computed.
@@ -24,7 +24,7 @@ Parameter names are an interface: the sharding table, the converters and the che
 them. The parameters of the blocks are stacked on a leading axis of `layers`.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any
 
 import flax.linen as nn
@@ -34,7 +34,7 @@ import numpy as np
 
 from udd_jax.diffusion.vocab import Vocab
 from udd_jax.errors import UserError
-from udd_jax.networks import layers, stacks
+from udd_jax.networks import choices, layers, stacks
 from udd_jax.runtime import sharding
 
 
@@ -191,50 +191,7 @@ class Transformer(nn.Module):
 
     def __post_init__(self):
         super().__post_init__()
-        mutual = tuple(mutual_name(self.vocab, m) for m in range(len(self.vocab.modalities)))
-        choices = {
-            "attention": ("mutual", "self"),
-            "absent": ("noise", "left_out"),
-            "network": ("joint", *mutual) if self.attention == "mutual" else ("joint",),
-            "time": ("shared", "per_modality"),
-            "time_table": ("untied", "tied", "sinusoidal"),
-            "remat": ("none", "full", "dots"),
-            "activation": tuple(layers.ACTIVATIONS),
-            "implementation": ("flat", "xla", "cudnn", "fused"),
-            "stack": (*stacks.STACKS, *([] if isinstance(self.stack, str) else [self.stack])),
-        }
-        for field, allowed in choices.items():
-            if getattr(self, field) not in allowed:
-                raise UserError(
-                    f"model.{field} = {getattr(self, field)!r}, expected one of {allowed}"
-                )
-        if self.block_attention and (self.network != "joint" or self.time != "per_modality"):
-            raise UserError(
-                f"model.block_attention with model.network = {self.network!r} and model.time = "
-                f"{self.time!r}, expected 'joint' and 'per_modality'"
-            )
-        if self.absent == "left_out" and (
-            self.network != "joint" or self.time != "per_modality" or self.block_attention
-        ):
-            raise UserError(
-                f"model.absent = 'left_out' with model.network = {self.network!r}, model.time = "
-                f"{self.time!r} and model.block_attention = {self.block_attention}, expected "
-                "'joint', 'per_modality' and False"
-            )
-        if not 0 <= self.decoder_layers < self.layers:
-            raise UserError(
-                f"model.decoder_layers = {self.decoder_layers} of model.layers = {self.layers}, "
-                "expected at least 0 and fewer than all"
-            )
-        if self.decoder_layers and self.stack in ("plain", "long_skips"):
-            raise UserError(
-                f"model.decoder_layers = {self.decoder_layers} with model.stack = {self.stack!r}, "
-                "expected 0, or the stack 'encoder_decoder'"
-            )
-        if self.width % self.heads:
-            raise UserError(
-                f"model.width = {self.width} is no multiple of model.heads = {self.heads}"
-            )
+        choices.check(self, [mutual_name(self.vocab, m) for m in range(len(self.vocab.modalities))])
 
     def __call__(self, xt, t, free, bias=None, soft=None, paint=None, without=()):
         """Logits over x_0, float32[B, length_m, K_m] a modality. soft: see `FusedEmbedding`; paint:
@@ -397,43 +354,6 @@ class Transformer(nn.Module):
         m = self.vocab.index("text")
         whole = ~free[:, self.vocab.slices[m]].any(axis=1) & (t[:, m] < self.steps)
         return (xt == self.vocab.offsets[m] + self.padding) & whole[:, None]
-
-
-@dataclass(frozen=True, eq=False)
-class Denoiser:
-    """The `denoise_fn` of a network with its parameters.
-
-    `still` names a modality that has no free position in any sample of the batch and stays constant
-    during the chain. With block attention its keys and values are computed once for the chain.
-    `paint` is a function (xt, t, free) -> float[B, 1, L, L] for `layers.Painted`, and `bias` one
-    whose result is added to all scores (`sampling.weights`); `features`: as `Vocab.features`;
-    `without`: names of modalities that are absent in all rows, if the network leaves them out.
-    """
-
-    model: Transformer
-    params: Any
-    still: str | None = None
-    paint: Any = None
-    bias: Any = None
-    features: tuple | None = None
-    without: tuple[str, ...] | None = None
-
-    def __call__(self, xt, t, free, cache=None):
-        variables, added = {"params": self.params}, {"paint": self.paint, "bias": self.bias}
-        options = {name: make(xt, t, free) for name, make in added.items() if make is not None}
-        options |= {} if self.features is None else {"soft": self.features}
-        options |= {"without": self.without} if self.without else {}
-        if cache is None:
-            return self.model.apply(variables, xt, t, free, **options)
-        return self.model.apply(variables, xt, t, free, cache, **options, method="with_cache")
-
-    def prepare(self, xt, t, free):
-        """The function for a chain that begins with these inputs (see `denoiser.prepare`)."""
-        cache = None
-        if self.still and self.model.block_attention:
-            variables = {"params": self.params}
-            cache = self.model.apply(variables, xt, t, free, self.still, method="cache")
-        return jax.tree_util.Partial(self, cache=cache)
 
 
 def init(model: Transformer, key: jax.Array, fan_in: bool = False) -> dict:

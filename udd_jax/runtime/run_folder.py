@@ -44,6 +44,7 @@ LATER = {
     "image_channels": 3,
     "modalities.image.kind": "image",
     "modalities.text.kind": "text",
+    "model.absent": "noise",
     "model.kind": "diffusion",
     "model.stack": "plain",
     "train.contrastive.negatives": 4,
