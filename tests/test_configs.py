@@ -13,7 +13,7 @@ ARGUMENTS = [
     "",
     "smoke",
     "emoji",
-    "emoji_flat",
+    "emoji_levels",
     "cub",
     "coco",
     "pyramid",

@@ -13,7 +13,7 @@ from udd_jax.runtime import files
 
 @pytest.mark.parametrize("name", contest.RECIPES)
 def test_a_recipe_changes_the_config_and_fits_it(name):
-    for base in (t2i.get_config(), t2i.get_config("emoji_flat")):
+    for base in (t2i.get_config(), t2i.get_config("emoji")):
         c = contest.recipe(base, name, seed=2)
         stages.check(c)
         fields = (set(c.train.mixture), c.seed, c.name)

@@ -9,9 +9,6 @@ them. The times are those of that run on two CPU cores, scaled by the work of a 
 
 The rest is for compilation, evaluation and the report. Nothing is measured here, so that the same
 command always chooses the same fields on the same data.
-
-Many large pictures get the two levels of codes that `emoji` has (`two_levels`). A few are learned
-by heart with one, whose tokenizer needs fewer pictures.
 """
 
 import pathlib
@@ -19,7 +16,6 @@ import tempfile
 
 import numpy as np
 from flax import traverse_util
-from ml_collections.config_dict import placeholder
 
 from udd_jax import modalities
 from udd_jax.data import pixels, reading, sources, survey
@@ -32,22 +28,13 @@ from udd_jax.training import start
 VQ_SECONDS = 0.155 / (8 * 64**2)  # for a pixel of a batch
 SECONDS = 0.39 / (16 * (256 + 16))  # for a token of a batch
 VQ_SHARE, SHARE = 0.2, 0.7  # of the minutes
-MANY, LARGE, LONG = 1000, 48, 20  # pictures, pixels of a side, minutes
-PREFIX = 0.6  # of the steps, with two levels
-ONE = {"pair": 0.1, "t2i": 0.33, "i2t": 0.5, "infill": 0.03, "image": 0.0, "text": 0.04}
-TWO = {
-    **{"coarse|text": 0.5, "text|coarse": 0.25, "coarse,text": 0.05, "coarse": 0.05, "text": 0.05},
-    **{"infill": 0.01, "text|image": 0.05, "image|coarse,text": 0.04},
-}
-FINE = sum(TWO[rule] for rule in ("infill", "text|image", "image|coarse,text"))
 LOOKED_AT = 1000  # images whose sizes are read
 MOST_EPOCHS = 500  # a handful of pictures is learned by heart long before
 FIELDS = (
     *("image_size", "vq.model.patch", "vq.model.n_embed", "vq.batch_size", "vq.steps"),
     *("vq.warmup", "vq.plain_steps", "text.vocab_size", "text.length", "train.batch_size"),
     *("train.steps", "train.warmup", "train.image_weight"),
-    *(f"train.mixture.{task}" for task in dict.fromkeys((*ONE, *TWO))),
-    *("train.prefix_steps", "modalities.coarse.weight"),
+    *(f"train.mixture.{task}" for task in ("pair", "t2i", "i2t", "infill", "image", "text")),
 )
 
 
@@ -66,23 +53,17 @@ def fill(config, workdir=None):
         raise UserError("data is missing, expected --config.data=folder:/path or another source")
     config = config.copy_and_resolve_references()
     if config.init_from:
-        start.levels(config)
         with config.ignore_type():  # a side may become (height, width)
             config.update_from_flattened_dict(start.settings(config))
         logbook.say(f"init_from: sizes and tokenizers are those of {config.init_from}")
     path = workdir and workdir / run_folder.CONFIG
     if path and path.exists():
         kept = traverse_util.flatten_dict(files.read_json(path)["config"], sep=".")
-        if "modalities.coarse.kind" in kept and not config.init_from:
-            two_levels(config)
-            fields = open_fields(config)
         chosen = {name: kept[name] for name in fields if kept.get(name) is not None}
         with config.ignore_type():
             config.update_from_flattened_dict(chosen)
     if open_fields(config):
         found = facts(config)
-        if suits_two_levels(config, found):
-            two_levels(config)
         chosen = choose(config, found)
         chosen = {name: chosen[name] for name in open_fields(config)}
         config.update_from_flattened_dict(chosen)
@@ -144,31 +125,6 @@ def facts(config) -> dict:
     }
 
 
-def suits_two_levels(config, found: dict) -> bool:
-    """Whether the pictures are many and large, and nothing typed or finished asks for one level.
-
-    found: of `facts`.
-    """
-    enough = found["pictures"] >= MANY and found["side"] >= LARGE and config.minutes >= LONG
-    typed = any(weight is not None for weight in config.train.mixture.values())
-    sides = config.image_size and min(pixels.both(config.image_size))
-    elsewhere = config.init_from or config.vq.file or (sides and sides < LARGE)
-    return enough and not typed and not elsewhere and "coarse" not in config.modalities
-
-
-def two_levels(config) -> None:
-    """Gives the config, in place, the two levels of codes of `configs/t2i.py:emoji`."""
-    with config.unlocked():
-        config.modalities.coarse = {"kind": "coarse", "codes": 256, "factor": 2, "noise": 0.1}
-        config.modalities.coarse.weight = placeholder(float)
-        config.train.mixture = {rule: placeholder(float) for rule in TWO}
-        config.train.prefix_steps = placeholder(int)
-        config.sample_rules["coarse|text"] = {"steps": 32, "guidance": 3.0}
-        config.sample_rules["image|coarse,text"] = {"steps": 16}
-    config.model.update({"attention": "self", "absent": "left_out", "layers": 4, "unroll": 4})
-    config.sample.steps, config.evaluate.steering = 32, 0
-
-
 def vocabulary(captions: int) -> int:
     """K of the text for a number of captions."""
     return 2048 if captions >= 1000 else 1024
@@ -189,10 +145,8 @@ def choose(config, found: dict) -> dict:
     large = found["side"] >= 48 and minutes >= 20
     size = take("image_size", 64 if large else 32)
     height, width = pixels.both(size)
-    levels = config.modalities.get("coarse")
     patch = take("vq.model.patch", max(4, 4 * (min(height, width) // 64)))
     cells = (height // patch) * (width // patch)
-    coarse = cells // levels.factor**2 if levels else 0
     take("vq.model.n_embed", 1024 if count * cells >= 50_000 else 256)
     batch = take("vq.batch_size", max(1, 8 * 64**2 // (height * width)))
     steps = VQ_SHARE * 60 * minutes / (VQ_SECONDS * batch * height * width)
@@ -201,19 +155,17 @@ def choose(config, found: dict) -> dict:
     take("vq.plain_steps", min(300, steps // 10))
     take("text.vocab_size", vocabulary(found["captions"]))
     length = take("text.length", max(4, found["pieces"]))
-    batch = take("train.batch_size", 64 if cells <= 100 else 32 if levels else 16)
+    batch = take("train.batch_size", 16 if cells > 100 else 64)
     share = SHARE + VQ_SHARE * bool(config.vq.file)  # a finished tokenizer takes no time
-    tokens = length + coarse + (FINE if levels else 1) * cells
-    steps = share * 60 * minutes / (SECONDS * batch * tokens)
+    steps = share * 60 * minutes / (SECONDS * batch * (cells + length))
     steps = take("train.steps", _steps(steps, count, batch))
-    take("train.prefix_steps", int(PREFIX * steps))
     take("train.warmup", min(100, steps // 10))
     # A caption has far fewer tokens than an image, and must not drown in them.
-    for name, codes in (("train.image_weight", cells), ("modalities.coarse.weight", coarse or 1)):
-        take(name, round(min(1.0, max(0.05, 1.6 * length / codes)), 2))
-    for task, weight in (TWO if levels else ONE).items():
+    take("train.image_weight", round(min(1.0, max(0.05, 1.6 * length / cells)), 2))
+    weights = {"pair": 0.1, "t2i": 0.33, "i2t": 0.5, "infill": 0.03, "image": 0.0, "text": 0.04}
+    for task, weight in weights.items():
         take(f"train.mixture.{task}", weight)
-    return {name: value for name, value in chosen.items() if name in flat}
+    return chosen
 
 
 def _steps(affordable: float, pictures: int, batch: int) -> int:

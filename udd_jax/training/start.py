@@ -2,7 +2,6 @@
 
 check      the run exists, before anything is trained                  ValueError
 student    the config of a student, with what its teacher decides      -> config
-levels     gives a config the two levels of codes of the run            None
 settings   the fields of a config that the run decides                 -> {field: value}
 weights    parameters for a new training                               -> dict
 """
@@ -73,17 +72,6 @@ def student(config):
     with config.ignore_type():  # a side may become (height, width)
         config.update_from_flattened_dict(settings(config))
     return config
-
-
-def levels(config) -> None:
-    """If the run `init_from` has two levels of codes, `config` gets its modalities, its mixture and
-    its settings of rules."""
-    run = build.read_config(pathlib.Path(config.init_from).expanduser())
-    if "coarse" not in run.get("modalities", {}) or "coarse" in config.modalities:
-        return
-    with config.unlocked():
-        config.modalities, config.train.mixture = run.modalities, run.train.mixture
-        config.sample_rules, config.evaluate.steering = run.sample_rules, 0
 
 
 def settings(config) -> dict:
