@@ -159,9 +159,9 @@ def emoji_levels(c):
     """`emoji` in two levels: 8 x 8 coarse codes for cells of 8 x 8 pixels, and 16 x 16 fine ones.
 
     Read back from the coarse codes alone, a drawing is recognised almost as often as the real one.
-    Most steps compute nothing else, because the fine ones are left out. After an hour of one core
-    its coarse pictures are recognised far more often than those of `emoji`, but the fine level and
-    the captions have learned too little, so it is no default yet (benchmarks/RESULTS.md).
+    Most steps compute nothing else, because the fine ones are left out. After the same 25 minutes
+    of one core the coarse pictures were recognised more often than those of `emoji`. But after an
+    hour fine pictures and captions are bad, so it is no default (benchmarks/RESULTS.md).
     """
     emoji(c)
     c.vq.steps = 2500

@@ -230,12 +230,17 @@ def check_mixture(vocab: Vocab, mixture: dict[str, float]) -> None:
         parse(vocab, name)
 
 
+def left_out(vocab: Vocab, masks: Masks) -> tuple[str, ...]:
+    """The names of the modalities that are absent in all rows."""
+    absent = np.asarray(masks.absent).all(axis=0)
+    return tuple(m.name for m, out in zip(vocab.modalities, absent, strict=True) if out)
+
+
 def by_absent(vocab: Vocab, mixture: dict[str, float]) -> dict[tuple[str, ...], dict[str, float]]:
     """The mixture in parts whose rules leave out the same: {names of what is absent: a mixture}."""
     found = {}
     for task, weight in mixture.items():
-        absent = np.asarray(masks(vocab, task, 1).absent)[0] & (task != "any")
-        names = tuple(m.name for m, out in zip(vocab.modalities, absent, strict=True) if out)
+        names = () if task == "any" else left_out(vocab, masks(vocab, task, 1))
         if weight > 0:
             found.setdefault(names, {})[task] = weight
     return found

@@ -170,10 +170,7 @@ def still(pipe, masks: tasks.Masks) -> str | None:
 
 def without(pipe, masks: tasks.Masks) -> tuple[str, ...]:
     """The modalities that are absent in all samples, if the network leaves them out."""
-    if pipe.model.absent != "left_out":
-        return ()
-    absent = np.asarray(masks.absent).all(axis=0)
-    return tuple(m.name for m, out in zip(pipe.vocab.modalities, absent, strict=True) if out)
+    return tasks.left_out(pipe.vocab, masks) if pipe.model.absent == "left_out" else ()
 
 
 def _check_given(vocab, task: str, given: dict) -> None:

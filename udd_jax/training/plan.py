@@ -119,12 +119,12 @@ def memory(config, vocab: Vocab, count: int) -> dict[str, float]:
 
 def a_row(config, vocab: Vocab) -> tuple[float, float]:
     """(FLOPs of a forward pass, tokens) of a row in training, the mean over the mixture."""
-    lengths, sums = {m.name: m.length for m in vocab.modalities}, np.zeros(3)
+    rows, weights = [], []
     for names, part in train_diffusion.parts(config, vocab).items():
-        tokens = vocab.length - sum(lengths[name] for name in names)
-        row = forward_flops(config, vocab, names), tokens, 1
-        sums += sum(part.values()) * np.array(row, np.float64)
-    return tuple((sums[:2] / sums[2]).tolist())
+        tokens = sum(m.length for m in vocab.modalities if m.name not in names)
+        rows.append((forward_flops(config, vocab, names), tokens))
+        weights.append(sum(part.values()))
+    return tuple(np.average(rows, axis=0, weights=weights).tolist())
 
 
 def describe(config) -> str:

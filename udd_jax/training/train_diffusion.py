@@ -77,9 +77,9 @@ LOSSES = {
     "autoregressive": autoregressive.make_loss,
     distillation.NAME: distillation.make_loss,
 }
-GOLDEN = (math.sqrt(5) - 1) / 2  # its multiples, less their whole parts, are spread evenly
 # {`train.loss`: how a training starts from weights}; `adapters` for all others
 STARTS = {distillation.NAME: distillation}
+GOLDEN = (math.sqrt(5) - 1) / 2  # its multiples, less their whole parts, are spread evenly
 
 
 def make_objective(config, vocab: Vocab, pad_id: int, terms=None, **options):
@@ -142,7 +142,9 @@ def objectives(config, vocab: Vocab, pad_id: int, terms=None):
     asked = [{"mixture": part, "without": names} for names, part in found.items()]
     shares = np.cumsum([sum(part.values()) for part in found.values()])
     earlier = [make_prefix_objective(config, vocab, pad_id, **a)[1] for a in asked if first]
-    later = [make_objective(config, vocab, pad_id, terms, **a)[1] for a in asked]
+    later = [whole]
+    if list(found) != [()]:
+        later = [make_objective(config, vocab, pad_id, terms, **a)[1] for a in asked]
 
     def loss_at(step):
         if step == math.inf:
