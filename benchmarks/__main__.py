@@ -8,7 +8,8 @@ the diffusion adds to the network). README.md beside this says how to read the t
 found. More commands (`python -m benchmarks card --help`): `contest` trains the ways of the
 literature side by side, `card` measures what wants a GPU, `table` prints what `card` found, `calls`
 draws quality against network calls, `steering` measures what steering does, `promise` compares runs
-of one config and computes floors, `speech` makes the recordings of `configs/speech.py`.
+of one config and computes floors, `speech` makes the recordings of `configs/speech.py`,
+`recognised` says which way to sample drawings is recognised best.
 
 ms: by the clock, the median of the rounds; spread: between their quartiles, of the median;
 products: as a ratio to a large matrix product of the same round, by the clock and by the
@@ -29,6 +30,7 @@ from benchmarks import (
     devices,
     generating,
     promise,
+    recognised,
     sizes,
     speech,
     steering,
@@ -40,7 +42,7 @@ from udd_jax import main as command_line
 
 COMMANDS = {
     **{"contest": contest, "card": card, "table": tables, "calls": calls, "steering": steering},
-    **{"promise": promise, "speech": speech},
+    **{"promise": promise, "speech": speech, "recognised": recognised},
 }
 GROUPS = ("train", "reverse", "pairs", "start", "data", "arithmetic")
 

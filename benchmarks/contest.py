@@ -15,7 +15,6 @@ nothing of another training. What the recipes leave out of the papers is in thei
 """
 
 import argparse
-import ast
 import math
 import os
 import pathlib
@@ -25,6 +24,7 @@ import jax
 import numpy as np
 
 from benchmarks import sizes, training
+from benchmarks.options import named
 from udd_jax import build, stages
 from udd_jax.diffusion import transition
 from udd_jax.errors import UserError
@@ -319,18 +319,10 @@ def main(arguments) -> int:
     if not options.minutes > 0 or options.seeds < 1:
         parser.error("--minutes and --seeds: expected more than 0")
     config = config_files.load(options.config)
-    for field, _, value in (change.partition("=") for change in options.set):
-        config.update_from_flattened_dict({field: _parsed(value)})
+    config.update_from_flattened_dict(named(options.set))
     try:
         rows = run(config, options.minutes, options.workdir, options.recipes, options.seeds)
     except UserError as error:
         parser.error(str(error))
     print(table(rows))
     return 0
-
-
-def _parsed(text: str):
-    try:
-        return ast.literal_eval(text)
-    except (SyntaxError, ValueError):
-        return text

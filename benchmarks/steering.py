@@ -11,10 +11,10 @@ other fresh ones. --set: settings of the sampler, or an option of a part such as
 """
 
 import argparse
-import ast
 import json
 import time
 
+from benchmarks.options import named
 from udd_jax import pipeline
 from udd_jax.errors import UserError
 from udd_jax.evaluation import held_out
@@ -61,14 +61,6 @@ def parse(arguments):
     return options
 
 
-def value(text: str):
-    """A Python literal, or else the text itself."""
-    try:
-        return ast.literal_eval(text)
-    except (SyntaxError, ValueError):
-        return text
-
-
 def leaves(tree: dict, path: str = ""):
     """(name, number, standard error or None, reason or None) of every leaf of a part."""
     for name, leaf in tree.items():
@@ -101,7 +93,7 @@ def main(arguments) -> int:
     pipe = pipeline.Pipeline.load(options.run)
     if options.dual_encoder:
         pipe = pipe.with_dual_encoder(options.dual_encoder)
-    more = {name: value(text) for name, _, text in (s.partition("=") for s in options.set)}
+    more = named(options.set)
     items, found = held_out.read(pipe, options.count), {}
     for name in options.only:
         start = time.perf_counter()

@@ -1,15 +1,14 @@
 """Recognition: chances by enumeration, names in captions, and once all of it on patterns."""
 
 import itertools
-import json
 import types
 
 import jax
 import ml_collections
 import numpy as np
 import pytest
-from PIL import Image
 
+from tests.helpers import drawings as drawings_of
 from udd_jax.evaluation import held_out, recognition
 from udd_jax.evaluation.metrics import intervals
 from udd_jax.evaluation.samples import Samples
@@ -52,17 +51,7 @@ def test_colours_change_and_shapes_stay():
 @pytest.fixture(scope="module")
 def drawings(tmp_path_factory):
     """A pipeline of a config alone, whose data have 24 patterns, each in five colours."""
-    folder, rng, rows = tmp_path_factory.mktemp("drawings"), np.random.default_rng(0), []
-    patterns = rng.integers(0, 2, (NAMES, 4, 4)).repeat(4, axis=1).repeat(4, axis=2)
-    for number, pattern in enumerate(patterns):
-        for copy in range(5):
-            ink, paper = rng.integers(0, 100, 3), rng.integers(150, 256, 3)
-            pixels = np.where(pattern[..., None] == 1, ink, paper).astype(np.uint8)
-            Image.fromarray(pixels).save(folder / f"{number}-{copy}.png")
-            name = f"pattern {chr(97 + number)}"
-            split = "test" if copy == 4 else "train"
-            rows.append({"file": f"{number}-{copy}.png", "captions": [name], "split": split})
-    (folder / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    folder = drawings_of.patterns(tmp_path_factory.mktemp("drawings"), SIDE, NAMES)
     config = ml_collections.ConfigDict(
         {
             "data": f"folder:{folder}",

@@ -224,6 +224,21 @@ def recognised(found: Recogniser, images, truth) -> dict:
     }
 
 
+def named(found: Recogniser, captions: list[str], images, truth) -> dict:
+    """What captions of pictures are worth: shares that are the name of their picture, `truth`
+    int[n] (-1: it has none); that name what is recognised; that have words of the training only."""
+    said, known = np.array([found.name(text) for text in captions]), truth >= 0
+    near = found.near[np.maximum(truth, 0)]
+    return {
+        "the name": _share(said == truth, known),
+        f"one of the {near.shape[1]} names around it": _share(
+            (near == said[:, None]).any(axis=1), known
+        ),
+        **recognised(found, images, said),
+        "without broken words": _share([found.words >= {*_words(text)} for text in captions]),
+    }
+
+
 def measure(pipe, items, drawn: dict, workdir, folder, steps: int = STEPS) -> dict:
     """All of this file on the samples of a run. folder: of the samples, for what the page shows.
 
@@ -240,23 +255,12 @@ def measure(pipe, items, drawn: dict, workdir, folder, steps: int = STEPS) -> di
         pixels.as_rgb(images) for images in (items.images, made.images, pairs.images)
     )
     grey = real.mean(axis=-1, keepdims=True).round().astype(np.uint8)
-    said = np.array([found.name(text) for text in told.captions])
     in_pairs = np.array([found.name(text) for text in pairs.captions])
-    of_told = truth[: len(told)]
-    near = found.near[np.maximum(of_told, 0)]
-    known = of_told >= 0
     report = {
         "real held-out pictures": recognised(found, real, truth),
         "the same in grey": recognised(found, np.repeat(grey, 3, axis=-1), truth),
         "text to image": recognised(found, of_texts, truth[: len(made)]),
-        "image to text": {
-            "the name": _share(said == of_told, known),
-            f"one of the {near.shape[1]} names around it": _share(
-                (near == said[:, None]).any(axis=1), known
-            ),
-            **recognised(found, real[: len(told)], said),
-            "without broken words": _share([found.words >= {*_words(t)} for t in told.captions]),
-        },
+        "image to text": named(found, told.captions, real[: len(told)], truth[: len(told)]),
         "pairs": {
             "caption is a name": _share(in_pairs >= 0),
             **recognised(found, of_pairs, in_pairs),
