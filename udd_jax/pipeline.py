@@ -640,30 +640,20 @@ class Pipeline:
         values.whole("batch_size", batch_size, 1), values.whole("seed", seed)
         if begin_with and (masks is not None or prompts is not None):
             raise UserError("begin_with goes with a rule and given values alone")
-        if begin_steps is not None:
-            values.whole("begin_steps", begin_steps, 1)
         plain = masks is prompts is guide is None and not (scorers or paint)
         if begin_with is None and plain:
             begin_with = stepwise.usual(self, task)
         aside = stepwise.aside(self, task, begin_with or ())
-        best_of = each = values.whole("best_of", best_of, 1)
+        best_of = values.whole("best_of", best_of, 1)
+
+        def keys_of(count, each=1):
+            return sample_keys(seed, count, first * each) if keys is None else keys
+
         call = stepwise.Call(task, count, given, values.whole("num", num, 1), negative)
         options = {"batch_size": batch_size, "trace": trace, "weigh": weigh, **settings}
-        steps = {} if begin_steps is None else {"steps": begin_steps}  # of what comes first
-        keys_of = lambda n, start: sample_keys(seed, n, start) if keys is None else keys  # noqa: E731
-        if begin_with:
-            whose = functools.partial(keys_of, start=first)
-            call = stepwise.begin(self, call, begin_with, whose, **options | steps)
-            steps = {}
-        judged = call.task
-        if plain and (names := tasks.coarse_first(self.vocab, call.task)):
-            # Each candidate of the picture has its own.
-            whose = functools.partial(keys_of, start=first * best_of)
-            call = call._replace(num=call.num * best_of)
-            call = stepwise.begin(self, call, names, whose, **options | steps)
-            each, steps = 1, {}
-        if steps:
-            raise UserError(f"begin_steps = {begin_steps}: name what comes first with begin_with")
+        call, judged, each = stepwise.earlier(
+            self, call, begin_with, plain, best_of, keys_of, begin_steps, **options
+        )
         ways = candidates.directions(self, judged) if best_of > 1 else ()
         if best_of > 1:
             candidates.check(self, by)
@@ -682,7 +672,7 @@ class Pipeline:
             weigh=weigh,
             options=settings,
         )
-        keys = keys_of(len(chain.x), first * best_of)
+        keys = keys_of(len(chain.x), best_of)
         before = call.spent(len(chain.x))
 
         def part(rows, keys):

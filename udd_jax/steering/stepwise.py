@@ -7,6 +7,7 @@ The second is a sample of text|sound as well, since the image is drawn from what
 It is left out of the result. A run may have learned both steps better than the rule itself.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -85,6 +86,39 @@ class Call(NamedTuple):
         before = [states[rows // (count // len(states))] for states in self.states]
         every = np.concatenate([*before, last], axis=1)
         return every[:, np.linspace(0, every.shape[1] - 1, trace).round().astype(int)]
+
+
+def earlier(
+    pipe, call: Call, names, levels: bool, candidates: int, keys_of, begin_steps=None, **options
+) -> tuple[Call, str, int]:
+    """All that comes before the last chain of a call: `names`, then the coarse level of a picture.
+
+    Args:
+        names: what is generated first, or nothing.
+        levels: whether the levels of a picture are generated one after the other.
+        candidates: of each sample, of which the best one is kept; each has its own coarse level.
+        keys_of: (number of samples, candidates of each) -> their keys, [n].
+        begin_steps: the `steps` of the very first chain, if they are its own.
+        options: of `Pipeline.stream`, for all of this.
+
+    Returns:
+        The call for the rest; the rule by whose directions candidates are compared; the candidates
+        that the last chain has to draw of each sample.
+
+    UserError, one line: as of `begin`, or `begin_steps` where nothing comes first.
+    """
+    own = {} if begin_steps is None else {"steps": values.whole("begin_steps", begin_steps, 1)}
+    if names:
+        call, own = begin(pipe, call, names, keys_of, **options | own), {}
+    judged = call.task
+    if levels and (coarse := tasks.coarse_first(pipe.vocab, call.task)):
+        call = call._replace(num=call.num * candidates)
+        whose = functools.partial(keys_of, each=candidates)
+        call, own = begin(pipe, call, coarse, whose, **options | own), {}
+        candidates = 1
+    if own:
+        raise UserError(f"begin_steps = {begin_steps}: name what comes first with begin_with")
+    return call, judged, candidates
 
 
 def begin(pipe, call: Call, names, keys_of, **options) -> Call:
