@@ -174,6 +174,7 @@ def get_config() -> ml_collections.ConfigDict:
             # So many first steps have the loss of the autoregressive baseline, on the same weights;
             # none from a finished run (benchmarks/promise.md).
             "prefix_steps": 0,
+            "prefix_share": 0.0,  # of the later steps that keep that loss
             "optimiser": "muon",  # or "adamw"
             "learning_rate": 4e-3,  # the largest
             "warmup": 150,  # steps until that

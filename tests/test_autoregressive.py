@@ -7,6 +7,7 @@ import pytest
 from tests.helpers import tiny
 from udd_jax import build, pipeline, stages, values
 from udd_jax.diffusion import transition
+from udd_jax.evaluation.suites import samplers
 from udd_jax.networks import transformer
 from udd_jax.training import train_diffusion
 
@@ -89,3 +90,64 @@ def test_a_run_from_before_is_a_diffusion(tiny_run):
     model = build.make_model(c, vocab)
     assert type(model) is transformer.Transformer
     assert type(build.make_generator(c, kernel, model)) is build.Diffusion
+
+
+@pytest.fixture(scope="module")
+def in_both(tiny_run):
+    """A diffusion that has learned prefixes, too, and the baseline of the same weights."""
+    tokenizers, params = build.load_tokenizers(tiny_run), build.load_weights(tiny_run)
+    pipes = []
+    for change in ({"train.prefix_share": 0.5}, {"model.kind": "autoregressive"}):
+        c = build.read_config(tiny_run)
+        with c.unlocked():
+            c.update_from_flattened_dict(change)
+        pipes.append(pipeline.Pipeline.assemble(c, tokenizers, params))
+    return pipes
+
+
+@pytest.mark.parametrize("task", ["t2i", "i2t", "pair", "infill", "text"])
+def test_a_diffusion_that_knows_prefixes_draws_what_the_baseline_draws_bit_for_bit(in_both, task):
+    asked = {"temperature": 0.9, "top_r": 0.95, "guidance": 2.0 if task == "t2i" else 1.0}
+    given = {"text": ["a red circle", "a small square"], "image": np.zeros((2, 32, 32, 3), "uint8")}
+    options = {"seed": 3, **asked}
+    if task == "infill":
+        mask = np.arange(32)[:, None] < 16 + np.zeros((32, 32))
+        given, masks = in_both[0].infilling(given["image"], mask, ["a ___ circle", "a ___ square"])
+        options |= {"given": given, "masks": masks}
+    elif (name := {"t2i": "text", "i2t": "image"}.get(task)) is not None:
+        options["given"] = {name: given[name]}
+    else:
+        options["count"] = 2
+    ours = in_both[0].generate(task, sampler="autoregressive", **options)
+    baseline = in_both[1].generate(task, **options)
+    np.testing.assert_array_equal(ours.tokens, baseline.tokens)
+    np.testing.assert_array_equal(ours.calls, baseline.calls)
+    chain = in_both[0].generate(task, sampler="ancestral", **options)
+    assert (chain.tokens != ours.tokens).any()
+
+
+def test_one_token_after_another_is_refused_where_it_was_not_learned_or_is_steered(in_both, pipe):
+    never = in_both[0].with_config(train={"prefix_share": 0.0})
+    with pytest.raises(ValueError, match=r"'autoregressive', but train\.prefix_share = 0: the"):
+        never.texts(1, sampler="autoregressive")
+    c = tiny.config()
+    with c.unlocked():
+        c.sample_rules["i2t"] = {"sampler": "autoregressive"}
+    with pytest.raises(ValueError, match=r"train\.prefix_share = 0"):
+        stages.check(c)
+    c.train.prefix_share = 0.5
+    stages.check(c)
+    for steering in (
+        {"scorers": [(lambda p: p["text"].sum(), 1.0)]},
+        {"guide": lambda scene, x, t: None},
+        {"prompts": [("a red circle", 1.0), ("a square", 1.0)]},
+        {"weigh": {"text": 0.5}},
+    ):
+        given = {} if "prompts" in steering else {"given": {"text": ["a red circle"]}}
+        with pytest.raises(ValueError, match="goes without prompts, guide, paint, weigh, scorers"):
+            in_both[0].generate("t2i", sampler="autoregressive", **given, **steering)
+
+
+def test_the_comparison_of_samplers_has_it_where_it_was_learned(in_both):
+    asked = {"sampler": "autoregressive"}
+    assert [asked in samplers.grid(pipe) for pipe in in_both] == [True, False]

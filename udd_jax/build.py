@@ -20,6 +20,7 @@ from udd_jax.networks.denoiser import Denoiser
 from udd_jax.runtime import files, run_folder, trees
 from udd_jax.sampling import autoregressive as one_by_one
 from udd_jax.sampling import painting, reverse, weights
+from udd_jax.sampling.settings import IN_ORDER
 
 TEXT, IMAGE, WEIGHTS = modalities.TEXT, modalities.IMAGE, "weights"
 PAINTER = "vq/end_to_end"  # the image tokenizer whose decoder was trained with the diffusion
@@ -54,6 +55,11 @@ def make_schedules(config, vocab: Vocab) -> list[schedules.Schedule]:
         )
         for m in vocab.modalities
     ]
+
+
+def in_order(config) -> bool:
+    """Whether the network of a run can also draw one token after another (`prefix_share`)."""
+    return config.train.get("prefix_share", 0.0) > 0
 
 
 def make_model(config, vocab: Vocab, pad_id: int = 0) -> transformer.Transformer:
@@ -124,6 +130,10 @@ class Diffusion:
         for the chain, or None; paint: `painting.Paint`, or None; weigh: float32[B, M], weights of
         what is given (`weights`), or None; features: as `Vocab.features`; without: names of
         modalities that need not be computed (`Transformer`)."""
+        if settings.sampler == IN_ORDER:
+            prefixes = Autoregression(self.kernel, autoregressive.of(self.model))
+            options = (x, free, absent, settings, negative, trace, still, guide, scorers)
+            return prefixes.sample(params, keys, *options)
         strength = None if paint is None else painting.attention(self.kernel, paint)
         bias = None if weigh is None else weights.attention(self.kernel.vocab, weigh)
         rest = {"features": features, "without": without}

@@ -557,7 +557,7 @@ class Pipeline:
             if tasks.same(self.vocab, rule, task):
                 found |= own.to_dict()
         settings = Settings(**found | changes)
-        settings.check(self.kernel, self.guidable)
+        settings.check(self.kernel, self.guidable, build.in_order(self.config))
         return settings
 
     def generate(self, task: str, count: int | None = None, **options) -> Result:

@@ -46,6 +46,16 @@ MUTANTS = (
     ),
     *of(
         "training",
+        "tests/training/test_prefix_steps.py -k share",
+        ("prefixes: in no later step", "number * math.sqrt(2) % 1 < kept", "number * 0 > kept"),
+        (
+            "prefixes: not in the first steps",
+            "prefixes = step < first or number",
+            "prefixes = number",
+        ),
+    ),
+    *of(
+        "training",
         "tests/training/test_train_diffusion_by_hand.py",
         ("training: no auxiliary loss", "return outcome.nll, {}", "return 0 * outcome.nll, {}"),
         (

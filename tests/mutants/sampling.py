@@ -365,6 +365,21 @@ MUTANTS = (
         ),
     ),
     *of(
+        "",
+        "tests/test_autoregressive.py -k 'bit_for_bit and text or refused'",
+        ("one after another: a chain", "if settings.sampler == IN_ORDER:", "if False:"),
+        (
+            "one after another: also where it was not learned",
+            "if self.sampler == IN_ORDER and not in_order:",
+            "if False:",
+        ),
+        (
+            "one after another: the steering is lost",
+            "if settings.sampler == IN_ORDER and any(part is not None for part in steered):",
+            "if False:",
+        ),
+    ),
+    *of(
         "sampling",
         "tests/sampling/test_outpainting.py",
         (

@@ -137,5 +137,5 @@ def test_samples_have_the_frequencies_of_the_likelihood(made):
 
 def test_a_guide_and_scorers_are_refused(made):
     asked = {"trace": 0, "still": None, "guide": None, "scorers": (max,)}
-    with pytest.raises(ValueError, match="guides and scorers are for"):
+    with pytest.raises(ValueError, match="guides and scorers do not go with"):
         made[0].sample({}, None, PAIRS, *masks("pair", 81), Settings(), None, **asked)

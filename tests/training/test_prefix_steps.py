@@ -94,3 +94,26 @@ def test_a_network_that_the_baseline_does_not_have_is_refused_before_any_stage(t
         stages.check(config)
     config.train.prefix_steps = 0
     stages.check(config)
+    config.train.prefix_share = 0.5
+    with pytest.raises(
+        ValueError, match=r"train\.prefix_share = 0\.5, expected 0 for this network"
+    ):
+        stages.check(config)
+
+
+def test_prefixes_keep_their_share_of_the_later_steps_in_every_part(tiny_run):
+    """Of 6000 steps, a quarter; also of those that leave a modality out. Without a share, none."""
+    config = build.read_config(tiny_run)
+    with config.unlocked():
+        config.model.absent = "left_out"
+        config.train.mixture = {"pair": 0.6, "text": 0.4}
+        config.train.update({"prefix_steps": 2, "prefix_share": 0.25})
+    vocab = build.make_vocab(config, build.load_tokenizers(tiny_run))
+    _, loss_at = train_diffusion.objectives(config, vocab, 0)
+    later = [loss_at(step) for step in range(2, 6002)]
+    counts = sorted(later.count(f) for f in set(later))
+    np.testing.assert_allclose(np.array(counts) / 6000, [0.1, 0.15, 0.3, 0.45], atol=0.01)
+    assert {loss_at(0), loss_at(1)} < set(later)
+    config.train.prefix_share = 0.0
+    _, loss_at = train_diffusion.objectives(config, vocab, 0)
+    assert len({loss_at(step) for step in range(2, 6002)}) == 2

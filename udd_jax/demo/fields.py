@@ -9,7 +9,7 @@ import gradio as gr
 from udd_jax.data import pixels
 from udd_jax.demo import painter, requests, steering
 from udd_jax.errors import UserError
-from udd_jax.sampling import samplers
+from udd_jax.sampling import settings as samplers
 from udd_jax.steering import edits, upscaling
 
 # ---- Of tabs ------------------------------------------------------------------------------------
@@ -246,7 +246,7 @@ def settings(page) -> dict:
         found["seed"] = gr.Number(0, label="Seed", precision=0, min_width=120)
         found["fresh"] = gr.Checkbox(True, label="A new seed each time", min_width=120)
     with gr.Row():
-        names = [name for name in samplers.SAMPLERS if _fits(page.pipe, sampler=name)]
+        names = [name for name in samplers.names() if _fits(page.pipe, sampler=name)]
         choices = [(f"{run.sampler}, unless the task has its own", ""), *names]
         found["sampler"] = gr.Dropdown(choices, value="", label="Sampler", min_width=170)
         label = f"Steps (0: all {page.pipe.kernel.steps})"

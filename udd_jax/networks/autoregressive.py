@@ -12,6 +12,7 @@ Layers, parameters and their names are those of `transformer.Transformer`. There
 times that the network gets tell free, given and absent modalities apart.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -236,6 +237,13 @@ class Autoregressive(transformer.Transformer):
         """The times that the blocks get: 0 given, 1 free, T absent, int32[B, M]."""
         some = jnp.stack([free[:, w].any(axis=1) for w in self.vocab.slices], axis=1)
         return jnp.where(some, 1, jnp.where(t == self.steps, self.steps, 0))
+
+
+def of(model: transformer.Transformer) -> Autoregressive:
+    """The baseline with the parameters of a network that has learned its loss, too."""
+    names = [f.name for f in dataclasses.fields(model) if f.name not in ("parent", "name")]
+    options = {name: getattr(model, name) for name in names}
+    return Autoregressive(**options | {"absent": "noise"})  # nothing sees an absent modality
 
 
 def visible(vocab: Vocab, given, free) -> jax.Array:

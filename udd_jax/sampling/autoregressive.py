@@ -39,7 +39,7 @@ def run(
     `temperature`, `top_r` and `top_k` are read. ValueError for a guide or scorers.
     """
     if guide is not None or scorers:
-        raise UserError("guides and scorers are for model.kind = 'diffusion': expected none")
+        raise UserError("guides and scorers do not go with one token after another: expected none")
     vocab, steps = kernel.vocab, kernel.steps
     absent_at = absent[:, vocab.modality_of]
     free = free & ~absent_at

@@ -15,6 +15,7 @@ from udd_jax.diffusion.transition import Kernel
 from udd_jax.errors import UserError
 from udd_jax.sampling.samplers import SAMPLERS
 
+IN_ORDER = "autoregressive"  # one token after another, by the network of prefixes
 CONFIDENCES = ("probability", "margin", "entropy")
 GUIDANCE = ("constant", "linear", "interval")
 # The values at which numeric settings are off: their feature is then not compiled.
@@ -37,14 +38,20 @@ NUMBERS = {*OFF, "noise", "purity", "group", "threshold", "bound", "eta"}
 _KINDS = {int: (numbers.Integral, "a whole number"), float: (numbers.Real, "a finite number")}
 
 
+def names() -> tuple[str, ...]:
+    """What `sampler` may be."""
+    return *SAMPLERS, IN_ORDER
+
+
 @jax.tree_util.register_pytree_node_class
 @dataclass(frozen=True)
 class Settings:
     """How to sample. ValueError, one line, for a value out of range.
 
-    `sampler` is a key of `samplers.SAMPLERS`. `steps` is the number of network calls for samplers
-    of kind "time" and "count"; those of kind "order" run until no position is masked. For kind
-    "count" another `steps` needs another compilation, since the table of counts has that length.
+    `sampler` is a key of `samplers.SAMPLERS`, or `IN_ORDER`. `steps` is the number of network calls
+    for samplers of kind "time" and "count"; those of kind "order" run until no position is masked.
+    For kind "count" another `steps` needs another compilation, since the table of counts has that
+    length.
     """
 
     sampler: str = "ancestral"
@@ -74,7 +81,7 @@ class Settings:
             if kind:
                 number = isinstance(value, kind[0]) and not isinstance(value, bool)
                 demand(number and math.isfinite(value), field.name, kind[1])
-        demand(self.sampler in list(SAMPLERS), "sampler", f"one of {', '.join(SAMPLERS)}")
+        demand(self.sampler in names(), "sampler", f"one of {', '.join(names())}")
         demand(self.confidence in CONFIDENCES, "confidence", f"one of {', '.join(CONFIDENCES)}")
         demand(
             self.guidance_schedule in GUIDANCE, "guidance_schedule", f"one of {', '.join(GUIDANCE)}"
@@ -103,7 +110,7 @@ class Settings:
     @property
     def kind(self) -> str:
         """ "time", "count" or "order": see `samplers`."""
-        return SAMPLERS[self.sampler].kind
+        return "order" if self.sampler == IN_ORDER else SAMPLERS[self.sampler].kind
 
     def unread(self, name: str) -> str | None:
         """Why the setting `name` changes nothing together with the others; None if it may."""
@@ -141,11 +148,12 @@ class Settings:
             object.__setattr__(settings, name, value)
         return settings
 
-    def check(self, kernel: Kernel, guidable: bool = True) -> None:
+    def check(self, kernel: Kernel, guidable: bool = True, in_order: bool = True) -> None:
         """ValueError, one line, if these settings do not fit the run.
 
-        `guidable`: the network was trained with absent conditions, as guidance needs. Inside a
-        jitted function `steps` is not checked, since its value is unknown.
+        `guidable`: the network was trained with absent conditions, as guidance needs. `in_order`:
+        it was trained on prefixes, too, as `IN_ORDER` needs. Inside a jitted function `steps` is
+        not checked, since its value is unknown.
         """
         known = isinstance(self.steps, int)
         if self.kind == "time" and known and self.steps > kernel.steps:
@@ -167,6 +175,11 @@ class Settings:
             raise UserError(
                 f"sample.correct = {self.correct} draws replaced tokens again, expected 0 but for "
                 "sampler 'ancestral' and a schedule that replaces tokens"
+            )
+        if self.sampler == IN_ORDER and not in_order:
+            raise UserError(
+                f"sample.sampler = {IN_ORDER!r}, but train.prefix_share = 0: the network has not "
+                "learned to its end to draw one token after another, expected another sampler"
             )
         if self.on("guidance") and not guidable:
             raise UserError(

@@ -12,7 +12,7 @@ from udd_jax.errors import UserError
 from udd_jax.sampling import painting
 from udd_jax.sampling import prompts as branching
 from udd_jax.sampling import scorers as terms
-from udd_jax.sampling.settings import Settings
+from udd_jax.sampling.settings import IN_ORDER, Settings
 from udd_jax.steering import lengths, painted, segments, weighted
 
 
@@ -86,6 +86,12 @@ def prepare(
     given = {name: np.repeat(ids, num, axis=0) for name, ids in given.items()}
     given, features = _features(pipe, given)
     settings = pipe.settings(task, **options)
+    steered = (prompts, guide, paint or None, weigh or None, scorers or None, features)
+    if settings.sampler == IN_ORDER and any(part is not None for part in steered):
+        raise UserError(
+            f"sample.sampler = {IN_ORDER!r} goes without prompts, guide, paint, weigh, scorers and "
+            "features: leave them out, or choose another sampler"
+        )
     if plain:
         given, masks = lengths.cut(pipe, given, tasks.masks(vocab, task, count))
     else:

@@ -5,7 +5,7 @@ Without this, a bad value ends a job after hours, or trains a useless model with
 
 import math
 
-from udd_jax import modalities, values
+from udd_jax import build, modalities, values
 from udd_jax.data import pixels
 from udd_jax.diffusion import tasks
 from udd_jax.errors import UserError
@@ -47,7 +47,10 @@ SHARES = (
     "data_options.test",
     "vq.restart.until",
 )
-BELOW_ONE = ("vq.beta1", "vq.beta2", "vq.decay", "train.beta1", "train.beta2", "train.ema")
+BELOW_ONE = (
+    *("vq.beta1", "vq.beta2", "vq.decay", "train.beta1", "train.beta2", "train.ema"),
+    "train.prefix_share",
+)
 WORDS = {
     "vq.model.quantiser": vqgan.QUANTISERS,
     "vq.loss": ("l1", "l2"),
@@ -68,7 +71,8 @@ LEAST_TEXT, LEAST_SIDE, LEAST_VOCABULARY = 2, 8, 320
 
 def check_sampling(config, vocab, kernel) -> None:
     """UserError, one line, for a bad setting of `sample`, `sample_rules` or `begin_with`."""
-    Settings(**config.sample).check(kernel)
+    in_order = build.in_order(config)
+    Settings(**config.sample).check(kernel, in_order=in_order)
     for rule, changes in config.sample_rules.items():
         tasks.parse(vocab, rule)
         for name in changes:
@@ -77,7 +81,7 @@ def check_sampling(config, vocab, kernel) -> None:
                 raise UserError(
                     f"sample_rules.{rule}.{name} is no setting, expected one of {known}"
                 )
-        Settings(**{**config.sample, **changes}).check(kernel)
+        Settings(**{**config.sample, **changes}).check(kernel, in_order=in_order)
     able = [m.name for m in vocab.modalities if not m.inputs]
     for name in config.get("begin_with", ()):
         if name not in able:

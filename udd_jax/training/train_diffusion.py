@@ -124,24 +124,27 @@ def make_prefix_objective(config, vocab: Vocab, pad_id: int, **options):
     try:
         model = build.make_model(with_kind, vocab, pad_id)
     except UserError as error:
+        field = "prefix_steps" if prefix_steps(config) else "prefix_share"
         raise UserError(
-            f"train.prefix_steps = {prefix_steps(config)}, expected 0 for this network: {error}"
+            f"train.{field} = {config.train[field]}, expected 0 for this network: {error}"
         ) from error
     return model, autoregressive.make_loss(kernel, model, **_options(config, pad_id) | options)
 
 
 def objectives(config, vocab: Vocab, pad_id: int, terms=None):
-    """(network, step -> the loss function of that step): the prefixes first, if any.
+    """(network, step -> the loss function of that step): the prefixes first, if any, and later in
+    the share `prefix_share` of the steps.
 
     The rows of a step leave out the same modalities where the network does (`model.absent`), so
     that a step computes no others. Each part of the mixture has its share of the steps, evenly
     spread, so in the mean the loss is that of the whole mixture: the loss of step `math.inf`.
     """
     model, whole = make_objective(config, vocab, pad_id, terms)
-    first, found = prefix_steps(config), parts(config, vocab)
+    first, kept = prefix_steps(config), config.train.get("prefix_share", 0.0)
+    found = parts(config, vocab)
     asked = [{"mixture": part, "without": names} for names, part in found.items()]
     shares = np.cumsum([sum(part.values()) for part in found.values()])
-    earlier = [make_prefix_objective(config, vocab, pad_id, **a)[1] for a in asked if first]
+    earlier = [make_prefix_objective(config, vocab, pad_id, **a)[1] for a in asked if first or kept]
     later = [whole]
     if list(found) != [()]:
         later = [make_objective(config, vocab, pad_id, terms, **a)[1] for a in asked]
@@ -149,9 +152,10 @@ def objectives(config, vocab: Vocab, pad_id: int, terms=None):
     def loss_at(step):
         if step == math.inf:
             return whole
-        place = (config.seed + step) * GOLDEN % 1 * shares[-1]
-        part = int(np.searchsorted(shares, place, side="right"))
-        return (earlier if step < first else later)[part]
+        number = config.seed + step
+        part = int(np.searchsorted(shares, number * GOLDEN % 1 * shares[-1], side="right"))
+        prefixes = step < first or number * math.sqrt(2) % 1 < kept
+        return (earlier if prefixes else later)[part]
 
     return model, loss_at
 

@@ -19,11 +19,13 @@ import time
 
 import numpy as np
 
+from udd_jax import build
 from udd_jax.diffusion import tasks
 from udd_jax.evaluation import held_out, manifest, scores
 from udd_jax.evaluation.metrics import agreement
 from udd_jax.runtime import files, logbook
 from udd_jax.sampling.samplers import SAMPLERS
+from udd_jax.sampling.settings import IN_ORDER
 
 RESULT = "samplers.json"
 FULL = {"sampler": "ancestral"}  # the chain that the other samplers are compared with
@@ -121,7 +123,8 @@ def grid(pipe) -> list[dict]:
         )
         for value in values
     ]
-    return by_time + by_count + others
+    in_order = [{"sampler": IN_ORDER}] if build.in_order(pipe.config) else []
+    return by_time + by_count + others + in_order
 
 
 def measure(pipe, items, changes: dict, count: int, seed: int) -> dict:
