@@ -331,6 +331,7 @@ class Pipeline:
         before encoding."""
         if images is None and captions is None:
             raise UserError("infill: images and captions are both missing, expected one at least")
+        values.whole("blank_tokens", blank_tokens, 1)
         images = None if images is None else values.plain(self, "image", images)
         captions = None if captions is None else values.plain(self, "text", captions)
         count = len(images) if images is not None else len(captions)

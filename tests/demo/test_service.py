@@ -133,6 +133,17 @@ def test_the_bits_of_a_pair_are_those_of_python(pipe, served, picture):
         ("infill", {}, "images and captions are both missing"),
         ("infill", {"text": "a red circle"}, "nothing is missing"),
         ("infill", {"text": "a ___", "blank_tokens": 50}, "more than the text length"),
+        ("infill", {"text": "a ___", "blank_tokens": 2**40}, "more than the text length"),
+        (
+            "infill",
+            {"text": "a ___", "blank_tokens": None},
+            "blank_tokens = None, expected a whole",
+        ),
+        (
+            "infill",
+            {"text": "a ___", "blank_tokens": 0},
+            "blank_tokens = 0, expected a whole number",
+        ),
     ],
 )
 def test_what_is_too_large_or_missing_is_refused_in_a_sentence(pipe, task, options, message):

@@ -141,14 +141,13 @@ class Tokenizer:
         """
         if blank_tokens < 1:
             raise UserError(f"blank_tokens: {blank_tokens} is not at least 1")
-        first, *others = BLANK.split(text)
-        ids = self.pieces(first)
+        ids, *others = map(self.pieces, BLANK.split(text))
+        count = len(ids) + sum(blank_tokens + len(given) for given in others)
+        self._check_prompt(text, count, length)
         free = [False] * len(ids)
-        for part in others:
-            given = self.pieces(part)
+        for given in others:
             ids += [self.pad_id] * blank_tokens + given
             free += [True] * blank_tokens + [False] * len(given)
-        self._check_prompt(text, len(ids), length)
         padding = length - len(ids)
         return (
             np.asarray(ids + [self.pad_id] * padding, np.int32),
