@@ -38,7 +38,10 @@ COMMON = {"deadline": None, "suppress_health_check": list(hypothesis.HealthCheck
 MANY = hypothesis.settings(max_examples=10_000, derandomize=False, **COMMON)
 LONG = {}
 # The library that reads configs imports them in an old way.
-pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:Generating overly large repr"),  # of the pipeline
+]
 
 
 def claim(few: int = 60, **given):
