@@ -56,6 +56,11 @@ MUTANTS = (
     ),
     *of(
         "training",
+        "tests/training/test_prefix_steps.py -k alike",
+        ("prefixes: a small weight", "config.diffusion.steps if kept else 1", "0 if kept else 1"),
+    ),
+    *of(
+        "training",
         "tests/training/test_train_diffusion_by_hand.py",
         ("training: no auxiliary loss", "return outcome.nll, {}", "return 0 * outcome.nll, {}"),
         (

@@ -118,3 +118,22 @@ def test_prefixes_keep_their_share_of_the_later_steps_in_every_part(tiny_run):
     _, loss_at = train_diffusion.objectives(config, vocab, 0)
     later = {loss_at(step) for step in range(2, 6002)}
     assert len(later) == 2 and not later & {loss_at(0), loss_at(1)}
+
+
+def test_where_both_losses_go_on_a_token_weighs_alike_in_them(tiny_run):
+    """The auxiliary loss weighs -log p with lambda T in the mean over the times, the bound with 1."""
+    config = build.read_config(tiny_run)
+    tokenizers = build.load_tokenizers(tiny_run)
+    vocab, params = build.make_vocab(config, tokenizers), build.load_weights(tiny_run)
+    rng, found = np.random.default_rng(0), []
+    x0 = vocab.fuse({m.name: rng.integers(0, m.classes, (4, m.length)) for m in vocab.modalities})
+    for share in (0.0, 0.5):
+        with config.unlocked():
+            config.train.update({"prefix_steps": 1, "prefix_share": share})
+        _, loss_at = train_diffusion.objectives(config, vocab, 0)
+        loss, (metrics, _) = jax.jit(loss_at(0))(params, None, jax.random.key(0), x0)
+        assert metrics["loss"] == loss
+        found.append(float(loss))
+    assert found[1] == pytest.approx(
+        (1 + config.train.auxiliary * config.diffusion.steps) * found[0]
+    )

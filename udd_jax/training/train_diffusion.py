@@ -144,7 +144,13 @@ def objectives(config, vocab: Vocab, pad_id: int, terms=None):
     found = parts(config, vocab)
     asked = [{"mixture": part, "without": names} for names, part in found.items()]
     shares = np.cumsum([sum(part.values()) for part in found.values()])
-    earlier = [make_prefix_objective(config, vocab, pad_id, **a)[1] for a in asked if first or kept]
+    # Both losses shall weigh -log p of a token alike; the auxiliary loss weighs it most.
+    weight = 1 + config.train.auxiliary * config.diffusion.steps if kept else 1
+    earlier = [
+        weighted(make_prefix_objective(config, vocab, pad_id, **a)[1], weight)
+        for a in asked
+        if first or kept
+    ]
     later = [whole]
     if list(found) != [()]:
         later = [make_objective(config, vocab, pad_id, terms, **a)[1] for a in asked]
@@ -158,6 +164,16 @@ def objectives(config, vocab: Vocab, pad_id: int, terms=None):
         return (earlier if prefixes else later)[part]
 
     return model, loss_at
+
+
+def weighted(loss_fn, weight: float):
+    """A loss function times `weight`; the same one for a weight of 1."""
+
+    def times(params, sampler, key, x0):
+        total, (metrics, sampler) = loss_fn(params, sampler, key, x0)
+        return weight * total, (metrics | {"loss": weight * total}, sampler)
+
+    return loss_fn if weight == 1 else times
 
 
 def parts(config, vocab: Vocab) -> dict[tuple[str, ...], dict[str, float]]:
