@@ -121,7 +121,7 @@ def test_prefixes_keep_their_share_of_the_later_steps_in_every_part(tiny_run):
 
 
 def test_where_both_losses_go_on_a_token_weighs_alike_in_them(tiny_run):
-    """The auxiliary loss weighs -log p with lambda T in the mean over the times, the bound with 1."""
+    """The auxiliary loss weighs -log p by lambda T, in the mean over the times, the bound by 1."""
     config = build.read_config(tiny_run)
     tokenizers = build.load_tokenizers(tiny_run)
     vocab, params = build.make_vocab(config, tokenizers), build.load_weights(tiny_run)
