@@ -30,6 +30,7 @@ from udd_jax.diffusion import transition
 from udd_jax.errors import UserError
 from udd_jax.evaluation.metrics import intervals
 from udd_jax.runtime import config_files, files, logbook
+from udd_jax.sampling.settings import IN_ORDER
 from udd_jax.training import end_to_end, train_diffusion
 
 SHARED = (build.TEXT, "vq", "tokens")
@@ -47,21 +48,23 @@ def unid3(c):
     c.train.update({"optimiser": "adamw", "auxiliary": 0.01, "beta2": 0.96, "weight_decay": 4.5e-2})
     c.train.learning_rate = min(c.train.learning_rate, 1e-3)  # not Muon's
     c.model.update({"time": "shared", "time_table": "untied", "given_vector": False})
+    c.model.absent = "noise"
     c.model.update({"mutual_gain": 0.0, "rotary": False, "qk_norm": False, "activation": "gelu"})
-    c.train.prefix_steps, c.begin_with = 0, ()
+    _no_prefixes(c)
+    c.begin_with = ()
 
 
 def vq_diffusion(c):
     """VQ-Diffusion: text to image alone, a tenth of it without the text, for guidance."""
     c.train.mixture = {"t2i": 0.9, "image": 0.1}
-    c.train.prefix_steps = 0
+    _no_prefixes(c)
 
 
 def masked(c):
     """MDLM and UniDisc: a schedule that only masks, the continuous bound, self-attention."""
     c.diffusion.schedule, c.model.attention = "absorbing", "self"
     c.train.update({"objective": "continuous", "auxiliary": 0.0})
-    c.train.prefix_steps = 0
+    _no_prefixes(c)
 
 
 def muse(c):
@@ -70,7 +73,7 @@ def muse(c):
     c.diffusion.schedule, c.train.auxiliary = "cosine", 20.0
     c.sample.update({"sampler": "maskgit", "steps": 12})
     c.sample_rules = {}
-    c.train.prefix_steps = 0
+    _no_prefixes(c)
 
 
 def self_attention(c):
@@ -80,7 +83,8 @@ def self_attention(c):
 def autoregressive(c):
     """Prefix attention, text before image, self-attention (DALL-E, ERNIE-ViLG)."""
     c.model.kind, c.model.attention = "autoregressive", "self"
-    c.train.prefix_steps, c.begin_with = 0, ()
+    _no_prefixes(c)
+    c.begin_with = ()
 
 
 def _contrastive(kind, weight, form="bounded"):
@@ -120,7 +124,7 @@ def encoder_decoder(c):
 def experts(c):
     """Two, from the beginning: nothing is trained together first, as eDiff-I does."""
     c.experts = (0.5,)
-    c.train.prefix_steps = 0
+    _no_prefixes(c)
 
 
 def concentrated(c):
@@ -128,12 +132,20 @@ def concentrated(c):
     c.model.concentrated = True
     c.sample.update({"sampler": "best_first", "guidance": 1.06})
     c.sample_rules = {}
-    c.train.prefix_steps = 0
+    _no_prefixes(c)
 
 
 def block_attention(c):
-    c.model.block_attention = True
-    c.train.prefix_steps = 0
+    c.model.block_attention, c.model.absent = True, "noise"
+    _no_prefixes(c)
+
+
+def _no_prefixes(c):
+    """A recipe whose network has no such loss, or whose paper has no such start."""
+    c.train.prefix_steps, c.train.prefix_share = 0, 0.0
+    for rule in c.sample_rules.values():
+        if rule.get("sampler") == IN_ORDER:
+            del rule["sampler"]
 
 
 RECIPES = {

@@ -5,7 +5,8 @@
 
 The fields that are None here are open: `udd_jax/training/recipe.py` chooses them when the data have
 been looked at, prints them, and the run keeps them. A field that you type stays as typed. The
-minutes are those of two CPU cores, by the measured speed of `t2i.py:emoji`, whose recipe this is.
+minutes are those of two CPU cores, by the measured speed of `t2i.py:emoji_fine`, whose recipe this
+is.
 """
 
 from ml_collections.config_dict import placeholder

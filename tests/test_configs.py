@@ -13,6 +13,7 @@ ARGUMENTS = [
     "",
     "smoke",
     "emoji",
+    "emoji_fine",
     "emoji_levels",
     "cub",
     "coco",

@@ -22,8 +22,8 @@ def config_of(path, **changes):
     return c
 
 
-def test_the_choice_for_emoji_and_an_hour_is_the_config_of_emoji():
-    chosen, emoji = recipe.choose(own.get_config(), EMOJI), t2i.get_config("emoji")
+def test_the_choice_for_emoji_and_an_hour_is_that_of_fine_emoji():
+    chosen, emoji = recipe.choose(own.get_config(), EMOJI), t2i.get_config("emoji_fine")
     same = ("image_size", "vq.model.patch", "vq.model.n_embed", "vq.batch_size", "vq.warmup")
     for name in (*same, "vq.plain_steps", "text.length", "text.vocab_size", "train.batch_size"):
         assert chosen[name] == limits.value(emoji, name), name

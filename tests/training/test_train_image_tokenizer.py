@@ -368,7 +368,7 @@ EMOJI = pathlib.Path(
 def test_drawings_held_out_come_back_at_24_decibels_through_most_of_the_codes(tmp_path):
     from configs import t2i
 
-    config = t2i.get_config("emoji")
+    config = t2i.get_config("emoji_fine")
     data = [
         sources.open_source(f"webdataset:{EMOJI}", s, **config.data_options)
         for s in ("train", "test")

@@ -1,8 +1,9 @@
 """The open fields of a config, chosen from the data and from the minutes that a user gives.
 
 `configs/own.py` leaves fields open: they are None. `fill` chooses them by the rules of `choose`,
-for an image tokenizer of small cells and a diffusion of three layers, as `configs/t2i.py:emoji` has
-them. The times are those of that run on two CPU cores, scaled by the work of a step:
+for an image tokenizer of small cells and a diffusion of three layers, as in
+`configs/t2i.py:emoji_fine`. The times are those of that run on two CPU cores, scaled by the work of
+a step:
 
     image tokenizer   .155 s for 8 images of 64 x 64          a fifth of the minutes
     diffusion         .39 s for 16 pairs of 256 + 16 tokens   seven tenths of them
