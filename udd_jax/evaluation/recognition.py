@@ -41,7 +41,7 @@ STEPS, BATCH, RATE, DECAY, SMOOTHING = 1500, 64, 2e-3, 1e-2, 0.1
 SHIFT = 5 / 64  # of the side of a picture, to each side
 AMONG = (20, 100)
 NEIGHBOURS = 10  # names around the true one
-SHOWN, BLOCK = 16, 1024
+SHOWN, SHEET, BLOCK = 16, 8, 1024  # samples on the page, of each task on the sheet
 MOST = 20_000  # training pictures that are read
 LEAST = 2.0  # pictures of a name, on average: with fewer, captions are not names
 
@@ -266,15 +266,14 @@ def measure(pipe, items, drawn: dict, workdir, folder, steps: int = STEPS) -> di
             **recognised(found, of_pairs, in_pairs),
         },
     }
-    features, logits = found.read(of_texts)
+    features = found.read(of_texts)[0]
     of_items = found.read(real)[0]
     report["text to image"]["Frechet distance in its features"] = _fid(
         features, of_items[: len(made)]
     )
     cosines, near = _nearest(pipe, found, {"samples": features, "held-out pictures": of_items})
     report["cosine to the nearest training picture"] = cosines
-    shown = min(SHOWN, len(made))  # there may be more items than samples
-    _show(found, made.images[:shown], logits[:shown], truth[:shown], near, folder)
+    _show(found, made, told, pairs, real, truth, near, folder)
     return report
 
 
@@ -316,17 +315,35 @@ def _nearest(pipe, found, groups: dict) -> tuple[dict, np.ndarray]:
     return {name: intervals.bootstrap(value) for name, value in best.items()}, near
 
 
-def _show(found, images, logits, truth, near, folder):
-    """Keeps samples of text to image with the verdict of the classifier, as arrays and as a sheet.
+def _show(found, made, told, pairs, real, truth, near, folder):
+    """Keeps samples of text to image with the verdict of the classifier for the page, and a sheet
+    of the first SHEET samples of each task.
 
-    Right: the name would be right among 20 more often than not.
+    A picture is right if its name would be right among 20 more often than not; a caption if it is
+    the name of its picture. truth: int[n], of the items.
     """
-    own = np.maximum(truth, 0)
-    fine = right(ranks(logits, own), len(found.names), AMONG[0]) > 0.5
-    names = [found.names[i] if t >= 0 else "(no name)" for i, t in zip(own, truth, strict=True)]
-    seen = [found.names[i] for i in logits.argmax(axis=1)]
-    kept = {"images": images, "near_images": near, "names": names, "seen": seen}
-    samples.write(folder / KEPT, kept | {"right": fine & (truth >= 0)})
-    texts = [a if ok else f"{a}: {b}?" for a, ok, b in zip(names, fine, seen, strict=True)]
-    sheet = contact_sheet.sheet(images, texts, marks=(fine & (truth >= 0)).tolist())
+    shown = min(SHOWN, len(made))  # there may be more items than samples
+    fine, seen = _verdicts(found, made.images[:shown], truth[:shown])
+    own = [found.names[i] if i >= 0 else "(no name)" for i in truth]
+    kept = {"images": made.images[:shown], "near_images": near, "names": own[:shown], "seen": seen}
+    samples.write(folder / KEPT, kept | {"right": fine})
+    rows = [(made.images, [f"{a}: {b}?" for a, b in zip(own, seen, strict=False)], own, fine)]
+    said = np.array([found.name(text) for text in told.captions[:SHEET]])
+    wrong = [f"{a}: {b}?" for a, b in zip(own, told.captions, strict=False)]
+    rows.append((real, wrong, told.captions, (said == truth[: len(said)]) & (said >= 0)))
+    in_pairs = np.array([found.name(text) for text in pairs.captions[:SHEET]])
+    fine, seen = _verdicts(found, pairs.images[:SHEET], in_pairs)
+    wrong = [f"{a}: {b}?" for a, b in zip(pairs.captions, seen, strict=False)]
+    rows.append((pairs.images, wrong, pairs.captions, fine))
+    cells = [cell for row in rows for cell in itertools.islice(zip(*row, strict=False), SHEET)]
+    texts = [right if ok else wrong for _, wrong, right, ok in cells]
+    marks = [bool(ok) for *_, ok in cells]
+    sheet = contact_sheet.sheet([cell[0] for cell in cells], texts, SHEET, marks=marks)
     pixels.write_png(folder / "recognition-sheet.png", sheet)
+
+
+def _verdicts(found, images, truth) -> tuple[np.ndarray, list[str]]:
+    """(whether each picture shows its name int[n], -1 for none; the name that is seen)."""
+    logits = found.read(pixels.as_rgb(images))[1]
+    fine = right(ranks(logits, np.maximum(truth, 0)), len(found.names), AMONG[0]) > 0.5
+    return fine & (truth >= 0), [found.names[i] for i in logits.argmax(axis=1)]
