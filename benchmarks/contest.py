@@ -31,7 +31,7 @@ from udd_jax.errors import UserError
 from udd_jax.evaluation.metrics import intervals
 from udd_jax.runtime import config_files, files, logbook
 from udd_jax.sampling.settings import IN_ORDER
-from udd_jax.training import end_to_end, train_diffusion
+from udd_jax.training import end_to_end, turns
 
 SHARED = (build.TEXT, "vq", "tokens")
 WARM, TIMED = 3, 8  # steps
@@ -248,7 +248,7 @@ def step_seconds(config, shared) -> float:
     p = sizes.Parts(config, layout, kernel, build.make_model(config, layout))
     terms = end_to_end.from_config(config, layout, tokenizers["image"])
     key, seconds, weights = jax.random.key(1), [], []
-    for names, part in train_diffusion.parts(config, layout).items():
+    for names, part in turns.parts(config, layout).items():
         step, state = training.make_step(p, terms, mixture=part, without=names)
         times = []
         for _ in range(WARM + TIMED):

@@ -57,7 +57,11 @@ MUTANTS = (
     *of(
         "training",
         "tests/training/test_prefix_steps.py -k alike",
-        ("prefixes: a small weight", "config.diffusion.steps if kept else 1", "0 if kept else 1"),
+        (
+            "prefixes: a small weight",
+            "* config.diffusion.steps if prefix_share",
+            "* 0 if prefix_share",
+        ),
     ),
     *of(
         "training",

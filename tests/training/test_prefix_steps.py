@@ -8,7 +8,7 @@ import pytest
 
 from udd_jax import build, stages
 from udd_jax.runtime import checkpoints, files, logbook
-from udd_jax.training import train_diffusion
+from udd_jax.training import train_diffusion, turns
 
 STEPS = 3
 
@@ -80,9 +80,9 @@ def test_a_finished_run_needs_no_such_start(tiny_run):
     config = build.read_config(tiny_run)
     with config.unlocked():
         config.train.prefix_steps, config.init_from = 5, str(tiny_run)
-    assert train_diffusion.prefix_steps(config) == 0
+    assert turns.prefix_steps(config) == 0
     config.init_from = ""
-    assert train_diffusion.prefix_steps(config) == 5
+    assert turns.prefix_steps(config) == 5
 
 
 def test_a_network_that_the_baseline_does_not_have_is_refused_before_any_stage(tiny_run):

@@ -209,6 +209,16 @@ def make_loss(kernel, model, *, terms: dict | None = None, **options):
     return loss_fn
 
 
+def weighted(loss_fn, weight: float):
+    """A loss function times `weight`; the same one for a weight of 1."""
+
+    def times(params, sampler, key, x0):
+        total, (metrics, sampler) = loss_fn(params, sampler, key, x0)
+        return weight * total, (metrics | {"loss": weight * total}, sampler)
+
+    return loss_fn if weight == 1 else times
+
+
 def add(terms, denoise_fn, outcome: loss_terms.Outcome, key, own: dict | None = None):
     """The objective with weighted terms added: (float[B, L], a scalar, what the terms log).
 

@@ -15,7 +15,7 @@ from udd_jax import build, modalities
 from udd_jax.data import pixels
 from udd_jax.diffusion.vocab import Vocab
 from udd_jax.networks import transformer
-from udd_jax.training import train_diffusion, train_image_tokenizer
+from udd_jax.training import train_image_tokenizer, turns
 
 # Dense bfloat16 FLOP/s and memory in GiB of one chip, from the makers' data sheets.
 CHIPS = {
@@ -120,7 +120,7 @@ def memory(config, vocab: Vocab, count: int) -> dict[str, float]:
 def a_row(config, vocab: Vocab) -> tuple[float, float]:
     """(FLOPs of a forward pass, tokens) of a row in training, the mean over the mixture."""
     rows, weights = [], []
-    for names, part in train_diffusion.parts(config, vocab).items():
+    for names, part in turns.parts(config, vocab).items():
         tokens = sum(m.length for m in vocab.modalities if m.name not in names)
         rows.append((forward_flops(config, vocab, names), tokens))
         weights.append(sum(part.values()))

@@ -21,7 +21,7 @@ import optax
 from jax.sharding import PartitionSpec as P
 
 from udd_jax import build, modalities
-from udd_jax.diffusion import tasks, time_sampling, transition
+from udd_jax.diffusion import time_sampling, transition
 from udd_jax.diffusion.vocab import Vocab
 from udd_jax.errors import UserError
 from udd_jax.networks import transformer
@@ -37,6 +37,7 @@ from udd_jax.training import (
     matching,
     optimiser,
     round_trip,
+    turns,
 )
 from udd_jax.training import terms as loss_terms
 
@@ -79,7 +80,6 @@ LOSSES = {
 }
 # {`train.loss`: how a training starts from weights}; `adapters` for all others
 STARTS = {distillation.NAME: distillation}
-GOLDEN = (math.sqrt(5) - 1) / 2  # its multiples, less their whole parts, are spread evenly
 
 
 def make_objective(config, vocab: Vocab, pad_id: int, terms=None, **options):
@@ -124,7 +124,7 @@ def make_prefix_objective(config, vocab: Vocab, pad_id: int, **options):
     try:
         model = build.make_model(with_kind, vocab, pad_id)
     except UserError as error:
-        field = "prefix_steps" if prefix_steps(config) else "prefix_share"
+        field = "prefix_steps" if turns.prefix_steps(config) else "prefix_share"
         raise UserError(
             f"train.{field} = {config.train[field]}, expected 0 for this network: {error}"
         ) from error
@@ -140,53 +140,22 @@ def objectives(config, vocab: Vocab, pad_id: int, terms=None):
     spread, so in the mean the loss is that of the whole mixture: the loss of step `math.inf`.
     """
     model, whole = make_objective(config, vocab, pad_id, terms)
-    first, kept = prefix_steps(config), config.train.get("prefix_share", 0.0)
-    found = parts(config, vocab)
+    found, earlier, later = turns.parts(config, vocab), [], [whole]
     asked = [{"mixture": part, "without": names} for names, part in found.items()]
-    shares = np.cumsum([sum(part.values()) for part in found.values()])
-    # Both losses shall weigh -log p of a token alike; the auxiliary loss weighs it most.
-    weight = 1 + config.train.auxiliary * config.diffusion.steps if kept else 1
-    earlier = [
-        weighted(make_prefix_objective(config, vocab, pad_id, **a)[1], weight)
-        for a in asked
-        if first or kept
-    ]
-    later = [whole]
+    if turns.prefix_steps(config) or turns.prefix_share(config):
+        losses = (make_prefix_objective(config, vocab, pad_id, **a)[1] for a in asked)
+        earlier = [loss.weighted(one, turns.prefix_weight(config)) for one in losses]
     if list(found) != [()]:
         later = [make_objective(config, vocab, pad_id, terms, **a)[1] for a in asked]
+    turn = turns.of(config, [sum(part.values()) for part in found.values()])
 
     def loss_at(step):
         if step == math.inf:
             return whole
-        number = config.seed + step
-        part = int(np.searchsorted(shares, number * GOLDEN % 1 * shares[-1], side="right"))
-        prefixes = step < first or number * math.sqrt(2) % 1 < kept
+        part, prefixes = turn(step)
         return (earlier if prefixes else later)[part]
 
     return model, loss_at
-
-
-def weighted(loss_fn, weight: float):
-    """A loss function times `weight`; the same one for a weight of 1."""
-
-    def times(params, sampler, key, x0):
-        total, (metrics, sampler) = loss_fn(params, sampler, key, x0)
-        return weight * total, (metrics | {"loss": weight * total}, sampler)
-
-    return loss_fn if weight == 1 else times
-
-
-def parts(config, vocab: Vocab) -> dict[tuple[str, ...], dict[str, float]]:
-    """{names of modalities that a step leaves out: the mixture of its rows}; see `objectives`."""
-    mixture = config.train.mixture.to_dict()
-    if config.model.get("absent") == "left_out" and not config.get("incomplete"):
-        return tasks.by_absent(vocab, mixture)
-    return {(): mixture}
-
-
-def prefix_steps(config) -> int:
-    """How many first steps have the loss of `make_prefix_objective`: none from a finished run."""
-    return 0 if config.get("init_from") else config.train.get("prefix_steps", 0)
 
 
 def _options(config, pad_id: int) -> dict:
