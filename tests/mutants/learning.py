@@ -50,8 +50,8 @@ MUTANTS = (
         ("prefixes: in no later step", "number * math.sqrt(2) % 1 < kept", "number * 0 > kept"),
         (
             "prefixes: not in the first steps",
-            "prefixes = step < first or number",
-            "prefixes = number",
+            "return part, step < first or number",
+            "return part, number",
         ),
     ),
     *of(
