@@ -127,9 +127,9 @@ def emoji(c):
     as often as the real one, and they are a quarter of those of `emoji_fine`. The encoder sees only
     the pixels of its cell, so equal patches have equal codes. The decoder sees the whole image.
 
-    It took 96 minutes of one core; on two a step takes .36 s, which is 45 minutes. Held out, 481 drawings from
-    their names: the right one among 20 names for .777 (real drawings .898, chance .05);
-    benchmarks/RESULTS.md has the rest.
+    It took 96 minutes of one core; on two a step takes .36 s, which makes 45 minutes. Held out, 481
+    drawings from their names: the right one among 20 names for .777 (real drawings .898, chance
+    .05). benchmarks/RESULTS.md has the rest.
     """
     _drawings(c)
     c.text.vocab_size = 4096  # most words of the names are one piece
