@@ -68,6 +68,7 @@ def larger(c):
     c.model.implementation = "xla"
     c.vq.update({"steps": 3000, "batch_size": 32})
     c.train.update({"batch_size": 128, "warmup": 20, "log_every": 100, "save_every": 1000})
+    c.train.prefix_steps = 0  # how many steps there are is not known yet
 
 
 def toy():
@@ -84,7 +85,7 @@ def smallest(c):
     c.data_options = {"size": 64}
     c.vq.file, c.text.file = f"{assets}/vq/tokenizer", f"{assets}/text.model"
     c.model.update({"layers": 1, "width": 16, "heads": 1, "unroll": 1})
-    c.train.update({"batch_size": 2, "warmup": 1})
+    c.train.update({"batch_size": 2, "warmup": 1, "prefix_steps": 0})
     c.sample.steps = 2
 
 

@@ -30,7 +30,6 @@ from udd_jax.diffusion import transition
 from udd_jax.errors import UserError
 from udd_jax.evaluation.metrics import intervals
 from udd_jax.runtime import config_files, files, logbook
-from udd_jax.sampling.settings import IN_ORDER
 from udd_jax.training import end_to_end, turns
 
 SHARED = (build.TEXT, "vq", "tokens")
@@ -48,8 +47,8 @@ def unid3(c):
     c.train.update({"optimiser": "adamw", "auxiliary": 0.01, "beta2": 0.96, "weight_decay": 4.5e-2})
     c.train.learning_rate = min(c.train.learning_rate, 1e-3)  # not Muon's
     c.model.update({"time": "shared", "time_table": "untied", "given_vector": False})
-    c.model.absent = "noise"
     c.model.update({"mutual_gain": 0.0, "rotary": False, "qk_norm": False, "activation": "gelu"})
+    c.model.absent = "noise"
     _no_prefixes(c)
     c.begin_with = ()
 
@@ -143,9 +142,6 @@ def block_attention(c):
 def _no_prefixes(c):
     """A recipe whose network has no such loss, or whose paper has no such start."""
     c.train.prefix_steps, c.train.prefix_share = 0, 0.0
-    for rule in c.sample_rules.values():
-        if rule.get("sampler") == IN_ORDER:
-            del rule["sampler"]
 
 
 RECIPES = {

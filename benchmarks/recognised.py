@@ -42,7 +42,7 @@ def run(
     free, given = _sides(pipe, rule)
     found = recognition.obtain(pipe, folder, steps)
     if isinstance(found, intervals.Unmeasured):
-        raise UserError(str(found))
+        raise UserError(found.unmeasured)
     items, truth = _items(pipe, found, split, count)
     rows, read = [], lambda pictures: recognition.recognised(found, pixels.as_rgb(pictures), truth)
 
@@ -51,16 +51,15 @@ def run(
         print(line(rows[-1]), flush=True)
 
     add("real pictures", read(items.images))
-    codec = pipe.codecs["image"]
-    add("read back from their codes", read(codec.decode(items.codes)))
+    add("read back from their codes", read(pipe.codecs["image"].decode(items.codes)))
     if pipe.vocab.coarse is not None:
         coarse = items.further[pipe.vocab.coarse.name]
         add("from the coarse ones alone", read(pipe.tokenizers["image"].preview(coarse)))
     known = {"text": items.captions, "image": items.images}
+    own = {given: known[given] if given in known else items.tokens[given]}
     for way in ways:
         start = time.perf_counter()
-        own = known[given] if given in known else items.tokens[given]
-        made = pipe.generate(rule, given={given: own}, seed=seed, **way)
+        made = pipe.generate(rule, given=own, seed=seed, **way)
         seconds, values = round(time.perf_counter() - start, 1), made.values[free]
         if free == "text":
             shares = recognition.named(found, values, pixels.as_rgb(items.images), truth)
@@ -105,11 +104,16 @@ def _numbers(shares: dict) -> dict:
     }
 
 
+def _measures(row: dict) -> dict:
+    """What `_numbers` has put into a row."""
+    return {name: pair for name, pair in row.items() if isinstance(pair, list)}
+
+
 def line(row: dict) -> str:
     """A row of the table in words."""
     shares = (
         f"{name} {value:.3f} ± {error:.3f}"
-        for name, (value, error) in ((n, v) for n, v in row.items() if isinstance(v, list))
+        for name, (value, error) in _measures(row).items()
         if value is not None
     )
     return f"{row['what']}: {', '.join(shares)}"
@@ -117,7 +121,7 @@ def line(row: dict) -> str:
 
 def table(rows: list[dict]) -> str:
     """Markdown; what a row does not have is a dash."""
-    names = list(dict.fromkeys(n for row in rows for n, v in row.items() if isinstance(v, list)))
+    names = list(dict.fromkeys(name for row in rows for name in _measures(row)))
     lines = [f"| | {' | '.join(names)} | calls |", "|" + "---|" * (len(names) + 2)]
     for row in rows:
         cells = (row.get(name, [None]) for name in names)

@@ -146,7 +146,7 @@ def emoji(c):
         c.sample_rules["text|image"] = {"sampler": "best_first"}
         # From nothing, one piece a call and the likely ones alone: so they make names more often.
         c.sample_rules.text = {"sampler": "first_hitting", "top_r": 0.5}
-    # A pair is its text first: a picture follows its text more often than the other way round.
+    # A pair is its text first: drawings fit names better than names drawings (RESULTS.md).
     c.begin_with = ("text",)
     c.dual_encoder.patch = 2
 

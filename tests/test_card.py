@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks import __main__ as benchmarks
 from benchmarks import calls, card, card_parts, tables
+from configs import t2i
 from tests.helpers import quick
 from udd_jax.runtime import files
 
@@ -151,3 +152,10 @@ def test_a_run_is_as_good_as_itself(tiny_run, tmp_path):
     assert [first[task] for task in calls.TASKS] == [second[task] for task in calls.TASKS]
     assert first["steps"] == first["calls"] == 1
     assert (tmp_path / "calls.svg").exists() and (tmp_path / "table.md").exists()
+
+
+@pytest.mark.parametrize("size", card_parts.SCALES)
+def test_a_training_of_unknown_length_is_all_diffusion(size):
+    config = t2i.get_config("emoji")
+    card_parts.SCALES[size].drawing(config)
+    assert config.train.prefix_steps == config.train.prefix_share == 0

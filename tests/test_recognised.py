@@ -59,3 +59,10 @@ def test_a_rule_that_makes_no_picture_of_a_text_is_refused(run, rule, capsys):
     with pytest.raises(SystemExit):
         benchmarks.main(["recognised", f"--run={run}", f"--rule={rule}"])
     assert "--rule='" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_captions_that_are_not_names_are_refused_with_the_reason_alone(run, monkeypatch):
+    monkeypatch.setattr(recognition, "LEAST", 4.5)
+    with pytest.raises(UserError, match=r"^captions are not names: 24 of them for 9\d training"):
+        recognised.run(run, "image|text", "test", 4, 1, [{}], STEPS)

@@ -266,14 +266,14 @@ def measure(pipe, items, drawn: dict, workdir, folder, steps: int = STEPS) -> di
             **recognised(found, of_pairs, in_pairs),
         },
     }
-    features = found.read(of_texts)[0]
+    features, logits = found.read(of_texts)
     of_items = found.read(real)[0]
     report["text to image"]["Frechet distance in its features"] = _fid(
         features, of_items[: len(made)]
     )
     cosines, near = _nearest(pipe, found, {"samples": features, "held-out pictures": of_items})
     report["cosine to the nearest training picture"] = cosines
-    _show(found, made, told, pairs, real, truth, near, folder)
+    _show(found, made, told, pairs, real, logits, truth, near, folder)
     return report
 
 
@@ -315,35 +315,37 @@ def _nearest(pipe, found, groups: dict) -> tuple[dict, np.ndarray]:
     return {name: intervals.bootstrap(value) for name, value in best.items()}, near
 
 
-def _show(found, made, told, pairs, real, truth, near, folder):
+def _show(found, made, told, pairs, real, logits, truth, near, folder):
     """Keeps samples of text to image with the verdict of the classifier for the page, and a sheet
     of the first SHEET samples of each task.
 
     A picture is right if its name would be right among 20 more often than not; a caption if it is
-    the name of its picture. truth: int[n], of the items.
+    the name of its picture. logits: of text to image; truth: int[n], of the items.
     """
     shown = min(SHOWN, len(made))  # there may be more items than samples
-    fine, seen = _verdicts(found, made.images[:shown], truth[:shown])
+    fine, seen = _verdicts(found, logits[:shown], truth[:shown])
     own = [found.names[i] if i >= 0 else "(no name)" for i in truth]
     kept = {"images": made.images[:shown], "near_images": near, "names": own[:shown], "seen": seen}
     samples.write(folder / KEPT, kept | {"right": fine})
-    rows = [(made.images, [f"{a}: {b}?" for a, b in zip(own, seen, strict=False)], own, fine)]
-    said = np.array([found.name(text) for text in told.captions[:SHEET]])
-    wrong = [f"{a}: {b}?" for a, b in zip(own, told.captions, strict=False)]
-    rows.append((real, wrong, told.captions, (said == truth[: len(said)]) & (said >= 0)))
-    in_pairs = np.array([found.name(text) for text in pairs.captions[:SHEET]])
-    fine, seen = _verdicts(found, pairs.images[:SHEET], in_pairs)
-    wrong = [f"{a}: {b}?" for a, b in zip(pairs.captions, seen, strict=False)]
-    rows.append((pairs.images, wrong, pairs.captions, fine))
+    said, in_pairs = (
+        np.array([found.name(text) for text in drawn.captions[:SHEET]]) for drawn in (told, pairs)
+    )
+    named_right = (said == truth[: len(said)]) & (said >= 0)
+    of_pairs = found.read(pixels.as_rgb(pairs.images[:SHEET]))[1]
+    pair_fine, pair_seen = _verdicts(found, of_pairs, in_pairs)
+    rows = (  # pictures, texts of right ones, two texts of wrong ones, which are right
+        (made.images, own, own, seen, fine),
+        (real, told.captions, own, told.captions, named_right),
+        (pairs.images, pairs.captions, pairs.captions, pair_seen, pair_fine),
+    )
     cells = [cell for row in rows for cell in itertools.islice(zip(*row, strict=False), SHEET)]
-    texts = [right if ok else wrong for _, wrong, right, ok in cells]
+    texts = [text if ok else f"{a}: {b}?" for _, text, a, b, ok in cells]
     marks = [bool(ok) for *_, ok in cells]
-    sheet = contact_sheet.sheet([cell[0] for cell in cells], texts, SHEET, marks=marks)
+    sheet = contact_sheet.sheet([image for image, *_ in cells], texts, SHEET, marks=marks)
     pixels.write_png(folder / "recognition-sheet.png", sheet)
 
 
-def _verdicts(found, images, truth) -> tuple[np.ndarray, list[str]]:
+def _verdicts(found, logits, truth) -> tuple[np.ndarray, list[str]]:
     """(whether each picture shows its name int[n], -1 for none; the name that is seen)."""
-    logits = found.read(pixels.as_rgb(images))[1]
     fine = right(ranks(logits, np.maximum(truth, 0)), len(found.names), AMONG[0]) > 0.5
     return fine & (truth >= 0), [found.names[i] for i in logits.argmax(axis=1)]
