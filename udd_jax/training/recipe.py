@@ -1,17 +1,19 @@
 """The open fields of a config, chosen from the data and from the minutes that a user gives.
 
 `configs/own.py` leaves fields open: they are None. `fill` chooses them by the rules of `choose`,
-for an image tokenizer of small cells and a diffusion of three layers, as in
-`configs/t2i.py:emoji_fine`. The times are those of that run on two CPU cores, scaled by the work of
-a step:
+for the image tokenizer and the network of `configs/t2i.py:emoji`. A picture has about 64 codes: so
+many say what it shows, and four times as many cost more than four times the training until what is
+drawn is recognised (benchmarks/RESULTS.md). The times are those of that run on CPU cores, scaled by
+the work of a step:
 
-    image tokenizer   .155 s for 8 images of 64 x 64          a fifth of the minutes
-    diffusion         .39 s for 16 pairs of 256 + 16 tokens   seven tenths of them
+    image tokenizer   .067 s for 8 images of 64 codes, one core         a tenth of the minutes
+    diffusion         .358 s for 32 pairs of 64 + 16 tokens, two cores  three quarters of them
 
 The rest is for compilation, evaluation and the report. Nothing is measured here, so that the same
 command always chooses the same fields on the same data.
 """
 
+import math
 import pathlib
 import tempfile
 
@@ -26,15 +28,17 @@ from udd_jax.runtime import files, logbook, run_folder
 from udd_jax.tokenizers import text_tokenizer
 from udd_jax.training import start
 
-VQ_SECONDS = 0.155 / (8 * 64**2)  # for a pixel of a batch
-SECONDS = 0.39 / (16 * (256 + 16))  # for a token of a batch
-VQ_SHARE, SHARE = 0.2, 0.7  # of the minutes
+VQ_SECONDS = 0.067 / (8 * 64)  # for a code of a batch
+SECONDS = 0.358 / (32 * (64 + 16))  # for a token of a batch
+VQ_SHARE, SHARE = 0.1, 0.75  # of the minutes
+PREFIX_SHARE = 0.4  # of the steps of the diffusion, the first
 LOOKED_AT = 1000  # images whose sizes are read
 MOST_EPOCHS = 500  # a handful of pictures is learned by heart long before
 FIELDS = (
     *("image_size", "vq.model.patch", "vq.model.n_embed", "vq.batch_size", "vq.steps"),
     *("vq.warmup", "vq.plain_steps", "text.vocab_size", "text.length", "train.batch_size"),
-    *("train.steps", "train.warmup", "train.image_weight"),
+    *("train.steps", "train.prefix_steps", "train.warmup", "train.image_weight"),
+    *("sample.steps", "dual_encoder.patch"),
     *(f"train.mixture.{task}" for task in ("pair", "t2i", "i2t", "infill", "image", "text")),
 )
 
@@ -127,8 +131,8 @@ def facts(config) -> dict:
 
 
 def vocabulary(captions: int) -> int:
-    """K of the text for a number of captions."""
-    return 2048 if captions >= 1000 else 1024
+    """K of the text for a number of captions: with many of them, most words are one piece."""
+    return 4096 if captions >= 5000 else 2048 if captions >= 1000 else 1024
 
 
 def choose(config, found: dict) -> dict:
@@ -146,27 +150,40 @@ def choose(config, found: dict) -> dict:
     large = found["side"] >= 48 and minutes >= 20
     size = take("image_size", 64 if large else 32)
     height, width = pixels.both(size)
-    patch = take("vq.model.patch", max(4, 4 * (min(height, width) // 64)))
-    cells = (height // patch) * (width // patch)
-    take("vq.model.n_embed", 1024 if count * cells >= 50_000 else 256)
+    patch = take("vq.model.patch", _patch(height, width))
+    rows, columns = height // patch, width // patch
+    cells = rows * columns
+    seen = count * cells
+    take("vq.model.n_embed", 1024 if seen >= 1_000_000 else 512 if seen >= 50_000 else 256)
     batch = take("vq.batch_size", max(1, 8 * 64**2 // (height * width)))
-    steps = VQ_SHARE * 60 * minutes / (VQ_SECONDS * batch * height * width)
+    steps = VQ_SHARE * 60 * minutes / (VQ_SECONDS * batch * cells)
     steps = take("vq.steps", _steps(steps, count, batch))
     take("vq.warmup", min(50, steps // 10))
     take("vq.plain_steps", min(300, steps // 10))
     take("text.vocab_size", vocabulary(found["captions"]))
     length = take("text.length", max(4, found["pieces"]))
-    batch = take("train.batch_size", 16 if cells > 100 else 64)
+    batch = take("train.batch_size", 16 if cells > 100 else 32)
     share = SHARE + VQ_SHARE * bool(config.vq.file)  # a finished tokenizer takes no time
     steps = share * 60 * minutes / (SECONDS * batch * (cells + length))
     steps = take("train.steps", _steps(steps, count, batch))
+    take("train.prefix_steps", 0 if config.init_from else int(PREFIX_SHARE * steps))
     take("train.warmup", min(100, steps // 10))
     # A caption has far fewer tokens than an image, and must not drown in them.
     take("train.image_weight", round(min(1.0, max(0.05, 1.6 * length / cells)), 2))
-    weights = {"pair": 0.1, "t2i": 0.33, "i2t": 0.5, "infill": 0.03, "image": 0.0, "text": 0.04}
+    weights = {"pair": 0.08, "t2i": 0.55, "i2t": 0.25, "infill": 0.03, "image": 0.05, "text": 0.04}
     for task, weight in weights.items():
         take(f"train.mixture.{task}", weight)
+    take("sample.steps", min(100, max(16, cells // 2)))
+    # The regions of the dual encoder are four on the shorter side, where that can be.
+    take("dual_encoder.patch", math.gcd(rows, columns, max(1, min(rows, columns) // 4)))
     return chosen
+
+
+def _patch(height: int, width: int) -> int:
+    """The side of a code's cell, so that a square picture has 8 x 8 codes, or more if none fits."""
+    scale = min(height, width) // 64
+    fits = (p for p in (8 * scale, 4 * scale) if p and height % p == 0 and width % p == 0)
+    return next(fits, 4)
 
 
 def _steps(affordable: float, pictures: int, batch: int) -> int:
