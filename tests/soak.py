@@ -3,6 +3,7 @@
     python -m tests.soak --kills=1000                     until so many stops
     python -m tests.soak --kills=1000 --seconds=3600      or until so much time has gone
     python -m tests.soak --kills=1000 --short             only up to the token cache
+    python -m tests.soak --kills=1000 --log=FILE          goes on from the stops that FILE has
 
 The job is the smoke job, all stages, as small as it can be. It runs once undisturbed. Then it is
 started again and again with the same command and stopped at a random moment, or in the first write
@@ -261,10 +262,27 @@ def disturb(start, seconds: float, chance: random.Random) -> tuple[str, str] | N
     return way, f"{way} after {after:.1f} s, in: {at}, exit code {job.code}"
 
 
-def soak(more, kills: int, seconds: float, seed: int, say) -> None:
-    """Stops jobs in all ways, and compares what they leave. more: flags; say gets the log."""
+def earlier(log: str) -> tuple[collections.Counter, int]:
+    """What a log has: ({way: stops} of the rounds that came to their end, the number of these)."""
+    stops, rounds, since = collections.Counter(), 0, collections.Counter()
+    for line in log.splitlines():
+        if stop := re.match(rf"round \d+: ({'|'.join(WAYS)}) after", line):
+            since[stop[1]] += 1
+        elif re.match(r"round \d+: at its end, the same", line):
+            stops, rounds, since = stops + since, rounds + 1, collections.Counter()
+        elif re.match("whole: ", line):  # another call; what it did not end says nothing
+            since.clear()
+    return stops, rounds
+
+
+def soak(more, kills: int, seconds: float, seed: int, say, log: str = "") -> None:
+    """Stops jobs in all ways, and compares what they leave.
+
+    more: flags. say: gets each line of the log. log: of earlier calls, whose stops count.
+    """
     importlib.import_module("udd_jax.stages")  # once for all forks
-    stops, rounds, chance = collections.Counter(), 0, random.Random(seed)
+    stops, rounds = earlier(log)
+    chance = random.Random(f"{seed} {stops.total()}")
     end = time.monotonic() + seconds
     with tempfile.TemporaryDirectory() as base:
         base = pathlib.Path(base)
@@ -299,14 +317,19 @@ def main():
     parser.add_argument("--seconds", type=float, default=float("inf"), help="no new stop after")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--short", action="store_true", help="up to the token cache")
+    parser.add_argument("--log", type=pathlib.Path, help="a file: its stops count, and it grows")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the job ends with it
 
     def say(line):
         print(line, flush=True)
+        if options.log:
+            with options.log.open("a") as file:
+                print(line, file=file)
 
     more = (SHORT,) if options.short else ()
-    soak(more, options.kills, options.seconds, options.seed, say)
+    log = options.log.read_text() if options.log and options.log.exists() else ""
+    soak(more, options.kills, options.seconds, options.seed, say, log)
 
 
 if __name__ == "__main__":
