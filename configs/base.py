@@ -187,6 +187,8 @@ def get_config() -> ml_collections.ConfigDict:
             "ema": 0.995,  # decay of the averaged weights
             # "" is that of model.kind; "distilled": a student of the run `init_from`.
             "loss": "",
+            # 1 + w, the guidance of that teacher for each modality; 1 is without.
+            "teacher_guidance": {"image": 1.0, "text": 1.0},
             # The bound of T steps; or "continuous", for schedules that only mask.
             "objective": "discrete",
             # r of low-rank adapters for the run `init_from` (training/adapters.py); 0 trains all.

@@ -28,6 +28,17 @@ class Table:
         )
 
 
+class Sees:
+    """A network with two tables: one where the other modality is at time T, and one elsewhere."""
+
+    vocab, steps = LAYOUT, STEPS
+
+    def apply(self, variables, xt, t, free):
+        alone, there = variables["params"][:2], variables["params"][2:]
+        sees = (t[:, ::-1] < STEPS)[:, :, None, None]
+        return tuple(jnp.where(sees[:, m], there[m], alone[m]) for m in range(2))
+
+
 def tables(seed):
     rng = np.random.default_rng(seed)
     return [jnp.asarray(rng.normal(size=(m.length, m.classes)), float) for m in LAYOUT.modalities]
@@ -98,6 +109,43 @@ def test_a_teacher_sees_in_its_next_call_what_it_has_revealed_and_says_it_at_an_
     assert (second[0, :3] == LAYOUT.mask_id).sum() == 1
     assert (first == STEPS).all()
     assert (later == 6).all()  # the first time at which half is masked; .444 is at t = 5
+
+
+@pytest.mark.parametrize("task", ["t2i", "pair", "image"])
+def test_a_guided_teacher_says_the_weighted_sum_of_with_and_without_the_others(task):
+    alone, there = tables(3), tables(2)
+    masks, rng = tasks.masks(LAYOUT, task, BATCH), np.random.default_rng(0)
+    t = tasks.times(LAYOUT, masks, jnp.asarray([[4, 7], [9, 2]]), STEPS)
+
+    def teach_fn(*inputs):
+        return Sees().apply({"params": alone + there}, *inputs)
+
+    x = jnp.asarray(rng.integers(0, LAYOUT.mask_id + 1, (BATCH, LAYOUT.length)))
+    said = distillation.guided(KERNEL, teach_fn, jax.random.key(0), masks, (3.0, 1.0))
+    image, text = said(x, t, masks.free)
+    plain = jax.nn.log_softmax(there[1])
+    seen = there if task != "image" else alone
+    log_with, log_without = (jax.nn.log_softmax(a[0]) for a in (seen, alone))
+    expected = jax.nn.log_softmax(3 * log_with - 2 * log_without)
+    np.testing.assert_allclose(image, np.broadcast_to(expected, image.shape), atol=1e-5)
+    np.testing.assert_allclose(text, np.broadcast_to(plain, text.shape), atol=1e-5)
+
+
+def test_a_student_is_taught_by_the_guided_teacher_and_only_a_student_has_one():
+    same = {"mixture": {"t2i": 1.0}, "auxiliary": 0.0, "pad_id": 0, "pad_weight": 1.0}
+    losses = [
+        distillation.make_loss(KERNEL, Sees(), calls=1, teacher_guidance={"image": s}, **same)
+        for s in (1.0, 3.0)
+    ]
+    params = tables(1) + tables(2)
+    plain, taught = (float(f((params, params), *inputs())[0]) for f in losses)
+    assert abs(plain) < 1e-6 < 1e-3 < taught
+    config = distill.get_config()
+    config.init_from, config.train.teacher_guidance.image = "udd_jax/assets/shapes", 2.0
+    start.check(config)
+    config.train.loss = ""
+    with pytest.raises(UserError, match=r"teacher_guidance = \{'image': 2\.0\} without a teacher"):
+        start.check(config)
 
 
 def test_a_student_takes_sizes_tokenizers_and_data_of_its_teacher(tmp_path):

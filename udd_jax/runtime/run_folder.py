@@ -51,6 +51,8 @@ LATER = {
     "train.contrastive.form": "bounded",
     "train.end_to_end.until": 0.3,
     "train.image_weight": 1.0,
+    "train.teacher_guidance.image": 1.0,
+    "train.teacher_guidance.text": 1.0,
     "vq.rebuild.steps": 400,
     "vq.rebuild.learning_rate": 1e-4,
 }

@@ -88,15 +88,21 @@ def classifier_free(scene: Scene, x: jax.Array, t: jax.Array) -> list[Branch]:
 
     x: int32[B, L]; t: int32[B]. Returns 1 + M branches: the conditional one, then one a modality.
     """
-    kernel, settings, (free, absent), _, _ = scene
+    vocab, steps = scene.kernel.vocab, scene.kernel.steps
+    now = tasks.times(vocab, scene.masks, t, steps)
+    return by_the_others(scene, x, now, strength(scene.settings, t, steps)[:, None])
+
+
+def by_the_others(scene: Scene, x: jax.Array, now: jax.Array, s: jax.Array) -> list[Branch]:
+    """`classifier_free` at the times now, int32[B, M], with strengths s, float[B or 1, M or 1]."""
+    kernel, _, (free, absent), _, _ = scene
     vocab, modalities = kernel.vocab, np.arange(len(kernel.vocab.modalities))
     at = vocab.modality_of
     known, instead_of_it = instead(scene)
     has_free = jnp.stack([free[:, w].any(-1) for w in vocab.slices], axis=1)
     others = [((~absent | known) & (modalities != m)[None]).any(-1) for m in modalities]
     guided = has_free & jnp.stack(others, axis=1)  # [B, M]
-    s = jnp.where(guided, strength(settings, t, kernel.steps)[:, None], 1)
-    now = tasks.times(vocab, scene.masks, t, kernel.steps)
+    s = jnp.where(guided, s, 1)
     branches = [Branch(x, now, free, s)]
     for m in modalities:
         own, here = (at == m)[None], (modalities == m)[None]
@@ -146,32 +152,37 @@ def _alone(denoise_fn, scene, start):
 
 
 def _sum_of_branches(denoise_fn, scene, start, guide):
-    kernel, vocab = scene.kernel, scene.kernel.vocab
-    first = guide(scene, start, jnp.full(len(start), kernel.steps))
+    first = guide(scene, start, jnp.full(len(start), scene.kernel.steps))
     prepared = [denoiser.prepare(denoise_fn, *branch[:3]) for branch in first]
     prepared = jax.tree.map(lambda *b: jnp.stack(b), *prepared)
+    return lambda x, t: total(scene.kernel, prepared, guide(scene, x, t))
 
-    def answer(x, t):
-        branches = jax.tree.map(lambda *b: jnp.stack(b), *guide(scene, x, t))
 
-        def add(total, prepared_branch):
-            denoise, (*inputs, weight) = prepared_branch
+def total(kernel: Kernel, prepared, branches: list[Branch]) -> tuple[jax.Array, ...]:
+    """The normalised sum of the branches' log p, float[B, n, K] a modality.
 
-            def term(total):
-                logs = [jax.nn.log_softmax(_wide(y), -1) for y in denoise(*inputs)]
-                return tuple(
-                    sums + weight[:, m, None, None] * jnp.maximum(log_p, FLOOR)
-                    for m, (sums, log_p) in enumerate(zip(total, logs, strict=True))
-                )
+    prepared: what `denoiser.prepare` makes for each branch, stacked.
+    """
 
-            return lax.cond((weight != 0).any(), term, lambda total: total, total), None
+    def add(sums, prepared_branch):
+        denoise, (*inputs, weight) = prepared_branch
 
-        shapes = [(x.shape[0], m.length, m.classes) for m in vocab.modalities]
-        zeros = tuple(jnp.zeros(shape, kernel.alpha_bar.dtype) for shape in shapes)
-        total, _ = lax.scan(add, zeros, (prepared, branches))
-        return tuple(jax.nn.log_softmax(y, axis=-1) for y in total)
+        def term(sums):
+            logs = [jax.nn.log_softmax(_wide(y), -1) for y in denoise(*inputs)]
+            return tuple(
+                so_far + weight[:, m, None, None] * jnp.maximum(log_p, FLOOR)
+                for m, (so_far, log_p) in enumerate(zip(sums, logs, strict=True))
+            )
 
-    return answer
+        return lax.cond((weight != 0).any(), term, lambda sums: sums, sums), None
+
+    branches = jax.tree.map(lambda *b: jnp.stack(b), *branches)
+    batch, modalities = branches.x.shape[1], kernel.vocab.modalities
+    zeros = tuple(
+        jnp.zeros((batch, m.length, m.classes), kernel.alpha_bar.dtype) for m in modalities
+    )
+    sums, _ = lax.scan(add, zeros, (prepared, branches))
+    return tuple(jax.nn.log_softmax(y, axis=-1) for y in sums)
 
 
 def _wide(y: jax.Array) -> jax.Array:

@@ -8,7 +8,9 @@ student does:
 
     loss = sum over masked positions of weight KL(p_student(. | x_t) || p_teacher(. | x_j)) / (B L)
 
-j is the call in which the position is revealed. This KL looks for modes: where the targets of equal
+j is the call in which the position is revealed. A teacher may be guided (`teacher_guidance`): then
+one call of the student also says what takes the teacher several inputs, as in the distillation of
+guided diffusion (arXiv 2210.03142). This KL looks for modes: where the targets of equal
 x_t differ, the student prefers what all of them allow. A student may be the teacher of the next
 round. Training on the truth can be added: `train.auxiliary` is the weight of -log p(x_0 | x_t).
 """
@@ -16,8 +18,9 @@ round. Training on the truth can be added: `train.auxiliary` is the weight of -l
 import jax
 import jax.numpy as jnp
 
-from udd_jax.diffusion import objective, random_words
+from udd_jax.diffusion import denoiser, objective, random_words, transition
 from udd_jax.errors import UserError
+from udd_jax.sampling import guidance
 from udd_jax.training import loss
 from udd_jax.training import terms as loss_terms
 
@@ -60,7 +63,8 @@ def make_loss(kernel, model, *, terms: dict | None = None, calls: int = CALLS, *
     if not all(gamma[-1] > 0.5 for gamma in kernel.gamma_bar):
         raise UserError(f"train.loss = {NAME!r} needs a schedule that masks most tokens at time T")
     terms = {"auxiliary": (c.auxiliary, loss_terms.auxiliary), **(terms or {})}
-    weigh = c.weigh(vocab)
+    weigh, strengths = c.weigh(vocab), c.teacher_guidance or {}
+    strengths = [strengths.get(m.name, 1.0) for m in vocab.modalities]
 
     def loss_fn(both, sampler, key, x0):
         student, teacher = both
@@ -77,6 +81,8 @@ def make_loss(kernel, model, *, terms: dict | None = None, calls: int = CALLS, *
         xt, t, (free, _) = noised.xt, noised.t, noised.masks
         hidden = free & (xt == vocab.mask_id)
         key_teacher = jax.random.fold_in(key, loss.TERM_KEYS - 1)
+        if any(s != 1 for s in strengths):
+            teach_fn = guided(kernel, teach_fn, key_teacher, noised.masks, strengths)
         said = jax.lax.stop_gradient(targets(kernel, teach_fn, key_teacher, noised, calls))
         logits = denoise_fn(xt, t, free)
         apart = [divergence(a, b) for a, b in zip(logits, said, strict=True)]
@@ -91,6 +97,22 @@ def make_loss(kernel, model, *, terms: dict | None = None, calls: int = CALLS, *
         return total, (metrics | loss.guesses(vocab, logits, x0, nll, hidden), sampler)
 
     return loss_fn
+
+
+def guided(kernel, teach_fn, key, masks, strengths):
+    """`teach_fn`, a `denoise_fn`, with classifier-free guidance: it returns log p.
+
+    strengths: 1 + w of each modality; 1 is without. key: of the tokens of absent modalities.
+    """
+    prior = transition.prior_sample(kernel, key, len(masks.free))
+    scene = guidance.Scene(kernel, None, masks, prior, None)
+
+    def denoise_fn(xt, t, free):
+        branches = guidance.by_the_others(scene, xt, t, jnp.asarray(strengths)[None])
+        prepared = [denoiser.prepare(teach_fn, *branch[:3]) for branch in branches]
+        return guidance.total(kernel, jax.tree.map(lambda *b: jnp.stack(b), *prepared), branches)
+
+    return denoise_fn
 
 
 def divergence(logits, log_target):

@@ -30,6 +30,7 @@ NOT_BELOW_ZERO = (
     *("train.learning_rate", "train.final_rate", "train.weight_decay", "train.auxiliary"),
     *("train.pad_weight", "train.image_weight", "train.held_out", "evaluate.pictures"),
     *("train.prefix_steps", "dual_encoder.steps", "dual_encoder.warmup"),
+    *(f"train.teacher_guidance.{name}" for name in ("image", "text")),
     *("train.matching", "train.length", "train.end_to_end.weight", "dual_encoder.learning_rate"),
     *("train.adapters.rank", "train.round_trip", "model.decoder_layers", "data_options.seed"),
     *(f"train.contrastive.{a}_{b}" for a in ("step", "sample") for b in ("intra", "inter")),

@@ -113,6 +113,7 @@ class Options:
     incomplete: whether rows may lack a modality (`complete`).
     experts: the boundaries of stage experts, with discrete times: a batch is of one interval.
     without: names of modalities that are absent in every row, and are not computed (`by_absent`).
+    teacher_guidance: {modality: 1 + w} of a student's teacher (`distillation`), where it is not 1.
     """
 
     mixture: dict[str, float]
@@ -125,6 +126,7 @@ class Options:
     incomplete: bool = False
     experts: tuple[float, ...] = ()
     without: tuple[str, ...] = ()
+    teacher_guidance: dict[str, float] | None = None
 
     def present(self, vocab, x0):
         """x0 with tokens everywhere, and which modalities each row has, or None for all."""

@@ -24,7 +24,7 @@ _OWN = ("model.implementation", "model.unroll", "model.remat")
 
 
 def check(config, workdir=None) -> None:
-    """UserError if `init_from` is not a finished run, or adapters have no run to start from.
+    """UserError if `init_from` is no finished run, or something needs one that is not named.
 
     workdir: of the new run; if it is finished already, nothing is asked for.
     """
@@ -38,6 +38,12 @@ def check(config, workdir=None) -> None:
         raise UserError(
             f"train.loss = {config.train.loss!r} needs a teacher: name the folder of a finished "
             "run with --config.init_from="
+        )
+    guided = {k: w for k, w in config.train.get("teacher_guidance", {}).items() if w != 1}
+    if guided and not distilled(config):
+        raise UserError(
+            f"train.teacher_guidance = {guided} without a teacher: expected 1, or "
+            f"--config.train.loss={distillation.NAME}; --config.sample.guidance= guides a run"
         )
     if not config.init_from or (workdir and (workdir / build.WEIGHTS).exists()):
         return

@@ -171,6 +171,7 @@ def _options(config, pad_id: int) -> dict:
         "time": c.objective,
         "incomplete": config.get("incomplete", False),
         "experts": tuple(config.get("experts", ())),
+        "teacher_guidance": dict(c.get("teacher_guidance", {})),
     }
 
 
