@@ -226,12 +226,20 @@ def one(config, steps: int, folder: pathlib.Path, shared: pathlib.Path) -> dict:
     for name in SHARED:
         if not (folder / name).exists():
             os.symlink((shared / name).absolute(), folder / name)
-    config.train.steps = steps
-    config.train.warmup = min(config.train.warmup, steps // 10)
-    stages.run(config, folder)
+    stages.run(for_steps(config, steps), folder)
     result = files.read_json(folder / "evaluation.json")
     seconds = files.read_json(folder / "stages.json")["diffusion"]
     return {"steps": steps, "training_seconds": seconds, "values": values(result)}
+
+
+def for_steps(config, steps: int):
+    """`config` with so many steps; what it begins with is a part of them: of warming up at most a
+    tenth, of prefixes a third, as of the steps that `configs/t2i.py` has time for in ten minutes.
+    """
+    config.train.steps = steps
+    config.train.warmup = min(config.train.warmup, steps // 10)
+    config.train.prefix_steps = min(config.train.prefix_steps, steps // 3)
+    return config
 
 
 def step_seconds(config, shared) -> float:

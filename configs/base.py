@@ -171,8 +171,8 @@ def get_config() -> ml_collections.ConfigDict:
         {
             "steps": 5000,  # of the training
             "batch_size": 64,  # pairs of a step
-            # So many first steps have the loss of the autoregressive baseline, on the same weights;
-            # none from a finished run (benchmarks/promise.md).
+            # So many first steps, at most two thirds, have the loss of the autoregressive baseline,
+            # on the same weights; none from a finished run (benchmarks/promise.md).
             "prefix_steps": 0,
             "prefix_share": 0.0,  # of the later steps that keep that loss
             "optimiser": "muon",  # or "adamw"

@@ -47,6 +47,14 @@ def test_an_unknown_recipe_is_refused_before_any_work(tmp_path, capsys):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize(
+    "steps, warmup, prefixes", [(3066, 150, 1000), (1042, 104, 347), (9, 0, 3)]
+)
+def test_a_recipe_of_fewer_steps_has_a_shorter_beginning(steps, warmup, prefixes):
+    found = contest.for_steps(t2i.get_config(), steps).train
+    assert (found.steps, found.warmup, found.prefix_steps) == (steps, warmup, prefixes)
+
+
 @pytest.mark.slow
 def test_two_recipes_share_a_cache_and_a_finished_run_is_not_repeated(tmp_path):
     c = tiny.config()

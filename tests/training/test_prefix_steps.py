@@ -82,7 +82,12 @@ def test_a_finished_run_needs_no_such_start(tiny_run):
         config.train.prefix_steps, config.init_from = 5, str(tiny_run)
     assert turns.prefix_steps(config) == 0
     config.init_from = ""
+    config.train.steps = 30
     assert turns.prefix_steps(config) == 5
+    config.train.steps = 6  # a short training learns the diffusion, too
+    assert turns.prefix_steps(config) == 4
+    turn = turns.of(config, [1])
+    assert [turn(step)[1] for step in (3, 4)] == [True, False]
 
 
 def test_a_network_that_the_baseline_does_not_have_is_refused_before_any_stage(tiny_run):

@@ -24,8 +24,11 @@ def parts(config, vocab: Vocab) -> dict[tuple[str, ...], dict[str, float]]:
 
 
 def prefix_steps(config) -> int:
-    """How many first steps have the loss of prefixes: none from a finished run."""
-    return 0 if config.get("init_from") else config.train.get("prefix_steps", 0)
+    """How many first steps have the loss of prefixes: none from a finished run, and at most two
+    thirds of all, since a shorter training than usual has to learn the diffusion, too."""
+    if config.get("init_from"):
+        return 0
+    return min(config.train.get("prefix_steps", 0), 2 * config.train.steps // 3)
 
 
 def prefix_share(config) -> float:
