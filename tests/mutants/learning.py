@@ -56,6 +56,29 @@ MUTANTS = (
     ),
     *of(
         "training",
+        "tests/training/test_prefix_steps.py -k finished",
+        (
+            "prefixes: all of a short training",
+            'min(config.train.get("prefix_steps", 0), 2 * config.train.steps // 3)',
+            'config.train.get("prefix_steps", 0)',
+        ),
+    ),
+    *of(
+        "training",
+        "tests/training/test_distillation.py -k taught",
+        (
+            "student: of a teacher without guidance",
+            "if any(s != 1 for s in strengths):",
+            "if False:",
+        ),
+    ),
+    *of(
+        "training",
+        "tests/training/test_distillation.py -k weighted_sum",
+        ("student: all modalities guided alike", "strengths)[None])", "strengths)[None, :1])"),
+    ),
+    *of(
+        "training",
         "tests/training/test_prefix_steps.py -k alike",
         (
             "prefixes: a small weight",
