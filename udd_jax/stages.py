@@ -258,8 +258,8 @@ def export(workdir, out) -> None:
 def evaluate_run(workdir, suite: str = "main", config=None, weights: str | None = None) -> None:
     """Runs a suite on a finished run, as far as its results are missing, and writes the report.
 
-    config: its sections SETTINGS replace those of the run. weights: a folder that replaces
-    `evaluate.weights`. ValueError for an unknown suite.
+    config: its sections SETTINGS replace those of the run; what is open in it stays. weights: a
+    folder that replaces `evaluate.weights`. ValueError for an unknown suite.
     """
     if suite not in SUITES:
         raise UserError(f"suite {suite!r} does not exist, expected one of {', '.join(SUITES)}")
@@ -273,8 +273,8 @@ def _evaluate(workdir, suite, config, weights):
         main_suite.judge(workdir)
     else:
         pipe = pipeline.Pipeline.load(workdir)
-        if config is not None:
-            pipe = pipe.with_config(**{name: config[name] for name in SETTINGS})
+        asked = {} if config is None else recipe.kept(config, workdir)
+        pipe = pipe.with_config(**{name: asked[name] for name in SETTINGS if name in asked})
         pipe = held_out.measurable(pipe)
         if weights is not None:
             pipe = pipe.with_config(evaluate={"weights": weights})

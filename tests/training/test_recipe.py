@@ -8,7 +8,7 @@ from ml_collections import config_flags
 
 from configs import own, t2i
 from tests.data.test_sources_cases import fill
-from udd_jax import stages
+from udd_jax import build, stages
 from udd_jax.data import pixels
 from udd_jax.runtime import run_folder
 from udd_jax.training import limits, recipe
@@ -125,6 +125,19 @@ def test_a_run_keeps_what_was_chosen_also_when_the_data_have_grown(tmp_path):
     fill(tmp_path / "data", 200)
     assert recipe.fill(config, tmp_path).to_dict() == first.to_dict()
     assert recipe.fill(config).to_dict() != first.to_dict()
+
+
+def test_a_finished_run_is_measured_with_the_config_that_it_was_made_with(tiny_run, monkeypatch):
+    """`--mode=evaluate --config=configs/own.py`: what is open there is as the run has it."""
+    measured = []
+    monkeypatch.setattr(stages.samplers_suite, "run", lambda pipe, _: measured.append(pipe.config))
+    monkeypatch.setattr(stages.report, "write", lambda _: "report")
+    asked = own.get_config()
+    asked.sample.top_r = 0.5
+    stages.evaluate_run(tiny_run, "samplers", asked)
+    there = build.read_config(tiny_run)
+    assert measured[0].sample.steps == there.sample.steps and measured[0].sample.top_r == 0.5
+    assert asked.sample.steps is None
 
 
 @pytest.mark.slow

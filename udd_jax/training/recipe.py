@@ -49,8 +49,7 @@ def fill(config, workdir=None):
     workdir: where an earlier start of this run has kept its fields, which are taken. ValueError if
     the data do not exist or `minutes` is not positive.
     """
-    fields = open_fields(config)
-    if not fields:
+    if not open_fields(config):
         return config
     if not config.minutes > 0:
         raise UserError(f"minutes = {config.minutes}, expected more than 0: set --config.minutes=")
@@ -61,12 +60,7 @@ def fill(config, workdir=None):
         with config.ignore_type():  # a side may become (height, width)
             config.update_from_flattened_dict(start.settings(config))
         logbook.say(f"init_from: sizes and tokenizers are those of {config.init_from}")
-    path = workdir and workdir / run_folder.CONFIG
-    if path and path.exists():
-        kept = traverse_util.flatten_dict(files.read_json(path)["config"], sep=".")
-        chosen = {name: kept[name] for name in fields if kept.get(name) is not None}
-        with config.ignore_type():
-            config.update_from_flattened_dict(chosen)
+    config = kept(config, workdir)
     if open_fields(config):
         found = facts(config)
         chosen = choose(config, found)
@@ -76,6 +70,21 @@ def fill(config, workdir=None):
         logbook.say(
             f"chosen for {found['pictures']} pictures of about {found['side']} pixels and "
             f"{config.minutes:g} minutes of two cores: {said}"
+        )
+    return config
+
+
+def kept(config, workdir):
+    """The config with its open fields as the run in `workdir` has them, if there is one."""
+    path = workdir and workdir / run_folder.CONFIG
+    fields = open_fields(config)
+    if not fields or not path or not path.exists():
+        return config
+    there = traverse_util.flatten_dict(files.read_json(path)["config"], sep=".")
+    config = config.copy_and_resolve_references()
+    with config.ignore_type():  # a side may become (height, width)
+        config.update_from_flattened_dict(
+            {name: there[name] for name in fields if there.get(name) is not None}
         )
     return config
 
