@@ -2,9 +2,8 @@
 
 `configs/own.py` leaves fields open: they are None. `fill` chooses them by the rules of `choose`,
 for the image tokenizer and the network of `configs/t2i.py:emoji`. A picture has about 64 codes: so
-many say what it shows, and four times as many cost more than four times the training until what is
-drawn is recognised (benchmarks/RESULTS.md). The times are those of that run on CPU cores, scaled by
-the work of a step:
+many say what it shows, and with four times as many drawings were not recognised after an hour
+(benchmarks/RESULTS.md). The times are those of that run on CPU cores, scaled by the work of a step:
 
     image tokenizer   .067 s for 8 images of 64 codes, one core         a tenth of the minutes
     diffusion         .358 s for 32 pairs of 64 + 16 tokens, two cores  three quarters of them
