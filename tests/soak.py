@@ -40,7 +40,7 @@ import traceback
 
 import numpy as np
 
-from udd_jax.runtime import checkpoints, files, logbook
+from udd_jax.runtime import checkpoints, files, logbook, provenance
 
 COMMAND = (
     "--config=configs/t2i.py:smoke",
@@ -263,7 +263,14 @@ def disturb(start, seconds: float, chance: random.Random) -> tuple[str, str] | N
 
 
 def earlier(log: str) -> tuple[collections.Counter, int]:
-    """What a log has: ({way: stops} of the rounds that came to their end, the number of these)."""
+    """What a log has: ({way: stops} of the rounds that came to their end, the number of these).
+
+    SystemExit, one line, if a round of it failed.
+    """
+    if failed := re.search(r"^round \d+: FAILED.*", log, re.MULTILINE):
+        sys.exit(
+            f"the log has a round that failed, mend its cause and begin a new one: {failed[0]}"
+        )
     stops, rounds, since = collections.Counter(), 0, collections.Counter()
     for line in log.splitlines():
         if stop := re.match(rf"round \d+: ({'|'.join(WAYS)}) after", line):
@@ -290,7 +297,8 @@ def soak(more, kills: int, seconds: float, seed: int, say, log: str = "") -> Non
         for name in ("whole", "again"):
             job = Job(base / name, shared, *more)
             job.finish()
-            say(f"{name}: undisturbed, {job.seconds():.1f} s")
+            what = " ".join((*more, provenance.provenance().get("commit", "no commit")))
+            say(f"{name}: undisturbed, {job.seconds():.1f} s, {what}")
         expected, usual = numbers(base / "whole"), job.seconds()
         require_same(base / "again", expected)
 
@@ -300,11 +308,15 @@ def soak(more, kills: int, seconds: float, seed: int, say, log: str = "") -> Non
         while on():
             cache = base / f"compiled{rounds}" if rounds % 10 == 9 else shared
             start = functools.partial(Job, base / f"round{rounds}", cache, *more)
-            while on() and (stopped := disturb(start, usual, chance)):
-                stops[stopped[0]] += 1
-                say(f"round {rounds}: {stopped[1]}")
-            start().finish()
-            require_same(base / f"round{rounds}", expected)
+            try:
+                while on() and (stopped := disturb(start, usual, chance)):
+                    stops[stopped[0]] += 1
+                    say(f"round {rounds}: {stopped[1]}")
+                start().finish()
+                require_same(base / f"round{rounds}", expected)
+            except AssertionError as error:
+                say(f"round {rounds}: FAILED, {' '.join(str(error).split())[:2000]}")
+                raise
             say(f"round {rounds}: at its end, the same bit for bit")
             rounds += 1
     ways = ", ".join(f"{stops[way]} {way}" for way in WAYS)

@@ -169,6 +169,8 @@ def test_a_log_of_stops_is_counted_round_by_round_over_several_calls():
     found, rounds = soak.earlier("\n".join([*first, *ended_by_hand, *second]))
     assert (found, rounds) == ({"full": 1, "SIGKILL": 1, "read-only": 1}, 2)
     assert soak.earlier("") == ({}, 0)
+    with pytest.raises(SystemExit, match=r"round that failed.*round 2: FAILED, weights"):
+        soak.earlier("\n".join([*first, "round 2: FAILED, weights", *second]))
 
 
 @LONG

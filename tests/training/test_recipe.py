@@ -11,7 +11,7 @@ from tests.data.test_sources_cases import fill
 from udd_jax import build, stages
 from udd_jax.data import pixels
 from udd_jax.runtime import run_folder
-from udd_jax.training import limits, recipe
+from udd_jax.training import limits, recipe, start
 
 EMOJI = {"pictures": 7000, "side": 64, "captions": 7000, "pieces": 16}
 
@@ -42,16 +42,44 @@ def test_a_typed_cell_of_4_pixels_has_the_codes_of_fine_emoji_and_steps_for_its_
     assert chosen["train.steps"] < recipe.choose(own.get_config(), EMOJI)["train.steps"]
 
 
-@pytest.mark.parametrize("size", [32, 48, 64, (64, 96), (96, 64), 100, 256])
-def test_the_regions_of_the_dual_encoder_fit_any_grid_of_codes(size):
+SIZES = [16, 28, 30, 32, 48, 64, (64, 96), (96, 64), 100, 128, 180, 224, 256, 300, (480, 640), 512]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_any_size_has_few_codes_and_regions_of_the_dual_encoder_that_fit(size):
     config = own.get_config()
     with config.ignore_type():
         config.image_size = size
     chosen = recipe.choose(config, EMOJI)
+    short = min(pixels.both(size))
+    assert min(8, short // 5) <= short // chosen["vq.model.patch"] <= 12
     for side in pixels.both(size):
         grid, left = divmod(side, chosen["vq.model.patch"])
         assert left == 0 and grid % chosen["dual_encoder.patch"] == 0
         assert grid // chosen["dual_encoder.patch"] >= 4
+    # Operations of a step of the image tokenizer in 1e9 (`cost_analysis` of the compiled step).
+    operations = {64: 3.55, 128: 1.4, 256: 1.7, 512: 5.7}
+    if size in operations:
+        seconds = 0.1 * 3600 / chosen["vq.steps"]
+        assert abs(seconds / (0.067 * operations[size] / operations[64]) - 1) < 0.05
+
+
+def test_what_the_baseline_does_not_have_begins_without_it():
+    for change in (
+        {"model.concentrated": True},
+        {"experts": (0.5,)},
+        {"train.objective": "continuous"},
+        {"init_from": "udd_jax/assets/shapes"},
+    ):
+        config = own.get_config()
+        config.update_from_flattened_dict(change)
+        assert recipe.choose(config, EMOJI)["train.prefix_steps"] == 0, change
+
+
+def test_from_an_older_run_what_is_absent_stays_as_it_was_there():
+    config = own.get_config()
+    config.init_from, config.model.absent = "udd_jax/assets/shapes", "left_out"
+    assert start.settings(config)["model.absent"] == "noise"
 
 
 @pytest.mark.parametrize("count", [1, 3, 10, 200, 5000, 500_000])
@@ -65,7 +93,8 @@ def test_every_choice_is_complete_in_range_and_in_time(count, minutes):
     limits.check(config)
     codes = (config.image_size // config.vq.model.patch) ** 2
     tokens = config.train.batch_size * (codes + 40)
-    seconds = config.vq.steps * config.vq.batch_size * codes * recipe.VQ_SECONDS
+    seconds = config.vq.steps * config.vq.batch_size * codes
+    seconds *= recipe.vq_seconds(config.vq.model.patch)
     seconds += config.train.steps * tokens * recipe.SECONDS
     assert seconds < 60 * minutes or config.vq.steps == config.train.steps == 100
     if count <= 10:  # learned by heart: more would not help

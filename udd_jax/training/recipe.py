@@ -1,15 +1,17 @@
 """The open fields of a config, chosen from the data and from the minutes that a user gives.
 
 `configs/own.py` leaves fields open: they are None. `fill` chooses them by the rules of `choose`,
-for the image tokenizer and the network of `configs/t2i.py:emoji`. A picture has about 64 codes: so
-many say what it shows, and with four times as many drawings were not recognised after an hour
-(benchmarks/RESULTS.md). The times are those of that run on CPU cores, scaled by the work of a step:
+for the image tokenizer and the network of `configs/t2i.py:emoji`. A square picture has 8 x 8
+codes or a few more: so many say what it shows, and with four times as many drawings were not
+recognised after an hour (benchmarks/RESULTS.md). The times are those of that run, scaled by the
+work of a step:
 
-    image tokenizer   .067 s for 8 images of 64 codes, one core         a tenth of the minutes
-    diffusion         .358 s for 32 pairs of 64 + 16 tokens, two cores  three quarters of them
+    image tokenizer   .067 s for 8 images of 64 codes         a tenth of the minutes
+    diffusion         .358 s for 32 pairs of 64 + 16 tokens   three quarters of them
 
-The rest is for compilation, evaluation and the report. Nothing is measured here, so that the same
-command always chooses the same fields on the same data.
+The first was measured on one core, the second on two. The rest is for compilation, evaluation and
+the report. Nothing is measured here, so that the same command always chooses the same fields on the
+same data.
 """
 
 import math
@@ -27,7 +29,8 @@ from udd_jax.runtime import files, logbook, run_folder
 from udd_jax.tokenizers import text_tokenizer
 from udd_jax.training import start
 
-VQ_SECONDS = 0.067 / (8 * 64)  # for a code of a batch
+# For a code of a batch, as `vq_seconds`; the second is a share of the first, for a cell's pixels.
+VQ_SECONDS, VQ_PIXELS = 0.067 / (8 * 64), 2.94e-3
 SECONDS = 0.358 / (32 * (64 + 16))  # for a token of a batch
 VQ_SHARE, SHARE = 0.1, 0.75  # of the minutes
 PREFIX_SHARE = 0.4  # of the steps of the diffusion, the first
@@ -164,7 +167,7 @@ def choose(config, found: dict) -> dict:
     seen = count * cells
     take("vq.model.n_embed", 1024 if seen >= 1_000_000 else 512 if seen >= 50_000 else 256)
     batch = take("vq.batch_size", max(1, 8 * 64**2 // (height * width)))
-    steps = VQ_SHARE * 60 * minutes / (VQ_SECONDS * batch * cells)
+    steps = VQ_SHARE * 60 * minutes / (vq_seconds(patch) * batch * cells)
     steps = take("vq.steps", _steps(steps, count, batch))
     take("vq.warmup", min(50, steps // 10))
     take("vq.plain_steps", min(300, steps // 10))
@@ -174,7 +177,7 @@ def choose(config, found: dict) -> dict:
     share = SHARE + VQ_SHARE * bool(config.vq.file)  # a finished tokenizer takes no time
     steps = share * 60 * minutes / (SECONDS * batch * (cells + length))
     steps = take("train.steps", _steps(steps, count, batch))
-    take("train.prefix_steps", 0 if config.init_from else int(PREFIX_SHARE * steps))
+    take("train.prefix_steps", int(PREFIX_SHARE * steps) if _has_prefixes(config) else 0)
     take("train.warmup", min(100, steps // 10))
     # A caption has far fewer tokens than an image, and must not drown in them.
     take("train.image_weight", round(min(1.0, max(0.05, 1.6 * length / cells)), 2))
@@ -187,11 +190,30 @@ def choose(config, found: dict) -> dict:
     return chosen
 
 
+def vq_seconds(patch: int) -> float:
+    """The time of a code in a step of the image tokenizer, whose cell has `patch` pixels a side.
+
+    At 8 it was measured; the slope is that of the operations of a step at 8, 16, 32 and 64.
+    """
+    return VQ_SECONDS * (1 + VQ_PIXELS * (patch**2 - 8**2))
+
+
 def _patch(height: int, width: int) -> int:
-    """The side of a code's cell, so that a square picture has 8 x 8 codes, or more if none fits."""
-    scale = min(height, width) // 64
-    fits = (p for p in (8 * scale, 4 * scale) if p and height % p == 0 and width % p == 0)
-    return next(fits, 4)
+    """The side of a code's cell: the largest with eight codes on the shorter side, or more.
+
+    Of a small picture, the smallest of at least 4 pixels; 4 where none fits, refused later.
+    """
+    shared = math.gcd(height, width)
+    fits = [p for p in range(4, shared + 1) if shared % p == 0]
+    large = [p for p in fits if min(height, width) // p >= 8]
+    return max(large) if large else fits[0] if fits and fits[0] <= 8 else 4
+
+
+def _has_prefixes(config) -> bool:
+    """Whether a training of this config can begin with the loss of the baseline."""
+    m = config.model
+    other = m.concentrated or m.block_attention or config.experts or m.get("network")
+    return not (other or config.init_from or config.train.objective != "discrete")
 
 
 def _steps(affordable: float, pictures: int, batch: int) -> int:

@@ -16,7 +16,7 @@ from flax import traverse_util
 from udd_jax import build
 from udd_jax.errors import UserError
 from udd_jax.networks import experts, transformer
-from udd_jax.runtime import logbook, trees
+from udd_jax.runtime import logbook, run_folder, trees
 from udd_jax.training import adapters, distillation
 
 _SAME = ("image_size", "image_channels", "diffusion.", "model.", "text.", "vq.model.")
@@ -88,7 +88,7 @@ def settings(config) -> dict:
     )
     same = {
         name: value
-        for name, value in old.items()
+        for name, value in (run_folder.LATER | old).items()
         if name.startswith(_SAME) and name in new and name not in _OWN
     }
     return same | {"text.file": str(run / build.TEXT), "vq.file": str(run / build.IMAGE)}

@@ -123,12 +123,13 @@ def make_prefix_objective(config, vocab: Vocab, pad_id: int, **options):
     kernel = transition.make_kernel(vocab, build.make_schedules(config, vocab))
     try:
         model = build.make_model(with_kind, vocab, pad_id)
+        loss_fn = autoregressive.make_loss(kernel, model, **_options(config, pad_id) | options)
     except UserError as error:
         field = "prefix_steps" if turns.prefix_steps(config) else "prefix_share"
         raise UserError(
             f"train.{field} = {config.train[field]}, expected 0 for this network: {error}"
         ) from error
-    return model, autoregressive.make_loss(kernel, model, **_options(config, pad_id) | options)
+    return model, loss_fn
 
 
 def objectives(config, vocab: Vocab, pad_id: int, terms=None):

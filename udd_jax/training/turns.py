@@ -1,7 +1,8 @@
 """Whose turn is a step: which rows of the mixture it has, and whether its loss is that of prefixes.
 
 Both are spread evenly over the steps by multiples of an irrational number, less their whole parts.
-A step is told apart by the seed and its own number only, so a continued run takes the same turns.
+A step is told apart by the seed and its own number only, so a run that goes on with the same
+`train.steps` takes the same turns.
 """
 
 import math
@@ -25,7 +26,8 @@ def parts(config, vocab: Vocab) -> dict[tuple[str, ...], dict[str, float]]:
 
 def prefix_steps(config) -> int:
     """How many first steps have the loss of prefixes: none from a finished run, and at most two
-    thirds of all, since a shorter training than usual has to learn the diffusion, too."""
+    thirds of all, so that a short training still has steps for the diffusion. A run that was short
+    and is continued with more `train.steps` counts anew."""
     if config.get("init_from"):
         return 0
     return min(config.train.get("prefix_steps", 0), 2 * config.train.steps // 3)
