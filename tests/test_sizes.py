@@ -120,15 +120,15 @@ def test_the_fields_of_ones_own_data_are_chosen_for_both_sides():
     square = recipe.choose(c, found)
     c.image_size = (64, 128)
     chosen = recipe.choose(c, found)
-    assert chosen["vq.model.patch"] == square["vq.model.patch"] == 4
+    assert chosen["vq.model.patch"] == square["vq.model.patch"] == 8
     assert 2 * chosen["vq.batch_size"] == square["vq.batch_size"]
-    # The same time: for the pixels of all batches, and for the tokens.
+    # The same time: for the codes of all batches, and for the tokens.
     for row, sides in ((square, (64, 64)), (chosen, (64, 128))):
-        tokens = sides[0] * sides[1] // 4**2 + row["text.length"]
-        work = row["vq.batch_size"] * row["vq.steps"] * sides[0] * sides[1]
-        assert work == pytest.approx(0.2 * 60 * 30 / recipe.VQ_SECONDS, rel=0.01)
-        work = row["train.batch_size"] * row["train.steps"] * tokens
-        assert work == pytest.approx(0.7 * 60 * 30 / recipe.SECONDS, rel=0.01)
+        codes = sides[0] * sides[1] // 8**2
+        work = row["vq.batch_size"] * row["vq.steps"] * codes
+        assert work == pytest.approx(0.1 * 60 * 30 / recipe.VQ_SECONDS, rel=0.01)
+        work = row["train.batch_size"] * row["train.steps"] * (codes + row["text.length"])
+        assert work == pytest.approx(0.75 * 60 * 30 / recipe.SECONDS, rel=0.01)
 
 
 # ---- A run --------------------------------------------------------------------------------------
