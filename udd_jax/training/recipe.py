@@ -166,7 +166,7 @@ def choose(config, found: dict) -> dict:
     cells = rows * columns
     seen = count * cells
     take("vq.model.n_embed", 1024 if seen >= 1_000_000 else 512 if seen >= 50_000 else 256)
-    batch = take("vq.batch_size", max(1, 8 * 64**2 // (height * width)))
+    batch = take("vq.batch_size", 8)
     steps = VQ_SHARE * 60 * minutes / (vq_seconds(patch) * batch * cells)
     steps = take("vq.steps", _steps(steps, count, batch))
     take("vq.warmup", min(50, steps // 10))
