@@ -33,6 +33,7 @@ from udd_jax.training import start
 VQ_SECONDS, VQ_PIXELS = 0.067 / (8 * 64), 2.94e-3
 SECONDS = 0.358 / (32 * (64 + 16))  # for a token of a batch
 VQ_SHARE, SHARE = 0.1, 0.75  # of the minutes
+VQ_LEAST, VQ_EPOCHS = 400, 20  # at most so many steps, or so many epochs if these are more
 PREFIX_SHARE = 0.4  # of the steps of the diffusion, the first
 LOOKED_AT = 1000  # images whose sizes are read
 MOST_EPOCHS = 500  # a handful of pictures is learned by heart long before
@@ -165,10 +166,12 @@ def choose(config, found: dict) -> dict:
     rows, columns = height // patch, width // patch
     cells = rows * columns
     seen = count * cells
-    take("vq.model.n_embed", 1024 if seen >= 1_000_000 else 512 if seen >= 50_000 else 256)
+    take("vq.model.n_embed", 1024 if seen >= 1_000_000 else 512 if seen >= 10_000 else 256)
     batch = take("vq.batch_size", 8)
     steps = VQ_SHARE * 60 * minutes / (vq_seconds(patch) * batch * cells)
-    steps = take("vq.steps", _steps(steps, count, batch))
+    # Of few pictures, more epochs make the held-out ones worse.
+    few = max(VQ_LEAST, VQ_EPOCHS * count // batch)
+    steps = take("vq.steps", min(few, _steps(steps, count, batch)))
     take("vq.warmup", min(50, steps // 10))
     take("vq.plain_steps", min(300, steps // 10))
     take("text.vocab_size", vocabulary(found["captions"]))
