@@ -289,6 +289,7 @@ def soak(more, kills: int, seconds: float, seed: int, say, log: str = "") -> Non
     """
     importlib.import_module("udd_jax.stages")  # once for all forks
     stops, rounds = earlier(log)
+    what = " ".join((*more, provenance.commit() or "no commit"))  # without JAX, see `numbers`
     chance = random.Random(f"{seed} {stops.total()}")
     end = time.monotonic() + seconds
     with tempfile.TemporaryDirectory() as base:
@@ -297,7 +298,6 @@ def soak(more, kills: int, seconds: float, seed: int, say, log: str = "") -> Non
         for name in ("whole", "again"):
             job = Job(base / name, shared, *more)
             job.finish()
-            what = " ".join((*more, provenance.provenance().get("commit", "no commit")))
             say(f"{name}: undisturbed, {job.seconds():.1f} s, {what}")
         expected, usual = numbers(base / "whole"), job.seconds()
         require_same(base / "again", expected)

@@ -153,15 +153,19 @@ def _alone(denoise_fn, scene, start):
 
 def _sum_of_branches(denoise_fn, scene, start, guide):
     first = guide(scene, start, jnp.full(len(start), scene.kernel.steps))
-    prepared = [denoiser.prepare(denoise_fn, *branch[:3]) for branch in first]
-    prepared = jax.tree.map(lambda *b: jnp.stack(b), *prepared)
+    prepared = prepare(denoise_fn, first)
     return lambda x, t: total(scene.kernel, prepared, guide(scene, x, t))
+
+
+def prepare(denoise_fn, branches: list[Branch]):
+    """`denoiser.prepare` for each branch, stacked."""
+    return _stacked([denoiser.prepare(denoise_fn, *branch[:3]) for branch in branches])
 
 
 def total(kernel: Kernel, prepared, branches: list[Branch]) -> tuple[jax.Array, ...]:
     """The normalised sum of the branches' log p, float[B, n, K] a modality.
 
-    prepared: what `denoiser.prepare` makes for each branch, stacked.
+    prepared: of `prepare`, for as many branches.
     """
 
     def add(sums, prepared_branch):
@@ -176,13 +180,17 @@ def total(kernel: Kernel, prepared, branches: list[Branch]) -> tuple[jax.Array, 
 
         return lax.cond((weight != 0).any(), term, lambda sums: sums, sums), None
 
-    branches = jax.tree.map(lambda *b: jnp.stack(b), *branches)
+    branches = _stacked(branches)
     batch, modalities = branches.x.shape[1], kernel.vocab.modalities
     zeros = tuple(
         jnp.zeros((batch, m.length, m.classes), kernel.alpha_bar.dtype) for m in modalities
     )
     sums, _ = lax.scan(add, zeros, (prepared, branches))
     return tuple(jax.nn.log_softmax(y, axis=-1) for y in sums)
+
+
+def _stacked(trees: list):
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
 def _wide(y: jax.Array) -> jax.Array:

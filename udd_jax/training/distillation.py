@@ -18,7 +18,7 @@ round. Training on the truth can be added: `train.auxiliary` is the weight of -l
 import jax
 import jax.numpy as jnp
 
-from udd_jax.diffusion import denoiser, objective, random_words, transition
+from udd_jax.diffusion import objective, random_words, transition
 from udd_jax.errors import UserError
 from udd_jax.sampling import guidance
 from udd_jax.training import loss
@@ -109,8 +109,7 @@ def guided(kernel, teach_fn, key, masks, strengths):
 
     def denoise_fn(xt, t, free):
         branches = guidance.by_the_others(scene, xt, t, jnp.asarray(strengths)[None])
-        prepared = [denoiser.prepare(teach_fn, *branch[:3]) for branch in branches]
-        return guidance.total(kernel, jax.tree.map(lambda *b: jnp.stack(b), *prepared), branches)
+        return guidance.total(kernel, guidance.prepare(teach_fn, branches), branches)
 
     return denoise_fn
 

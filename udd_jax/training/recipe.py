@@ -214,8 +214,7 @@ def _patch(height: int, width: int) -> int:
 
 def _has_prefixes(config) -> bool:
     """Whether a training of this config can begin with the loss of the baseline."""
-    m = config.model
-    other = m.concentrated or m.block_attention or config.experts or m.get("network")
+    other = config.model.concentrated or config.model.block_attention or config.experts
     return not (other or config.init_from or config.train.objective != "discrete")
 
 
