@@ -13,14 +13,15 @@ from configs import any as any_config
 from tests.demo import test_steering
 from tests.helpers import tiny
 from udd_jax import build, generate, modalities, pipeline, stages, values
-from udd_jax.data import layouts, sounds, sources, token_cache
+from udd_jax.data import layouts, pixels, sounds, sources, token_cache
 from udd_jax.data.reading import Views
 from udd_jax.demo import recipes, requests, steering, views
 from udd_jax.diffusion import tasks
 from udd_jax.evaluation import held_out, rules, samples
-from udd_jax.evaluation.report import rule_sections
+from udd_jax.evaluation.report import contact_sheet, rule_sections
 from udd_jax.runtime import files
 from udd_jax.steering import stepwise
+from udd_jax.tokenizers.spectrogram import Spectrogram
 from udd_jax.training import further, plan
 from udd_jax.values import Result
 
@@ -314,11 +315,37 @@ def test_each_kind_is_written_as_a_file_of_its_own(sample, tmp_path):
     wave, rate = sounds.read(out / "sound-0001.wav")
     assert rate == 8000 and wave.shape == (8192,)
     assert layouts.read(out / "layout-0001.json").shape == (8, 8)
+    images = [pixels.read(out / f"image-000{i}.png") for i in range(2)]
+    expected = contact_sheet.sheet(images, ["a small red circle"] * 2)
+    np.testing.assert_array_equal(pixels.read(out / "sheet.png"), expected)
 
     given = [f"sound={out}/sound-0000.wav", f"layout={out}/layout-0001.json"]
     back = sample(tmp_path / "b", task="text|sound,layout", given=given)
     (line,) = [json.loads(line) for line in (back / "samples.jsonl").read_text().splitlines()]
     assert isinstance(line["caption"], str) and set(line["given"]) == {"sound", "layout"}
+    seen = layouts.picture(layouts.read(out / "layout-0001.json"))  # a text is below what it tells
+    expected = contact_sheet.sheet([seen], [line["caption"]])
+    np.testing.assert_array_equal(pixels.read(back / "sheet.png"), expected)
+
+
+@pytest.mark.parametrize("task", ("sound|text", "layout|text", "layout,sound|text", "sound|layout"))
+def test_a_sheet_shows_what_is_no_picture_as_well(sample, tmp_path, task):
+    """A layout in its colours, else a sound by its spectrogram, low bands below."""
+    told = "a small red circle" if "text" in task else ""
+    np.save(tmp_path / "map.npy", np.eye(8, dtype=int))
+    given = ["text=" + told] if told else [f"layout={tmp_path}/map.npy"]
+    out = sample(tmp_path / "a", task=task, given=given, num=2)
+    sheet = pixels.read(out / "sheet.png")
+    if "layout" in task.partition("|")[0]:
+        shown = [layouts.picture(layouts.read(out / f"layout-000{i}.json")) for i in range(2)]
+    else:
+        settings = Spectrogram.of(config().modalities.sound)
+        waves = np.stack([sounds.read(out / f"sound-000{i}.wav")[0] for i in range(2)])
+        shown = list(settings.picture(waves)[:, ::-1])
+    expected = contact_sheet.sheet(shown, [told] * 2)
+    assert sheet.shape == expected.shape
+    near = abs(sheet.astype(int) - expected) <= 8  # a WAV has 16 bits a sample
+    assert near.mean() > 0.99
 
 
 @pytest.mark.parametrize(
@@ -384,6 +411,13 @@ def test_every_rule_gets_its_numbers_and_its_samples_in_the_report(pipe, tmp_pat
     assert again == found  # the samples are read, with the seconds that they took
     page = rule_sections.show(tmp_path, {"rules": found}, measured.config.to_dict())
     assert page.count("<audio controls") == 8 and "Directions" in page and "all at once" in page
+
+
+def test_the_directions_do_not_depend_on_how_a_rule_is_written(tmp_path):
+    right = {"agreement": {"rate": 0.5, "error": 0.1}}
+    written = {"sound|text, image": right, "text,sound,image": right, "image|text": right}
+    matrix = rule_sections._matrix(["image", "text", "sound"], written)
+    assert matrix.count("50.0 %") == 3 and "all at once" in matrix
 
 
 def test_the_truth_agrees_with_itself_and_not_with_another_scene(pipe):

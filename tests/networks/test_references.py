@@ -147,6 +147,17 @@ def test_a_weight_of_0_equals_absent_keys_and_1_changes_nothing(attention):
     assert np.abs(logits(x, one=0.5)[0] - logits(x)[0]).max() > 1e-3
 
 
+def test_with_weights_of_0_the_network_is_that_without_the_references():
+    x, t, free = batch()
+    bare = {n: p for n, p in trees.flatten(params(WITH)).items() if "seen" not in n}
+    small = part(x, "image", "text"), t[:, [0, 3]], part(free, "image", "text")
+    alone = apply(PLAIN, *small, given=trees.nest(bare))
+    ours = weighed(WITH, x, t, free, one=0.0, two=0.0)
+    for mine, theirs in zip((ours[0], ours[3]), alone, strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=1e-5)
+    assert np.abs(weighed(WITH, x, t, free, one=0.0)[0] - alone[0]).max() > 1e-3
+
+
 def test_references_of_one_segment_may_be_swapped_with_their_weights():
     x, t, free = batch()
     swapped = np.concatenate([x[:, :6], x[:, 12:18], x[:, 6:12], x[:, 18:]], axis=1)

@@ -74,7 +74,8 @@ def _matrix(names: list[str], found: dict) -> str:
     """Rows: what is generated; columns: from what. The colour is the share of right samples."""
     by = {}
     for rule, rates in found.items():
-        free, _, given = rule.replace(" ", "").partition("|")
+        sides = ([n.strip() for n in side.split(",")] for side in rule.split("|"))
+        free, given = (*(",".join(n for n in names if n in side) for side in sides), "")[:2]
         others = ",".join(name for name in names if name != free)
         by[free, OTHERS if given == others and len(names) > 2 else given or NOTHING] = rates
     columns = [*names, OTHERS, NOTHING]
