@@ -1,7 +1,7 @@
 """The house: packages import in one direction, only network files know linen, and files are short.
 
-main > stages, generate, embed, demo > evaluation > pipeline > convert, hub, steering > training
-     > build > values, modalities > data > networks, tokenizers, sampling > command_line
+main > stages, generate, embed, demo > sample_files > evaluation > pipeline
+     > convert, hub, steering > training > build > values, modalities > data > networks, tokenizers, sampling > command_line
      > diffusion, runtime > errors
 """
 
@@ -23,6 +23,7 @@ FLOORS = (  # from the ground up; rooms of one floor do not import each other
     {"convert", "hub", "steering"},
     {"pipeline"},
     {"evaluation"},
+    {"sample_files"},
     {"stages", "generate", "embed", "demo"},
     {"main"},
 )
