@@ -1,8 +1,8 @@
 """The house: packages import in one direction, only network files know linen, and files are short.
 
 main > stages, generate, embed, demo > sample_files > evaluation > pipeline
-     > convert, hub, steering > training > build > values, modalities > data > networks, tokenizers, sampling > command_line
-     > diffusion, runtime > errors
+     > convert, hub, steering > training > build > values, modalities > data
+     > networks, tokenizers, sampling > command_line > diffusion, runtime > errors
 """
 
 import ast
