@@ -1,6 +1,7 @@
 """A run with two references, never trained: from the config to files, weights and the report."""
 
 import json
+import shutil
 import types
 
 import numpy as np
@@ -9,11 +10,12 @@ import pytest
 from configs import compose as compose_config
 from tests import test_modalities
 from tests.helpers import tiny
-from udd_jax import build, generate, modalities, pipeline
+from udd_jax import build, generate, modalities, pipeline, stages
 from udd_jax.data import pixels, sources
 from udd_jax.diffusion import tasks
 from udd_jax.evaluation import held_out, rules
 from udd_jax.evaluation.report import rule_sections
+from udd_jax.runtime import files
 from udd_jax.steering import segments
 from udd_jax.training import further, plan
 
@@ -177,3 +179,25 @@ def test_shared_positions_are_refused_where_each_modality_has_its_own_attention(
     c.model.attention = "mutual"
     with pytest.raises(ValueError, match=r"model.attention = .mutual. has weights of its own"):
         build.make_model(c, vocab)
+
+
+@pytest.mark.slow
+def test_the_main_job_learns_from_references_from_data_to_report(tmp_path):
+    c = config()
+    c.data_options.size = 32
+    c.vq.update({"steps": 4, "plain_steps": 1, "warmup": 1, "pictures": 32, "batch_size": 8})
+    c.train.update({"steps": 4, "warmup": 1, "batch_size": 8, "held_out": 4, "save_every": 2})
+    c.evaluate.bound_samples = 4
+    stages.run(c, tmp_path)
+    result = files.read_json(tmp_path / "evaluation.json")
+    assert set(result["rules"]) == set(c.evaluate.rules) and result["errors"] == []
+    assert result["rules"][RULE]["given_tokens_changed"] == 0
+    assert "Any from any" in (tmp_path / "report.html").read_text()
+
+    # From the checkpoint after half of the steps, the training ends with the same weights.
+    weights = (tmp_path / "weights").read_bytes()
+    (tmp_path / "weights").unlink()
+    shutil.rmtree(tmp_path / "checkpoints" / "000000004")
+    assert (tmp_path / "checkpoints" / "000000002").exists()
+    stages.run(c, tmp_path)
+    assert (tmp_path / "weights").read_bytes() == weights

@@ -11,13 +11,26 @@ from udd_jax.diffusion import vocab
 from udd_jax.networks import transformer
 from udd_jax.runtime import processes, sharding
 
+FIVE = vocab.Vocab(
+    (
+        vocab.Modality("first", 6, 8, (2, 3), like="image"),
+        vocab.Modality("image", 6, 8, (2, 3)),
+        vocab.Modality("layout", 4, 3, (2, 2)),
+        vocab.Modality("sound", 3, 5, (1, 3)),
+        vocab.Modality("text", 4, 16),
+    )
+)
 
-@pytest.fixture(scope="module")
-def model():
-    tokens = vocab.image_text((2, 3), image_classes=8, text_classes=16, text_length=4)
+
+@pytest.fixture(scope="module", params=["image and text", "five modalities"])
+def model(request):
+    tokens, attention = FIVE, "self"
+    if request.param == "image and text":
+        tokens = vocab.image_text((2, 3), image_classes=8, text_classes=16, text_length=4)
+        attention = "mutual"
     return transformer.Transformer(
         tokens, steps=7, layers=2, width=16, heads=4, given_vector=True, qk_norm=True,
-        time="per_modality", rezero=1.0,
+        time="per_modality", rezero=1.0, attention=attention,
     )  # fmt: skip
 
 
@@ -72,10 +85,11 @@ def test_the_network_is_the_same_function_on_a_mesh_and_its_gradient_is_split(mo
     params = jax.tree.map(
         lambda x: rng.normal(0, 0.1, x.shape).astype(np.float32), abstract_params(model)
     )
+    tokens = model.vocab
     batch = (
-        rng.integers(0, 25, (8, 10)).astype(np.int32),
-        rng.integers(0, 8, (8, 2)).astype(np.int32),
-        rng.integers(0, 2, (8, 10)).astype(bool),
+        rng.integers(0, tokens.size, (8, tokens.length)).astype(np.int32),
+        rng.integers(0, 8, (8, len(tokens.modalities))).astype(np.int32),
+        rng.integers(0, 2, (8, tokens.length)).astype(bool),
     )
 
     def loss(params, batch):
