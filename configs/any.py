@@ -2,6 +2,7 @@
 
     python -m udd_jax.main --config=configs/any.py            shapes
     python -m udd_jax.main --config=configs/any.py:smoke      all stages in a minute, no quality
+    python -m udd_jax.main --config=configs/any.py:vectors    the kinds that are no pictures, below
     python -m udd_jax.main --mode=sample --workdir=runs/any --task="sound|text" \\
         --given text="a small red circle"
 
@@ -29,9 +30,44 @@ def told() -> list[str]:
     return found
 
 
+def vectors():
+    """Of a scene of `shapes`: an embedding, features, and how long its caption is.
+
+    `summary` is a vector of all that the scene shows, as residual codes: `summary|text` is a prior
+    of it, `image|summary` a decoder (DALL-E 2, arXiv 2204.06125, in the small). `vectors` are
+    features, which are given only: captions from features (DDCap) and pictures from them.
+    """
+    c = t2i.get_config()
+    with c.unlocked():
+        c.modalities.summary = {
+            "kind": "embedding",
+            **{"dimensions": 32, "residuals": 4, "codes": 64, "vectors": 4096},
+        }
+        c.modalities.vectors = {"kind": "features", "count": 2, "width": 16, "dropped": 0.1}
+        c.modalities.length = {"kind": "length"}
+        c.train.mixture = {
+            **dict.fromkeys(("summary|text", "image|summary", "image|summary,text"), 0.1),
+            **dict.fromkeys(("image|vectors", "text|vectors", "image,text"), 0.1),
+            **dict.fromkeys(("length|image", "summary", "image|text", "text|image"), 0.05),
+            **dict.fromkeys(("text|image,length", "image,summary|text"), 0.1),
+        }
+    c.train.update({"steps": 6000, "prefix_steps": 0, "batch_size": 32})
+    c.model.update({"attention": "self", "unroll": 1})
+    c.begin_with = ()
+    c.evaluate.update({"samples": 256, "aims": False, "steering": 0})
+    c.evaluate.rules = (
+        *("summary|text", "image|summary", "image|summary,text", "image,summary|text"),
+        *("image|vectors", "text|vectors", "image|text", "text|image", "length,text|image"),
+    )
+    c.name = "any-vectors"
+    return c
+
+
 def get_config(arg: str = ""):
+    if arg == "vectors":
+        return vectors()
     if arg not in ("", "smoke"):
-        raise ValueError(f"config any.py:{arg} does not exist, expected nothing or smoke")
+        raise ValueError(f"config any.py:{arg} does not exist, expected nothing, smoke or vectors")
     c = base.get_config()
     with c.unlocked():
         c.modalities.sound = {

@@ -3,6 +3,7 @@
     python -m tests.soak --kills=1000                     until so many stops
     python -m tests.soak --kills=1000 --seconds=3600      or until so much time has gone
     python -m tests.soak --kills=1000 --short             only up to the token cache
+    python -m tests.soak --kills=100 --job=any            with four modalities instead of two
     python -m tests.soak --kills=1000 --log=FILE          goes on from the stops that FILE has
 
 The job is the smoke job, all stages, as small as it can be. It runs once undisturbed. Then it is
@@ -42,8 +43,16 @@ import numpy as np
 
 from udd_jax.runtime import checkpoints, files, logbook, provenance
 
+CONFIGS = {
+    "t2i": ("--config=configs/t2i.py:smoke",),
+    "any": (
+        "--config=configs/any.py:smoke",
+        *("--config.modalities.sound.vq.steps=12", "--config.modalities.sound.vq.plain_steps=4"),
+        *("--config.modalities.sound.vq.pictures=64", "--config.modalities.sound.vq.model.ch=8"),
+        "--config.evaluate.rules=('sound|text', 'layout|image')",
+    ),
+}
 COMMAND = (
-    "--config=configs/t2i.py:smoke",
     *("--config.data_options.size=64", "--config.mesh.data=1"),
     *("--config.vq.model.n_embed=16", "--config.vq.model.ch=8", "--config.vq.model.embed_dim=4"),
     *("--config.vq.model.z_channels=8", "--config.vq.pictures=64", "--config.vq.steps=12"),
@@ -114,7 +123,7 @@ class Job:
         stopping.end_on_interrupt()
         if read_only_after is not None:
             forbid_writing(self.started + read_only_after)
-        sys.argv = ["udd_jax", *COMMAND, *more, f"--workdir={self.folder}"]
+        sys.argv = ["udd_jax", *more, f"--workdir={self.folder}"]
         try:
             main.run()
             code = 0
@@ -163,6 +172,7 @@ def stage(folder) -> str:
     results = {
         "text tokenizer": "text.model",
         "image tokenizer": "vq/tokenizer",
+        **({"sound tokenizer": "sound/tokenizer"} if (folder / "sound").exists() else {}),
         "token cache": "tokens/index.npy",
         "diffusion": "weights",
         "evaluation": "evaluation.json",
@@ -199,12 +209,15 @@ def numbers(folder) -> dict:
 
 
 def _numbers(folder) -> dict:
-    names = (name for name in ("text.model", "vq/tokenizer", "weights") if (folder / name).exists())
-    found = {name: (folder / name).read_bytes() for name in names}
+    made = sorted(folder.glob("*/tokenizer"))  # of the image, and of a sound
+    whole = [path for path in (folder / "text.model", folder / "weights", *made) if path.exists()]
+    found = {str(path.relative_to(folder)): path.read_bytes() for path in whole}
     for path in sorted((folder / "tokens").glob("*.np*")):
         found[path.name] = path.read_bytes()
-    parts = {"diffusion": folder, "tokenizer": folder / "vq"}
-    for name, part in parts.items() if "weights" in found else list(parts.items())[1:]:
+    parts = {f"{path.parent.name} tokenizer": path.parent for path in made}
+    if "weights" in found:
+        parts["diffusion"] = folder
+    for name, part in parts.items():
         lines = logbook.Logbook(part).lines()
         found[f"{name} metrics"] = [
             {k: v for k, v in line.items() if k not in logbook.TIMES} for line in lines
@@ -282,14 +295,15 @@ def earlier(log: str) -> tuple[collections.Counter, int]:
     return stops, rounds
 
 
-def soak(more, kills: int, seconds: float, seed: int, say, log: str = "") -> None:
+def soak(more, what: str, kills: int, seconds: float, seed: int, say, log: str = "") -> None:
     """Stops jobs in all ways, and compares what they leave.
 
-    more: flags. say: gets each line of the log. log: of earlier calls, whose stops count.
+    more: flags; what: the job in a word. say: gets each line of the log. log: of earlier calls,
+    whose stops count.
     """
     importlib.import_module("udd_jax.stages")  # once for all forks
     stops, rounds = earlier(log)
-    what = " ".join((*more, provenance.commit() or "no commit"))  # without JAX, see `numbers`
+    what = f"{what}, {provenance.commit() or 'no commit'}"  # without JAX, see `numbers`
     chance = random.Random(f"{seed} {stops.total()}")
     end = time.monotonic() + seconds
     with tempfile.TemporaryDirectory() as base:
@@ -328,6 +342,7 @@ def main():
     parser.add_argument("--kills", type=int, default=1000)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="no new stop after")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--job", choices=CONFIGS, default="t2i")
     parser.add_argument("--short", action="store_true", help="up to the token cache")
     parser.add_argument("--log", type=pathlib.Path, help="a file: its stops count, and it grows")
     options = parser.parse_args()
@@ -339,9 +354,10 @@ def main():
             with options.log.open("a") as file:
                 print(line, file=file)
 
-    more = (SHORT,) if options.short else ()
+    more = (*CONFIGS[options.job], *COMMAND, *((SHORT,) if options.short else ()))
     log = options.log.read_text() if options.log and options.log.exists() else ""
-    soak(more, options.kills, options.seconds, options.seed, say, log)
+    what = options.job + " --short" * options.short
+    soak(more, what, options.kills, options.seconds, options.seed, say, log)
 
 
 if __name__ == "__main__":

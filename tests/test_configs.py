@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from configs import any as any_config
 from configs import i2t, pair, sound, t2i
-from udd_jax import build, modalities
+from udd_jax import build, modalities, stages
 from udd_jax.tokenizers import spectrogram
 from udd_jax.training import optimiser, plan, train_image_tokenizer
 
@@ -30,6 +31,15 @@ def test_every_config_makes_a_network_and_an_optimiser(arg):
     assert build.make_model(config, vocab).vocab == vocab
     optimiser.make_optimiser(config)
     assert len(build.make_schedules(config, vocab)) == len(vocab.modalities)
+
+
+def test_the_vectors_of_shapes_are_an_embedding_features_and_a_length():
+    config = any_config.get_config("vectors")
+    stages.check(config)
+    assert sum(config.train.mixture.values()) == pytest.approx(1)
+    kinds = {m.name: (m.length, m.classes) for m in plan.vocab_of(config).modalities}
+    assert kinds["summary"] == (4, 64) and kinds["vectors"] == (2, 1) and kinds["length"] == (1, 14)
+    assert set(config.evaluate.rules) >= {"summary|text", "image|summary", "text|vectors"}
 
 
 def test_an_unknown_argument_names_the_known_ones():

@@ -107,6 +107,12 @@ def test_a_run_begins_with_what_is_not_given_where_something_else_is_wanted(pipe
     assert bool(stepwise.levels(pipe, rule)) == bool(names)
 
 
+def test_samples_by_way_of_one_modality_are_not_taken_for_those_by_way_of_another(pipe):
+    by_way = [pipe.with_config(begin_with=(name,)) for name in ("image", "sound")]
+    first, second = (stepwise.levels(one, "text|layout") for one in by_way)
+    assert first != second and first[0]["rule"] == "image|layout"
+
+
 def test_a_run_that_begins_with_something_unknown_is_refused_at_the_start():
     c = config()
     c.begin_with = ("voice",)

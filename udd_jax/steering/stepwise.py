@@ -51,12 +51,13 @@ def aside(pipe, task: str, names) -> list[str]:
 
 
 def levels(pipe, task: str) -> list[dict]:
-    """The settings of the two steps in which a rule is generated; [] if it is in one.
+    """The two steps in which a rule is generated, rule and settings; [] if it is in one.
 
     An evaluation keeps them with its samples.
     """
     names = of_itself(pipe, task)
-    return [vars(pipe.settings(rule)) for rule in rules(pipe.vocab, task, names)] if names else []
+    steps = rules(pipe.vocab, task, names) if names else ()
+    return [{"rule": rule, **vars(pipe.settings(rule))} for rule in steps]
 
 
 class Call(NamedTuple):
