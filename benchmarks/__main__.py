@@ -9,7 +9,8 @@ found. More commands (`python -m benchmarks card --help`): `contest` trains the 
 literature side by side, `card` measures what wants a GPU, `table` prints what `card` found, `calls`
 draws quality against network calls, `steering` measures what steering does, `promise` compares runs
 of one config and computes floors, `speech` makes the recordings of `configs/speech.py`,
-`recognised` says which way to sample drawings is recognised best.
+`recognised` says which way to sample drawings is recognised best, `weighing` what the weight of a
+reference does, `upscaling` whether small pictures are drawn right at a larger size.
 
 ms: by the clock, the median of the rounds; spread: between their quartiles, of the median;
 products: as a ratio to a large matrix product of the same round, by the clock and by the
@@ -37,12 +38,15 @@ from benchmarks import (
     tables,
     timing,
     training,
+    upscaling,
+    weighing,
 )
 from udd_jax import main as command_line
 
 COMMANDS = {
     **{"contest": contest, "card": card, "table": tables, "calls": calls, "steering": steering},
     **{"promise": promise, "speech": speech, "recognised": recognised},
+    **{"weighing": weighing, "upscaling": upscaling},
 }
 GROUPS = ("train", "reverse", "pairs", "start", "data", "arithmetic")
 

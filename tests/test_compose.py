@@ -7,13 +7,19 @@ import types
 import numpy as np
 import pytest
 
+from benchmarks import __main__ as benchmarks
+from benchmarks import weighing
 from configs import compose as compose_config
 from tests import test_modalities
 from tests.helpers import tiny
 from udd_jax import build, generate, modalities, pipeline, stages
 from udd_jax.data import pixels, sources
+from udd_jax.data.sources.shapes import compose
+from udd_jax.data.sources.shapes.scenes import Scene
 from udd_jax.diffusion import tasks
+from udd_jax.errors import UserError
 from udd_jax.evaluation import held_out, rules
+from udd_jax.evaluation.metrics import agreement
 from udd_jax.evaluation.report import rule_sections
 from udd_jax.runtime import files
 from udd_jax.steering import segments
@@ -179,6 +185,33 @@ def test_shared_positions_are_refused_where_each_modality_has_its_own_attention(
     c.model.attention = "mutual"
     with pytest.raises(ValueError, match=r"model.attention = .mutual. has weights of its own"):
         build.make_model(c, vocab)
+
+
+def test_the_shares_of_a_weight_count_only_what_differs(records):
+    """Pictures of the first reference have all of the first; what is equal counts for none."""
+    scenes = [r.extra["scene"] for r in records]
+    first = [compose.Composition(Scene((scene.references[0],))) for scene in scenes]
+    found = weighing.shares(scenes, first)
+    differ = sum(
+        a != b
+        for scene in scenes
+        for a, b in zip(*map(compose.values, scene.references), strict=True)
+    )
+    assert found["first"] == agreement.rate([True] * differ)
+    assert found["second"] == agreement.rate([False] * differ)
+    found = weighing.shares(scenes, [None] * len(scenes))
+    assert found["first"]["rate"] == found["second"]["rate"] == found["readable"]["rate"] == 0
+    assert found["first"]["count"] == differ
+
+
+def test_a_row_for_each_weight_is_written(run, tmp_path, capsys):
+    more = ["--weights=0,2", "--count=3", f"--out={tmp_path}/rows.json"]
+    benchmarks.main(["weighing", f"--run={run}", *more])
+    rows = files.read_json(tmp_path / "rows.json")
+    assert [row["weight"] for row in rows] == [0, 2] and rows[1]["readable"]["count"] == 3
+    assert capsys.readouterr().out.startswith("weight 0: first 0.")
+    with pytest.raises(UserError, match="expected one of first, second"):
+        weighing.run(run, RULE, [1], "third", 3, 0)
 
 
 @pytest.mark.slow

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks import __main__ as benchmarks
+from benchmarks import upscaling
 from configs import t2i
 from tests import test_modalities
 from tests.demo import test_steering
@@ -19,6 +21,7 @@ from udd_jax.data.sources.shapes import drawing
 from udd_jax.demo import page, requests, steering
 from udd_jax.evaluation import held_out, rules
 from udd_jax.evaluation.report import rule_sections
+from udd_jax.runtime import files
 from udd_jax.sampling import outpainting
 from udd_jax.steering import stepwise
 from udd_jax.tokenizers import codebook
@@ -427,3 +430,31 @@ def test_the_page_upscales_only_where_a_picture_has_two_levels(pipe, tiny_run):
     one = pipeline.Pipeline.load(tiny_run)
     can = lambda pipe: page.Page.can(types.SimpleNamespace(pipe=pipe), tab)  # noqa: E731
     assert can(pipe) and not can(one)
+
+
+# ---- Measured -----------------------------------------------------------------------------------
+
+
+def test_upscaling_reads_each_picture_and_each_quadrant(run, pipe, records, monkeypatch):
+    images = np.stack([r.image for r in records])
+    np.testing.assert_array_equal(upscaling.quadrants(upscaling.quartered(images)), images)
+    large = upscaling.quartered(images)[0]
+    np.testing.assert_array_equal(large[:64, 64:], images[1])
+    np.testing.assert_array_equal(large[64:, :64], images[2])
+    items = held_out.read(pipe, 4)
+    assert upscaling.halved(items.images).shape == (4, 32, 32, 3)
+
+    def perfect(pipe, small, factor=1, seed=0):
+        return upscaling.quartered(items.images) if factor == 2 else items.images
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pipeline.Pipeline, "upscale", perfect)
+        found = upscaling.run(run, 4, 0)
+    assert [(row["rate"], row["count"]) for row in found.values()] == [(1.0, 4)] * 2
+
+
+@pytest.mark.slow
+def test_upscaling_of_a_run_is_measured(run, tmp_path):
+    benchmarks.main(["upscaling", f"--run={run}", "--count=4", f"--out={tmp_path}/rows.json"])
+    found = files.read_json(tmp_path / "rows.json")
+    assert {name: row["count"] for name, row in found.items()} == {"small": 4, "windows": 4}
