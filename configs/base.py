@@ -211,6 +211,9 @@ def get_config() -> ml_collections.ConfigDict:
                 "until": 0.3,  # largest time, as a share of T
             },
             "round_trip": 0.0,  # weight of the way there and back (training/round_trip.py)
+            # Share of given texts whose words stand at random places among masks, for labels as
+            # captions (`training/loss.py`: mask-based text generation of Diffsound).
+            "scattered_text": 0.0,
             "pad_weight": 1.0,  # weight of padding tokens in the loss
             "image_weight": 1.0,  # of image tokens; less if an image has far more than its text
             "mixture": {  # weights of the tasks in a batch

@@ -8,12 +8,14 @@ import ml_collections
 import numpy as np
 import optax
 import pytest
+from scipy import stats
 
 from configs import t2i
 from udd_jax import build
-from udd_jax.diffusion import schedules, transition, vocab
+from udd_jax.diffusion import schedules, tasks, transition, vocab
+from udd_jax.errors import UserError
 from udd_jax.runtime import sharding
-from udd_jax.training import loss, optimiser, train_diffusion
+from udd_jax.training import loss, optimiser, start, train_diffusion
 
 VOCAB = vocab.image_text((2, 2), 3, 5, 3)
 
@@ -324,3 +326,56 @@ def test_the_held_out_bound_is_one_number_on_every_mesh_and_falls_with_training(
     for i in range(40):
         state, _ = step(state, batch(i), jax.random.key(1))
     assert bound(state, 40)["held_out_bound"] < 0.7 * first
+
+
+# ---- Words among masks --------------------------------------------------------------------------
+
+
+def test_the_words_of_given_texts_stand_in_order_at_random_places_among_masks():
+    longer = vocab.image_text((2, 2), 3, 9, 5)
+    batch, pad, text = 6000, 0, longer.slices[1]
+    local = np.tile(np.array([3, 7, pad, pad, pad]), (batch, 1))
+    x = np.asarray(longer.fuse({"image": np.ones((batch, 4), int), "text": local}))
+    drawn = tasks.masks(longer, "image|text", batch)
+    rows = jax.jit(loss.scattered, static_argnums=(0, 4, 5))
+    found = np.asarray(rows(longer, jax.random.key(0), x, drawn, 1.0, pad))
+    np.testing.assert_array_equal(found[:, longer.slices[0]], x[:, longer.slices[0]])
+    masked = found[:, text] == longer.mask_id
+    assert (masked.sum(1) == 3).all()
+    assert (found[:, text][~masked].reshape(batch, 2) == x[0, text][:2]).all()
+    places = np.unique(masked, axis=0, return_counts=True)[1]
+    assert len(places) == 10 and stats.chisquare(places).pvalue > 1e-3  # all pairs of places
+
+    half = np.asarray(rows(longer, jax.random.key(1), x, drawn, 0.5, pad))
+    same = (half == x).all(1)
+    assert 0.45 < same.mean() < 0.55  # the others have masks
+    assert (half[~same][:, text] == longer.mask_id).any(1).all()
+
+
+@pytest.mark.parametrize("rule", ("image,text", "text|image", "image"))
+def test_only_a_given_text_is_scattered(rule):
+    local = {"image": np.ones((8, 4), int), "text": np.tile([2, 2, 0], (8, 1))}
+    x = jnp.asarray(VOCAB.fuse(local))
+    kept = loss.scattered(VOCAB, jax.random.key(0), x, tasks.masks(VOCAB, rule, 8), 1.0, 0)
+    np.testing.assert_array_equal(kept, x)
+
+
+def test_a_loss_with_scattered_texts_sees_them_and_a_share_of_0_changes_no_bit():
+    _, kernel, model, *_ = setting()
+    local = {"image": np.ones((8, 4), int), "text": np.tile([1, 0, 0], (8, 1))}
+    state, x0 = fresh(), np.asarray(VOCAB.fuse(local))
+
+    def value(**changes):
+        loss_fn = make_loss(kernel, model, mixture={"t2i": 1.0}, **changes)
+        return float(jax.jit(loss_fn)(state.params, state.times, jax.random.key(3), x0)[0])
+
+    assert value() == value(scattered_text=0.0) != value(scattered_text=1.0)
+
+
+def test_scattered_texts_are_refused_where_the_loss_has_none():
+    config = t2i.get_config("smoke")
+    config.train.scattered_text = 0.5
+    start.check(config)
+    config.model.kind = "autoregressive"
+    with pytest.raises(UserError, match=r"^train.scattered_text = 0.5 with .* expected 0"):
+        start.check(config)

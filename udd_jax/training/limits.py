@@ -43,6 +43,7 @@ NOT_BELOW_ZERO = (
 ABOVE_ZERO = ("vq.clip", "train.clip", "model.mlp_ratio")
 SHARES = (
     "train.end_to_end.until",
+    "train.scattered_text",
     "skip_limit",
     "data_options.validation",
     "data_options.test",

@@ -17,7 +17,7 @@ from udd_jax.errors import UserError
 from udd_jax.training import terms as loss_terms
 
 OBJECTIVES = ("discrete", "continuous")
-TERM_KEYS = 1000  # `fold_in` numbers of the terms' keys begin here
+SCATTER_KEY, TERM_KEYS = 999, 1000  # `fold_in` numbers: of `scattered`, and of the first term
 
 
 class Noised(NamedTuple):
@@ -98,6 +98,29 @@ def noised_given(kernel, key, xt, masks: tasks.Masks) -> jax.Array:
     return transition.q_sample(kernel, key_noise, xt, jnp.where(here, t, 0))
 
 
+def scattered(vocab, key, xt, masks: tasks.Masks, share: float, pad_id: int) -> jax.Array:
+    """xt int32[B, L] where this share of the given texts is words at random places among masks.
+
+    The words keep their order, and masks take the place of the padding: of "dog barking" becomes
+    "[mask] dog [mask] [mask] barking". So labels, which only say what is there, serve as captions
+    with any words between them (mask-based text generation of Diffsound, arXiv 2207.09983). The
+    network still gets time 0 for them. With a share of 0 nothing is drawn.
+    """
+    if not share:
+        return xt
+    m = vocab.index("text")
+    where = vocab.slices[m]
+    text, (key_row, key_place) = xt[:, where], jax.random.split(key)
+    count = (text != vocab.offsets[m] + pad_id).sum(axis=1, keepdims=True)
+    order = jnp.argsort(jax.random.uniform(key_place, text.shape), axis=1)
+    taken = jnp.argsort(order, axis=1) < count
+    words = jnp.take_along_axis(text, jnp.maximum(jnp.cumsum(taken, axis=1) - 1, 0), axis=1)
+    given = ~masks.free[:, where].any(axis=1) & ~masks.absent[:, m]
+    chosen = given & (jax.random.uniform(key_row, given.shape) < share)
+    moved = jnp.where(taken, words, vocab.mask_id)
+    return xt.at[:, where].set(jnp.where(chosen[:, None], moved, text))
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
     """How a loss draws tasks and times, and weighs its tokens; the same for every kind of loss.
@@ -114,6 +137,7 @@ class Options:
     experts: the boundaries of stage experts, with discrete times: a batch is of one interval.
     without: names of modalities that are absent in every row, and are not computed (`by_absent`).
     teacher_guidance: {modality: 1 + w} of a student's teacher (`distillation`), where it is not 1.
+    scattered_text: the share of given texts that are words among masks (`scattered`).
     """
 
     mixture: dict[str, float]
@@ -127,6 +151,7 @@ class Options:
     experts: tuple[float, ...] = ()
     without: tuple[str, ...] = ()
     teacher_guidance: dict[str, float] | None = None
+    scattered_text: float = 0.0
 
     def present(self, vocab, x0):
         """x0 with tokens everywhere, and which modalities each row has, or None for all."""
@@ -187,7 +212,9 @@ def make_loss(kernel, model, *, terms: dict | None = None, **options):
         x0, present = c.present(vocab, x0)
         asked = (c.mixture, continuous, present, c.experts)
         noised = noised_batch(kernel, sampler, key, x0, *asked)
-        xt, t, (free, absent), p = noised.xt, noised.t, noised.masks, noised.p
+        t, (free, absent), p = noised.t, noised.masks, noised.p
+        scatter = (noised.masks, c.scattered_text, c.pad_id)
+        xt = scattered(vocab, jax.random.fold_in(key, SCATTER_KEY), noised.xt, *scatter)
         left_out = {"without": c.without} if c.without else {}
         logits = denoise_fn(xt, t, free, **left_out)
         kl, nll = objective.loss_terms(kernel, logits, x0, xt, t, free, **left_out)

@@ -45,6 +45,13 @@ def check(config, workdir=None) -> None:
             f"train.teacher_guidance = {guided} without a teacher: expected 1, or "
             f"--config.train.loss={distillation.NAME}; --config.sample.guidance= guides a run"
         )
+    if config.train.get("scattered_text") and (
+        distilled(config) or config.model.kind != "diffusion"
+    ):
+        raise UserError(
+            f"train.scattered_text = {config.train.scattered_text} with train.loss = "
+            f"{config.train.loss!r} and model.kind = {config.model.kind!r}, expected 0 for these"
+        )
     if not config.init_from or (workdir and (workdir / build.WEIGHTS).exists()):
         return
     run = pathlib.Path(config.init_from).expanduser()

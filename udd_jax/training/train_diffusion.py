@@ -173,6 +173,7 @@ def _options(config, pad_id: int) -> dict:
         "incomplete": config.get("incomplete", False),
         "experts": tuple(config.get("experts", ())),
         "teacher_guidance": dict(c.get("teacher_guidance", {})),
+        "scattered_text": c.get("scattered_text", 0.0),
     }
 
 
