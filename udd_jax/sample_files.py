@@ -1,16 +1,16 @@
 """The files of `--mode=sample`: each value in a file of its kind, `samples.jsonl` and a sheet.
 
-PNG, WAV, JSON or `.npy`; `sheet.png` with the first samples (pictures, else layouts in colours or
-spectrograms); for infilling `composite.png`, which has the given pixels pasted back.
-`samples.jsonl` has a line for each sample: its caption and all that makes it again (run, task,
-seed, index, given values, other flags, settings).
+PNG, WAV, JSON or `.npy`; `sheet.png` with the first samples (pictures, else layouts in colours,
+numbers as squares, or spectrograms); for infilling `composite.png`, which has the given pixels
+pasted back. `samples.jsonl` has a line for each sample: its caption and all that makes it again
+(run, task, seed, index, given values, other flags, settings).
 """
 
 import json
 
 import numpy as np
 
-from udd_jax.data import layouts, pixels, sounds
+from udd_jax.data import arrays, layouts, pixels, sounds
 from udd_jax.evaluation.report import contact_sheet
 from udd_jax.runtime import logbook
 
@@ -71,6 +71,7 @@ PICTURE = {
     "image": lambda image, tokenizer: image,
     "coarse": lambda image, tokenizer: image,
     "layout": lambda layout, tokenizer: layouts.picture(layout),
+    "embedding": lambda vector, tokenizer: arrays.picture(vector),
     "sound": lambda sound, tokenizer: tokenizer.settings.picture(sound[None])[0, ::-1],
 }
 
@@ -78,7 +79,7 @@ PICTURE = {
 def _drawn(pipe, result, told) -> list[np.ndarray]:
     """A picture of each sample for the sheet, of what was generated before what was given.
 
-    None for texts, numbers and arrays.
+    None for texts and lengths.
     """
     kinds, order = pipe.kinds, list(PICTURE)
     names = [name for name in result.values if kinds[name] in PICTURE]

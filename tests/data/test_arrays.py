@@ -115,3 +115,14 @@ def test_files_that_cannot_be_read_or_joined_are_one_line(tmp_path):
         values.vectors([], None, None)
     with pytest.raises(ValueError, match="rows of different lengths"):
         readers._array((2, 2), [[1.0], [1.0, 2.0]])
+
+
+def test_the_picture_of_numbers_has_a_square_for_each():
+    shown = arrays.picture(np.array([[-2.0, 0.0, 1.0]]))
+    assert shown.shape == (8, 24, 3) and shown.dtype == np.uint8
+    blue, white, red = (shown[4, x].astype(int) for x in (4, 12, 20))
+    assert (blue == (33, 102, 172)).all() and (white == 247).all()
+    np.testing.assert_allclose(red, (np.array([178, 24, 43]) + 247) / 2, atol=0.5)  # half as large
+    assert arrays.picture(np.zeros(64)).shape == (16, 256, 3)  # two lines of 32
+    assert arrays.picture(np.ones((2, 16))).shape == (16, 128, 3)
+    assert arrays.picture(np.ones(33)).shape == (16, 17 * 8, 3)

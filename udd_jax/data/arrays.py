@@ -17,6 +17,9 @@ from udd_jax.errors import UserError
 SUFFIX = ".npy"
 MAGIC, ARCHIVE = b"\x93NUMPY", b"PK"
 NUMBERS = "biuf"  # kinds of dtypes
+# Of `picture`: colours of the most negative number, of 0, and of the most positive one.
+_LOW, _ZERO, _HIGH = (np.array(c, float) for c in ((33, 102, 172), (247, 247, 247), (178, 24, 43)))
+_CELL, _ROW = 8, 32  # pixels of a number, and numbers of a row
 _HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
@@ -66,3 +69,21 @@ def stack(rows: list[np.ndarray]) -> np.ndarray:
         shown = " and ".join(str(list(shape)) for shape in list(shapes)[:2])
         raise UserError(f"values have the shapes {shown}, expected one shape")
     return np.stack(rows)
+
+
+def picture(numbers: np.ndarray) -> np.ndarray:
+    """float[n] or float[m, n] -> uint8[H, W, 3]: each number a square, blue below 0, red above it.
+
+    The strongest colour is the largest size of a number. Rows of more than 32 are broken.
+    """
+    rows = np.atleast_2d(np.asarray(numbers, float))
+    rows = rows.reshape(-1, rows.shape[-1])
+    lines = -(-rows.shape[1] // _ROW)
+    width = -(-rows.shape[1] // lines)
+    padded = np.zeros((len(rows), lines * width))
+    padded[:, : rows.shape[1]] = rows
+    share = padded / (np.abs(padded).max(initial=0) or 1)
+    ends = np.where(share[..., None] < 0, _LOW, _HIGH)
+    colours = _ZERO + np.abs(share)[..., None] * (ends - _ZERO)
+    cells = np.round(colours).astype(np.uint8).reshape(len(rows) * lines, width, 3)
+    return cells.repeat(_CELL, axis=0).repeat(_CELL, axis=1)

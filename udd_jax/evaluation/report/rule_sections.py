@@ -1,13 +1,13 @@
 """Any from any: a matrix of directions, a table of all rules, and samples of each rule.
 
 Each kind of modality has its way to be shown: a picture, a line of text, an audio player, a map of
-colours.
+colours, squares for numbers.
 """
 
 import numpy as np
 
 from udd_jax import modalities
-from udd_jax.data import layouts, sounds
+from udd_jax.data import arrays, layouts, sounds
 from udd_jax.evaluation import rules
 from udd_jax.evaluation.report import page
 from udd_jax.tokenizers.spectrogram import Spectrogram
@@ -23,8 +23,9 @@ SHOW = {
     "layout": lambda value, row: page.picture(layouts.picture(value)),
     **dict.fromkeys(
         ("features", "embedding"),
-        lambda value, row: page.tag(
-            "p", " x ".join(map(str, np.shape(value))) + " numbers", "note"
+        lambda value, row: page.figure(
+            [page.picture(arrays.picture(value))],
+            " x ".join(map(str, np.shape(value))) + " numbers",
         ),
     ),
     "length": lambda value, row: page.tag("p", f"{int(value)} tokens", "note"),
