@@ -86,12 +86,12 @@ def _packaged(name: str) -> bytes:
 
 def _open(kind):
     def parse(path):
-        from udd_jax.data import sources, survey
+        from udd_jax.data import described, sources, survey
         from udd_jax.data.sources import listing
 
         splits = listing.SPLITS
         data = {s: sources.open_source(f"{kind}:{path}", s, test=0.2) for s in splits}
-        survey.describe(survey.survey(data))
+        described.describe(survey.survey(data))
 
     return parse
 

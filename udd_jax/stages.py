@@ -21,7 +21,7 @@ import ml_collections
 import numpy as np
 
 from udd_jax import build, modalities, pipeline
-from udd_jax.data import batches, reading, sources, survey, token_cache, token_checks
+from udd_jax.data import batches, described, reading, sources, survey, token_cache, token_checks
 from udd_jax.data.sources import listing
 from udd_jax.diffusion import tasks, transition
 from udd_jax.errors import UserError
@@ -153,7 +153,7 @@ def look(config, data: dict, workdir=None) -> dict:
         if found["hash"] == json.loads(json.dumps(survey.identity(data))):
             return found
     found = survey.survey(data, incomplete=incomplete)
-    logbook.say(survey.describe(found, config.data))
+    logbook.say(described.describe(found, config.data))
     survey.check(found, config.get("skip_limit", token_checks.LIMIT))
     return found
 
@@ -164,7 +164,7 @@ def tell(config, data: dict, found: dict, text_tokenizer, workdir=None) -> None:
         return
     found["text"] = survey.texts(data, text_tokenizer, config.text.length)
     if found["text"]["captions"]:
-        logbook.say("\n".join(survey.describe_texts(found["text"])))
+        logbook.say("\n".join(described.describe_texts(found["text"])))
     if workdir is not None and jax.process_index() == 0:
         files.write_json(workdir / SURVEY, found)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from udd_jax.data import pixels, reading, records, sources, survey, token_cache, vectors
+from udd_jax.data import described, pixels, reading, records, sources, survey, token_cache, vectors
 from udd_jax.data.sources import shapes
 
 RNG = np.random.default_rng(7)
@@ -216,7 +216,7 @@ def test_transparency_is_counted_and_the_setting_that_keeps_it_is_named(folder):
         data = {"train": sources.open_source(f"folder:{folder}", "train", 8, **options)}
         found = survey.survey(data)
         assert json.loads(json.dumps(found)) == found
-        return survey.describe(found)
+        return described.describe(found)
 
     kept = "transparency: 2 of 6 pictures"
     assert f"{kept}, put over white; --config.image_channels=4 keeps it" in said()
@@ -232,5 +232,5 @@ def test_opaque_pictures_are_surveyed_as_before_and_need_no_opacity(tmp_path):
         source = sources.open_source(f"folder:{tmp_path}", "train", channels=channels)
         found = survey.survey({"train": source})
         assert "clear" not in found and ("channels" in found) == (channels == 4)
-        assert ("transparency" in survey.describe(found)) == bool(line)
-        assert line is None or line in survey.describe(found)
+        assert ("transparency" in described.describe(found)) == bool(line)
+        assert line is None or line in described.describe(found)

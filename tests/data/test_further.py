@@ -15,7 +15,17 @@ from pyarrow import parquet
 from configs import base
 from tests.data import test_sources_any_data as any_data
 from udd_jax import modalities, values
-from udd_jax.data import batches, layouts, pixels, reading, sounds, sources, survey, token_cache
+from udd_jax.data import (
+    batches,
+    described,
+    layouts,
+    pixels,
+    reading,
+    sounds,
+    sources,
+    survey,
+    token_cache,
+)
 from udd_jax.data.reading import Views
 from udd_jax.data.records import Record
 from udd_jax.data.sources import beside, listing
@@ -346,7 +356,7 @@ def test_any_files_of_records_are_read_or_refused_in_one_line(found, incomplete,
             }
             told = survey.survey(data, incomplete=incomplete)
             json.dumps(told)
-            assert survey.describe(told)
+            assert described.describe(told)
             for source in data.values():
                 for i in range(len(source)):
                     reading.example(source, i, Views(SIDE, incomplete=incomplete))
@@ -407,7 +417,7 @@ def test_records_that_lack_anything_are_used_and_counted(tmp_path):
     assert row["having"] == dict.fromkeys(("image", "text", "map", "sound"), 8)
     counts = {cause: row["count"] for cause, row in found["alone"].items()}
     assert counts == {f"no {what}": 7 for what in ("picture", "caption", "map", "sound")}
-    told = survey.describe(found)
+    told = described.describe(found)
     assert "of those that can be used: 8 image, 8 text, 8 map, 8 sound" in told
     assert "used as they are: no picture, 7 (the first: 02)" in told
     (index,) = (i for i, item in enumerate(source.items) if item.key == "09.png")

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import strategies
 
 from tests.data.test_sources_cases import members, picture, shard
-from udd_jax.data import captions, sources, survey
+from udd_jax.data import captions, described, sources, survey
 from udd_jax.data.sources import listing
 
 SOME = hypothesis.settings(max_examples=60, deadline=None)
@@ -74,7 +74,7 @@ def opened(spec):
     data = {split: sources.open_source(spec, split, test=0.2) for split in listing.SPLITS}
     found = survey.survey(data)
     json.dumps(found)
-    assert survey.describe(found).encode()
+    assert described.describe(found).encode()
     with one_line():
         survey.check(found)
     return data

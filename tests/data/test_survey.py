@@ -13,7 +13,7 @@ from PIL import Image
 from configs import t2i
 from tests.data.test_sources_cases import fill, picture
 from udd_jax import build, stages
-from udd_jax.data import pixels, reading, sources, survey, token_cache
+from udd_jax.data import described, pixels, reading, sources, survey, token_cache
 from udd_jax.data.sources import cub, folder, listing, parquet, tfds, webdataset
 from udd_jax.runtime import files, run_folder
 from udd_jax.tokenizers import text_tokenizer
@@ -50,7 +50,7 @@ def test_a_survey_counts_all_that_is_wrong_with_the_first_of_each(tmp_path):
     assert left == {"count": 1, "first": "lonely.txt"}
     assert found["sizes"] == {"16 x 16": sum(r["records"] for r in found["splits"].values()) - 1}
     assert json.loads(json.dumps(found)) == found
-    text = survey.describe(found, f"folder:{tmp_path}")
+    text = described.describe(found, f"folder:{tmp_path}")
     for words in (
         "test: ",
         "(30.0% by a hash of the picture)",
@@ -106,7 +106,7 @@ def test_captions_that_are_cut_and_characters_that_are_lacking_are_said(tmp_path
     assert (found["captions"], found["cut"]) == (30, 10 + (len(tokenizer.pieces("a 赤い box")) > 8))
     assert found["longest"] == found["covers"] == len(tokenizer.pieces("a red box " * 9))
     assert found["lacking"] == {"赤": 1, "い": 1}
-    first, second = survey.describe_texts(found)
+    first, second = described.describe_texts(found)
     assert first.startswith("text.length=8 cuts 11 of 30 captions (36.7%); the longest has ")
     assert first.endswith(f"--config.text.length={found['covers']} keeps 98% whole")
     assert second.startswith("the vocabulary lacks 2 characters") and "赤" in second
@@ -130,19 +130,19 @@ def test_pictures_without_a_caption_are_unusable_or_trained_on_alone(tmp_path):
     found = survey.survey(data, incomplete=True)
     survey.check(found)
     assert found["splits"]["train"]["unusable"] == 0
-    assert "used as they are: no caption, 10 (the first: 0.png)" in survey.describe(found)
+    assert "used as they are: no caption, 10 (the first: 0.png)" in described.describe(found)
 
 
 def test_too_few_pictures_for_a_validation_are_said(tmp_path):
     fill(tmp_path, 3)
     found = survey.survey(opened(tmp_path))
     survey.check(found)
-    text = survey.describe(found)
+    text = described.describe(found)
     assert "train: 3 pictures, 3 captions (what no other split takes)" in text
     assert "5.0% of 3 pictures is less than one" in text and "no validation: " in text
     assert "3 pictures are few: expect them to be learned by heart" in text
-    many = {"train": found["splits"]["train"] | {"records": survey.FEW}}
-    assert "by heart" not in survey.describe(found | {"splits": many})
+    many = {"train": found["splits"]["train"] | {"records": described.FEW}}
+    assert "by heart" not in described.describe(found | {"splits": many})
 
 
 def test_what_the_evaluation_asks_for_is_looked_for_at_the_start(tmp_path):

@@ -16,15 +16,15 @@ of train, validation, test that has it. `Listing.left` has the items that no spl
 
 import concurrent.futures
 import dataclasses
-import functools
 import hashlib
 import re
 from collections.abc import Callable
 
 import numpy as np
 
-from udd_jax.data import hashing, pixels
+from udd_jax.data import hashing
 from udd_jax.data.records import Record
+from udd_jax.data.sources import looks
 from udd_jax.errors import UserError
 
 SPLITS = ("train", "validation", "test")
@@ -137,9 +137,9 @@ class Listing:
             return where and where.content
         return (self.read_value or self.read)(where)
 
-    def look(self, item: Item) -> "Look":
+    def look(self, item: Item) -> looks.Look:
         """The facts about the image of an item that has one."""
-        return look(self.read, item.where, self.side, self.channels)
+        return looks.look(self.read, item.where, self.side, self.channels)
 
     @property
     def hash(self) -> str:
@@ -218,7 +218,7 @@ def choose(
         name: share for name, share in held_out.items() if name not in given and share * free >= 1
     }
     parts = {part: [] for part in SPLITS}
-    seen = lambda item: look(read, item.where, side, channels)  # noqa: E731
+    seen = lambda item: looks.look(read, item.where, side, channels)  # noqa: E731
     for item in items:
         own = item.split if item.split in held_out else _hashed(item, seen, lacking)
         parts[own].append(item)
@@ -305,49 +305,6 @@ def _pixels(items, seen) -> list[bytes]:
 
     with concurrent.futures.ThreadPoolExecutor(4) as threads:  # Pillow decodes outside the lock
         return list(threads.map(of, items))
-
-
-class Look:
-    """The facts about one image: the hash of its file; and, decoded on access, `pixels`, the hash
-    of its pixels, fitted to `side` if given (None if it is broken), `size` (width, height) or None,
-    `fault`, why it is broken, or None, and `clear`, whether it has pixels that are not opaque."""
-
-    def __init__(self, read, where, side=None, channels=3):
-        self._read, self._where, self._side, self._channels = read, where, side, channels
-        try:
-            self.file = hashing.content_hash(read(where))
-        except (OSError, ValueError):
-            self.file = hashing.content_hash(repr(where).encode(errors="surrogateescape"))
-
-    @functools.cached_property
-    def _decoded(self):
-        try:
-            image = self._read(self._where)
-        except (OSError, ValueError) as error:
-            return None, None, ("unreadable record", str(error)), False
-        try:
-            size = None
-            if isinstance(image, bytes):
-                channels = 4 if pixels.may_be_clear(image) else self._channels
-                image, size = pixels.read_for(image, self._side, channels)
-            size = size or image.shape[1::-1]
-            clear = image.shape[-1] == 4 and bool((image[..., 3] < 255).any())
-            image = pixels.in_channels(image, self._channels)
-            image = pixels.fit(image, self._side) if self._side else image
-        except (OSError, ValueError) as error:
-            return None, None, ("broken image", str(error)), False
-        return hashing.content_hash(image), size, None, clear
-
-    pixels = property(lambda self: self._decoded[0])
-    size = property(lambda self: self._decoded[1])
-    fault = property(lambda self: self._decoded[2])
-    clear = property(lambda self: self._decoded[3])
-
-
-@functools.cache
-def look(read, where, side=None, channels=3) -> Look:
-    """The `Look` at the image at `where`, computed once in a process."""
-    return Look(read, where, side, channels)
 
 
 def captions_of(row: dict, field: str | None, where: str, optional=False) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ import json
 import pathlib
 import re
 
-from udd_jax.data import survey
+from udd_jax.data import described, survey
 from udd_jax.errors import UserError
 from udd_jax.evaluation import compare, samples
 from udd_jax.evaluation.report import (
@@ -133,7 +133,7 @@ def _data(found: dict | None) -> str:
     """The survey of the data; nothing for an embedded world."""
     if found is None or not found["sizes"]:
         return ""
-    lines = (line.strip() for line in survey.describe(found).splitlines())
+    lines = (line.strip() for line in described.describe(found).splitlines())
     items = "".join(page.tag("li", page.escape(line)) for line in lines)
     return page.section("data", "Data", f"<ul>{items}</ul>")
 
