@@ -8,9 +8,12 @@ import shutil
 import tarfile
 
 import numpy as np
+import pyarrow
 import pytest
 from PIL import Image
+from pyarrow import parquet
 
+from udd_jax import errors
 from udd_jax.data import pixels, reading, sources
 from udd_jax.data.sources import folder, listing, webdataset
 
@@ -98,13 +101,24 @@ def test_the_words_of_splits_are_read_in_a_list(tmp_path, word, split):
 
 
 @pytest.mark.parametrize("word", ["fold1", "train_and_test", 3, "all"])
-def test_an_unknown_word_for_a_split_is_an_error_that_lists_the_known_ones(tmp_path, word):
+@pytest.mark.parametrize("layout", ["list", "beside", "shard", "parquet"])
+def test_an_unknown_word_for_a_split_is_an_error_that_lists_the_known_ones(tmp_path, word, layout):
     fill(tmp_path, 2, text="")
     rows = [{"file_name": f"{n}.png", "text": "a box", "split": word} for n in range(2)]
-    (tmp_path / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    with pytest.raises(ValueError, match=r"captions.jsonl, row 1: split is .*expected one of tra"):
-        opened(f"folder:{tmp_path}")
-    assert len(opened(f"folder:{tmp_path}", split_field="none", **NONE)) == 2
+    if layout == "list":
+        (tmp_path / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for n, row in enumerate(rows):
+        (tmp_path / f"{n}.json").write_text(json.dumps(row))
+    kind = {"shard": "webdataset", "parquet": "parquet"}.get(layout, "folder")
+    if layout == "shard":
+        shard(tmp_path / "a.tar", members(2, split=word))
+    if layout == "parquet":
+        rows = [{"image": picture(n), "text": "a box", "split": str(word)} for n in range(2)]
+        parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    with pytest.raises(errors.UserError, match=r"split is .*expected one of tra") as caught:
+        opened(f"{kind}:{tmp_path}")
+    assert "\n" not in str(caught.value) and "--config.data_options.split_field=" in str(caught)
+    assert len(opened(f"{kind}:{tmp_path}", split_field="none", **NONE)) == 2
 
 
 def shard(path, members, end=True):
@@ -393,9 +407,6 @@ def test_the_imagefolder_of_hugging_face_is_read_with_its_splits(tmp_path, kind)
             lines = [",".join(row.values()) for row in rows]
             path.write_text("\n".join(["file_name,text", *lines]))
         else:
-            import pyarrow
-            from pyarrow import parquet
-
             parquet.write_table(pyarrow.Table.from_pylist(rows), path)
     assert pairs(opened(f"folder:{tmp_path}")) == {n: (f"t{n}",) for n in range(5)}
     assert pairs(opened(f"folder:{tmp_path}", "test")) == {n: (f"t{n}",) for n in range(10, 15)}

@@ -10,6 +10,7 @@ import re
 
 from udd_jax.data import captions as texts
 from udd_jax.data.sources import beside, downloads, listing, split_names
+from udd_jax.errors import UserError
 
 
 def items(here, field: str | None, split_field: str) -> list[listing.Item]:
@@ -56,7 +57,7 @@ def items(here, field: str | None, split_field: str) -> list[listing.Item]:
     return found
 
 
-class _UnknownSplit(ValueError):
+class _UnknownSplit(UserError):
     """A word that names no split: an error of the whole data, not the fault of one item."""
 
 
