@@ -1,17 +1,20 @@
 """What is in the data is found, said and refused before anything is trained."""
 
+import gzip
 import inspect
 import json
 import shutil
 
 import numpy as np
+import pyarrow
 import pytest
 from absl import flags
 from ml_collections import config_flags
 from PIL import Image
+from pyarrow import parquet as table
 
 from configs import t2i
-from tests.data.test_sources_cases import fill, picture
+from tests.data.test_sources_cases import fill, picture, shard
 from udd_jax import build, stages
 from udd_jax.data import described, pixels, reading, sources, survey, token_cache
 from udd_jax.data.sources import cub, folder, listing, parquet, tfds, webdataset
@@ -83,6 +86,32 @@ def test_too_much_that_is_unusable_is_refused_until_it_is_mended(tmp_path):
     for n in range(30):
         (tmp_path / f"{n}.away").rename(tmp_path / f"{n}.txt")
     survey.check(survey.survey(opened(tmp_path, **options)))
+
+
+@pytest.mark.parametrize("layout", ["folder", "tar", "tar.gz", "parquet"])
+def test_a_picture_that_was_mended_is_read_anew_in_the_same_process(tmp_path, layout):
+    pack = gzip.compress if layout == "tar.gz" else lambda content: content
+
+    def write(third):
+        names = [(f"{n}.png", third if n == 3 else picture(n)) for n in range(20)]
+        if layout == "folder":
+            fill(tmp_path, 20)
+            (tmp_path / "3.png").write_bytes(third)
+        elif layout == "parquet":
+            rows = [{"image": content, "text": "a box"} for _, content in names]
+            table.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+        else:
+            texts = [(f"{n}.txt", b"a box") for n in range(20)]
+            shard(tmp_path / "plain", [*names, *texts])
+            path = tmp_path / f"a.{layout}"
+            path.write_bytes(pack((tmp_path / "plain").read_bytes()))
+            (tmp_path / "plain").unlink()
+
+    kind = {"folder": "folder", "parquet": "parquet"}.get(layout, "webdataset")
+    for third, faults in ((b"broken" * 20, 1), (picture(3), 0), (picture(3)[:50], 1)):
+        write(third)
+        data = {"train": sources.open_source(f"{kind}:{tmp_path}", "train", validation=0, test=0)}
+        assert survey.survey(data)["splits"]["train"]["unusable"] == faults
 
 
 def test_captions_in_another_encoding_are_an_error_with_the_first(tmp_path):

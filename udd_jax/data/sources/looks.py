@@ -1,9 +1,11 @@
 """The facts about an image: hashes of its file and its pixels, its size, and why it is broken.
 
-All splits of a source ask for them, and so does the survey. An image is decoded once for all.
+All splits of a source ask for them, and so does the survey. An image is decoded once for all, until
+its file changes.
 """
 
 import functools
+import os
 
 from udd_jax.data import hashing, pixels
 
@@ -45,7 +47,24 @@ class Look:
     clear = property(lambda self: self._decoded[3])
 
 
-@functools.cache
 def look(read, where, side=None, channels=3) -> Look:
-    """The `Look` at the image at `where`, computed once in a process."""
+    """The `Look` at the image at `where`, computed once in a process while its file is the same."""
+    return _look(read, where, side, channels, written(where))
+
+
+@functools.cache
+def _look(read, where, side, channels, written) -> Look:
     return Look(read, where, side, channels)
+
+
+def written(where) -> tuple[int, int] | None:
+    """(the time of the last change in nanoseconds, the size) of the file that a place names.
+
+    where: a path, or a tuple that begins with one. None for anything else, and if it is not there.
+    """
+    path = where[0] if isinstance(where, tuple) and where else where
+    try:
+        found = os.stat(path) if isinstance(path, str | os.PathLike) else None
+    except (OSError, ValueError):
+        return None
+    return found and (found.st_mtime_ns, found.st_size)

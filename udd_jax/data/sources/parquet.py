@@ -20,7 +20,7 @@ import pathlib
 import pyarrow
 from pyarrow import ipc, parquet
 
-from udd_jax.data.sources import beside, downloads, listing, split_names, webdataset
+from udd_jax.data.sources import beside, downloads, listing, looks, split_names, webdataset
 from udd_jax.errors import UserError
 
 _IMAGE_FIELDS = ("image", "img", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes")
@@ -61,7 +61,7 @@ class _Arrow:
 
 
 @functools.lru_cache(4)
-def _arrow(path: str, written: int) -> _Arrow:
+def _arrow(path: str, written) -> _Arrow:
     """An Arrow file that was written at that time; it is checked as a whole, so only once."""
     return _Arrow(path)
 
@@ -69,7 +69,7 @@ def _arrow(path: str, written: int) -> _Arrow:
 def _open(path):
     path = str(path)
     if path.endswith(".arrow"):
-        return _arrow(path, os.stat(path).st_mtime_ns)
+        return _arrow(path, looks.written(path))
     return parquet.ParquetFile(path)
 
 
@@ -77,7 +77,7 @@ def read(where: tuple[str, str, int, int]) -> bytes:
     """The image bytes at (file, column, row group, row)."""
     path, column, group, row = where
     try:
-        value = _images(path, column, group)[row]
+        value = _images(path, column, group, looks.written(path))[row]
     except (*_DAMAGE, IndexError) as error:
         raise UserError(f"{path}, row group {group} is damaged: {_line(error)}") from None
     content = value.get("bytes") if isinstance(value, dict) else value
@@ -94,7 +94,7 @@ def read_value(where: tuple[str, str, int, int, bool]):
     """
     path, column, group, row, words = where
     try:
-        cell = _values(path, column, group)[row]
+        cell = _values(path, column, group, looks.written(path))[row]
     except (*_DAMAGE, IndexError) as error:
         raise UserError(f"{path}, row group {group} is damaged: {_line(error)}") from None
     found = beside.place(cell, functools.partial(beside.inside, os.path.dirname(path)), words)
@@ -105,7 +105,7 @@ def read_value(where: tuple[str, str, int, int, bool]):
     return found and found.content
 
 
-def _column(path: str, column: str, group: int) -> list:
+def _column(path: str, column: str, group: int, written) -> list:
     with _open(path) as file:
         return file.read_row_group(group, columns=[column])[column].to_pylist()
 

@@ -31,7 +31,7 @@ import zlib
 
 from udd_jax.data import captions as texts
 from udd_jax.data import pixels
-from udd_jax.data.sources import beside, downloads, folder, listing, split_names
+from udd_jax.data.sources import beside, downloads, folder, listing, looks, split_names
 from udd_jax.errors import UserError
 
 _CAPTION_SUFFIXES = (".json", ".txt", ".caption")
@@ -50,11 +50,13 @@ def read(where: tuple[str, int, int]) -> bytes:
     return content
 
 
-@functools.cache
 def _plain(path: str) -> tuple[str, str | None]:
     """(an uncompressed file with the content of `path`, the fault of its compression or None)."""
-    if path.endswith(".tar"):
-        return path, None
+    return (path, None) if path.endswith(".tar") else _unpacked(path, looks.written(path))
+
+
+@functools.cache
+def _unpacked(path: str, written) -> tuple[str, str | None]:
     number, name = tempfile.mkstemp(prefix="udd-", suffix=".tar")
     atexit.register(pathlib.Path(name).unlink, missing_ok=True)
     with open(number, "wb") as place, gzip.open(path) as packed:
@@ -127,13 +129,13 @@ def items(
     files, root = shards(path)
     splits, found = split_names.of_shards(files, root), []
     for file, split in zip(files, splits, strict=True):
-        name, changed = str(file.relative_to(root)), file.stat().st_mtime_ns
-        found += _shard(file, changed, name, split, *asked)
+        changed = looks.written(file), looks.written(_statistics(file))
+        found += _shard(file, changed, str(file.relative_to(root)), split, *asked)
     return found
 
 
 @functools.cache
-def _shard(file, modified, name, split, caption_field, split_field, further, incomplete):
+def _shard(file, changed, name, split, caption_field, split_field, further, incomplete):
     pictures, said, values, found, further = {}, {}, {}, [], dict(further)
 
     def broken(key, cause):
@@ -192,10 +194,15 @@ def _shard(file, modified, name, split, caption_field, split_field, further, inc
         told = values.get(_first_dot(stem), {}) | values.get(stem, {}) | told
         picture, inside = pictures.get(stem), inside or split
         found.append(listing.Item(key, picture, captions, extra, inside, told))
-    stats = file.with_name(file.name.partition(".")[0] + downloads.END)
+    stats = _statistics(file)
     for number in range(downloads.statistics(stats).get("successes", 0) - len(pictures)):
         broken(f"{name}, lost {number}", "an item that the shard's statistics count is not there")
     return found + downloads.failed(stats, name)
+
+
+def _statistics(shard: pathlib.Path) -> pathlib.Path:
+    """Where img2dataset writes the statistics of a shard."""
+    return shard.with_name(shard.name.partition(".")[0] + downloads.END)
 
 
 def _no_path(name: str) -> listing.Broken:
