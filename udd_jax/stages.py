@@ -143,18 +143,21 @@ def look(config, data: dict, workdir=None) -> dict:
 
     ValueError: too much cannot be used, or the evaluation asks for what the data do not have.
     """
-    asked, incomplete = config.evaluate, config.get("incomplete", False)
-    names = [asked.get(name, usual) for name, usual in held_out.MEASURED.items()]
+    incomplete, path = config.get("incomplete", False), workdir and workdir / SURVEY
+    known = survey.stored(path, data) if path else None
+    found = known or survey.survey(data, incomplete=incomplete)
+    if known is None:
+        logbook.say(described.describe(found, config.data))
     named = rules.named(config, plan.vocab_of(config)) if incomplete else ()
-    survey.asked(data, *names, incomplete, named)
-    path = workdir and workdir / SURVEY
-    if path and path.exists():
-        found = files.read_json(path)
-        if found["hash"] == json.loads(json.dumps(survey.identity(data))):
-            return found
-    found = survey.survey(data, incomplete=incomplete)
-    logbook.say(described.describe(found, config.data))
-    survey.check(found, config.get("skip_limit", token_checks.LIMIT))
+    asked = {name: config.evaluate.get(name, usual) for name, usual in held_out.MEASURED.items()}
+    try:
+        survey.check(found, config.get("skip_limit", token_checks.LIMIT))
+        count = survey.asked(data, **asked, incomplete=incomplete, rules=named)
+    except UserError:
+        if known is not None:
+            logbook.say(described.describe(found, config.data))
+        raise
+    logbook.say(described.asked(**asked, count=count, size=len(data[asked["split"]])))
     return found
 
 
@@ -170,11 +173,7 @@ def tell(config, data: dict, found: dict, text_tokenizer, workdir=None) -> None:
 
 
 def describe_data(config) -> None:
-    """`--mode=data`: surveys the data and prints the result. Writes no file.
-
-    Raises:
-        ValueError: the data do not exist, or too much of them cannot be used.
-    """
+    """`--mode=data`: surveys the data and prints the result. Writes no file. Raises as `look`."""
     config = recipe.fill(config)
     data = open_data(config)
     found = look(config, data)

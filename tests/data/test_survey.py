@@ -15,7 +15,7 @@ from pyarrow import parquet as table
 
 from configs import t2i
 from tests.data.test_sources_cases import fill, picture, shard
-from udd_jax import build, stages
+from udd_jax import build, errors, stages
 from udd_jax.data import described, pixels, reading, sources, survey, token_cache
 from udd_jax.data.sources import cub, folder, listing, parquet, tfds, webdataset
 from udd_jax.runtime import files, run_folder
@@ -255,6 +255,58 @@ def test_a_folder_is_claimed_when_its_data_have_passed_and_decided_anew_before(t
     assert stages.look(config, data, run) == json.loads(json.dumps(found))
     fill(path, 1, text="another", first=7)
     assert "text" not in stages.look(config, stages.open_data(config), run)
+
+
+def test_what_the_evaluation_measures_is_said_with_the_survey(tmp_path, capsys):
+    fill(tmp_path, 60)
+    for n in range(60):
+        (tmp_path / f"{n}.json").write_text(json.dumps({"style": "flat" if n % 2 else "3D"}))
+    config = config_of(tmp_path)
+    config.data_options.test = 0.5
+    data = stages.open_data(config)
+    size, flat = len(data["test"]), survey.asked(data, "test", "style=flat")
+    stages.look(config, data)
+    assert (
+        f"evaluation: of {size} of the {size} items of the split test\n" in capsys.readouterr()[0]
+    )
+    config.evaluate.only, config.evaluate.category = "style=flat", "style"
+    stages.look(config, data)
+    line = f"evaluation: of {flat} of the {size} items of the split test with style=flat "
+    assert line in capsys.readouterr()[0] and flat < size
+    config.data_options.test = 0.0
+    stages.look(config, stages.open_data(config))
+    assert "evaluation: of training pictures, since the split test is" in capsys.readouterr()[0]
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_the_survey_is_shown_before_an_evaluation_is_refused(tmp_path, capsys, known):
+    fill(tmp_path / "data", 60)
+    config = config_of(tmp_path / "data")
+    data = stages.open_data(config)
+    if known:
+        files.write_json(tmp_path / stages.SURVEY, stages.look(config, data))
+        capsys.readouterr()
+    config.evaluate.category = "kind"
+    with pytest.raises(errors.UserError, match=r"evaluate.category is 'kind'"):
+        stages.look(config, data, tmp_path)
+    assert "pictures, " in capsys.readouterr().out
+
+
+def test_a_survey_of_before_is_held_to_a_limit_of_now(tmp_path, capsys):
+    fill(tmp_path / "data", 60)
+    for n in range(3):
+        (tmp_path / "data" / f"{n}.txt").unlink()
+    config = config_of(tmp_path / "data")
+    config.skip_limit = 0.2
+    data = stages.open_data(config)
+    files.write_json(tmp_path / stages.SURVEY, stages.look(config, data, tmp_path))
+    capsys.readouterr()
+    stages.look(config, data, tmp_path)
+    assert "no caption, 3" not in capsys.readouterr().out  # it was said before
+    config.skip_limit = 0.01
+    with pytest.raises(errors.UserError, match=r"no caption 3.*--config.skip_limit=0.0"):
+        stages.look(config, data, tmp_path)
+    assert "no caption, 3" in capsys.readouterr().out
 
 
 def test_data_that_moved_go_on_and_data_that_changed_do_not(tmp_path):

@@ -43,6 +43,18 @@ def describe(found: dict, spec: str = "") -> str:
     return "\n".join(lines)
 
 
+def asked(split: str, only: str, category: str, count: int, size: int) -> str:
+    """The items that the evaluation will measure, as a line.
+
+    split, only, category: as of `survey.asked`, which gives `count`; size: of the split.
+    """
+    if not size:
+        return f"evaluation: of training pictures, since the split {split} is empty"
+    those = f" with {only} (--config.evaluate.only)" if only else ""
+    by = f", also by their field {category!r} (--config.evaluate.category)" if category else ""
+    return f"evaluation: of {count} of the {size} items of the split {split}{those}{by}"
+
+
 def describe_texts(text: dict) -> list[str]:
     """The result of `texts` as lines."""
     share = text["cut"] / max(1, text["captions"])

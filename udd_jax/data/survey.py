@@ -15,11 +15,13 @@ items are skipped, "dropped" and "repaired" are captions, "left" are files that 
 import collections
 import concurrent.futures
 import dataclasses
+import json
 import re
 
 from udd_jax.data import reading, records
 from udd_jax.data.sources import listing
 from udd_jax.errors import UserError
+from udd_jax.runtime import files
 
 FILE = "data.json"  # in the folder of a run
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # a piece of the tokenizer for one byte of a character
@@ -119,6 +121,12 @@ def survey(
 def identity(data: dict) -> dict:
     """{split: [name, hash]}, which changes when the data change."""
     return {s: [source.name, getattr(source, "hash", None)] for s, source in data.items()}
+
+
+def stored(path, data: dict) -> dict | None:
+    """The survey that a file has, if it is there and is one of these data."""
+    found = files.read_json(path) if path.exists() else {"hash": None}
+    return found if found["hash"] == json.loads(json.dumps(identity(data))) else None
 
 
 def same(found: dict, data: dict) -> bool:
