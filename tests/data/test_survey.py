@@ -220,6 +220,50 @@ def test_the_size_of_a_large_photograph_is_told_as_it_is(tmp_path):
     assert survey.survey(data)["sizes"] == {"1300 x 900": 1}
 
 
+@pytest.mark.parametrize(
+    ("size", "line"),
+    [
+        ((64, 96), "1 of 4 are cut to become 96 x 64 and lose 33.3% of their area on average; "),
+        (64, "3 of 4 are cut to become 64 x 64 and lose 33.3% of their area on average; "),
+        (None, "3 of 4 are not square"),
+    ],
+)
+def test_what_is_cut_off_is_counted_by_the_size_of_the_run(tmp_path, size, line):
+    for n, shape in enumerate([(96, 64), (96, 64), (48, 32), (32, 32)]):  # width, height
+        Image.new("RGB", shape, (n, 0, 0)).save(tmp_path / f"{n}.png")
+        (tmp_path / f"{n}.txt").write_text("a box")
+    found = survey.survey(opened(tmp_path, image_size=size, validation=0, test=0))
+    assert line in described.describe(json.loads(json.dumps(found)))
+    for n in range(3) if size == (64, 96) else ():
+        Image.new("RGB", (96, 64), (n, 0, 0)).save(tmp_path / f"{n}.png")
+    (tmp_path / "3.png").unlink()
+    if size == (64, 96):
+        found = survey.survey(opened(tmp_path, image_size=size, validation=0, test=0))
+        assert "96 x 64 pixels, none is cut to become 96 x 64" in described.describe(found)
+
+
+def test_the_scripts_of_characters_that_are_lacking_are_said_with_their_shares(tmp_path):
+    lacking = {"赤": 30, "い": 10, "я": 40, "ж": 10, "\u0301": 1, "☃": 5, "🙂": 4}
+    text = {"length": 8, "captions": 9, "cut": 0, "longest": 3, "covers": 3, "lacking": lacking}
+    words = "CYRILLIC (50.0%), CJK (30.0%), HIRAGANA (10.0%), symbols (9.0%), COMBINING (1.0%)"
+    assert f"they are {words} of these; " in described.describe_texts(text)[1]
+    line = described.describe_texts(text | {"characters": 1000})[1]
+    assert "they are CYRILLIC (5.0%), CJK (3.0%), " in line and " of all characters; --c" in line
+    many = described.describe_texts(text | {"lacking": lacking | {"α": 1, "א": 1}})[1]
+    assert "COMBINING (1.0%) and 2 other scripts of these" in many
+    fill(tmp_path, 4, text="aб")
+    found = survey.texts(opened(tmp_path), _Latin(), 8)
+    assert found["lacking"] == {"б": 4} and found["characters"] == 8
+
+
+class _Latin:
+    """A tokenizer of the first 128 characters."""
+
+    pieces = staticmethod(lambda text: [ord(letter) for letter in text if ord(letter) < 128])
+    piece = staticmethod(chr)
+    decode = staticmethod(lambda rows: ["".join(map(chr, row)) for row in rows])
+
+
 # ---- As the job does it -------------------------------------------------------------------------
 
 

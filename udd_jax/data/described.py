@@ -1,6 +1,12 @@
 """The results of a survey (`survey.py`) as text, for the terminal and for the report."""
 
+import collections
+import unicodedata
+
+from udd_jax.data import pixels
+
 FEW = 500  # pictures; fewer are learned by heart
+_SCRIPTS = 5  # at most, that are named
 
 
 def describe(found: dict, spec: str = "") -> str:
@@ -25,7 +31,7 @@ def describe(found: dict, spec: str = "") -> str:
             "little else (overfitting)"
         )
     if found["sizes"]:
-        lines.append(f"  sizes: {_sizes(found['sizes'])}")
+        lines.append(f"  sizes: {_sizes(found['sizes'], found.get('fitted'))}")
         lines += _clear(found)
     if found["examples"]:
         lines.append(f"  captions such as: {'; '.join(map(_short, found['examples']))}")
@@ -67,21 +73,60 @@ def describe_texts(text: dict) -> list[str]:
         shown = " ".join(list(text["lacking"])[:20])
         lines.append(
             f"the vocabulary lacks {len(text['lacking'])} characters, which are spelled in bytes "
-            f"or lost: {shown}; --config.text.vocab_size= may be raised"
+            f"or lost: {shown}; they are {_scripts(text)}; --config.text.vocab_size= may be raised"
         )
     return lines
 
 
-def _sizes(sizes: dict) -> str:
+def _scripts(text: dict) -> str:
+    """The scripts of the characters that are lacking: "CYRILLIC (80.0%), CJK (20.0%)", by share of
+    all characters in the captions, or of those that are lacking if the survey has no such count."""
+    counts = collections.Counter()
+    for letter, count in text["lacking"].items():
+        counts[script(letter)] += count
+    whole, of = text.get("characters"), "all characters"
+    if not whole:
+        whole, of = counts.total(), "these"
+    shares = ", ".join(f"{name} ({n / whole:.1%})" for name, n in counts.most_common(_SCRIPTS))
+    more = f" and {len(counts) - _SCRIPTS} other scripts" if len(counts) > _SCRIPTS else ""
+    return f"{shares}{more} of {of}"
+
+
+def script(letter: str) -> str:
+    """The script of a character by its name in Unicode: "CYRILLIC"; "symbols" for what is not a
+    letter, a mark or a digit, such as an emoji."""
+    name = unicodedata.name(letter, "")
+    return name.split()[0] if name and unicodedata.category(letter)[0] in "LMN" else "symbols"
+
+
+def _sizes(sizes: dict, fitted: list[int] | None) -> str:
     pairs = {tuple(map(int, size.split(" x "))): count for size, count in sizes.items()}
-    count = sum(pairs.values())
     smallest, largest = (choose(pairs, key=lambda s: s[0] * s[1]) for choose in (min, max))
-    square = sum(n for (width, height), n in pairs.items() if width == height)
     shown = "{} x {}".format(*smallest)
     if smallest != largest:
         shown += " to {} x {}".format(*largest)
-    cut = "all square" if square == count else f"{count - square} of {count} are cut to a square"
-    return f"{shown} pixels, {cut}"
+    return f"{shown} pixels, {_cut(pairs, fitted) if fitted else _square(pairs)}"
+
+
+def _square(pairs: dict) -> str:
+    count, square = sum(pairs.values()), sum(n for (w, h), n in pairs.items() if w == h)
+    return "all square" if square == count else f"{count - square} of {count} are not square"
+
+
+def _cut(pairs: dict, fitted: list[int]) -> str:
+    """What is cut off when pictures {(width, height): count} are fitted to (height, width)."""
+    count, cut, lost = sum(pairs.values()), 0, 0.0
+    for (width, height), n in pairs.items():
+        top, left, bottom, right = pixels.middle((height, width), tuple(fitted))
+        share = 1 - (bottom - top) * (right - left) / (height * width)
+        cut, lost = cut + n * (share > 0), lost + n * share
+    to = pixels.shown(tuple(fitted))
+    if not cut:
+        return f"none is cut to become {to}"
+    return (
+        f"{cut} of {count} are cut to become {to} and lose {lost / cut:.1%} of their area on "
+        'average; --config.image_size="(HEIGHT, WIDTH)" sets other proportions'
+    )
 
 
 def _clear(found: dict) -> list[str]:

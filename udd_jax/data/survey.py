@@ -18,7 +18,7 @@ import dataclasses
 import json
 import re
 
-from udd_jax.data import reading, records
+from udd_jax.data import pixels, reading, records
 from udd_jax.data.sources import listing
 from udd_jax.errors import UserError
 from udd_jax.runtime import files
@@ -59,7 +59,8 @@ def survey(
     Returns:
         JSON values: "splits", for each split its name, records, captions, unusable records and how
         it was decided; "sizes", images by (width, height) as text; "clear", how many images are not
-        opaque, and "channels" of the run, unless they are 0 and 3; "unusable", "dropped",
+        opaque, and "channels" of the run, unless they are 0 and 3; "fitted", the [height, width] to
+        which the run fits pictures, if the sources know it; "unusable", "dropped",
         "repaired", "alone" and "left", cause -> {"count", "first"}; "examples", some captions;
         "hash". A split of records with further modalities, or without some picture, has "having":
         {modality: usable items that have it}.
@@ -107,7 +108,9 @@ def survey(
                 kinds["left"].add(cause, key)
         splits[split] = row
     channels = max((getattr(source, "channels", 3) for source in data.values()), default=3)
-    unusual = {"clear": (clear, 0), "channels": (channels, 3)}
+    fitted = next((s.side for s in data.values() if getattr(s, "side", None)), None)
+    fitted = fitted and list(map(int, pixels.both(fitted)))
+    unusual = {"clear": (clear, 0), "channels": (channels, 3), "fitted": (fitted, None)}
     return {
         **{name: value for name, (value, usual) in unusual.items() if value != usual},
         "hash": identity(data),
@@ -296,7 +299,8 @@ def texts(data: dict, tokenizer, length: int) -> dict:
     Returns:
         JSON values: "captions", their number; "cut", how many of them have more pieces than
         `length`; "longest", in pieces; "covers", the length that keeps 98 % of them whole;
-        "lacking", the characters that become bytes or are lost, with counts, most frequent first.
+        "lacking", the characters that become bytes or are lost, with counts, most frequent first;
+        "characters", how many all captions have.
     """
     counts, lengths = collections.Counter(), []
     for source in data.values():
@@ -313,6 +317,7 @@ def texts(data: dict, tokenizer, length: int) -> dict:
         "longest": lengths[-1] if lengths else 0,
         "covers": lengths[-(-98 * len(lengths) // 100) - 1] if lengths else 0,
         "lacking": lacking,
+        "characters": counts.total(),
     }
 
 
