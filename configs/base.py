@@ -30,6 +30,7 @@ def get_config() -> ml_collections.ConfigDict:
             "validation": placeholder(float),  # share, if the data have no such split; .05
             "test": placeholder(float),  # the same for the test split
             "trust_splits": placeholder(bool),  # True: do not check for images in two splits
+            "ignore_splits": placeholder(bool),  # True: a hash decides, whatever the data name
             "caption_field": placeholder(str),  # where a row has its caption
             "split_field": placeholder(str),  # "split"; an unknown name ignores the field
             "image_field": placeholder(str),  # for parquet

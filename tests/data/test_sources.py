@@ -177,7 +177,7 @@ def test_a_source_can_be_sent_to_another_process(tmp_path):
         (
             "folder:HERE",
             {"shuffle": 1},
-            "expected some of caption_field, validation, test, trust_splits",
+            "expected some of caption_field, validation, test, trust_splits, ignore_splits",
         ),
         ("folder:HERE", {}, "holds no captioned images, expected captions.jsonl"),
         ("folder:HERE/txt", {"split": "tests"}, "split is 'tests', expected one of train"),

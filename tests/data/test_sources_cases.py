@@ -170,6 +170,48 @@ def test_sets_of_any_size_open_and_none_is_lost(tmp_path, count):
     assert len(opened(f"folder:{tmp_path}", "validation")) == 0
 
 
+@pytest.mark.parametrize("layout", ["folder", "list", "shard"])
+def test_data_that_are_all_of_another_split_are_refused_with_the_flag_that_mends_it(
+    tmp_path, layout
+):
+    if layout == "shard":
+        spec = shard(tmp_path / "test.tar", members(30))
+    else:
+        fill(tmp_path / "test" if layout == "folder" else tmp_path, 30)
+        spec = f"folder:{tmp_path}"
+    if layout == "list":
+        rows = [{"file": f"{n}.png", "text": f"picture {n}", "split": "val"} for n in range(30)]
+        (tmp_path / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    split = "validation" if layout == "list" else "test"
+    words = rf"name the split of each, 30 of {split}: --config.data_options.ignore_splits=True"
+    with pytest.raises(errors.UserError, match=words) as caught:
+        opened(spec)
+    assert "\n" not in str(caught.value)
+    assert len(opened(spec, ignore_splits=True, **NONE)) == 30
+    sizes = [len(opened(spec, s, ignore_splits=True, test=0.3)) for s in listing.SPLITS]
+    assert sum(sizes) == 30 and sizes[2] > 1
+
+
+def test_a_training_split_that_is_empty_names_the_flag_that_mends_it(tmp_path):
+    for split in ("train", "test"):
+        fill(tmp_path / "same" / split, 3)
+    spec = f"folder:{tmp_path}/same"
+    words = r"all 3 that it had are in .*: --config.data_options.trust_splits=True keeps them"
+    with pytest.raises(errors.UserError, match=words):
+        opened(spec)
+    assert len(opened(spec, trust_splits=True, **NONE)) == 3
+    fill(tmp_path / "hash" / "val", 1)
+    fill(tmp_path / "hash" / "train", 2, first=5)
+    words = r"make them 1 of validation and 2 of test: lower --config.data_options.validation= and"
+    with pytest.raises(errors.UserError, match=words):
+        opened(f"folder:{tmp_path}/hash", test=0.999)
+    (tmp_path / "left").mkdir()
+    rows = [("a.png", picture(1)), ("a.mask.png", picture(2)), ("a.txt", b"a")]
+    assert len(opened(shard(tmp_path / "left" / "a.tar", rows))) == 1
+    with pytest.raises(errors.UserError, match=r"nothing there can be used: .* --config.data=$"):
+        opened(shard(tmp_path / "left" / "a.tar", []))
+
+
 def test_a_split_to_which_no_hash_falls_gets_the_next_picture_in_their_order(tmp_path):
     for first in range(0, 240, 20):  # by hash alone, one in three of such splits would be empty
         fill(tmp_path / str(first), 20, first=first)

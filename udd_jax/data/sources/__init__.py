@@ -32,7 +32,7 @@ _OURS = (shapes.WORLD, compose.WORLD, glyphs.WORLD, shapes.WORLD_64)
 WORLDS = {world.name: world for world in _OURS}  # add your own here
 STORED = ("folder", "webdataset", "parquet", "coco", "cub", "tfds")
 # Options of all kinds of stored data; each kind has more.
-SHARED = ("validation", "test", "trust_splits", "size")
+SHARED = ("validation", "test", "trust_splits", "ignore_splits", "size")
 LAST = ("split_field",)
 ASKED = ("further", "incomplete")  # arguments of a source that the config decides
 _SIZES = {"train": 20000, "validation": 1000, "test": 1000}  # of an embedded world
@@ -54,9 +54,9 @@ def open_source(
             an embedded world; {name: `beside.Reader`} for stored data.
         incomplete: whether records of stored data may lack their image.
         **options: for an embedded world `size`, `seed`, `captions_per_image`; for stored data
-            `validation` and `test`, the shares for splits that the data lack, `trust_splits` and
-            `size` (`listing.choose`), and the options of the `source` function of the kind.
-            None means the default.
+            `validation` and `test`, the shares for splits that the data lack, `trust_splits`,
+            `ignore_splits` and `size` (`listing.choose`), and the options of the `source` function
+            of the kind. None means the default.
 
     Returns:
         A source: `len(source)`, `source[i] -> Record`, `source.name`; for an embedded world also

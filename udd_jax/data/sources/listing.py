@@ -171,6 +171,7 @@ def choose(
     validation=0.05,
     test=0.05,
     trust_splits=False,
+    ignore_splits=False,
     size=None,
     side=None,
     channels=3,
@@ -188,6 +189,7 @@ def choose(
         trust_splits: True: do not check whether splits share images. False: every image is decoded
             once, and an image that is also in test (or, for train, in validation) is left out. The
             name of the source says how many are.
+        ignore_splits: True: the splits that the data name are not used; the hash decides.
         size: keep only the first `size` items; None keeps all.
         side, channels: pictures that are equal when they are fitted to this size and have so many
             channels count as equal; None as the size compares all pixels.
@@ -211,6 +213,8 @@ def choose(
     causes = [item.where.cause for item in items if isinstance(item.where, Broken)]
     if items and len(causes) == len(items):
         raise UserError(f"{name}: none of {len(items)} items can be used; the first: {causes[0]}")
+    if ignore_splits:
+        items = [dataclasses.replace(item, split=None) for item in items]
     given = {item.split for item in items}
     held_out = {"validation": validation, "test": test}
     free = sum(item.split in (None, "train") for item in items)
@@ -252,9 +256,28 @@ def choose(
         left += [(item.key, cause) for item in chosen[size:]]
         chosen, name = chosen[:size], f"{name}, the first {size}"
     if not chosen and split == "train":
-        raise UserError(f"{name} has no items of {len(items)} in all; check path and shares")
+        raise UserError(f"{name} has no items: {_why_none(items, parts, left)}")
     about = tuple(left), decided, side, dict(further or {}), read_value, channels
     return Listing(name, tuple(chosen), read, *about)
+
+
+def _why_none(items: list, parts: dict, left: list) -> str:
+    """Why no item is of the training, and the flag that mends it."""
+    if not items:
+        some = f"{len(left)} are left out, the first: {left[0][0]}, {left[0][1]}" if left else ""
+        return f"nothing there can be used{some and f' ({some})'}: name others with --config.data="
+    if parts["train"]:
+        return (
+            f"all {len(parts['train'])} that it had are in validation or test, too: "
+            "--config.data_options.trust_splits=True keeps them"
+        )
+    where = " and ".join(f"{len(parts[s])} of {s}" for s in SPLITS if parts[s])
+    if any(item.split in (None, "train") for item in items):
+        return f"the shares make them {where}: lower --config.data_options.validation= and .test="
+    return (
+        f"the data name the split of each, {where}: --config.data_options.ignore_splits=True lets "
+        "a hash decide, or name data that have training pictures with --config.data="
+    )
 
 
 def _hashed(item: Item, seen, shares: dict) -> str:
