@@ -14,8 +14,8 @@ from PIL import Image
 from pyarrow import parquet
 
 from udd_jax import errors
-from udd_jax.data import pixels, reading, sources
-from udd_jax.data.sources import folder, listing, webdataset
+from udd_jax.data import described, pixels, reading, sources, survey
+from udd_jax.data.sources import folder, listing, split_names, webdataset
 
 NONE = {"validation": 0, "test": 0}
 
@@ -524,6 +524,56 @@ def test_class_folders_caption_their_pictures(tmp_path):
         fill(tmp_path / split / "crow", 2, text="", first=10 * number + 5)
     found = pairs(opened(f"folder:{tmp_path}", "test"))
     assert found == {n: ("Night owl",) if n < 15 else ("crow",) for n in (10, 11, 15, 16)}
+
+
+def folders_of(tmp_path, *names, text=""):
+    for number, name in enumerate(names):
+        fill(tmp_path / name, 3, text=text, first=3 * number)
+
+
+@pytest.mark.parametrize("name", ["train", "test", "Val", "dev board", "test images", "eval"])
+@pytest.mark.parametrize(
+    "others", [("bus", "car"), ("猫", "犬"), ("steam train", "test tube", "x")]
+)
+def test_a_class_that_is_called_as_a_split_is_a_class_beside_others(tmp_path, name, others):
+    folders_of(tmp_path, name, *others)
+    source = opened(f"folder:{tmp_path}")
+    assert {caption for (caption,) in pairs(source).values()} == {name, *others}
+    assert {item.split for item in source.items} == {None} and not faults(source)
+    assert source.notes[0].startswith("captions are the names of folders: ")
+    plain = name != "dev board"
+    assert any(f"{name} is taken for a class and no split, as " in n for n in source.notes) == plain
+    assert source.notes[0] in described.describe(survey.survey({"train": source}))
+
+
+def test_folders_are_splits_where_all_beside_them_are_or_have_plain_names(tmp_path):
+    for names in (
+        *(("train", "test"), ("test",), ("images", "test"), ("0", "1", "test"), ("a_val", "train")),
+        *(("train", "test", "extra"), ("train", "validation", "bus", "car")),
+    ):
+        place = tmp_path / "-".join(names)
+        folders_of(place, *names, text="a box {}")
+        source = opened(f"folder:{place}", ignore_splits=True, **NONE)
+        splits = {item.key.split("/")[0]: item.split for item in folder.items(str(place))}
+        assert splits == {name: split_names.named(name) for name in names}
+        assert len(source) == 3 * len(names) and not source.notes
+
+
+def test_inside_the_folder_of_a_split_a_class_may_be_called_as_one(tmp_path):
+    folders_of(tmp_path, "train/train", "train/car", "test/train", "test/car")
+    expected = {n: ("train",) if n < 9 else ("car",) for n in range(6, 12)}
+    assert pairs(opened(f"folder:{tmp_path}", "test")) == expected
+
+
+def test_a_picture_beside_the_folders_of_classes_is_a_fault_and_the_rest_is_used(tmp_path):
+    folders_of(tmp_path, "bus", "car")
+    fill(tmp_path, 1, text="", first=20)
+    source = opened(f"folder:{tmp_path}")
+    assert pairs(source) == {n: ("bus",) if n < 3 else ("car",) for n in range(6)}
+    found = survey.survey({"train": source})
+    assert found["unusable"] == {"no caption": {"count": 1, "first": "20.png: 0 given"}}
+    with pytest.raises(errors.UserError, match=r"1 of 7 records .*no caption 1, the first: 20.png"):
+        survey.check(found)
 
 
 @pytest.mark.parametrize("parts", [("train", "test"), ("images",)])

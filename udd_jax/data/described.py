@@ -21,6 +21,7 @@ def describe(found: dict, spec: str = "") -> str:
         if "having" in row:
             having = ", ".join(f"{count} {name}" for name, count in row["having"].items())
             lines.append(f"    of those that can be used: {having}")
+    lines += [f"  {note}" for note in found.get("notes", ())]
     for split, what in (("validation", "image tokenizer"), ("test", "evaluation")):
         if not found["splits"].get(split, {"records": 1})["records"]:
             lines.append(f"  no {split}: the scores of the {what} are those of training pictures")

@@ -58,12 +58,12 @@ def survey(
 
     Returns:
         JSON values: "splits", for each split its name, records, captions, unusable records and how
-        it was decided; "sizes", images by (width, height) as text; "clear", how many images are not
-        opaque, and "channels" of the run, unless they are 0 and 3; "fitted", the [height, width] to
-        which the run fits pictures, if the sources know it; "unusable", "dropped",
-        "repaired", "alone" and "left", cause -> {"count", "first"}; "examples", some captions;
-        "hash". A split of records with further modalities, or without some picture, has "having":
-        {modality: usable items that have it}.
+        it was decided; "notes", lines on how captions and splits were decided; "sizes", images by
+        (width, height) as text; "clear", how many images are not opaque, and "channels" of the run,
+        unless they are 0 and 3; "fitted", the [height, width] to which the run fits pictures, if
+        the sources know it; "unusable", "dropped", "repaired", "alone" and "left", cause ->
+        {"count", "first"}; "examples", some captions; "hash". A split of records with further
+        modalities, or without some picture, has "having": {modality: usable items that have it}.
     """
     splits, sizes, examples, clear = {}, collections.Counter(), [], 0
     kinds = {kind: _Counts() for kind in ("unusable", "alone", "dropped", "repaired", "left")}
@@ -115,6 +115,7 @@ def survey(
         **{name: value for name, (value, usual) in unusual.items() if value != usual},
         "hash": identity(data),
         "splits": splits,
+        "notes": list(dict.fromkeys(n for s in data.values() for n in getattr(s, "notes", ()))),
         "sizes": dict(sizes.most_common()),
         "examples": examples,
         **{kind: counts.found() for kind, counts in kinds.items()},

@@ -12,8 +12,8 @@ the images below it:
 with an optional "split". Without a list, captions come from `name.txt`, `name.caption` (one caption
 a line) or `name.json` next to `name.png`. Without these, the captions are the names of the
 subfolders. Subfolders are searched, also links. A subfolder named train, val or test gives the
-split of its images; the name of an image never does. Values of further modalities are files beside
-an image, or named by a field of a list (beside.py).
+split of its images, unless it is a class beside others; the name of an image never does. Values of
+further modalities are files beside an image, or named by a field of a list (beside.py).
 
 A path in a list must be inside the folder, also if it is absolute or has `..`; any other path is a
 fault. A backslash counts as a slash. A file that is not at its path is searched in the whole
@@ -39,6 +39,7 @@ UNREAD = frozenset(
 MOVED = "; if they moved, name the new place in --config.data=, and a run goes on with them"
 _BESIDE = (".txt", ".caption", ".json")
 _COCO = ("captions_*.json", "dataset_*.json")
+_SHOWN = 5  # names in a message
 _TOKENS = ("*.token", "*.token.txt", "results*.csv")
 
 
@@ -58,6 +59,11 @@ def items(
 
     further: {modality: its `beside.Reader`}; incomplete: whether items may lack their image.
     """
+    return _found(path, caption_field, split_field, further, incomplete)[0]
+
+
+def _found(path, caption_field, split_field, further, incomplete) -> tuple[list, list[str]]:
+    """(the items, lines that say how they were decided); the arguments are those of `items`."""
     root = pathlib.Path(path)
     if not root.is_dir():
         raise UserError(f"{path} is no folder, expected one with images and captions{MOVED}")
@@ -85,7 +91,7 @@ def items(
             f"pictures in a folder for each class; there are {len(here.pictures)} pictures"
             f"{here.hint()}"
         )
-    return found
+    return found, here.notes()
 
 
 def pictures(root: pathlib.Path) -> list[pathlib.Path]:
@@ -106,6 +112,7 @@ class _Files:
     def __init__(self, root: pathlib.Path, further=None, incomplete=False):
         self.root, self.pictures, self.unread, self.folders = root, [], [], {}
         self.texts, self.values, self.unnamed, seen = {}, {}, [], set()
+        self.classes = []  # names of folders that became captions
         self.further, self.incomplete = further or {}, incomplete
         known = pixels.suffixes()
         for folder, below, names in os.walk(root, followlinks=True):
@@ -131,7 +138,7 @@ class _Files:
         self._ends = None
         alone = self.alone() if incomplete else ()
         parents = {self.parts(place)[:-1] for place in (*self.pictures, *alone)}
-        self._splits = split_names.of_folders(parents)
+        self.splits = split_names.Folders(parents)
 
     def _add_value(self, folder: str, name: str, owner: tuple[str, str]):
         stem, modality = owner
@@ -158,7 +165,15 @@ class _Files:
 
     def split(self, place: str) -> str | None:
         """The split of the folder of an image."""
-        return self._splits.get(self.parts(place)[:-1])
+        return self.splits.split(self.parts(place)[:-1])
+
+    def notes(self) -> list[str]:
+        """How splits and captions were decided, in lines."""
+        if not self.classes:
+            return self.splits.notes()
+        some = listing.printable(", ".join(self.classes[:_SHOWN]))
+        more = f" and {len(self.classes) - _SHOWN} more" if len(self.classes) > _SHOWN else ""
+        return [f"captions are the names of folders: {some}{more}", *self.splits.notes()]
 
     def lists(self) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
         """(the lists of captions that are used, those that are not).
@@ -372,5 +387,6 @@ def source(
 
     further, incomplete: as in `items`; `shares` as in `listing.choose`.
     """
-    found = items(path, caption_field, split_field, further, incomplete)
-    return listing.choose(f"folder {path}", found, read, split, further=further, **shares)
+    found, notes = _found(path, caption_field, split_field, further, incomplete)
+    about = {"further": further, "notes": notes, **shares}
+    return listing.choose(f"folder {path}", found, read, split, **about)

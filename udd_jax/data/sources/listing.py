@@ -92,6 +92,7 @@ class Listing:
         channels: in which they are compared.
         further: {modality: its `beside.Reader`}, for those besides image and text.
         read_value: the place of a value -> bytes or rows of ids, or None if it is empty.
+        notes: lines that say how captions and splits were decided.
     """
 
     name: str
@@ -103,6 +104,7 @@ class Listing:
     further: dict = dataclasses.field(default_factory=dict)
     read_value: Callable | None = None
     channels: int = 3
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.items)
@@ -177,6 +179,7 @@ def choose(
     channels=3,
     further=None,
     read_value=None,
+    notes=(),
 ) -> Listing:
     """The items of one split.
 
@@ -193,7 +196,7 @@ def choose(
         size: keep only the first `size` items; None keeps all.
         side, channels: pictures that are equal when they are fitted to this size and have so many
             channels count as equal; None as the size compares all pixels.
-        further, read_value: as in `Listing`.
+        further, read_value, notes: as in `Listing`.
 
     Returns:
         The listing; "validation" and "test" may be empty.
@@ -257,7 +260,7 @@ def choose(
         chosen, name = chosen[:size], f"{name}, the first {size}"
     if not chosen and split == "train":
         raise UserError(f"{name} has no items: {_why_none(items, parts, left)}")
-    about = tuple(left), decided, side, dict(further or {}), read_value, channels
+    about = tuple(left), decided, side, dict(further or {}), read_value, channels, tuple(notes)
     return Listing(name, tuple(chosen), read, *about)
 
 

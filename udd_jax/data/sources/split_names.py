@@ -2,7 +2,7 @@
 
     named         "val2014" -> "validation"
     said          a field of the data, where an unknown word is an error
-    of_folders    names among their neighbours: "test" is a split and "dev board" may be a class
+    Folders       names among their neighbours: "test" is a split and "dev board" may be a class
     of_shards     all of them name one, or none
 
 The file name of a picture is never asked.
@@ -72,30 +72,70 @@ def said(value, where: str) -> str | None:
     return split
 
 
-def of_folders(folders) -> dict[tuple[str, ...], str | None]:
-    """The splits of the folders with images; each folder is the parts of its path below the root.
+class Folders:
+    """Which of the folders with images are splits.
 
     A name that has a split word, and otherwise only numbers and words such as "images", is that
-    split. A name with other words ("dev board") is a split only if all folders next to it name
-    splits, at least two different ones. Otherwise it is the name of a class. The outermost folder
-    with a split decides.
+    split if the folders next to it are splits, too, or have such plain names: `train` and `test`,
+    `images` and `test`, or `test` alone. Next to other names (`bus`, `car`) it is the name of a
+    class, unless words for the training and for what is held out are both there. A name with other
+    words ("dev board") is a split only if all folders next to it name splits, at least two
+    different ones.
+
+    Attributes:
+        splits: {parts of the path of a folder, or of one above it: its split, or None}.
+        refused: (parts, the names beside it) of each folder that has the plain name of a split and
+            is none.
     """
-    beside = {}
-    for parts in folders:
-        for depth, part in enumerate(parts):
-            beside.setdefault(parts[:depth], set()).add(part)
-    found = {}
-    for parent, names in beside.items():
-        splits = {name: named(name) for name in names}
-        sure = None not in splits.values() and len(set(splits.values())) > 1
-        for name, split in splits.items():
-            words = {word.lower() for word in _PARTS.findall(name)}
-            pure = words <= _PLAIN_WORDS | set(WORDS)
-            found[*parent, name] = split if pure or sure else None
-    return {
-        parts: next(filter(None, (found[parts[: d + 1]] for d in range(len(parts)))), None)
-        for parts in folders
-    }
+
+    def __init__(self, folders):
+        """folders: of the images, each the parts of its path below the root."""
+        beside, self.splits, self.refused = {}, {}, []
+        for parts in folders:
+            for depth, part in enumerate(parts):
+                beside.setdefault(parts[:depth], set()).add(part)
+        for parent, names in beside.items():
+            splits = {name: named(name) for name in names}
+            sure = None not in splits.values() and len(set(splits.values())) > 1
+            pure = {name for name in names if splits[name] and _plain(name)}
+            others = sorted(name for name in names if name not in pure and not _plain(name))
+            both = {splits[name] == "train" for name in pure} == {True, False}
+            for name, split in sorted(splits.items()):
+                own = sure or (name in pure and (not others or both))
+                self.splits[*parent, name] = split if own else None
+                if name in pure and not own:
+                    self.refused.append(((*parent, name), others))
+
+    def split(self, folder: tuple[str, ...]) -> str | None:
+        """The split of a folder: that of the outermost one that is a split."""
+        above = (self.splits.get(folder[: depth + 1]) for depth in range(len(folder)))
+        return next(filter(None, above), None)
+
+    def class_of(self, folder: tuple[str, ...]) -> str | None:
+        """The name of the innermost folder that is no split, as words: "001.Night_owl" -> "Night
+        owl"; None if there is none."""
+        depths = range(len(folder), 0, -1)
+        name = next((folder[d - 1] for d in depths if not self.splits.get(folder[:d])), None)
+        return name and re.sub(r"^\d+[.\-_ ]+(?=\D)", "", name).replace("_", " ")
+
+    def notes(self) -> list[str]:
+        """A line about the names of splits that are none."""
+        if not self.refused:
+            return []
+        parts, others = self.refused[0]
+        shown = printable(", ".join(others[:3]))
+        more = f" (and {len(self.refused) - 1} more)" if len(self.refused) > 1 else ""
+        return [
+            f"the folder {printable('/'.join(parts))}{more} is taken for a class and no split, as "
+            f"{shown} lie beside it: if it is a split, move those elsewhere"
+        ]
+
+
+def _plain(name: str) -> bool:
+    """Whether a name has only split words, numbers and words such as "images"."""
+    others = any(letter.isalpha() for letter in _PARTS.sub("", name))  # in other scripts
+    words = {word.lower() for word in _PARTS.findall(name)}
+    return not others and words <= _PLAIN_WORDS | set(WORDS)
 
 
 def of_shards(paths, root: pathlib.Path) -> list[str | None]:

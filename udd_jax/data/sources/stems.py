@@ -6,7 +6,6 @@ and values {stem: {modality: file}}.
 
 import os
 import pathlib
-import re
 
 from udd_jax.data import captions as texts
 from udd_jax.data.sources import beside, downloads, listing, split_names
@@ -21,13 +20,15 @@ def items(here, field: str | None, split_field: str) -> list[listing.Item]:
     found = []
     stems = {os.path.splitext(place)[0] for place in (*here.pictures, *here.unread)}
     folders = {here.parts(place)[:-1] for place in here.pictures}
-    classes = {parts: _class_name(parts) for parts in folders}
-    named = not (stems | set(here.pictures)) & set(here.texts)
-    named = named and None not in classes.values() and len(set(classes.values())) > 1
+    classes = {parts: here.splits.class_of(parts) for parts in folders}
+    names = sorted(set(filter(None, classes.values())))
+    named = len(names) > 1 and not (stems | set(here.pictures)) & set(here.texts)
+    here.classes = names if named else []
     for place in here.pictures:
         stem = os.path.splitext(place)[0]
         if named:
-            captions, values = (classes[here.parts(place)[:-1]],), here.values_of(place)
+            name, values = classes[here.parts(place)[:-1]], here.values_of(place)
+            captions = (name,) if name else ()  # a picture beside the folders has none
             key, split = here.key(place), here.split(place)
             found.append(listing.Item(key, place, captions, {}, split, values))
             continue
@@ -94,9 +95,3 @@ def _said(here, place: str, own: dict[str, str], field, split_field):
         if end in own and not captions:
             captions = texts.lines(pathlib.Path(own[end]).read_bytes())
     return captions, extra, split, places
-
-
-def _class_name(parts: tuple[str, ...]) -> str | None:
-    """The innermost folder whose name is not a split, as words: "001.Night_owl" -> "Night owl"."""
-    name = next((part for part in parts[::-1] if split_names.named(part) is None), None)
-    return name and re.sub(r"^\d+[.\-_ ]+(?=\D)", "", name).replace("_", " ")
