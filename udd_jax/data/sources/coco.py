@@ -14,7 +14,7 @@ import os
 import pathlib
 
 from udd_jax.data import captions as texts
-from udd_jax.data.sources import folder, listing, split_names
+from udd_jax.data.sources import folder, listing, split_names, walk
 from udd_jax.errors import UserError
 
 KARPATHY = "dataset_coco.json"
@@ -34,8 +34,8 @@ def items(path: str, images: str | None = None, split_field: str = "split") -> l
         files, root = [root] if root.exists() else [], root.parent
     if not files:
         raise UserError(f"{path} has no captions_*.json and no {KARPATHY}, expected one of them")
-    shown = folder.pictures(pathlib.Path(images or root))
-    places, used, found = folder.by_name(shown), set(), []
+    shown = walk.pictures(pathlib.Path(images or root))
+    places, used, found = walk.by_name(shown), set(), []
     for file in files:
         try:
             content = texts.parse_json(texts.decode(file.read_bytes()))
@@ -59,7 +59,7 @@ def items(path: str, images: str | None = None, split_field: str = "split") -> l
 
 
 def _place(places: dict[str, list[str]], name: str, split: str | None):
-    found = folder.by_end(places, name)
+    found = walk.by_end(places, name)
     if len(found) > 1:
         own = [p for p in found if split in map(split_names.named, pathlib.Path(p).parts[:-1])]
         found = own if split else found

@@ -1,6 +1,6 @@
 """Pictures with their captions and values in files of the same name, or in folders of classes.
 
-`here` is everywhere the walk of a folder (`folder.py`): its pictures, texts {stem: {ending: file}}
+`here` is everywhere the walk of a folder (`walk.py`): its pictures, texts {stem: {ending: file}}
 and values {stem: {modality: file}}.
 """
 

@@ -31,7 +31,7 @@ import zlib
 
 from udd_jax.data import captions as texts
 from udd_jax.data import pixels
-from udd_jax.data.sources import beside, downloads, folder, listing, looks, split_names
+from udd_jax.data.sources import beside, downloads, listing, looks, split_names, walk
 from udd_jax.errors import UserError
 
 _CAPTION_SUFFIXES = (".json", ".txt", ".caption")
@@ -96,7 +96,7 @@ def shards(path: str, ends=_ENDS) -> tuple[list[pathlib.Path], pathlib.Path]:
             for name in names
             if name.lower().endswith(ends)
         ]
-        found = [file for file in found if folder.names_data(file.relative_to(root).parts)]
+        found = [file for file in found if walk.names_data(file.relative_to(root).parts)]
     elif os.path.exists(path):
         found, root = [pathlib.Path(path)], pathlib.Path(path).parent
     else:
@@ -108,9 +108,7 @@ def shards(path: str, ends=_ENDS) -> tuple[list[pathlib.Path], pathlib.Path]:
         found = [pathlib.Path(file) for files in matches.values() for file in files]
         root = pathlib.Path(re.split(r"[*?\[{]", path)[0] + "x").parent
     if not found:
-        raise UserError(
-            f"{path} matches no file, expected one or more {ends[0]} files{folder.MOVED}"
-        )
+        raise UserError(f"{path} matches no file, expected one or more {ends[0]} files{walk.MOVED}")
     return sorted(set(found)), root
 
 
@@ -152,7 +150,7 @@ def _shard(file, changed, name, split, caption_field, split_field, further, inco
         place, slash, base = member.rpartition("/")
         stem, dot, suffix = base.rpartition(".")
         stem, suffix = place + slash + stem, f".{suffix.lower()}"
-        if not dot or not folder.names_data(pathlib.PurePosixPath(member).parts):
+        if not dot or not walk.names_data(pathlib.PurePosixPath(member).parts):
             continue
         if owner := beside.owner(base, further):
             stem, modality = place + slash + owner[0], owner[1]
@@ -164,7 +162,7 @@ def _shard(file, changed, name, split, caption_field, split_field, further, inco
             broken(f"{name}/{member}", "a second image of its key")
         elif suffix in known:
             pictures[stem] = (str(file), *content)
-        elif suffix in folder.UNREAD:
+        elif suffix in walk.UNREAD:
             pictures[stem] = listing.Broken(f"pictures of the format {suffix} are not read")
         elif suffix in _CAPTION_SUFFIXES:
             with contextlib.suppress(ValueError):  # it is cut; the break comes next
