@@ -229,7 +229,7 @@ def test_the_size_of_a_large_photograph_is_told_as_it_is(tmp_path):
     ],
 )
 def test_what_is_cut_off_is_counted_by_the_size_of_the_run(tmp_path, size, line):
-    for n, shape in enumerate([(96, 64), (96, 64), (48, 32), (32, 32)]):  # width, height
+    for n, shape in enumerate([(96, 64), (96, 64), (48, 32), (48, 48)]):  # width, height
         Image.new("RGB", shape, (n, 0, 0)).save(tmp_path / f"{n}.png")
         (tmp_path / f"{n}.txt").write_text("a box")
     found = survey.survey(opened(tmp_path, image_size=size, validation=0, test=0))
