@@ -107,7 +107,9 @@ def test_files_of_one_stem_are_one_record(tmp_path):
         assert record.captions == (f"a {n}",)
     assert source.left == ()
     plain = opened(f"folder:{tmp_path}", config())
-    assert [key for key, _ in plain.left] == [] and len(plain) == 8  # the maps are pictures then
+    assert len(plain) == 8  # the maps are pictures then
+    why = "a file that is no picture, text or list"
+    assert plain.left == tuple((f"{n}.wav", why) for n in range(4))
 
 
 @pytest.mark.parametrize(

@@ -204,7 +204,7 @@ def test_a_training_split_that_is_empty_names_the_flag_that_mends_it(tmp_path):
     fill(tmp_path / "hash" / "train", 2, first=5)
     words = r"make them 1 of validation and 2 of test: lower --config.data_options.validation= and"
     with pytest.raises(errors.UserError, match=words):
-        opened(f"folder:{tmp_path}/hash", test=0.999)
+        opened(f"folder:{tmp_path}/hash", validation=0, test=0.999)
     (tmp_path / "left").mkdir()
     rows = [("a.png", picture(1)), ("a.mask.png", picture(2)), ("a.txt", b"a")]
     assert len(opened(shard(tmp_path / "left" / "a.tar", rows))) == 1
@@ -484,7 +484,8 @@ def test_a_list_is_known_by_what_it_holds_whatever_its_name(tmp_path, end, place
     (tmp_path / f"labels.{end}").write_text("\n".join([*first, *lines]))
     (tmp_path / f"sizes.{end}").write_text("\n".join(["width,height", "3,4"]))
     source = opened(f"folder:{tmp_path}")
-    assert pairs(source) == {n: (f"picture {n}",) for n in range(3)} and not source.left
+    assert pairs(source) == {n: (f"picture {n}",) for n in range(3)}
+    assert source.left == ((f"sizes.{end}", "a file that is no picture, text or list"),)
 
 
 def test_captions_txt_may_have_tabs_and_no_line_of_names(tmp_path):

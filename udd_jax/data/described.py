@@ -41,6 +41,7 @@ def describe(found: dict, spec: str = "") -> str:
         ("alone", "used as they are"),
         ("dropped", "captions dropped"),
         ("repaired", "captions repaired"),
+        ("unused", "not used"),
         ("left", "left out"),
     ):
         for cause, row in found.get(kind, {}).items():

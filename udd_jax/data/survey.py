@@ -8,8 +8,9 @@
 `described.py` has the results as text.
 
 Every item of a data set is used, or counted here with its cause and the first example: "unusable"
-items are skipped, "dropped" and "repaired" are captions, "left" are files that no split uses, and
-"alone" are items that lack something and are used as they are (`incomplete`).
+items are skipped, "dropped" and "repaired" are captions, "left" are files that no split uses,
+"unused" is what the data say of an item and that nothing uses, and "alone" are items that lack
+something and are used as they are (`incomplete`).
 """
 
 import collections
@@ -61,12 +62,14 @@ def survey(
         it was decided; "notes", lines on how captions and splits were decided; "sizes", images by
         (width, height) as text; "clear", how many images are not opaque, and "channels" of the run,
         unless they are 0 and 3; "fitted", the [height, width] to which the run fits pictures, if
-        the sources know it; "unusable", "dropped", "repaired", "alone" and "left", cause ->
-        {"count", "first"}; "examples", some captions; "hash". A split of records with further
+        the sources know it; "unusable", "dropped", "repaired", "alone", "unused" and "left", cause
+        -> {"count", "first"}; "examples", some captions; "hash". A split of records with further
         modalities, or without some picture, has "having": {modality: usable items that have it}.
     """
     splits, sizes, examples, clear = {}, collections.Counter(), [], 0
-    kinds = {kind: _Counts() for kind in ("unusable", "alone", "dropped", "repaired", "left")}
+    kinds = {
+        kind: _Counts() for kind in ("unusable", "alone", "dropped", "repaired", "unused", "left")
+    }
     for split, source in data.items():
         row = {"name": source.name, "records": len(source), "decided": "", "unusable": 0}
         splits[split] = row | {"captions": None, "dropped": 0, "repaired": 0}
@@ -76,6 +79,8 @@ def survey(
         having = collections.Counter()
         for item, fault, size, opaque, record in _looked_at(source, min_side, threads):
             usable = 0
+            for what in item.unused:
+                kinds["unused"].add(what, item.key)
             for caption in item.captions:
                 text, cause = reading.clean(caption, max_characters)
                 kind = "repaired" if text is not None else "dropped"

@@ -36,6 +36,12 @@ def failed(path: pathlib.Path, name: str) -> list[listing.Item]:
     ]
 
 
+def lost(path: pathlib.Path, name: str, there: int, where) -> list[listing.Item]:
+    """One item at `where`, for each picture that was stored and is not among those `there`."""
+    count = statistics(path).get("successes", 0)
+    return [listing.Item(f"{name}, lost {n}", where, ()) for n in range(count - there)]
+
+
 def cause_of(status) -> str:
     """The status of a picture that was not stored, in words."""
     return f"img2dataset did not store it ({status})"

@@ -9,23 +9,34 @@ the images below it:
 
     {"file_name": "a.png", "caption": "a red circle"}      or "captions": ["...", "..."]
 
-with an optional "split". Without a list, captions come from `name.txt`, `name.caption` (one caption
-a line) or `name.json` next to `name.png`. Without these, the captions are the names of the
-subfolders. Subfolders are searched, also links. A subfolder named train, val or test gives the
-split of its images, unless it is a class beside others; the name of an image never does. Values of
-further modalities are files beside an image, or named by a field of a list (beside.py).
+with an optional "split". Without a list, captions come from `name.txt`, `.text`, `.caption` or
+`.json` next to `name.png`, by the rule of `captioning.py`. Without these, the captions are the
+names of the subfolders. Subfolders are searched, also links. A subfolder named train, val or test
+gives the split of its images, unless it is a class beside others; the name of an image never does.
+Values of further modalities are files beside an image, or named by a field of a list (beside.py).
 
 A path in a list must be inside the folder, also if it is absolute or has `..`; any other path is a
 fault. A backslash counts as a slash. A file that is not at its path is searched in the whole
 folder. Names that begin with a dot, and `__MACOSX`, are ignored.
 """
 
+import collections
+import dataclasses
 import os
 import pathlib
 import re
 
 from udd_jax.data import captions as texts
-from udd_jax.data.sources import beside, listing, split_names, stems, tables, walk
+from udd_jax.data.sources import (
+    beside,
+    captioning,
+    downloads,
+    listing,
+    split_names,
+    stems,
+    tables,
+    walk,
+)
 from udd_jax.errors import UserError
 
 
@@ -54,19 +65,25 @@ def _found(path, caption_field, split_field, further, incomplete) -> tuple[list,
     if not root.is_dir():
         raise UserError(f"{path} is no folder, expected one with images and captions{walk.MOVED}")
     here = walk.Files(root, further or {}, incomplete)
-    (lists, others), found = here.lists(), []
+    (lists, others), found = here.lists(), _downloads(here)
     if not lists:
         lists, others = here.lists_of_any_name(caption_field)
+    tables_, left = {str(table) for table in (*lists, *others)}, []
     if lists:
-        for table in lists:
-            found += _listed(here, table, caption_field, split_field)
-        found = _merged(found, here)
-        second = listing.Left("a list beside or below the one that is used")
-        found += [listing.Item(here.key(str(table)), second, ()) for table in others]
+        names = _flickr_splits(here)
+        rows = (_listed(here, table, caption_field, split_field, names) for table in lists)
+        found += _merged([item for items_ in rows for item in items_])
+        left += _unlisted(here, found, tables_, names)
+        left += [(str(table), "a list beside or below the one that is used") for table in others]
     elif here.pictures or incomplete:
-        found = stems.items(here, caption_field, split_field)
+        found += stems.items(here, caption_field, split_field)
     used = [item for item in found if not isinstance(item.where, listing.Left)]
-    found += [listing.Item(here.key(place), why, ()) for place, why in here.unnamed]
+    tables_ |= {item.where for item in used if isinstance(item.where, str)}
+    left += [
+        (p, "a file that is no picture, text or list") for p in here.others if p not in tables_
+    ]
+    left = [*here.doubtful, *((place, listing.Left(why)) for place, why in left)]
+    found += [listing.Item(here.key(place), why, ()) for place, why in left]
     silent = all(
         isinstance(item.where, str) and not item.captions and not item.further for item in used
     )
@@ -80,10 +97,12 @@ def _found(path, caption_field, split_field, further, incomplete) -> tuple[list,
     return found, here.notes()
 
 
-def _listed(here: walk.Files, table: pathlib.Path, field, split_field) -> list[listing.Item]:
-    """The rows of one table; `_merged` joins those of one image."""
+def _listed(here: walk.Files, table: pathlib.Path, field, split_field, flickr: dict):
+    """The items of the rows of one table; `_merged` joins those of one image.
+
+    flickr: of `_flickr_splits`.
+    """
     name, folder, found = here.key(str(table)), table.parent, []
-    flickr = _flickr_splits(here)
     for number, row in enumerate(tables.rows(table), 1):
         where = f"{name}, row {number}"
         if isinstance(row, listing.Broken):
@@ -98,7 +117,7 @@ def _listed(here: walk.Files, table: pathlib.Path, field, split_field) -> list[l
         split = split_names.said(row.get(split_field), where)
         own = beside.places(row, here.further, lambda name: here.find(name, folder, False))
         try:
-            captions = listing.captions_of(row, field, where, here.incomplete)
+            captions = captioning.captions_of(row, field, where, here.incomplete)
             if not files and here.incomplete:
                 found.append(listing.Item(where, None, captions, {}, split, own))
                 continue
@@ -114,52 +133,114 @@ def _listed(here: walk.Files, table: pathlib.Path, field, split_field) -> list[l
             file = file.rpartition("#")[0]
             place = here.find(file, folder)
         if isinstance(place, str):
-            split = split or flickr.get(os.path.basename(place)) or here.split(place)
+            _, said = flickr.get(os.path.basename(place), (None, None))
+            split = split or said or here.split(place)
             key = here.key(place)
         else:
             key = os.path.normpath(os.path.join(here.key(str(folder)), file))
-        known = {files[0], *(k for n, k in names.items() if n in listing.CAPTION_FIELDS), field}
+        known = {files[0], *(k for n, k in names.items() if n in captioning.CAPTION_FIELDS), field}
         known |= {split_field, *beside.fields(here.further)}
         extra = {k: value for k, value in row.items() if k not in known}
         if isinstance(place, str):
             own = here.values_of(place) | own
-        found.append(listing.Item(key, place, captions, extra, split, own))
+        unused = tuple(captioning.not_used(row, field))
+        found.append(listing.Item(key, place, captions, extra, split, own, unused))
     return found
 
 
-def _merged(found: list[listing.Item], here: walk.Files) -> list[listing.Item]:
-    """One item for each image with the captions of all its rows, and the images without a row."""
+def _merged(found: list[listing.Item]) -> list[listing.Item]:
+    """One item for each image with the captions of all its rows."""
     rows = {}
     for item in found:
         before = rows.get(item.key)
         if before is None:
             rows[item.key] = item
             continue
-        captions = before.captions + item.captions
-        split, further = before.split or item.split, before.further | item.further
-        rows[item.key] = listing.Item(
-            item.key, before.where, captions, before.extra, split, further
-        )
-    listed = {item.where for item in rows.values() if isinstance(item.where, str)}
-    left = [place for place in here.pictures if place not in listed]
-    left = [(place, "a picture that is in no list") for place in left]
-    left += [(place, "a picture that is in no list") for place in here.unread]
-    return [
-        *rows.values(),
-        *(listing.Item(here.key(place), listing.Left(why), ()) for place, why in left),
+        rows[item.key] = _joined(before, item)
+    return list(rows.values())
+
+
+def _joined(first: listing.Item, second: listing.Item) -> listing.Item:
+    """One item of two rows for one picture. What the second says differently is counted; of two
+    splits the later one is taken, so that no picture of a test is trained on."""
+    splits = sorted(filter(None, (first.split, second.split)), key=listing.SPLITS.index)
+    unused = [
+        f"another value of the field {listing.printable(str(name))} in a further row of a picture"
+        for name, value in second.extra.items()
+        if name in first.extra and first.extra[name] != value
     ]
+    unused += [
+        f"another value of the {m} in a further row"
+        for m in first.further
+        if m in second.further and first.further[m] != second.further[m]
+    ]
+    if len(set(splits)) > 1:
+        unused.append("another split in a further row of a picture")
+    return dataclasses.replace(
+        first,
+        captions=first.captions + second.captions,
+        extra=second.extra | first.extra,
+        split=splits[-1] if splits else None,
+        further=second.further | first.further,
+        unused=(*first.unused, *second.unused, *unused),
+    )
 
 
-def _flickr_splits(here: walk.Files) -> dict[str, str]:
-    """File name -> split, from Flickr_8k.trainImages.txt and the like."""
-    splits = {}
+def _downloads(here: walk.Files) -> list[listing.Item]:
+    """What the statistics of img2dataset count and is not there; its own files are taken out."""
+    stems_ = [stem for stem in here.texts if f"{stem}.json".endswith(downloads.END)]
+    files = {stem: here.texts[stem].get(".json", "") for stem in stems_}
+    files = {s: file for s, file in files.items() if downloads.statistics(pathlib.Path(file))}
+    if not files:
+        return []
+    inside = collections.Counter(map(os.path.dirname, (*here.pictures, *here.unread)))
+    found, tables_ = [], set()
+    gone = listing.Left("a picture that img2dataset stored is not there")
+    for stem, file in files.items():
+        place = f"{stem}.json".removesuffix(downloads.END)
+        about = pathlib.Path(file), here.key(file)
+        found += downloads.failed(*about) + downloads.lost(*about, inside[place], gone)
+        tables_.add(f"{place}.parquet")  # it has what the `.json` files have
+        del here.texts[stem][".json"]
+    here.others = [place for place in here.others if place not in tables_]
+    here.texts = {stem: own for stem, own in here.texts.items() if own}
+    return found
+
+
+def _unlisted(here: walk.Files, found: list[listing.Item], used: set[str], names: dict):
+    """What a folder with lists does not use: (path or key, why it is left).
+
+    found: the items of the rows; used: the paths of all lists; names: of `_flickr_splits`.
+    """
+    listed = {item.where for item in found if isinstance(item.where, str)}
+    used = used | listed | {file for file, _ in names.values()}
+    stems_ = {os.path.splitext(place)[0] for place in here.pictures} | set(here.pictures)
+    for places, why in (
+        ((*here.pictures, *here.unread), "a picture that is in no list"),
+        ((p for own in here.texts.values() for p in own.values()), "a text that is in no list"),
+        (
+            (p for stem, own in here.values.items() if stem not in stems_ for p in own.values()),
+            "a value without a picture of its name",
+        ),
+    ):
+        yield from ((place, why) for place in places if place not in used)
+    known = {os.path.basename(item.key) for item in found}
+    for name, (file, _) in names.items():
+        if listing.printable(name) not in known:
+            yield f"{file}, {name}", "a name in a list of a split, and in no list of captions"
+
+
+def _flickr_splits(here: walk.Files) -> dict[str, tuple[str, str]]:
+    """File name -> (the list that names it, split), of Flickr_8k.trainImages.txt and the like."""
+    found = {}
     for folder, names in here.folders.items():
         for name in names:
             if re.search(r"(train|dev|val|test)_?images\.txt$", name, re.IGNORECASE):
                 split = split_names.named(re.sub(r"(?i)_?images\.txt$", "", name))
-                rows = texts.lines(read(os.path.join(folder, name)))
-                splits |= {row.strip(): split for row in rows}
-    return splits
+                file = os.path.join(folder, name)
+                rows = map(str.strip, texts.lines(read(file)))
+                found |= {row: (file, split) for row in rows if row and split}
+    return found
 
 
 def source(

@@ -20,8 +20,6 @@ import hashlib
 import re
 from collections.abc import Callable
 
-import numpy as np
-
 from udd_jax.data import hashing
 from udd_jax.data.records import Record
 from udd_jax.data.sources import looks
@@ -29,9 +27,6 @@ from udd_jax.errors import UserError
 
 SPLITS = ("train", "validation", "test")
 _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-CAPTION_FIELDS = (
-    *("captions", "caption", "sentences", "text", "texts", "comment", "prompt", "txt"),
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +62,7 @@ class Item:
         split: train, validation, test, or None if the data do not say.
         further: {modality: the place of its value}, an argument of `read_value`, or Inline, or
             Broken.
+        unused: what the data say of it that is not used, in words; counted.
     """
 
     key: str
@@ -75,6 +71,7 @@ class Item:
     extra: dict = dataclasses.field(default_factory=dict)
     split: str | None = None
     further: dict = dataclasses.field(default_factory=dict)
+    unused: tuple[str, ...] = ()
 
     def __post_init__(self):
         object.__setattr__(self, "key", printable(self.key))
@@ -331,38 +328,3 @@ def _pixels(items, seen) -> list[bytes]:
 
     with concurrent.futures.ThreadPoolExecutor(4) as threads:  # Pillow decodes outside the lock
         return list(threads.map(of, items))
-
-
-def captions_of(row: dict, field: str | None, where: str, optional=False) -> tuple[str, ...]:
-    """The captions in a row of a table or a JSON object.
-
-    Args:
-        row: field names and values; a caption field holds a text, a list of texts, or a list of
-            objects with "raw" or "caption" (Karpathy's files).
-        field: the caption field, or None for the usual names.
-        where: for the message.
-        optional: a row without this field has no captions.
-
-    Raises:
-        ValueError: the row does not have this field.
-    """
-    names = {str(name).strip().lower(): name for name in reversed(list(row))}
-    found = (names[known] for known in CAPTION_FIELDS if known in names)
-    chosen = (field if field in row else None) if field else next(found, None)
-    if chosen is None and optional:
-        return ()
-    if chosen is None:
-        wanted = field or " or ".join(CAPTION_FIELDS)
-        raise UserError(
-            f"{where} has the fields {sorted(map(str, row))}, expected {wanted}; name it with "
-            "caption_field (--config.data_options.caption_field=)"
-        )
-    value = row[chosen]
-    values = (
-        []
-        if value is None
-        else list(value)
-        if isinstance(value, list | tuple | np.ndarray)
-        else [value]
-    )
-    return tuple(v.get("raw", v.get("caption")) if isinstance(v, dict) else v for v in values)

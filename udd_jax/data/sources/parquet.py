@@ -20,7 +20,15 @@ import pathlib
 import pyarrow
 from pyarrow import ipc, parquet
 
-from udd_jax.data.sources import beside, downloads, listing, looks, split_names, webdataset
+from udd_jax.data.sources import (
+    beside,
+    captioning,
+    downloads,
+    listing,
+    looks,
+    split_names,
+    webdataset,
+)
 from udd_jax.errors import UserError
 
 _IMAGE_FIELDS = ("image", "img", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes")
@@ -165,7 +173,12 @@ def _rows(table, file, name, split, image_field, caption_field, split_field, fur
         if field.name not in (images[0], *named.values()) and "binary" not in str(field.type)
     ]
     classes = _classes(table.schema_arrow)
-    number = 0
+    number, used = 0, {images[0], *others, *named.values()}
+    ignored = tuple(
+        f"the column {listing.printable(n)} (--config.data_options.image_field= chooses another)"
+        for n in columns
+        if n not in used
+    )
     for group in range(table.num_row_groups):
         try:
             rows = table.read_row_group(group, columns=others).to_pylist() if others else []
@@ -188,14 +201,15 @@ def _rows(table, file, name, split, image_field, caption_field, split_field, fur
             if not caption_field and not _captioned(values) and classes:
                 values["text"] = classes[1].get(values[classes[0]])
             fields = caption_field.split(",") if caption_field else [None]
-            said = (listing.captions_of(values, field, where, incomplete) for field in fields)
+            said = (captioning.captions_of(values, field, where, incomplete) for field in fields)
             captions = sum(said, ())
             known = {*fields, split_field}
             extra = {k: v for k, v in values.items() if k not in known and not _captioned((k,))}
             own = split_names.said(values.get(split_field), where) or split
             image = None if row in lacks else (file, images[0], group, row)
             places = {m: (file, c, group, row, further[m].words) for m, c in named.items()}
-            yield listing.Item(key, image, captions, extra, own, places)
+            unused = (*captioning.not_used(values, caption_field), *ignored)
+            yield listing.Item(key, image, captions, extra, own, places, unused)
 
 
 def _lacks_image(table, group: int, column: str | None) -> set[int]:
@@ -208,7 +222,7 @@ def _lacks_image(table, group: int, column: str | None) -> set[int]:
 
 def _captioned(names) -> bool:
     """Whether one of the columns has captions."""
-    return any(str(name).strip().lower() in listing.CAPTION_FIELDS for name in names)
+    return any(str(name).strip().lower() in captioning.CAPTION_FIELDS for name in names)
 
 
 def _classes(schema) -> tuple[str, dict[int, str]] | None:

@@ -8,7 +8,7 @@ import csv
 import pathlib
 
 from udd_jax.data import captions as texts
-from udd_jax.data.sources import listing
+from udd_jax.data.sources import captioning, listing
 from udd_jax.errors import UserError
 
 FILE_FIELDS = (  # names of the column that has the files
@@ -109,7 +109,7 @@ def _separated(path: pathlib.Path, delimiters: str):
             header = [name.strip() for name in row]
             continue
         number += 1
-        two = len(header) == 2 and header[1].lower() in listing.CAPTION_FIELDS
+        two = len(header) == 2 and header[1].lower() in captioning.CAPTION_FIELDS
         if len(row) > len(header) and two:
             row = [row[0], delimiter.join(row[1:])]
         if len(row) > len(header):

@@ -15,7 +15,7 @@ import os
 import pathlib
 import re
 
-from udd_jax.data.sources import listing, split_names
+from udd_jax.data.sources import captioning, listing, split_names
 from udd_jax.errors import UserError
 
 _HOME = "~/tensorflow_datasets"
@@ -74,17 +74,16 @@ def items(name, data_dir=None, caption_field=None, template=None) -> list[listin
         for index in range(len(data)):
             row = {field: value for field, value in data[index].items() if field != image}
             row = {field: _plain(value, features[field]) for field, value in row.items()}
-            if template is None and (
-                caption_field or any(f in row for f in listing.CAPTION_FIELDS)
-            ):
-                captions = listing.captions_of(row, caption_field, f"{name}, {split}")
+            unused = captioning.not_used(row, caption_field)
+            if template is None and (caption_field or captioning.caption_fields(row)):
+                captions = captioning.captions_of(row, caption_field, f"{name}, {split}")
             else:
                 captions = (_fill(template or "a photo of a {label}", row, name),)
-            known = {caption_field, *listing.CAPTION_FIELDS}
+            known = {caption_field, *captioning.caption_fields(row)}
             extra = {field: value for field, value in row.items() if field not in known}
             place = (directory, split, index)
             key, own = f"{split}/{index}", split_names.named(split)
-            found.append(listing.Item(key, place, captions, extra, own))
+            found.append(listing.Item(key, place, captions, extra, own, {}, tuple(unused)))
     return found
 
 
@@ -93,7 +92,7 @@ def _plain(value, feature):
     if isinstance(value, bytes):
         return value.decode("utf-8", "surrogateescape")
     if isinstance(value, dict):  # a sequence of objects comes as an object of sequences
-        texts = next((value[f] for f in ("text", *listing.CAPTION_FIELDS) if f in value), value)
+        texts = next((value[f] for f in ("text", *captioning.CAPTION_FIELDS) if f in value), value)
         return value if texts is value else _plain(list(texts), feature)
     if isinstance(value, list | tuple):
         return [_plain(part, feature) for part in value]

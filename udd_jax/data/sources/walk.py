@@ -1,15 +1,16 @@
 """The files of a folder: one walk finds pictures, the texts beside them, lists and values.
 
-The walk follows links and visits each real folder once. Names that begin with a dot, and
-`__MACOSX`, are ignored.
+The ending of a file says what it is; where it does not, the first bytes do. Only files without an
+ending, or with one that is not known, are opened. The walk follows links and visits each real
+folder once. Names that begin with a dot, and `__MACOSX`, are ignored.
 """
 
 import os
 import pathlib
 import re
 
-from udd_jax.data import pixels
-from udd_jax.data.sources import beside, listing, split_names, tables
+from udd_jax.data import marks, pixels
+from udd_jax.data.sources import beside, captioning, listing, split_names, tables
 
 # Pictures that are there and cannot be decoded, or not safely: to be counted.
 UNREAD = frozenset(
@@ -19,14 +20,25 @@ UNREAD = frozenset(
     )
 )
 MOVED = "; if they moved, name the new place in --config.data=, and a run goes on with them"
-_BESIDE = (".txt", ".caption", ".json")
+# Not opened to see whether they are pictures.
+OTHERS = frozenset(
+    (
+        *(".csv", ".tsv", ".jsonl", ".parquet", ".arrow", ".token", ".npy", ".npz", ".pt", ".pth"),
+        *(".pkl", ".h5", ".tfrecord", ".safetensors", ".wav", ".mp3", ".flac", ".ogg", ".m4a"),
+        *(".mp4", ".webm", ".avi", ".mov", ".mkv", ".zip", ".tar", ".gz", ".tgz", ".xz", ".7z"),
+        *(".md", ".rst", ".html", ".htm", ".css", ".js", ".xml", ".yaml", ".yml", ".toml", ".ini"),
+        *(".py", ".ipynb", ".sh", ".log", ".db", ".cls", ".cls2", ".index", ".idx"),
+    )
+)
+# Formats of cameras: their mark is that of TIFF, and what Pillow reads of them is a preview.
+_CAMERAS = frozenset((".cr2", ".cr3", ".nef", ".arw", ".dng", ".raw", ".orf"))
 _COCO = ("captions_*.json", "dataset_*.json")
 _SHOWN = 5  # names in a message
 _TOKENS = ("*.token", "*.token.txt", "results*.csv")
 
 
 def pictures(root: pathlib.Path) -> list[pathlib.Path]:
-    """The image files of a folder and its subfolders, by their suffix, sorted."""
+    """The image files of a folder and its subfolders, sorted."""
     return sorted(map(pathlib.Path, Files(root).pictures))
 
 
@@ -37,15 +49,35 @@ def names_data(parts) -> bool:
     )
 
 
+def kind(end: str) -> str | None:
+    """What a file with this ending, in lower case, is without a look at it: "picture", "unread"
+    (a picture that cannot be read), "text" or "other"; None if its content has to say.
+
+    A picture of a phone, such as JPEG, is often called .heic, so that is looked at, too.
+    """
+    if end in pixels.suffixes():
+        return "picture"
+    if end in captioning.ENDS:
+        return "text"
+    return "unread" if end in _CAMERAS else "other" if end in OTHERS else None
+
+
 class Files:
-    """The files in a folder: one walk."""
+    """The files in a folder: one walk.
+
+    Attributes:
+        pictures, unread: paths of pictures, and of those in formats that are not read.
+        texts, values: {path without its ending: {ending, or modality: path}}.
+        others: paths of all other files.
+        doubtful: (path, `listing.Left`) of what cannot be used, and why.
+        folders: {path: names of its files}.
+    """
 
     def __init__(self, root: pathlib.Path, further=None, incomplete=False):
         self.root, self.pictures, self.unread, self.folders = root, [], [], {}
-        self.texts, self.values, self.unnamed, seen = {}, {}, [], set()
+        self.texts, self.values, self.others, self.doubtful, seen = {}, {}, [], [], set()
         self.classes = []  # names of folders that became captions
         self.further, self.incomplete = further or {}, incomplete
-        known = pixels.suffixes()
         for folder, below, names in os.walk(root, followlinks=True):
             real = os.path.realpath(folder)
             if real in seen:  # a link to a folder inside, or above
@@ -59,25 +91,34 @@ class Files:
                 place = os.path.join(folder, name)
                 if owner := beside.owner(name, self.further):
                     self._add_value(folder, name, owner)
-                elif end.lower() in known:
-                    self.pictures.append(place)
-                elif end.lower() in UNREAD:
-                    self.unread.append(place)
-                elif end.lower() in _BESIDE:
-                    self.texts.setdefault(os.path.join(folder, stem), {})[end.lower()] = place
+                else:
+                    self._add(place, os.path.join(folder, stem), end.lower())
         self.pictures.sort()
         self._ends = None
         alone = self.alone() if incomplete else ()
         parents = {self.parts(place)[:-1] for place in (*self.pictures, *alone)}
         self.splits = split_names.Folders(parents)
 
+    def _add(self, place: str, stem: str, end: str):
+        what = kind(end)
+        if what == "text":
+            own = self.texts.setdefault(stem, {})
+            if own.setdefault(end, place) != place:  # a.txt and a.TXT
+                self.doubtful.append((place, listing.Left("a second text of its name")))
+        elif what == "picture" or (what is None and marks.is_picture(place)):
+            self.pictures.append(place)
+        else:
+            (self.unread if end in UNREAD else self.others).append(place)
+
     def _add_value(self, folder: str, name: str, owner: tuple[str, str]):
         stem, modality = owner
         place = os.path.join(folder, name)
-        if modality:
-            self.values.setdefault(os.path.join(folder, stem), {})[modality] = place
-        else:
-            self.unnamed.append((place, beside.unnamed(name, self.further)))
+        if not modality:
+            self.doubtful.append((place, beside.unnamed(name, self.further)))
+            return
+        own = self.values.setdefault(os.path.join(folder, stem), {})
+        if own.setdefault(modality, place) != place:
+            self.doubtful.append((place, listing.Left(f"a second {modality} of its name")))
 
     def values_of(self, place: str) -> dict:
         """{modality: file} beside a picture, of its name with or without its ending."""
@@ -118,7 +159,7 @@ class Files:
                 for stem in ("captions", "metadata")
                 for end in tables.READERS
                 if f"{stem}{end}" in names
-                and not (end in _BESIDE and os.path.join(folder, stem) in stems)
+                and not (end in captioning.ENDS and os.path.join(folder, stem) in stems)
             ]
             own += [n for p in _TOKENS for n in names if pathlib.PurePath(n).match(p)]
             found[folder] = [n for n in own if ".lemma." not in n]
@@ -130,7 +171,7 @@ class Files:
         stems = {os.path.splitext(place)[0] for place in self.pictures}
         if (stems | set(self.pictures)) & set(self.texts):
             return [], []
-        ends = tuple(set(tables.READERS) - set(_BESIDE))
+        ends = tuple(set(tables.READERS) - set(captioning.ENDS))
         return self._outermost(
             {
                 folder: [n for n in names if n.endswith(ends) and self._is_list(folder, n, field)]
@@ -143,7 +184,7 @@ class Files:
         try:
             row = next(iter(tables.rows(table)))
             files = [value for key, value in row.items() if str(key).lower() in tables.FILE_FIELDS]
-            captions = listing.captions_of(row, field, name)
+            captions = captioning.captions_of(row, field, name)
             return bool(captions) and isinstance(self.find(files[0], table.parent), str)
         except (OSError, ValueError, TypeError, AttributeError, IndexError, StopIteration):
             return False  # whatever it is, it is no list

@@ -1,11 +1,10 @@
 """Webdataset shards: tar files in which `KEY.png` and `KEY.json` or `KEY.txt` are one item.
 
 The headers of a shard are scanned once. Then reading an image is one seek and one read, in any
-order. Captions come from `KEY.json` (a field such as "captions" or "caption"; the field "split" is
-the split, other fields become `extra`), or from `KEY.txt` or `KEY.caption`, one for each line. A
-shard whose folder or file name has train, val or test belongs to that split. A path may be a
-folder, a pattern, or `{0000..0009}.tar`. `.tar.gz` and `.tgz` are unpacked to temporary files, once
-in a process.
+order. Captions come from `KEY.txt`, `.text`, `.caption` or `.json` by the rule of `captioning.py`;
+in `.json` the field "split" is the split, and other fields become `extra`. A shard whose folder or
+file name has train, val or test belongs to that split. A path may be a folder, a pattern, or
+`{0000..0009}.tar`. `.tar.gz` and `.tgz` are unpacked to temporary files, once in a process.
 
 The key of a member is its name up to the last dot. If no caption has this key, it is the name up to
 the first dot (`s1.input.jpg` with `s1.output.txt`). Values of further modalities have the same key,
@@ -29,12 +28,10 @@ import tarfile
 import tempfile
 import zlib
 
-from udd_jax.data import captions as texts
 from udd_jax.data import pixels
-from udd_jax.data.sources import beside, downloads, listing, looks, split_names, walk
+from udd_jax.data.sources import beside, captioning, downloads, listing, looks, split_names, walk
 from udd_jax.errors import UserError
 
-_CAPTION_SUFFIXES = (".json", ".txt", ".caption")
 _ENDS = (".tar", ".tar.gz", ".tgz")
 _BLOCK = 512
 
@@ -164,7 +161,7 @@ def _shard(file, changed, name, split, caption_field, split_field, further, inco
             pictures[stem] = (str(file), *content)
         elif suffix in walk.UNREAD:
             pictures[stem] = listing.Broken(f"pictures of the format {suffix} are not read")
-        elif suffix in _CAPTION_SUFFIXES:
+        elif suffix in captioning.ENDS:
             with contextlib.suppress(ValueError):  # it is cut; the break comes next
                 said.setdefault(stem, {})[suffix] = read((str(file), *content))
     pairs, spare = _pairs(pictures, said)
@@ -181,17 +178,19 @@ def _shard(file, changed, name, split, caption_field, split_field, further, inco
             broken(key, "captions without an image")
             continue
         try:
-            captions, extra = _captions(own, caption_field, f"{key}.json", incomplete)
+            captions, row, unused = captioning.said(own, caption_field, f"{key}.json", incomplete)
         except ValueError as error:
             broken(key, str(error))
             continue
-        where = f"{listing.printable(str(file))}, {stem}.json"
-        inside = split_names.said(extra.pop(split_field, None), where)
-        told = beside.places(extra, further, _no_path)
-        extra = {name: value for name, value in extra.items() if name not in beside.fields(further)}
+        where = listing.printable(f"{file}, {stem}.json")
+        inside = split_names.said(row.get(split_field), where)
+        told = beside.places(row, further, _no_path)
+        taken = {*captioning.caption_fields(row), caption_field, split_field}
+        taken |= beside.fields(further)
+        extra = {name: value for name, value in row.items() if name not in taken}
         told = values.get(_first_dot(stem), {}) | values.get(stem, {}) | told
         picture, inside = pictures.get(stem), inside or split
-        found.append(listing.Item(key, picture, captions, extra, inside, told))
+        found.append(listing.Item(key, picture, captions, extra, inside, told, tuple(unused)))
     stats = _statistics(file)
     for number in range(downloads.statistics(stats).get("successes", 0) - len(pictures)):
         broken(f"{name}, lost {number}", "an item that the shard's statistics count is not there")
@@ -298,17 +297,6 @@ def _behind(opened, place: int):
             damaged = True
             yield f"byte {at}", listing.Broken("a bad header")
     return None
-
-
-def _captions(own: dict[str, bytes], field: str | None, where: str, optional: bool):
-    extra = {}
-    if ".json" in own:
-        row = texts.parse_json(texts.decode(own[".json"]))
-        row = row if isinstance(row, dict) else {"captions": row}
-        extra = {key: value for key, value in row.items() if key not in listing.CAPTION_FIELDS}
-        if len(own) == 1 or field or any(name in row for name in listing.CAPTION_FIELDS):
-            return listing.captions_of(row, field, where, optional), extra
-    return texts.lines(own.get(".txt") or own.get(".caption", b"")), extra
 
 
 def source(

@@ -1,0 +1,271 @@
+"""What the data have and nothing uses: files, fields and captions are counted, and said."""
+
+import collections
+import json
+import os
+
+import pyarrow
+import pytest
+from pyarrow import parquet
+
+from tests.data.test_sources_cases import NONE, causes, faults, fill, opened, pairs, picture, shard
+from udd_jax.data import described, marks, survey
+from udd_jax.data.sources import listing
+
+OTHER = "a file that is no picture, text or list"
+
+
+def unused(source):
+    """{what is not used: how often}, as the survey counts it."""
+    found = survey.survey({"train": source})
+    for what, row in found["unused"].items():
+        assert f"not used: {what}, {row['count']} (the first: " in described.describe(found)
+    return {what: row["count"] for what, row in found["unused"].items()}
+
+
+def left(source):
+    return collections.Counter(causes(source))
+
+
+# ---- The content decides ------------------------------------------------------------------------
+
+
+PICTURES = {
+    "a": ("PNG", "a"),
+    "b.image": ("JPEG", "b"),
+    "v1.5": ("WEBP", "v1.5"),
+    "c.heic": ("JPEG", "c"),
+    "d.bin": ("TIFF", "d"),
+    "e.PNG": ("BMP", "e"),
+    "f.dat": ("GIF", "f.dat"),
+}
+
+
+@pytest.mark.parametrize("layout", ["folder", "list"])
+def test_a_picture_is_known_by_its_content_where_its_name_does_not_say_it(tmp_path, layout):
+    rows = []
+    for n, (name, (kind, text)) in enumerate(PICTURES.items()):
+        (tmp_path / name).write_bytes(picture(30 * n, kind))
+        rows.append({"file": name, "text": name})
+        if layout == "folder":
+            (tmp_path / f"{text}.txt").write_text(name)
+    if layout == "list":
+        (tmp_path / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "notes").write_text("P1 is no picture, and #define is none")
+    (tmp_path / "x.unknown").write_bytes(b"\x89PNG\r\n\x1a\n, but no header")
+    (tmp_path / "readme.md").write_bytes(picture(1))
+    os.mkfifo(tmp_path / "pipe")
+    source = opened(f"folder:{tmp_path}")
+    assert sorted(pairs(source).values()) == sorted((name,) for name in PICTURES)
+    assert not faults(source)
+    assert left(source) == {OTHER: 4} and {key for key, _ in source.left} == {
+        *("notes", "x.unknown", "readme.md", "pipe")
+    }
+
+
+def test_only_files_whose_names_say_nothing_are_opened(tmp_path, monkeypatch):
+    fill(tmp_path, 3)
+    for name in ("a.json", "list.csv", "b.wav", "c.tar", "d.npy", "e.parquet", "raw.dng"):
+        (tmp_path / name).write_bytes(b"")
+    for name in ("f", "g.unknown", "h.heic"):
+        (tmp_path / name).write_bytes(b"")
+    looked = []
+    monkeypatch.setattr(marks, "is_picture", lambda place: looked.append(place))
+    opened(f"folder:{tmp_path}")
+    assert {os.path.basename(place) for place in looked} == {"f", "g.unknown", "h.heic"}
+
+
+@pytest.mark.parametrize(
+    "kind", ["PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "ICO", "AVIF"]
+)
+def test_the_mark_of_a_picture_is_found_in_a_file_and_in_bytes(tmp_path, kind):
+    content = picture(1, kind)
+    (tmp_path / "x").write_bytes(content)
+    assert marks.is_picture(content) and marks.is_picture(tmp_path / "x")
+    assert marks.marks(content[: marks.LENGTH])
+    for other in (b"", b"P", b"%!PS-Adobe-3.0 EPSF-3.0\n", b"rubbish", content[3:], content[:5]):
+        assert not marks.is_picture(other)
+    assert not marks.is_picture(tmp_path) and not marks.is_picture(tmp_path / "none")
+
+
+@pytest.mark.parametrize("end", ["heic", "jxl", "HEIF"])
+@pytest.mark.parametrize("layout", ["beside", "list", "alone"])
+def test_a_picture_that_needs_a_plugin_is_a_fault_or_counted(tmp_path, end, layout):
+    fill(tmp_path, 3, text="" if layout == "list" else "picture {}")
+    (tmp_path / f"x.{end}").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    if layout == "beside":
+        (tmp_path / "x.txt").write_text("a photograph")
+    if layout == "list":
+        rows = [{"file": f, "text": "a"} for f in ("0.png", "1.png", "2.png", f"x.{end}")]
+        (tmp_path / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    source = opened(f"folder:{tmp_path}")
+    assert len(pairs(source)) == 3
+    assert len(faults(source)) == (layout != "alone")
+    assert len(source.left) == (layout == "alone")
+    found = survey.survey({"train": source})
+    assert found["splits"]["train"]["unusable"] == (layout != "alone")
+
+
+# ---- Captions beside a picture ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", ["folder", "shard"])
+@pytest.mark.parametrize(
+    ("texts", "field", "chosen", "others"),
+    [
+        ({".txt": "a", ".caption": "b", ".json": {"text": "c"}}, None, "a", (".caption", ".json")),
+        ({".text": "a", ".caption": "b"}, None, "a", (".caption",)),
+        ({".caption": "a", ".json": {"caption": "b"}}, None, "a", (".json",)),
+        ({".txt": " ", ".json": {"caption": "a"}}, None, "a", ()),
+        ({".txt": "", ".caption": "a"}, None, "a", ()),
+        ({".txt": "a", ".json": {"caption": "a ", "style": "flat"}}, None, "a", ()),
+        ({".txt": "a", ".json": {"style": "flat"}}, None, "a", ()),
+        ({".txt": "a", ".json": {"prompt": "b"}}, "prompt", "b", (".txt",)),
+        ({".json": {"caption": None, "text": "a"}}, None, "a", ()),
+        ({".json": ["a"]}, None, "a", ()),
+    ],
+)
+def test_one_rule_decides_between_the_texts_of_a_picture(
+    tmp_path, layout, texts, field, chosen, others
+):
+    files = {end: json.dumps(text) if end == ".json" else text for end, text in texts.items()}
+    if layout == "shard":
+        rows = [("0.png", picture(0)), *((f"0{end}", t.encode()) for end, t in files.items())]
+        spec = shard(tmp_path / "a.tar", rows)
+    else:
+        fill(tmp_path, 1, text="")
+        for end, text in files.items():
+            (tmp_path / f"0{end}").write_text(text)
+        spec = f"folder:{tmp_path}"
+    source = opened(spec, caption_field=field, **NONE)
+    assert pairs(source) == {0: (chosen,)}
+    counted = unused(source)
+    assert len(counted) == len(others) == sum(counted.values())
+    for end in others:
+        (what,) = [what for what in counted if what.startswith(f"the captions of {end} beside ")]
+        assert ("--config.data_options.caption_field=" in what) == (end == ".json")
+    assert source[0].extra == ({"style": "flat"} if "style" in str(files) else {})
+
+
+@pytest.mark.parametrize("layout", ["list", "beside", "shard", "parquet", "csv"])
+def test_other_fields_with_captions_are_counted_with_the_flag_that_chooses_them(tmp_path, layout):
+    rows = [
+        {"file": f"{n}.png", "caption": f"picture {n}", "Prompt": "p", "text": f"picture {n}"}
+        for n in range(3)
+    ]
+    rows[0]["text"] = "another"
+    kind = {"shard": "webdataset", "parquet": "parquet"}.get(layout, "folder")
+    if kind == "folder":
+        fill(tmp_path, 3, text="")
+    if layout == "list":
+        (tmp_path / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    if layout == "csv":
+        lines = [",".join(row.values()) for row in rows]
+        (tmp_path / "captions.csv").write_text("\n".join([",".join(rows[0]), *lines]))
+    if layout == "beside":
+        for n, row in enumerate(rows):
+            (tmp_path / f"{n}.json").write_text(json.dumps(row))
+    if layout == "shard":
+        files = [(f"{n}.png", picture(n)) for n in range(3)]
+        files += [(f"{n}.json", json.dumps(row).encode()) for n, row in enumerate(rows)]
+        shard(tmp_path / "a.tar", files)
+    if layout == "parquet":
+        rows = [row | {"image": picture(n), "mask": picture(n)} for n, row in enumerate(rows)]
+        parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    source = opened(f"{kind}:{tmp_path}")
+    assert pairs(source) == {n: (f"picture {n}",) for n in range(3)}
+    counted = unused(source)
+    chooses = "(--config.data_options.caption_field= chooses another)"
+    masks = {"the column mask (--config.data_options.image_field= chooses another)": 3}
+    assert counted == {
+        f"the field text {chooses}": 1,
+        f"the field Prompt {chooses}": 3,
+        **(masks if layout == "parquet" else {}),
+    }
+    other = opened(f"{kind}:{tmp_path}", caption_field="Prompt", **NONE)
+    assert set(pairs(other).values()) == {("p",)}
+
+
+def test_what_a_further_row_of_a_picture_says_differently_is_counted(tmp_path):
+    fill(tmp_path, 2, text="")
+    rows = [
+        {"file": "0.png", "text": "a", "style": "flat", "artist": "x"},
+        {"file": "0.png", "text": "b", "style": "3D", "artist": "x", "year": 7, "split": "train"},
+        {"file": "1.png", "text": "c", "split": "test"},
+        {"file": "1.png", "text": "d", "split": "train"},
+    ]
+    (tmp_path / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    source = opened(f"folder:{tmp_path}")
+    assert pairs(source) == {0: ("a", "b")}
+    assert source[0].extra == {"style": "flat", "artist": "x", "year": 7}
+    assert unused(source) == {"another value of the field style in a further row of a picture": 1}
+    test = opened(f"folder:{tmp_path}", "test")
+    assert pairs(test) == {1: ("c", "d")}
+    assert unused(test) == {"another split in a further row of a picture": 1}
+
+
+# ---- Files --------------------------------------------------------------------------------------
+
+
+def test_files_beside_a_list_are_counted(tmp_path):
+    fill(tmp_path, 3)
+    row = json.dumps({"file_name": "0.png", "text": "a box"})
+    (tmp_path / "captions.jsonl").write_text(row)
+    for name in ("labels.csv", "readme.md", "unknown"):
+        (tmp_path / name).write_text("x")
+    source = opened(f"folder:{tmp_path}")
+    assert pairs(source) == {0: ("a box",)}
+    assert left(source) == {
+        "a picture that is in no list": 2,
+        "a text that is in no list": 3,
+        OTHER: 3,
+    }
+
+
+def test_two_texts_of_one_name_are_counted(tmp_path):
+    fill(tmp_path, 1)
+    (tmp_path / "0.TXT").write_text("another")
+    source = opened(f"folder:{tmp_path}")
+    assert len(pairs(source)) == 1 and left(source) == {"a second text of its name": 1}
+
+
+def flickr(root, names):
+    """The lists of Flickr8k for six pictures; names: {split: the pictures in its list}."""
+    fill(root / "Flicker8k_Dataset", 6, name="{}.jpg", text="")
+    rows = [f"{n}.jpg#{k}\tpicture {n}, {k}" for n in range(6) for k in range(2)]
+    (root / "Flickr8k.token.txt").write_text("\n".join(rows))
+    for split, numbers in names.items():
+        lines = "".join(f"{n}.jpg\n" for n in numbers)
+        (root / f"Flickr_8k.{split}Images.txt").write_text(lines)
+
+
+def test_names_in_the_lists_of_flickr_that_no_caption_has_are_counted(tmp_path):
+    flickr(tmp_path, {"train": range(3), "dev": [3, 70], "test": [4, 80, 81]})
+    (tmp_path / "readme.txt").write_text("about")
+    sources_ = [opened(f"folder:{tmp_path}", s) for s in listing.SPLITS]
+    assert [sorted(pairs(source)) for source in sources_] == [[0, 1, 2, 5], [3], [4]]
+    assert left(sources_[0]) == {
+        "a name in a list of a split, and in no list of captions": 3,
+        "a text that is in no list": 1,
+    }
+
+
+def test_pictures_that_img2dataset_stored_and_that_are_gone_are_counted(tmp_path):
+    fill(tmp_path / "00000", 5)
+    (tmp_path / "00000.parquet").write_bytes(b"")
+    said = {"successes": 7, "failed_to_download": 3, "failed_to_resize": 0}
+    for name in ("00000", "00001"):
+        (tmp_path / f"{name}_stats.json").write_text(json.dumps(said))
+    source = opened(f"folder:{tmp_path}")
+    assert len(pairs(source)) == 5
+    assert left(source) == {
+        "img2dataset did not store it (failed_to_download)": 6,
+        "a picture that img2dataset stored is not there": 2 + 7,
+    }
+
+
+def test_no_message_of_a_fault_has_a_second_line(tmp_path):
+    fill(tmp_path, 1)
+    (tmp_path / "a\nb.bin").write_bytes(b"x")
+    (key, _) = opened(f"folder:{tmp_path}").left[0]
+    assert key == r"a\nb.bin"
