@@ -208,7 +208,8 @@ def test_a_training_split_that_is_empty_names_the_flag_that_mends_it(tmp_path):
     (tmp_path / "left").mkdir()
     rows = [("a.png", picture(1)), ("a.mask.png", picture(2)), ("a.txt", b"a")]
     assert len(opened(shard(tmp_path / "left" / "a.tar", rows))) == 1
-    with pytest.raises(errors.UserError, match=r"nothing there can be used: .* --config.data=$"):
+    words = r"nothing there can be used .*a shard without any item\): name .* --config.data=$"
+    with pytest.raises(errors.UserError, match=words):
         opened(shard(tmp_path / "left" / "a.tar", []))
 
 
@@ -319,6 +320,15 @@ def test_an_input_and_an_output_of_one_key_are_a_pair_and_a_further_picture_is_c
     source = opened(shard(tmp_path / "a.tar", rows))
     assert pairs(source) == {1: ("one",), 2: ("two",)}
     assert source.left == (("a.tar/s2.mask", "a further image of a key"),)
+    rows = [
+        ("s1.png", picture(1)),
+        ("s1.a.txt", b"one"),
+        ("s1.b.txt", b"two"),
+        ("s1.c.json", b"{}"),
+    ]
+    source = opened(shard(tmp_path / "b.tar", rows))
+    assert pairs(source) == {1: ("one",)}
+    assert source.left == (("b.tar/s1.b.txt", "a further text of a key"),)
 
 
 def test_files_of_macos_are_no_data(tmp_path):

@@ -3,6 +3,7 @@
 import collections
 import json
 import os
+import tarfile
 
 import pyarrow
 import pytest
@@ -104,6 +105,70 @@ def test_a_picture_that_needs_a_plugin_is_a_fault_or_counted(tmp_path, end, layo
     assert len(source.left) == (layout == "alone")
     found = survey.survey({"train": source})
     assert found["splits"]["train"]["unusable"] == (layout != "alone")
+
+
+def test_the_members_of_a_shard_are_known_by_their_content_too(tmp_path):
+    rows = []
+    for n, (name, (kind, text)) in enumerate(PICTURES.items()):
+        rows += [(name, picture(30 * n, kind)), (f"{text}.txt", name.encode())]
+    rows += [("g.png", picture(250)), ("g.text", b"g"), ("g.cls", b"7"), ("g.eps", b"%!PS")]
+    rows += [("h.cls", b"7"), ("notes", b"P1"), ("g.TEXT", b"g"), ("g.heic", b"x")]
+    source = opened(shard(tmp_path / "a.tar", rows))
+    assert sorted(pairs(source).values()) == sorted((name,) for name in (*PICTURES, "g"))
+    assert left(source) == {
+        "a member that is no picture, text or value": 3,
+        "a second text of its key": 1,
+    }
+    assert sorted(faults(source)) == [
+        f"a.tar/g.{end}: a second image of its key" for end in ("eps", "heic")
+    ]
+
+
+def test_links_in_a_shard_are_counted(tmp_path):
+    shard(tmp_path / "a.tar", [("0.png", picture(0)), ("0.txt", b"a")])
+    with tarfile.open(tmp_path / "a.tar", "a") as tar:
+        for kind in (tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.DIRTYPE):
+            member = tarfile.TarInfo(f"{kind.decode()}.png")
+            member.type, member.linkname = kind, "0.png"
+            tar.addfile(member)
+    source = opened(f"webdataset:{tmp_path}")
+    assert len(pairs(source)) == 1 and left(source) == {"a link or device, and no file": 2}
+
+
+@pytest.mark.parametrize("content", [b"", bytes(10240), b"x", bytes(700), b"x" * 2000])
+def test_an_empty_shard_is_counted(tmp_path, content):
+    shard(tmp_path / "a.tar", [("0.png", picture(0)), ("0.txt", b"a")])
+    (tmp_path / "b.tar").write_bytes(content)
+    source = opened(f"webdataset:{tmp_path}")
+    assert pairs(source) == {0: ("a",)}
+    assert len(faults(source)) + len(source.left) > 0
+    zeros = bool(content) and not content.strip(b"\0")
+    assert (source.left == (("b.tar", "a shard without any item"),)) == zeros
+
+
+@pytest.mark.parametrize("kind", ["webdataset", "parquet"])
+def test_a_shard_that_is_gone_is_counted_where_its_statistics_are(tmp_path, kind):
+    end = "tar" if kind == "webdataset" else "parquet"
+    said = {"successes": 2, "failed_to_download": 3}
+    for n in range(3):
+        (tmp_path / f"{n:05d}_stats.json").write_text(json.dumps(said))
+    for n in range(2):
+        rows = [{"jpg": picture(2 * n + k), "caption": "a"} for k in range(2)]
+        if kind == "parquet":
+            parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / f"{n:05d}.parquet")
+        else:
+            files = [(f"{k}.png", row["jpg"]) for k, row in enumerate(rows)]
+            files += [(f"{k}.txt", b"a") for k in range(2)]
+            shard(tmp_path / f"{n:05d}.tar", files)
+    for path in (f"{tmp_path}", f"{tmp_path}/*.{end}", f"{tmp_path}/0000?.{end}"):
+        source = opened(f"{kind}:{path}")
+        assert len(pairs(source)) == 4
+        lost = [detail for detail in faults(source) if "the shard 00002 is not there" in detail]
+        assert len(lost) == len(faults(source)) == 2
+        failed = "img2dataset did not store it (failed_to_download)"
+        assert left(source)[failed] == (9 if kind == "webdataset" else 3)  # rows say the others
+    for path in (f"00001.{end}", f"{{00000..00001}}.{end}", f"*1.{end}"):
+        assert not faults(opened(f"{kind}:{tmp_path}/{path}"))
 
 
 # ---- Captions beside a picture ------------------------------------------------------------------

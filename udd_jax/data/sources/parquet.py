@@ -146,7 +146,7 @@ def items(
         fields = image_field, caption_field, split_field, further or {}, incomplete
         with table:
             found += _rows(table, str(file), name, split, *fields)
-    return found
+    return found + webdataset.gone(str(path), files, root, _ENDS)
 
 
 def _rows(table, file, name, split, image_field, caption_field, split_field, further, incomplete):

@@ -12,12 +12,13 @@ such as `KEY.wav` (beside.py).
 
 Damage is skipped and counted: a bad header (reading continues at the next good one), or a shard
 that ends inside a member or between two members. Concatenated tar files are one shard. If
-`NAME_stats.json` of img2dataset has the number of items of a shard, lost items are counted, and so
-are the pictures that it could not download.
+`NAME_stats.json` of img2dataset has the number of items of a shard, lost items are counted, also
+those of a shard that is not there, and so are the pictures that it could not download.
 """
 
 import atexit
 import contextlib
+import fnmatch
 import functools
 import glob
 import gzip
@@ -28,12 +29,13 @@ import tarfile
 import tempfile
 import zlib
 
-from udd_jax.data import pixels
+from udd_jax.data import marks
 from udd_jax.data.sources import beside, captioning, downloads, listing, looks, split_names, walk
 from udd_jax.errors import UserError
 
 _ENDS = (".tar", ".tar.gz", ".tgz")
 _BLOCK = 512
+_LOST = listing.Broken("an item that the shard's statistics count is not there")
 
 
 def read(where: tuple[str, int, int]) -> bytes:
@@ -126,75 +128,147 @@ def items(
     for file, split in zip(files, splits, strict=True):
         changed = looks.written(file), looks.written(_statistics(file))
         found += _shard(file, changed, str(file.relative_to(root)), split, *asked)
+    return found + gone(path, files, root)
+
+
+def gone(path: str, files: list[pathlib.Path], root: pathlib.Path, ends=_ENDS):
+    """A fault for each item of a shard that is gone, but has statistics; arguments of `shards`."""
+    if os.path.isfile(path):
+        return []
+    places = {file.parent for file in files} | ({root} if os.path.isdir(path) else set())
+    patterns = [p.removesuffix(end) for p in expand(path) for end in ends if p.endswith(end)]
+    there, found = {_statistics(file) for file in files}, []
+    for stats in sorted({stats for place in places for stats in place.glob(f"*{downloads.END}")}):
+        name = str(stats.relative_to(root)).removesuffix(downloads.END)
+        asked = os.path.isdir(path) or any(fnmatch.fnmatch(_stem(stats), p) for p in patterns)
+        if stats not in there and asked and not os.path.isdir(_stem(stats)):
+            why = listing.Broken(f"the shard {listing.printable(name)} is not there")
+            found += downloads.lost(stats, name, 0, why) + downloads.failed(stats, name)
     return found
+
+
+def _stem(statistics: pathlib.Path) -> str:
+    return str(statistics).removesuffix(downloads.END)
 
 
 @functools.cache
 def _shard(file, changed, name, split, caption_field, split_field, further, incomplete):
-    pictures, said, values, found, further = {}, {}, {}, [], dict(further)
+    inside = _Inside(str(file), name, split, dict(further))
+    for member, content in _members(file, inside.pictures):
+        inside.add(member, content)
+    inside.settle()
+    found = inside.items(caption_field, split_field, incomplete)
+    found += downloads.lost(_statistics(file), name, len(inside.pictures), _LOST)
+    found += downloads.failed(_statistics(file), name)
+    return found or [listing.Item(name, listing.Left("a shard without any item"), ())]
 
-    def broken(key, cause):
-        found.append(listing.Item(key, listing.Broken(cause), (), {}, split))
 
-    def left(key, cause):
-        found.append(listing.Item(key, listing.Left(cause), (), {}, split))
+class _Inside:
+    """What is in a shard: `pictures` {key: place}, `said` {key: {ending: text}}, `values` {key:
+    {modality: place}}, and `found`, the items that are left or broken."""
 
-    known = pixels.suffixes()
-    for member, content in _members(file, pictures):
+    def __init__(self, file: str, name: str, split: str | None, further: dict):
+        self.file, self.name, self.split, self.further = file, name, split, further
+        self.pictures, self.said, self.values, self.found, self._unclear = {}, {}, {}, [], []
+
+    def _put(self, key: str, why):
+        self.found.append(listing.Item(key, why, (), {}, self.split))
+
+    def left(self, key: str, cause: str):
+        self._put(f"{self.name}/{key}", listing.Left(cause))
+
+    def broken(self, key: str, cause: str):
+        self._put(f"{self.name}/{key}", listing.Broken(cause))
+
+    def add(self, member: str, content):
+        """A member, or damage to the shard; content: as `_members` yields it."""
         if isinstance(content, listing.Broken):
-            broken(f"{name}, {member}", content.cause)
-            continue
-        place, slash, base = member.rpartition("/")
-        stem, dot, suffix = base.rpartition(".")
-        stem, suffix = place + slash + stem, f".{suffix.lower()}"
-        if not dot or not walk.names_data(pathlib.PurePosixPath(member).parts):
-            continue
-        if owner := beside.owner(base, further):
-            stem, modality = place + slash + owner[0], owner[1]
-            if modality:
-                values.setdefault(stem, {})[modality] = str(file), *content
-            else:
-                left(f"{name}/{member}", beside.unnamed(base, further).cause)
-        elif suffix in known and stem in pictures:
-            broken(f"{name}/{member}", "a second image of its key")
-        elif suffix in known:
-            pictures[stem] = (str(file), *content)
-        elif suffix in walk.UNREAD:
-            pictures[stem] = listing.Broken(f"pictures of the format {suffix} are not read")
-        elif suffix in captioning.ENDS:
+            self._put(f"{self.name}, {member}", content)
+            return
+        if not walk.names_data(pathlib.PurePosixPath(member).parts):
+            return
+        if isinstance(content, listing.Left):
+            self.left(member, content.cause)
+            return
+        folder, slash, base = member.rpartition("/")
+        stem, dot, end = base.rpartition(".")
+        stem, end = folder + slash + (stem if dot else base), f".{end.lower()}" if dot else ""
+        where, what = (self.file, *content), walk.kind(end)
+        if owner := beside.owner(base, self.further):
+            self._add_value(member, folder + slash + owner[0], owner[1], where)
+        elif what == "picture":
+            self._add_picture(member, stem, where)
+        elif what == "text":
             with contextlib.suppress(ValueError):  # it is cut; the break comes next
-                said.setdefault(stem, {})[suffix] = read((str(file), *content))
-    pairs, spare = _pairs(pictures, said)
-    for stem in spare:
-        left(f"{name}/{stem}", "a further image of a key")
-    for stem in set(values) - set(pairs) - set(map(_first_dot, pairs)):
-        if incomplete:
-            pairs[stem] = {}
+                own, text = self.said.setdefault(stem, {}), read(where)
+                if end in own:
+                    self.left(member, "a second text of its key")
+                own.setdefault(end, text)
+        elif what is None and _is_picture(where):
+            self._unclear.append((member, stem, where))
+        elif end in walk.UNREAD:
+            why = listing.Broken(f"pictures of the format {end} are not read")
+            self._add_picture(member, stem, why)
         else:
-            left(f"{name}/{stem}", "a value without an image")
-    for stem, own in pairs.items():
-        key = f"{name}/{stem}"
-        if stem not in pictures and not incomplete:
-            broken(key, "captions without an image")
-            continue
+            self.left(member, "a member that is no picture, text or value")
+
+    def settle(self):
+        """Gives a picture whose name does not say that it is one the key of a text: `v1.5`."""
+        for member, stem, where in self._unclear:
+            whole = member in self.said or member in self.values
+            self._add_picture(member, member if whole else stem, where)
+
+    def _add_picture(self, member: str, stem: str, where):
+        if self.pictures.setdefault(stem, where) is not where:
+            self.broken(member, "a second image of its key")
+
+    def _add_value(self, member: str, stem: str, modality: str, where):
+        if not modality:
+            self.left(member, beside.unnamed(member, self.further).cause)
+        elif self.values.setdefault(stem, {}).setdefault(modality, where) is not where:
+            self.left(member, f"a second {modality} of its key")
+
+    def items(self, field: str | None, split_field: str, incomplete: bool) -> list[listing.Item]:
+        """The items, and all that is left or broken."""
+        pairs, spare = _pairs(self.pictures, self.said)
+        for stem in spare:
+            what = "image" if stem in self.pictures else "text"
+            self.left(stem, f"a further {what} of a key")
+        for stem in set(self.values) - set(pairs) - set(map(_first_dot, pairs)):
+            if incomplete:
+                pairs[stem] = {}
+            else:
+                self.left(stem, "a value without an image")
+        for stem, own in pairs.items():
+            if stem in self.pictures or incomplete:
+                self.found.append(self._item(stem, own, field, split_field, incomplete))
+            else:
+                self.broken(stem, "captions without an image")
+        return self.found
+
+    def _item(self, stem: str, own: dict, field, split_field, incomplete) -> listing.Item:
+        key, further = f"{self.name}/{stem}", self.further
         try:
-            captions, row, unused = captioning.said(own, caption_field, f"{key}.json", incomplete)
+            captions, row, unused = captioning.said(own, field, f"{key}.json", incomplete)
         except ValueError as error:
-            broken(key, str(error))
-            continue
-        where = listing.printable(f"{file}, {stem}.json")
-        inside = split_names.said(row.get(split_field), where)
-        told = beside.places(row, further, _no_path)
-        taken = {*captioning.caption_fields(row), caption_field, split_field}
-        taken |= beside.fields(further)
+            return listing.Item(key, listing.Broken(str(error)), (), {}, self.split)
+        where = listing.printable(f"{self.file}, {stem}.json")
+        split = split_names.said(row.get(split_field), where) or self.split
+        taken = {*captioning.caption_fields(row), field, split_field, *beside.fields(further)}
         extra = {name: value for name, value in row.items() if name not in taken}
-        told = values.get(_first_dot(stem), {}) | values.get(stem, {}) | told
-        picture, inside = pictures.get(stem), inside or split
-        found.append(listing.Item(key, picture, captions, extra, inside, told, tuple(unused)))
-    stats = _statistics(file)
-    for number in range(downloads.statistics(stats).get("successes", 0) - len(pictures)):
-        broken(f"{name}, lost {number}", "an item that the shard's statistics count is not there")
-    return found + downloads.failed(stats, name)
+        told = self.values.get(_first_dot(stem), {}) | self.values.get(stem, {})
+        told |= beside.places(row, further, _no_path)
+        picture = self.pictures.get(stem)
+        return listing.Item(key, picture, captions, extra, split, told, tuple(unused))
+
+
+def _is_picture(where: tuple[str, int, int]) -> bool:
+    path, offset, size = where
+    try:
+        head = read((path, offset, min(size, marks.LENGTH)))
+        return bool(marks.marks(head)) and marks.is_picture(read(where))
+    except ValueError:  # it is cut
+        return False
 
 
 def _statistics(shard: pathlib.Path) -> pathlib.Path:
@@ -207,7 +281,7 @@ def _no_path(name: str) -> listing.Broken:
 
 
 def _pairs(pictures: dict, said: dict) -> tuple[dict, list]:
-    """({key: its caption files by ending}, the images that are not items of their own)."""
+    """({key: its texts by ending}, the images and texts that belong to no item)."""
     found, spare, groups = {}, [], {}
     for stem in (*pictures, *(stem for stem in said if stem not in pictures)):
         groups.setdefault(_first_dot(stem), []).append(stem)
@@ -216,7 +290,11 @@ def _pairs(pictures: dict, said: dict) -> tuple[dict, list]:
         alone = [stem for stem in stems if stem in said and stem not in pictures]
         bare = [stem for stem in shown if stem not in said]
         if len(bare) == 1 and len(shown) == 1 and alone:
-            found[bare[0]] = {end: text for stem in alone for end, text in said[stem].items()}
+            found[bare[0]] = own = {}
+            for stem in alone:
+                for end, text in said[stem].items():
+                    spare += [stem + end] if end in own else []
+                    own.setdefault(end, text)
         elif len(shown) > len(bare) and bare and key in said:
             spare += bare  # KEY.png and KEY.json, and a picture KEY.mask.png
             found |= {stem: said[stem] for stem in (*shown, *alone) if stem not in bare}
@@ -232,7 +310,8 @@ def _first_dot(stem: str) -> str:
 
 
 def _members(file: pathlib.Path, pictures: dict):
-    """Yields (name, (offset, size)) for each file of a shard, or (where, Broken) for damage.
+    """Yields (name, (offset, size)) for each file of a shard, (name, Left) for what is no file, or
+    (where, Broken) for damage.
 
     pictures: those found so far, for the message.
     """
@@ -252,6 +331,8 @@ def _members(file: pathlib.Path, pictures: dict):
                     for member in tar:
                         if member.isfile():
                             yield member.name, (member.offset_data, member.size)
+                        elif not member.isdir():
+                            yield member.name, listing.Left("a link or device, and no file")
                         end = member.offset_data + -(-member.size // _BLOCK) * _BLOCK
                         if end > size:
                             raise tarfile.ReadError("unexpected end of data")
