@@ -16,55 +16,29 @@ that ends inside a member or between two members. Concatenated tar files are one
 those of a shard that is not there, and so are the pictures that it could not download.
 """
 
-import atexit
 import contextlib
 import fnmatch
 import functools
 import glob
-import gzip
 import os
 import pathlib
 import re
-import tarfile
-import tempfile
-import zlib
 
 from udd_jax.data import marks
-from udd_jax.data.sources import beside, captioning, downloads, listing, looks, split_names, walk
+from udd_jax.data.sources import (
+    beside,
+    captioning,
+    downloads,
+    listing,
+    looks,
+    split_names,
+    tars,
+    walk,
+)
 from udd_jax.errors import UserError
 
 _ENDS = (".tar", ".tar.gz", ".tgz")
-_BLOCK = 512
 _LOST = listing.Broken("an item that the shard's statistics count is not there")
-
-
-def read(where: tuple[str, int, int]) -> bytes:
-    """The bytes at (file, offset, size) in an uncompressed tar file, or in its unpacked copy."""
-    path, offset, size = where
-    with open(_plain(path)[0], "rb") as file:
-        file.seek(offset)
-        content = file.read(size)
-    if len(content) != size:
-        raise UserError(f"{path} ends inside an image")
-    return content
-
-
-def _plain(path: str) -> tuple[str, str | None]:
-    """(an uncompressed file with the content of `path`, the fault of its compression or None)."""
-    return (path, None) if path.endswith(".tar") else _unpacked(path, looks.written(path))
-
-
-@functools.cache
-def _unpacked(path: str, written) -> tuple[str, str | None]:
-    number, name = tempfile.mkstemp(prefix="udd-", suffix=".tar")
-    atexit.register(pathlib.Path(name).unlink, missing_ok=True)
-    with open(number, "wb") as place, gzip.open(path) as packed:
-        try:
-            while block := packed.read1(1 << 16):  # so that no byte before the fault is lost
-                place.write(block)
-        except (OSError, EOFError, zlib.error) as error:
-            return name, str(error)
-    return name, None
 
 
 def expand(pattern: str) -> list[str]:
@@ -154,7 +128,7 @@ def _stem(statistics: pathlib.Path) -> str:
 @functools.cache
 def _shard(file, changed, name, split, caption_field, split_field, further, incomplete):
     inside = _Inside(str(file), name, split, dict(further))
-    for member, content in _members(file, inside.pictures):
+    for member, content in tars.members(file, inside.pictures):
         inside.add(member, content)
     inside.settle()
     found = inside.items(caption_field, split_field, incomplete)
@@ -181,7 +155,7 @@ class _Inside:
         self._put(f"{self.name}/{key}", listing.Broken(cause))
 
     def add(self, member: str, content):
-        """A member, or damage to the shard; content: as `_members` yields it."""
+        """A member, or damage to the shard; content: as `tars.members` yields it."""
         if isinstance(content, listing.Broken):
             self._put(f"{self.name}, {member}", content)
             return
@@ -200,7 +174,7 @@ class _Inside:
             self._add_picture(member, stem, where)
         elif what == "text":
             with contextlib.suppress(ValueError):  # it is cut; the break comes next
-                own, text = self.said.setdefault(stem, {}), read(where)
+                own, text = self.said.setdefault(stem, {}), tars.read(where)
                 if end in own:
                     self.left(member, "a second text of its key")
                 own.setdefault(end, text)
@@ -234,7 +208,7 @@ class _Inside:
         for stem in spare:
             what = "image" if stem in self.pictures else "text"
             self.left(stem, f"a further {what} of a key")
-        for stem in set(self.values) - set(pairs) - set(map(_first_dot, pairs)):
+        for stem in set(self.values) - set(pairs) - set(map(tars.first_dot, pairs)):
             if incomplete:
                 pairs[stem] = {}
             else:
@@ -256,7 +230,7 @@ class _Inside:
         split = split_names.said(row.get(split_field), where) or self.split
         taken = {*captioning.caption_fields(row), field, split_field, *beside.fields(further)}
         extra = {name: value for name, value in row.items() if name not in taken}
-        told = self.values.get(_first_dot(stem), {}) | self.values.get(stem, {})
+        told = self.values.get(tars.first_dot(stem), {}) | self.values.get(stem, {})
         told |= beside.places(row, further, _no_path)
         picture = self.pictures.get(stem)
         return listing.Item(key, picture, captions, extra, split, told, tuple(unused))
@@ -265,8 +239,8 @@ class _Inside:
 def _is_picture(where: tuple[str, int, int]) -> bool:
     path, offset, size = where
     try:
-        head = read((path, offset, min(size, marks.LENGTH)))
-        return bool(marks.marks(head)) and marks.is_picture(read(where))
+        head = tars.read((path, offset, min(size, marks.LENGTH)))
+        return bool(marks.marks(head)) and marks.is_picture(tars.read(where))
     except ValueError:  # it is cut
         return False
 
@@ -284,7 +258,7 @@ def _pairs(pictures: dict, said: dict) -> tuple[dict, list]:
     """({key: its texts by ending}, the images and texts that belong to no item)."""
     found, spare, groups = {}, [], {}
     for stem in (*pictures, *(stem for stem in said if stem not in pictures)):
-        groups.setdefault(_first_dot(stem), []).append(stem)
+        groups.setdefault(tars.first_dot(stem), []).append(stem)
     for key, stems in groups.items():
         shown = [stem for stem in stems if stem in pictures]
         alone = [stem for stem in stems if stem in said and stem not in pictures]
@@ -304,82 +278,6 @@ def _pairs(pictures: dict, said: dict) -> tuple[dict, list]:
     return dict(sorted(found.items(), key=lambda pair: order[pair[0]])), spare
 
 
-def _first_dot(stem: str) -> str:
-    place, slash, base = stem.rpartition("/")
-    return place + slash + base.partition(".")[0]
-
-
-def _members(file: pathlib.Path, pictures: dict):
-    """Yields (name, (offset, size)) for each file of a shard, (name, Left) for what is no file, or
-    (where, Broken) for damage.
-
-    pictures: those found so far, for the message.
-    """
-    path, packed = _plain(str(file))
-    start, size = 0, os.path.getsize(path)
-    breaks = "the shard breaks off after {} images: {}".format
-    if packed:
-        yield "its compression", listing.Broken(breaks(_keys(pictures), packed))
-    with open(path, "rb") as opened:
-        if _header(opened, 0) is False:
-            start = yield from _behind(opened, 0)
-        while start is not None:
-            opened.seek(start)
-            end = start + _BLOCK
-            try:
-                with tarfile.open(fileobj=opened, mode="r:") as tar:
-                    for member in tar:
-                        if member.isfile():
-                            yield member.name, (member.offset_data, member.size)
-                        elif not member.isdir():
-                            yield member.name, listing.Left("a link or device, and no file")
-                        end = member.offset_data + -(-member.size // _BLOCK) * _BLOCK
-                        if end > size:
-                            raise tarfile.ReadError("unexpected end of data")
-                    end = tar.offset
-            except (tarfile.TarError, OSError, ValueError) as error:
-                if packed is None or end <= size:
-                    yield f"byte {end}", listing.Broken(breaks(_keys(pictures), error))
-            start = (yield from _behind(opened, end)) if end <= size else None
-
-
-def _keys(pictures: dict) -> int:
-    return len(set(map(_first_dot, pictures)))
-
-
-def _header(opened, place: int) -> bool | None:
-    """Whether a good header is at `place`; None for zeros or the end of the file."""
-    opened.seek(place)
-    block = opened.read(_BLOCK)
-    if len(block) < _BLOCK or not block.strip(b"\0"):
-        return None
-    try:
-        tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-    except tarfile.HeaderError:
-        return False
-    return True
-
-
-def _behind(opened, place: int):
-    """Examines the place where tarfile stopped. Returns the place of the next header, if any.
-
-    Yields (where, Broken) for a bad header, and for a file that ends without an end mark.
-    """
-    opened.seek(place)
-    if len(opened.read(_BLOCK)) < _BLOCK:
-        yield f"byte {place}", listing.Broken("the shard breaks off: it has no end mark")
-        return None
-    size, damaged = opened.seek(0, os.SEEK_END), False
-    for at in range(place, size - _BLOCK + 1, _BLOCK):
-        good = _header(opened, at)
-        if good:
-            return at
-        if good is False and not damaged:
-            damaged = True
-            yield f"byte {at}", listing.Broken("a bad header")
-    return None
-
-
 def source(
     path: str,
     split: str,
@@ -395,4 +293,4 @@ def source(
     further, incomplete: as in `items`; `shares` as in `listing.choose`.
     """
     found = items(path, caption_field, split_field, further, incomplete)
-    return listing.choose(f"webdataset {path}", found, read, split, further=further, **shares)
+    return listing.choose(f"webdataset {path}", found, tars.read, split, further=further, **shares)
