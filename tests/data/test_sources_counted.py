@@ -171,6 +171,24 @@ def test_a_shard_that_is_gone_is_counted_where_its_statistics_are(tmp_path, kind
         assert not faults(opened(f"{kind}:{tmp_path}/{path}"))
 
 
+@pytest.mark.parametrize("kind", ["webdataset", "parquet"])
+def test_other_files_in_a_folder_of_shards_are_counted(tmp_path, kind):
+    if kind == "webdataset":
+        shard(tmp_path / "a.tar", [("0.png", picture(0)), ("0.txt", b"a")])
+    else:
+        rows = [{"image": picture(0), "text": "a"}]
+        parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    fill(tmp_path / "more", 1, first=5)
+    for name in ("state.json", "x_stats.json", ".hidden"):
+        (tmp_path / name).write_text("{}")
+    source = opened(f"{kind}:{tmp_path}")
+    assert len(pairs(source)) == 1
+    keys = ["more/5.png", "more/5.txt", "x_stats.json"]
+    assert source.left == tuple((key, "a file that is no shard") for key in keys)
+    name = "a.tar" if kind == "webdataset" else "a.parquet"
+    assert not opened(f"{kind}:{tmp_path}/{name}").left
+
+
 # ---- Captions beside a picture ------------------------------------------------------------------
 
 

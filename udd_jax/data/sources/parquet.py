@@ -146,7 +146,8 @@ def items(
         fields = image_field, caption_field, split_field, further or {}, incomplete
         with table:
             found += _rows(table, str(file), name, split, *fields)
-    return found + webdataset.gone(str(path), files, root, _ENDS)
+    found += webdataset.gone(str(path), files, root, _ENDS)
+    return found + webdataset.others(str(path), files, root)
 
 
 def _rows(table, file, name, split, image_field, caption_field, split_field, further, incomplete):

@@ -38,6 +38,7 @@ from udd_jax.data.sources import (
 from udd_jax.errors import UserError
 
 _ENDS = (".tar", ".tar.gz", ".tgz")
+_ABOUT = ("dataset_info.json", "state.json", "dataset_dict.json")  # of Hugging Face's `datasets`
 _LOST = listing.Broken("an item that the shard's statistics count is not there")
 
 
@@ -63,13 +64,7 @@ def shards(path: str, ends=_ENDS) -> tuple[list[pathlib.Path], pathlib.Path]:
     """
     if os.path.isdir(path):
         root = pathlib.Path(path)
-        found = [
-            pathlib.Path(place, name)
-            for place, below, names in os.walk(path, followlinks=True)
-            for name in names
-            if name.lower().endswith(ends)
-        ]
-        found = [file for file in found if walk.names_data(file.relative_to(root).parts)]
+        found = [file for file in _below(root) if file.name.lower().endswith(ends)]
     elif os.path.exists(path):
         found, root = [pathlib.Path(path)], pathlib.Path(path).parent
     else:
@@ -83,6 +78,13 @@ def shards(path: str, ends=_ENDS) -> tuple[list[pathlib.Path], pathlib.Path]:
     if not found:
         raise UserError(f"{path} matches no file, expected one or more {ends[0]} files{walk.MOVED}")
     return sorted(set(found)), root
+
+
+def _below(root: pathlib.Path) -> list[pathlib.Path]:
+    """The files of a folder and its subfolders whose names are data."""
+    places = os.walk(root, followlinks=True)
+    files = (pathlib.Path(place, name) for place, _, names in places for name in names)
+    return [file for file in files if walk.names_data(file.relative_to(root).parts)]
 
 
 def items(
@@ -102,7 +104,19 @@ def items(
     for file, split in zip(files, splits, strict=True):
         changed = looks.written(file), looks.written(_statistics(file))
         found += _shard(file, changed, str(file.relative_to(root)), split, *asked)
-    return found + gone(path, files, root)
+    return found + gone(path, files, root) + others(path, files, root)
+
+
+def others(path: str, files: list[pathlib.Path], root: pathlib.Path) -> list[listing.Item]:
+    """What else is in a folder of shards, and what no library has written there about them."""
+    left = listing.Left("a file that is no shard")
+    return [
+        listing.Item(str(file.relative_to(root)), left, ())
+        for file in (sorted(set(_below(root)) - set(files)) if os.path.isdir(path) else ())
+        if file.name not in _ABOUT
+        and not (file.name.endswith(downloads.END) and downloads.statistics(file))
+        and not (file.suffix == ".parquet" and downloads.statistics(_statistics(file)))
+    ]
 
 
 def gone(path: str, files: list[pathlib.Path], root: pathlib.Path, ends=_ENDS):
