@@ -10,6 +10,7 @@ import pytest
 from pyarrow import parquet
 
 from tests.data.test_sources_cases import NONE, causes, faults, fill, opened, pairs, picture, shard
+from udd_jax import errors
 from udd_jax.data import described, marks, survey
 from udd_jax.data.sources import listing
 
@@ -352,3 +353,83 @@ def test_no_message_of_a_fault_has_a_second_line(tmp_path):
     (tmp_path / "a\nb.bin").write_bytes(b"x")
     (key, _) = opened(f"folder:{tmp_path}").left[0]
     assert key == r"a\nb.bin"
+
+
+# ---- COCO ---------------------------------------------------------------------------------------
+
+
+def coco(root, rows, captions, name="captions_train2014.json"):
+    """An annotation file. rows: {id: file}; captions: (id, caption)."""
+    root.mkdir(exist_ok=True)
+    shown = [{"id": n, "file_name": file} for n, file in rows.items()]
+    said = [{"image_id": n, "caption": caption} for n, caption in captions]
+    (root / name).write_text(json.dumps({"images": shown, "annotations": said}))
+    return f"coco:{root}"
+
+
+def test_pictures_and_captions_of_coco_that_have_no_other_half_are_counted(tmp_path):
+    fill(tmp_path / "data" / "images", 4, text="")
+    (tmp_path / "data" / "images" / "x.heic").write_bytes(b"x")
+    rows = {n: f"{n}.png" for n in (0, 1, 7, 8)} | {9: "x.heic"}
+    spec = coco(tmp_path / "data", rows, [(n, f"a {n}") for n in (0, 0, 7, 70, 80, 80, 9)])
+    source = opened(spec)
+    assert pairs(source) == {0: ("a 0", "a 0")}
+    assert [fault.split("; ")[0] for fault in sorted(faults(source))] == [
+        "0 given",  # 1.png has no caption
+        "7.png: there is no image 7.png",
+        "8.png: there is no image 8.png",
+        "x.heic: pictures of the format .heic are not read",
+    ]
+    assert left(source) == {
+        "a caption of an image that its file does not list": 3,
+        "a picture that is in no list": 2,
+    }
+
+
+def test_the_pictures_of_coco_may_be_in_another_folder_that_an_option_names(tmp_path):
+    fill(tmp_path / "pictures", 3, text="")
+    (tmp_path / "pictures" / "2.png").rename(tmp_path / "pictures" / "two")
+    spec = coco(tmp_path / "lists", {0: "0.png", 2: "two"}, [(0, "a"), (2, "b")])
+    with pytest.raises(
+        errors.UserError, match=r"none of 2 .*; --config.data_options.images= names"
+    ):
+        opened(spec)
+    source = opened(spec, images=str(tmp_path / "pictures"), **NONE)
+    assert pairs(source) == {0: ("a",), 2: ("b",)}
+    assert left(source) == {"a picture that is in no list": 1}
+    with pytest.raises(errors.UserError, match=r"is no folder, .* --config.data_options.images=$"):
+        opened(spec, images=str(tmp_path / "none"), **NONE)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("", "[]", "3", '"annotations"', '{"images": 3, "annotations": []}', "[" * 10_000),
+        '{"images": [{"id": 1, "file_name": 7}], "annotations": []}',
+        '{"images": [{"id": [], "file_name": "a"}], "annotations": []}',
+        '{"images": [3], "annotations": []}',
+        '{"images": [], "annotations": [{"caption": "a"}]}',
+        '{"images": [], "annotations": [{"image_id": {}, "caption": "a"}]}',
+        '{"images": [{"filename": 3, "sentences": []}]}',
+        '{"images": [{"filename": "a", "sentences": [{}]}]}',
+        '{"images": [{"filename": "a", "filepath": 3, "sentences": []}]}',
+        '{"images": [{"filename": "a", "sentences": [], "split": "fold1"}]}',
+        b"\xff\xfe{",
+    ],
+)
+@pytest.mark.parametrize("name", ["captions_train2014.json", "dataset_coco.json"])
+def test_a_list_of_coco_that_is_none_is_refused_in_one_line(tmp_path, content, name):
+    content = content if isinstance(content, bytes) else content.encode()
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(errors.UserError, match="expected") as caught:
+        opened(f"coco:{tmp_path}")
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 700
+
+
+def test_a_caption_of_coco_that_is_no_text_is_dropped_and_counted(tmp_path):
+    fill(tmp_path / "data", 2, text="")
+    spec = coco(tmp_path / "data", {0: "0.png", 1: "1.png"}, [(0, 3), (0, "a"), (1, {"a": []})])
+    source = opened(spec)
+    assert pairs(source) == {0: ("a",)}
+    found = survey.survey({"train": source})
+    assert found["dropped"]["caption is no text"]["count"] == 2

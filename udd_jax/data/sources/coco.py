@@ -22,7 +22,11 @@ _KARPATHYS = "dataset_*.json"
 
 
 def items(path: str, images: str | None = None, split_field: str = "split") -> list[listing.Item]:
-    """The images of all annotation files with all their captions, in the order of the files."""
+    """The images of all annotation files with all their captions, in the order of the files.
+
+    What is there and not used is left out: pictures that no file lists, captions of pictures that
+    their file does not list, and files beside Karpathy's.
+    """
     root = pathlib.Path(path)
     second = []
     if root.is_dir():
@@ -34,28 +38,63 @@ def items(path: str, images: str | None = None, split_field: str = "split") -> l
         files, root = [root] if root.exists() else [], root.parent
     if not files:
         raise UserError(f"{path} has no captions_*.json and no {KARPATHY}, expected one of them")
-    shown = walk.pictures(pathlib.Path(images or root))
-    places, used, found = walk.by_name(shown), set(), []
+    here, used, found = walk.Files(_folder(images) if images else root), set(), []
+    shown = [*here.pictures, *here.unread]
+    places, unread = walk.by_name(shown), set(here.unread)
     for file in files:
-        try:
-            content = texts.parse_json(texts.decode(file.read_bytes()))
-            official = "annotations" in content
-            rows = list(_official(content, file) if official else _karpathy(content, split_field))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(
-                f"{file} is no COCO captions file ({error}), expected images and annotations"
-            ) from None
+        rows, lost = _rows(file, split_field)
         for name, captions, said, extra in rows:
-            split = said if official else split_names.said(said, f"{file.name}, {name}")
+            split = split_names.said(said, listing.printable(f"{file.name}, {name}"))
             where = _place(places, name, split)
             used.add(where)
+            if where in unread:
+                where = listing.Broken(f"pictures of the format {_end(where)} are not read")
             found.append(listing.Item(name, where, captions, extra, split))
-    left = [(place, "a picture that is in no list") for place in map(str, shown)]
+        for number, _ in enumerate(lost):
+            key = f"{os.path.relpath(file, root)}, caption {number}"
+            cause = listing.Left("a caption of an image that its file does not list")
+            found.append(listing.Item(key, cause, ()))
+    left = [(place, "a picture that is in no list") for place in sorted(shown)]
     left += [(str(file), "a list beside the one that is used") for file in second]
     for place, why in left:
         if place not in used:
             found.append(listing.Item(os.path.relpath(place, root), listing.Left(why), ()))
     return found
+
+
+def _folder(images: str) -> pathlib.Path:
+    """The folder in the option `images`; UserError if it is not there."""
+    found = pathlib.Path(os.path.expanduser(images))
+    if not found.is_dir():
+        raise UserError(
+            f"images is {images!r}, which is no folder, expected that of the pictures: set "
+            "--config.data_options.images="
+        )
+    return found
+
+
+def _end(place: str) -> str:
+    return os.path.splitext(place)[1].lower()
+
+
+def _rows(file: pathlib.Path, split_field: str) -> tuple[list, list]:
+    """((name, captions, split, other fields) of each image, the captions of no image) of a file.
+
+    UserError if it has another form.
+    """
+    try:
+        content = texts.parse_json(texts.decode(file.read_bytes()))
+        official = "annotations" in content
+        rows, lost = _official(content, file) if official else (_karpathy(content, split_field), [])
+        for name, *_ in rows:
+            if not isinstance(name, str):
+                raise TypeError(f"a file name is {name!r}")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{file} is no COCO captions file ({why}), expected images and annotations"
+        ) from None
+    return rows, lost
 
 
 def _place(places: dict[str, list[str]], name: str, split: str | None):
@@ -65,27 +104,32 @@ def _place(places: dict[str, list[str]], name: str, split: str | None):
         found = own if split else found
     shown = listing.printable(name)
     if not found:
-        return listing.Broken(f"there is no image {shown}")
+        folder = "--config.data_options.images= names the folder of the images"
+        return listing.Broken(f"there is no image {shown}; {folder}")
     if len(found) > 1:
         return listing.Broken(f"{len(found)} images are called {shown}: name its folder in it")
     return found[0]
 
 
-def _official(content: dict, file: pathlib.Path):
-    captions = {}
+def _official(content: dict, file: pathlib.Path) -> tuple[list, list]:
+    captions, rows = {}, []
     for annotation in content["annotations"]:
         captions.setdefault(annotation["image_id"], []).append(annotation["caption"])
-    split = split_names.named(file.stem)
+    split, known = split_names.named(file.stem), set()
     for image in content["images"]:
+        known.add(image["id"])
         own = tuple(captions.get(image["id"], ()))
-        yield image["file_name"], own, split, {"id": image["id"]}
+        rows.append((image["file_name"], own, split, {"id": image["id"]}))
+    return rows, [caption for n, own in captions.items() if n not in known for caption in own]
 
 
-def _karpathy(content: dict, split_field: str):
+def _karpathy(content: dict, split_field: str) -> list:
+    rows = []
     for image in content["images"]:
         captions = tuple(sentence["raw"] for sentence in image["sentences"])
         place = os.path.join(image.get("filepath") or "", image["filename"])
-        yield place, captions, image.get(split_field), {"id": image.get("cocoid")}
+        rows.append((place, captions, image.get(split_field), {"id": image.get("cocoid")}))
+    return rows
 
 
 def source(path: str, split: str, *, images=None, split_field="split", **shares) -> listing.Listing:

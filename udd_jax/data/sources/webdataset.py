@@ -81,10 +81,17 @@ def shards(path: str, ends=_ENDS) -> tuple[list[pathlib.Path], pathlib.Path]:
 
 
 def _below(root: pathlib.Path) -> list[pathlib.Path]:
-    """The files of a folder and its subfolders whose names are data."""
-    places = os.walk(root, followlinks=True)
-    files = (pathlib.Path(place, name) for place, _, names in places for name in names)
-    return [file for file in files if walk.names_data(file.relative_to(root).parts)]
+    """The files of a folder and its subfolders, also links, whose names are data."""
+    found, seen = [], set()
+    for place, below, names in os.walk(root, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:  # a link to a folder inside, or above
+            below.clear()
+            continue
+        seen.add(real)
+        below[:] = sorted(name for name in below if walk.names_data((name,)))
+        found += [pathlib.Path(place, name) for name in names if walk.names_data((name,))]
+    return found
 
 
 def items(
