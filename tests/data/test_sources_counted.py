@@ -433,3 +433,62 @@ def test_a_caption_of_coco_that_is_no_text_is_dropped_and_counted(tmp_path):
     assert pairs(source) == {0: ("a",)}
     found = survey.survey({"train": source})
     assert found["dropped"]["caption is no text"]["count"] == 2
+
+
+# ---- CUB ----------------------------------------------------------------------------------------
+
+
+def cub(root, names, lines=None, flags=None):
+    """Birds with a caption each. names: of the pictures; lines: of images.txt, as bytes."""
+    birds = root / "CUB_200_2011"
+    for n, name in enumerate(names):
+        for place in (birds / "images" / name, root / "text_c10" / name):
+            place.parent.mkdir(parents=True, exist_ok=True)
+        (birds / "images" / name).write_bytes(picture(n))
+        (root / "text_c10" / name).with_suffix(".txt").write_text(f"bird {n}\n")
+    lines = (
+        [os.fsencode(f"{n + 1} {name}") for n, name in enumerate(names)] if lines is None else lines
+    )
+    (birds / "images.txt").write_bytes(b"\n".join(lines))
+    if flags is not None:
+        (birds / "train_test_split.txt").write_text("\n".join(flags))
+    return f"cub:{root}"
+
+
+BIRDS = ("001.Crow/a.jpg", "001.Crow/b.jpg", "002.Owl/c.jpg")
+
+
+def test_lines_of_cub_that_cannot_be_read_are_faults_and_the_rest_is_used(tmp_path):
+    lines = [b"1 001.Crow/a.jpg", b"word", b"", b"2 001.Crow/b.jpg  ", b"3 001.Crow/none.jpg"]
+    lines += [b"4 ../../../etc/passwd", b"5 001.Crow/a.jpg"]
+    source = opened(cub(tmp_path, BIRDS, lines))
+    assert pairs(source) == {0: ("bird 0",), 1: ("bird 1",)}
+    assert sorted(faults(source)) == [
+        "../../../etc/passwd: '../../../etc/passwd' lies outside of the folder "
+        f"{tmp_path}/CUB_200_2011/images",
+        "001.Crow/none.jpg: there is no file '001.Crow/none.jpg'",
+        "images.txt, line 2: 'word', expected two words",
+    ]
+    assert left(source) == {
+        "a second line of a picture": 1,
+        "a picture that is in no list": 1,
+        "a text without a picture of its name": 1,
+    }
+
+
+def test_names_of_cub_may_be_in_another_encoding(tmp_path):
+    name = os.fsdecode("001.Möwe/é.jpg".encode("latin-1"))
+    source = opened(cub(tmp_path, (*BIRDS, name)))
+    assert len(pairs(source)) == 4 and not faults(source)
+    (tmp_path / "testclasses.txt").write_bytes("002.Owl\n003.Möwe\n".encode("latin-1"))
+    source = opened(f"cub:{tmp_path}")
+    assert len(source) == 3 and left(source) == {"a class that no picture has": 1}
+    assert len(opened(f"cub:{tmp_path}", "test")) == 1
+
+
+def test_a_word_in_the_split_of_cub_that_is_none_is_refused_in_one_line(tmp_path):
+    spec = cub(tmp_path, BIRDS, flags=["1 1", "2", "3 0"])
+    assert sorted(pairs(opened(spec))) == [0, 1] and sorted(pairs(opened(spec, "test"))) == [2]
+    assert faults(opened(spec)) == ["train_test_split.txt, line 2: '2', expected two words"]
+    with pytest.raises(errors.UserError, match=r"picture 2: split is '7', expected 1 for train or"):
+        opened(cub(tmp_path, BIRDS, flags=["1 1", "2 7"]))
