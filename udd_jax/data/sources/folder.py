@@ -74,16 +74,16 @@ def _found(path, caption_field, split_field, further, incomplete) -> tuple[list,
         rows = (_listed(here, table, caption_field, split_field, names) for table in lists)
         found += _merged([item for items_ in rows for item in items_])
         left += _unlisted(here, found, tables_, names)
-        left += [(str(table), "a list beside or below the one that is used") for table in others]
+        second = "a list beside or below the one that is used"
+        left += [(here.key(str(table)), second) for table in others]
     elif here.pictures or incomplete:
         found += stems.items(here, caption_field, split_field)
     used = [item for item in found if not isinstance(item.where, listing.Left)]
     tables_ |= {item.where for item in used if isinstance(item.where, str)}
-    left += [
-        (p, "a file that is no picture, text or list") for p in here.others if p not in tables_
-    ]
-    left = [*here.doubtful, *((place, listing.Left(why)) for place, why in left)]
-    found += [listing.Item(here.key(place), why, ()) for place, why in left]
+    others = [place for place in here.others if place not in tables_]
+    left += [(here.key(place), "a file that is no picture, text or list") for place in others]
+    found += [listing.Item(here.key(place), why, ()) for place, why in here.doubtful]
+    found += [listing.Item(key, listing.Left(why), ()) for key, why in left]
     silent = all(
         isinstance(item.where, str) and not item.captions and not item.further for item in used
     )
@@ -208,7 +208,7 @@ def _downloads(here: walk.Files) -> list[listing.Item]:
 
 
 def _unlisted(here: walk.Files, found: list[listing.Item], used: set[str], names: dict):
-    """What a folder with lists does not use: (path or key, why it is left).
+    """What a folder with lists does not use: (its key, why it is left).
 
     found: the items of the rows; used: the paths of all lists; names: of `_flickr_splits`.
     """
@@ -223,11 +223,14 @@ def _unlisted(here: walk.Files, found: list[listing.Item], used: set[str], names
             "a value without a picture of its name",
         ),
     ):
-        yield from ((place, why) for place in places if place not in used)
+        yield from ((here.key(place), why) for place in places if place not in used)
     known = {os.path.basename(item.key) for item in found}
     for name, (file, _) in names.items():
         if listing.printable(name) not in known:
-            yield f"{file}, {name}", "a name in a list of a split, and in no list of captions"
+            yield (
+                f"{here.key(file)}, {name}",
+                "a name in a list of a split, and in no list of captions",
+            )
 
 
 def _flickr_splits(here: walk.Files) -> dict[str, tuple[str, str]]:
