@@ -5,7 +5,6 @@ and values {stem: {modality: file}}.
 """
 
 import os
-import pathlib
 
 from udd_jax.data.sources import beside, captioning, listing, split_names
 
@@ -57,14 +56,19 @@ def _item(here, place: str, where, own: dict, values: dict, field, split_field) 
     """The item at `place` with the texts and values next to it; its image is at `where`, if any."""
     key, split = here.key(place), here.split(place)
     try:
-        contents = {end: pathlib.Path(file).read_bytes() for end, file in own.items()}
+        contents = {end: _read(file) for end, file in own.items()}
         json = f"{key}, .json"
         captions, row, unused = captioning.said(contents, field, json, here.incomplete)
     except (OSError, ValueError) as error:
         return listing.Item(key, listing.Broken(str(error)), (), {}, split)
     split = split_names.said(row.get(split_field), json) or split
-    folder = pathlib.Path(own.get(".json", place)).parent
+    folder = os.path.dirname(own.get(".json", place))
     places = beside.places(row, here.further, lambda name: here.find(name, folder, False))
     known = {*captioning.caption_fields(row), field, split_field, *beside.fields(here.further)}
     extra = {name: value for name, value in row.items() if name not in known}
     return listing.Item(key, where, captions, extra, split, values | places, tuple(unused))
+
+
+def _read(file: str) -> bytes:
+    with open(file, "rb") as opened:
+        return opened.read()

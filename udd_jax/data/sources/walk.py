@@ -5,6 +5,7 @@ ending, or with one that is not known, are opened. The walk follows links and vi
 folder once. Names that begin with a dot, and `__MACOSX`, are ignored.
 """
 
+import fnmatch
 import os
 import pathlib
 import re
@@ -130,10 +131,13 @@ class Files:
         return sorted({*self.texts, *self.values} - whole - {*self.pictures, *self.unread})
 
     def key(self, place: str) -> str:
-        return os.path.relpath(place, self.root)
+        """The path below the root."""
+        above = f"{self.root}{os.sep}"  # as the walk has it; a path in a list may begin otherwise
+        inside = place.startswith(above)
+        return place[len(above) :] if inside else os.path.relpath(place, self.root)
 
     def parts(self, place: str) -> tuple[str, ...]:
-        return pathlib.PurePath(self.key(place)).parts
+        return tuple(self.key(place).split(os.sep))
 
     def split(self, place: str) -> str | None:
         """The split of the folder of an image."""
@@ -161,7 +165,7 @@ class Files:
                 if f"{stem}{end}" in names
                 and not (end in captioning.ENDS and os.path.join(folder, stem) in stems)
             ]
-            own += [n for p in _TOKENS for n in names if pathlib.PurePath(n).match(p)]
+            own += [n for p in _TOKENS for n in fnmatch.filter(names, p)]
             found[folder] = [n for n in own if ".lemma." not in n]
         return self._outermost(found)
 
@@ -212,7 +216,7 @@ class Files:
             return f" and an annotation file of COCO: try --config.data=coco:{self.root}"
         return ""
 
-    def find(self, name: str, folder: pathlib.Path, anywhere=True) -> str | listing.Broken:
+    def find(self, name: str, folder: str | pathlib.Path, anywhere=True) -> str | listing.Broken:
         """The file that a list in `folder` names `name`, or the reason why there is none.
 
         anywhere: whether a picture of this name elsewhere will do.
