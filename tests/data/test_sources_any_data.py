@@ -13,8 +13,10 @@ import tarfile
 import tempfile
 
 import hypothesis
+import pyarrow
 import pytest
 from hypothesis import strategies
+from pyarrow import parquet
 
 from tests.data.test_sources_cases import members, picture, shard
 from udd_jax import errors
@@ -383,6 +385,26 @@ def test_every_picture_and_name_of_any_lists_of_flickr_is_used_or_counted(rows, 
 def test_any_bytes_are_decoded_to_text_without_a_mark(content):
     assert "\ufeff" not in captions.decode(content)
     assert all(line.strip() for line in captions.lines(content)[1:])
+
+
+@claim(
+    strategies.lists(strategies.tuples(strategies.floats(0, 0.999), strategies.integers(0, 7))),
+    strategies.floats(0, 2),
+)
+def test_any_damage_to_a_list_in_parquet_is_one_line(flips, kept):
+    with tempfile.TemporaryDirectory() as root:
+        write(root, "a.png", picture(1))
+        table = pyarrow.Table.from_pylist([{"file_name": "a.png", "text": "a box"}] * 3)
+        parquet.write_table(table, f"{root}/metadata.parquet")
+        content = bytearray(pathlib.Path(root, "metadata.parquet").read_bytes())
+        for place, bit in flips[:3]:
+            content[int(place * len(content))] ^= 1 << bit
+        write(
+            root, "metadata.parquet", content[: int(kept * len(content))] if kept < 1 else content
+        )
+        with one_line():
+            data, _ = opened(f"folder:{root}")
+            assert "a.png" in counted(data)
 
 
 @claim(

@@ -288,6 +288,23 @@ def test_what_a_further_row_of_a_picture_says_differently_is_counted(tmp_path):
     assert unused(test) == {"another split in a further row of a picture": 1}
 
 
+def test_columns_of_one_name_are_kept(tmp_path):
+    fill(tmp_path, 1, text="")
+    (tmp_path / "captions.csv").write_text("file,caption,style,caption,style\n0.png,a,flat,b,3D\n")
+    source = opened(f"folder:{tmp_path}")
+    assert pairs(source) == {0: ("a",)}
+    assert source[0].extra == {"style": "flat", "caption 2": "b", "style 2": "3D"}
+
+
+def test_a_column_of_a_parquet_file_gives_the_splits(tmp_path):
+    words = ["train", "val", "test", "train", None, "holdout"]
+    rows = [{"image": picture(n), "text": f"t{n}", "split": w} for n, w in enumerate(words)]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    sizes = [sorted(pairs(opened(f"parquet:{tmp_path}", s))) for s in listing.SPLITS]
+    assert sizes == [[0, 3, 4], [1], [2, 5]]
+    assert not unused(opened(f"parquet:{tmp_path}"))
+
+
 # ---- Files --------------------------------------------------------------------------------------
 
 

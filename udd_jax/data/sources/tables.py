@@ -106,7 +106,7 @@ def _separated(path: pathlib.Path, delimiters: str):
         if not any(field.strip() for field in row):
             continue
         if header is None:
-            header = [name.strip() for name in row]
+            header = _unlike([name.strip() for name in row])
             continue
         number += 1
         two = len(header) == 2 and header[1].lower() in captioning.CAPTION_FIELDS
@@ -121,13 +121,24 @@ def _separated(path: pathlib.Path, delimiters: str):
         yield dict(zip(header, row, strict=False))
 
 
+def _unlike(header: list[str]) -> list[str]:
+    """The names of columns; a name that was there before gets a number, so that none is lost."""
+    found = []
+    for name in header:
+        number = header[: len(found)].count(name) + 1
+        found.append(name if number == 1 else f"{name} {number}")
+    return found
+
+
 def _parquet(path: pathlib.Path):
-    from pyarrow import parquet  # slow to import, and few need it
+    import pyarrow  # slow to import, and few need it
+    from pyarrow import parquet
 
     try:
         yield from parquet.read_table(path).to_pylist()
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is unreadable: {str(error).splitlines()[0]}") from None
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path} is unreadable: {why}") from None
 
 
 READERS = {  # by suffix; a folder's first list is taken in this order
