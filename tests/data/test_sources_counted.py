@@ -91,14 +91,16 @@ def test_the_mark_of_a_picture_is_found_in_a_file_and_in_bytes(tmp_path, kind):
 
 
 @pytest.mark.parametrize("end", ["heic", "jxl", "HEIF"])
-@pytest.mark.parametrize("layout", ["beside", "list", "alone"])
+@pytest.mark.parametrize("layout", ["beside", "list", "class", "alone"])
 def test_a_picture_that_needs_a_plugin_is_a_fault_or_counted(tmp_path, end, layout):
-    fill(tmp_path, 3, text="" if layout == "list" else "picture {}")
-    (tmp_path / f"x.{end}").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    texts = layout in ("beside", "alone")
+    fill(tmp_path, 2, text="picture {}" if texts else "", name="a/{}.png")
+    fill(tmp_path, 1, text="picture {}" if texts else "", name="b/{}.png", first=2)
+    (tmp_path / "b" / f"x.{end}").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
     if layout == "beside":
-        (tmp_path / "x.txt").write_text("a photograph")
+        (tmp_path / "b" / "x.txt").write_text("a photograph")
     if layout == "list":
-        rows = [{"file": f, "text": "a"} for f in ("0.png", "1.png", "2.png", f"x.{end}")]
+        rows = [{"file": f, "text": "a"} for f in ("0.png", "1.png", "2.png", f"b/x.{end}")]
         (tmp_path / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
     source = opened(f"folder:{tmp_path}")
     assert len(pairs(source)) == 3

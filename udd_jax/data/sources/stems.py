@@ -35,7 +35,8 @@ def items(here, field: str | None, split_field: str) -> list[listing.Item]:
     for place in here.unread:
         stem, end = os.path.splitext(place)
         why = f"pictures of the format {end.lower()} are not read"
-        cause = listing.Broken(why) if stem in here.texts else listing.Left(why)
+        captioned = stem in here.texts or (named and here.splits.class_of(here.parts(place)[:-1]))
+        cause = listing.Broken(why) if captioned else listing.Left(why)
         found.append(listing.Item(here.key(place), cause, (), {}, here.split(place)))
     known, alone = {*stems, *here.pictures}, set(here.alone() if here.incomplete else ())
     for stem in dict.fromkeys((*here.texts, *here.values)):
