@@ -327,6 +327,29 @@ def test_a_bad_setting_is_named(pipe, changes, message):
         pipe.pairs(1, **changes)
 
 
+@pytest.mark.parametrize("seed", [-1, 2**32, 2**63])
+def test_a_seed_that_would_be_another_one_or_none_is_refused_by_every_method(pipe, pictures, seed):
+    images, captions = pictures
+    calls = {
+        "text_to_image": (captions,), "image_to_text": (images,), "pairs": (1,), "images": (1,),
+        "texts": (1,), "edit": (images, captions), "log_likelihood": (images, captions),
+        "rerank": (images, captions),
+    }  # fmt: skip
+    more = {"rerank": {"num": 2}}
+    calls |= {"outpaint": (images,), "infill": (None, None, ["a ___ circle"])}
+    more["outpaint"] = {"extend": {"left": 8}}
+    for name, given in calls.items():
+        with pytest.raises(ValueError, match=rf"^seed = {seed}, expected 0 to 4294967295$"):
+            getattr(pipe, name)(*given, seed=seed, **more.get(name, {}))
+    with pytest.raises(ValueError, match=rf"^seed = {seed}, expected 0 to 4294967295$"):
+        pipe.image_to_text(images, length=2, seed=seed)
+
+
+def test_the_windows_of_the_last_seed_have_seeds_too(pipe, pictures):
+    wide = pipe.outpaint(pictures[0][:1], extend={"left": 8, "right": 8}, seed=2**32 - 1)
+    assert wide.shape == (1, 32, 48, 3)
+
+
 def test_guidance_needs_a_run_that_has_seen_absent_conditions(pipe):
     config = pipe.config.copy_and_resolve_references()
     config.train.mixture = {"pair": 1.0}

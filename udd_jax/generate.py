@@ -221,8 +221,7 @@ def _check(flags, asked, vocab) -> None:
         raise UserError(f"{name} means nothing for --task={flags.task}: leave it out")
     if flags.num is not None and flags.num < 1:
         raise UserError(f"--num = {flags.num}, expected at least 1")
-    if not 0 <= flags.seed < values.SEEDS:
-        raise UserError(f"--seed = {flags.seed}, expected 0 to {values.SEEDS - 1}")
+    values.seed(flags.seed, "--seed")
     if flags.best_of < 1:
         raise UserError(f"--best_of = {flags.best_of}, expected at least 1")
     if flags.task == "outpaint" and not flags.extend:

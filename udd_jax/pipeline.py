@@ -396,7 +396,7 @@ class Pipeline:
         of steps of the chain that the bound is for; 0 means T. each: float64[B, L], the part of
         each token.
         """
-        values.whole("times", times, 1), values.whole("seed", seed)
+        values.whole("times", times, 1), values.seed(seed)
         for name in set(modalities.features(self.config)) & set(
             tasks.parse(self.vocab, task).given
         ):
@@ -638,7 +638,7 @@ class Pipeline:
         >>> tuple(len(part.captions) for part in pipe.stream("text", 6, batch_size=4))
         (4, 2)
         """
-        values.whole("batch_size", batch_size, 1), values.whole("seed", seed)
+        values.whole("batch_size", batch_size, 1), values.seed(seed)
         if begin_with and (masks is not None or prompts is not None):
             raise UserError("begin_with goes with a rule and given values alone")
         plain = masks is prompts is guide is None and not (scorers or paint)

@@ -145,8 +145,7 @@ def _common(pipe, texts: dict, count, seed, settings) -> dict:
     """
     if values.whole("number of samples", count, 1) > MOST:
         raise UserError(f"number of samples = {count}, expected at most {MOST}")
-    if values.whole("seed", seed, 0) >= values.SEEDS:
-        raise UserError(f"seed = {seed}, expected 0 to {values.SEEDS - 1}")
+    values.seed(seed)
     for name, text in texts.items():
         check_text(text, name)
     chosen = pipe.settings(**(settings or {}))

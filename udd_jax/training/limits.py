@@ -36,7 +36,7 @@ NOT_BELOW_ZERO = (
     *(f"train.contrastive.{a}_{b}" for a in ("step", "sample") for b in ("intra", "inter")),
     *("vq.model.num_res_blocks", "vq.model.beta", "vq.adversarial.learning_rate"),
     *("vq.adversarial.start", "vq.rebuild.learning_rate", "vq.restart.threshold"),
-    *("vq.restart.factor", "evaluate.seed"),
+    "vq.restart.factor",
     *("evaluate.retrieval", "evaluate.round_trips", "evaluate.judged", "evaluate.steering"),
     "evaluate.listener",
 )
@@ -101,7 +101,7 @@ def check(config) -> None:
         (ABOVE_ZERO, math.ulp(0.0), math.inf, "more than 0"),
         (SHARES, 0, 1, "a share from 0 to 1"),
         (BELOW_ONE, 0, math.nextafter(1, 0), "at least 0 and below 1"),
-        (("seed",), 0, values.SEEDS - 1, f"0 to {values.SEEDS - 1}"),
+        (("seed", "evaluate.seed"), 0, values.SEEDS - 1, f"0 to {values.SEEDS - 1}"),
         (("text.length",), LEAST_TEXT, math.inf, f"at least {LEAST_TEXT} pieces"),
         (("vq.model.n_embed",), 2, math.inf, "at least 2 codes"),
     ):
