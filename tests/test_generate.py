@@ -245,10 +245,15 @@ def test_an_image_of_another_size_is_resized_with_a_word_about_it(tmp_path, caps
         ({"prompt": ["a"], "blank_tokens": 2}, "--blank_tokens means nothing for --task=t2i"),
         (
             {"prompt": ["a"], "sampler": "threshold", "steps": 2},
-            "--steps = 2 changes nothing, sampler threshold runs until no position is masked",
+            "--steps = 2 changes nothing, sampler threshold runs until no position is masked: "
+            "leave it out, or set --sampler=maskgit",
         ),
         ({"prompt": ["a"], "eta": 0.5}, "does not read it, only remdm_cap and remdm_rescale"),
         ({"prompt": ["a"], "guidance_schedule": "linear"}, "changes nothing, guidance is off"),
+        (
+            {"task": "pair", "begin_with": "text", "begin_steps": 2, "sampler": "threshold"},
+            "--begin_steps = 2 changes nothing, sampler threshold runs until no position is masked",
+        ),
         ({"prompt": ["a", "b"], "weight": ["1"]}, "2 of --prompt, 1 of --weight: expected as many"),
         ({"prompt": ["a"], "weight": ["x"]}, "--weight=x, expected a number such as .5"),
         ({"prompt": ["a", "b"], "weight": ["1", "-1"]}, "prompts (1, -1) sum to 0"),

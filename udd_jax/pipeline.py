@@ -331,6 +331,8 @@ class Pipeline:
         before encoding."""
         if images is None and captions is None:
             raise UserError("infill: images and captions are both missing, expected one at least")
+        if images is None and image_mask is not None:
+            raise UserError("infill: image_mask is given and images= is missing: it is their mask")
         values.whole("blank_tokens", blank_tokens, 1)
         images = None if images is None else values.plain(self, "image", images)
         captions = None if captions is None else values.plain(self, "text", captions)
@@ -644,6 +646,12 @@ class Pipeline:
         plain = masks is prompts is guide is None and not (scorers or paint)
         if begin_with is None and plain:
             begin_with = stepwise.usual(self, task)
+        asked = (task, begin_with, plain, begin_steps)
+        guided = stepwise.require_read(self, *asked, settings)
+        if negative and not (guided or prompts is not None or guide is not None):
+            raise UserError("negative changes nothing, guidance is off: set guidance=2")
+        if by != "bound" and best_of == 1:
+            raise UserError(f"by = {by!r} changes nothing with best_of = 1: set best_of=2 or more")
         aside = stepwise.aside(self, task, begin_with or ())
         best_of = values.whole("best_of", best_of, 1)
 

@@ -1,12 +1,14 @@
 """The settings of sampling: their types, and which sampler reads which."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 
 from tests.helpers import finite
 from udd_jax.diffusion import schedules, transition
-from udd_jax.sampling import reverse
+from udd_jax.sampling import reverse, settings
 from udd_jax.sampling.samplers import SAMPLERS
 from udd_jax.sampling.settings import READ_BY, Settings
 
@@ -59,8 +61,28 @@ def test_a_sampler_reads_the_settings_that_the_table_says(sampler, monkeypatch):
     ],
 )
 def test_a_setting_says_why_it_changes_nothing(changes, name, unread):
-    why = Settings(**changes).unread(name)
-    assert why is None if unread is None else unread in why
+    found = Settings(**changes).unread(name)
+    assert found is None if unread is None else unread in found.why
+
+
+@pytest.mark.parametrize("name", ["steps", *READ_BY, "guidance_schedule", "guidance_interval"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_what_a_message_says_to_set_lets_the_setting_count(sampler, name):
+    changes, times = {"sampler": sampler}, 0
+    while found := Settings(**changes).unread(name):
+        changes[found.setting] = found.value
+        times += 1
+    assert times <= 2  # guidance, then its schedule
+
+
+def test_a_setting_is_refused_if_no_chain_reads_it_and_a_whole_set_never_is():
+    ordered, counted = Settings(sampler="first_hitting"), Settings(sampler="maskgit")
+    settings.require_read([ordered, counted], {"steps": 5, "group": 2, "noise": 1.0})
+    with pytest.raises(ValueError, match=r"steps = 5 changes nothing, .*set sampler='maskgit'$"):
+        settings.require_read([ordered], {"top_r": 0.5, "steps": 5})
+    with pytest.raises(ValueError, match=r"--eta = 0.5 changes nothing, .*--sampler=remdm_cap$"):
+        settings.require_read([ordered, counted], {"eta": 0.5}, "--")
+    settings.require_read([ordered], dataclasses.asdict(ordered) | {"steps": 5})
 
 
 @pytest.mark.parametrize(
