@@ -1,12 +1,14 @@
 """The settings of sampling: their types, and which sampler reads which."""
 
 import dataclasses
+import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.helpers import finite
+from tests.helpers import documented, finite
 from udd_jax.diffusion import schedules, transition
 from udd_jax.sampling import reverse, settings
 from udd_jax.sampling.samplers import SAMPLERS
@@ -45,6 +47,53 @@ def test_a_sampler_reads_the_settings_that_the_table_says(sampler, monkeypatch):
     if sampler == "remdm_confidence":  # hands eta on to a rule that ignores it
         found -= {"eta"}
     assert found == listed
+
+
+def table() -> dict[str, tuple[str, str, set]]:
+    """{sampler: (kind, network calls, what it reads)}, from the page of sampling."""
+    text = (documented.ROOT / "docs" / "sampling.md").read_text()
+    rows = text.partition("| `--sampler=` |")[2].partition("\n\n")[0].splitlines()[2:]
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    return {
+        sampler.strip("`"): (kind, calls, set(re.findall(r"`(\w+)`", read)))
+        for sampler, kind, calls, read in cells
+    }
+
+
+def test_the_table_of_the_page_has_every_sampler_with_its_kind_and_what_it_reads():
+    assert list(table()) == list(settings.names())
+    for sampler, (kind, _, listed) in table().items():
+        chosen = Settings(sampler=sampler)
+        assert kind == chosen.kind
+        assert listed == {name for name in ("steps", *READ_BY) if not chosen.unread(name)}
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_sampler_makes_the_calls_that_the_page_says(sampler):
+    kernel = transition.make_kernel(finite.LAYOUT, schedules.make("absorbing", finite.STEPS))
+    length, masks = finite.LAYOUT.length, np.zeros((1, 2), bool)
+    x = np.full((1, length), finite.LAYOUT.mask_id, np.int32)
+    uniform = lambda xt, t, free: tuple(  # noqa: E731
+        jnp.zeros((len(xt), m.length, m.classes)) for m in finite.LAYOUT.modalities
+    )
+
+    def calls(**changes) -> int:
+        asked, key = Settings(sampler=sampler, **changes), jax.random.key(0)
+        run = finite.quick(
+            lambda asked: reverse.run(kernel, uniform, key, x, x == x, masks, asked).calls
+        )
+        return int(run(asked)[0])
+
+    wide = {"threshold": {"threshold": 1e-6}, "entropy_bounded": {"bound": 1e6}}
+    narrow = {"threshold": {"threshold": 1.0}, "entropy_bounded": {"bound": 0.0}}
+    documented_calls = table()[sampler][1]
+    if documented_calls == "`steps`":
+        assert calls(steps=3) == 3
+    elif documented_calls == "tokens / `group`":
+        assert (calls(), calls(group=3)) == (length, -(-length // 3))
+    else:
+        assert documented_calls == "1 to tokens"
+        assert (calls(**wide[sampler]), calls(**narrow[sampler])) == (1, length)
 
 
 @pytest.mark.parametrize(
