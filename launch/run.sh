@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # One machine, with GPUs, a TPU or neither: starts the command, and again whenever it was stopped
 # by SIGTERM and has saved (exit code 75, or UDD_EXIT_CODE). Stop this script, and the command saves
-# and stays down.
+# and stays down. A crash (139, 134) is not a stop: it would come again and again, so the script ends
+# with its code. The same command by hand goes on from the last checkpoint.
 #
 #   launch/run.sh --config=configs/t2i.py:cub --workdir=runs/cub
 set -u

@@ -59,6 +59,14 @@ def test_exit_code_75_starts_again_and_others_end(tools, tmp_path):
     assert log() == ["python -m udd_jax.main --config=a b --seed=1"] * 3
 
 
+@pytest.mark.parametrize("code", [1, 130, 134, 137, 139])
+def test_a_crash_or_an_error_is_not_started_again(tools, code):
+    make, env, log = tools
+    make("python", f"exit {code}")
+    assert subprocess.run([LAUNCH / "run.sh"], env=env).returncode == code
+    assert len(log()) == 1
+
+
 def test_stopping_the_script_stops_the_run_for_good(tools):
     make, env, log = tools
     make("python", "trap 'exit 75' TERM; while true; do sleep 0.05; done")
