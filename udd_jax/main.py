@@ -14,10 +14,12 @@
 On Linux the program restarts itself in the same process, so that its memory is in huge pages (a
 training step is a fifth faster). UDD_KEEP_MEMORY=0 turns this off.
 
-Exit codes: 0; 1 after one line that says what is wrong and what to do; 75 if a training was stopped
-and the same command continues it; 130 after Ctrl-C elsewhere (runtime/stopping.py).
+Exit codes: 0; 1 after one line that says what is wrong and what to do; 75 after a SIGTERM, in every
+mode, and after Ctrl-C in a training: the same command goes on; 130 after Ctrl-C elsewhere
+(runtime/stopping.py).
 """
 
+import contextlib
 import os
 import pathlib
 import shlex
@@ -69,6 +71,7 @@ def main(argv) -> None:
     if len(argv) > 1 and not comparing:
         raise UserError(f"{argv[1]!r} is no flag, expected --NAME=VALUE")
     command_line.check(mode)
+    stopping.end_at_once()
     logging.set_verbosity(logging.WARNING)  # of the libraries; ours speak by themselves
     if mode == "plan":
         from udd_jax.training import plan, recipe
@@ -94,8 +97,6 @@ def main(argv) -> None:
         command.run(FLAGS, _CONFIG.value, config_files.load("configs/t2i.py:cub"))
         return
     workdir = _workdir()
-    if mode in ("train", "tokenize"):
-        stopping.end_at_once()
     from udd_jax.runtime import compiled
 
     # The run of a sample may be a folder that should not change, such as the packaged one.
@@ -226,6 +227,8 @@ def command() -> None:
     """The command `udd_jax`, and `python -m udd_jax.main`."""
     keep_memory()
     stopping.end_on_interrupt()
+    with contextlib.suppress(UserError):  # a bad UDD_EXIT_CODE: `main` says so
+        stopping.end_at_once()
     run()
 
 
