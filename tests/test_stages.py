@@ -16,7 +16,7 @@ from udd_jax.data import batches, pixels, records
 from udd_jax.evaluation import feature_networks, held_out
 from udd_jax.runtime import files, trees
 from udd_jax.tokenizers import image_tokenizer, vqgan
-from udd_jax.training import train_image_tokenizer
+from udd_jax.training import pairs, train_image_tokenizer
 
 
 class Tokenizer:
@@ -46,9 +46,9 @@ def test_pairs_come_straight_from_pictures_and_what_is_broken_is_listed(tmp_path
     config.train.update({"batch_size": 40, "steps": 6})
     config.text.length = 2
     source, size = Spots(200), 200
-    pairs = stages.pairs(config, tmp_path, source, TOKENIZERS, (0, 1))
+    batch_at = pairs.straight(config, tmp_path, source, TOKENIZERS, (0, 1), stages.views(config))
     for step in range(2, 6):  # goes on, and reads each item once
-        batch = pairs(step)
+        batch = batch_at(step)
         items = [item + (item == 3) for item in batches.indices(4, step, 40, size)]
         np.testing.assert_array_equal(batch["image"][:, 0], items)
         np.testing.assert_array_equal(batch["text"], np.add(items, 1)[:, None].repeat(2, 1))
@@ -60,9 +60,9 @@ def test_too_many_broken_pictures_end_a_run_without_a_cache(tmp_path):
     config = t2i.get_config()
     config.image_size = 12
     config.train.batch_size = 20
-    pairs = stages.pairs(config, tmp_path, Spots(20), TOKENIZERS, (0, 1))
+    batch_at = pairs.straight(config, tmp_path, Spots(20), TOKENIZERS, (0, 1), stages.views(config))
     with pytest.raises(ValueError, match="spots: 1 of 20 items cannot be used, more than 1%"):
-        pairs(0)
+        batch_at(0)
     assert (tmp_path / "skipped.jsonl").exists()
 
 

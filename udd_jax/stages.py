@@ -18,7 +18,6 @@ import tempfile
 
 import jax
 import ml_collections
-import numpy as np
 
 from udd_jax import build, modalities, pipeline
 from udd_jax.data import batches, described, reading, sources, survey, token_cache, token_checks
@@ -38,6 +37,7 @@ from udd_jax.training import (
     further,
     limits,
     optimiser,
+    pairs,
     plan,
     recipe,
     start,
@@ -309,66 +309,6 @@ def write_shards(config, workdir, source, tokenizers: dict) -> None:
         )
 
 
-def held_out_tokens(config, source, tokenizers: dict) -> dict | None:
-    """The first `config.train.held_out` whole records of a source as a batch, or None for none.
-
-    Returns {"image": int32[n, N], "text": int32[n, M]}.
-    """
-    count = min(config.train.held_out, len(source))
-    if not count:
-        return None
-    read = reading.examples(source, 0, count, modalities.views(config))
-    read = [example for example in read if example.pixels is not None]
-    if not read:
-        return None
-    captions = [example.captions[0] for example in read]
-    return {
-        "image": tokenizers["image"].encode(np.concatenate([example.pixels for example in read])),
-        "text": tokenizers["text"].encode(captions, config.text.length),
-        **further.ids(config, tokenizers, [example.extra for example in read]),
-    }
-
-
-def pairs(config, workdir, source, tokenizers: dict, share):
-    """Batches without a token cache: step -> {"image": int32[B, N], "text": int32[B, M]}.
-
-    `skipped.jsonl` lists each fault of the data once. The returned function raises ValueError if
-    more than `config.skip_limit` of the items cannot be used.
-    """
-    seen, c = {}, config
-    decoded = batches.Decoded(
-        source,
-        views(c),
-        c.seed,
-        c.train.batch_size,
-        steps=c.train.steps,
-        share=share,
-        workers=c.workers,
-    )
-
-    def pairs_at(step):
-        batch = decoded(step)
-        new = [fault for fault in batch["faults"] if fault not in seen]
-        seen.update(dict.fromkeys(new))
-        if new:
-            path = workdir / f"skipped{jax.process_index() or ''}.jsonl"
-            names = ("position", "cause", "detail")
-            rows = [json.dumps(dict(zip(names, fault, strict=True))) + "\n" for fault in seen]
-            files.write_bytes(path, "".join(rows).encode())
-            unusable = {position for position, cause, _ in seen if reading.skipping([cause])}
-            limit = c.get("skip_limit", token_checks.LIMIT)
-            if len(unusable) > limit * len(source):
-                raise UserError(
-                    f"{source.name}: {len(unusable)} of {len(source)} items cannot be used, more "
-                    f"than {limit:.0%}; {path} lists them: mend them, or set --config.skip_limit="
-                )
-        ids = tokenizers["text"].encode(batch["captions"], c.text.length)
-        found = {"image": tokenizers["image"].encode(batch["image"]), "text": ids}
-        return found | further.ids(config, tokenizers, batch["extra"])
-
-    return pairs_at
-
-
 def make_weights(config, workdir, cache, tokenizers: dict, data, **options) -> dict:
     """The averaged weights after `config.train.steps` steps; trains as far as needed.
 
@@ -383,14 +323,16 @@ def make_weights(config, workdir, cache, tokenizers: dict, data, **options) -> d
     share = sharding.process_share(sharding.make_mesh(**config.mesh))
     items = data["train"] if cache is None else cache
     if cache is None:
-        ahead = batches.Ahead(pairs(config, workdir, data["train"], tokenizers, share))
+        ahead = batches.Ahead(
+            pairs.straight(config, workdir, data["train"], tokenizers, share, views(config))
+        )
     else:
         masks = {m.name: m.classes for m in vocab.modalities}
         ahead = batches.Ahead(lambda step: batches.make(cache, seed, step, size, *share, masks))
     options |= {
         "terms": end_to_end.from_config(config, vocab, tokenizers["image"]),
         "start": start.weights(config, vocab),
-        "held_out": held_out_tokens(config, data["validation"], tokenizers),
+        "held_out": pairs.held_out(config, data["validation"], tokenizers),
         "ids_at": lambda step: batches.indices(seed, step, size, len(items)),
     }
     with contextlib.closing(ahead):
