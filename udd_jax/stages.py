@@ -254,26 +254,29 @@ def export(workdir, out) -> None:
     logbook.say(f"exported {out}: {size / 1e6:.1f} MB")
 
 
-def evaluate_run(workdir, suite: str = "main", config=None, weights: str | None = None) -> None:
+def evaluate_run(workdir, suite="main", config=None, weights=None, fields=None) -> None:
     """Runs a suite on a finished run, as far as its results are missing, and writes the report.
 
-    config: its sections SETTINGS replace those of the run; what is open in it stays. weights: a
-    folder that replaces `evaluate.weights`. ValueError for an unknown suite.
+    config: its sections SETTINGS replace those of the run; what is open in it stays. weights:
+    replaces `evaluate.weights`. fields: of `held_out.typed`. ValueError for an unknown suite.
     """
     if suite not in SUITES:
         raise UserError(f"suite {suite!r} does not exist, expected one of {', '.join(SUITES)}")
     logbook.begin()
     with bucket.whole(workdir) as here:
-        _evaluate(here, suite, config, weights)
+        _evaluate(here, suite, config, weights, fields)
 
 
-def _evaluate(workdir, suite, config, weights):
+def _evaluate(workdir, suite, config, weights, fields):
     if suite == "judges":
         main_suite.judge(workdir)
     else:
         pipe = pipeline.Pipeline.load(workdir)
-        asked = {} if config is None else recipe.kept(config, workdir)
-        pipe = pipe.with_config(**{name: asked[name] for name in SETTINGS if name in asked})
+        if config is not None:
+            asked = recipe.kept(config, workdir)
+            pipe = pipe.with_config(**{name: asked[name] for name in SETTINGS if name in asked})
+        pipe = held_out.typed(pipe, workdir, fields or {})
+        limits.check_evaluation(pipe.config)
         pipe = held_out.measurable(pipe)
         if weights is not None:
             pipe = pipe.with_config(evaluate={"weights": weights})
