@@ -212,6 +212,12 @@ def make_image_tokenizer(config, workdir, data, tensorboard=False):
         return image_tokenizer.load(path)
     if config.vq.file:
         tokenizer = modalities.fitting(config, image_tokenizer.load(config.vq.file))
+        taken = config.get("init_from") and config.vq.file.startswith(config.init_from)
+        name = "init_from" if taken else "vq.file"
+        field = f"--config.{name}={config[name] if taken else config.vq.file}"
+        train_image_tokenizer.tell_worth(
+            config, tokenizer, data["validation"] or data["train"], field
+        )
         if jax.process_index() == 0:
             image_tokenizer.save(path, tokenizer)
         return tokenizer
