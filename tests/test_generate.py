@@ -1,7 +1,9 @@
 """`--mode=sample`: what it writes, and one line for each kind of bad input."""
 
+import io
 import json
 import pathlib
+import sys
 import types
 
 import numpy as np
@@ -135,6 +137,37 @@ def test_a_folder_that_cannot_be_and_a_seed_that_none_has_are_refused_before_sam
     for seed in (-1, 2**32, 2**63):
         with pytest.raises(ValueError, match=rf"--seed = {seed}, expected 0 to 4294967295"):
             generated(tmp_path, prompt=["a circle"], seed=seed)
+
+
+def test_the_home_folder_may_be_the_place_of_the_samples(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    out = generated(tmp_path, prompt=["a red circle"], out="~/x")
+    assert out == tmp_path / "x" and (out / "image-0000.png").exists()
+    assert not (tmp_path / "~").exists()
+
+
+def test_a_run_of_the_package_stays_as_it_is_and_its_samples_are_in_the_current_folder(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    before = sorted(pipeline.PACKAGED.rglob("*"))
+    assert generated(pipeline.PACKAGED, prompt=["a red circle"]) == pathlib.Path("generated")
+    assert (tmp_path / "generated" / "image-0000.png").exists()
+    assert sorted(pipeline.PACKAGED.rglob("*")) == before
+
+
+def test_a_terminal_in_ascii_gets_escapes_and_the_list_of_samples_the_letters(
+    tmp_path, monkeypatch
+):
+    written = io.BytesIO()
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, io.TextIOWrapper(written, encoding="ascii"))
+    out, (line,) = sampled(tmp_path, prompt=["a caf\xe9 \u732b"])
+    sys.stdout.flush(), sys.stderr.flush()
+    assert line["caption"] == line["given"]["text"] == "a caf\xe9 \u732b"
+    assert b"a caf\\xe9 \\u732b\n" in written.getvalue()
+    assert (out / "sheet.png").exists()
 
 
 def test_a_sheet_of_many_is_bounded(tmp_path, monkeypatch, capsys):
