@@ -8,10 +8,10 @@ A prompt is a string or a list of strings, a picture is an array, an image of Pi
 or many (`values.py`). Results are uint8[n, S, S, C] at the size of the run (`Result.pil` has them
 as images of Pillow), and lists of strings. C is 3, or 1 or 4 in a run of such `image_channels`.
 Every method that generates takes the fields of `sampling.settings.Settings` as keywords
-(`top_r=0.9, guidance=2.0, ...`); the defaults are those of the run's config. Each sample of a call
-has its own key, so the result does not depend on `batch_size`. A batch is filled up to a power of
-two, so that calls for other numbers of samples need no new compilation, and compiled programs are
-kept on the disk (`runtime/compiled.py`).
+(`top_r=0.9, guidance=2.0, ...`); the defaults are those of the run's config. A keyword that would
+change nothing is refused. Each sample of a call has its own key, so the result does not depend on
+`batch_size`. A batch is filled up to a power of two, so that calls for other numbers of samples
+need no new compilation, and compiled programs are kept on the disk (`runtime/compiled.py`).
 
 In one file, though it is long, since it is all that a user calls.
 """
