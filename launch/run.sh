@@ -9,13 +9,17 @@ set -u
 again=${UDD_EXIT_CODE:-75}
 stopped=0
 code=$again
-trap 'stopped=1; kill -TERM "$run"' INT TERM
+trap 'stopped=1; waiting=1; kill -TERM "$run"' INT TERM
 while [ "$code" -eq "$again" ] && [ "$stopped" -eq 0 ]; do
     python -m udd_jax.main "$@" &
     run=$!
-    while kill -0 "$run" 2>/dev/null; do
+    code=127
+    waiting=1
+    while [ "$waiting" -eq 1 ]; do # a signal ends `wait`, and the command still runs
+        waiting=0
         wait "$run"
-        code=$?
+        last=$?
+        [ "$last" -eq 127 ] || code=$last # 127: it had ended before
     done
 done
 exit "$code"
