@@ -9,7 +9,7 @@ import types
 import numpy as np
 import pytest
 
-from udd_jax import generate, pipeline
+from udd_jax import generate, pipeline, sample_files
 from udd_jax.data import pixels
 
 DEFAULTS = {
@@ -171,10 +171,10 @@ def test_a_terminal_in_ascii_gets_escapes_and_the_list_of_samples_the_letters(
 
 
 def test_a_sheet_of_many_is_bounded(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(generate, "SHEET", 3)
+    monkeypatch.setattr(sample_files, "SHEET", 3)
     out, lines = sampled(tmp_path, prompt=["a red circle"], num=4)
     assert len(lines) == 4 and "sheet.png shows the first 3 of 4" in capsys.readouterr().out
-    monkeypatch.setattr(generate, "SHEET", 4)
+    monkeypatch.setattr(sample_files, "SHEET", 4)
     wider, _ = sampled(tmp_path, prompt=["a red circle"], num=4)
     widths = [pixels.read(folder / "sheet.png").shape[1] for folder in (out, wider)]
     assert widths[0] < widths[1]
