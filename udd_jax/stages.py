@@ -12,7 +12,6 @@ needs only one, and the others wait. All of them write the token cache and train
 
 import contextlib
 import functools
-import json
 import pathlib
 import tempfile
 
