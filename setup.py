@@ -5,6 +5,11 @@ import pathlib
 from setuptools import find_namespace_packages, setup
 
 PACKAGES = find_namespace_packages(include=["udd_jax*"], exclude=["*.__pycache__*"])
+# Named one by one, so that nothing is packed that someone has made in the run of the package.
+RUN = ["config.json", "evaluation.json", "text.model", "weights", "vq/tokenizer"]
+RUN += ["dual_encoder/encoder"]
+ASSETS = ["assets/*.png", "assets/*.npz", "assets/emoji/*.png"]
+ASSETS += [f"assets/shapes/{name}" for name in RUN]
 # Published text vocabularies: CLIP's cleaning, and tokenizer.json.
 TEXT = ["ftfy>=6", "tokenizers>=0.20"]
 DEMO = ["gradio>=6,<7"]
@@ -62,7 +67,7 @@ setup(
     # An installed package has the configs inside: `--config=configs/t2i.py` works from any folder.
     packages=[*PACKAGES, "udd_jax.configs"],
     package_dir={"udd_jax.configs": "configs"},
-    package_data={"udd_jax": ["assets/**/*"]},
+    package_data={"udd_jax": ASSETS},
     install_requires=[
         "jax>=0.10.2,<0.11",
         "flax>=0.12,<0.13",

@@ -40,6 +40,81 @@ def test_a_flag_that_does_nothing_is_refused(typed, words, message):
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("mode", command_line.FIELDS)
+def test_a_field_that_a_mode_does_not_read_is_refused_with_those_that_it_reads(typed, mode):
+    read = command_line.FIELDS[mode]
+    for config in ((CONFIG,), ()):
+        with pytest.raises(ValueError, match=r"^--config.train.steps does nothing in --mode=") as e:
+            typed(f"--mode={mode}", *config, "--config.train.steps=3")
+        assert ("only --config." in str(e.value)) == bool(read) and "\n" not in str(e.value)
+        assert ("--config.data=," in str(e.value)) == ("data" in read)
+    if "data" not in read:
+        with pytest.raises(ValueError, match=r"^--config.data does nothing in --mode="):
+            typed(f"--mode={mode}", "--config.data=folder:a")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ("--compare=a", "--config.evaluate.samples=3"),
+            "--config.evaluate.samples does nothing with --compare: leave it out",
+        ),
+        (("--compare=a", "--suite=full"), "--suite does nothing with --compare: leave it out"),
+        (("--compare=a", "--workdir=b"), "--workdir does nothing with --compare: leave it out"),
+        (("--suite=judges", CONFIG), "--config does nothing with --suite=judges: leave it out"),
+        (("--suite=judges", "--weights=a"), "--weights does nothing with --suite=judges: leave it"),
+        (
+            ("--suite=judges", "--config.data=shapes"),
+            "--config.data does nothing with --sui",
+        ),
+        (
+            ("--mode=convert", "--to=safetensors", CONFIG),
+            "--config does nothing without --from",
+        ),
+    ],
+)
+def test_what_a_part_of_a_mode_does_not_read_is_refused(typed, words, message):
+    with pytest.raises(ValueError) as caught:
+        typed("--mode=evaluate", *words)
+    assert str(caught.value).startswith(message)
+
+
+def test_fields_without_a_config_are_those_of_the_run_or_of_own_pictures(
+    typed, monkeypatch, tmp_path
+):
+    monkeypatch.chdir(tmp_path)  # as of an installed package: no folder configs here
+    typed("--mode=data", "--config.data=folder:a b", "--config.data_options.caption_field=prompt")
+    config = command_line.config()
+    assert (config.name, config.data) == ("own", "folder:a b")
+    assert config.data_options.caption_field == "prompt"
+    fields = ("--config.data=folder:b", "--config.evaluate.samples=3")
+    typed("--mode", "evaluate", "--workdir=a", *fields)
+    assert command_line.config() is None
+    assert command_line.typed_fields() == {"data": "folder:b", "evaluate.samples": 3}
+    typed("--mode=sample", "--config.sample.top_r=.5")
+    assert command_line.config() is None and command_line.typed_settings() == {"top_r": 0.5}
+    typed("--mode=embed", "--workdir=a", "--out=b", "--config.data=folder:b")
+    assert command_line.config() is None
+
+
+@pytest.mark.parametrize("mode", ["train", "tokenize", "plan", "convert"])
+def test_fields_where_no_config_is_implied_are_one_line_with_the_whole_command(typed, mode):
+    with pytest.raises(flags.Error) as caught:
+        typed(f"--mode={mode}", "--config.data=folder:a b")
+    base = "t2i.py:cub" if mode == "convert" else "own.py"
+    assert str(caught.value) == (
+        "--config.data is a field of a config, and --config= is missing: type for example udd_jax "
+        f"--config=configs/{base} --mode={mode} '--config.data=folder:a b'"
+    )
+
+
+def test_every_mode_with_fields_of_its_own_has_a_config_that_is_implied():
+    assert command_line.FIELDS.keys() | {"data"} == command_line.IMPLIED.keys()
+    named = {field.partition(".")[0] for read in command_line.FIELDS.values() for field in read}
+    assert named <= {*base.get_config(), "skip_limit", "incomplete"}
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -62,12 +137,12 @@ def test_a_file_that_is_no_config_is_one_line(typed, tmp_path, name, content, me
 def test_a_tilde_is_the_home_folder_in_every_path(typed, monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     typed("--mode=sample", "--workdir=~/run", "--image=~/a=b.png", "--given=image=~/c.png",
-          "--given=text=about ~/c", "--mask=m~.png", "--dual_encoder=~/d")  # fmt: skip
+          "--given=text=about ~/c", "--mask=m~.png", "--dual_encoder=~/d", "--out=~/x")  # fmt: skip
     found = command_line.FLAGS
     assert (found.workdir, found.mask) == ("/home/me/run", "m~.png")
     assert found.image == ["/home/me/a=b.png"]
     assert found.given == ["image=/home/me/c.png", "text=about ~/c"]
-    assert found.dual_encoder == "/home/me/d"
+    assert (found.dual_encoder, found.out) == ("/home/me/d", "/home/me/x")
     typed(CONFIG, *(f"--config.{name}=~/x" for name in command_line.PATH_FIELDS))
     config = command_line.CONFIG.value
     assert (config.init_from, config.vq.file) == ("/home/me/x", "/home/me/x")

@@ -161,7 +161,10 @@ def test_features_are_given_as_arrays_or_files_with_guidance_and_in_two_steps(
     [
         ({"given": {"vectors": np.zeros((3, 3))}}, r"expected float\[B, 2, 16\]"),
         ({"given": {"vectors": "none.npy"}}, "none.npy is no array of numbers"),
-        ({"negative": {"vectors": np.zeros(SHAPE)}}, "'vectors' are features, expected them in"),
+        (
+            {"negative": {"vectors": np.zeros(SHAPE)}, "guidance": 2.0},
+            "'vectors' are features, expected them in",
+        ),
     ],
 )
 def test_features_that_do_not_fit_are_one_line(pipe, vectors, call, message):

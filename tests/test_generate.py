@@ -1,13 +1,15 @@
 """`--mode=sample`: what it writes, and one line for each kind of bad input."""
 
+import io
 import json
 import pathlib
+import sys
 import types
 
 import numpy as np
 import pytest
 
-from udd_jax import generate, pipeline
+from udd_jax import generate, pipeline, sample_files
 from udd_jax.data import pixels
 
 DEFAULTS = {
@@ -137,11 +139,42 @@ def test_a_folder_that_cannot_be_and_a_seed_that_none_has_are_refused_before_sam
             generated(tmp_path, prompt=["a circle"], seed=seed)
 
 
+def test_the_home_folder_may_be_the_place_of_the_samples(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    out = generated(tmp_path, prompt=["a red circle"], out="~/x")
+    assert out == tmp_path / "x" and (out / "image-0000.png").exists()
+    assert not (tmp_path / "~").exists()
+
+
+def test_a_run_of_the_package_stays_as_it_is_and_its_samples_are_in_the_current_folder(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    before = sorted(pipeline.PACKAGED.rglob("*"))
+    assert generated(pipeline.PACKAGED, prompt=["a red circle"]) == pathlib.Path("generated")
+    assert (tmp_path / "generated" / "image-0000.png").exists()
+    assert sorted(pipeline.PACKAGED.rglob("*")) == before
+
+
+def test_a_terminal_in_ascii_gets_escapes_and_the_list_of_samples_the_letters(
+    tmp_path, monkeypatch
+):
+    written = io.BytesIO()
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, io.TextIOWrapper(written, encoding="ascii"))
+    out, (line,) = sampled(tmp_path, prompt=["a caf\xe9 \u732b"])
+    sys.stdout.flush(), sys.stderr.flush()
+    assert line["caption"] == line["given"]["text"] == "a caf\xe9 \u732b"
+    assert b"a caf\\xe9 \\u732b\n" in written.getvalue()
+    assert (out / "sheet.png").exists()
+
+
 def test_a_sheet_of_many_is_bounded(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(generate, "SHEET", 3)
+    monkeypatch.setattr(sample_files, "SHEET", 3)
     out, lines = sampled(tmp_path, prompt=["a red circle"], num=4)
     assert len(lines) == 4 and "sheet.png shows the first 3 of 4" in capsys.readouterr().out
-    monkeypatch.setattr(generate, "SHEET", 4)
+    monkeypatch.setattr(sample_files, "SHEET", 4)
     wider, _ = sampled(tmp_path, prompt=["a red circle"], num=4)
     widths = [pixels.read(folder / "sheet.png").shape[1] for folder in (out, wider)]
     assert widths[0] < widths[1]
@@ -245,10 +278,15 @@ def test_an_image_of_another_size_is_resized_with_a_word_about_it(tmp_path, caps
         ({"prompt": ["a"], "blank_tokens": 2}, "--blank_tokens means nothing for --task=t2i"),
         (
             {"prompt": ["a"], "sampler": "threshold", "steps": 2},
-            "--steps = 2 changes nothing, sampler threshold runs until no position is masked",
+            "--steps = 2 changes nothing, sampler threshold runs until no position is masked: "
+            "leave it out, or set --sampler=maskgit",
         ),
         ({"prompt": ["a"], "eta": 0.5}, "does not read it, only remdm_cap and remdm_rescale"),
         ({"prompt": ["a"], "guidance_schedule": "linear"}, "changes nothing, guidance is off"),
+        (
+            {"task": "pair", "begin_with": "text", "begin_steps": 2, "sampler": "threshold"},
+            "--begin_steps = 2 changes nothing, sampler threshold runs until no position is masked",
+        ),
         ({"prompt": ["a", "b"], "weight": ["1"]}, "2 of --prompt, 1 of --weight: expected as many"),
         ({"prompt": ["a"], "weight": ["x"]}, "--weight=x, expected a number such as .5"),
         ({"prompt": ["a", "b"], "weight": ["1", "-1"]}, "prompts (1, -1) sum to 0"),

@@ -59,6 +59,31 @@ def test_exit_code_75_starts_again_and_others_end(tools, tmp_path):
     assert log() == ["python -m udd_jax.main --config=a b --seed=1"] * 3
 
 
+@pytest.mark.parametrize("code", [1, 130, 134, 137, 139])
+def test_a_crash_or_an_error_is_not_started_again(tools, code):
+    make, env, log = tools
+    make("python", f"exit {code}")
+    assert subprocess.run([LAUNCH / "run.sh"], env=env).returncode == code
+    assert len(log()) == 1
+
+
+def test_a_command_that_ends_before_the_script_waits_for_it_is_not_started_again(tools, tmp_path):
+    make, env, log = tools
+    make("python", "exit 4")
+    script = (LAUNCH / "run.sh").read_text()
+    assert "run=$!\n" in script
+    (tmp_path / "late.sh").write_text(script.replace("run=$!\n", "run=$!\n    sleep 0.5\n"))
+    assert subprocess.run(["bash", tmp_path / "late.sh"], env=env, timeout=60).returncode == 4
+    assert len(log()) == 1
+
+
+def test_a_command_that_is_not_there_is_not_started_again(tools):
+    make, env, log = tools
+    make("python", "exit 127")
+    assert subprocess.run([LAUNCH / "run.sh"], env=env, timeout=60).returncode == 127
+    assert len(log()) == 1
+
+
 def test_stopping_the_script_stops_the_run_for_good(tools):
     make, env, log = tools
     make("python", "trap 'exit 75' TERM; while true; do sleep 0.05; done")

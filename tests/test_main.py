@@ -112,6 +112,18 @@ def test_a_terminal_in_ascii_gets_escapes_whatever_is_printed(monkeypatch):
     assert written.getvalue() == b"27 \\xb1 1 dB\n"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("setting", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C"}])
+def test_a_command_in_ascii_writes_and_escapes_other_letters(tmp_path, setting):
+    out = tmp_path / "out"
+    done = run("--mode=sample", "--prompt=a caf\xe9", f"--out={out}", **setting)
+    assert done.returncode == 0, done.stderr
+    (line,) = (out / "samples.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(line)["caption"] == "a caf\xe9"
+    if "PYTHONIOENCODING" in setting:  # LC_ALL=C is UTF-8 to Python (PEP 538)
+        assert "a caf\\xe9" in done.stdout
+
+
 @pytest.mark.parametrize("mode", ["train", "sample", "evaluate"])
 def test_too_little_memory_is_a_line_that_names_what_to_lower(monkeypatch, capsys, mode):
     huge = 2**46 if mode != "evaluate" else None

@@ -82,7 +82,7 @@ def test_what_a_run_begins_with_is_a_setting_that_a_call_may_turn_off(pipe):
 def test_the_states_of_a_call_in_steps_are_those_of_all_its_steps(pipe):
     """The first half is of the image, and all else is masked until that is there."""
     given = {"layout": np.zeros((2, 8, 8), int)}
-    asked = {"given": given, "num": 2, "sampler": "first_hitting", "steps": 0}
+    asked = {"given": given, "num": 2, "sampler": "first_hitting"}
     made = pipe.generate("text,image|layout", trace=6, **asked)
     hidden = {
         m.name: (made.states[..., where] == pipe.vocab.mask_id).mean(axis=(1, 2))

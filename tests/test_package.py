@@ -11,7 +11,6 @@ import pytest
 
 from tests.helpers import quick
 
-pytestmark = pytest.mark.slow
 ROOT = pathlib.Path(__file__).parent.parent
 
 
@@ -30,11 +29,37 @@ def built(tmp_path_factory):
     return sdist, wheel
 
 
+def test_a_package_has_the_assets_that_git_tracks_and_nothing_that_was_made_in_them(tmp_path):
+    pytest.importorskip("setuptools")
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True)
+    names = [name for name in listed.stdout.decode().split("\0") if (ROOT / name).is_file()]
+    assets = {name for name in names if name.startswith("udd_jax/assets/")}
+    for name in [*assets, "setup.py", "README.md", "LICENSE", "configs/t2i.py"]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    (tmp_path / "udd_jax" / "__init__.py").touch()
+    for made in ("generated/image-0000.png", "generated/samples.jsonl", "cache/program",
+                 "samples/t2i.npz", "report.html", "lock"):  # fmt: skip
+        path = tmp_path / "udd_jax" / "assets" / "shapes" / made
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("")
+    command = [sys.executable, "setup.py", "-q", "build", "--build-lib", "out"]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    packed = {
+        str(path.relative_to(tmp_path / "out"))
+        for path in (tmp_path / "out" / "udd_jax" / "assets").rglob("*")
+        if path.is_file()
+    }
+    assert packed == assets and len(assets) > 8
+
+
+@pytest.mark.slow
 def test_the_metadata_is_as_an_index_wants_it(built):
     pytest.importorskip("twine", reason="twine is not installed")
     subprocess.run([sys.executable, "-m", "twine", "check", "--strict", *built], check=True)
 
 
+@pytest.mark.slow
 def test_both_have_all_files_of_the_package_and_the_licence(built):
     sdist, wheel = built
     packed = zipfile.ZipFile(wheel).namelist()
@@ -50,6 +75,7 @@ def test_both_have_all_files_of_the_package_and_the_licence(built):
     assert not any("tests/" in name or "__pycache__" in name for name in packed)
 
 
+@pytest.mark.slow
 def test_the_wheel_works_in_a_fresh_environment_from_an_empty_folder(built, tmp_path, compiled):
     env = {k: v for k, v in quick.environment().items() if k != "PYTHONPATH"}
     env |= {"JAX_COMPILATION_CACHE_DIR": str(compiled), "HOME": str(tmp_path)}

@@ -247,7 +247,7 @@ def test_a_rule_and_values_say_what_a_task_and_ids_say(pipe, pictures):
         ("pair", {}, "num = 0, expected at least 1"),
         (
             "t2i",
-            {"given": {"text": ["a"] * 3}, "negative": {"text": ["a", "a"]}},
+            {"given": {"text": ["a"] * 3}, "negative": {"text": ["a", "a"]}, "guidance": 2.0},
             "numbers of samples: text 2, num 3",
         ),
     ],
@@ -325,6 +325,87 @@ def test_the_bound_of_a_uniform_network_is_the_uniform_code_length(pipe, picture
 def test_a_bad_setting_is_named(pipe, changes, message):
     with pytest.raises(ValueError, match=message):
         pipe.pairs(1, **changes)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 2**63])
+def test_a_seed_that_would_be_another_one_or_none_is_refused_by_every_method(pipe, pictures, seed):
+    images, captions = pictures
+    calls = {
+        "text_to_image": (captions,), "image_to_text": (images,), "pairs": (1,), "images": (1,),
+        "texts": (1,), "edit": (images, captions), "log_likelihood": (images, captions),
+        "rerank": (images, captions),
+    }  # fmt: skip
+    more = {"rerank": {"num": 2}}
+    calls |= {"outpaint": (images,), "infill": (None, None, ["a ___ circle"])}
+    more["outpaint"] = {"extend": {"left": 8}}
+    for name, given in calls.items():
+        with pytest.raises(ValueError, match=rf"^seed = {seed}, expected 0 to 4294967295$"):
+            getattr(pipe, name)(*given, seed=seed, **more.get(name, {}))
+    with pytest.raises(ValueError, match=rf"^seed = {seed}, expected 0 to 4294967295$"):
+        pipe.image_to_text(images, length=2, seed=seed)
+
+
+def test_the_windows_of_the_last_seed_have_seeds_too(pipe, pictures):
+    wide = pipe.outpaint(pictures[0][:1], extend={"left": 8, "right": 8}, seed=2**32 - 1)
+    assert wide.shape == (1, 32, 48, 3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sampler": "first_hitting", "steps": 2}, "steps = 2 changes nothing, sampler first_hitt"),
+        ({"eta": 0.5}, "eta = 0.5 changes nothing, sampler ancestral .*sampler='remdm_cap'$"),
+        ({"guidance_schedule": "linear"}, "guidance is off: leave it out, or set guidance=2.0$"),
+        ({"negative": "a circle"}, "^negative changes nothing, guidance is off: set guidance=2$"),
+        ({"by": "match"}, "^by = 'match' changes nothing with best_of = 1: set best_of=2 or more$"),
+        ({"begin_steps": 2}, "begin_steps = 2: name what comes first with begin_with"),
+    ],
+)
+def test_what_a_call_would_not_read_is_refused(pipe, pictures, changes, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        pipe.text_to_image(pictures[1], **changes)
+    assert "\n" not in str(caught.value)
+    others = {n: v for n, v in changes.items() if n not in ("negative", "by", "begin_steps")}
+    if others:
+        with pytest.raises(ValueError, match=message):
+            pipe.edit(*pictures, **{"guidance": 1.0, **others})
+        with pytest.raises(ValueError, match=message):
+            pipe.outpaint(pictures[0], extend={"left": 8}, **others)
+
+
+def test_what_a_run_has_by_itself_is_never_refused_and_nor_are_all_settings_together(pipe):
+    own = pipe.with_config(sample={"sampler": "first_hitting", "steps": 3, "eta": 0.5})
+    drawn = own.texts(SIZE)
+    again = own.texts(SIZE, **dataclasses.asdict(own.settings()))
+    np.testing.assert_array_equal(drawn.tokens, again.tokens)
+    with pytest.raises(ValueError, match="steps = 3 changes nothing"):
+        own.texts(SIZE, steps=3)
+
+
+def test_a_setting_counts_if_one_of_two_steps_reads_it(pipe):
+    own = pipe.with_config(sample_rules={"text": {"sampler": "first_hitting"}})
+    two = {"begin_with": "text", "steps": 2}
+    made = own.pairs(SIZE, **two)
+    first = own.texts(1).calls[0]
+    assert made.calls.tolist() == [first + 2] * SIZE  # the image alone has two steps
+    with pytest.raises(ValueError, match="begin_steps = 2 changes nothing, sampler first_hitting"):
+        own.pairs(SIZE, begin_steps=2, **two)
+    with pytest.raises(ValueError, match="noise = 1 changes nothing, sampler ancestral"):
+        own.pairs(SIZE, noise=1, **two)
+
+
+def test_a_negative_prompt_counts_if_one_of_two_steps_is_guided(pipe):
+    own = pipe.with_config(sample_rules={"text|image": {"guidance": 2.0}})
+    asked = {"begin_with": "image", "seed": 1}
+    away = own.generate("pair", SIZE, negative={"image": own.example(1)[0]}, **asked)
+    assert (away.tokens != own.pairs(SIZE, **asked).tokens).any()
+    with pytest.raises(ValueError, match="negative changes nothing, guidance is off"):
+        pipe.generate("pair", SIZE, negative={"image": own.example(1)[0]}, **asked)
+
+
+def test_a_mask_without_a_picture_is_refused(pipe):
+    with pytest.raises(ValueError, match="image_mask is given and images= is missing"):
+        pipe.infill(None, np.ones((32, 32), bool), ["a ___"])
 
 
 def test_guidance_needs_a_run_that_has_seen_absent_conditions(pipe):

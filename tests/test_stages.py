@@ -5,18 +5,21 @@ what is refused before the first, and one's own pictures through all of them.
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 
+from configs import any as any_config
 from configs import t2i
 from tests.helpers import tiny
 from tests.training.test_train_image_tokenizer import Tiles, make_config
-from udd_jax import build, pipeline, stages
-from udd_jax.data import batches, pixels, records
+from udd_jax import build, modalities, pipeline, stages
+from udd_jax.data import batches, pixels, records, sources
 from udd_jax.evaluation import feature_networks, held_out
 from udd_jax.runtime import files, trees
 from udd_jax.tokenizers import image_tokenizer, vqgan
-from udd_jax.training import train_image_tokenizer
+from udd_jax.training import further, pairs, train_image_tokenizer
+from udd_jax.training import pictures as pictures_of
 
 
 class Tokenizer:
@@ -46,9 +49,9 @@ def test_pairs_come_straight_from_pictures_and_what_is_broken_is_listed(tmp_path
     config.train.update({"batch_size": 40, "steps": 6})
     config.text.length = 2
     source, size = Spots(200), 200
-    pairs = stages.pairs(config, tmp_path, source, TOKENIZERS, (0, 1))
+    batch_at = pairs.straight(config, tmp_path, source, TOKENIZERS, (0, 1), stages.views(config))
     for step in range(2, 6):  # goes on, and reads each item once
-        batch = pairs(step)
+        batch = batch_at(step)
         items = [item + (item == 3) for item in batches.indices(4, step, 40, size)]
         np.testing.assert_array_equal(batch["image"][:, 0], items)
         np.testing.assert_array_equal(batch["text"], np.add(items, 1)[:, None].repeat(2, 1))
@@ -60,9 +63,9 @@ def test_too_many_broken_pictures_end_a_run_without_a_cache(tmp_path):
     config = t2i.get_config()
     config.image_size = 12
     config.train.batch_size = 20
-    pairs = stages.pairs(config, tmp_path, Spots(20), TOKENIZERS, (0, 1))
+    batch_at = pairs.straight(config, tmp_path, Spots(20), TOKENIZERS, (0, 1), stages.views(config))
     with pytest.raises(ValueError, match="spots: 1 of 20 items cannot be used, more than 1%"):
-        pairs(0)
+        batch_at(0)
     assert (tmp_path / "skipped.jsonl").exists()
 
 
@@ -112,6 +115,87 @@ def test_what_a_late_stage_would_refuse_is_refused_before_the_first(
         stages.run(config, tmp_path / "run")
     assert "\n" not in str(error.value)
     assert not (tmp_path / "run").exists()
+
+
+def _poor(folder):
+    """The file of a tokenizer that has learned nothing, and the config that names it."""
+    config = make_config(above_flat=3.0)
+    module = train_image_tokenizer.make_model(config)
+    params = module.init(jax.random.key(0), np.zeros((1, 12, 12, 3), np.float32))["params"]
+    image_tokenizer.save(folder / "poor", image_tokenizer.ImageTokenizer(module, params))
+    config.vq.file = str(folder / "poor")
+    return config
+
+
+def test_a_given_tokenizer_that_shows_the_pictures_badly_is_told_and_taken(tmp_path, capsys):
+    config, data = _poor(tmp_path), {"train": Tiles(), "validation": Tiles(seed=1)}
+    tokenizer = stages.make_image_tokenizer(config, tmp_path / "run", data)
+    said = " ".join(capsys.readouterr().out.split())
+    assert tokenizer.hash == image_tokenizer.load(tmp_path / "run" / build.IMAGE).hash
+    assert f"warning: the image tokenizer of --config.vq.file={tmp_path}/poor shows tiles" in said
+    assert "dB better than one colour a cell, expected at least 3" in said
+    stages.make_image_tokenizer(config, tmp_path / "run", data)  # told once
+    config.vq.above_flat = 0.0  # asked for
+    stages.make_image_tokenizer(config, tmp_path / "again", data)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_tokenizer_of_another_run_is_told_by_the_flag_that_names_the_run(tmp_path, capsys):
+    config, data = _poor(tmp_path), {"train": Tiles(), "validation": Tiles(0)}
+    config.init_from = str(tmp_path)
+    stages.make_image_tokenizer(config, tmp_path / "run", data)
+    assert f"tokenizer of --config.init_from={tmp_path} shows tiles" in capsys.readouterr().out
+
+
+def test_a_given_tokenizer_that_is_good_enough_says_nothing(tmp_path, capsys, monkeypatch):
+    config, data = _poor(tmp_path), {"train": Tiles(), "validation": Tiles(seed=1)}
+    monkeypatch.setattr(image_tokenizer.ImageTokenizer, "decode", lambda self, codes: shown(data))
+    stages.make_image_tokenizer(config, tmp_path / "run", data)
+    assert capsys.readouterr().out == ""
+
+
+def shown(data):
+    config = make_config()
+    return pictures_of.Pictures(data["validation"], config).sample(64)
+
+
+def test_a_training_and_a_job_stop_on_a_tokenizer_that_shows_little(tmp_path, pictures):
+    few = {"steps": 2, "plain_steps": 1, "warmup": 1}
+    message = r"better than one colour a cell, expected at least 3: .*--config.vq.above_flat=0"
+    with pytest.raises(ValueError, match=message):
+        config = make_config(above_flat=3.0, **few)
+        train_image_tokenizer.train(config, tmp_path / "vq", Tiles(), Tiles(seed=1))
+    assert not (tmp_path / "vq" / train_image_tokenizer.FILE).exists()
+    c = tiny.config()
+    c.data, c.data_options.size = f"folder:{pictures}", None
+    c.vq.update({**few, "above_flat": 3.0, "pictures": 8, "batch_size": 8})
+    with pytest.raises(ValueError, match=message):
+        stages.run(c, tmp_path / "run")
+    assert not (tmp_path / "run" / build.IMAGE).exists()
+    assert not (tmp_path / "run" / "tokens").exists()
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_a_given_tokenizer_of_sounds_is_told_by_its_own_flag(tmp_path, capsys, stored):
+    config = any_config.get_config("smoke")
+    config.vq.above_flat = 3.0
+    tiny.make(tmp_path / "run", tiny.shrink(config, 6, 3))
+    file = tmp_path / "run" / modalities.tokenizer_file(config, "sound")
+    with config.unlocked():
+        config.modalities.sound.vq.file = str(file)
+    world = sources.open_source("shapes", "validation", size=8, further=["sound"])
+    source = Listed(world[i] for i in range(8)) if stored else world
+    data = {"train": source, "validation": source}
+    made = further.make_tokenizer(config, "sound", tmp_path / "new", data)
+    said = capsys.readouterr().out
+    assert ("warning: the sound tokenizer of --config.modalities.sound.vq.file=" in said) == stored
+    assert made.hash == further.make_tokenizer(config, "sound", tmp_path / "run", data).hash
+
+
+class Listed(list):
+    """Stored records."""
+
+    name = "stored"
 
 
 SPOTS = {"red spot": (220, 25, 25), "blue spot": (25, 25, 220), "green spot": (25, 220, 25)}

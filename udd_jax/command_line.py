@@ -8,6 +8,7 @@ of `--mode=sample`; SETTINGS has their descriptions. No JAX here, so that `--hel
 import functools
 import os
 import re
+import shlex
 import textwrap
 import traceback
 
@@ -36,7 +37,7 @@ udd_jax generates images and captions together, and the missing parts of both.
   udd_jax --mode=sample --prompt="a small red circle above a large blue square"    at once
   udd_jax --config=configs/t2i.py                        train on an embedded world, 15 minutes
   udd_jax --mode=demo --workdir=runs/t2i       try that run in a browser, or the one of the package
-  udd_jax --mode=data --config=configs/own.py --config.data=folder:DIR          check your data
+  udd_jax --mode=data --config.data=folder:DIR                                  check your data
   udd_jax --config=configs/own.py --config.data=folder:DIR --workdir=runs/mine    train on them
   udd_jax --mode=evaluate --workdir=runs/mine                    measure a run, write its report
 
@@ -60,6 +61,22 @@ SETTINGS = {
     "eta": "largest probability of masking again; for remdm_cap and remdm_rescale",
     "correct": "tokens drawn again in each step; for ancestral",
 }
+# {mode: the fields of the config that it reads}; a name with a dot stands for all of its section.
+# The other modes read a config as a whole.
+FIELDS = {
+    "sample": ("sample.",),
+    "evaluate": (
+        *("evaluate.", "sample.", "sample_rules.", "begin_with", "data", "data_options."),
+    ),
+    "embed": ("data", "data_options.", "incomplete", "skip_limit"),
+    "demo": (),
+    "replay": (),
+    "export": (),
+}
+# {mode: the config whose fields are typed, where no --config= is}. The fields of BASE stand for
+# those of the run: only what is typed counts.
+BASE = "configs/base.py"
+IMPLIED = {"data": "configs/own.py", **dict.fromkeys(FIELDS, BASE)}
 _KINDS = {int: "integer", float: "float", str: "string", tuple: "list"}
 # Flags and fields that are paths; a shell leaves the `~` of `--image=~/a.png` as it is.
 PATHS = (
@@ -170,7 +187,7 @@ def parse(argv: list[str]) -> list[str]:
     `flags.Error` for a mistake in these, and for nothing else.
     """
     try:
-        words = FLAGS(config_files.in_arguments(argv))
+        words = FLAGS(config_files.in_arguments(_with_config(argv)))
         _expand()
         return words
     except flags.IllegalFlagValueError as error:
@@ -187,6 +204,40 @@ def parse(argv: list[str]) -> list[str]:
         raise flags.Error(what) from error
     except (TypeError, ValueError) as error:
         raise flags.Error(str(error)) from error
+
+
+def _with_config(argv: list[str]) -> list[str]:
+    """The command line with a `--config=` of IMPLIED if it has fields of a config and no config.
+
+    `flags.Error` if its mode implies none.
+    """
+    names = [word.partition("=")[0].replace("--", "-", 1) for word in argv[1:]]
+    fields = [name for name in names if name.startswith("-config.")]
+    if not fields or "-config" in names:
+        return argv
+    modes = [
+        word if equals else following
+        for name, (_, equals, word), following in zip(
+            names, (word.partition("=") for word in argv[1:]), [*argv[2:], ""], strict=True
+        )
+        if name == "-mode"
+    ]
+    mode = modes[-1] if modes else FLAGS["mode"].default
+    if mode in MODES and mode not in IMPLIED:
+        base = "configs/t2i.py:cub" if mode == "convert" else "configs/own.py"
+        raise flags.Error(
+            f"-{fields[0]} is a field of a config, and --config= is missing: type for example "
+            f"udd_jax --config={base} {shlex.join(argv[1:])}"
+        )
+    return [argv[0], f"--config={IMPLIED[mode]}", *argv[1:]] if mode in IMPLIED else argv
+
+
+def config():
+    """The config that was typed, or that the mode implies as a whole; None without one."""
+    if CONFIG.value is None:
+        return None
+    implied = config_flags.get_config_filename(FLAGS["config"]) == config_files.find(BASE)
+    return None if implied else CONFIG.value
 
 
 def _expand() -> None:
@@ -216,12 +267,31 @@ def check(mode: str) -> None:
             here = f"--mode={mode}" + ("" if FLAGS["mode"].present else " (the default)")
             others = " or ".join(f"--mode={other}" for other in modes)
             raise UserError(f"--{name} does nothing in {here}: leave it out, or add {others}")
-    for name in typed_fields() if mode == "sample" else ():
-        if not name.startswith("sample."):
+    for name in typed_fields() if mode in FIELDS else ():
+        if not any(name.startswith(f) if f.endswith(".") else name == f for f in FIELDS[mode]):
+            read = [f"--config.{f}{'*' if f.endswith('.') else '='}" for f in FIELDS[mode]]
+            only = f"; only {', '.join(read)} count" if read else ""
             raise UserError(
-                f"--config.{name} does nothing in --mode=sample, where the run has its config: "
-                "leave it out; only --config.sample.* count"
+                f"--config.{name} does nothing in --mode={mode}, where the run has its config: "
+                f"leave it out{only}"
             )
+    named = ["config"] if config() is not None else [f"config.{name}" for name in typed_fields()]
+    typed = named + [name for name in ("weights", "suite", "workdir") if FLAGS[name].present]
+    for where, unused in (
+        ("with --compare", typed if mode == "evaluate" and FLAGS.compare else ()),
+        ("with --suite=judges", set(typed) - {"suite", "workdir"} if _judges(mode) else ()),
+        ("without --from=unid3", named if mode == "convert" and not _from_unid3() else ()),
+    ):
+        for name in unused:
+            raise UserError(f"--{name} does nothing {where}: leave it out")
+
+
+def _judges(mode: str) -> bool:
+    return mode == "evaluate" and FLAGS.suite == "judges"
+
+
+def _from_unid3() -> bool:
+    return getattr(FLAGS, "from") == "unid3"
 
 
 def typed_fields() -> dict:

@@ -17,11 +17,12 @@ from udd_jax.errors import UserError
 from udd_jax.runtime import logbook
 
 
-def run(workdir, out, config=None, dual_encoder: str | None = None) -> dict:
+def run(workdir, out, config=None, dual_encoder: str | None = None, fields=None) -> dict:
     """Writes every record of the data of `config`, by default of the run, with its vector.
 
     workdir: the folder of a run; out: of the new data. dual_encoder: a run whose dual encoder is
-    used instead. Returns the counts of `vectors.write`. ValueError, FileNotFoundError, one line.
+    used instead. fields: {field: value} that replace those of the config. Returns the counts of
+    `vectors.write`. ValueError, FileNotFoundError, one line.
     """
     if not out:
         raise UserError("--out is missing, expected a folder for the pictures and their vectors")
@@ -29,6 +30,9 @@ def run(workdir, out, config=None, dual_encoder: str | None = None) -> dict:
     if dual_encoder:
         pipe = pipe.with_dual_encoder(dual_encoder)
     encoder, config = pipe.dual_encoder, pipe.config if config is None else config
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.update_from_flattened_dict(fields or {})
     left = modalities.stored(config)
     size, channels = pipe.tokenizers["image"].image_size, pipe.tokenizers["image"].shape[-1]
     own = {"incomplete": bool(config.get("incomplete")), "channels": channels}

@@ -16,7 +16,8 @@ from udd_jax.data import pixels
 from udd_jax.diffusion import tasks
 from udd_jax.errors import UserError
 from udd_jax.runtime import logbook
-from udd_jax.steering import edits, lengths
+from udd_jax.sampling import settings as sampling
+from udd_jax.steering import edits, lengths, stepwise
 from udd_jax.steering import flags as steering_flags
 
 SHORT = {"text": "prompt", "image": "image"}  # short flags for `--given NAME=`
@@ -42,7 +43,7 @@ def sample(workdir, flags, changes: dict | None = None) -> pathlib.Path:
     if flags.task == "edit" and pipe.guidable:
         changes = {"guidance": edits.GUIDANCE, **changes}
     settings = pipe.settings(None if flags.task in EDITS else flags.task, **changes)
-    _check_settings(flags, settings, changes)
+    _check_settings(pipe, flags, settings, changes)
     given, most, mask = {}, max((len(rows) for rows in asked.values()), default=1), None
     num = repeat = flags.num or 1
     options = {"seed": flags.seed, "batch_size": flags.batch_size, **changes}
@@ -221,8 +222,7 @@ def _check(flags, asked, vocab) -> None:
         raise UserError(f"{name} means nothing for --task={flags.task}: leave it out")
     if flags.num is not None and flags.num < 1:
         raise UserError(f"--num = {flags.num}, expected at least 1")
-    if not 0 <= flags.seed < values.SEEDS:
-        raise UserError(f"--seed = {flags.seed}, expected 0 to {values.SEEDS - 1}")
+    values.seed(flags.seed, "--seed")
     if flags.best_of < 1:
         raise UserError(f"--best_of = {flags.best_of}, expected at least 1")
     if flags.task == "outpaint" and not flags.extend:
@@ -246,13 +246,20 @@ def _check(flags, asked, vocab) -> None:
         raise UserError(f"{said}: expected as many of each, or one")
 
 
-def _check_settings(flags, settings, changes) -> None:
+def _check_settings(pipe, flags, settings, changes) -> None:
     """ValueError if a typed setting, or a negative prompt, would change nothing."""
-    for name in changes:
-        why = settings.unread(name)
-        if why:
-            raise UserError(f"--{name} = {changes[name]} changes nothing, {why}: leave it out")
-    if flags.negative_prompt and not settings.on("guidance"):
+    if flags.task in EDITS:
+        sampling.require_read([settings], changes, "--")
+        guided = settings.on("guidance")
+    else:
+        plain = not (flags.task == "infill" or flags.weight or flags.scorer or flags.paint)
+        plain = plain and not flags.length
+        names = stepwise.usual(pipe, flags.task) if plain else ()
+        if flags.begin_with is not None:
+            names = [name for name in map(str.strip, flags.begin_with.split(",")) if name]
+        asked = (flags.task, names, plain, flags.begin_steps)
+        guided = stepwise.require_read(pipe, *asked, changes, "--")
+    if flags.negative_prompt and not (guided or flags.weight):
         raise UserError("--negative_prompt changes nothing, guidance is off: add --guidance=2")
     if flags.blank_tokens != 1 and flags.task != "infill":
         raise UserError(f"--blank_tokens means nothing for --task={flags.task}: leave it out")

@@ -5,7 +5,7 @@
     python -m udd_jax.main --mode=evaluate --workdir=DIR
     python -m udd_jax.main --mode=embed --workdir=DIR --out=DATA      its data with vectors
     python -m udd_jax.main --mode=demo                                a page in the browser
-    python -m udd_jax.main --mode=data --config=configs/t2i.py --config.data=folder:DIR
+    python -m udd_jax.main --mode=data --config.data=folder:DIR       with configs/own.py
     python -m udd_jax.main --mode=plan --config=configs/t2i.py:coco
     python -m udd_jax.main --mode=replay --workdir=DIR                repeat the step that failed
     python -m udd_jax.main --mode=export --workdir=DIR --out=OTHER    only the files for sampling
@@ -14,10 +14,12 @@
 On Linux the program restarts itself in the same process, so that its memory is in huge pages (a
 training step is a fifth faster). UDD_KEEP_MEMORY=0 turns this off.
 
-Exit codes: 0; 1 after one line that says what is wrong and what to do; 75 if a training was stopped
-and the same command continues it; 130 after Ctrl-C elsewhere (runtime/stopping.py).
+Exit codes: 0; 1 after one line that says what is wrong and what to do; 75 after a SIGTERM, in every
+mode, and after Ctrl-C in a training: the same command goes on; 130 after Ctrl-C elsewhere
+(runtime/stopping.py).
 """
 
+import contextlib
 import os
 import pathlib
 import shlex
@@ -44,24 +46,27 @@ SMALLER = {
     "evaluate": "--config.evaluate.batch_size",
 }
 FLAGS = flags.FLAGS
-_CONFIG = command_line.CONFIG
 SHAPES = pathlib.Path(__file__).parent / "assets" / "shapes"  # the run of the package
 
 
 def _workdir() -> str:
     if FLAGS.workdir:
         return os.path.expanduser(FLAGS.workdir.rstrip("/"))
-    if _CONFIG.value is None and FLAGS.mode in ("sample", "demo"):
+    config = command_line.config()
+    if config is None and FLAGS.mode in ("sample", "demo"):
         return str(SHAPES)
-    if _CONFIG.value is None:
+    if config is None:
         raise UserError("--workdir or --config is missing, expected one of them")
-    return f"runs/{_CONFIG.value.name}"
+    return f"runs/{config.name}"
 
 
 def _config():
-    if _CONFIG.value is None:
+    config = command_line.config()
+    if config is None and FLAGS.mode == "data":
+        raise UserError("--config.data= is missing, expected folder:DIR or another source")
+    if config is None:
         raise UserError("--config is missing, expected a file such as configs/t2i.py")
-    return _CONFIG.value
+    return config
 
 
 def main(argv) -> None:
@@ -69,6 +74,7 @@ def main(argv) -> None:
     if len(argv) > 1 and not comparing:
         raise UserError(f"{argv[1]!r} is no flag, expected --NAME=VALUE")
     command_line.check(mode)
+    stopping.end_at_once()
     logging.set_verbosity(logging.WARNING)  # of the libraries; ours speak by themselves
     if mode == "plan":
         from udd_jax.training import plan, recipe
@@ -91,11 +97,10 @@ def main(argv) -> None:
     if mode == "convert":
         from udd_jax.convert import command
 
-        command.run(FLAGS, _CONFIG.value, config_files.load("configs/t2i.py:cub"))
+        usual = config_files.load("configs/t2i.py:cub")
+        command.run(FLAGS, command_line.config(), usual, command_line.typed_fields())
         return
     workdir = _workdir()
-    if mode in ("train", "tokenize"):
-        stopping.end_at_once()
     from udd_jax.runtime import compiled
 
     # The run of a sample may be a folder that should not change, such as the packaged one.
@@ -127,7 +132,8 @@ def main(argv) -> None:
         from udd_jax.runtime import bucket
 
         with bucket.whole(workdir) as here:
-            embed.run(here, FLAGS.out, _CONFIG.value, FLAGS.dual_encoder)
+            config, fields = command_line.config(), command_line.typed_fields()
+            embed.run(here, FLAGS.out, config, FLAGS.dual_encoder, fields)
     elif mode == "demo":
         from udd_jax.demo import server
         from udd_jax.runtime import bucket
@@ -149,7 +155,8 @@ def main(argv) -> None:
     elif mode == "evaluate":
         from udd_jax import stages
 
-        stages.evaluate_run(workdir, FLAGS.suite, _CONFIG.value, FLAGS.weights)
+        config, fields = command_line.config(), command_line.typed_fields()
+        stages.evaluate_run(workdir, FLAGS.suite, config, FLAGS.weights, fields)
         more = "pairs" if FLAGS.suite == "full" else "full"
         _finish(files.folder(workdir), "report", "demo", more)
 
@@ -226,6 +233,8 @@ def command() -> None:
     """The command `udd_jax`, and `python -m udd_jax.main`."""
     keep_memory()
     stopping.end_on_interrupt()
+    with contextlib.suppress(UserError):  # a bad UDD_EXIT_CODE: `main` says so
+        stopping.end_at_once()
     run()
 
 

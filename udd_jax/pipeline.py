@@ -8,10 +8,10 @@ A prompt is a string or a list of strings, a picture is an array, an image of Pi
 or many (`values.py`). Results are uint8[n, S, S, C] at the size of the run (`Result.pil` has them
 as images of Pillow), and lists of strings. C is 3, or 1 or 4 in a run of such `image_channels`.
 Every method that generates takes the fields of `sampling.settings.Settings` as keywords
-(`top_r=0.9, guidance=2.0, ...`); the defaults are those of the run's config. Each sample of a call
-has its own key, so the result does not depend on `batch_size`. A batch is filled up to a power of
-two, so that calls for other numbers of samples need no new compilation, and compiled programs are
-kept on the disk (`runtime/compiled.py`).
+(`top_r=0.9, guidance=2.0, ...`); the defaults are those of the run's config. A keyword that would
+change nothing is refused. Each sample of a call has its own key, so the result does not depend on
+`batch_size`. A batch is filled up to a power of two, so that calls for other numbers of samples
+need no new compilation, and compiled programs are kept on the disk (`runtime/compiled.py`).
 
 In one file, though it is long, since it is all that a user calls.
 """
@@ -331,6 +331,8 @@ class Pipeline:
         before encoding."""
         if images is None and captions is None:
             raise UserError("infill: images and captions are both missing, expected one at least")
+        if images is None and image_mask is not None:
+            raise UserError("infill: image_mask is given and images= is missing: it is their mask")
         values.whole("blank_tokens", blank_tokens, 1)
         images = None if images is None else values.plain(self, "image", images)
         captions = None if captions is None else values.plain(self, "text", captions)
@@ -396,7 +398,7 @@ class Pipeline:
         of steps of the chain that the bound is for; 0 means T. each: float64[B, L], the part of
         each token.
         """
-        values.whole("times", times, 1), values.whole("seed", seed)
+        values.whole("times", times, 1), values.seed(seed)
         for name in set(modalities.features(self.config)) & set(
             tasks.parse(self.vocab, task).given
         ):
@@ -638,12 +640,18 @@ class Pipeline:
         >>> tuple(len(part.captions) for part in pipe.stream("text", 6, batch_size=4))
         (4, 2)
         """
-        values.whole("batch_size", batch_size, 1), values.whole("seed", seed)
+        values.whole("batch_size", batch_size, 1), values.seed(seed)
         if begin_with and (masks is not None or prompts is not None):
             raise UserError("begin_with goes with a rule and given values alone")
         plain = masks is prompts is guide is None and not (scorers or paint)
         if begin_with is None and plain:
             begin_with = stepwise.usual(self, task)
+        asked = (task, begin_with, plain, begin_steps)
+        guided = stepwise.require_read(self, *asked, settings)
+        if negative and not (guided or prompts is not None or guide is not None):
+            raise UserError("negative changes nothing, guidance is off: set guidance=2")
+        if by != "bound" and best_of == 1:
+            raise UserError(f"by = {by!r} changes nothing with best_of = 1: set best_of=2 or more")
         aside = stepwise.aside(self, task, begin_with or ())
         best_of = values.whole("best_of", best_of, 1)
 

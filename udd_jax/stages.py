@@ -12,13 +12,11 @@ needs only one, and the others wait. All of them write the token cache and train
 
 import contextlib
 import functools
-import json
 import pathlib
 import tempfile
 
 import jax
 import ml_collections
-import numpy as np
 
 from udd_jax import build, modalities, pipeline
 from udd_jax.data import batches, described, reading, sources, survey, token_cache, token_checks
@@ -38,6 +36,7 @@ from udd_jax.training import (
     further,
     limits,
     optimiser,
+    pairs,
     plan,
     recipe,
     start,
@@ -212,6 +211,12 @@ def make_image_tokenizer(config, workdir, data, tensorboard=False):
         return image_tokenizer.load(path)
     if config.vq.file:
         tokenizer = modalities.fitting(config, image_tokenizer.load(config.vq.file))
+        taken = config.get("init_from") and config.vq.file.startswith(config.init_from)
+        name = "init_from" if taken else "vq.file"
+        field = f"--config.{name}={config[name] if taken else config.vq.file}"
+        train_image_tokenizer.tell_worth(
+            config, tokenizer, data["validation"] or data["train"], field
+        )
         if jax.process_index() == 0:
             image_tokenizer.save(path, tokenizer)
         return tokenizer
@@ -254,26 +259,29 @@ def export(workdir, out) -> None:
     logbook.say(f"exported {out}: {size / 1e6:.1f} MB")
 
 
-def evaluate_run(workdir, suite: str = "main", config=None, weights: str | None = None) -> None:
+def evaluate_run(workdir, suite="main", config=None, weights=None, fields=None) -> None:
     """Runs a suite on a finished run, as far as its results are missing, and writes the report.
 
-    config: its sections SETTINGS replace those of the run; what is open in it stays. weights: a
-    folder that replaces `evaluate.weights`. ValueError for an unknown suite.
+    config: its sections SETTINGS replace those of the run; what is open in it stays. weights:
+    replaces `evaluate.weights`. fields: of `held_out.typed`. ValueError for an unknown suite.
     """
     if suite not in SUITES:
         raise UserError(f"suite {suite!r} does not exist, expected one of {', '.join(SUITES)}")
     logbook.begin()
     with bucket.whole(workdir) as here:
-        _evaluate(here, suite, config, weights)
+        _evaluate(here, suite, config, weights, fields)
 
 
-def _evaluate(workdir, suite, config, weights):
+def _evaluate(workdir, suite, config, weights, fields):
     if suite == "judges":
         main_suite.judge(workdir)
     else:
         pipe = pipeline.Pipeline.load(workdir)
-        asked = {} if config is None else recipe.kept(config, workdir)
-        pipe = pipe.with_config(**{name: asked[name] for name in SETTINGS if name in asked})
+        if config is not None:
+            asked = recipe.kept(config, workdir)
+            pipe = pipe.with_config(**{name: asked[name] for name in SETTINGS if name in asked})
+        pipe = held_out.typed(pipe, workdir, fields or {})
+        limits.check_evaluation(pipe.config)
         pipe = held_out.measurable(pipe)
         if weights is not None:
             pipe = pipe.with_config(evaluate={"weights": weights})
@@ -309,66 +317,6 @@ def write_shards(config, workdir, source, tokenizers: dict) -> None:
         )
 
 
-def held_out_tokens(config, source, tokenizers: dict) -> dict | None:
-    """The first `config.train.held_out` whole records of a source as a batch, or None for none.
-
-    Returns {"image": int32[n, N], "text": int32[n, M]}.
-    """
-    count = min(config.train.held_out, len(source))
-    if not count:
-        return None
-    read = reading.examples(source, 0, count, modalities.views(config))
-    read = [example for example in read if example.pixels is not None]
-    if not read:
-        return None
-    captions = [example.captions[0] for example in read]
-    return {
-        "image": tokenizers["image"].encode(np.concatenate([example.pixels for example in read])),
-        "text": tokenizers["text"].encode(captions, config.text.length),
-        **further.ids(config, tokenizers, [example.extra for example in read]),
-    }
-
-
-def pairs(config, workdir, source, tokenizers: dict, share):
-    """Batches without a token cache: step -> {"image": int32[B, N], "text": int32[B, M]}.
-
-    `skipped.jsonl` lists each fault of the data once. The returned function raises ValueError if
-    more than `config.skip_limit` of the items cannot be used.
-    """
-    seen, c = {}, config
-    decoded = batches.Decoded(
-        source,
-        views(c),
-        c.seed,
-        c.train.batch_size,
-        steps=c.train.steps,
-        share=share,
-        workers=c.workers,
-    )
-
-    def pairs_at(step):
-        batch = decoded(step)
-        new = [fault for fault in batch["faults"] if fault not in seen]
-        seen.update(dict.fromkeys(new))
-        if new:
-            path = workdir / f"skipped{jax.process_index() or ''}.jsonl"
-            names = ("position", "cause", "detail")
-            rows = [json.dumps(dict(zip(names, fault, strict=True))) + "\n" for fault in seen]
-            files.write_bytes(path, "".join(rows).encode())
-            unusable = {position for position, cause, _ in seen if reading.skipping([cause])}
-            limit = c.get("skip_limit", token_checks.LIMIT)
-            if len(unusable) > limit * len(source):
-                raise UserError(
-                    f"{source.name}: {len(unusable)} of {len(source)} items cannot be used, more "
-                    f"than {limit:.0%}; {path} lists them: mend them, or set --config.skip_limit="
-                )
-        ids = tokenizers["text"].encode(batch["captions"], c.text.length)
-        found = {"image": tokenizers["image"].encode(batch["image"]), "text": ids}
-        return found | further.ids(config, tokenizers, batch["extra"])
-
-    return pairs_at
-
-
 def make_weights(config, workdir, cache, tokenizers: dict, data, **options) -> dict:
     """The averaged weights after `config.train.steps` steps; trains as far as needed.
 
@@ -383,14 +331,16 @@ def make_weights(config, workdir, cache, tokenizers: dict, data, **options) -> d
     share = sharding.process_share(sharding.make_mesh(**config.mesh))
     items = data["train"] if cache is None else cache
     if cache is None:
-        ahead = batches.Ahead(pairs(config, workdir, data["train"], tokenizers, share))
+        ahead = batches.Ahead(
+            pairs.straight(config, workdir, data["train"], tokenizers, share, views(config))
+        )
     else:
         masks = {m.name: m.classes for m in vocab.modalities}
         ahead = batches.Ahead(lambda step: batches.make(cache, seed, step, size, *share, masks))
     options |= {
         "terms": end_to_end.from_config(config, vocab, tokenizers["image"]),
         "start": start.weights(config, vocab),
-        "held_out": held_out_tokens(config, data["validation"], tokenizers),
+        "held_out": pairs.held_out(config, data["validation"], tokenizers),
         "ids_at": lambda step: batches.indices(seed, step, size, len(items)),
     }
     with contextlib.closing(ahead):

@@ -172,6 +172,13 @@ def whole(name: str, value, least: int | None = None) -> int:
     return int(value)
 
 
+def seed(value, name: str = "seed") -> int:
+    """A whole number from 0 to SEEDS - 1: two others would be one key of JAX, or none."""
+    if not 0 <= whole(name, value) < SEEDS:
+        raise UserError(f"{name} = {value!r}, expected 0 to {SEEDS - 1}")
+    return int(value)
+
+
 def _type(value) -> str:
     return f"{type(value).__name__} {str(value)[:40]!r}"
 

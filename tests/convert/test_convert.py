@@ -182,6 +182,18 @@ def pipe(run):
     return pipeline.Pipeline.load(run)
 
 
+def test_a_field_that_the_weights_decide_is_refused(folder, tmp_path):
+    asked = {"train.steps": 7, "sample.guidance": 2.0}
+    config = t2i.get_config("cub")
+    convert = functools.partial(convert_unid3, folder, tmp_path / "run", config=config)
+    config.update_from_flattened_dict(asked)
+    with pytest.raises(ValueError, match=r"^--config.sample.guidance=2.0 does nothing, the run h"):
+        convert(typed=asked)
+    assert not (tmp_path / "run").exists()
+    convert(typed={"train.steps": 7})
+    assert build.read_config(tmp_path / "run").train.steps == 7
+
+
 @pytest.mark.slow
 def test_every_task_that_the_joint_weights_can_do(pipe):
     pytest.importorskip("ftfy", reason="CLIP's published cleaning needs ftfy")

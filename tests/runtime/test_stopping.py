@@ -28,6 +28,7 @@ except BaseException:
 def test_sigterm_ends_where_an_exception_would_be_lost(code):
     done = subprocess.run([sys.executable, "-c", BEGIN + code], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (75, "said\n"), done.stderr
+    assert done.stderr.strip() == "stopped by SIGTERM"
 
 
 INTERRUPTED = """

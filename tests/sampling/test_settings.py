@@ -1,12 +1,16 @@
 """The settings of sampling: their types, and which sampler reads which."""
 
+import dataclasses
+import re
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.helpers import finite
+from tests.helpers import documented, finite
 from udd_jax.diffusion import schedules, transition
-from udd_jax.sampling import reverse
+from udd_jax.sampling import reverse, settings
 from udd_jax.sampling.samplers import SAMPLERS
 from udd_jax.sampling.settings import READ_BY, Settings
 
@@ -45,6 +49,53 @@ def test_a_sampler_reads_the_settings_that_the_table_says(sampler, monkeypatch):
     assert found == listed
 
 
+def table() -> dict[str, tuple[str, str, set]]:
+    """{sampler: (kind, network calls, what it reads)}, from the page of sampling."""
+    text = (documented.ROOT / "docs" / "sampling.md").read_text()
+    rows = text.partition("| `--sampler=` |")[2].partition("\n\n")[0].splitlines()[2:]
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    return {
+        sampler.strip("`"): (kind, calls, set(re.findall(r"`(\w+)`", read)))
+        for sampler, kind, calls, read in cells
+    }
+
+
+def test_the_table_of_the_page_has_every_sampler_with_its_kind_and_what_it_reads():
+    assert list(table()) == list(settings.names())
+    for sampler, (kind, _, listed) in table().items():
+        chosen = Settings(sampler=sampler)
+        assert kind == chosen.kind
+        assert listed == {name for name in ("steps", *READ_BY) if not chosen.unread(name)}
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_sampler_makes_the_calls_that_the_page_says(sampler):
+    kernel = transition.make_kernel(finite.LAYOUT, schedules.make("absorbing", finite.STEPS))
+    length, masks = finite.LAYOUT.length, np.zeros((1, 2), bool)
+    x = np.full((1, length), finite.LAYOUT.mask_id, np.int32)
+    uniform = lambda xt, t, free: tuple(  # noqa: E731
+        jnp.zeros((len(xt), m.length, m.classes)) for m in finite.LAYOUT.modalities
+    )
+
+    def calls(**changes) -> int:
+        asked, key = Settings(sampler=sampler, **changes), jax.random.key(0)
+        run = finite.quick(
+            lambda asked: reverse.run(kernel, uniform, key, x, x == x, masks, asked).calls
+        )
+        return int(run(asked)[0])
+
+    wide = {"threshold": {"threshold": 1e-6}, "entropy_bounded": {"bound": 1e6}}
+    narrow = {"threshold": {"threshold": 1.0}, "entropy_bounded": {"bound": 0.0}}
+    documented_calls = table()[sampler][1]
+    if documented_calls == "`steps`":
+        assert calls(steps=3) == 3
+    elif documented_calls == "tokens / `group`":
+        assert (calls(), calls(group=3)) == (length, -(-length // 3))
+    else:
+        assert documented_calls == "1 to tokens"
+        assert (calls(**wide[sampler]), calls(**narrow[sampler])) == (1, length)
+
+
 @pytest.mark.parametrize(
     ("changes", "name", "unread"),
     [
@@ -59,8 +110,28 @@ def test_a_sampler_reads_the_settings_that_the_table_says(sampler, monkeypatch):
     ],
 )
 def test_a_setting_says_why_it_changes_nothing(changes, name, unread):
-    why = Settings(**changes).unread(name)
-    assert why is None if unread is None else unread in why
+    found = Settings(**changes).unread(name)
+    assert found is None if unread is None else unread in found.why
+
+
+@pytest.mark.parametrize("name", ["steps", *READ_BY, "guidance_schedule", "guidance_interval"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_what_a_message_says_to_set_lets_the_setting_count(sampler, name):
+    changes, times = {"sampler": sampler}, 0
+    while found := Settings(**changes).unread(name):
+        changes[found.setting] = found.value
+        times += 1
+    assert times <= 2  # guidance, then its schedule
+
+
+def test_a_setting_is_refused_if_no_chain_reads_it_and_a_whole_set_never_is():
+    ordered, counted = Settings(sampler="first_hitting"), Settings(sampler="maskgit")
+    settings.require_read([ordered, counted], {"steps": 5, "group": 2, "noise": 1.0})
+    with pytest.raises(ValueError, match=r"steps = 5 changes nothing, .*set sampler='maskgit'$"):
+        settings.require_read([ordered], {"top_r": 0.5, "steps": 5})
+    with pytest.raises(ValueError, match=r"--eta = 0.5 changes nothing, .*--sampler=remdm_cap$"):
+        settings.require_read([ordered, counted], {"eta": 0.5}, "--")
+    settings.require_read([ordered], dataclasses.asdict(ordered) | {"steps": 5})
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from udd_jax.training import limits
 
 BAD = {
     "seed": 2**32,
+    "evaluate.seed": 2**32,
     "text.length": 1,
     "text.vocab_size": 319,
     "vq.learning_rate": -1.0,

@@ -14,6 +14,7 @@ import json
 import pathlib
 
 import ml_collections
+from flax import traverse_util
 
 from udd_jax import build
 from udd_jax.convert import names, taming, tensor_files, unid3
@@ -22,8 +23,12 @@ from udd_jax.runtime import files, logbook, trees
 from udd_jax.tokenizers import image_tokenizer
 
 
-def run(flags, config: ml_collections.ConfigDict | None, default) -> None:
+def run(
+    flags, config: ml_collections.ConfigDict | None, default, typed: dict | None = None
+) -> None:
     """Runs `--mode=convert`. config: the user's, or None; then `default` is used.
+
+    typed: {field: value} of the fields that the user typed, which the run must get.
 
     Raises:
         ValueError, FileNotFoundError: one line; then nothing is written.
@@ -47,6 +52,7 @@ def run(flags, config: ml_collections.ConfigDict | None, default) -> None:
             heads=flags.heads,
             text_file=flags.text,
             codes=flags.codes,
+            typed=typed,
         )
     logbook.say(f"written to {flags.out}")
 
@@ -61,6 +67,7 @@ def from_unid3(
     heads: int | None = None,
     text_file=None,
     codes=None,
+    typed: dict | None = None,
 ) -> None:
     """Writes the run `out` from a UniD3 checkpoint.
 
@@ -73,6 +80,7 @@ def from_unid3(
         heads: attention heads; None for 64 channels a head.
         text_file: the text vocabulary (`unid3.find_text`).
         codes: the map of used image codes (`taming.used_codes`).
+        typed: {field: value} of `config` that the run must have.
 
     Raises:
         ValueError: one line; then nothing is written.
@@ -113,6 +121,13 @@ def from_unid3(
     with config.unlocked():
         config.update(changes)
         config.train.mixture = ml_collections.ConfigDict({unid3.NETWORKS[network]: 1.0})
+    there = traverse_util.flatten_dict(config.to_dict(), sep=".")
+    for name, asked in (typed or {}).items():
+        if there.get(name) != asked:
+            raise UserError(
+                f"--config.{name}={asked} does nothing, the run has {name} = {there.get(name)}: "
+                "leave it out"
+            )
     origin = {"from": "unid3", "checkpoint": pathlib.Path(path).name, "network": network}
     with files.whole(out) as folder:
         stored = json.loads(config.to_json())

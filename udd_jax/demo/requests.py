@@ -20,6 +20,7 @@ from udd_jax.data import pixels
 from udd_jax.diffusion import tasks
 from udd_jax.errors import UserError
 from udd_jax.sampling import outpainting, prompts
+from udd_jax.sampling import settings as sampling
 from udd_jax.steering import chains, edits, painted, segments, stepwise
 
 MOST = 16  # samples of one request
@@ -138,19 +139,18 @@ def check_text(text: str, name: str) -> str:
     return text
 
 
-def _common(pipe, texts: dict, count, seed, settings) -> dict:
+def _common(pipe, texts: dict, count, seed, settings, rules=(None,)) -> dict:
     """Checks what every request has; returns the settings that are read.
 
-    texts: {what it is called: text}.
+    texts: {what it is called: text}; rules: those of its chains, None for the settings of the run.
     """
     if values.whole("number of samples", count, 1) > MOST:
         raise UserError(f"number of samples = {count}, expected at most {MOST}")
-    if values.whole("seed", seed, 0) >= values.SEEDS:
-        raise UserError(f"seed = {seed}, expected 0 to {values.SEEDS - 1}")
+    values.seed(seed)
     for name, text in texts.items():
         check_text(text, name)
-    chosen = pipe.settings(**(settings or {}))
-    return {n: value for n, value in (settings or {}).items() if not chosen.unread(n)}
+    changes = settings or {}
+    return sampling.read([pipe.settings(rule, **changes) for rule in rules], changes)
 
 
 def _with_picture(pipe, image, text: str, count, seed, settings) -> dict:
@@ -214,8 +214,11 @@ def make(
     the path of its file}; steered: of `steering.read`. Raises ValueError.
     """
     texts = {"the text": text, "the negative prompt": negative}
-    settings = _common(pipe, texts, count, seed, settings)
     options = {name: value for way in steered for name, value in way.options.items()}
+    in_steps = "begin_with" in options or _in_steps(pipe, task, options)
+    first = options.get("begin_with", stepwise.usual(pipe, task)) if in_steps else ()
+    rules = [rule for rule, _ in stepwise.chains(pipe, task, first, in_steps)]
+    settings = _common(pipe, texts, count, seed, settings, rules)
     if task == "infill":
         captions = [text] if text.strip() else None
         images = None if image is None else image[None]
@@ -231,7 +234,7 @@ def make(
         given = {name: _ids(pipe, name, have[name]) for name in needs}
         masks = tasks.masks(pipe.vocab, task, 1)
     against = None
-    guided = pipe.settings(**settings).on("guidance")
+    guided = any(pipe.settings(rule, **settings).on("guidance") for rule in rules)
     if negative.strip() and guided and ("text" in given or "prompts" in options):
         against = {"text": values.ids(pipe, "text", negative)}
     repeat = lambda rows: np.repeat(np.asarray(rows), count, axis=0)  # noqa: E731
@@ -244,8 +247,6 @@ def make(
         painted.read(pipe, options["paint"], shown, masks, 1)
     if "weigh" in options:
         segments.read(pipe, options["weigh"], masks, 1)
-    if "begin_with" in options:
-        stepwise.check(pipe, task, options["begin_with"])
     return Request(
         task=task,
         given=each(given),
@@ -255,7 +256,7 @@ def make(
         settings=settings,
         still=chains.still(pipe, masks),
         steered=options,
-        in_steps="begin_with" in options or _in_steps(pipe, task, options),
+        in_steps=in_steps,
     )
 
 

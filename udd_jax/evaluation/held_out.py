@@ -2,14 +2,17 @@
 
 import dataclasses
 import hashlib
+import pathlib
 
 import numpy as np
+from flax import traverse_util
 
 from udd_jax import modalities
 from udd_jax.data import reading, sources, survey
+from udd_jax.data.sources import listing
 from udd_jax.data.sources.worlds import World
 from udd_jax.errors import UserError
-from udd_jax.runtime import logbook
+from udd_jax.runtime import files, logbook
 
 MEASURED = {"split": "test", "only": "", "category": ""}  # fields of `evaluate`: which items
 
@@ -139,6 +142,30 @@ def whole(pipe) -> bool:
 def split_of(pipe) -> str:
     """The split that is measured. An old config has no such field; then it is "test"."""
     return pipe.config.evaluate.get("split", "test")
+
+
+def typed(pipe, workdir, fields: dict):
+    """The pipeline with fields of its config that were typed, {field: value}.
+
+    `data` and `data_options` may name another place of the data that the run was trained on: a
+    person has moved them. UserError, one line, if other data are there.
+    """
+    sections = traverse_util.unflatten_dict(fields, sep=".")
+    other = pipe.with_config(**sections)
+    named = [name for name in ("data", "data_options") if name in sections]
+    if all(other.config[name] == pipe.config[name] for name in named):
+        return other
+    flags = " ".join(f"--config.{n}={v}" for n, v in fields.items() if n.partition(".")[0] in named)
+    there = {split: source(other, split) for split in listing.SPLITS}
+    path = pathlib.Path(workdir) / survey.FILE
+    if not path.exists():
+        logbook.say(f"{flags}: no {survey.FILE} in the run says if it knows them")
+    elif not survey.same(files.read_json(path), there):
+        raise UserError(
+            f"{flags} are other data than those of this run ({pipe.config.data}), whose names, "
+            "captions and splits decide: name the place of the same data, or leave it out"
+        )
+    return other
 
 
 def measurable(pipe, data=None):

@@ -1,10 +1,10 @@
 """How a run stops: on SIGTERM from a scheduler, on SIGINT from a person.
 
-In a training the loop learns of the signal (`noting`), saves and ends. Elsewhere there is nothing
-to save: the process ends at once, and the next run does its unfinished work again. The exit code
-after a SIGTERM, and after any signal in a training, says that the same command goes on: 75
-(EX_TEMPFAIL), or the value of UDD_EXIT_CODE in the environment. Elsewhere a SIGINT is a person who
-wants no more: one line, and 130 as of any program.
+In a training the loop learns of the signal (`noting`), saves and ends. Elsewhere, in every mode,
+there is nothing to save: the process ends at once, and the next run does its unfinished work again.
+The exit code after a SIGTERM, and after any signal in a training, says that the same command goes
+on: 75 (EX_TEMPFAIL), or the value of UDD_EXIT_CODE in the environment. Elsewhere a SIGINT is a
+person who wants no more: one line, and 130 as of any program.
 
 Many processes have to stop after the same step. JAX coordinates this step: from
 `jax.distributed.initialize` on it handles SIGTERM, and nothing else would learn of it. `Together`
@@ -34,13 +34,19 @@ def exit_code() -> int:
 
 
 def end_at_once() -> None:
-    """From now on SIGTERM ends the process with `exit_code()`, which may raise ValueError.
+    """From now on SIGTERM ends the process with one line and `exit_code()`, which may raise
+    ValueError.
 
     It does not unwind: an exception from a signal handler is lost where Python must not raise, as
     in a finaliser or a callback of the compiler, and has crashed compilations.
     """
     code = exit_code()
-    signal.signal(signal.SIGTERM, lambda *_: _end(code))
+
+    def end(*_):
+        _tell("stopped by SIGTERM")
+        _end(code)
+
+    signal.signal(signal.SIGTERM, end)
 
 
 def end_on_interrupt() -> None:

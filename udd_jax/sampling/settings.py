@@ -7,7 +7,9 @@ numbers share a compilation. Features that are off (`OFF`) are not compiled.
 import dataclasses
 import math
 import numbers
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import jax
 
@@ -32,6 +34,14 @@ READ_BY = {
     "correct": ("ancestral",),
 }
 NUMBERS = {*OFF, "noise", "purity", "group", "threshold", "bound", "eta"}
+
+
+class Unread(NamedTuple):
+    """Why a setting changes nothing, and the setting with its value that lets it count."""
+
+    why: str
+    setting: str
+    value: Any
 
 
 # {type of a field: (what its value must be, in words)}
@@ -112,16 +122,19 @@ class Settings:
         """ "time", "count" or "order": see `samplers`."""
         return "order" if self.sampler == IN_ORDER else SAMPLERS[self.sampler].kind
 
-    def unread(self, name: str) -> str | None:
+    def unread(self, name: str) -> "Unread | None":
         """Why the setting `name` changes nothing together with the others; None if it may."""
         if name == "steps" and self.kind == "order":
-            return f"sampler {self.sampler} runs until no position is masked"
+            why = f"sampler {self.sampler} runs until no position is masked"
+            return Unread(why, "sampler", "maskgit")
         if self.sampler not in READ_BY.get(name, (self.sampler,)):
-            return f"sampler {self.sampler} does not read it, only {' and '.join(READ_BY[name])}"
+            why = f"sampler {self.sampler} does not read it, only {' and '.join(READ_BY[name])}"
+            return Unread(why, "sampler", READ_BY[name][0])
         if name in ("guidance_schedule", "guidance_interval") and not self.on("guidance"):
-            return "guidance is off"
+            return Unread("guidance is off", "guidance", 2.0)
         if name == "guidance_interval" and self.guidance_schedule != "interval":
-            return f"guidance_schedule is {self.guidance_schedule}"
+            why = f"guidance_schedule is {self.guidance_schedule}"
+            return Unread(why, "guidance_schedule", "interval")
         return None
 
     def on(self, name: str) -> bool:
@@ -186,3 +199,27 @@ class Settings:
                 f"sample.guidance = {self.guidance}, but this run was trained without absent "
                 "conditions: expected 1 (off)"
             )
+
+
+def read(chains: Sequence[Settings], changes: dict) -> dict:
+    """Those of the changed settings that at least one of some chains reads."""
+    return {n: v for n, v in changes.items() if not all(chain.unread(n) for chain in chains)}
+
+
+def require_read(chains: Sequence[Settings], changes: dict, flag: str = "") -> None:
+    """UserError, one line, for a changed setting that none of the chains of a call reads.
+
+    chains: their settings with the changes. flag: what stands before the name of a setting, "--" on
+    the command line. A dict of all settings, such as that of a line of `samples.jsonl`, is not
+    checked: some of them are always unread.
+    """
+    if changes.keys() >= {field.name for field in dataclasses.fields(Settings)}:
+        return
+    reads = read(chains, changes)
+    for name in (name for name in changes if name not in reads):
+        why, setting, value = chains[-1].unread(name)
+        shown, mend = (changes[name], value) if flag else (repr(changes[name]), repr(value))
+        raise UserError(
+            f"{flag}{name} = {shown} changes nothing, {why}: leave it out, or set "
+            f"{flag}{setting}={mend}"
+        )

@@ -33,7 +33,7 @@ def edit(pipe, images, captions, share, rounds, num, seed, batch_size, trace=0, 
     given = {n: np.repeat(r, count * num // len(r), axis=0) for n, r in given.items()}
     given, coarse = pipe.vocab.parts(given), pipe.vocab.coarse
     levels = ["image"] if coarse is None else [coarse.name, "image"]
-    rng = np.random.default_rng(values.whole("seed", seed))
+    rng = np.random.default_rng(values.seed(seed))
     slices = [pipe.vocab.slices[pipe.vocab.index(name)] for name in levels]
     where = np.concatenate([np.arange(part.start, part.stop) for part in slices])
     absent = [m.name not in given for m in pipe.vocab.modalities]
@@ -60,7 +60,7 @@ def outpaint(pipe, images, captions, extend, num, seed, **settings) -> np.ndarra
     tokenizer = pipe.tokenizers["image"]
     height, width = tokenizer.shape[:2]
     extend = outpainting.sides(extend, (height, width))
-    num = values.whole("num", num, 1)
+    num, seed = values.whole("num", num, 1), values.seed(seed)
     images = np.repeat(values.plain(pipe, "image", images), num, axis=0)
     if captions is not None:
         captions = values.plain(pipe, "text", captions)
@@ -69,7 +69,7 @@ def outpaint(pipe, images, captions, extend, num, seed, **settings) -> np.ndarra
         captions = [c for c in captions for _ in range(len(images) // len(captions))]
 
     def infill(windows, mask, number):
-        options = {"seed": seed + number, **settings}
+        options = {"seed": (seed + number) % values.SEEDS, **settings}
         return pipe.infill(windows, mask, captions, **options).images
 
     cell = height // tokenizer.grid[0]

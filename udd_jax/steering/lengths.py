@@ -24,6 +24,7 @@ def inputs(pipe, images, length, num: int = 1, seed: int = 0) -> tuple[dict, tas
     images: as of `image_to_text`. length: a number of tokens from 1 to M, or "drawn" for each
     caption by itself. UserError, one line: it is neither, or the run has no way to draw one.
     """
+    values.seed(seed)
     image = np.repeat(values.ids(pipe, "image", images), values.whole("num", num, 1), axis=0)
     most = pipe.vocab.modalities[pipe.vocab.index("text")].length
     if length == DRAWN:

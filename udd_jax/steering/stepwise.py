@@ -7,6 +7,7 @@ The second is a sample of text|sound as well, since the image is drawn from what
 It is left out of the result. A run may have learned both steps better than the rule itself.
 """
 
+import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ import numpy as np
 from udd_jax import modalities, values
 from udd_jax.diffusion import tasks
 from udd_jax.errors import UserError
+from udd_jax.sampling import settings as sampling
 
 
 def rules(vocab, task: str, names) -> tuple[str, str]:
@@ -58,6 +60,49 @@ def levels(pipe, task: str) -> list[dict]:
     names = of_itself(pipe, task)
     steps = rules(pipe.vocab, task, names) if names else ()
     return [{"rule": rule, **vars(pipe.settings(rule))} for rule in steps]
+
+
+def chains(pipe, task: str, names, levels: bool) -> list[tuple[str, bool]]:
+    """The rules of all chains of a call of `Pipeline.stream`, in order.
+
+    Each is (rule, whether it belongs to what is generated first and has `begin_steps`). names,
+    levels: as of `earlier`. UserError as of `begin`.
+    """
+    found = []
+    if names:
+        first, task = rules(pipe.vocab, task, check(pipe, task, names)[0])
+        found += [(rule, True) for rule, _ in chains(pipe, first, (), True)]
+    if levels and (coarse := tasks.coarse_first(pipe.vocab, task)):
+        first, task = rules(pipe.vocab, task, coarse)
+        found.append((first, not found))
+    return [*found, (task, False)]
+
+
+def require_read(
+    pipe, task: str, names, levels: bool, begin_steps, changes: dict, flag: str = ""
+) -> bool:
+    """UserError, one line, if no chain of a call reads a setting that was asked for.
+
+    changes: {setting: value}; begin_steps: of `Pipeline.stream`, or None; flag: as of
+    `settings.require_read`. Returns whether the guidance of any chain is on.
+    """
+    every = chains(pipe, task, names, levels)
+    if begin_steps is None:
+        found = [pipe.settings(rule, **changes) for rule, _ in every]
+        sampling.require_read(found, changes, flag)
+        return any(settings.on("guidance") for settings in found)
+    steps = {"steps": values.whole("begin_steps", begin_steps, 1)}
+    begun = [pipe.settings(rule, **changes | steps) for rule, first in every if first]
+    rest = [pipe.settings(rule, **changes) for rule, first in every if not first]
+    others = {name: value for name, value in changes.items() if name != "steps"}
+    if begun and not sampling.read(begun, steps):
+        raise UserError(
+            f"{flag}begin_steps = {begin_steps} changes nothing, {begun[0].unread('steps').why}: "
+            f"leave it out, or set {flag}sampler={'maskgit' if flag else repr('maskgit')}"
+        )
+    sampling.require_read([*begun, *rest], others, flag)
+    sampling.require_read(rest, {n: v for n, v in changes.items() if n == "steps"}, flag)
+    return any(settings.on("guidance") for settings in (*begun, *rest))
 
 
 class Call(NamedTuple):
@@ -142,6 +187,13 @@ def begin(pipe, call: Call, names, keys_of, **options) -> Call:
         asked = options.get(name) or {}
         options[name] = {n: value for n, value in asked.items() if n in known} or None
     options["begin_with"] = ()  # what is asked for first is not by way of something else
+    names = [field.name for field in dataclasses.fields(sampling.Settings) if field.name in options]
+    asked = {name: options[name] for name in names}
+    found = [pipe.settings(rule, **asked) for rule, _ in chains(pipe, first, (), True)]
+    reads = sampling.read(found, asked)  # the others count for what comes later
+    options = {n: value for n, value in options.items() if n not in asked or n in reads}
+    if not any(settings.on("guidance") for settings in found):
+        options["negative"] = None
     made = pipe.generate(first, call.count, **options)
     ids = jax.device_get(pipe.vocab.split(jax.numpy.asarray(made.tokens)))
     for name in modalities.features(pipe.config):

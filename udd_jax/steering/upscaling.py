@@ -28,7 +28,7 @@ def upscale(pipe, images, captions, factor, num: int, seed, **settings) -> np.nd
             "kind coarse, such as configs/t2i.py:pyramid"
         )
     channels = pipe.tokenizers["image"].shape[-1]
-    num, small = values.whole("num", num, 1), _small(images, channels)
+    num, seed, small = values.whole("num", num, 1), values.seed(seed), _small(images, channels)
     guides = _guides(pipe, small, factor)
     text = _captions(pipe, captions, len(guides))
     guides = np.repeat(guides, num, axis=0)
@@ -45,7 +45,8 @@ def upscale(pipe, images, captions, factor, num: int, seed, **settings) -> np.nd
         free = pixels.code_mask(mask, tokenizer.grid).reshape(-1)
         given, masks = _asked(pipe, coarse, tokenizer.encode(windows), free, text)
         rule = "image|" + ",".join(name for name in given if name != "image")
-        options = {"seed": seed + number, **vars(pipe.settings(rule, **plain)), **others}
+        own = (seed + number) % values.SEEDS
+        options = {"seed": own, **vars(pipe.settings(rule, **plain)), **others}
         return pipe.generate("infill", given=given, masks=masks, **options).images
 
     canvas, known = np.zeros_like(guides), np.zeros(guides.shape[1:3], bool)

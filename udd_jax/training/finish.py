@@ -3,6 +3,7 @@
     used          codes that the images use; codes that differ only by noise become one
     score         how well it shows images
     check_worth   refuses a tokenizer that shows little more than one colour a cell
+    poor          whether it does
 
 Joining codes makes a model's work easier, but joining too many throws away what the pictures show.
 So it has a limit: a loss of PSNR in dB, measured on the images.
@@ -101,13 +102,10 @@ def score(tokenizer: image_tokenizer.ImageTokenizer, images) -> dict:
     """
     codes = tokenizer.encode(images)
     decoded = tokenizer.decode(codes)
-    shown, targets = reconstruction.seen(decoded), reconstruction.seen(images)
     fine = tokenizer.finest(codes)
     counts = np.bincount(fine.ravel(), minlength=tokenizer.codes)
     return {
-        "psnr": float(reconstruction.psnr(decoded, images).mean()),
-        "above_flat": _pooled_psnr(shown, targets)
-        - _pooled_psnr(reconstruction.flat(targets, tokenizer.grid), targets),
+        **worth(decoded, images, tokenizer.grid),
         "ssim": float(reconstruction.ssim(decoded, images).mean()),
         "codes": tokenizer.codes,
         "usage": float((counts > 0).mean()),
@@ -115,12 +113,31 @@ def score(tokenizer: image_tokenizer.ImageTokenizer, images) -> dict:
     }
 
 
+def worth(decoded, images, grid: tuple[int, int]) -> dict:
+    """The part of `score` by which a tokenizer is judged: psnr and above_flat, dB.
+
+    decoded: the images uint8[n, S, S, C] after the tokenizer; grid: its (rows, columns) of cells.
+    """
+    shown, targets = reconstruction.seen(decoded), reconstruction.seen(images)
+    flat = _pooled_psnr(reconstruction.flat(targets, grid), targets)
+    psnr = float(reconstruction.psnr(decoded, images).mean())
+    return {"psnr": psnr, "above_flat": _pooled_psnr(shown, targets) - flat}
+
+
+def poor(scores: dict, above_flat: float) -> bool:
+    """Whether a tokenizer is not `above_flat` dB better than flat cells; 0 allows everything.
+
+    scores: of `worth`; GOOD dB of PSNR are always enough.
+    """
+    return bool(above_flat) and scores["above_flat"] < above_flat and scores["psnr"] < GOOD
+
+
 def check_worth(scores: dict, above_flat: float) -> None:
     """ValueError, one line, if a tokenizer is not `above_flat` dB better than flat cells.
 
-    scores: of `score`; GOOD dB of PSNR are always enough. above_flat: 0 allows everything.
+    scores, above_flat: as of `poor`.
     """
-    if above_flat and scores["above_flat"] < above_flat and scores["psnr"] < GOOD:
+    if poor(scores, above_flat):
         raise UserError(
             f"image tokenizer: it is {scores['above_flat']:.2f} dB better than one colour a cell, "
             f"expected at least {above_flat:g}: choose another --workdir= and more "

@@ -31,10 +31,6 @@ def make_tokenizer(config, name: str, workdir, data: dict):
 def _train_sound(config, name: str, path, data: dict) -> None:
     """Trains an image tokenizer on the spectrograms of the sounds, or copies that of `vq.file`."""
     own = modalities.of_sound(config, name)
-    if own.vq.file:
-        if jax.process_index() == 0:
-            image_tokenizer.save(path, image_tokenizer.load(own.vq.file))
-        return
     settings = Spectrogram.of(modalities.rows(config)[name])
 
     def show(source, most):
@@ -45,6 +41,13 @@ def _train_sound(config, name: str, path, data: dict) -> None:
         return np.concatenate(shown)
 
     folder, held_out = files.folder(path.parent), data["validation"]
+    if own.vq.file:
+        given, field = image_tokenizer.load(own.vq.file), f"--config.modalities.{name}.vq.file="
+        shown = held_out or data["train"]
+        train_image_tokenizer.tell_worth(own, given, shown, field + own.vq.file, show, name)
+        if jax.process_index() == 0:
+            image_tokenizer.save(path, given)
+        return
     train_image_tokenizer.train(own, folder, data["train"], held_out, show=show, what=name)
 
 

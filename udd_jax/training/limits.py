@@ -36,7 +36,7 @@ NOT_BELOW_ZERO = (
     *(f"train.contrastive.{a}_{b}" for a in ("step", "sample") for b in ("intra", "inter")),
     *("vq.model.num_res_blocks", "vq.model.beta", "vq.adversarial.learning_rate"),
     *("vq.adversarial.start", "vq.rebuild.learning_rate", "vq.restart.threshold"),
-    *("vq.restart.factor", "evaluate.seed"),
+    "vq.restart.factor",
     *("evaluate.retrieval", "evaluate.round_trips", "evaluate.judged", "evaluate.steering"),
     "evaluate.listener",
 )
@@ -71,6 +71,31 @@ LEVELS = {
 LEAST_TEXT, LEAST_SIDE, LEAST_VOCABULARY = 2, 8, 320
 
 
+RANGES = (
+    (AT_LEAST_ONE, 1, math.inf, "at least 1"),
+    (NOT_BELOW_ZERO, 0, math.inf, "at least 0"),
+    (ABOVE_ZERO, math.ulp(0.0), math.inf, "more than 0"),
+    (SHARES, 0, 1, "a share from 0 to 1"),
+    (BELOW_ONE, 0, math.nextafter(1, 0), "at least 0 and below 1"),
+    (("seed", "evaluate.seed"), 0, values.SEEDS - 1, f"0 to {values.SEEDS - 1}"),
+    (("text.length",), LEAST_TEXT, math.inf, f"at least {LEAST_TEXT} pieces"),
+    (("vq.model.n_embed",), 2, math.inf, "at least 2 codes"),
+)
+
+
+def check_evaluation(config) -> None:
+    """UserError, one line, for a bad value of `evaluate` or `data_options` alone.
+
+    A run of another version may have values in its other sections that `check` refuses.
+    """
+    for names, least, most, words in RANGES:
+        for name in names:
+            if name.startswith(("evaluate.", "data_options.")):
+                _within(config, name, least, most, words)
+    if value(config, "evaluate.split") not in (None, *WORDS["evaluate.split"]):
+        _refuse(config, "evaluate.split", f"one of {', '.join(WORDS['evaluate.split'])}")
+
+
 def check_sampling(config, vocab, kernel) -> None:
     """UserError, one line, for a bad setting of `sample`, `sample_rules` or `begin_with`."""
     in_order = build.in_order(config)
@@ -95,16 +120,7 @@ def check(config) -> None:
 
     Fields that the config lacks, or that are None, are passed over.
     """
-    for names, least, most, words in (
-        (AT_LEAST_ONE, 1, math.inf, "at least 1"),
-        (NOT_BELOW_ZERO, 0, math.inf, "at least 0"),
-        (ABOVE_ZERO, math.ulp(0.0), math.inf, "more than 0"),
-        (SHARES, 0, 1, "a share from 0 to 1"),
-        (BELOW_ONE, 0, math.nextafter(1, 0), "at least 0 and below 1"),
-        (("seed",), 0, values.SEEDS - 1, f"0 to {values.SEEDS - 1}"),
-        (("text.length",), LEAST_TEXT, math.inf, f"at least {LEAST_TEXT} pieces"),
-        (("vq.model.n_embed",), 2, math.inf, "at least 2 codes"),
-    ):
+    for names, least, most, words in RANGES:
         for name in names:
             _within(config, name, least, most, words)
     if not value(config, "text.file"):

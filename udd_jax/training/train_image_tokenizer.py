@@ -375,5 +375,24 @@ def _publish(config, directory, tokenizer, pictures, stored: bool, what="image")
     return tokenizer
 
 
+def tell_worth(config, tokenizer, source, field: str, show=None, what="image") -> None:
+    """Prints a line if a finished tokenizer, which the user has named, shows a source badly.
+
+    The user's choice stays: the line names `field`, the flag with which it was named, and the
+    training that would be better. source: held-out records; show, what: as of `train`.
+    """
+    above = config.vq.get("above_flat", 0.0)
+    if not above or not own(source) or (show is None and not survey.pictured(source)):
+        return
+    images = _shown(show)(source, config).sample(POOL_IMAGES)
+    found = finish.worth(tokenizer.decode(tokenizer.encode(images)), images, tokenizer.grid)
+    if finish.poor(found, above):
+        logbook.say(
+            f"warning: the {what} tokenizer of {field} shows {source.name} only "
+            f"{found['above_flat']:.2f} dB better than one colour a cell, expected at least "
+            f"{above:g}: the pictures of this run can be no better; leave it out to train one"
+        )
+
+
 def _blank(model):
     return jnp.zeros((1, *model.size, model.channels))

@@ -30,6 +30,7 @@ import jax
 import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
+from udd_jax import values
 from udd_jax.data import reading
 from udd_jax.diffusion import tasks
 from udd_jax.errors import UserError
@@ -268,7 +269,7 @@ def round_trips(pipe, items, drawn, folder) -> dict:
             folder / "back" / f"{task}.npz",
             count=count,
             batch_size=min(options.batch_size, count),
-            seed=options.seed + 1,
+            seed=(options.seed + 1) % values.SEEDS,
             made_of=manifest.made_of(pipe),
         )
         for task in ("t2i", "i2t")

@@ -19,7 +19,7 @@ import time
 
 import numpy as np
 
-from udd_jax import build
+from udd_jax import build, values
 from udd_jax.diffusion import tasks
 from udd_jax.evaluation import held_out, manifest, scores
 from udd_jax.evaluation.metrics import agreement
@@ -88,9 +88,8 @@ def run(pipe, workdir, *, count: int = 64, say=logbook.say) -> dict:
     for name, row in choose(result["rows"], steps, chosen).items():
         if result["again"].get(name, {}).get("settings") != row["settings"]:
             same = [r for r in result["again"].values() if r["settings"] == row["settings"]]
-            again = same or [
-                measure(pipe, items, row["settings"], options.samples, options.seed + 1)
-            ]
+            seed = (options.seed + 1) % values.SEEDS
+            again = same or [measure(pipe, items, row["settings"], options.samples, seed)]
             result["again"][name] = again[0]
             say(f"{name}: {_line(again[0])}")
             files.write_json(path, result)

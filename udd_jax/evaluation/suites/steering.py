@@ -20,6 +20,7 @@ import time
 import jax.numpy as jnp
 import numpy as np
 
+from udd_jax import values
 from udd_jax.data.sources import worlds
 from udd_jax.errors import UserError
 from udd_jax.evaluation import samples
@@ -124,7 +125,7 @@ def scored(pipe, world, count: int, seed: int, scales=None, together=TOGETHER, *
         made, good = [], []
         for i, (reference, number) in enumerate(zip(references, counts, strict=True)):
             scorers = [(scorer(kind, reference), scale) for kind, scale in asked.items()]
-            result = pipe.images(number, seed=seed + i, scorers=scorers, **options)
+            result = pipe.images(number, seed=(seed + i) % values.SEEDS, scorers=scorers, **options)
             made.append(result.images)
             good += [s and right(reference, s) for s in world.read_images(result.images)]
         found[name] = {

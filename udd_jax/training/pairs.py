@@ -1,0 +1,75 @@
+"""Batches of tokens that come from pictures: without a token cache, and the held-out ones.
+
+With a token cache they come from there (`data/batches.py`).
+"""
+
+import json
+
+import jax
+import numpy as np
+
+from udd_jax import modalities
+from udd_jax.data import batches, reading, token_checks
+from udd_jax.errors import UserError
+from udd_jax.runtime import files
+from udd_jax.training import further
+
+
+def held_out(config, source, tokenizers: dict) -> dict | None:
+    """The first `config.train.held_out` whole records of a source as a batch, or None for none.
+
+    Returns {"image": int32[n, N], "text": int32[n, M]}.
+    """
+    count = min(config.train.held_out, len(source))
+    if not count:
+        return None
+    read = reading.examples(source, 0, count, modalities.views(config))
+    read = [example for example in read if example.pixels is not None]
+    if not read:
+        return None
+    captions = [example.captions[0] for example in read]
+    return {
+        "image": tokenizers["image"].encode(np.concatenate([example.pixels for example in read])),
+        "text": tokenizers["text"].encode(captions, config.text.length),
+        **further.ids(config, tokenizers, [example.extra for example in read]),
+    }
+
+
+def straight(config, workdir, source, tokenizers: dict, share, views):
+    """Batches without a token cache: step -> {"image": int32[B, N], "text": int32[B, M]}.
+
+    `skipped.jsonl` lists each fault of the data once. The returned function raises ValueError if
+    more than `config.skip_limit` of the items cannot be used.
+    """
+    seen, c = {}, config
+    decoded = batches.Decoded(
+        source,
+        views,
+        c.seed,
+        c.train.batch_size,
+        steps=c.train.steps,
+        share=share,
+        workers=c.workers,
+    )
+
+    def pairs_at(step):
+        batch = decoded(step)
+        new = [fault for fault in batch["faults"] if fault not in seen]
+        seen.update(dict.fromkeys(new))
+        if new:
+            path = workdir / f"skipped{jax.process_index() or ''}.jsonl"
+            names = ("position", "cause", "detail")
+            rows = [json.dumps(dict(zip(names, fault, strict=True))) + "\n" for fault in seen]
+            files.write_bytes(path, "".join(rows).encode())
+            unusable = {position for position, cause, _ in seen if reading.skipping([cause])}
+            limit = c.get("skip_limit", token_checks.LIMIT)
+            if len(unusable) > limit * len(source):
+                raise UserError(
+                    f"{source.name}: {len(unusable)} of {len(source)} items cannot be used, more "
+                    f"than {limit:.0%}; {path} lists them: mend them, or set --config.skip_limit="
+                )
+        ids = tokenizers["text"].encode(batch["captions"], c.text.length)
+        found = {"image": tokenizers["image"].encode(batch["image"]), "text": ids}
+        return found | further.ids(config, tokenizers, batch["extra"])
+
+    return pairs_at
