@@ -115,6 +115,17 @@ def test_every_mode_with_fields_of_its_own_has_a_config_that_is_implied():
     assert named <= {*base.get_config(), "skip_limit", "incomplete"}
 
 
+def test_a_typed_setting_stands_for_every_rule_but_for_what_was_typed_for_one(typed):
+    words = ("--config.sample.guidance=3.0", "--config.sample.top_r=0.6")
+    typed("--config=configs/t2i.py:emoji", *words, "--config.sample_rules.text.top_r=0.5")
+    c = command_line.config()
+    assert c.sample_rules["image|text"].guidance == 2.0
+    lines = command_line.prefer_typed(c, command_line.typed_fields())
+    assert lines == ["sample.guidance = 3.0 stands for sample_rules.image|text.guidance = 2.0 too"]
+    assert "guidance" not in c.sample_rules["image|text"] and c.sample_rules.text.top_r == 0.5
+    assert command_line.prefer_typed(c, command_line.typed_fields()) == []
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

@@ -299,6 +299,24 @@ def typed_fields() -> dict:
     return {} if CONFIG.value is None else dict(config_flags.get_override_values(FLAGS["config"]))
 
 
+def prefer_typed(config, fields: dict) -> list[str]:
+    """Takes what was typed for `sample` out of the rules of `config`, in place; a line for each.
+
+    A typed `--config.sample.guidance=3` means every rule, also one with a guidance of its own in
+    `sample_rules`, unless that was typed as well. fields: of `typed_fields`.
+    """
+    lines, rules = [], config.get("sample_rules", {})
+    for name, value in fields.items():
+        section, _, setting = name.partition(".")
+        for rule in rules if section == "sample" else ():
+            field = f"sample_rules.{rule}.{setting}"
+            if setting in rules[rule] and field not in fields:
+                lines.append(f"{name} = {value} stands for {field} = {rules[rule][setting]} too")
+                with config.unlocked():
+                    del rules[rule][setting]
+    return lines
+
+
 def typed_settings() -> dict:
     """{setting: value} of the settings of the sampler that were typed, in either way."""
     prefix = "sample."

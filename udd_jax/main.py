@@ -66,6 +66,8 @@ def _config():
         raise UserError("--config.data= is missing, expected folder:DIR or another source")
     if config is None:
         raise UserError("--config is missing, expected a file such as configs/t2i.py")
+    for line in command_line.prefer_typed(config, command_line.typed_fields()):
+        print(line, flush=True)
     return config
 
 

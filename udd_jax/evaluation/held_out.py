@@ -7,7 +7,7 @@ import pathlib
 import numpy as np
 from flax import traverse_util
 
-from udd_jax import modalities
+from udd_jax import command_line, modalities
 from udd_jax.data import reading, sources, survey
 from udd_jax.data.sources import listing
 from udd_jax.data.sources.worlds import World
@@ -152,6 +152,8 @@ def typed(pipe, workdir, fields: dict):
     """
     sections = traverse_util.unflatten_dict(fields, sep=".")
     other = pipe.with_config(**sections)
+    for line in command_line.prefer_typed(other.config, fields):
+        logbook.say(line)
     named = [name for name in ("data", "data_options") if name in sections]
     if all(other.config[name] == pipe.config[name] for name in named):
         return other
