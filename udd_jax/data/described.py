@@ -74,8 +74,8 @@ def describe_texts(text: dict) -> list[str]:
     if text["lacking"]:
         shown = " ".join(list(text["lacking"])[:20])
         lines.append(
-            f"the vocabulary lacks {len(text['lacking'])} characters, which are spelled in bytes "
-            f"or lost: {shown}; they are {_scripts(text)}; --config.text.vocab_size= may be raised"
+            "characters that the vocabulary lacks, spelled in bytes or lost "
+            f"({len(text['lacking'])}): {shown}; {_scripts(text)}; --config.text.vocab_size= may be raised"
         )
     return lines
 
