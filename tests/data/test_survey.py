@@ -246,7 +246,7 @@ def test_the_scripts_of_characters_that_are_lacking_are_said_with_their_shares(t
     lacking = {"赤": 30, "い": 10, "я": 40, "ж": 10, "\u0301": 1, "☃": 5, "🙂": 4}
     text = {"length": 8, "captions": 9, "cut": 0, "longest": 3, "covers": 3, "lacking": lacking}
     words = "CYRILLIC (50.0%), CJK (30.0%), HIRAGANA (10.0%), symbols (9.0%), COMBINING (1.0%)"
-    assert f"they are {words} of these; " in described.describe_texts(text)[1]
+    assert f"; {words} of these; " in described.describe_texts(text)[1]
     line = described.describe_texts(text | {"characters": 1000})[1]
     assert "CYRILLIC (5.0%), CJK (3.0%), " in line and " of all characters; --c" in line
     many = described.describe_texts(text | {"lacking": lacking | {"α": 1, "א": 1}})[1]

@@ -75,7 +75,8 @@ def describe_texts(text: dict) -> list[str]:
         shown = " ".join(list(text["lacking"])[:20])
         lines.append(
             "characters that the vocabulary lacks, spelled in bytes or lost "
-            f"({len(text['lacking'])}): {shown}; {_scripts(text)}; --config.text.vocab_size= may be raised"
+            f"({len(text['lacking'])}): {shown}; {_scripts(text)}; "
+            "--config.text.vocab_size= may be raised"
         )
     return lines
 
