@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from absl import flags
 from ml_collections import config_flags
@@ -13,7 +14,7 @@ from udd_jax.data import pixels
 from udd_jax.runtime import run_folder
 from udd_jax.training import limits, recipe, start
 
-EMOJI = {"pictures": 7000, "side": 64, "captions": 7000, "pieces": 16}
+EMOJI = {"pictures": 7000, "side": 64, "aspect": 1.0, "captions": 7000, "pieces": 16}
 
 
 def config_of(path, **changes):
@@ -40,6 +41,34 @@ def test_a_typed_cell_of_4_pixels_has_the_codes_of_fine_emoji_and_steps_for_its_
     for name in (*same, "sample.steps", "dual_encoder.patch"):
         assert chosen[name] == limits.value(fine, name), name
     assert chosen["train.steps"] < recipe.choose(own.get_config(), EMOJI)["train.steps"]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "shape", "size"),
+    [
+        ([(640, 480)] * 7 + [(480, 640)], 4 / 3, (64, 88)),  # photographs, one of them upright
+        ([(400, 600)], 2 / 3, (96, 64)),
+        ([(300, 100)], 2.0, (64, 128)),  # longer ones are cut
+        ([(100, 100)] * 6 + [(130, 100)] * 6, 1.0, 64),  # a square cuts off little
+        ([(200, 100), (100, 200)] * 4, 1.0, 64),  # pictures that agree on no shape
+    ],
+)
+def test_pictures_that_agree_on_a_shape_keep_it(sizes, shape, size):
+    found = recipe.aspect(np.array(sizes, float))
+    assert found == pytest.approx(shape)
+    config = own.get_config()
+    assert recipe.choose(config, EMOJI | {"side": 400, "aspect": found})["image_size"] == size
+
+
+def test_the_facts_of_a_folder_tell_its_shape(tmp_path):
+    for i in range(30):
+        picture = np.full((32, 48, 3), 8 * i, np.uint8)
+        pixels.write_png(tmp_path / f"{i}.png", picture)
+        (tmp_path / f"{i}.txt").write_text(f"a picture number {i}")
+    found = recipe.facts(config_of(tmp_path))
+    assert (found["side"], found["aspect"]) == (32, 1.5)
+    filled = recipe.fill(config_of(tmp_path, minutes=2.0))
+    assert tuple(filled.image_size) == (32, 48)
 
 
 SIZES = [16, 28, 30, 32, 48, 64, (64, 96), (96, 64), 100, 128, 180, 224, 256, 300, (480, 640), 512]
@@ -97,6 +126,7 @@ def test_every_choice_is_complete_in_range_and_in_time(count, minutes):
     config = own.get_config()
     config.minutes = minutes
     found = {"pictures": count, "side": 30 if count == 10 else 500, "captions": count, "pieces": 40}
+    found["aspect"] = 1.0
     config.update_from_flattened_dict(recipe.choose(config, found))
     assert not recipe.open_fields(config)
     limits.check(config)

@@ -36,6 +36,8 @@ VQ_SHARE, SHARE = 0.1, 0.75  # of the minutes
 VQ_LEAST, VQ_EPOCHS = 400, 20  # at most so many steps, or so many epochs if these are more
 PREFIX_SHARE = 0.4  # of the steps of the diffusion, the first
 LOOKED_AT = 1000  # images whose sizes are read
+# A square is kept unless it cuts off so much of the pictures, and a shape of theirs half as much.
+CUT_OFF, LONGEST = 0.15, 2.0  # share of the area; longer side by shorter side
 MOST_EPOCHS = 500  # a handful of pictures is learned by heart long before
 FIELDS = (
     *("image_size", "vq.model.patch", "vq.model.n_embed", "vq.batch_size", "vq.steps"),
@@ -104,24 +106,25 @@ def facts(config) -> dict:
     """What the choice depends on.
 
     Returns:
-        {"pictures": of the training, "side": the median of their shorter sides, "captions":
-        captions of the training, "pieces": the text length that keeps 98 % of all captions whole}.
+        {"pictures": of the training, "side": the median of their shorter sides, "aspect": width by
+        height of the shape that suits them, 1 for a square, "captions": captions of the training,
+        "pieces": the text length that keeps 98 % of all captions whole}.
     """
     options = modalities.source_options(config) | {"image_size": None, "trust_splits": True}
     if config.data in sources.WORLDS:
         options.pop("trust_splits")
     data = {s: sources.open_source(config.data, s, **options) for s in listing.SPLITS}
-    train, sides = data["train"], []
+    train, shapes = data["train"], []
     for index in np.linspace(0, len(train) - 1, min(LOOKED_AT, len(train))).astype(int):
         try:
             image = train[int(index)].image
             if image is None:
                 continue
-            size = pixels.size(image) if isinstance(image, bytes) else image.shape[:2]
-            sides.append(min(size))
+            size = pixels.size(image) if isinstance(image, bytes) else image.shape[1::-1]
+            shapes.append(size)
         except (OSError, ValueError):
             continue  # the survey counts it
-    if not sides:
+    if not shapes:
         raise UserError(f"{train.name}: none of {len(train)} pictures can be read")
     captions = list(reading.captions(train))
     with tempfile.TemporaryDirectory() as folder:
@@ -136,10 +139,26 @@ def facts(config) -> dict:
             pieces = max(len(tokenizer.pieces(caption)) for caption in captions)
     return {
         "pictures": len(train),
-        "side": int(np.median(sides)),
+        "side": int(np.median(np.min(shapes, axis=1))),
+        "aspect": aspect(np.array(shapes, float)),
         "captions": len(captions),
         "pieces": pieces,
     }
+
+
+def aspect(sizes: np.ndarray) -> float:
+    """The width by the height to which pictures float[n, 2] (width, height) should be cut.
+
+    Their median, at most LONGEST, where a square cuts off CUT_OFF of their area or more, and the
+    median half of that at most; else 1.
+    """
+    shapes = sizes[:, 0] / sizes[:, 1]
+    middle = float(np.clip(np.median(shapes), 1 / LONGEST, LONGEST))
+
+    def lost(to: float) -> float:
+        return float(np.mean(1 - np.minimum(shapes / to, to / shapes)))
+
+    return middle if lost(1) >= CUT_OFF and lost(middle) <= lost(1) / 2 else 1.0
 
 
 def vocabulary(captions: int) -> int:
@@ -160,7 +179,7 @@ def choose(config, found: dict) -> dict:
 
     minutes, count = config.minutes, found["pictures"]
     large = found["side"] >= 48 and minutes >= 20
-    size = take("image_size", 64 if large else 32)
+    size = take("image_size", _size(64 if large else 32, found["aspect"]))
     height, width = pixels.both(size)
     patch = take("vq.model.patch", _patch(height, width))
     rows, columns = height // patch, width // patch
@@ -199,6 +218,12 @@ def vq_seconds(patch: int) -> float:
     At 8 it was measured; the slope is that of the operations of a step at 8, 16, 32 and 64.
     """
     return VQ_SECONDS * (1 + VQ_PIXELS * (patch**2 - 8**2))
+
+
+def _size(side: int, shape: float) -> int | tuple[int, int]:
+    """`side` for a square, else (height, width) with whole eighths of `side` on the longer one."""
+    long = round(8 * max(shape, 1 / shape)) * side // 8
+    return side if long == side else (side, long) if shape > 1 else (long, side)
 
 
 def _patch(height: int, width: int) -> int:
