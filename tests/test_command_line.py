@@ -9,6 +9,7 @@ from absl import flags
 from configs import base
 from tests.helpers import shell
 from udd_jax import command_line, main
+from udd_jax.errors import UserError
 from udd_jax.sampling.settings import Settings
 
 CONFIG = "--config=configs/t2i.py"
@@ -109,6 +110,13 @@ def test_fields_where_no_config_is_implied_are_one_line_with_the_whole_command(t
     )
 
 
+def test_the_name_of_a_config_is_read_where_it_is_the_folder_of_the_run(typed):
+    typed("--mode=evaluate", CONFIG, "--config.name=other")
+    assert main._workdir() == "runs/other"
+    with pytest.raises(UserError, match=r"--config\.name does nothing in --mode=evaluate"):
+        typed("--mode=evaluate", CONFIG, "--config.name=other", "--workdir=here")
+
+
 def test_every_mode_with_fields_of_its_own_has_a_config_that_is_implied():
     assert command_line.FIELDS.keys() | {"data"} == command_line.IMPLIED.keys()
     named = {field.partition(".")[0] for read in command_line.FIELDS.values() for field in read}
@@ -121,7 +129,7 @@ def test_a_typed_setting_stands_for_every_rule_but_for_what_was_typed_for_one(ty
     c = command_line.config()
     assert c.sample_rules["image|text"].guidance == 2.0
     lines = command_line.prefer_typed(c, command_line.typed_fields())
-    assert lines == ["sample.guidance = 3.0 stands for sample_rules.image|text.guidance = 2.0 too"]
+    assert lines == ["sample.guidance = 3.0 replaces sample_rules.image|text.guidance = 2.0"]
     assert "guidance" not in c.sample_rules["image|text"] and c.sample_rules.text.top_r == 0.5
     assert command_line.prefer_typed(c, command_line.typed_fields()) == []
 

@@ -233,6 +233,18 @@ def test_an_edit_an_outpainting_and_the_best_of_some_are_flags(tmp_path, picture
     np.testing.assert_array_equal(best, pixels.read(out / lines[0]["image"]))
 
 
+def test_the_settings_of_an_edit_are_those_of_infilling(tmp_path, picture, monkeypatch):
+    rules = {"infill": {"sampler": "entropy_bounded"}}
+    own = one_pipeline.pipe.with_config(sample_rules=rules)
+    monkeypatch.setattr(pipeline.Pipeline, "load", lambda directory: own)
+    asked = {"task": "edit", "prompt": ["a red circle"], "image": [str(picture)], "rounds": 1}
+    _, lines = sampled(tmp_path, bound=0.2, **asked)
+    settings = lines[0]["settings"]
+    assert (settings["sampler"], settings["bound"]) == ("entropy_bounded", 0.2)
+    with pytest.raises(ValueError, match=r"^--steps = 3 changes nothing, sampler entropy"):
+        sampled(tmp_path, steps=3, **asked)
+
+
 def test_painted_words_and_scorers_are_flags(tmp_path, picture):
     mask = np.repeat(np.arange(32)[None, :, None] < 16, 32, axis=0).repeat(3, axis=2)
     pixels.write_png(tmp_path / "left.png", mask * np.uint8(255))

@@ -245,6 +245,15 @@ def test_what_cannot_be_upscaled_is_one_line(pipe, images, options, message):
         pipe.upscale(images, **options)
 
 
+def test_a_larger_size_reads_the_settings_of_its_rule(pipe):
+    small = np.zeros((32, 32, 3), np.uint8)
+    own = pipe.with_config(sample_rules={"image|coarse": {"sampler": "first_hitting"}})
+    with pytest.raises(ValueError, match=r"eta = 0.3 changes nothing, sampler"):
+        pipe.upscale(small, eta=0.3)
+    with pytest.raises(ValueError, match=r"steps = 2 changes nothing, sampler first_hitting"):
+        own.upscale(small, steps=2)
+
+
 def test_a_run_of_one_level_cannot_upscale(tiny_run):
     with pytest.raises(ValueError, match="the pictures of this run have one level, expected a run"):
         pipeline.Pipeline.load(tiny_run).upscale(np.zeros((16, 16, 3), np.uint8))

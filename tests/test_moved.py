@@ -101,6 +101,24 @@ def test_a_run_that_does_not_know_its_data_says_that_they_cannot_be_compared(pla
     assert f"--config.data=folder:new: no {survey.FILE} in the run says if it knows them" in said
 
 
+def test_a_run_of_an_embedded_world_is_not_measured_on_other_data(place, tiny_run):
+    pipe = pipeline.Pipeline.load(tiny_run)
+    with pytest.raises(ValueError, match="are other data than those of this run"):
+        held_out.typed(pipe, tiny_run, {"data": "folder:old"})
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ("--config.sample.eta=.3", r"--config.sample.eta = 0.3 changes nothing, sampler"),
+        ("--config.begin_with=('foo',)", "begin_with names 'foo', expected some of image, text"),
+    ],
+)
+def test_an_evaluation_refuses_what_it_would_not_read_before_it_draws(place, typed, message):
+    with pytest.raises(ValueError, match=message):
+        shell.run("--mode=evaluate", "--workdir=run", typed)
+
+
 @pytest.mark.parametrize("typed", [("--config.data=folder:new",), ("--config=configs/t2i.py:smoke",
                                    "--config.data=folder:new")])  # fmt: skip
 def test_the_command_takes_the_new_place_with_and_without_a_config(place, monkeypatch, typed):

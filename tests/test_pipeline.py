@@ -373,6 +373,21 @@ def test_what_a_call_would_not_read_is_refused(pipe, pictures, changes, message)
             pipe.outpaint(pictures[0], extend={"left": 8}, **others)
 
 
+def test_an_edit_and_an_extension_read_the_settings_of_infilling(pipe, pictures):
+    own = pipe.with_config(sample_rules={"infill": {"sampler": "entropy_bounded"}})
+    assert own.edit(*pictures, bound=0.2, rounds=1).images.shape[0] == len(pictures[1])
+    with pytest.raises(ValueError, match="steps = 2 changes nothing, sampler entropy_bounded"):
+        own.edit(*pictures, steps=2, rounds=1)
+    with pytest.raises(ValueError, match="steps = 2 changes nothing, sampler entropy_bounded"):
+        own.outpaint(pictures[0], extend={"left": 8}, steps=2)
+
+
+def test_a_negative_prompt_that_names_no_modality_is_one_line(pipe, pictures):
+    for call in (pipe.image_to_text, lambda images, **more: pipe.edit(images, "a", **more)):
+        with pytest.raises(ValueError, match=r"^negative = 'x', expected \{'text': what to lead"):
+            call(pictures[0], negative="x", guidance=2.0)
+
+
 def test_what_a_run_has_by_itself_is_never_refused_and_nor_are_all_settings_together(pipe):
     own = pipe.with_config(sample={"sampler": "first_hitting", "steps": 3, "eta": 0.5})
     drawn = own.texts(SIZE)

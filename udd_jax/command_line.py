@@ -200,7 +200,8 @@ def parse(argv: list[str]) -> list[str]:
             raise flags.Error("--config= names a file without get_config, as t2i.py has") from error
         if any(f.name == "get_config" for f in traceback.extract_tb(error.__traceback__)):
             raise  # a fault of the config file itself
-        what = f"{error} is no field of the config: configs/base.py has the list"
+        name = " ".join(str(error.args[0]).split())  # a KeyError shows its text in quotes
+        what = f"{name} is no field of the config: configs/base.py has the list"
         raise flags.Error(what) from error
     except (TypeError, ValueError) as error:
         raise flags.Error(str(error)) from error
@@ -268,6 +269,8 @@ def check(mode: str) -> None:
             others = " or ".join(f"--mode={other}" for other in modes)
             raise UserError(f"--{name} does nothing in {here}: leave it out, or add {others}")
     for name in typed_fields() if mode in FIELDS else ():
+        if name == "name" and config() is not None and not FLAGS["workdir"].present:
+            continue  # the folder of the run is called so
         if not any(name.startswith(f) if f.endswith(".") else name == f for f in FIELDS[mode]):
             read = [f"--config.{f}{'*' if f.endswith('.') else '='}" for f in FIELDS[mode]]
             only = f"; only {', '.join(read)} count" if read else ""
@@ -311,7 +314,7 @@ def prefer_typed(config, fields: dict) -> list[str]:
         for rule in rules if section == "sample" else ():
             field = f"sample_rules.{rule}.{setting}"
             if setting in rules[rule] and field not in fields:
-                lines.append(f"{name} = {value} stands for {field} = {rules[rule][setting]} too")
+                lines.append(f"{name} = {value} replaces {field} = {rules[rule][setting]}")
                 with config.unlocked():
                     del rules[rule][setting]
     return lines

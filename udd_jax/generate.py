@@ -17,7 +17,7 @@ from udd_jax.diffusion import tasks
 from udd_jax.errors import UserError
 from udd_jax.runtime import logbook
 from udd_jax.sampling import settings as sampling
-from udd_jax.steering import edits, lengths, stepwise
+from udd_jax.steering import edits, lengths, stepwise, upscaling
 from udd_jax.steering import flags as steering_flags
 
 SHORT = {"text": "prompt", "image": "image"}  # short flags for `--given NAME=`
@@ -42,7 +42,7 @@ def sample(workdir, flags, changes: dict | None = None) -> pathlib.Path:
     pipe = pipe.with_network(unroll=1)
     if flags.task == "edit" and pipe.guidable:
         changes = {"guidance": edits.GUIDANCE, **changes}
-    settings = pipe.settings(None if flags.task in EDITS else flags.task, **changes)
+    settings = pipe.settings(_rule(pipe, flags, asked), **changes)
     _check_settings(pipe, flags, settings, changes)
     given, most, mask = {}, max((len(rows) for rows in asked.values()), default=1), None
     num = repeat = flags.num or 1
@@ -149,6 +149,13 @@ AS_THEY_ARE = ("upscale",)  # tasks that take pictures of any size
 # Flags of one task.
 OWN = {"share": "edit", "rounds": "edit", "extend": "outpaint", "length": "i2t"}
 OWN |= {"factor": "upscale"}
+
+
+def _rule(pipe, flags, asked) -> str | None:
+    """The rule whose settings hold: that of the task, or the one by which it draws."""
+    if flags.task == "upscale":
+        return upscaling.rule(pipe, "text" in asked) if pipe.vocab.coarse else None
+    return "infill" if flags.task in EDITS else flags.task
 
 
 def _folder(path) -> pathlib.Path:

@@ -641,6 +641,8 @@ class Pipeline:
         (4, 2)
         """
         values.whole("batch_size", batch_size, 1), values.seed(seed)
+        if negative is not None and not isinstance(negative, dict):
+            raise UserError(f"negative = {negative!r}, expected {{'text': what to lead away from}}")
         if begin_with and (masks is not None or prompts is not None):
             raise UserError("begin_with goes with a rule and given values alone")
         plain = masks is prompts is guide is None and not (scorers or paint)

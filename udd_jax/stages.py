@@ -282,6 +282,10 @@ def _evaluate(workdir, suite, config, weights, fields):
             pipe = pipe.with_config(**{name: asked[name] for name in SETTINGS if name in asked})
         pipe = held_out.typed(pipe, workdir, fields or {})
         limits.check_evaluation(pipe.config)
+        if fields or config is not None:
+            limits.check_sampling(pipe.config, pipe.vocab, pipe.kernel)
+        if suite in ("main", "full"):
+            held_out.require_read(pipe, fields or {})
         pipe = held_out.measurable(pipe)
         if weights is not None:
             pipe = pipe.with_config(evaluate={"weights": weights})

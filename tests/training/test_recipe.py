@@ -1,6 +1,8 @@
 """Open fields of a config are chosen from the data and the minutes, and kept in the run."""
 
+import io
 import json
+import tarfile
 
 import numpy as np
 import pytest
@@ -69,6 +71,23 @@ def test_the_facts_of_a_folder_tell_its_shape(tmp_path):
     assert (found["side"], found["aspect"]) == (32, 1.5)
     filled = recipe.fill(config_of(tmp_path, minutes=2.0))
     assert tuple(filled.image_size) == (32, 48)
+
+
+def test_pictures_without_any_caption_are_one_line_that_says_what_was_not_used(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for i in range(4):
+            pixels.write_png(tmp_path / "a.png", np.full((8, 8, 3), 40 * i, np.uint8))
+            for name, content in (
+                (f"{i}.png", (tmp_path / "a.png").read_bytes()),
+                (f"{i}.cls", b"3"),
+            ):
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    c = own.get_config()
+    c.data = f"webdataset:{tmp_path}/a.tar"
+    with pytest.raises(ValueError, match=r"none of \d pictures has a caption.*cls: a member that"):
+        recipe.fill(c)
 
 
 SIZES = [16, 28, 30, 32, 48, 64, (64, 96), (96, 64), 100, 128, 180, 224, 256, 300, (480, 640), 512]

@@ -21,7 +21,7 @@ from udd_jax.diffusion import tasks
 from udd_jax.errors import UserError
 from udd_jax.sampling import outpainting, prompts
 from udd_jax.sampling import settings as sampling
-from udd_jax.steering import chains, edits, painted, segments, stepwise
+from udd_jax.steering import chains, edits, painted, segments, stepwise, upscaling
 
 MOST = 16  # samples of one request
 CHARACTERS = 2000  # of a text
@@ -153,9 +153,9 @@ def _common(pipe, texts: dict, count, seed, settings, rules=(None,)) -> dict:
     return sampling.read([pipe.settings(rule, **changes) for rule in rules], changes)
 
 
-def _with_picture(pipe, image, text: str, count, seed, settings) -> dict:
-    """`_common` for what needs a picture."""
-    settings = _common(pipe, {"the text": text}, count, seed, settings)
+def _with_picture(pipe, image, text: str, count, seed, settings, rule="infill") -> dict:
+    """`_common` for what needs a picture, drawn by a rule."""
+    settings = _common(pipe, {"the text": text}, count, seed, settings, (rule,))
     if image is None:
         raise UserError("the picture is missing: choose one")
     return settings
@@ -303,7 +303,8 @@ def outpaint(pipe, image, text: str, extend: dict, *, count=1, seed=0, settings=
 
 def upscale(pipe, image, text: str, factor: int, *, count=1, seed=0, settings=None) -> Alone:
     """A picture uint8[S, S, C] at a larger size: `Pipeline.upscale`. text: "" for none."""
-    settings = _with_picture(pipe, image, text, count, seed, settings)
+    rule = upscaling.rule(pipe, bool(text.strip())) if pipe.vocab.coarse else None
+    settings = _with_picture(pipe, image, text, count, seed, settings, rule)
     captions = _optional(pipe, text)
     options = {"factor": factor, "num": count, "seed": seed, **settings}
     draw = lambda pipe: values.Result.of(pipe.upscale(image[None], captions, **options))  # noqa: E731

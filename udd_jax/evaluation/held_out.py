@@ -13,6 +13,7 @@ from udd_jax.data.sources import listing
 from udd_jax.data.sources.worlds import World
 from udd_jax.errors import UserError
 from udd_jax.runtime import files, logbook
+from udd_jax.sampling import settings as sampling
 
 MEASURED = {"split": "test", "only": "", "category": ""}  # fields of `evaluate`: which items
 
@@ -159,15 +160,25 @@ def typed(pipe, workdir, fields: dict):
         return other
     flags = " ".join(f"--config.{n}={v}" for n, v in fields.items() if n.partition(".")[0] in named)
     there = {split: source(other, split) for split in listing.SPLITS}
-    path = pathlib.Path(workdir) / survey.FILE
-    if not path.exists():
+    path, world = pathlib.Path(workdir) / survey.FILE, pipe.config.data in sources.WORLDS
+    if not path.exists() and not world:
         logbook.say(f"{flags}: no {survey.FILE} in the run says if it knows them")
-    elif not survey.same(files.read_json(path), there):
+    elif world or not survey.same(files.read_json(path), there):
         raise UserError(
             f"{flags} are other data than those of this run ({pipe.config.data}), whose names, "
             "captions and splits decide: name the place of the same data, or leave it out"
         )
     return other
+
+
+def require_read(pipe, fields: dict) -> None:
+    """UserError, one line, for a typed setting of the sampler that no rule of the run reads.
+
+    fields: of `typed`, which the pipeline has.
+    """
+    typed = {n.partition(".")[2]: v for n, v in fields.items() if n.startswith("sample.")}
+    chains = [pipe.settings(rule) for rule in (None, *pipe.config.get("sample_rules", {}))]
+    sampling.require_read(chains, typed, "--config.sample.")
 
 
 def measurable(pipe, data=None):

@@ -16,6 +16,7 @@ from udd_jax.data import pixels
 from udd_jax.diffusion import tasks
 from udd_jax.errors import UserError
 from udd_jax.sampling import outpainting
+from udd_jax.sampling import settings as sampling
 
 FACTORS = (1, 2, 4)
 
@@ -36,22 +37,27 @@ def upscale(pipe, images, captions, factor, num: int, seed, **settings) -> np.nd
     tokenizer = pipe.tokenizers["image"]
     size = tokenizer.shape[:2]
 
-    names = vars(pipe.settings())
+    names, drawn = vars(pipe.settings()), rule(pipe, text is not None)
     plain = {name: value for name, value in settings.items() if name in names}
     others = {name: value for name, value in settings.items() if name not in names}
+    sampling.require_read([pipe.settings(drawn, **plain)], plain)
 
     def infill(windows, mask, number, here):
         coarse = tokenizer.encode(guides[:, *here])[:, : pipe.vocab.coarse.length]
         free = pixels.code_mask(mask, tokenizer.grid).reshape(-1)
         given, masks = _asked(pipe, coarse, tokenizer.encode(windows), free, text)
-        rule = "image|" + ",".join(name for name in given if name != "image")
         own = (seed + number) % values.SEEDS
-        options = {"seed": own, **vars(pipe.settings(rule, **plain)), **others}
+        options = {"seed": own, **vars(pipe.settings(drawn, **plain)), **others}
         return pipe.generate("infill", given=given, masks=masks, **options).images
 
     canvas, known = np.zeros_like(guides), np.zeros(guides.shape[1:3], bool)
     cell = size[0] // pipe.vocab.coarse.grid[0]  # windows keep to the coarse grid
     return outpainting.fill(infill, canvas, known, size, (0, 0), cell)
+
+
+def rule(pipe, with_text: bool) -> str:
+    """The rule by which the fine codes are drawn, whose settings hold."""
+    return f"image|{pipe.vocab.coarse.name}{',text' if with_text else ''}"
 
 
 def _asked(pipe, coarse, codes, free, text):

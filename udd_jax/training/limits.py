@@ -100,7 +100,7 @@ def check_sampling(config, vocab, kernel) -> None:
     """UserError, one line, for a bad setting of `sample`, `sample_rules` or `begin_with`."""
     in_order = build.in_order(config)
     Settings(**config.sample).check(kernel, in_order=in_order)
-    for rule, changes in config.sample_rules.items():
+    for rule, changes in config.get("sample_rules", {}).items():
         tasks.parse(vocab, rule)
         for name in changes:
             if name not in config.sample:

@@ -127,6 +127,12 @@ def facts(config) -> dict:
     if not shapes:
         raise UserError(f"{train.name}: none of {len(train)} pictures can be read")
     captions = list(reading.captions(train))
+    if not captions:
+        unused = "; ".join(f"{key}: {cause}" for key, cause in list(getattr(train, "left", ()))[:2])
+        raise UserError(
+            f"{train.name}: none of {len(train)} pictures has a caption, expected a text for some"
+            + (f" ({unused})" if unused else "")
+        )
     with tempfile.TemporaryDirectory() as folder:
         size = config.text.vocab_size or vocabulary(len(captions))
         if config.text.file:

@@ -90,8 +90,9 @@ def _found(path, caption_field, split_field, further, incomplete) -> tuple[list,
     if silent and not lists:
         raise UserError(
             f"{path} holds no captioned images, expected captions.jsonl, .json, .csv, .tsv, .txt "
-            "or .parquet, metadata.*, name.txt, name.caption or name.json beside name.png, or "
-            f"pictures in a folder for each class; there are {len(here.pictures)} pictures"
+            "or .parquet, metadata.*, name.txt, name.text, name.caption or name.json beside "
+            "name.png, or pictures in a folder for each class; there are "
+            f"{len(here.pictures)} pictures"
             f"{here.hint()}"
         )
     return found, here.notes()

@@ -58,7 +58,7 @@ def _item(here, place: str, where, own: dict, values: dict, field, split_field) 
     key, split = here.key(place), here.split(place)
     try:
         contents = {end: _read(file) for end, file in own.items()}
-        json = f"{key}, .json"
+        json = os.path.splitext(key)[0] + ".json"
         captions, row, unused = captioning.said(contents, field, json, here.incomplete)
     except (OSError, ValueError) as error:
         return listing.Item(key, listing.Broken(str(error)), (), {}, split)
