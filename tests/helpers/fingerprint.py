@@ -21,7 +21,7 @@ from configs import t2i
 from udd_jax import stages
 
 RUN = pathlib.Path(udd_jax.__file__).parent / "assets" / "shapes"
-SAMPLERS = {"ancestral": 12, "maskgit": 12, "first_hitting": 12}
+SAMPLERS = {"ancestral": {"steps": 12}, "maskgit": {"steps": 12}, "first_hitting": {}}
 COUNT = 4
 
 
@@ -36,9 +36,9 @@ def tokens(pipe) -> dict:
     mask[:16] = True
     blanks = ["a ___ " + caption.split(" ", 2)[2] for caption in captions]
     found = {}
-    for sampler, steps in SAMPLERS.items():
+    for sampler, own in SAMPLERS.items():
         for guidance in (1.0, 2.0):
-            options = {"sampler": sampler, "steps": steps, "guidance": guidance, "seed": 3}
+            options = {"sampler": sampler, "guidance": guidance, "seed": 3} | own
             results = {
                 "t2i": pipe.text_to_image(captions, **options),
                 "i2t": pipe.image_to_text(images, **options),
