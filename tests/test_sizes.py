@@ -116,7 +116,7 @@ def test_a_finished_tokenizer_is_for_pictures_of_the_size_and_channels_of_the_ru
 
 def test_the_fields_of_ones_own_data_are_chosen_for_both_sides():
     c, found = own.get_config(), {"pictures": 9000, "side": 64, "captions": 900, "pieces": 9}
-    c.minutes = 30.0
+    c.minutes, found["aspect"] = 30.0, 1.0
     square = recipe.choose(c, found)
     c.image_size = (64, 128)
     chosen = recipe.choose(c, found)
