@@ -226,6 +226,8 @@ def _numbers(folder) -> dict:
     if (folder / "evaluation.json").exists():
         found["evaluation"] = files.read_json(folder / "evaluation.json")
         del found["evaluation"]["speed"], found["evaluation"]["manifest"]  # they have times
+        for rates in found["evaluation"].get("rules", {}).values():
+            del rates["seconds"]
     return found
 
 
