@@ -302,6 +302,12 @@ def typed_fields() -> dict:
     return {} if CONFIG.value is None else dict(config_flags.get_override_values(FLAGS["config"]))
 
 
+def of_section(fields: dict, section: str) -> dict:
+    """{"steps": value} of {"sample.steps": value}: the fields of one section of a config."""
+    prefix = f"{section}."
+    return {n.removeprefix(prefix): v for n, v in fields.items() if n.startswith(prefix)}
+
+
 def prefer_typed(config, fields: dict) -> list[str]:
     """Takes what was typed for `sample` out of the rules of `config`, in place; a line for each.
 
@@ -309,12 +315,13 @@ def prefer_typed(config, fields: dict) -> list[str]:
     `sample_rules`, unless that was typed as well. fields: of `typed_fields`.
     """
     lines, rules = [], config.get("sample_rules", {})
-    for name, value in fields.items():
-        section, _, setting = name.partition(".")
-        for rule in rules if section == "sample" else ():
+    for setting, value in of_section(fields, "sample").items():
+        for rule in rules:
             field = f"sample_rules.{rule}.{setting}"
             if setting in rules[rule] and field not in fields:
-                lines.append(f"{name} = {value} replaces {field} = {rules[rule][setting]}")
+                lines.append(
+                    f"sample.{setting} = {value} replaces {field} = {rules[rule][setting]}"
+                )
                 with config.unlocked():
                     del rules[rule][setting]
     return lines
@@ -322,8 +329,7 @@ def prefer_typed(config, fields: dict) -> list[str]:
 
 def typed_settings() -> dict:
     """{setting: value} of the settings of the sampler that were typed, in either way."""
-    prefix = "sample."
-    fields = {n.removeprefix(prefix): v for n, v in typed_fields().items() if n.startswith(prefix)}
+    fields = of_section(typed_fields(), "sample")
     given = {name: getattr(FLAGS, name) for name in SETTINGS if getattr(FLAGS, name) is not None}
     if "guidance_interval" in given:
         given["guidance_interval"] = _interval(given["guidance_interval"])

@@ -52,8 +52,7 @@ def sample(workdir, flags, changes: dict | None = None) -> pathlib.Path:
     if flags.paint:
         options["paint"] = steering_flags.painted(flags.paint, pipe.tokenizers["image"].image_size)
     if flags.begin_with is not None:
-        names = map(str.strip, flags.begin_with.split(","))
-        options["begin_with"] = [name for name in names if name]
+        options["begin_with"] = _begun(flags)
     if flags.begin_steps is not None:
         options["begin_steps"] = flags.begin_steps
     if flags.weigh:
@@ -154,8 +153,13 @@ OWN |= {"factor": "upscale"}
 def _rule(pipe, flags, asked) -> str | None:
     """The rule whose settings hold: that of the task, or the one by which it draws."""
     if flags.task == "upscale":
-        return upscaling.rule(pipe, "text" in asked) if pipe.vocab.coarse else None
+        return upscaling.rule(pipe, "text" in asked)
     return "infill" if flags.task in EDITS else flags.task
+
+
+def _begun(flags) -> list[str]:
+    """The names in `--begin_with=`."""
+    return [name for name in map(str.strip, flags.begin_with.split(",")) if name]
 
 
 def _folder(path) -> pathlib.Path:
@@ -263,7 +267,7 @@ def _check_settings(pipe, flags, settings, changes) -> None:
         plain = plain and not flags.length
         names = stepwise.usual(pipe, flags.task) if plain else ()
         if flags.begin_with is not None:
-            names = [name for name in map(str.strip, flags.begin_with.split(",")) if name]
+            names = _begun(flags)
         asked = (flags.task, names, plain, flags.begin_steps)
         guided = stepwise.require_read(pipe, *asked, changes, "--")
     if flags.negative_prompt and not (guided or flags.weight):

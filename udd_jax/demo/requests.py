@@ -303,7 +303,7 @@ def outpaint(pipe, image, text: str, extend: dict, *, count=1, seed=0, settings=
 
 def upscale(pipe, image, text: str, factor: int, *, count=1, seed=0, settings=None) -> Alone:
     """A picture uint8[S, S, C] at a larger size: `Pipeline.upscale`. text: "" for none."""
-    rule = upscaling.rule(pipe, bool(text.strip())) if pipe.vocab.coarse else None
+    rule = upscaling.rule(pipe, bool(text.strip()))
     settings = _with_picture(pipe, image, text, count, seed, settings, rule)
     captions = _optional(pipe, text)
     options = {"factor": factor, "num": count, "seed": seed, **settings}

@@ -176,7 +176,7 @@ def require_read(pipe, fields: dict) -> None:
 
     fields: of `typed`, which the pipeline has.
     """
-    typed = {n.partition(".")[2]: v for n, v in fields.items() if n.startswith("sample.")}
+    typed = command_line.of_section(fields, "sample")
     chains = [pipe.settings(rule) for rule in (None, *pipe.config.get("sample_rules", {}))]
     sampling.require_read(chains, typed, "--config.sample.")
 

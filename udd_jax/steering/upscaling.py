@@ -55,9 +55,10 @@ def upscale(pipe, images, captions, factor, num: int, seed, **settings) -> np.nd
     return outpainting.fill(infill, canvas, known, size, (0, 0), cell)
 
 
-def rule(pipe, with_text: bool) -> str:
-    """The rule by which the fine codes are drawn, whose settings hold."""
-    return f"image|{pipe.vocab.coarse.name}{',text' if with_text else ''}"
+def rule(pipe, with_text: bool) -> str | None:
+    """The rule by which the fine codes are drawn, whose settings hold; None for a single level."""
+    coarse = pipe.vocab.coarse
+    return coarse and f"image|{coarse.name}{',text' if with_text else ''}"
 
 
 def _asked(pipe, coarse, codes, free, text):

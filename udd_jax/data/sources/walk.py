@@ -9,6 +9,7 @@ import fnmatch
 import os
 import pathlib
 import re
+from collections.abc import Iterator
 
 from udd_jax.data import marks, pixels
 from udd_jax.data.sources import beside, captioning, listing, split_names, tables
@@ -63,6 +64,22 @@ def kind(end: str) -> str | None:
     return "unread" if end in _CAMERAS else "other" if end in OTHERS else None
 
 
+def tree(root: str | os.PathLike) -> Iterator[tuple[str, list[str]]]:
+    """(folder, the sorted names of its files that are data) of a folder and of all below it.
+
+    Links are followed, and each real folder is visited once.
+    """
+    seen = set()
+    for folder, below, names in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:  # a link to a folder inside, or above
+            below.clear()
+            continue
+        seen.add(real)
+        below[:] = sorted(name for name in below if names_data((name,)))
+        yield folder, sorted(name for name in names if names_data((name,)))
+
+
 class Files:
     """The files in a folder: one walk.
 
@@ -76,18 +93,12 @@ class Files:
 
     def __init__(self, root: pathlib.Path, further=None, incomplete=False):
         self.root, self.pictures, self.unread, self.folders = root, [], [], {}
-        self.texts, self.values, self.others, self.doubtful, seen = {}, {}, [], [], set()
+        self.texts, self.values, self.others, self.doubtful = {}, {}, [], []
         self.classes = []  # names of folders that became captions
         self.further, self.incomplete = further or {}, incomplete
-        for folder, below, names in os.walk(root, followlinks=True):
-            real = os.path.realpath(folder)
-            if real in seen:  # a link to a folder inside, or above
-                below.clear()
-                continue
-            seen.add(real)
-            below[:] = sorted(name for name in below if names_data((name,)))
-            self.folders[folder] = sorted(name for name in names if names_data((name,)))
-            for name in self.folders[folder]:
+        for folder, names in tree(root):
+            self.folders[folder] = names
+            for name in names:
                 stem, end = os.path.splitext(name)
                 place = os.path.join(folder, name)
                 if owner := beside.owner(name, self.further):

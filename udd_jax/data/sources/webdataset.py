@@ -82,16 +82,7 @@ def shards(path: str, ends=_ENDS) -> tuple[list[pathlib.Path], pathlib.Path]:
 
 def _below(root: pathlib.Path) -> list[pathlib.Path]:
     """The files of a folder and its subfolders, also links, whose names are data."""
-    found, seen = [], set()
-    for place, below, names in os.walk(root, followlinks=True):
-        real = os.path.realpath(place)
-        if real in seen:  # a link to a folder inside, or above
-            below.clear()
-            continue
-        seen.add(real)
-        below[:] = sorted(name for name in below if walk.names_data((name,)))
-        found += [pathlib.Path(place, name) for name in names if walk.names_data((name,))]
-    return found
+    return [pathlib.Path(folder, name) for folder, names in walk.tree(root) for name in names]
 
 
 def items(
