@@ -40,7 +40,7 @@ from ml_collections import config_flags
 
 from udd_jax import build
 from udd_jax.diffusion import transition
-from udd_jax.networks import transformer
+from udd_jax.networks.denoiser import Denoiser
 from udd_jax.runtime import config_files, costs, sharding
 from udd_jax.sampling import reverse
 from udd_jax.sampling.settings import Settings
@@ -111,7 +111,7 @@ def sample_program(config, mesh):
     settings = Settings(**config.sample)
 
     def run(params, keys, x, free, absent):
-        denoise_fn = transformer.Denoiser(model, params)
+        denoise_fn = Denoiser(model, params)
         return reverse.run(kernel, denoise_fn, keys, x, free, absent, settings).tokens
 
     params = jax.eval_shape(

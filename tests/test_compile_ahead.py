@@ -50,6 +50,16 @@ def test_a_step_of_full_size_sounds_is_traced(ahead):
     assert {"loss", "sound_nll", "text_nll"} <= set(metrics)
 
 
+def test_the_sampler_of_full_size_sounds_is_traced(ahead):
+    from configs import sound
+    from udd_jax.runtime import sharding
+
+    config = sound.get_config()
+    program, arguments = ahead.sample_program(config, sharding.make_mesh(data=4, model=2))
+    tokens = jax.eval_shape(program, *arguments)
+    assert (tokens.shape, tokens.dtype) == ((config.evaluate.batch_size, 1 + 265 + 77), "int32")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("program", ["train", "sample"])
 def test_smoke_size_compiles_for_a_slice(program):

@@ -69,6 +69,23 @@ def test_a_variation_misses_its_aim_by_more_than_chance_can(tv, met):
     assert [row["met"] for row in rows] == [met]
 
 
+@pytest.mark.parametrize(
+    ("mixture", "aimed"),
+    [
+        ({"pair": 1.0}, {"pair"}),
+        ({"image|text": 0.5, "text|image": 0.5, "infill": 0.0}, {"t2i", "i2t"}),
+        ({"any": 1.0}, {"t2i", "i2t", "pair", "image", "text"}),
+        ({"independent": 0.5, "infill": 0.5}, set(samples.TASKS)),
+    ],
+)
+def test_only_what_the_mixture_trains_has_aims(done, mixture, aimed):
+    trained = main_suite.trained_tasks(done[0].vocab, mixture)
+    assert set(trained) == aimed
+    rows = main_suite.headline(done[2], shapes.WORLD, trained)
+    asked = {row["task"] for row in rows if row["aim"] is not None or row["floor"] is not None}
+    assert asked == (aimed & shapes.WORLD.aims.keys()) | {"tokenizer"}
+
+
 def test_a_lossless_tokenizer_has_the_noise_for_psnr(done):
     found = done[2]["tokenizer"]
     assert found["psnr"]["value"] == pytest.approx(

@@ -68,7 +68,8 @@ mark { background: none; color: var(--c1); font-weight: 600; }
 .frames { display: grid; grid-template-columns: repeat(8, minmax(84px, 1fr)); gap: 10px;
   margin: 14px 0 26px; padding: 2px; overflow-x: auto; }
 .frames figure { width: auto; } .frames .hidden { color: var(--soft); opacity: .55; }
-.plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(310px, 1fr)); gap: 18px; }
+.plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(310px, 1fr)); gap: 18px;
+  align-items: end; }
 svg { display: block; max-width: 100%; height: auto; }
 svg text { fill: var(--soft); font-size: 11px; }
 .plot { font: 12px/1.6 system-ui, sans-serif; } .plot b { font-size: 13.5px; }
@@ -215,7 +216,7 @@ def plot(
         x, y = across.place(value), height - _BOTTOM + 16
         parts.append(f'<text x="{x}" y="{y}" text-anchor="middle">{_short(value)}</text>')
     parts.append(
-        f'<text x="{width - _RIGHT}" y="{height - 1}" text-anchor="end">{escape(x_label)}</text>'
+        f'<text x="{width - _RIGHT}" y="{height - 4}" text-anchor="end">{escape(x_label)}</text>'
     )
     for i, (name, (x, y)) in enumerate(series.items()):
         colour = f"var(--c{i % 8})"
@@ -230,7 +231,7 @@ def plot(
         if len(series) > 1:
             legend.append(f'<span style="color:{colour}">{escape(name)}</span>')
     drawn = f'<svg viewBox="0 0 {width} {height}" width="{width}" role="img">{"".join(parts)}</svg>'
-    return tag("div", tag("div", "".join(legend)) + drawn, "plot")
+    return tag("div", tag("div", " ".join(legend)) + drawn, "plot")  # a blank: it may wrap
 
 
 def panels(series: dict[str, dict], size: tuple[int, int] = (300, 200), **options) -> str:

@@ -28,8 +28,8 @@ from udd_jax.runtime import files
 FILE = "report.html"
 NAMES = {"tokenizer": "Image tokenizer"}  # of rows of the headline that are no task
 NO_AIMS = (  # where `evaluate.aims` is off
-    "This run is not meant to be good: its config is too small to have aims, and only shows that "
-    "every stage works."
+    "This run has no aims. Either its config is too small to be good, as those called smoke, and "
+    "only shows that every stage works, or it is about other rules than these."
 )
 RULES = (  # where no held-out record has a value of every modality
     "One network that has learned several modalities together, as tokens of one discrete "

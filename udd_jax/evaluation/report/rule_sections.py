@@ -86,7 +86,7 @@ def _matrix(names: list[str], found: dict) -> str:
         if any((free, given) in by for given in columns):
             label = "all at once" if free == joint else free
             cells.append([page.escape(label), *(_cell(by.get((free, c))) for c in columns)])
-    head = ["from", *map(page.escape, columns)]
+    head = ["generated, from", *map(page.escape, columns)]
     return page.tag("h3", "Directions") + page.table(head, cells)
 
 
@@ -108,16 +108,14 @@ def _table(found: dict) -> str:
         cells.append(
             [
                 page.escape(rule),
+                "<br>".join(page.escape("; ".join(names)) for names in (told, two) if names),
                 page.percent(right["rate"], right["error"]) if right else "",
-                page.escape("; ".join(told))
-                + ("<br>" if two else "")
-                + page.escape("; ".join(two)),
                 str(rates["count"]),
                 "yes" if rates["given_tokens_changed"] == 0 else "no",
             ]
         )
-    head = ["rule", "right", "readable; pairs that agree", "samples", "given tokens untouched"]
-    return page.tag("h3", "All rules") + page.table(head, cells)
+    head = ["rule", "readable; pairs that agree", "right", "samples", "given tokens untouched"]
+    return page.tag("h3", "All rules") + page.table(head, cells, 2)
 
 
 def _samples(path, rule: str, rows: dict) -> str:

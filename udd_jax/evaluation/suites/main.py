@@ -34,6 +34,7 @@ import jax
 import numpy as np
 
 from udd_jax.data.sources.worlds import World
+from udd_jax.diffusion import tasks
 from udd_jax.errors import UserError
 from udd_jax.evaluation import (
     feature_networks,
@@ -62,6 +63,7 @@ UNMEASURED = dict.fromkeys(
 )
 
 # Rows of the headline: task, name, path of the rate in the result. Aims come from the world.
+EVERY = ("any", "independent")  # they train all rules of whole modalities
 CHANCE = 2.0  # standard errors by which a total variation may be above its aim
 RATES = (
     ("t2i", "image agrees with the caption", ("scores", "t2i", "agreement")),
@@ -163,7 +165,8 @@ def run(pipe, workdir, suite: str = "main", *, say=logbook.say) -> dict:
         if task not in drawn:
             result["unmeasured"][f"samples: {task}"] = "the network of this run cannot do it"
     result["aims"] = aimed(pipe)
-    result["headline"] = headline(result, world if result["aims"] else None)
+    trained = trained_tasks(pipe.vocab, pipe.config.train.mixture)
+    result["headline"] = headline(result, world if result["aims"] else None, trained)
     if not world:
         why = (
             "what is right can be read in an embedded world only, at its own size, and the data "
@@ -298,23 +301,37 @@ def aimed(pipe) -> bool:
     return pipe.config.evaluate.get("aims", True)
 
 
-def headline(result: dict, world: World | None) -> list[dict]:
+def trained_tasks(vocab, mixture) -> list[str]:
+    """The tasks that a mixture trains; "any" and "independent" train each one but "infill"."""
+    return [
+        task
+        for task in samples.TASKS
+        if any(
+            share and (tasks.same(vocab, rule, task) or (rule in EVERY and task != "infill"))
+            for rule, share in mixture.items()
+        )
+    ]
+
+
+def headline(result: dict, world: World | None, trained=samples.TASKS) -> list[dict]:
     """The rows of the headline: rates with aims and floors, then total variations.
 
-    Aims and floors are those of the world; None without a world. A total variation meets its aim
-    within CHANCE standard errors.
+    Aims and floors are those of the world, for the tasks of `trained` and for the tokenizer; None
+    for others and without a world. A total variation meets its aim within CHANCE standard errors.
     """
     rows, aims, floors = [], *((world.aims, world.floors) if world else ({}, {}))
+    asked_of = {*trained, "tokenizer"}
     for task, name, path in RATES:
         value = result
         for key in path:
             value = value.get(key, {})
         if value:
-            asked = aims.get(task), floors.get(task)
+            asked = (aims.get(task), floors.get(task)) if task in asked_of else (None, None)
             rows.append(_row(task, name, value["rate"], value["error"], *asked, "higher"))
     for task, rates in result["scores"].items():
         for name, value in rates.get("variation", {}).items():
-            aim = aims.get("variation") if task in agreement.TASKS else None
+            measured = task in agreement.TASKS and task in asked_of
+            aim = aims.get("variation") if measured else None
             name = f"total variation of {name}"
             row = _row(task, name, value["tv"], value["noise"], aim, None, "lower")
             if aim is not None:  # chance alone may carry it over the aim
