@@ -121,7 +121,7 @@ def encoder_decoder(c):
 
 
 def experts(c):
-    """Two, from the beginning: nothing is trained together first, as eDiff-I does."""
+    """Two, copies of `ours` after half of the time (`BEGUN_BY`), as in eDiff-I."""
     c.experts = (0.5,)
     _no_prefixes(c)
 
@@ -168,6 +168,8 @@ RECIPES = {
     "block_attention": block_attention,
 }
 
+BEGUN_BY = {"experts": "ours"}  # half of the time is of this recipe, and its weights go on
+
 
 def recipe(config, name: str, seed: int):
     """The config of a run. UserError for an unknown recipe."""
@@ -186,14 +188,16 @@ def run(config, minutes: float, workdir, recipes=tuple(RECIPES), seeds: int = 3)
         stages.check(recipe(config, name, 0))
     shared = workdir / "shared"
     stages.run(config, shared, until="token cache")
-    seconds = paces(config, minutes, workdir, recipes)
+    seconds = paces(config, minutes, workdir, dict.fromkeys((*recipes, *_first(recipes))))
     rows = []
     for seed in range(seeds):  # every recipe once, before any a second time
         for name in recipes:
-            steps = max(1, round(60 * minutes / seconds[name]))
-            logbook.say(f"contest: {name}-{seed}, {steps} steps of {seconds[name]:.3f} s")
-            rows.append(one(recipe(config, name, seed), steps, workdir / f"{name}-{seed}", shared))
-            rows[-1] |= {"recipe": name, "seed": seed}
+            folder, parts = workdir / f"{name}-{seed}", (*_first([name]), name)
+            configs = [recipe(config, part, seed) for part in parts]
+            steps = [max(1, round(60 * minutes / len(parts) / seconds[part])) for part in parts]
+            for part, number in zip(parts, steps, strict=True):
+                logbook.say(f"contest: {part}-{seed}, {number} steps of {seconds[part]:.3f} s")
+            rows.append(one(configs, steps, folder, shared) | {"recipe": name, "seed": seed})
             files.write_json(workdir / "contest.json", {"minutes": minutes, "rows": rows})
             files.write_bytes(workdir / "table.md", table(rows).encode())
     return rows
@@ -220,16 +224,31 @@ def paces(config, minutes: float, workdir: pathlib.Path, recipes) -> dict[str, f
     return found["step_seconds"]
 
 
-def one(config, steps: int, folder: pathlib.Path, shared: pathlib.Path) -> dict:
-    """The row of one run, which is trained and evaluated as far as that is missing."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in SHARED:
-        if not (folder / name).exists():
-            os.symlink((shared / name).absolute(), folder / name)
-    stages.run(for_steps(config, steps), folder)
+def _first(recipes) -> list[str]:
+    """What the recipes begin with, where that is another one."""
+    return [BEGUN_BY[name] for name in recipes if name in BEGUN_BY]
+
+
+def one(configs, steps: list[int], folder: pathlib.Path, shared: pathlib.Path) -> dict:
+    """The row of one run, which is trained and evaluated as far as that is missing.
+
+    configs: of its parts, each of which goes on from the weights of the one before; steps: of each.
+    """
+    seconds = 0.0
+    for number, config in enumerate(configs):
+        last = number == len(configs) - 1
+        here = folder if last else folder / f"part{number}"
+        here.mkdir(parents=True, exist_ok=True)
+        for name in SHARED:
+            if not (here / name).exists():
+                os.symlink((shared / name).absolute(), here / name)
+        if number:
+            config.init_from = str(folder / f"part{number - 1}")
+        end = {} if last else {"until": "diffusion"}
+        stages.run(for_steps(config, steps[number]), here, **end)
+        seconds += files.read_json(here / "stages.json")["diffusion"]
     result = files.read_json(folder / "evaluation.json")
-    seconds = files.read_json(folder / "stages.json")["diffusion"]
-    return {"steps": steps, "training_seconds": seconds, "values": values(result)}
+    return {"steps": sum(steps), "training_seconds": seconds, "values": values(result)}
 
 
 def for_steps(config, steps: int):

@@ -155,7 +155,7 @@ def get_config() -> ml_collections.ConfigDict:
             "given_vector": True,  # a learned vector is added at given positions
             "mutual_gain": 0.1,  # first value of learned gains of mutual attention; 0: no gains
             "rotary": True,  # rotary positions, in addition to the learned ones
-            "concentrated": False,  # True: text tokens do not see masked text tokens (DDCap)
+            "concentrated": False,  # True: a masked text token is seen by itself only (DDCap)
             "length_head": False,  # True: a head for the length of a caption; see train.length
             "mask_padding": False,  # True: attention ignores the padding of given texts
             "qk_norm": True,  # queries and keys are normalised

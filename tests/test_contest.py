@@ -1,5 +1,7 @@
 """The contest: recipes that fit the config, a table with intervals; once, all of it for real."""
 
+import re
+
 import pytest
 
 from benchmarks import __main__ as benchmarks
@@ -56,13 +58,13 @@ def test_a_recipe_of_fewer_steps_has_a_shorter_beginning(steps, warmup, prefixes
 
 
 @pytest.mark.slow
-def test_two_recipes_share_a_cache_and_a_finished_run_is_not_repeated(tmp_path):
+def test_recipes_share_a_cache_and_a_finished_run_is_not_repeated(tmp_path, capsys):
     c = tiny.config()
     c.vq.update({"steps": 20, "warmup": 2, "plain_steps": 5})
     c.evaluate.update({"samples": 4, "batch_size": 4, "bound_samples": 4, "bound_times": 1})
-    asked = (c, 0.002, tmp_path, ("ours", "autoregressive"), 1)
-    rows = contest.run(*asked)
-    assert [row["recipe"] for row in rows] == ["ours", "autoregressive"]
+    asked = (c, 0.002, tmp_path, ("ours", "autoregressive", "experts"), 1)
+    rows, said = contest.run(*asked), capsys.readouterr().out
+    assert [row["recipe"] for row in rows] == ["ours", "autoregressive", "experts"]
     assert all(row["values"]["pair: bits a token"][0] > 0 for row in rows)
     assert rows[1]["values"]["t2i: network calls"] == [16.0, 0.0, None]
     for name in ("ours-0", "autoregressive-0"):
@@ -70,10 +72,16 @@ def test_two_recipes_share_a_cache_and_a_finished_run_is_not_repeated(tmp_path):
     before = (tmp_path / "ours-0" / "weights").stat().st_mtime_ns
     assert contest.run(*asked) == rows
     assert (tmp_path / "ours-0" / "weights").stat().st_mtime_ns == before
-    assert len(files.read_json(tmp_path / "contest.json")["rows"]) == 2
+    assert len(files.read_json(tmp_path / "contest.json")["rows"]) == 3
     assert (tmp_path / "table.md").read_text() == contest.table(rows)
     steps = {row["recipe"]: row["steps"] for row in rows}
     paces = files.read_json(tmp_path / "paces.json")["step_seconds"]
-    assert steps == {name: max(1, round(0.12 / paces[name])) for name in paces}
+    whole = {name: max(1, round(0.12 / paces[name])) for name in paces}
+    half = {name: max(1, round(0.06 / paces[name])) for name in paces}
+    assert steps == whole | {"experts": half["ours"] + half["experts"]}
+    assert re.search(r"^init_from: (\d+) of \1 arrays reused$", said, re.MULTILINE)
+    config = files.read_json(tmp_path / "experts-0" / "config.json")
+    assert (config["experts"], config["train"]["steps"]) == ([0.5], half["experts"])
+    assert files.read_json(tmp_path / "experts-0/part0/config.json")["experts"] == []
     with pytest.raises(UserError, match=r"minutes = 1, but .* has a contest of 0.002: choose"):
         contest.run(c, 1, tmp_path, ("ours",), 1)

@@ -188,6 +188,15 @@ MUTANTS = (
     ),
     *of(
         "training",
+        "tests/networks/test_experts.py -k a_step_leaves",
+        (
+            "experts: momentum moves the others",
+            "new = experts.only_learners(new, state, grads)",
+            "pass",
+        ),
+    ),
+    *of(
+        "training",
         "tests/training/test_terms.py",
         (
             "terms: one key for all",

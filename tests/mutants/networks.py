@@ -15,13 +15,13 @@ MUTANTS = (
         LEFT_OUT + "nobody",
         (
             "left out: what is absent is seen",
-            "hidden = jnp.where(absent[:, self.vocab.modality_of], layers.HIDDEN, 0.0)",
-            "hidden = jnp.where(absent[:, self.vocab.modality_of], 0.0, 0.0)",
+            "layers.hide(bias, self._absent(t, free)[:, None, None, self.vocab.modality_of])",
+            "layers.hide(bias, (t < 0)[:, None, None, self.vocab.modality_of])",
         ),
         (
             "left out: mutual attention to nothing counts",
-            "~(others[None] & ~absent[:, None]).any(axis=-1)",
-            "(others[None] & absent[:, None]).all(axis=-1) & False",
+            "hidden.append(self._absent(t, free)[:, self.vocab.modality_of])",
+            "hidden.append((t < 0)[:, self.vocab.modality_of])",
         ),
         ("left out: it is computed all the same", "kept = {name: {} for name in without}", "pass"),
     ),
@@ -179,8 +179,8 @@ MUTANTS = (
         NETWORK + "'padding_of_a_given_text_is'",
         (
             "padding: seen",
-            "jnp.where(self._padded(xt, t, free)[:, None, None], layers.HIDDEN, 0.0)",
-            "jnp.where(self._padded(xt, t, free)[:, None, None], 0.0, 0.0)",
+            "layers.hide(bias, self._padded(xt, t, free)[:, None, None])",
+            "layers.hide(bias, (0 * xt > 1)[:, None, None])",
         ),
         (
             "padding: hidden in an absent text",
@@ -227,18 +227,24 @@ MUTANTS = (
         "tests/networks/test_concentrated.py tests/networks/test_layers.py",
         (
             "concentrated: a masked word does not see itself",
-            "hidden = hidden & ~np.eye(self.vocab.length, dtype=bool)[None]",
-            "hidden = hidden & True",
+            "others = ~np.eye(self.vocab.length, dtype=bool)[None]",
+            "others = np.ones((1, self.vocab.length, self.vocab.length), bool)",
         ),
         (
-            "concentrated: the image does not see masked words",
-            "hidden = text[:, :, None] & (text",
-            "hidden = (text | True)[:, :, None] & (text",
+            "concentrated: the image sees masked words",
+            "others = ~np.eye(self.vocab.length, dtype=bool)[None]",
+            "others = ~np.eye(self.vocab.length, dtype=bool)[None] & (self.vocab.modality_of "
+            '== self.vocab.index("text"))[None, :, None]',
         ),
         (
             "concentrated: no word is seen",
-            "(text & (xt == self.vocab.mask_id))[:, None]",
-            "(text & (xt >= 0))[:, None]",
+            "return text[None] & (xt == self.vocab.mask_id)",
+            "return text[None] & (xt >= 0)",
+        ),
+        (
+            "concentrated: where all words are masked the image sees the mean of them",
+            "hidden.append(self._masked_text(xt))",
+            "hidden.append(0 * xt > 1)",
         ),
     ),
     *of(
@@ -246,8 +252,8 @@ MUTANTS = (
         APART,
         (
             "block attention: who is alone is not seen",
-            "apart = alone[:, at, None] &",
-            "apart = alone[:, None, at] &",
+            "given[:, at, None] &",
+            "given[:, None, at] &",
         ),
         (
             "block attention: mutual results where nothing is seen",
@@ -261,8 +267,8 @@ MUTANTS = (
         ),
         (
             "block attention: alone if one place is given",
-            "alone = ~jnp.stack([free[:, w].any(axis=1)",
-            "alone = ~jnp.stack([free[:, w].all(axis=1)",
+            "given = ~jnp.stack([free[:, w].any(axis=1)",
+            "given = ~jnp.stack([free[:, w].all(axis=1)",
         ),
     ),
     # ---- Stacks and experts ---------------------------------------------------------------------
@@ -307,6 +313,15 @@ MUTANTS = (
             "experts: equal boundaries",
             "all(a < b for a, b in itertools.pairwise(ends))",
             "all(a <= b for a, b in itertools.pairwise(ends))",
+        ),
+    ),
+    *of(
+        "networks",
+        "tests/networks/test_experts.py -k a_step_leaves",
+        (
+            "experts: the moments of the others fade",
+            'names = [key.key for key in path if getattr(key, "key", None) in learns]',
+            'names = [k.key for k in path[:2] if getattr(k, "key", None) in learns]',
         ),
     ),
 )

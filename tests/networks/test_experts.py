@@ -2,7 +2,9 @@
 
 import functools
 
+import flax
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -12,7 +14,7 @@ from udd_jax.diffusion import schedules, time_sampling, transition, vocab
 from udd_jax.networks import experts, transformer
 from udd_jax.networks.denoiser import Denoiser
 from udd_jax.runtime import sharding, trees
-from udd_jax.training import loss, start
+from udd_jax.training import loss, optimiser, start, train_diffusion
 
 VOCAB = vocab.image_text(grid=(2, 2), image_classes=3, text_classes=4, text_length=3)
 T, L, B = 10, 7, 3
@@ -93,6 +95,47 @@ def test_each_batch_of_a_training_moves_one_expert(made):
         learns = [name for name in copies if any(np.any(g) for g in jax.tree.leaves(grads[name]))]
         moved.append(tuple(learns))
     assert set(moved) == {(name,) for name in copies}
+
+
+@pytest.mark.parametrize("name", ["muon", "adamw"])
+def test_a_step_leaves_the_other_experts_as_they_are(made, name):
+    """Bit for bit: weights, averages and moments, though these have momentum of earlier steps."""
+    several, params, *_ = made
+    c = tiny.config()
+    c.train.update({"optimiser": name, "weight_decay": 0.1, "learning_rate": 0.01, "warmup": 0})
+    tx, rate = optimiser.make_optimiser(c)
+
+    def loss_fn(params, sampler, key, x0):
+        """Of the expert whose time the first image token tells."""
+        clock = jnp.array([1, 5, 8])[x0[0, 0]] * jnp.ones((len(x0), 2), jnp.int32)
+        logits = several.apply({"params": params}, x0, clock, x0 >= 0)
+        loss = sum((y**2).mean() for y in logits)
+        return loss, ({"loss": loss}, sampler)
+
+    step = jit(train_diffusion.make_step(loss_fn, tx, rate, 0.9, VOCAB))
+    state = train_diffusion.create_state(
+        several, tx, jax.random.key(0), start=experts.split(params, ENDS)
+    )
+    for number in (0, 1, 2, 0):
+        batch = {"image": np.full((2, 4), number, np.int32), "text": np.ones((2, 3), np.int32)}
+        after, _ = step(state, batch, jax.random.key(1))
+        moved = {
+            name: any(
+                np.any(x != y)
+                for part in ("params", "ema_params")
+                for x, y in zip(
+                    *(jax.tree.leaves(getattr(s, part)[name]) for s in (state, after)), strict=True
+                )
+            )
+            for name in state.params
+        }
+        assert moved == {f"expert_{i}": i == number for i in range(3)}
+        olds, news = (trees.flatten(flax.serialization.to_state_dict(s)) for s in (state, after))
+        others = [n for n in olds if "expert_" in n and f"expert_{number}" not in n]
+        assert any("opt_state" in name for name in others)
+        for name in others:
+            np.testing.assert_array_equal(olds[name], news[name], name)
+        state = after
 
 
 def test_the_cache_of_a_chain_holds_every_expert(made):

@@ -102,12 +102,3 @@ def test_a_token_is_given_if_it_is_not_free_and_its_modality_is_there():
     assert not given[0].any() and not given[:3, :N].any() and given[3, :N].all()
     assert given[1, N:].all() and not given[2, N:].any()
     assert given[3, N:].tolist() == [False, True, True, True]
-
-
-def test_a_masked_word_is_hidden_from_other_words_alone():
-    model = transformer.Transformer(VOCAB, T, layers=1, width=8, heads=2, concentrated=True)
-    xt = np.int32([[VOCAB.mask_id, 1, 2, 3, 4, 0, 5, VOCAB.mask_id, 7, 8]])
-    bias = np.asarray(model._concentrated(xt))[0, 0]
-    expected = np.zeros((L, L), bool)
-    expected[[N, N + 2, N + 3], N + 1] = True  # the image and the word itself see it
-    assert ((bias < -1e8) == expected).all()

@@ -85,3 +85,23 @@ class Experts(transformer.Transformer):
 def split(params: dict, boundaries) -> dict:
     """The parameters of `Experts` that are copies of one network's."""
     return {NAME.format(i): jax.tree.map(lambda p: p, params) for i in range(len(boundaries) + 1)}
+
+
+def only_learners(new, old, grads: dict):
+    """`new`, a state of a training, with the experts that got no gradient as they are in `old`.
+
+    So with their averages and moments; by momentum and weight decay an optimiser would move them.
+    The step, and with it the learning rate, is that of the training. grads: {name: of its
+    parameters}; all of `new` if none is an expert's.
+    """
+    learns = {
+        name: jnp.stack([jnp.any(g != 0) for g in jax.tree.leaves(tree)]).any()
+        for name, tree in grads.items()
+        if name.startswith(NAME.format(""))
+    }
+
+    def kept(path, after, before):
+        names = [key.key for key in path if getattr(key, "key", None) in learns]
+        return jnp.where(learns[names[0]], after, before) if names else after
+
+    return jax.tree.map_with_path(kept, new, old) if learns else new

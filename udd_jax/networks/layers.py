@@ -27,6 +27,12 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 
+def hide(bias, keys):
+    """A bias of scores, or None, and the keys that a query does not see, a mask of its shape."""
+    hidden = jnp.where(keys, HIDDEN, 0.0)
+    return hidden if bias is None else bias + hidden
+
+
 def normal(std: float = 0.02):
     return nn.initializers.normal(std)
 

@@ -24,6 +24,7 @@ Parameter names are an interface: the sharding table, the converters and the che
 them. The parameters of the blocks are stacked on a leading axis of `layers`.
 """
 
+import functools
 from dataclasses import fields
 from typing import Any
 
@@ -174,7 +175,7 @@ class Transformer(nn.Module):
     time: str = "shared"  # or "per_modality"
     time_table: str = "untied"  # one table for each AdaLN; or "tied", or "sinusoidal"
     given_vector: bool = False
-    concentrated: bool = False  # text tokens do not see masked ones (DDCap, arXiv 2211.11694)
+    concentrated: bool = False  # nothing sees masked text but itself (DDCap, arXiv 2211.11694)
     length_head: bool = False  # predicts how long the text is
     padding: int | None = None  # the padding id of the text, hidden where all of the text is given
     mutual_gain: float = 0.0  # initial value of learned gains of mutual attention; 0: no gains
@@ -238,32 +239,30 @@ class Transformer(nn.Module):
         length=False,
         without=(),
     ):
-        kept, alone = kept or {}, None
+        kept = kept or {}
         if (kept or keep) and not self.block_attention:
             raise UserError("keys and values are kept with model.block_attention only")
         if without and self.absent != "left_out":
             raise UserError("a network leaves modalities out with model.absent = 'left_out' only")
         if self.absent == "left_out":
             kept = {name: {} for name in without}
-            unseen, alone = self._unseen(t, free)
-            bias = unseen if bias is None else bias + unseen
+            bias = layers.hide(bias, self._absent(t, free)[:, None, None, self.vocab.modality_of])
+        alone = self._alone(xt, t, free)
         h = self._embed(xt, self._given(t, free), soft=soft)
         parts, here = computed(self.vocab, kept, keep)
         if kept or keep:
             h = jnp.concatenate([h[:, self.vocab.slices[m]] for m in parts], axis=1)
         h = sharding.constrain(h.astype(self.dtype), "data", None, None)
         if self.padding is not None:
-            hidden = jnp.where(self._padded(xt, t, free)[:, None, None], layers.HIDDEN, 0.0)
-            bias = hidden if bias is None else bias + hidden
+            bias = layers.hide(bias, self._padded(xt, t, free)[:, None, None])
         if self.concentrated:
-            apart = self._concentrated(xt)
-            bias = apart if bias is None else bias + apart
+            others = ~np.eye(self.vocab.length, dtype=bool)[None]
+            bias = layers.hide(bias, (self._masked_text(xt)[:, None] & others)[:, None])
         if self.block_attention and not kept and keep is None:
-            alone = ~jnp.stack([free[:, w].any(axis=1) for w in self.vocab.slices], axis=1)
+            given = ~jnp.stack([free[:, w].any(axis=1) for w in self.vocab.slices], axis=1)
             at = self.vocab.modality_of
-            apart = alone[:, at, None] & (at[:, None] != at)[None]  # [B, queries, keys]
-            apart = jnp.where(apart, layers.HIDDEN, 0.0)[:, None]
-            bias = apart if bias is None else bias + apart
+            bias = layers.hide(bias, (given[:, at, None] & (at[:, None] != at)[None])[:, None])
+            alone = given if alone is None else alone | given
         if paint is not None:
             bias = layers.Painted(bias, paint)
 
@@ -330,20 +329,23 @@ class Transformer(nn.Module):
         """Positions of given tokens: not free, and the modality is not absent. bool[B, L]."""
         return ~free & ~self._absent(t, free)[:, self.vocab.modality_of]
 
-    def _unseen(self, t, free):
-        """(The bias that hides absent modalities, [B, 1, 1, L]; the modalities of which no other
-        one is there to be seen, bool[B, M])."""
-        absent = self._absent(t, free)
-        hidden = jnp.where(absent[:, self.vocab.modality_of], layers.HIDDEN, 0.0)
-        others = ~np.eye(len(self.vocab.modalities), dtype=bool)
-        return hidden[:, None, None], ~(others[None] & ~absent[:, None]).any(axis=-1)
+    def _alone(self, xt, t, free):
+        """The modalities that see no token of another one, bool[B, M]; None if none can be so."""
+        hidden = []
+        if self.absent == "left_out":
+            hidden.append(self._absent(t, free)[:, self.vocab.modality_of])
+        if self.concentrated:
+            hidden.append(self._masked_text(xt))
+        if not hidden:
+            return None
+        at, number = self.vocab.modality_of, len(self.vocab.modalities)
+        others = np.arange(number)[:, None] != at  # [M, L]
+        return ~(others[None] & ~functools.reduce(jnp.logical_or, hidden)[:, None]).any(axis=-1)
 
-    def _concentrated(self, xt):
-        """The bias that hides masked text tokens from all other text tokens, [B, 1, L, L]."""
-        text = (self.vocab.modality_of == self.vocab.index("text"))[None]
-        hidden = text[:, :, None] & (text & (xt == self.vocab.mask_id))[:, None]
-        hidden = hidden & ~np.eye(self.vocab.length, dtype=bool)[None]
-        return jnp.where(hidden, layers.HIDDEN, 0.0)[:, None]
+    def _masked_text(self, xt):
+        """Masked text tokens, bool[B, L]: concentrated attention hides them from all others."""
+        text = self.vocab.modality_of == self.vocab.index("text")
+        return text[None] & (xt == self.vocab.mask_id)
 
     def _padded(self, xt, t, free):
         """Positions of padding in fully given texts, bool[B, L].

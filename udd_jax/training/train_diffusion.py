@@ -24,7 +24,7 @@ from udd_jax import build, modalities
 from udd_jax.diffusion import time_sampling, transition
 from udd_jax.diffusion.vocab import Vocab
 from udd_jax.errors import UserError
-from udd_jax.networks import transformer
+from udd_jax.networks import experts, transformer
 from udd_jax.runtime import checkpoints, files, logbook, sharding, trees
 from udd_jax.training import (
     adapters,
@@ -251,6 +251,7 @@ def make_step(loss_fn, tx, learning_rate, ema_decay, vocab: Vocab, accumulate: i
         norm = optax.tree.norm(grads)
         metrics |= {"gradient_norm": norm, "learning_rate": learning_rate(state.step)}
         new = TrainState(state.step, params, opt_state, ema, sampler)
+        new = experts.only_learners(new, state, grads)
         new, metrics["skipped"] = loop.apply_if_finite(new, state, metrics["loss"], norm)
         return new.replace(step=state.step + 1), metrics
 
