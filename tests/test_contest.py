@@ -8,7 +8,7 @@ from benchmarks import __main__ as benchmarks
 from benchmarks import contest
 from configs import t2i
 from tests.helpers import tiny
-from udd_jax import stages
+from udd_jax import build, stages
 from udd_jax.errors import UserError
 from udd_jax.runtime import files
 
@@ -80,8 +80,8 @@ def test_recipes_share_a_cache_and_a_finished_run_is_not_repeated(tmp_path, caps
     half = {name: max(1, round(0.06 / paces[name])) for name in paces}
     assert steps == whole | {"experts": half["ours"] + half["experts"]}
     assert re.search(r"^init_from: (\d+) of \1 arrays reused$", said, re.MULTILINE)
-    config = files.read_json(tmp_path / "experts-0" / "config.json")
-    assert (config["experts"], config["train"]["steps"]) == ([0.5], half["experts"])
-    assert files.read_json(tmp_path / "experts-0/part0/config.json")["experts"] == []
+    parts = [build.read_config(tmp_path / "experts-0" / name) for name in ("part0", "")]
+    assert [tuple(c.experts) for c in parts] == [(), (0.5,)]
+    assert [c.train.steps for c in parts] == [half["ours"], half["experts"]]
     with pytest.raises(UserError, match=r"minutes = 1, but .* has a contest of 0.002: choose"):
         contest.run(c, 1, tmp_path, ("ours",), 1)
