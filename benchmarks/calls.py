@@ -3,18 +3,21 @@
     python -m benchmarks calls teacher=RUN student=RUN ... --out=DIR [--calls=1,2,4,8] [--count=128]
 
 All runs draw the same items of the same embedded world with the same sampler, temperature, top-r
-and seed: those of the first run, where nothing else is asked for.
+and seed: those of the first run, where nothing else is asked for. A run draws pairs in the order
+that it always does (`begin_with`): each of the two steps then has half of the calls.
 """
 
 import argparse
 import pathlib
 
+import numpy as np
+
 from udd_jax import pipeline
 from udd_jax.evaluation import held_out, scores
 from udd_jax.evaluation.metrics import agreement
 from udd_jax.evaluation.report import page
-from udd_jax.evaluation.suites import samplers
 from udd_jax.runtime import files
+from udd_jax.steering import stepwise
 
 TASKS = agreement.TASKS  # t2i, i2t, pair
 
@@ -26,7 +29,7 @@ def plot(rows: list[dict]) -> str:
         lines = found[f"network calls, {task}"] = {}
         for row in rows:
             xs, ys = lines.setdefault(row["run"], ([], []))
-            xs.append(row["steps"]), ys.append(row[task]["rate"])
+            xs.append(row["calls_of"][task]), ys.append(row[task]["rate"])
     return page.panels(found, log_x=True)
 
 
@@ -36,6 +39,26 @@ def table(rows: list[dict]) -> str:
         cells = " | ".join(f"{row[task]['rate']:.3f} ± {row[task]['error']:.3f}" for task in TASKS)
         lines.append(f"| {row['steps']} | {row['run']} | {cells} |")
     return "\n".join(lines) + "\n"
+
+
+def measure(pipe, items, calls: int, settings: dict) -> dict:
+    """{task: the share that agrees, "calls_of": {task: the mean of the calls}} of each of `items`.
+
+    settings: of the sampler, but for its steps.
+    """
+    row, count = {"calls_of": {}}, len(items)
+    given = {"t2i": {"text": items.ids}, "i2t": {"image": items.codes}, "pair": None}
+    for task in TASKS:
+        options = {"steps": calls, "seed": 1, "batch_size": count, **settings}
+        if stepwise.usual(pipe, task):
+            halves = {"steps": calls // 2, "begin_steps": calls - calls // 2}
+            options |= halves if calls > 1 else {"begin_with": ()}
+        result = pipe.generate(task, count, given=given[task], **options)
+        shown = items.images[:count] if task == "i2t" else result.images
+        captions = items.captions if task == "t2i" else result.captions
+        row[task] = agreement.rate(agreement.agreed(items.world, shown, captions))
+        row["calls_of"][task] = float(np.mean(result.calls))
+    return row
 
 
 def run(runs: dict, out, counts, count: int, sampler: str) -> list[dict]:
@@ -49,10 +72,10 @@ def run(runs: dict, out, counts, count: int, sampler: str) -> list[dict]:
     items = held_out.read(first, count)
     scores.require_world(items, "calls")
     settings = {name: first.config.sample[name] for name in ("temperature", "top_r")}
+    settings["sampler"] = sampler
     for calls in counts:
         for name, pipe in pipes.items():
-            changes = {"sampler": sampler, "steps": calls} | settings
-            row = samplers.measure(pipe.with_network(unroll=1), items, changes, len(items), 1)
+            row = measure(pipe.with_network(unroll=1), items, calls, settings)
             rows.append({"run": name, "steps": calls, "items": len(items)} | row)
             shares = (f"{task} {row[task]['rate']:.3f}" for task in TASKS)
             print(f"{name}, {calls} calls: {', '.join(shares)}", flush=True)

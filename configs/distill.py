@@ -2,8 +2,9 @@
 
     python -m udd_jax.main --config=configs/distill.py --config.init_from=RUN --workdir=runs/student
 
-Data, sizes and tokenizers are those of RUN. The student may be the teacher of another student. With
---config.train.teacher_guidance.image=2 it learns what the teacher draws with that guidance.
+Data, sizes, tokenizers and what pairs begin with are those of RUN. The student may be the teacher
+of another student. With --config.train.teacher_guidance.image=2 it learns what the teacher draws
+with that guidance.
 benchmarks/RESULTS.md has quality against calls for teacher and student.
 """
 

@@ -132,7 +132,8 @@ def test_all_parts_run_at_toy_size(tmp_path, compiled):
 
 def test_the_plot_of_quality_has_a_line_for_each_run_and_task():
     rows = [
-        {"run": run, "steps": n, **{task: {"rate": n / 10, "error": 0.01} for task in calls.TASKS}}
+        {"run": run, "steps": n, "calls_of": dict.fromkeys(calls.TASKS, n)}
+        | {task: {"rate": n / 10, "error": 0.01} for task in calls.TASKS}
         for n in (4, 1)
         for run in ("teacher", "a <student>")
     ]
@@ -150,7 +151,7 @@ def test_a_run_is_as_good_as_itself(tiny_run, tmp_path):
     assert benchmarks.main([*asked, "--count=2"]) == 0
     first, second = files.read_json(tmp_path / "calls.json")
     assert [first[task] for task in calls.TASKS] == [second[task] for task in calls.TASKS]
-    assert first["steps"] == first["calls"] == 1
+    assert first["steps"] == 1 and first["calls_of"] == dict.fromkeys(calls.TASKS, 1)
     assert (tmp_path / "calls.svg").exists() and (tmp_path / "table.md").exists()
 
 

@@ -157,8 +157,10 @@ def test_a_student_takes_sizes_tokenizers_and_data_of_its_teacher(tmp_path):
     assert found.data == teacher.data and found.text.length == teacher.text.length
     assert found.vq.file == "udd_jax/assets/shapes/vq/tokenizer"
     assert found.model.width == teacher.model.width and found.train.steps == config.train.steps
-    config.data = f"folder:{tmp_path}"
-    assert start.student(config).data == config.data
+    assert found.begin_with == tuple(teacher.begin_with) == ("image",)
+    config.data, config.begin_with = f"folder:{tmp_path}", ("text",)
+    own = start.student(config)
+    assert (own.data, own.begin_with) == (config.data, ("text",))
     config.train.loss = ""
     assert start.student(config) is config
 

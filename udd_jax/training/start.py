@@ -69,15 +69,16 @@ def distilled(config) -> bool:
 
 
 def student(config):
-    """The config with its teacher's sizes, tokenizers and, if it names none, data.
+    """The config with its teacher's sizes, tokenizers and, if it names none, data and `begin_with`.
 
     Any other config is returned as it is.
     """
     if not distilled(config):
         return config
     config = config.copy_and_resolve_references()
+    old = build.read_config(pathlib.Path(config.init_from).expanduser())
+    config.begin_with = config.begin_with or tuple(old.get("begin_with", ()))
     if not config.data:
-        old = build.read_config(pathlib.Path(config.init_from).expanduser())
         config.data = old.data
         given = {name for name, value in config.data_options.items() if value is not None}
         there = {k: v for k, v in old.data_options.items() if v is not None and k not in given}
