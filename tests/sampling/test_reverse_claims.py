@@ -214,6 +214,42 @@ def test_best_first_reveals_the_likeliest_class_of_the_surest_position(confidenc
         np.testing.assert_array_equal(x, [expected] * 2)
 
 
+@pytest.mark.parametrize("strength", (1.06, 4.0))
+def test_best_first_with_guidance_reveals_the_surest_word_of_the_tilt(strength):
+    """Captions of given images against a loop by hand; 1.06 is what DDCap has."""
+    rng, count, length = np.random.default_rng(0), 64, LAYOUT.length
+    effects = rng.normal(size=(length, LAYOUT.size, 5, 4)).astype(np.float32)  # of what is where
+    effects = np.concatenate([effects, np.zeros_like(effects[:, :1])], axis=1)
+    x = np.tile(BEST, (count, 1)).astype(np.int32)
+    x[:, IMAGE] = rng.integers(0, 3, (count, 6))
+
+    def network(xt, t, free):
+        text = jnp.asarray(effects)[jnp.arange(length)[None], xt].sum(1)
+        return jnp.zeros((count, 6, 3)), text
+
+    def by_hand(strength):
+        now = np.where(np.arange(length)[None] < 6, x, LAYOUT.mask_id)
+        for _ in range(5):
+            blind = np.where(np.arange(length)[None] < 6, LAYOUT.mask_id, now)
+            seen, unseen = (
+                np.asarray(jax.nn.log_softmax(network(xt, None, None)[1])) for xt in (now, blind)
+            )
+            p = np.exp(strength * seen + (1 - strength) * unseen)
+            p /= p.sum(-1, keepdims=True)
+            sure = np.where(now[:, TEXT] == LAYOUT.mask_id, p.max(-1), -1)
+            place = sure.argmax(1)
+            now[np.arange(count), 6 + place] = p[np.arange(count), place].argmax(-1) + 3
+        return now
+
+    kernel = transition.make_kernel(LAYOUT, schedules.absorbing(T))
+    free, absent = tasks.masks(LAYOUT, "i2t", count)
+    settings = Settings(sampler="best_first", guidance=strength)
+    found = sample(kernel, network, jax.random.key(0), x, free, absent, settings)
+    np.testing.assert_array_equal(found, by_hand(strength))
+    changed = (by_hand(strength) != by_hand(1.0)).any(1).mean()
+    assert changed > (0.5 if strength > 2 else 0.0)
+
+
 def test_halton_reveals_each_modality_in_its_halton_order():
     steps = trail(2, sampler="halton", steps=4)
     assert len(steps) == 5
