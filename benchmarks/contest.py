@@ -8,7 +8,8 @@ seconds of every recipe's train step are measured first (paces.json), one recipe
 before any training, and the number of its steps is what the minutes allow: the learning rate needs
 to know it. So the machine should be quiet in the first minutes; later it need not be. Every run is
 a run of the main job in a folder of its own. A finished one is not repeated, a killed one goes on.
-After each, table.md and contest.json are written.
+After each, table.md and contest.json are written. Data that are no embedded world are measured by
+retrieval and recognition (the suite "full"), where the network can do all tasks.
 
 An interval of several seeds is Student's, at 95 %; that of one seed is over its items, and says
 nothing of another training. What the recipes leave out of the papers is in their docstrings.
@@ -34,6 +35,8 @@ from udd_jax.training import end_to_end, turns
 
 SHARED = (build.TEXT, "vq", "tokens")
 WARM, TIMED = 3, 8  # steps
+# Of data that are no embedded world: {part of the suite "full": its rates that the table has}
+READ = {"retrieval": ("first 1",), "recognition": ("among 20", "without broken words")}
 
 
 def ours(c):
@@ -248,6 +251,9 @@ def one(configs, steps: list[int], folder: pathlib.Path, shared: pathlib.Path) -
         stages.run(for_steps(config, steps[number]), here, **end)
         seconds += files.read_json(here / "stages.json")["diffusion"]
     result = files.read_json(folder / "evaluation.json")
+    if not result.get("world") and not any("samples: " in name for name in result["unmeasured"]):
+        stages.evaluate_run(folder, "full")
+        result = files.read_json(folder / "evaluation.json")
     return {"steps": sum(steps), "training_seconds": seconds, "values": values(result)}
 
 
@@ -297,6 +303,11 @@ def values(result: dict) -> dict[str, list]:
     for task, bound in result["bounds"].items():
         if bound.get("value") is not None:
             found[f"{task}: bits a token"] = [bound["value"], bound["standard_error"], None]
+    for part, rates in READ.items():
+        for name, of in result.get("full", {}).get(part, {}).items():
+            for rate in rates if isinstance(of, dict) else ():
+                if rate in of:
+                    found[f"{name}: {rate}"] = [of[rate]["value"], of[rate]["standard_error"], 1.0]
     speed = result["speed"]
     found["samples a second"] = [speed["samples_a_second"], 0.0, None]
     for task, calls in speed["calls_a_sample"].items():

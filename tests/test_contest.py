@@ -41,6 +41,32 @@ def test_the_table_has_the_mean_of_the_seeds_and_its_interval():
     assert second == "| muse | 1 | 30 | 0.99 [0.794, 1] | - |"
 
 
+def test_drawings_are_measured_by_retrieval_and_recognition():
+    rate = lambda value: {"value": value, "standard_error": 0.01}  # noqa: E731
+    result = {
+        "headline": [],
+        "bounds": {"pair": rate(2.0)},
+        "speed": {"samples_a_second": 9.0, "calls_a_sample": {"t2i": 16}, "peak_memory_gib": 1.5},
+    }
+    full = {
+        "retrieval": {"image of a caption": {"first 1": rate(0.8), "first 5": rate(0.9)}},
+        "recognition": {
+            "text to image": {"among 20": rate(0.7), "among 100": rate(0.5)},
+            "image to text": {"without broken words": rate(0.97)},
+        },
+    }
+    full["retrieval"]["among"] = 20
+    plain = contest.values(result)
+    found = contest.values(result | {"full": full})
+    assert {name: cell for name, cell in found.items() if name not in plain} == {
+        "image of a caption: first 1": [0.8, 0.01, 1.0],
+        "text to image: among 20": [0.7, 0.01, 1.0],
+        "image to text: without broken words": [0.97, 0.01, 1.0],
+    }
+    unmeasured = {"recognition": {"unmeasured": "too few names"}}
+    assert contest.values(result | {"full": unmeasured}) == plain
+
+
 def test_an_unknown_recipe_is_refused_before_any_work(tmp_path, capsys):
     asked = ["contest", "--minutes=1", "--recipes=odd", f"--workdir={tmp_path / 'new'}"]
     with pytest.raises(SystemExit):
