@@ -47,8 +47,19 @@ def parse(arguments=None):
 
 
 def held_out(config, text, image, vocab, count: int):
-    """Held-out pairs as int32[n, L], and the kinds of their words, int32[n, M]."""
+    """Held-out pairs as int32[n, L], and the kinds of their words, int32[n, M].
+
+    `count` of the test split, all of which have two objects and so a relation, and those of as many
+    of the validation split that have one, with its place.
+    """
     images, captions, _ = shapes.arrays("test", count)
+    others, of_others, _ = shapes.arrays("validation", count)
+    meanings = [shapes.grammar.parse_caption(caption) for caption in of_others]
+    alone = [i for i, meaning in enumerate(meanings) if not meaning.relation]
+    images, captions = (
+        np.concatenate([images, others[alone]]),
+        [*captions, *(of_others[i] for i in alone)],
+    )
     codes = np.concatenate(
         [image.encode(part) for part in np.array_split(images, max(count // 64, 1))]
     )

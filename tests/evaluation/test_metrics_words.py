@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks import words as benchmark
+from udd_jax import build, pipeline
 from udd_jax.diffusion import schedules, transition, vocab
 from udd_jax.evaluation.metrics import words
 
@@ -69,3 +71,16 @@ def test_the_loss_of_a_kind_is_that_of_its_hidden_words_alone():
     shape, relation = seen[words.KINDS.index("shape") - 1], seen[words.KINDS.index("relation") - 1]
     assert ((shape[0] == layout.mask_id) == [False, False, False, True, False]).all()
     assert ((relation[0] == layout.mask_id) == [False, False, False, False, True]).all()
+
+
+def test_the_benchmark_holds_words_of_every_kind_out():
+    """The test split has two objects in a scene; the validation split has one in some."""
+    config = build.read_config(pipeline.PACKAGED)
+    tokenizers = build.load_tokenizers(pipeline.PACKAGED)
+    layout = build.make_vocab(config, tokenizers)
+    found, kinds = benchmark.held_out(config, tokenizers["text"], tokenizers["image"], layout, 24)
+    assert found.shape[1] == layout.length and len(found) == len(kinds) > 24
+    assert set(np.unique(kinds)) == set(range(len(words.KINDS)))
+    relation, place = (words.KINDS.index(name) for name in ("relation", "place"))
+    assert (kinds[:24] == relation).any(1).all() and not (kinds[24:] == relation).any()
+    assert (kinds[24:] == place).any(1).any() and not (kinds[:24] == place).any()
