@@ -8,6 +8,7 @@ that it always does (`begin_with`): each of the two steps then has half of the c
 """
 
 import argparse
+import functools
 import pathlib
 
 import numpy as np
@@ -33,20 +34,28 @@ def plot(rows: list[dict]) -> str:
     return page.panels(found, log_x=True)
 
 
+def _cell(row: dict, task: str) -> str:
+    found = row["variation"][task]
+    worst = f"; {max(found.values()):.2f}" if found else ""
+    return f"{row[task]['rate']:.3f} ± {row[task]['error']:.3f}{worst}"
+
+
 def table(rows: list[dict]) -> str:
+    """The share that agrees, and the largest total variation from a true law."""
     lines = ["| calls | run | " + " | ".join(TASKS) + " |", "|" + "---|" * (2 + len(TASKS))]
     for row in sorted(rows, key=lambda row: row["steps"]):
-        cells = " | ".join(f"{row[task]['rate']:.3f} ± {row[task]['error']:.3f}" for task in TASKS)
+        cells = " | ".join(map(functools.partial(_cell, row), TASKS))
         lines.append(f"| {row['steps']} | {row['run']} | {cells} |")
     return "\n".join(lines) + "\n"
 
 
 def measure(pipe, items, calls: int, settings: dict) -> dict:
-    """{task: the share that agrees, "calls_of": {task: the mean of the calls}} of each of `items`.
+    """{task: the share of `items` that agrees, "calls_of": {task: the mean of the calls},
+    "variation": {task: {property: total variation from its true law, of what can be read}}}.
 
     settings: of the sampler, but for its steps.
     """
-    row, count = {"calls_of": {}}, len(items)
+    row, count = {"calls_of": {}, "variation": {}}, len(items)
     given = {"t2i": {"text": items.ids}, "i2t": {"image": items.codes}, "pair": None}
     for task in TASKS:
         options = {"steps": calls, "seed": 1, "batch_size": count, **settings}
@@ -56,7 +65,12 @@ def measure(pipe, items, calls: int, settings: dict) -> dict:
         result = pipe.generate(task, count, given=given[task], **options)
         shown = items.images[:count] if task == "i2t" else result.images
         captions = items.captions if task == "t2i" else result.captions
-        row[task] = agreement.rate(agreement.agreed(items.world, shown, captions))
+        pairs = agreement.read(items.world, shown, captions)
+        verdicts = [agreement.verdict(items.world, *pair) for pair in pairs]
+        row[task] = agreement.rate([verdict is None for verdict in verdicts])
+        read = [pair for pair in pairs if None not in pair]
+        variety = agreement.variation(items.world.laws.get(task, {}), read)
+        row["variation"][task] = {name: found["tv"] for name, found in variety.items()}
         row["calls_of"][task] = float(np.mean(result.calls))
     return row
 

@@ -131,8 +131,9 @@ def test_all_parts_run_at_toy_size(tmp_path, compiled):
 
 
 def test_the_plot_of_quality_has_a_line_for_each_run_and_task():
+    variety = {"pair": {"place": 0.1, "number": 0.3}, "i2t": {}, "t2i": {"place": 0.2}}
     rows = [
-        {"run": run, "steps": n, "calls_of": dict.fromkeys(calls.TASKS, n)}
+        {"run": run, "steps": n, "calls_of": dict.fromkeys(calls.TASKS, n), "variation": variety}
         | {task: {"rate": n / 10, "error": 0.01} for task in calls.TASKS}
         for n in (4, 1)
         for run in ("teacher", "a <student>")
@@ -141,7 +142,7 @@ def test_the_plot_of_quality_has_a_line_for_each_run_and_task():
     assert drawn.count("<polyline") == 2 * len(calls.TASKS) and "a &lt;student&gt;" in drawn
     assert drawn.count("<svg") == drawn.count("</svg>") == 1 and "var(" not in drawn
     lines = calls.table(rows).splitlines()
-    assert lines[2] == "| 1 | teacher | 0.100 ± 0.010 | 0.100 ± 0.010 | 0.100 ± 0.010 |"
+    assert lines[2] == "| 1 | teacher | 0.100 ± 0.010; 0.30 | 0.100 ± 0.010 | 0.100 ± 0.010; 0.20 |"
     assert [line.split(" | ")[0] for line in lines[2:]] == ["| 1", "| 1", "| 4", "| 4"]
 
 
