@@ -260,6 +260,43 @@ def test_the_fields_of_a_list_name_files_or_have_the_values(tmp_path):
         assert "sound_of" not in record.extra and "map_of" not in record.extra
 
 
+def test_a_file_that_a_field_names_is_used_and_any_other_one_counted(tmp_path):
+    """Of sounds, and of pictures that are references."""
+    for place in ("a.png", "ref/b.png", "ref/c.png"):
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        (tmp_path / place).write_bytes(picture())
+    for place in ("snd/x.wav", "snd/y.wav"):
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        (tmp_path / place).write_bytes(wav())
+    row = {"file_name": "a.png", "caption": "a", "sound_of": "snd/x.wav", "first_of": "ref/b.png"}
+    (tmp_path / "captions.jsonl").write_text(json.dumps(row))
+    first = {"like": "image"}
+    source = opened(f"folder:{tmp_path}", with_fields(sound=SOUND, first=first))
+    assert len(source) == 1 and set(source[0].extra) >= {"sound", "first"}
+    assert sorted(key for key, _ in source.left) == ["ref/c.png", "snd/y.wav"]
+
+
+@pytest.mark.parametrize("end", ["jsonl", "csv", "parquet"])
+def test_a_class_label_is_a_map_of_one_cell(tmp_path, end):
+    row = {"file_name": "a.png", "caption": "a", "map_of": 2}
+    if end == "parquet":
+        row["image"] = {"bytes": picture(), "path": None}
+        table = pyarrow.Table.from_pylist([row])
+        parquet.write_table(table.drop(["file_name"]), tmp_path / "a.parquet")
+    else:
+        (tmp_path / "a.png").write_bytes(picture())
+        cells = [json.dumps(row)]
+        if end == "csv":
+            cells = [",".join(row), ",".join(map(str, row.values()))]
+        (tmp_path / f"captions.{end}").write_text("\n".join(cells))
+    spec = f"{'parquet' if end == 'parquet' else 'folder'}:{tmp_path}"
+    for grid in ((1, 1), (2, 2)):
+        (record,) = records(opened(spec, with_fields(map=LAYOUT | {"grid": grid})))
+        np.testing.assert_array_equal(record.extra["map"], np.full(grid, 2))
+    few = with_fields(map=LAYOUT | {"grid": (1, 1), "classes": 2})
+    assert "broken map" in dict(reading.example(opened(spec, few), 0, Views(SIDE)).faults)
+
+
 def test_a_picture_of_a_list_has_the_values_beside_it(tmp_path):
     folder(tmp_path, 2)
     rows = [{"file_name": f"{n}.png", "caption": "listed"} for n in range(2)]

@@ -262,7 +262,10 @@ def test_other_fields_with_captions_are_counted_with_the_flag_that_chooses_them(
     assert pairs(source) == {n: (f"picture {n}",) for n in range(3)}
     counted = unused(source)
     chooses = "(--config.data_options.caption_field= chooses another)"
-    masks = {"the column mask (--config.data_options.image_field= chooses another)": 3}
+    masks = {
+        "the column mask (--config.data_options.image_field=, or modalities.NAME.field, chooses "
+        "another)": 3
+    }
     assert counted == {
         f"the field text {chooses}": 1,
         f"the field Prompt {chooses}": 3,

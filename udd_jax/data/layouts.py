@@ -57,11 +57,12 @@ def _decoded(content: bytes, suffix: str) -> np.ndarray:
 
 
 def check(found, name: str = "the layout") -> np.ndarray:
-    """Rows of ids as int32[rows, columns]. ValueError, one line, for anything else."""
+    """Rows of ids, or one id, as int32[rows, columns]. ValueError, one line, for anything else."""
     try:
         found = np.asarray(found)
     except ValueError:  # rows of different lengths
         raise UserError(f"{name} has rows of different lengths") from None
+    found = found[None, None] if found.ndim == 0 else found
     if found.ndim != 2 or found.dtype.kind not in "iu" or not found.size:
         raise UserError(f"{name} is {found.dtype}{list(found.shape)}, expected int[rows, columns]")
     if not -(2**31) <= found.min() <= found.max() < 2**31:

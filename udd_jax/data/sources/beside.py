@@ -6,11 +6,13 @@
 `STEM.NAME.END` is a value of the modality NAME. `STEM.END` is one as well if the run has one
 modality with this ending. In a table, `modalities.NAME.field` of the config names the field: a path
 in the folder of the table, bytes, {"bytes", "path"} as Hugging Face stores sounds and pictures, or
-rows of ids. The field of a text has the text itself.
+rows of ids. The field of a text has the text itself, and that of a layout may have one id, which is
+a map of one cell (a class label).
 """
 
 import dataclasses
 import os
+import re
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -29,6 +31,7 @@ class Reader:
         alone: the endings that need no name.
         field: the field of a table, "" for none.
         words: whether a string in that field is the value itself, and not the path of its file.
+        labels: whether a whole number in it is the value itself.
     """
 
     read: Callable[[object], np.ndarray]
@@ -36,6 +39,7 @@ class Reader:
     alone: tuple[str, ...]
     field: str = ""
     words: bool = False
+    labels: bool = False
 
 
 def owner(name: str, further: Mapping[str, Reader]) -> tuple[str, str] | None:
@@ -74,17 +78,19 @@ def places(row: Mapping, further: Mapping[str, Reader], find) -> dict:
     find: the path in a field -> its place, or `listing.Broken`.
     """
     listed = {name: reader for name, reader in further.items() if reader.field}
-    found = {name: place(row.get(r.field), find, r.words) for name, r in listed.items()}
+    found = {name: place(row.get(r.field), find, r.words, r.labels) for name, r in listed.items()}
     return {name: where for name, where in found.items() if where is not None}
 
 
-def place(cell, find, words: bool = False):
-    """Where the value of a field is; None if it is empty. find: as in `places`; words: of the
-    reader."""
+def place(cell, find, words: bool = False, labels: bool = False):
+    """Where the value of a field is; None if it is empty. find: as in `places`; words, labels: of
+    the reader."""
     if isinstance(cell, dict):
         cell = cell.get("bytes") or cell.get("path")
     if cell is None or (isinstance(cell, str) and not cell.strip()):
         return None
+    if labels and re.fullmatch(r"\s*\d{1,9}\s*", str(cell)):
+        return listing.Inline(int(cell))
     if isinstance(cell, str):
         return listing.Inline(cell) if words else find(cell)
     if isinstance(cell, bytes | list | np.ndarray):

@@ -94,18 +94,19 @@ def read(where: tuple[str, str, int, int]) -> bytes:
     return content
 
 
-def read_value(where: tuple[str, str, int, int, bool]):
-    """The value at (file, column, row group, row, words): bytes, or rows of ids, or a text; None
-    for an empty cell.
+def read_value(where: tuple[str, str, int, int, bool, bool]):
+    """The value at (file, column, row group, row, words, labels): bytes, or rows of ids, or a text,
+    or a label; None for an empty cell.
 
-    A path in a cell is relative to the file; with `words` a string is the value itself.
+    A path in a cell is relative to the file; with `words` a string is the value itself,
+    and with `labels` a whole number.
     """
-    path, column, group, row, words = where
+    path, column, group, row, *kinds = where
     try:
         cell = _values(path, column, group, looks.written(path))[row]
     except (*_DAMAGE, IndexError) as error:
         raise UserError(f"{path}, row group {group} is damaged: {_line(error)}") from None
-    found = beside.place(cell, functools.partial(beside.inside, os.path.dirname(path)), words)
+    found = beside.place(cell, functools.partial(beside.inside, os.path.dirname(path)), *kinds)
     if isinstance(found, listing.Broken):
         raise UserError(found.cause)
     if isinstance(found, str):
@@ -176,7 +177,8 @@ def _rows(table, file, name, split, image_field, caption_field, split_field, fur
     classes = _classes(table.schema_arrow)
     number, used = 0, {images[0], *others, *named.values()}
     ignored = tuple(
-        f"the column {listing.printable(n)} (--config.data_options.image_field= chooses another)"
+        f"the column {listing.printable(n)} (--config.data_options.image_field=, or modalities.NAME"
+        ".field, chooses another)"
         for n in columns
         if n not in used
     )
@@ -208,7 +210,8 @@ def _rows(table, file, name, split, image_field, caption_field, split_field, fur
             extra = {k: v for k, v in values.items() if k not in known and not _captioned((k,))}
             own = split_names.said(values.get(split_field), where) or split
             image = None if row in lacks else (file, images[0], group, row)
-            places = {m: (file, c, group, row, further[m].words) for m, c in named.items()}
+            kinds = {m: (further[m].words, further[m].labels) for m in named}
+            places = {m: (file, c, group, row, *kinds[m]) for m, c in named.items()}
             unused = (*captioning.not_used(values, caption_field), *ignored)
             yield listing.Item(key, image, captions, extra, own, places, unused)
 

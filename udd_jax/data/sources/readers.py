@@ -65,11 +65,11 @@ def _file(content, what: str) -> bytes:
 
 
 def of_layouts(row: dict, image_size) -> Reader:
-    """int32[grid] from a file or rows of ids, cut as the picture of the record."""
+    """int32[grid] from a file, rows of ids or one id, cut as the picture of the record."""
     tokenizer = LayoutTokenizer(tuple(row["grid"]), row["classes"])
     read = functools.partial(_layout, tokenizer, pixels.both(image_size or 1))
     alone = (".npy", ".seg.png")  # `a.json` has captions, `a.png` is the picture
-    return Reader(read, layouts.SUFFIXES, alone, row.get("field", ""))
+    return Reader(read, layouts.SUFFIXES, alone, row.get("field", ""), labels=True)
 
 
 def _layout(tokenizer: LayoutTokenizer, shape: tuple[int, int], content) -> np.ndarray:
