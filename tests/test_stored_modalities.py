@@ -12,6 +12,7 @@ from tests.test_modalities import config
 from udd_jax import pipeline, stages
 from udd_jax.data import sounds, token_cache
 from udd_jax.data.sources import shapes
+from udd_jax.evaluation import held_out, rules
 from udd_jax.runtime import files
 
 COUNT = 40
@@ -77,3 +78,9 @@ def test_a_run_of_wide_pictures_learns_from_records_that_lack_some_modalities(fo
     assert made.images.shape == (1, 16, 32, 3)
     made = pipe.generate("sound|text", given={"text": ["a red circle"]}).values["sound"]
     assert made.shape == (1, 8192) and np.isfinite(made).all()
+    options = {"rules": ("text|image",), "split": "train", "samples": COUNT, "batch_size": COUNT}
+    measured = pipe.with_config(evaluate=options)
+    whole = held_out.read(measured, COUNT)
+    both = held_out.read(measured, COUNT, names=("image", "text"))
+    found = rules.measure(measured, whole, tmp_path, {})["text|image"]
+    assert found["count"] == len(both) > len(whole)  # also records without a sound or a layout

@@ -63,13 +63,15 @@ def measure(
 ) -> dict:
     """{rule: its rates} of `asked`; writes the samples to `folder`.
 
-    items: `held_out.Items`; None if no record is whole, then each rule is measured on those that
-    have what it names. made_of: hashes of weights and tokenizers. listeners: of
-    `listening.obtain`. Rates: `agreement` and, if several modalities are free, `pairwise`
-    {"a, b": rate}; `readable` {modality: rate}; both for an embedded world only, and `agreement`
-    where a listener names the sounds. Always `given_tokens_changed`, `count` and `seconds`.
+    items: `held_out.Items`; None if no record is whole. Then, and where records may lack some
+    (`incomplete`), each rule is measured on those that have what it names. made_of: hashes of
+    weights and tokenizers. listeners: of `listening.obtain`. Rates: `agreement` and, if several
+    modalities are free, `pairwise` {"a, b": rate}; `readable` {modality: rate}; both for an
+    embedded world only, and `agreement` where a listener names the sounds. Always
+    `given_tokens_changed`, `count` and `seconds`.
     """
-    found, whole, count = {}, items, pipe.config.evaluate.samples
+    found, count = {}, pipe.config.evaluate.samples
+    whole = None if pipe.config.get("incomplete") else items
     for rule in asked(pipe.config, pipe.vocab):
         parsed = tasks.parse(pipe.vocab, rule)
         items = whole or held_out.read(pipe, count, names=(*parsed.free, *parsed.given))
