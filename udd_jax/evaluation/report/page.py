@@ -17,7 +17,7 @@ from udd_jax.data import pixels
 
 _LARGEST = 64  # pixels of a side; larger images are reduced to twice that and stored as JPEG
 _WIDTH, _HEIGHT = 330, 180  # of a plot, pixels
-_LEFT, _RIGHT, _TOP, _BOTTOM = 48, 18, 10, 30
+_LEFT, _RIGHT, _TOP, _BOTTOM = 48, 18, 10, 34
 BOARD = "background: repeating-conic-gradient(#fff 0 25%, #e0e0e0 0 50%) 0 / 16px 16px"  # CSS
 _DASHED = ' stroke-dasharray="5 3"'  # the second round of colours
 
