@@ -197,7 +197,7 @@ def test_a_folder_without_a_result_is_refused(tmp_path):
 def test_a_plot_puts_points_where_they_belong():
     drawn = page.plot("p", {"a": ([0, 10], [1, 3])}, size=(330, 180))
     points = re.search(r'points="([^"]*)"', drawn).group(1).split()
-    assert points == ["48.0,150.0", "312.0,10.0"]  # lower left and upper right of the frame
+    assert points == ["48.0,146.0", "312.0,10.0"]  # lower left and upper right of the frame
     logs = page.plot("p", {"a": ([1, 10, 100], [0, 1, 2])}, log_x=True)
     xs = [float(p.split(",")[0]) for p in re.search(r'points="([^"]*)"', logs).group(1).split()]
     assert xs[1] - xs[0] == pytest.approx(xs[2] - xs[1])
