@@ -93,10 +93,15 @@ def test_right_pictures_reach_what_real_ones_reach_and_wrong_ones_chance(drawing
         "recognition-sheet.png",
     }
 
-    few = {task: drawn(images[:5], texts[:5]) for task in perfect}
-    recognition.measure(drawings, items, few, tmp_path, tmp_path / "samples", 60)
+    training = np.stack([e.pixels[0] for e, _ in held_out.stream(drawings, 5, "train")])
+    few = {task: drawn(training, texts[:5]) for task in perfect}
+    report = recognition.measure(drawings, items, few, tmp_path, tmp_path / "samples", 60)
     kept = np.load(tmp_path / "samples" / recognition.KEPT)
-    assert kept["right"].shape == (5,) and len(kept["near_images"]) == 5
+    assert kept["right"].shape == (5,)
+    np.testing.assert_array_equal(kept["near_images"], training)  # a copy is nearest to its own
+    near = report["cosine to the nearest training picture"]
+    assert near["samples"].value == pytest.approx(1, abs=1e-5)
+    assert near["held-out pictures"].value < near["samples"].value - 1e-3
 
     broken = [*texts[:-1], "patern x"]
     wrong = {"t2i": drawn(images[::-1], texts), "i2t": drawn(images, broken[1:] + broken[:1])}
