@@ -160,6 +160,23 @@ def test_every_parameter_of_an_expert_has_a_place(made):
         assert sharding.spec(name, p.shape) == places[name.partition("/")[2]]
 
 
+@pytest.mark.slow
+def test_on_a_mesh_experts_answer_and_learn_as_on_one_device(made):
+    """2 x 2 devices: rows of all three experts, logits and gradients."""
+    _, params, _, call, gradient = made
+    copies = experts.split(params, ENDS)
+    copies["expert_1"] = jax.tree.map(lambda p: 0.5 * p, params)
+    asked, mesh = inputs(2, 5, 9, 6), sharding.make_mesh(2, 2)
+    with sharding.use(mesh):
+        placed = sharding.shard_tree(mesh, copies)
+        parts = sharding.shard_batch(mesh, asked)
+        found = call(placed, *parts), gradient(placed, *parts)
+    assert any(not p.sharding.is_fully_replicated for p in jax.tree.leaves(placed["expert_1"]))
+    expected = call(copies, *asked), gradient(copies, *asked)
+    for one, other in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-4 * np.abs(other).max() + 1e-6)
+
+
 def test_boundaries_ascend_between_0_and_1():
     for ends in ((), (0.5, 0.5), (0.6, 0.3), (0.0,), (1.0,)):
         with pytest.raises(ValueError, match="expected shares of T that ascend"):
