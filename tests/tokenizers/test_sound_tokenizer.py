@@ -78,6 +78,9 @@ def test_another_vocoder_takes_the_place_of_griffin_lim():
     assert mine.hash == tokenizer.hash != SoundTokenizer(SMALL, Same(), None).hash + "x"
     with pytest.raises(ValueError, match=r"float32\[1, 100\], expected float\[B, 512\] at 1000 Hz"):
         tokenizer.encode(sine(200)[:, :100])
+    for number in (np.nan, np.inf, -np.inf):
+        with pytest.raises(ValueError, match="sounds have numbers that are not finite: leave them"):
+            tokenizer.encode(np.where(np.arange(512) == 7, np.float32(number), sine(200)))
     with pytest.raises(ValueError, match=r"\(40, 16\) bands and frames, .* \(12, 16, 1\)"):
         SoundTokenizer(dataclasses.replace(SMALL, bands=40, low=20.0), Same())
 

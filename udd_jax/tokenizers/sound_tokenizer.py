@@ -52,13 +52,16 @@ class SoundTokenizer:
         return hashlib.sha256((own + self.pictures.hash).encode()).hexdigest()[:16]
 
     def encode(self, sounds) -> np.ndarray:
-        """float[B, samples] -> int32[B, N]. ValueError for another shape or dtype."""
+        """float[B, samples] -> int32[B, N]. ValueError for another shape or dtype, or what is not
+        finite."""
         sounds = np.asarray(sounds)
         if sounds.shape[1:] != (self.settings.samples,) or sounds.dtype.kind != "f":
             raise UserError(
                 f"sounds are {sounds.dtype}{list(sounds.shape)}, expected "
                 f"float[B, {self.settings.samples}] at {self.settings.rate} Hz"
             )
+        if not np.isfinite(sounds).all():
+            raise UserError("sounds have numbers that are not finite: leave them out")
         return self.pictures.encode(_chunked(self.settings.picture, sounds))
 
     def decode(self, codes) -> np.ndarray:
