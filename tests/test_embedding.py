@@ -8,7 +8,7 @@ import pytest
 
 from tests import test_modalities
 from tests.helpers import tiny
-from udd_jax import build, generate, modalities, pipeline
+from udd_jax import build, generate, modalities, pipeline, values
 from udd_jax.data import sources
 from udd_jax.data.sources import shapes
 from udd_jax.evaluation import held_out, rules
@@ -113,6 +113,13 @@ def test_embeddings_are_read_and_written_as_files(run, pipe, tmp_path, monkeypat
 def test_an_embedding_that_does_not_fit_is_one_line(pipe, value, message):
     with pytest.raises(ValueError, match=message):
         pipe.generate("image|summary", given={"summary": value})
+
+
+def test_a_list_of_numbers_is_an_embedding(pipe):
+    for row in (np.linspace(-1, 1, E), np.ones(E, int)):
+        expected = pipe.codecs["summary"].encode(row[None], True)
+        for given in (row.tolist(), [row.tolist()], tuple(row)):
+            np.testing.assert_array_equal(values.ids(pipe, "summary", given), expected)
 
 
 def test_too_few_embeddings_for_the_codes_are_one_line():

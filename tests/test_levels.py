@@ -236,6 +236,7 @@ def test_a_picture_larger_than_those_of_the_run_is_drawn_by_windows(pipe, monkey
             {},
             r"upscale: image uint8\[32\], expected uint8\[H, W, 3\]",
         ),
+        (3, {}, r"upscale: image int '3', expected uint8\[n, H, W, 3\], an image of Pillow, a p"),
         (np.zeros((32, 32, 3), np.uint8), {"captions": ["a", "b"]}, "1 images, 2 captions"),
         (np.zeros((32, 32, 3), np.uint8), {"steps": 0.5}, "steps"),
     ],

@@ -17,6 +17,7 @@ from udd_jax.data import layouts, pixels, sounds, sources, token_cache
 from udd_jax.data.reading import Views
 from udd_jax.demo import recipes, requests, steering, views
 from udd_jax.diffusion import tasks
+from udd_jax.errors import UserError
 from udd_jax.evaluation import held_out, rules, samples
 from udd_jax.evaluation.report import contact_sheet, rule_sections
 from udd_jax.runtime import files
@@ -77,6 +78,22 @@ def test_what_a_run_begins_with_is_a_setting_that_a_call_may_turn_off(pipe):
     plain = pipe.with_config(begin_with=()).generate("layout|text", **asked)
     np.testing.assert_array_equal(direct.tokens, plain.tokens)
     assert (direct.tokens != made.tokens).any()
+
+
+@pytest.mark.parametrize("begin_with", (None, ()))
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        (None, r"^task 'sound\|text': given 'text' is missing$"),
+        (
+            {"text": "a red circle", "image": np.zeros((32, 32, 3), np.uint8)},
+            r"^task 'sound\|text': 'image' is not given in it, expected text$",
+        ),
+    ],
+)
+def test_what_a_rule_lacks_is_said_of_the_rule_that_was_asked_for(pipe, given, message, begin_with):
+    with pytest.raises(UserError, match=message):
+        pipe.generate("sound|text", given=given, begin_with=begin_with)
 
 
 def test_the_states_of_a_call_in_steps_are_those_of_all_its_steps(pipe):
@@ -379,6 +396,48 @@ def test_every_given_token_stays_and_values_come_from_arrays(pipe):
         np.testing.assert_array_equal(ids[name][2], pipe.codecs[name].encode(value[None], True)[0])
     assert set(result.values) == {"image", "layout", "sound"} and len(result.images) == 3
     assert isinstance(Result.join([result, result]).values["sound"], np.ndarray)
+
+
+@pytest.mark.parametrize("begin_with", (None, ()))
+def test_a_single_value_counts_for_all_values_of_another_modality(pipe, begin_with):
+    sound, maps = np.zeros(8192, np.float32), np.arange(128).reshape(2, 8, 8) % 4
+    asked = {"num": 2, "begin_with": begin_with, "seed": 3}
+    one = pipe.generate("text|sound,layout", given={"sound": sound, "layout": maps}, **asked)
+    given = {"sound": np.stack([sound] * 2), "layout": maps}
+    two = pipe.generate("text|sound,layout", given=given, **asked)
+    np.testing.assert_array_equal(one.tokens, two.tokens)
+    given["layout"] = np.concatenate([maps, maps[:1]])
+    with pytest.raises(UserError, match=r"^different numbers of samples: sound 2, layout 3$"):
+        pipe.generate("text|sound,layout", given=given, **asked)
+    with pytest.raises(UserError, match=r"^different numbers of samples: sound 1, num 2$"):
+        pipe.generate("text|sound", 2, given={"sound": sound}, begin_with=begin_with)
+
+
+def test_nested_lists_of_numbers_are_arrays(pipe):
+    maps = np.arange(128).reshape(2, 8, 8) % 4
+    for given in (maps[1], maps, list(maps)):
+        found = values.ids(pipe, "layout", np.array(given).tolist())
+        np.testing.assert_array_equal(found, values.ids(pipe, "layout", given))
+    sound = np.sin(np.arange(8192.0) / 9)
+    found = values.ids(pipe, "sound", sound.tolist())
+    np.testing.assert_array_equal(found, values.ids(pipe, "sound", sound))
+    np.testing.assert_array_equal(found, values.ids(pipe, "sound", [sound.tolist()]))
+
+
+@pytest.mark.parametrize(
+    "name, value, message",
+    [
+        ("layout", np.zeros((4, 4), int), "is int64[4, 4], expected int[8, 8], or ids int[n, 64]"),
+        ("sound", np.zeros((2, 9), int), "is int64[2, 9], expected float[8192], or ids int[n, 16]"),
+        ("layout", [[0] * 8] * 7 + [[0]], "given list '[[0, 0, "),
+        ("layout", [[0.5] * 8] * 8, "layouts are float64[1, 8, 8], expected int[B, 8, 8]"),
+        ("sound", np.full(8192, np.nan), "sounds have numbers that are not finite: leave them out"),
+    ],
+)
+def test_a_value_that_does_not_fit_is_one_line(pipe, name, value, message):
+    with pytest.raises(UserError) as caught:
+        values.ids(pipe, name, value)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_folder_to_pass_on_has_every_tokenizer(pipe, tmp_path):

@@ -243,6 +243,22 @@ def test_a_rule_and_values_say_what_a_task_and_ids_say(pipe, pictures):
         ("t2i", {"given": {"sound": [1]}}, "given 'sound' is no modality, expected some of image"),
         ("t2i", {"given": {"text": np.zeros((2, 5), int)}}, "has 5 ids a sample, expected 13"),
         ("t2i", {"given": {"text": ["a"]}, "count": 3}, "numbers of samples: text 1, num 3"),
+        (
+            "text|image",
+            {"given": {"image": np.zeros((32, 32), np.uint8)}},
+            "given 'image' is uint8[32, 32], expected uint8[32, 32, 3], or ids int[n, 16]",
+        ),
+        (None, {}, "task = None, expected a string, a rule such as 'image|text'"),
+        (["text"], {}, "task = ['text'], expected a string"),
+        ("t2i", {"given": "a circle"}, "given = 'a circle', expected {modality: values} such as {"),
+        ("t2i", {"given": [("text", "a")]}, "given = [('text', 'a')], expected {modality: val"),
+        ("i2t", {"given": np.zeros((9, 9, 9))}, "given = array([[[0., 0., 0., 0., 0., 0., 0., 0."),
+        (
+            "t2i",
+            {"given": {"text": ["a"]}, "weigh": 2},
+            "weigh = 2, expected {modality: weight} such as {'text': 0.5}",
+        ),
+        ("pair", {"count": 2, "begin_with": 3}, "begin_with = 3, expected names of modalities"),
         ("t2i", {"given": {"text": []}}, "num = 0, expected at least 1"),
         ("pair", {}, "num = 0, expected at least 1"),
         (

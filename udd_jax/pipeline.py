@@ -604,7 +604,8 @@ class Pipeline:
             task: a rule such as "image|text", or an alias of one (`tasks.ALIASES`).
             count: the number of samples n; by default the number of given values.
             given: {modality: n values (strings, images), or local ids int[n, length]} for exactly
-                the modalities to the right of the bar. A single value may stand alone.
+                the modalities to the right of the bar. A single value may stand alone, and counts
+                for all values of another modality.
             num: how many samples of each given value; n is then that many times larger.
             masks: free bool[n, L] and absent bool[n, M], instead of those of the task, as in
                 infilling. Then any modality may be given.
@@ -640,9 +641,11 @@ class Pipeline:
         >>> tuple(len(part.captions) for part in pipe.stream("text", 6, batch_size=4))
         (4, 2)
         """
+        tasks.parse(self.vocab, task)
         values.whole("batch_size", batch_size, 1), values.seed(seed)
-        if negative is not None and not isinstance(negative, dict):
-            raise UserError(f"negative = {negative!r}, expected {{'text': what to lead away from}}")
+        values.by_name("given", given, "{modality: values} such as {'text': 'a red circle'}")
+        values.by_name("negative", negative, "{'text': what to lead away from}")
+        values.by_name("weigh", weigh, "{modality: weight} such as {'text': 0.5}")
         if begin_with and (masks is not None or prompts is not None):
             raise UserError("begin_with goes with a rule and given values alone")
         plain = masks is prompts is guide is None and not (scorers or paint)

@@ -3,12 +3,13 @@
 A prompt is a string or a list of strings. A picture is uint8[S, S, C] with the channels of the run,
 an image of Pillow or the path of an image file; several are uint8[n, S, S, C] or a list. A sound is
 float[samples] or the path of a sound file, a layout int[rows, columns] or the path of its file, a
-length a number of tokens, features are float[count, width] or the path of an `.npy` file.
-Everything else is one line.
+length a number of tokens, features are float[count, width] or the path of an `.npy` file. Nested
+lists of numbers are arrays, except those of a picture. Everything else is one line.
 """
 
 import dataclasses
 import functools
+import numbers
 import os
 from typing import Any
 
@@ -179,6 +180,13 @@ def seed(value, name: str = "seed") -> int:
     return int(value)
 
 
+def by_name(what: str, value, example: str) -> None:
+    """UserError unless `value` is {modality: ...}, or None. example: such a value, as typed."""
+    if value is not None and not isinstance(value, dict):
+        shown = " ".join(repr(value).split())[:60]
+        raise UserError(f"{what} = {shown}, expected {example}")
+
+
 def _type(value) -> str:
     return f"{type(value).__name__} {str(value)[:40]!r}"
 
@@ -192,12 +200,32 @@ def plain(pipe, name: str, given):
 
 
 def _rows(given, axes: int, one) -> np.ndarray:
-    """One value, or many -> an array of many. axes: of one; one: a value -> its array."""
-    if isinstance(given, str | os.PathLike) or getattr(given, "ndim", 0) == axes:
+    """One value, or many -> an array of many. axes: of one; one: a value -> its array.
+
+    Nested lists of numbers stand for an array.
+    """
+    if isinstance(given, str | os.PathLike) or _axes(given) == axes:
         given = [given]
     if isinstance(given, bytes | dict) or not np.iterable(given):
         raise UserError(f"given {_type(given)}, expected an array, a path, or a list of these")
     return given if isinstance(given, np.ndarray) else arrays.stack([one(v) for v in given])
+
+
+def _axes(value) -> int:
+    """The number of axes of an array, or of nested lists of numbers; 0 for all else."""
+    if isinstance(value, list | tuple):
+        first = value[0] if value else None
+        inner = isinstance(first, list | tuple | numbers.Real) or hasattr(first, "ndim")
+        return 1 + _axes(first) if inner else 0
+    return getattr(value, "ndim", 0)
+
+
+def _array(value) -> np.ndarray:
+    """An array, or nested lists of numbers -> an array."""
+    try:
+        return np.asarray(value)
+    except ValueError:
+        raise UserError(f"given {_type(value)}, expected rows of one length") from None
 
 
 def waves(given, tokenizer, size=None) -> np.ndarray:
@@ -207,7 +235,7 @@ def waves(given, tokenizer, size=None) -> np.ndarray:
     def one(value):
         if isinstance(value, str | os.PathLike):
             return sounds.fit(*sounds.read(value), s.rate, s.samples)
-        return np.asarray(value)
+        return _array(value)
 
     return _rows(given, 1, one)
 
@@ -220,7 +248,7 @@ def maps(given, tokenizer, size) -> np.ndarray:
         if isinstance(value, str | os.PathLike):
             found = layouts.cut(layouts.read(value), pixels.both(size))
             return layouts.fit(found, tokenizer.grid)
-        return np.asarray(value)
+        return _array(value)
 
     return _rows(given, 2, one)
 
@@ -241,7 +269,7 @@ def vectors(given, tokenizer, size, axes=2) -> np.ndarray:
     """One or many arrays of numbers, or paths of `.npy` files -> float[n, ...]; axes: of one."""
 
     def one(value):
-        return arrays.read(value) if isinstance(value, str | os.PathLike) else np.asarray(value)
+        return arrays.read(value) if isinstance(value, str | os.PathLike) else _array(value)
 
     return np.asarray(_rows(given, axes, one))
 
@@ -264,6 +292,16 @@ PLAIN = {
 }
 
 
+# {kind: tokenizer -> the array of one value}
+ONE = {
+    "image": lambda tokenizer: f"uint8{list(tokenizer.shape)}",
+    "sound": lambda tokenizer: f"float[{tokenizer.settings.samples}]",
+    "layout": lambda tokenizer: f"int{list(tokenizer.grid)}",
+    "embedding": lambda tokenizer: f"float[{tokenizer.codebooks.shape[2]}]",
+    "coarse": lambda tokenizer: f"uint8{list(tokenizer.shape)}",
+}
+
+
 def ids(pipe, name: str, given) -> np.ndarray:
     """The ids int32[n, length] of a modality, from values or ids.
 
@@ -282,7 +320,12 @@ def ids(pipe, name: str, given) -> np.ndarray:
     whole = coarse.length + length[name] if coarse and coarse.level_of == name else None
     if len(shape) == 2 and shape != grid and jnp.issubdtype(given.dtype, jnp.integer):
         if shape[1] not in (length[name], whole):
-            raise UserError(f"given {name!r} has {shape[1]} ids a sample, expected {length[name]}")
+            if (one := ONE.get(pipe.kinds[name])) is None:
+                found = f"has {shape[1]} ids a sample, expected {length[name]}"
+            else:
+                found = f"is {given.dtype}{list(shape)}, expected {one(pipe.tokenizers[name])}"
+                found += f", or ids int[n, {length[name]}]"
+            raise UserError(f"given {name!r} {found}")
         return np.asarray(given, np.int32)
     return pipe.codecs[name].encode(plain(pipe, name, given), strict=True)
 
@@ -292,6 +335,24 @@ def with_absent(vocab, task: str, tokens: dict) -> dict:
     rule, rows = tasks.parse(vocab, task), len(next(iter(tokens.values())))
     missing = [m for m in vocab.modalities if m.name not in (*tokens, *rule.free, *rule.given)]
     return tokens | {m.name: np.zeros((rows, m.length), np.int32) for m in missing}
+
+
+def check_given(vocab, task: str, given: dict) -> None:
+    """UserError, one line, unless `given` has the modalities that the rule gives, and no others."""
+    rule = tasks.parse(vocab, task)
+    for name in rule.given:
+        if name not in vocab.parts(given):
+            raise UserError(f"task {task!r}: given {name!r} is missing")
+    for name in given:
+        if name not in rule.given:
+            expected = ", ".join(tasks.typed(vocab, task).given) or "nothing"
+            raise UserError(f"task {task!r}: {name!r} is not given in it, expected {expected}")
+
+
+def together(given: dict) -> dict:
+    """{modality: ids}, where the only row of one is repeated for the several of the others."""
+    most = max(map(len, given.values()), default=1)
+    return {n: np.repeat(ids, most, axis=0) if len(ids) == 1 else ids for n, ids in given.items()}
 
 
 def count(asked, given: dict) -> int:

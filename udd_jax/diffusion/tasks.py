@@ -63,6 +63,8 @@ def typed(vocab: Vocab, task: str) -> Rule:
     """`parse`, with the names that the rule has and no others."""
     names = [m.name for m in vocab.modalities]
     given_only = [m.name for m in vocab.modalities if m.inputs]
+    if not isinstance(task, str):
+        raise UserError(f"task = {task!r}, expected a string, a rule such as 'image|text'")
     text = ALIASES.get(task, task)
     if text == EVERY:
         return Rule(tuple(name for name in names if name not in given_only), ())

@@ -81,7 +81,8 @@ def prepare(
         given = given | branching.together(asked)
     plain = masks is None
     if plain:
-        _check_given(vocab, task, given)
+        values.check_given(vocab, task, given)
+    given = values.together(given)
     count = values.count(count, given) * num
     given = {name: np.repeat(ids, num, axis=0) for name, ids in given.items()}
     given, features = _features(pipe, given)
@@ -177,17 +178,6 @@ def still(pipe, masks: tasks.Masks) -> str | None:
 def without(pipe, masks: tasks.Masks) -> tuple[str, ...]:
     """The modalities that are absent in all samples, if the network leaves them out."""
     return tasks.left_out(pipe.vocab, masks) if pipe.model.absent == "left_out" else ()
-
-
-def _check_given(vocab, task: str, given: dict) -> None:
-    rule = tasks.parse(vocab, task)
-    for name in rule.given:
-        if name not in vocab.parts(given):
-            raise UserError(f"task {task!r}: given {name!r} is missing")
-    for name in given:
-        if name not in rule.given:
-            expected = ", ".join(tasks.typed(vocab, task).given) or "nothing"
-            raise UserError(f"task {task!r}: {name!r} is not given in it, expected {expected}")
 
 
 def _against(pipe, negative: dict, count: int, num: int) -> np.ndarray:

@@ -174,10 +174,13 @@ def begin(pipe, call: Call, names, keys_of, **options) -> Call:
     samples -> their keys, [n]. options: of `Pipeline.stream` for this step. `negative` of the call
     and `weigh` may name what only the rest is given.
 
-    UserError, one line: a name that the task gives, or nothing is left.
+    UserError, one line: a name that the task gives, nothing is left, or `given` is not what the
+    task gives.
     """
     names, _ = check(pipe, call.task, names)
     given = {name: values.ids(pipe, name, rows) for name, rows in (call.given or {}).items()}
+    values.check_given(pipe.vocab, call.task, given)
+    given = values.together(given)
     keys = keys_of(values.count(call.count, given) * call.num)
     keys = jax.vmap(jax.random.fold_in, (0, None))(keys, len(call.done) + 1)
     first, second = rules(pipe.vocab, call.task, names)
@@ -243,4 +246,6 @@ def _levels(vocab, names: list[str]) -> list[str]:
 
 
 def _listed(names) -> list[str]:
+    if isinstance(names, bytes | dict) or not np.iterable(names):
+        raise UserError(f"begin_with = {names!r}, expected names of modalities such as 'image'")
     return [names] if isinstance(names, str) else list(names)

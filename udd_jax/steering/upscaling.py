@@ -76,6 +76,11 @@ def _small(images, channels: int) -> np.ndarray:
     """One or many pictures of one size -> uint8[n, H, W, channels]."""
     if isinstance(images, str | os.PathLike | Image.Image) or getattr(images, "ndim", 0) == 3:
         images = [images]
+    if isinstance(images, bytes | dict) or not np.iterable(images):
+        raise UserError(
+            f"upscale: image {type(images).__name__} {str(images)[:40]!r}, expected "
+            f"uint8[n, H, W, {channels}], an image of Pillow, a path, or a list of these"
+        )
     read = []
     for image in images:
         if isinstance(image, str | os.PathLike):
