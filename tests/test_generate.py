@@ -280,7 +280,18 @@ def test_an_image_of_another_size_is_resized_with_a_word_about_it(tmp_path, caps
         ({"task": "text|image"}, "--image is missing, --task=text|image needs it"),
         ({"task": "image|sound"}, "task 'image|sound' names 'sound': expected"),
         ({"task": "image|text", "given": ["text"]}, "--given=text: expected --given NAME=VALUE"),
-        ({"given": ["text=a", "sound=b"]}, "--given sound= means nothing for --task=t2i"),
+        (
+            {"given": ["text=a", "sound=b"]},
+            "--given sound= means nothing for --task=t2i: it is no modality of this run, expected "
+            "some of image, text",
+        ),
+        ({"given": ["txt=a"]}, "--given txt= means nothing for --task=t2i: it is no modality"),
+        ({"given": ["=x"]}, "--given==x: expected --given NAME=VALUE, as --given text=..."),
+        ({"given": [" =x"]}, "--given= =x: expected --given NAME=VALUE, as --given text=..."),
+        (
+            {"prompt": ["a"], "weigh": ["text=.5", "text = 3"]},
+            "--weigh=text = 3: text has a weight already, expected one of each",
+        ),
         ({"prompt": ["a"], "mask": "m.png"}, "--mask means nothing for --task=t2i"),
         ({"task": "pair", "negative_prompt": "a"}, "--negative_prompt means nothing"),
         (
@@ -330,6 +341,11 @@ def test_bad_flags_are_one_line_and_nothing_is_written(tmp_path, changes, messag
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_spaces_around_the_name_of_a_given_value_do_not_count():
+    flags = types.SimpleNamespace(**DEFAULTS | {"given": [" text =a red circle", "text= b"]})
+    assert generate._asked(flags) == {"text": ["a red circle", " b"]}
 
 
 def test_a_file_that_is_no_picture_and_a_folder_are_errors(tmp_path):

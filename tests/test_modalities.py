@@ -351,6 +351,15 @@ def test_each_kind_is_written_as_a_file_of_its_own(sample, tmp_path):
     np.testing.assert_array_equal(pixels.read(back / "sheet.png"), expected)
 
 
+def test_what_it_says_to_try_next_reads_files_that_are_there(sample, tmp_path, capsys):
+    np.save(tmp_path / "map.npy", np.eye(8, dtype=int))
+    sample(tmp_path / "a", task="sound|layout", given=[f"layout={tmp_path}/map.npy"])
+    lines = [line for line in capsys.readouterr().out.splitlines() if "--task=" in line]
+    assert [line.split('"')[1] for line in lines] == ["text|layout", "text|sound"]
+    for line, file in zip(lines, ("layout-0000.json", "sound-0000.wav"), strict=True):
+        assert line.endswith(f"={tmp_path}/a/{file}") and (tmp_path / "a" / file).exists()
+
+
 @pytest.mark.parametrize("task", ("sound|text", "layout|text", "layout,sound|text", "sound|layout"))
 def test_a_sheet_shows_what_is_no_picture_as_well(sample, tmp_path, task):
     """A layout in its colours, else a sound by its spectrogram, low bands below."""

@@ -101,7 +101,7 @@ def sample(workdir, flags, changes: dict | None = None) -> pathlib.Path:
     }
     total = most * num
     sample_files.write(out, pipe, flags, told, common, results, total, paste)
-    _finish(pipe, workdir, out, flags, total)
+    _finish(pipe, workdir, out, flags, total, asked)
     return out
 
 
@@ -179,14 +179,18 @@ def _home(workdir) -> pathlib.Path:
     return pathlib.Path() if packaged else pathlib.Path(workdir)
 
 
-def _finish(pipe, workdir, out, flags, count) -> None:
-    """Prints what was made, and what to try next."""
+def _finish(pipe, workdir, out, flags, count, asked) -> None:
+    """Prints what was made, and what to try next with the files that were written or given."""
     command = f"udd_jax --mode=sample --workdir={shlex.quote(str(workdir))}"
     if _home(workdir) != pathlib.Path(workdir):
         command = "udd_jax --mode=sample"
-    image = "image-0000.png" if (out / "image-0000.png").exists() else "a.png"
+    there = {}
+    for name, kind in pipe.kinds.items():
+        written = out / f"{name}-0000{hints.ENDINGS.get(kind, '')}"
+        paths = [written] if written.exists() else asked.get(name, ()) if kind not in TYPED else ()
+        there |= {kind: str(paths[0])} if paths and kind not in there else {}
     done = None if flags.task in EDITS else flags.task
-    tries = hints.tries(pipe, command, done, str(out / image))
+    tries = hints.tries(pipe, command, done, there)
     made = f"{count} sample{'s' * (count > 1)} of {flags.task}, listed in samples.jsonl"
     logbook.finish(made, out, *tries)
 
@@ -196,9 +200,9 @@ def _asked(flags) -> dict[str, list[str]]:
     asked = {name: list(getattr(flags, flag)) for name, flag in SHORT.items()}
     for word in flags.given:
         name, equals, value = word.partition("=")
-        if not equals:
+        if not (name.strip() and equals):
             raise UserError(f"--given={word}: expected --given NAME=VALUE, as --given text=...")
-        asked.setdefault(name, []).append(value)
+        asked.setdefault(name.strip(), []).append(value)
     return {name: rows for name, rows in asked.items() if rows}
 
 
@@ -208,6 +212,11 @@ def _check(flags, asked, vocab) -> None:
     rule = tasks.typed(vocab, "image|text" if edits else flags.task)
     takes = rule.free if infill else ("image", "text") if edits else rule.given
     flag = lambda name: f"--{SHORT[name]}" if name in SHORT else f"--given {name}="  # noqa: E731
+    known = [m.name for m in vocab.modalities]
+    for name in asked:
+        if name not in known:
+            why = f"it is no modality of this run, expected some of {', '.join(known)}"
+            raise UserError(f"--given {name}= means nothing for --task={flags.task}: {why}")
     for name in NEEDS[flags.task] if edits else () if infill else rule.given:
         if name not in asked:
             raise UserError(f"{flag(name)} is missing, --task={flags.task} needs it")

@@ -61,6 +61,14 @@ def test_what_is_no_layout_is_one_line(tmp_path, text, message):
         layouts.read(tmp_path / "a.json")
 
 
+@pytest.mark.parametrize("content", (b"RIFF0000WAVE", b""))
+def test_a_file_of_another_kind_is_no_layout_and_is_named(tmp_path, content):
+    (tmp_path / "w.wav").write_bytes(content)
+    wanted = r"w\.wav is no layout: expected JSON, \.npy or a picture of ids$"
+    with pytest.raises(ValueError, match=wanted):
+        layouts.read(tmp_path / "w.wav")
+
+
 def test_each_id_has_its_colour():
     shown = layouts.picture(np.array([[0, 3], [1, 0]]))
     assert shown.shape == (16, 16, 3)

@@ -52,8 +52,11 @@ def _decoded(content: bytes, suffix: str) -> np.ndarray:
         return np.array(json.loads(content.decode("utf-8")))
     if suffix == arrays.SUFFIX:
         return arrays.read(content)
-    with Image.open(file, formats=pixels.formats()) as image:
-        return np.asarray(image if image.mode in ("L", "P", "I") else image.convert("L"))
+    try:
+        with Image.open(file, formats=pixels.formats()) as image:
+            return np.asarray(image if image.mode in ("L", "P", "I") else image.convert("L"))
+    except Image.UnidentifiedImageError:
+        raise UserError("expected JSON, .npy or a picture of ids") from None
 
 
 def check(found, name: str = "the layout") -> np.ndarray:

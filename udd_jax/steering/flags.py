@@ -57,10 +57,12 @@ def weights(words: list[str]) -> dict[str, float]:
     found = {}
     for typed in words:
         name, _, number = typed.partition("=")
+        name, form = name.strip(), "NAME=WEIGHT such as text=0.5"
+        if name in found:
+            raise UserError(f"--weigh={typed}: {name} has a weight already, expected one of each")
         try:
-            found[name.strip()] = float(number)
+            found[name] = float(number)
         except ValueError:
-            form = "NAME=WEIGHT such as text=0.5"
             raise UserError(f"--weigh={typed}, expected {form}") from None
     return found
 
