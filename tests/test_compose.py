@@ -1,5 +1,6 @@
 """A run with two references, never trained: from the config to files, weights and the report."""
 
+import copy
 import json
 import shutil
 import types
@@ -78,6 +79,13 @@ def test_references_have_the_tokenizer_of_the_image_and_no_file(run, pipe, recor
     assert pipeline.Pipeline.from_pretrained(tmp_path / "out").vocab == pipe.vocab
 
 
+def test_references_get_the_tokenizer_of_the_image(pipe):
+    mine = copy.copy(pipe.tokenizers["image"])
+    found = pipe.with_tokenizer("image", mine).tokenizers
+    assert all(found[name] is mine for name in ("image", "first", "second"))
+    assert found["text"] is pipe.tokenizers["text"]
+
+
 def test_weights_of_1_are_off_bit_for_bit_and_of_0_leave_the_references_out(pipe, records):
     asked = given(records)
     make = lambda asked, **options: pipe.generate(RULE, given=asked, **options)  # noqa: E731
@@ -139,6 +147,7 @@ def test_references_and_weights_are_typed_as_flags(run, pipe, records, tmp_path,
     np.testing.assert_array_equal(pixels.read(out / "image-0001.png"), same.images[1])
     for weigh, message in (
         (["first"], "--weigh=first, expected NAME=WEIGHT such as text=0.5"),
+        (["first=.5", "second=1", "first=3"], "--weigh=first=3: first has a weight already, expec"),
         (["third=1"], "weigh 'third': it is not given"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -1,5 +1,6 @@
 """A run of four modalities, never trained: from the config to files, numbers and the report."""
 
+import dataclasses
 import functools
 import json
 import shlex
@@ -447,6 +448,31 @@ def test_a_value_that_does_not_fit_is_one_line(pipe, name, value, message):
     with pytest.raises(UserError) as caught:
         values.ids(pipe, name, value)
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_another_vocoder_is_put_into_a_pipeline_that_was_used_already(pipe):
+    asked = {"given": {"text": "a small red circle"}, "seed": 3}
+    before = pipe.generate("sound|text", **asked)
+    constant = lambda settings, pictures: np.full((len(pictures), settings.samples), 0.25)  # noqa: E731
+    mine = dataclasses.replace(pipe.tokenizers["sound"], vocoder=constant)
+    with pytest.raises(TypeError):
+        pipe.tokenizers["sound"] = mine
+    heard = pipe.with_tokenizer("sound", mine)
+    after = heard.generate("sound|text", **asked)
+    assert (after.values["sound"] == 0.25).all() and heard._sample is pipe._sample
+    np.testing.assert_array_equal(after.tokens, before.tokens)
+    again = pipe.generate("sound|text", **asked).values["sound"]
+    np.testing.assert_array_equal(again, before.values["sound"])
+
+
+def test_a_tokenizer_with_other_codes_is_refused(pipe):
+    with pytest.raises(
+        UserError, match=r"^with_tokenizer: 'smell' is no modality, expected one of"
+    ):
+        pipe.with_tokenizer("smell", pipe.tokenizers["sound"])
+    for other in (pipe.tokenizers["image"], None):
+        with pytest.raises(UserError, match=r"of 'sound' is .*, expected '.*': this network knows"):
+            pipe.with_tokenizer("sound", other)
 
 
 def test_a_folder_to_pass_on_has_every_tokenizer(pipe, tmp_path):

@@ -22,7 +22,8 @@ import inspect
 import math
 import pathlib
 import tempfile
-from collections.abc import Iterator
+import types
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -59,7 +60,7 @@ class Pipeline:
     """A finished run: tokenizers by modality, the kernel, the network and its averaged weights."""
 
     config: ml_collections.ConfigDict
-    tokenizers: dict[str, Any]
+    tokenizers: Mapping[str, Any]  # read-only: `with_tokenizer` puts in another one
     vocab: vocabs.Vocab
     kernel: transition.Kernel
     model: transformer.Transformer
@@ -67,6 +68,9 @@ class Pipeline:
     mesh: jax.sharding.Mesh | None = None
     folder: pathlib.Path | None = None  # where it was loaded from
     matcher: matching.Matcher | None = None  # the dual encoder of another run
+
+    def __post_init__(self):
+        object.__setattr__(self, "tokenizers", types.MappingProxyType(dict(self.tokenizers)))
 
     @classmethod
     def load(cls, directory=PACKAGED) -> "Pipeline":
@@ -178,6 +182,27 @@ class Pipeline:
     def with_network(self, **options) -> "Pipeline":
         """A copy with other options of the network that change no result, such as `unroll`."""
         return dataclasses.replace(self, model=self.model.clone(**options))
+
+    def with_tokenizer(self, name: str, tokenizer) -> "Pipeline":
+        """A copy with another tokenizer of a modality, and of those that are like it.
+
+        It has to have the same codes, as its `hash` says; so it may be that of the run with another
+        vocoder. UserError, one line.
+        """
+        if name not in self.tokenizers:
+            known = ", ".join(self.tokenizers)
+            raise UserError(f"with_tokenizer: {name!r} is no modality, expected one of {known}")
+        old, found = self.tokenizers[name], getattr(tokenizer, "hash", None)
+        if found != old.hash:
+            raise UserError(
+                f"with_tokenizer: the hash of the tokenizer of {name!r} is {found!r}, expected "
+                f"{old.hash!r}: this network knows the codes of no other one"
+            )
+        alike = [other for other, own in self.tokenizers.items() if own is old]
+        tokenizers = self.tokenizers | dict.fromkeys(alike, tokenizer)
+        other = dataclasses.replace(self, tokenizers=tokenizers)
+        other.__dict__.update(_sample=self._sample, _bound=self._bound)
+        return other
 
     # ---- Six tasks --------------------------------------------------------------------------
 
