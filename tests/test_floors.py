@@ -16,7 +16,7 @@ FLOORS = (  # from the ground up; rooms of one floor do not import each other
     {"diffusion", "runtime"},
     {"command_line", "hints"},
     {"networks", "tokenizers", "sampling"},
-    {"data"},
+    {"data", "fields"},
     {"values", "modalities"},
     {"build"},
     {"training"},

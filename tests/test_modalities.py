@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import re
 import shlex
 import types
 
@@ -259,12 +260,109 @@ def test_the_order_of_the_sequence_is_that_of_the_names():
         ({"map": {"kind": "layout"}}, "modalities.map: grid and classes are missing"),
         ({"sound": {"kind": "sound", "band": 3}}, "modalities.sound.band is unknown, expected"),
         ({"text": None}, "modalities has no 'text', expected image and text at least"),
+        ({"sound": 3}, "modalities.sound = 3, expected a row such as {'kind': ...}"),
+        ({"a": {"kind": ["text"]}}, r"modalities.a.kind = \['text'\], expected one of image"),
+        (
+            {"long": {"kind": "length"}, "short": {"kind": "length"}},
+            "modalities long and short are of kind length: expected one",
+        ),
     ],
 )
 def test_a_bad_list_is_one_line(rows, message):
     listed = {"image": {"kind": "image"}, "text": {"kind": "text"}} | rows
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         modalities.rows({"modalities": {n: row for n, row in listed.items() if row}})
+
+
+@pytest.mark.parametrize("name", [*tasks.ALIASES, "every", "edit", "outpaint", "upscale"])
+@pytest.mark.parametrize("row", [{"kind": "length"}, {"like": "text"}])
+def test_a_modality_is_not_named_like_a_task(name, row):
+    listed = {"image": {"kind": "image"}, "text": {"kind": "text"}} | {name: row}
+    message = f"^modalities.{name}.* (a task, )?expected another name|^modalities.{name} of kind"
+    with pytest.raises(UserError, match=message):
+        modalities.rows({"modalities": listed, "text": {"length": 3}})
+
+
+ROWS = {  # of each kind, with all that it needs
+    "sound": {},
+    "layout": {"grid": (8, 8), "classes": 4},
+    "embedding": {"dimensions": 32, "residuals": 4, "codes": 64},
+    "features": {"count": 2, "width": 16},
+    "coarse": {},
+    "length": {},
+}
+
+
+def listed_with(kind: str, row: dict) -> dict:
+    """A list with one more row, `a`, of a kind or like another."""
+    own = row if "like" in row else {"kind": kind, **ROWS[kind], **row}
+    both = {"image": {"kind": "image"}, "text": {"kind": "text"}}
+    return {"modalities": both | {"a": own}, "text": {"length": 3}}
+
+
+WHOLE, PAIR = "a whole number of at least", r"\(rows, columns\), two whole numbers of at least 1"
+
+
+@pytest.mark.parametrize(
+    "kind, field, value, expected",
+    [
+        ("layout", "grid", 8, PAIR),
+        ("layout", "grid", (8,), PAIR),
+        ("layout", "grid", (8, 0), PAIR),
+        ("layout", "grid", "88", PAIR),
+        ("layout", "classes", "4", f"{WHOLE} 2"),
+        ("layout", "classes", True, f"{WHOLE} 2"),
+        ("features", "count", "2", f"{WHOLE} 1"),
+        ("features", "width", 0, f"{WHOLE} 1"),
+        ("features", "dropped", 1.5, "a number from 0 to 1"),
+        ("sound", "rate", "8000", f"{WHOLE} 1"),
+        ("sound", "samples", 8192.0, f"{WHOLE} 1"),
+        ("sound", "window", None, f"{WHOLE} 2"),
+        ("sound", "scale", 3, "one of mel, log"),
+        ("sound", "high", 0, "a number above 0"),
+        ("sound", "floor", float("nan"), "a number"),
+        ("sound", "vq", 3, "settings, such as {'steps': 800}"),
+        ("sound", "field", 3, "a string"),
+        ("embedding", "dimensions", 0, f"{WHOLE} 1"),
+        ("embedding", "codes", 1, f"{WHOLE} 2"),
+        ("embedding", "vectors", 4096.0, f"{WHOLE} 1"),
+        ("coarse", "factor", 3, "one of 2, 4"),
+        ("coarse", "preview", -0.1, "a number from 0 to 1"),
+        ("length", "weight", "a", "a number of at least 0"),
+        ("length", "weight", -1, "a number of at least 0"),
+        ("length", "schedule", 3, "a string"),
+    ],
+)
+def test_a_field_of_another_type_or_out_of_its_range_is_one_line(kind, field, value, expected):
+    modalities.rows(listed_with(kind, {}))
+    said = re.escape(f"modalities.a.{field} = {value!r}, expected ")
+    with pytest.raises(UserError, match=f"^{said}{expected}$"):
+        modalities.rows(listed_with(kind, {field: value}))
+
+
+@pytest.mark.parametrize("field, value", [("weight", -0.5), ("segment", 3), ("field", ["x"])])
+def test_a_field_of_a_reference_is_of_its_type_and_in_its_range(field, value):
+    row = {"like": "text", "segment": "seen", "field": "also", "weight": 0}
+    modalities.rows(listed_with("", row))
+    with pytest.raises(UserError, match=f"^modalities.a.{field} = .*, expected a "):
+        modalities.rows(listed_with("", row | {field: value}))
+
+
+def test_a_row_of_a_file_has_lists_for_pairs_and_whole_numbers_for_others():
+    row = {"grid": [8, 4], "weight": 1}
+    assert modalities.rows(listed_with("layout", row))["a"]["grid"] == [8, 4]
+
+
+def test_every_setting_of_a_spectrogram_is_a_field_of_a_sound():
+    names = {field.name for field in dataclasses.fields(Spectrogram)}
+    assert names == set(modalities.KINDS["sound"].own) - {"vq", "field"}
+
+
+def test_a_command_with_one_side_of_a_grid_is_one_line():
+    c = any_config.get_config("smoke")
+    c.modalities.layout.grid = (8,)
+    with pytest.raises(UserError, match=r"^modalities.layout.grid = \(8,\), expected \(rows"):
+        stages.check(c)
 
 
 def test_a_missing_tokenizer_is_one_line(tmp_path):

@@ -14,14 +14,16 @@ import dataclasses
 import math
 import pathlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import ml_collections
 import numpy as np
 
+from udd_jax import fields
 from udd_jax.data import pixels, reading
 from udd_jax.data.sources import beside, readers
+from udd_jax.diffusion import tasks
 from udd_jax.errors import UserError
 from udd_jax.tokenizers import (
     embedding_tokenizer,
@@ -44,16 +46,16 @@ class Kind(NamedTuple):
 
     file: of its tokenizer in the folder of a run, with {name} for that of the modality; "" if
     there is none. load: (path, row) -> tokenizer, with `row` an entry of `config.modalities`.
-    shape: (tokenizer, config) -> length, classes, grid or None. own: settings that a row may have.
-    more: config -> settings that it always has. counted: (ids of the text int32[n, M], padding id)
-    -> ids, for a kind that is not stored with the data but follows from the text. level: whether
-    its ids come with those of the image.
+    shape: (tokenizer, config) -> length, classes, grid or None. own: {setting that a row may have:
+    its type and range}. more: config -> settings that it always has. counted: (ids of the text
+    int32[n, M], padding id) -> ids, for a kind that is not stored with the data but follows from
+    the text. level: whether its ids come with those of the image.
     """
 
     file: str
     load: Callable[[pathlib.Path, dict], Any]
     shape: Callable[[Any, Any], tuple]
-    own: tuple[str, ...] = ()
+    own: Mapping[str, fields.Field] = {}
     more: Callable[[Any], dict] = lambda config: {}
     counted: Callable[[Any, int], Any] | None = None
     level: bool = False
@@ -84,13 +86,13 @@ KINDS = {
         "{name}/tokenizer",
         lambda path, row: SoundTokenizer(Spectrogram.of(row), image_tokenizer.load(path)),
         _in_grid,
-        (*(field.name for field in dataclasses.fields(Spectrogram)), "vq", "field"),
+        fields.SOUND,
     ),
     "layout": Kind(
         "",
         lambda path, row: LayoutTokenizer(tuple(row["grid"]), row["classes"]),
         _in_grid,
-        ("grid", "classes", "field"),
+        fields.LAYOUT,
     ),
     "length": Kind(
         "",
@@ -103,19 +105,19 @@ KINDS = {
         "{name}/tokenizer",
         lambda path, row: embedding_tokenizer.load(path),
         lambda tokenizer, config: (tokenizer.residuals, tokenizer.codes, None),
-        ("dimensions", "residuals", "codes", "vectors", "field"),
+        fields.EMBEDDING,
     ),
     "features": Kind(
         "",
         lambda path, row: FeatureTokenizer(row["count"], row["width"]),
         lambda tokenizer, config: (tokenizer.count, 1, None),
-        ("count", "width", "dropped", "field"),
+        fields.FEATURES,
     ),
     "coarse": Kind(
         IMAGE,
         lambda path, row: image_tokenizer.coarse(image_tokenizer.load(path), path),
         _in_grid,
-        ("codes", "factor", "preview", "noise"),
+        fields.COARSE,
         level=True,
     ),
 }
@@ -125,11 +127,11 @@ NEEDS = {  # {kind: (settings without which there is no such modality, an exampl
     "embedding": (("dimensions", "residuals", "codes"), "512, 4 and 256"),
 }
 ALONE = ("length", "features", "coarse")  # kinds that have no references
-EVERY_ROW = ("kind", "schedule", "weight")  # settings of a row of any kind
-# Settings of a row that is like another.
-REFERENCE = ("like", "segment", "field", "schedule", "weight")
+ONCE = ("length", "coarse")  # kinds of which a run has one at most
 ALWAYS = ("image", "text")  # every run has one of each, under these names
 NAME = re.compile("[a-z][a-z0-9]*")  # names of parameters are made of it, with "_" between them
+# Words that mean something else where a rule is expected, so no names of modalities.
+WORDS = (*(set(tasks.ALIASES) - set(ALWAYS)), "every", "edit", "outpaint", "upscale")
 
 
 def rows(config) -> dict[str, dict]:
@@ -143,11 +145,15 @@ def rows(config) -> dict[str, dict]:
     found = config.get("modalities")
     found = getattr(found, "to_dict", lambda: found)() or {n: {"kind": n} for n in ALWAYS}
     for name, row in sorted(found.items()):
+        if not isinstance(row, dict):
+            raise UserError(f"modalities.{name} = {row!r}, expected a row such as {{'kind': ...}}")
+        if name in WORDS:
+            raise UserError(f"modalities.{name}: {name!r} is a task, expected another name")
         if "like" in row:
             _check_reference(found, name, row)
             continue
         kind = row.get("kind")
-        if kind not in KINDS:
+        if not isinstance(kind, str) or kind not in KINDS:
             raise UserError(
                 f"modalities.{name}.kind = {kind!r}, expected one of {', '.join(KINDS)}"
             )
@@ -156,17 +162,21 @@ def rows(config) -> dict[str, dict]:
                 f"modalities.{name} of kind {kind!r}: expected a name of small letters, and image "
                 "and text under their own names"
             )
+        known = fields.EVERY_ROW | KINDS[kind].own
         for field in row:
-            if field not in EVERY_ROW + KINDS[kind].own:
-                known = ", ".join(EVERY_ROW + KINDS[kind].own)
-                raise UserError(f"modalities.{name}.{field} is unknown, expected some of {known}")
+            if field not in known:
+                listed = ", ".join(known)
+                raise UserError(f"modalities.{name}.{field} is unknown, expected some of {listed}")
         needs, example = NEEDS.get(kind, ((), ""))
         if not set(needs) <= set(row):
             missing = " and ".join(needs)
             raise UserError(f"modalities.{name}: {missing} are missing, such as {example}")
+        fields.check(name, row, known)
+    for kind in ONCE:
+        several = [name for name, row in sorted(found.items()) if row.get("kind") == kind]
+        if len(several) > 1:
+            raise UserError(f"modalities {' and '.join(several)} are of kind {kind}: expected one")
     levels = [name for name, row in sorted(found.items()) if row.get("kind") == "coarse"]
-    if len(levels) > 1:
-        raise UserError(f"modalities {' and '.join(levels)} are of kind coarse: expected one")
     if levels and (seen := [n for n, row in found.items() if row.get("like") == "image"]):
         raise UserError(
             f"modalities.{seen[0]}.like = 'image' with {levels[0]!r} of kind coarse: expected a "
@@ -186,9 +196,10 @@ def _check_reference(found: dict, name: str, row: dict) -> None:
     if not NAME.fullmatch(name) or name in ALWAYS:
         raise UserError(f"modalities.{name} with like: expected another name, of small letters")
     for field in row:
-        if field not in REFERENCE:
-            known = ", ".join(REFERENCE)
+        if field not in fields.REFERENCE:
+            known = ", ".join(fields.REFERENCE)
             raise UserError(f"modalities.{name}.{field} with like: expected some of {known}")
+    fields.check(name, row, fields.REFERENCE)
     able = [n for n, o in sorted(found.items()) if "like" not in o and o.get("kind") not in ALONE]
     if row["like"] not in able:
         others = ", ".join(able)
@@ -200,7 +211,7 @@ def _check_reference(found: dict, name: str, row: dict) -> None:
 def _settings(found: dict, name: str) -> dict:
     row = found[name]
     theirs = found[row["like"]] if "like" in row else {}
-    return {field: theirs[field] for field in theirs if field not in REFERENCE} | row
+    return {field: theirs[field] for field in theirs if field not in fields.REFERENCE} | row
 
 
 def own(config) -> dict[str, dict]:
