@@ -75,6 +75,7 @@ def check(config) -> None:
     limits.check(config)
     vocab = plan.vocab_of(config)
     tasks.check_mixture(vocab, config.train.mixture)
+    tasks.parse(vocab, config.get("task", "pair"))
     rules.asked(config, vocab)
     train_diffusion.objectives(config, vocab, pad_id=0)
     train_dual_encoder.check(config, vocab)

@@ -38,6 +38,12 @@ def test_a_full_sine_is_at_0_dB_and_silence_is_black():
     assert abs(change - 255 * 6.02 / 60) <= 1  # twice the amplitude is 6 dB of the 60
 
 
+def test_sounds_of_another_length_have_no_picture():
+    assert SMALL.picture(np.zeros((2, 512))).shape == (2, 12, 16, 1)
+    with pytest.raises(ValueError, match=r"shape \(2, 511\), expected 512 samples each"):
+        SMALL.picture(np.zeros((2, 511)))
+
+
 def test_the_sounds_of_shapes_are_heard_right_after_the_vocoder():
     records = list(shapes.source("train", 8, senses=("sound",)))
     played = np.stack([record.extra["sound"] for record in records])

@@ -4,9 +4,12 @@ import pytest
 from flax import traverse_util
 
 from configs import any as any_config
-from configs import base, i2t, pair, t2i
+from configs import base, compose, i2t, pair, t2i
 from tests.helpers import tiny
 from udd_jax import stages
+from udd_jax.data import sources
+from udd_jax.data.sources import worlds
+from udd_jax.errors import UserError
 from udd_jax.training import limits
 
 BAD = {
@@ -100,6 +103,90 @@ def test_a_bad_mixture_is_refused_before_the_first_stage(mixture, message, tmp_p
     with pytest.raises(ValueError, match=message):
         stages.run(c, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("config", "name", "bad", "message"),
+    [
+        ("any", "sound", {"samples": 4096}, "sound.samples = 4096, expected 8192, as the sound of"),
+        ("any", "sound", {"rate": 16000}, "sound.rate = 16000, expected 8000, as the sound of"),
+        ("any", "layout", {"grid": (4, 4)}, r"layout.grid = \(4, 4\), expected \(8, 8\)"),
+        ("any", "layout", {"classes": 3}, "layout.classes = 3, expected at least 4"),
+        ("vectors", "summary", {"dimensions": 31}, "summary.dimensions = 31, expected 32"),
+        ("vectors", "vectors", {"count": 1}, "vectors.count = 1, expected 2"),
+        ("vectors", "vectors", {"width": 17}, "vectors.width = 17, expected 16"),
+        (
+            "compose",
+            "first",
+            {"like": "text"},
+            "first is of kind 'text', expected 'image', as the first of",
+        ),
+    ],
+)
+def test_a_row_that_does_not_hold_the_sense_of_a_world_is_refused(config, name, bad, message):
+    c = {
+        "any": any_config.get_config,
+        "vectors": any_config.vectors,
+        "compose": compose.get_config,
+    }[config]()
+    limits.check(c)
+    c.modalities[name].update(bad)
+    with pytest.raises(
+        UserError, match=f"^modalities.{message}.* (has: set --config.mod|is: choose)"
+    ):
+        limits.check(c)
+    c.data = "folder:data"  # which has its own
+    limits.check(c)
+
+
+def test_a_row_may_have_more_classes_than_a_layout_and_a_list_for_a_grid():
+    c = any_config.get_config("smoke")
+    with c.unlocked():
+        c.modalities.layout = {"kind": "layout", "grid": [8, 8], "classes": 5}
+        del c.modalities.sound.rate, c.modalities.sound.samples  # as they are unless set
+    limits.check(c)
+
+
+@pytest.mark.parametrize("world", sources.WORLDS.values(), ids=lambda world: world.name)
+def test_what_a_world_shows_is_held_by_the_row_that_it_asks_for(world):
+    record = worlds.Source(world, "train", 1, senses=tuple(world.senses))[0]
+    for name, sense in world.senses.items():
+        found, row = record.extra[name], sense.row
+        if row["kind"] == "sound":
+            assert found.shape == (row["samples"],)
+        elif row["kind"] == "layout":
+            assert found.shape == row["grid"] and found.max() < row["classes"]
+        elif row["kind"] == "features":
+            assert found.shape == (row["count"], row["width"])
+        elif row["kind"] == "embedding":
+            assert found.shape == (row["dimensions"],)
+        else:
+            assert row == {"kind": "image"} and found.shape == record.image.shape
+
+
+def test_a_size_that_no_coarse_cells_fit_names_their_factor():
+    c = t2i.get_config("pyramid")
+    limits.check(c)
+    c.image_size = 72
+    cell = r"16, the cell of a coarse code \(modalities.coarse.factor = 2\)"
+    with pytest.raises(UserError, match=f"^image_size = 72, expected a multiple of {cell}"):
+        limits.check(c)
+    del c.modalities.coarse["factor"]  # 2 unless set
+    with pytest.raises(UserError, match=f"^image_size = 72, expected a multiple of {cell}"):
+        limits.check(c)
+    c.image_size = 32
+    with c.unlocked():
+        c.modalities.coarse.factor = 3
+    with pytest.raises(UserError, match=r"^modalities.coarse.factor = 3, expected one of 2, 4"):
+        limits.check(c)
+
+
+def test_the_task_of_a_run_names_what_it_has():
+    c = tiny.config()
+    stages.check(c)
+    c.task = "sound|text"
+    with pytest.raises(UserError, match=r"^task 'sound\|text' names 'sound': expected FREE or"):
+        stages.check(c)
 
 
 def test_a_layout_needs_whole_pictures():

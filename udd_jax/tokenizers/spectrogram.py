@@ -84,7 +84,14 @@ class Spectrogram:
         return self.bands, self.samples // self.hop
 
     def picture(self, sounds) -> np.ndarray:
-        """float[n, samples] in -1..1 -> uint8[n, bands, frames, 1], the lowest band first."""
+        """float[n, samples] in -1..1 -> uint8[n, bands, frames, 1], the lowest band first.
+
+        ValueError for sounds of another length.
+        """
+        if np.shape(sounds)[1:] != (self.samples,):
+            raise UserError(
+                f"sounds have the shape {np.shape(sounds)}, expected {self.samples} samples each"
+            )
         mel = abs(self._transform(np.asarray(sounds, np.float32))) ** 2 @ self._bands
         share = np.clip(1 - 10 * np.log10(np.maximum(mel, TINY)) / self.floor, 0, 1)
         return np.round(255 * share).astype(np.uint8).swapaxes(1, 2)[..., None]

@@ -6,11 +6,12 @@ Without this, a bad value ends a job after hours, or trains a useless model with
 import math
 
 from udd_jax import build, modalities, values
-from udd_jax.data import pixels
+from udd_jax.data import pixels, sources
 from udd_jax.diffusion import tasks
 from udd_jax.errors import UserError
 from udd_jax.sampling.settings import Settings
-from udd_jax.tokenizers import vqgan
+from udd_jax.tokenizers import pyramid, vqgan
+from udd_jax.tokenizers.spectrogram import Spectrogram
 
 AT_LEAST_ONE = (
     *("views", "vq.steps", "vq.batch_size", "vq.log_every", "vq.save_every", "vq.keep"),
@@ -151,6 +152,34 @@ def check(config) -> None:
         words = f"{channels}, the channels of pictures, which image_channels sets"
         _refuse(config, "vq.model.channels", words)
     _check_size(config)
+    _check_senses(config)
+
+
+def _check_senses(config) -> None:
+    """UserError unless the rows hold what an embedded world shows of its scenes.
+
+    A row without a sense of its name is refused where the data are opened.
+    """
+    world, listed = sources.WORLDS.get(value(config, "data")), modalities.rows(config)
+    for name in modalities.stored(config):
+        sense = world.senses.get(name) if world else None
+        for field, needed in (sense.row if sense else {}).items():
+            row = listed[name]
+            found = row.get(field, getattr(Spectrogram, field, None))  # a sound may leave it out
+            found = tuple(found) if isinstance(found, list) else found
+            if found == needed or (field == "classes" and found and found > needed):
+                continue
+            if field == "kind":
+                raise UserError(
+                    f"modalities.{name} is of kind {found!r}, expected {needed!r}, as the {name} "
+                    f"of {config.data!r} is: choose another name for this row"
+                )
+            where = f"modalities.{row.get('like', name)}.{field}"
+            least = "at least " if field == "classes" else ""
+            raise UserError(
+                f"{where} = {found!r}, expected {least}{needed!r}, as the {name} of "
+                f"{config.data!r} has: set --config.{where}="
+            )
 
 
 def _check_size(config) -> None:
@@ -162,10 +191,13 @@ def _check_size(config) -> None:
     if min(sides) < LEAST_SIDE:
         _refuse(config, "image_size", f"at least {LEAST_SIDE} pixels")
     cell = (patch or 1) * 2 ** (len(value(config, "vq.model.ch_mult") or (1,)) - 1)
-    cell *= modalities.coarse(config).get("factor", 1)
+    name, of = modalities.level(config), "a code"
+    if name:
+        factor = modalities.coarse(config).get("factor", pyramid.Pyramid.factor)
+        cell, of = cell * factor, f"a coarse code (modalities.{name}.factor = {factor})"
     if any(side % cell for side in sides) and not value(config, "vq.file"):
         which = "a multiple" if isinstance(size, int) else "multiples"
-        _refuse(config, "image_size", f"{which} of {cell}, the cell of a code")
+        _refuse(config, "image_size", f"{which} of {cell}, the cell of {of}")
 
 
 def value(config, name: str):

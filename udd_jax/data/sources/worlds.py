@@ -31,11 +31,14 @@ class Sense:
     render: (scene, rng=None) -> array, with noise if `rng` is given.
     read: arrays stacked along the first axis -> list of what each tells, None if it is unclear.
     told: scene -> what a clear one tells of it. Hashable; compared with ==.
+    row: {setting: value} that a row of `config.modalities` needs to hold what is rendered, such as
+        {"kind": "sound", "rate": 8000}; of `classes`, at least so many. {}: not checked.
     """
 
     render: Callable[..., np.ndarray]
     read: Callable[[np.ndarray], list]
     told: Callable[[Any], Any]
+    row: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 class Edit(NamedTuple):

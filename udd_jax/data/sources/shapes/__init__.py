@@ -86,10 +86,12 @@ WORLD = worlds.World(
     | {"variation": 0.10},
     floors={"pair": 0.80},
     senses={
-        "sound": worlds.Sense(sounds.render, sounds.read, sounds.told),
-        "layout": worlds.Sense(layouts.render, layouts.read, layouts.told),
-        "summary": worlds.Sense(vectors.summary, vectors.read, lambda scene: scene),
-        "vectors": worlds.Sense(vectors.render, vectors.read, lambda scene: scene),
+        "sound": worlds.Sense(sounds.render, sounds.read, sounds.told, sounds.ROW),
+        "layout": worlds.Sense(layouts.render, layouts.read, layouts.told, layouts.ROW),
+        "summary": worlds.Sense(
+            vectors.summary, vectors.read, lambda scene: scene, vectors.SUMMARY_ROW
+        ),
+        "vectors": worlds.Sense(vectors.render, vectors.read, lambda scene: scene, vectors.ROW),
     },
     fitting=lambda **readings: fitting(**readings),
     steering=steered.STEERING,

@@ -163,7 +163,8 @@ def _reference(number: int) -> worlds.Sense:
     def read(images):
         return [found and found.shown.objects[0] for found in read_images(np.asarray(images))]
 
-    return worlds.Sense(render, read, lambda scene: scene.references[number])
+    told = lambda scene: scene.references[number]  # noqa: E731
+    return worlds.Sense(render, read, told, {"kind": "image"})
 
 
 WORLD = worlds.World(

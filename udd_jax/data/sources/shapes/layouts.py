@@ -15,6 +15,7 @@ from udd_jax.errors import UserError
 
 GRID = (8, 8)
 CLASSES = 1 + len(scenes.SHAPES)
+ROW = {"kind": "layout", "grid": GRID, "classes": CLASSES}  # of `worlds.Sense`
 CELL = 4  # rows and columns of the layout in one of the four cells
 
 Seen = tuple[tuple[int, str, str], ...]  # (cell, size, shape) of each object, in reading order

@@ -18,6 +18,7 @@ from udd_jax.errors import UserError
 
 SAMPLE_RATE = 8000  # Hz
 SAMPLES = 8192  # 1.024 s
+ROW = {"kind": "sound", "rate": SAMPLE_RATE, "samples": SAMPLES}  # of `worlds.Sense`
 HALF = SAMPLES // 2
 RAMP = 128  # samples in which a tone rises and falls, 16 ms
 # Hz, 4 semitones apart

@@ -12,6 +12,9 @@ from udd_jax.data.sources.shapes.scenes import Object, Scene
 ATTRIBUTES = (scenes.SHAPES, tuple(scenes.COLOURS), tuple(scenes.SIZES), (0, 1, 2, 3))
 PARTS = np.cumsum([len(values) for values in ATTRIBUTES])
 SHAPE = (2, int(PARTS[-1]))  # objects, numbers of each
+# Of `worlds.Sense`.
+ROW = {"kind": "features", "count": SHAPE[0], "width": SHAPE[1]}
+SUMMARY_ROW = {"kind": "embedding", "dimensions": SHAPE[0] * SHAPE[1]}
 
 
 def render(scene: Scene, rng: np.random.Generator | None = None) -> np.ndarray:
