@@ -13,6 +13,7 @@ the sampler's, runs `sample.steps` times. The bound takes the three rates as per
 """
 
 import contextlib
+import importlib.util
 import math
 import os
 import pathlib
@@ -60,10 +61,12 @@ GIB = 2**30
 
 
 def make_mesh(topology: str, data: int, model: int) -> Mesh:
-    """The mesh of a slice; ValueError for an unknown chip or axes that do not fit."""
+    """The mesh of a slice; ValueError for an unknown chip, axes that do not fit, or no libtpu."""
     chip, _, shape = topology.partition(":")
     if chip not in RATES or not re.fullmatch(r"\d+(x\d+){1,2}", shape):
         raise ValueError(f"--topology={topology}, expected one of {', '.join(RATES)}, then :4x4")
+    if not (importlib.util.find_spec("libtpu") or os.environ.get("TPU_LIBRARY_PATH")):
+        raise ValueError('libtpu, the compiler for TPUs, is not installed: pip install -e ".[tpu]"')
     options = {"chip_config_name": "megacore"} if chip == "v4" else {}
     if shape == "1x1":
         options["chips_per_host_bounds"] = (1, 1, 1)

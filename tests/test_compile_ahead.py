@@ -5,9 +5,12 @@ import os
 import pathlib
 import subprocess
 import sys
+import types
 
 import jax
 import pytest
+
+from configs import t2i
 
 PATH = pathlib.Path(__file__).parent.parent / "launch" / "compile_ahead.py"
 
@@ -24,6 +27,16 @@ def test_bad_topologies_are_one_line(ahead):
     for topology in ("v9:2x2", "v5e", "v5e:2"):
         with pytest.raises(ValueError, match="expected one of v4, v5e, v5p, v6e"):
             ahead.make_mesh(topology, -1, 1)
+
+
+def test_without_its_compiler_the_command_ends_with_one_line_that_installs_it(ahead, monkeypatch):
+    asked = {"config": t2i.get_config("smoke"), "topology": "v5e:2x2", "program": "train"}
+    monkeypatch.setattr(ahead.flags, "FLAGS", types.SimpleNamespace(**asked, text=None, row=False))
+    monkeypatch.setattr(ahead.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.delenv("TPU_LIBRARY_PATH", raising=False)
+    with pytest.raises(SystemExit, match=r'^error: libtpu.* pip install -e "\.\[tpu\]"$') as end:
+        ahead.main([])
+    assert isinstance(end.value.code, str)  # which Python prints, and exits with 1
 
 
 def test_gathered_logits_are_noticed(ahead):
