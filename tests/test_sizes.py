@@ -6,7 +6,7 @@ from PIL import Image
 
 from configs import base, own
 from tests.helpers import tiny
-from udd_jax import modalities, pipeline
+from udd_jax import build, modalities, pipeline, stages
 from udd_jax.data import pixels, reading
 from udd_jax.demo import painter
 from udd_jax.errors import UserError
@@ -97,6 +97,16 @@ def test_a_size_that_the_cells_do_not_fit_is_one_line(size, message):
     c.image_size = size
     with pytest.raises(ValueError, match=message):
         limits.check(c)
+
+
+@pytest.mark.slow
+def test_a_tokenizer_of_pictures_lower_than_the_window_of_ssim_is_trained_to_its_end(tmp_path):
+    c = tiny.config()
+    c.image_size, c.data_options.size = (8, 24), 16
+    c.vq.update({"pictures": 16, "steps": 2, "plain_steps": 1, "warmup": 1, "batch_size": 4})
+    stages.check(c)
+    tokenizer = stages.make_image_tokenizer(c, tmp_path, stages.open_data(c))
+    assert tokenizer.grid == (1, 3) and (tmp_path / build.IMAGE).exists()
 
 
 def test_a_finished_tokenizer_is_for_pictures_of_the_size_and_channels_of_the_run(pipe):

@@ -3,10 +3,12 @@
 import json
 import pathlib
 import tracemalloc
+import types
 
 import numpy as np
 import pytest
 
+from udd_jax.evaluation import image_sets
 from udd_jax.evaluation.metrics import arrays, cache, frechet, intervals, quality
 from udd_jax.tokenizers import reconstruction
 
@@ -305,6 +307,21 @@ def test_pictures_that_do_not_match_are_refused():
         reconstruction.psnr(x, x[:1])
     with pytest.raises(ValueError, match=r"8 x 8.*11"):
         reconstruction.ssim(x, x)
+
+
+@pytest.mark.parametrize("shape, fits", [((11, 11), True), ((10, 24), False), ((24, 10), False)])
+def test_ssim_is_measured_where_its_window_fits_and_else_says_why_not(shape, fits, tmp_path):
+    x = np.full((4, *shape, 3), 90, np.uint8)
+    pipe = types.SimpleNamespace(
+        tokenizers={"image": types.SimpleNamespace(decode=lambda codes: x)}
+    )
+    nets = dict.fromkeys(("lpips", "inception"), intervals.Unmeasured("no files"))
+    items = types.SimpleNamespace(codes=None, images=x)
+    found = image_sets.reconstructed(pipe, items, tmp_path, nets)["SSIM"]
+    if fits:
+        assert found.value == 1
+    else:
+        assert found.unmeasured == "the pictures have a side below 11 pixels, the window of SSIM"
 
 
 # --- The cache -------------------------------------------------------------------------------

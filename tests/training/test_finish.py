@@ -93,3 +93,17 @@ def test_a_tokenizer_that_shows_one_colour_a_cell_is_refused_with_the_fields_tha
     finish.check_worth(scores, 0.0)
     finish.check_worth(scores | {"above_flat": 3.1}, 3.0)
     finish.check_worth(finish.score(Table(MODEL, {}), flat), 3.0)  # as good as it needs to be
+
+
+@pytest.mark.parametrize("shape", [(8, 24), (11, 10)])
+def test_pictures_without_room_for_the_window_of_ssim_have_all_other_scores(shape):
+    class Grey:
+        codes, grid = 2, (1, 1)
+        encode = finest = staticmethod(lambda images: np.zeros((len(images), 1), int))
+        decode = staticmethod(lambda codes: np.full((len(codes), *shape, 3), 90, np.uint8))
+
+    images = np.random.default_rng(0).integers(0, 256, (5, *shape, 3)).astype(np.uint8)
+    found = finish.score(Grey, images)
+    whole = finish.score(Table(MODEL, {}), pictures([50, 90]))
+    assert "ssim" in whole and set(found) == set(whole) - {"ssim"}
+    assert np.isfinite(list(found.values())).all()

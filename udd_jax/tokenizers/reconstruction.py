@@ -50,6 +50,11 @@ def flat(images, grid: tuple[int, int]) -> np.ndarray:
     return painted.reshape(images.shape)
 
 
+def window_fits(images) -> bool:
+    """Whether pictures [B, H, W, C] have room for the window of SSIM."""
+    return min(np.shape(images)[1:3]) >= WINDOW
+
+
 def ssim(images, targets) -> np.ndarray:
     """uint8[B, H, W, C] twice -> float64[B], 1 for equal pictures.
 
@@ -57,7 +62,7 @@ def ssim(images, targets) -> np.ndarray:
       ValueError: shapes that differ, or pictures smaller than the window.
     """
     images, targets = _pair(images, targets)
-    if min(images.shape[1:3]) < WINDOW:
+    if not window_fits(images):
         raise UserError(
             f"SSIM: pictures of {images.shape[1]} x {images.shape[2]}, its window needs {WINDOW}"
         )

@@ -98,15 +98,17 @@ def _pooled_psnr(images, targets) -> float:
 def score(tokenizer: image_tokenizer.ImageTokenizer, images) -> dict:
     """The scores of a tokenizer on images uint8[n, S, S, 3]: psnr (dB), ssim, codes, usage, ...
 
-    `above_flat` (dB) compares with the same images painted in one colour a cell.
+    `above_flat` (dB) compares with the same images painted in one colour a cell. Images with a side
+    below `reconstruction.WINDOW` have no ssim.
     """
     codes = tokenizer.encode(images)
     decoded = tokenizer.decode(codes)
     fine = tokenizer.finest(codes)
     counts = np.bincount(fine.ravel(), minlength=tokenizer.codes)
+    fits = reconstruction.window_fits(images)
     return {
         **worth(decoded, images, tokenizer.grid),
-        "ssim": float(reconstruction.ssim(decoded, images).mean()),
+        **({"ssim": float(reconstruction.ssim(decoded, images).mean())} if fits else {}),
         "codes": tokenizer.codes,
         "usage": float((counts > 0).mean()),
         "perplexity": float(codebook.perplexity(fine, tokenizer.codes)),
