@@ -274,11 +274,13 @@ def test_a_bad_list_is_one_line(rows, message):
         modalities.rows({"modalities": {n: row for n, row in listed.items() if row}})
 
 
-@pytest.mark.parametrize("name", [*tasks.ALIASES, "every", "edit", "outpaint", "upscale"])
+@pytest.mark.parametrize(
+    "name", [*tasks.ALIASES, "every", "edit", "outpaint", "upscale", "vq", "weights"]
+)
 @pytest.mark.parametrize("row", [{"kind": "length"}, {"like": "text"}])
-def test_a_modality_is_not_named_like_a_task(name, row):
+def test_a_modality_is_not_named_like_a_task_or_a_file_of_a_run(name, row):
     listed = {"image": {"kind": "image"}, "text": {"kind": "text"}} | {name: row}
-    message = f"^modalities.{name}.* (a task, )?expected another name|^modalities.{name} of kind"
+    message = f"^modalities.{name}.* expected another name|^modalities.{name} of kind"
     with pytest.raises(UserError, match=message):
         modalities.rows({"modalities": listed, "text": {"length": 3}})
 

@@ -130,8 +130,8 @@ ALONE = ("length", "features", "coarse")  # kinds that have no references
 ONCE = ("length", "coarse")  # kinds of which a run has one at most
 ALWAYS = ("image", "text")  # every run has one of each, under these names
 NAME = re.compile("[a-z][a-z0-9]*")  # names of parameters are made of it, with "_" between them
-# Words that mean something else where a rule is expected, so no names of modalities.
-WORDS = (*(set(tasks.ALIASES) - set(ALWAYS)), "every", "edit", "outpaint", "upscale")
+# No names of modalities: tasks, and files in the folder of a run.
+TAKEN = {*tasks.ALIASES, "every", "edit", "outpaint", "upscale", "vq", "tokens", "weights"}
 
 
 def rows(config) -> dict[str, dict]:
@@ -147,8 +147,10 @@ def rows(config) -> dict[str, dict]:
     for name, row in sorted(found.items()):
         if not isinstance(row, dict):
             raise UserError(f"modalities.{name} = {row!r}, expected a row such as {{'kind': ...}}")
-        if name in WORDS:
-            raise UserError(f"modalities.{name}: {name!r} is a task, expected another name")
+        if name in TAKEN - set(ALWAYS):
+            raise UserError(
+                f"modalities.{name}: {name!r} is a task or a file of a run, expected another name"
+            )
         if "like" in row:
             _check_reference(found, name, row)
             continue

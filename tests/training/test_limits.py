@@ -4,7 +4,7 @@ import pytest
 from flax import traverse_util
 
 from configs import any as any_config
-from configs import base, compose, i2t, pair, t2i
+from configs import base, compose, i2t, pair, sound, t2i
 from tests.helpers import tiny
 from udd_jax import stages
 from udd_jax.data import sources
@@ -81,6 +81,8 @@ def test_every_number_of_a_config_has_a_range():
 def test_every_config_is_in_range_and_so_is_one_from_before_a_field_was_there():
     for c in (base.get_config(), i2t.get_config(), pair.get_config(), tiny.config()):
         limits.check(c)
+    for c in (any_config.get_config(), any_config.vectors(), sound.get_config()):
+        limits.check(c)
     for name in ("", "smoke", "emoji", "cub", "coco", "pyramid"):
         limits.check(t2i.get_config(name))
     old = base.get_config()
@@ -136,6 +138,39 @@ def test_a_row_that_does_not_hold_the_sense_of_a_world_is_refused(config, name, 
     ):
         limits.check(c)
     c.data = "folder:data"  # which has its own
+    limits.check(c)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"vq": {"stepz": 3}}, "sound.vq.stepz is unknown, expected a field of vq"),
+        ({"vq": {"model": {"chs": 3}}}, "sound.vq.model.chs is unknown"),
+        ({"vq": {"steps": "a"}}, "sound.vq.steps = 'a', expected a value such as 40"),
+        ({"vq": {"steps": True}}, "sound.vq.steps = True, expected a value such as 40"),
+        ({"vq": {"model": 3}}, "sound.vq.model = 3, expected settings$"),
+        ({"vq": {"steps": -3}}, "sound.vq.steps = -3, expected at least 1: set --config.modal"),
+        ({"bands": 60}, "sound: 60 bands and 16 frames, expected multiples of 8, the cell"),
+    ],
+)
+def test_the_tokenizer_of_a_sound_has_fields_in_their_ranges(change, message):
+    c = any_config.get_config("smoke")
+    with c.unlocked():
+        c.modalities.sound = c.modalities.sound.to_dict() | {"vq": {"merge": 0, "steps": 5}}
+        limits.check(c)
+        c.modalities.sound = c.modalities.sound.to_dict() | change
+    with pytest.raises(UserError, match=f"^modalities.{message}"):
+        limits.check(c)
+
+
+def test_an_embedding_has_as_many_vectors_as_codes_at_least():
+    c = any_config.vectors()
+    c.modalities.summary.vectors = c.modalities.summary.codes
+    limits.check(c)
+    c.modalities.summary.codes += 1
+    with pytest.raises(UserError, match=r"^modalities.summary.vectors = 64, .* codes = 65: set"):
+        limits.check(c)
+    del c.modalities.summary["vectors"]  # 4096 unless set
     limits.check(c)
 
 

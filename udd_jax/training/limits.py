@@ -5,6 +5,9 @@ Without this, a bad value ends a job after hours, or trains a useless model with
 
 import math
 
+import ml_collections
+from flax import traverse_util
+
 from udd_jax import build, modalities, values
 from udd_jax.data import pixels, sources
 from udd_jax.diffusion import tasks
@@ -12,6 +15,7 @@ from udd_jax.errors import UserError
 from udd_jax.sampling.settings import Settings
 from udd_jax.tokenizers import pyramid, vqgan
 from udd_jax.tokenizers.spectrogram import Spectrogram
+from udd_jax.training import further
 
 AT_LEAST_ONE = (
     *("views", "vq.steps", "vq.batch_size", "vq.log_every", "vq.save_every", "vq.keep"),
@@ -152,7 +156,61 @@ def check(config) -> None:
         words = f"{channels}, the channels of pictures, which image_channels sets"
         _refuse(config, "vq.model.channels", words)
     _check_size(config)
+    _check_sounds(config)
+    _check_embeddings(config)
     _check_senses(config)
+
+
+def _check_sounds(config) -> None:
+    """UserError unless `vq` of each sound changes fields of `vq` to values in their ranges, and its
+    spectrogram is made of cells."""
+    for name, row in modalities.own(config).items():
+        if row["kind"] != "sound":
+            continue
+        for field, found in traverse_util.flatten_dict(row.get("vq", {}), sep=".").items():
+            _check_changed(config, f"modalities.{name}.vq.{field}", f"vq.{field}", found)
+        own = modalities.of_sound(config, name)
+        for names, least, most, words in RANGES:
+            for field in (field for field in names if field.startswith("vq.")):
+                _within(own, field, least, most, words, f"modalities.{name}.{field}")
+        sides, cell = modalities.image_size(own), _cell(own)
+        if any(side % cell for side in pixels.both(sides)) and not own.vq.file:
+            bands, frames = pixels.both(sides)
+            raise UserError(
+                f"modalities.{name}: {bands} bands and {frames} frames, expected multiples of "
+                f"{cell}, the cell of a code: change its bands, samples or hop"
+            )
+
+
+def _check_embeddings(config) -> None:
+    """UserError for codebooks of more codes than vectors, of which they are the means."""
+    for name, row in modalities.own(config).items():
+        vectors = row.get("vectors", further.VECTORS)
+        if row["kind"] == "embedding" and vectors < row["codes"]:
+            raise UserError(
+                f"modalities.{name}.vectors = {vectors}, expected at least codes = {row['codes']}: "
+                f"set --config.modalities.{name}.codes="
+            )
+
+
+def _check_changed(config, where: str, name: str, found) -> None:
+    """UserError if the config has no field `name`, or one of another type than `found`."""
+    section, _, field = name.rpartition(".")
+    known = value(config, section)
+    known = known if isinstance(known, ml_collections.ConfigDict) else {}
+    if field not in known:
+        raise UserError(f"{where} is unknown, expected a field of vq of the config")
+    usual, pairs = known[field], (tuple, list)
+    kind = (int, float) if isinstance(usual, float) else type(usual)
+    kind = pairs if isinstance(usual, pairs) else kind
+    flag = isinstance(found, bool) != isinstance(usual, bool)
+    if usual is not None and (flag or not isinstance(found, kind)):
+        such = (
+            "settings"
+            if isinstance(usual, ml_collections.ConfigDict)
+            else f"a value such as {usual!r}"
+        )
+        raise UserError(f"{where} = {found!r}, expected {such}")
 
 
 def _check_senses(config) -> None:
@@ -184,20 +242,25 @@ def _check_senses(config) -> None:
 
 def _check_size(config) -> None:
     """UserError unless `image_size` is a side or (height, width) of cells, or None."""
-    size, patch = modalities.image_size(config), value(config, "vq.model.patch")
+    size = modalities.image_size(config)
     if size is None:
         return
     sides = pixels.both(size)
     if min(sides) < LEAST_SIDE:
         _refuse(config, "image_size", f"at least {LEAST_SIDE} pixels")
-    cell = (patch or 1) * 2 ** (len(value(config, "vq.model.ch_mult") or (1,)) - 1)
-    name, of = modalities.level(config), "a code"
+    cell, name, of = _cell(config), modalities.level(config), "a code"
     if name:
         factor = modalities.coarse(config).get("factor", pyramid.Pyramid.factor)
         cell, of = cell * factor, f"a coarse code (modalities.{name}.factor = {factor})"
     if any(side % cell for side in sides) and not value(config, "vq.file"):
         which = "a multiple" if isinstance(size, int) else "multiples"
         _refuse(config, "image_size", f"{which} of {cell}, the cell of {of}")
+
+
+def _cell(config) -> int:
+    """Pixels along the side of a code."""
+    patch, levels = value(config, "vq.model.patch"), value(config, "vq.model.ch_mult")
+    return (patch or 1) * 2 ** (len(levels or (1,)) - 1)
 
 
 def value(config, name: str):
@@ -212,11 +275,13 @@ def _warms_up(config, part: str) -> None:
     _within(config, f"{part}.warmup", 0, steps, f"from 0 to {part}.steps = {steps}")
 
 
-def _within(config, name: str, least, most, words: str) -> None:
+def _within(config, name: str, least, most, words: str, said: str = "") -> None:
     found = value(config, name)
     if found is not None and not least <= found <= (math.inf if most is None else most):
-        _refuse(config, name, words)
+        _refuse(config, name, words, said)
 
 
-def _refuse(config, name: str, words: str) -> None:
-    raise UserError(f"{name} = {value(config, name)}, expected {words}: set --config.{name}=")
+def _refuse(config, name: str, words: str, said: str = "") -> None:
+    """said: how the field is typed, if not as `name`."""
+    said = said or name
+    raise UserError(f"{said} = {value(config, name)}, expected {words}: set --config.{said}=")
