@@ -4,7 +4,8 @@
 
 All runs draw the same items of the same embedded world with the same sampler, temperature, top-r
 and seed: those of the first run, where nothing else is asked for. A run draws pairs in the order
-that it always does (`begin_with`): each of the two steps then has half of the calls.
+that it always does (`begin_with`): each of the two steps then has half of the calls. With
+one call a pair is drawn at once.
 """
 
 import argparse
@@ -76,7 +77,7 @@ def measure(pipe, items, calls: int, settings: dict) -> dict:
 
 
 def run(runs: dict, out, counts, count: int, sampler: str) -> list[dict]:
-    """Measures and writes calls.json, calls.svg and table.md after each row.
+    """Measures and writes calls.json after each number of calls, at the end calls.svg and table.md.
 
     runs: {name: folder}. UserError if the data are not an embedded world.
     """

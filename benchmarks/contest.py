@@ -246,7 +246,7 @@ def one(configs, steps: list[int], folder: pathlib.Path, shared: pathlib.Path) -
             if not (here / name).exists():
                 os.symlink((shared / name).absolute(), here / name)
         if number:
-            config.init_from = str(folder / f"part{number - 1}")
+            config.init_from = str((folder / f"part{number - 1}").absolute())
         end = {} if last else {"until": "diffusion"}
         stages.run(for_steps(config, steps[number]), here, **end)
         seconds += files.read_json(here / "stages.json")["diffusion"]

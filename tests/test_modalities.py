@@ -1,8 +1,10 @@
 """A run of four modalities, never trained: from the config to files, numbers and the report."""
 
+import copy
 import dataclasses
 import functools
 import json
+import pickle
 import re
 import shlex
 import types
@@ -261,6 +263,8 @@ def test_the_order_of_the_sequence_is_that_of_the_names():
         ({"sound": {"kind": "sound", "band": 3}}, "modalities.sound.band is unknown, expected"),
         ({"text": None}, "modalities has no 'text', expected image and text at least"),
         ({"sound": 3}, "modalities.sound = 3, expected a row such as {'kind': ...}"),
+        ({"first": {"like": "image"}, "zz": 3}, "modalities.zz = 3, expected a row such as"),
+        ({"samples": {"kind": "sound"}}, "'samples' is a task or a file of a run"),
         ({"a": {"kind": ["text"]}}, r"modalities.a.kind = \['text'\], expected one of image"),
         (
             {"long": {"kind": "length"}, "short": {"kind": "length"}},
@@ -563,6 +567,14 @@ def test_another_vocoder_is_put_into_a_pipeline_that_was_used_already(pipe):
     np.testing.assert_array_equal(after.tokens, before.tokens)
     again = pipe.generate("sound|text", **asked).values["sound"]
     np.testing.assert_array_equal(again, before.values["sound"])
+
+
+def test_a_pipeline_can_be_copied_and_pickled():
+    own = pipeline.Pipeline.load()
+    for again in (copy.deepcopy(own), pickle.loads(pickle.dumps(own))):
+        assert again.tokenizers["image"].hash == own.tokenizers["image"].hash
+        with pytest.raises(TypeError, match=r"use pipe\.with_tokenizer"):
+            again.tokenizers["image"] = None
 
 
 def test_a_tokenizer_with_other_codes_is_refused(pipe):

@@ -1,4 +1,5 @@
-"""The fields that a row of `config.modalities` may have: the type and the range of each.
+"""The fields that a row of `config.modalities` may have: the type and the range of each. And the
+names that no row may have.
 
     SOUND["rate"]     Field(int, 1): a whole number of at least 1
 
@@ -8,6 +9,7 @@
 import math
 from typing import Any, NamedTuple
 
+from udd_jax.diffusion import tasks
 from udd_jax.errors import UserError
 from udd_jax.tokenizers import pyramid, spectrogram
 
@@ -33,7 +35,9 @@ class Field(NamedTuple):
     known: tuple = ()
 
     def fits(self, value) -> bool:
-        """Whether a value has the type and lies in the range."""
+        """Whether a value has the type and lies in the range; None is no word."""
+        if value is None:
+            return self.type is str and not self.known
         if self.type is tuple:
             whole = self._replace(type=int)
             pair = isinstance(value, tuple | list) and len(value) == 2
@@ -70,7 +74,7 @@ SOUND = {
     **{"low": Field(float, 0), "high": ABOVE_ZERO, "floor": Field(float)},
     **{"vq": Field(dict), "field": WORD},
 }
-LAYOUT = {"grid": Field(tuple, 1), "classes": Field(int, 2), "field": WORD}
+LAYOUT = {"grid": Field(tuple, 1), "classes": POSITIVE, "field": WORD}
 EMBEDDING = {
     **{"dimensions": POSITIVE, "residuals": POSITIVE, "codes": Field(int, 2)},
     **{"vectors": POSITIVE, "field": WORD},
@@ -79,6 +83,13 @@ FEATURES = {"count": POSITIVE, "width": POSITIVE, "dropped": SHARE, "field": WOR
 COARSE = {
     **{"codes": Field(int, 2), "factor": Field(int, known=pyramid.FACTORS)},
     **{"preview": SHARE, "noise": SHARE},
+}
+
+# Tasks, and files and folders of a run.
+TAKEN = {
+    *(*tasks.ALIASES, "every", "edit", "outpaint", "upscale"),
+    *("vq", "tokens", "weights", "lock", "samples", "checkpoints", "replay", "tuning", "cache"),
+    *("recognition", "listener", "judges"),
 }
 
 

@@ -23,7 +23,6 @@ import numpy as np
 from udd_jax import fields
 from udd_jax.data import pixels, reading
 from udd_jax.data.sources import beside, readers
-from udd_jax.diffusion import tasks
 from udd_jax.errors import UserError
 from udd_jax.tokenizers import (
     embedding_tokenizer,
@@ -130,8 +129,6 @@ ALONE = ("length", "features", "coarse")  # kinds that have no references
 ONCE = ("length", "coarse")  # kinds of which a run has one at most
 ALWAYS = ("image", "text")  # every run has one of each, under these names
 NAME = re.compile("[a-z][a-z0-9]*")  # names of parameters are made of it, with "_" between them
-# No names of modalities: tasks, and files in the folder of a run.
-TAKEN = {*tasks.ALIASES, "every", "edit", "outpaint", "upscale", "vq", "tokens", "weights"}
 
 
 def rows(config) -> dict[str, dict]:
@@ -144,10 +141,12 @@ def rows(config) -> dict[str, dict]:
     """
     found = config.get("modalities")
     found = getattr(found, "to_dict", lambda: found)() or {n: {"kind": n} for n in ALWAYS}
+    for name in sorted(name for name, row in found.items() if not isinstance(row, dict)):
+        raise UserError(
+            f"modalities.{name} = {found[name]!r}, expected a row such as {{'kind': ...}}"
+        )
     for name, row in sorted(found.items()):
-        if not isinstance(row, dict):
-            raise UserError(f"modalities.{name} = {row!r}, expected a row such as {{'kind': ...}}")
-        if name in TAKEN - set(ALWAYS):
+        if name in fields.TAKEN - set(ALWAYS):
             raise UserError(
                 f"modalities.{name}: {name!r} is a task or a file of a run, expected another name"
             )

@@ -22,7 +22,6 @@ import inspect
 import math
 import pathlib
 import tempfile
-import types
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -55,6 +54,16 @@ def sample_keys(seed: int, count: int, first: int = 0) -> jax.Array:
     return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), each)
 
 
+class ReadOnly(dict):
+    """The tokenizers of a pipeline: compiled functions do not see another one that is put in."""
+
+    def __setitem__(self, name, value):
+        raise TypeError("the tokenizers of a pipeline are read-only: use pipe.with_tokenizer")
+
+    def __reduce__(self):
+        return ReadOnly, (dict(self),)
+
+
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Pipeline:
     """A finished run: tokenizers by modality, the kernel, the network and its averaged weights."""
@@ -70,7 +79,7 @@ class Pipeline:
     matcher: matching.Matcher | None = None  # the dual encoder of another run
 
     def __post_init__(self):
-        object.__setattr__(self, "tokenizers", types.MappingProxyType(dict(self.tokenizers)))
+        object.__setattr__(self, "tokenizers", ReadOnly(self.tokenizers))
 
     @classmethod
     def load(cls, directory=PACKAGED) -> "Pipeline":

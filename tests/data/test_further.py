@@ -293,6 +293,13 @@ def test_a_class_label_is_a_map_of_one_cell(tmp_path, end):
     for grid in ((1, 1), (2, 2)):
         (record,) = records(opened(spec, with_fields(map=LAYOUT | {"grid": grid})))
         np.testing.assert_array_equal(record.extra["map"], np.full(grid, 2))
+    if end == "parquet":  # a column of labels with a gap has floats
+        row |= {"map_of": 2.0}
+        gap = row | {"map_of": float("nan")}
+        rows = pyarrow.Table.from_pylist([row, gap]).drop(["file_name"])
+        parquet.write_table(rows, tmp_path / "a.parquet")
+        read, lacks = records(opened(spec, with_fields(map=LAYOUT)))
+        assert (read.extra["map"] == 2).all() and "map" not in lacks.extra
     few = with_fields(map=LAYOUT | {"grid": (1, 1), "classes": 2})
     assert "broken map" in dict(reading.example(opened(spec, few), 0, Views(SIDE)).faults)
 

@@ -48,6 +48,7 @@ def test_a_layout_is_read_from_json_npy_and_a_picture_of_ids(tmp_path):
     pixels.Image.fromarray(layout.astype(np.uint8)).save(tmp_path / "a.seg.png")
     for name in ("a.json", "a.npy", "a.seg.png"):
         np.testing.assert_array_equal(layouts.read(tmp_path / name), layout)
+        np.testing.assert_array_equal(layouts.read((tmp_path / name).read_bytes()), layout)
     assert json.loads((tmp_path / "a.json").read_text()) == layout.tolist()
     np.testing.assert_array_equal(layouts.fit(layout.repeat(4, 0).repeat(2, 1), (2, 3)), layout)
 
@@ -74,3 +75,10 @@ def test_each_id_has_its_colour():
     assert shown.shape == (16, 16, 3)
     assert (shown[:8, 8:] == layouts.COLOURS[3]).all()
     assert (shown[8:, :8] == layouts.COLOURS[1]).all()
+
+
+def test_one_id_is_a_layout_of_one_cell(tmp_path):
+    (tmp_path / "a.json").write_text("3\n")
+    for source in (tmp_path / "a.json", b"3\n"):
+        np.testing.assert_array_equal(layouts.read(source), [[3]])
+    np.testing.assert_array_equal(layouts.check(3), [[3]])

@@ -238,8 +238,8 @@ MUTANTS = (
         ),
         (
             "concentrated: no word is seen",
-            "return text[None] & (xt == self.vocab.mask_id)",
-            "return text[None] & (xt >= 0)",
+            "[None] & (xt == self.vocab.mask_id)",
+            "[None] & (xt >= 0)",
         ),
         (
             "concentrated: where all words are masked the image sees the mean of them",

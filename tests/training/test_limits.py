@@ -1,5 +1,7 @@
 """Numbers out of their range are refused, and every config of the repository is in range."""
 
+import re
+
 import pytest
 from flax import traverse_util
 
@@ -156,10 +158,29 @@ def test_a_row_that_does_not_hold_the_sense_of_a_world_is_refused(config, name, 
 def test_the_tokenizer_of_a_sound_has_fields_in_their_ranges(change, message):
     c = any_config.get_config("smoke")
     with c.unlocked():
-        c.modalities.sound = c.modalities.sound.to_dict() | {"vq": {"merge": 0, "steps": 5}}
+        c.modalities.sound = c.modalities.sound.to_dict() | {
+            "vq": {"merge": 0, "steps": 5, "warmup": 2, "plain_steps": 1}
+        }
         limits.check(c)
         c.modalities.sound = c.modalities.sound.to_dict() | change
     with pytest.raises(UserError, match=f"^modalities.{message}"):
+        limits.check(c)
+
+
+@pytest.mark.parametrize(
+    ("vq", "message"),
+    [
+        ({"merge_cost": "x"}, "vq.merge_cost = x, expected"),
+        ({"model": {"quantiser": "nope"}}, "vq.model.quantiser = nope, expected one of"),
+        ({"steps": 50, "warmup": 60}, "vq.warmup = 60, expected from 0 to vq.steps = 50"),
+        ({"steps": 50, "plain_steps": 50}, "vq.plain_steps = 50, expected from 0 to less than"),
+    ],
+)
+def test_the_tokenizer_of_a_sound_is_checked_as_that_of_the_image(vq, message):
+    c = any_config.get_config("smoke")
+    with c.unlocked():
+        c.modalities.sound = c.modalities.sound.to_dict() | {"vq": {"warmup": 2} | vq}
+    with pytest.raises(UserError, match=f"^modalities.sound.{re.escape(message)}"):
         limits.check(c)
 
 

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pathlib
+import re
 
 import numpy as np
 from PIL import Image
@@ -33,7 +34,7 @@ def read(source: str | os.PathLike | bytes) -> np.ndarray:
         name, suffix, content = f"a file of {len(source)} bytes", "", source
         if content.startswith(arrays.MAGIC):
             suffix = arrays.SUFFIX
-        elif content.lstrip().startswith(b"["):
+        elif re.match(rb"\s*(\[|\d+\s*$)", content):
             suffix = ".json"
     else:
         name, suffix = str(source), pathlib.Path(source).suffix.lower()

@@ -343,9 +343,9 @@ class Transformer(nn.Module):
         return ~(others[None] & ~functools.reduce(jnp.logical_or, hidden)[:, None]).any(axis=-1)
 
     def _masked_text(self, xt):
-        """Masked text tokens, bool[B, L]: concentrated attention hides them from all others."""
-        text = self.vocab.modality_of == self.vocab.index("text")
-        return text[None] & (xt == self.vocab.mask_id)
+        """Masked tokens of texts, bool[B, L]: concentrated attention hides them from all others."""
+        texts = np.array(["text" in (m.name, m.like) for m in self.vocab.modalities])
+        return texts[self.vocab.modality_of][None] & (xt == self.vocab.mask_id)
 
     def _padded(self, xt, t, free):
         """Positions of padding in fully given texts, bool[B, L].

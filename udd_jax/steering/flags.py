@@ -58,6 +58,8 @@ def weights(words: list[str]) -> dict[str, float]:
     for typed in words:
         name, _, number = typed.partition("=")
         name, form = name.strip(), "NAME=WEIGHT such as text=0.5"
+        if not name:
+            raise UserError(f"--weigh={typed}, expected {form}")
         if name in found:
             raise UserError(f"--weigh={typed}: {name} has a weight already, expected one of each")
         try:

@@ -125,20 +125,12 @@ def check(config) -> None:
 
     Fields that the config lacks, or that are None, are passed over.
     """
-    for names, least, most, words in RANGES:
-        for name in names:
-            _within(config, name, least, most, words)
+    _check_ranges(config)
     if not value(config, "text.file"):
         words = f"at least {LEAST_VOCABULARY}, the room for bytes and an alphabet"
         _within(config, "text.vocab_size", LEAST_VOCABULARY, math.inf, words)
-    for part in ("vq", "train"):
-        _warms_up(config, part)
-    steps = value(config, "vq.steps")
-    words = f"from 0 to less than vq.steps = {steps}"
-    _within(config, "vq.plain_steps", 0, (steps or math.inf) - 1, words)
-    for name, known in WORDS.items():
-        if value(config, name) not in (None, *known):
-            _refuse(config, name, f"one of {', '.join(known)}")
+    _check_steps(config)
+    _warms_up(config, "train")
     if value(config, "incomplete") and not config.cache:
         _refuse(config, "incomplete", "False without a token cache (cache = False)")
     if value(config, "incomplete") and value(config, "dual_encoder.steps"):
@@ -161,6 +153,25 @@ def check(config) -> None:
     _check_senses(config)
 
 
+def _check_ranges(config, begins: str = "", prefix: str = "") -> None:
+    """UserError for fields out of RANGES and WORDS whose names begin so. prefix: before a name in
+    the line."""
+    for names, least, most, words in RANGES:
+        for name in (name for name in names if name.startswith(begins)):
+            _within(config, name, least, most, words, prefix + name)
+    for name, known in WORDS.items():
+        if name.startswith(begins) and value(config, name) not in (None, *known):
+            _refuse(config, name, f"one of {', '.join(known)}", prefix + name)
+
+
+def _check_steps(config, prefix: str = "") -> None:
+    """UserError unless a tokenizer's warm-up and plain steps are a part of its steps."""
+    _warms_up(config, "vq", prefix)
+    steps, name = value(config, "vq.steps"), "vq.plain_steps"
+    words = f"from 0 to less than vq.steps = {steps}"
+    _within(config, name, 0, (steps or math.inf) - 1, words, prefix + name)
+
+
 def _check_sounds(config) -> None:
     """UserError unless `vq` of each sound changes fields of `vq` to values in their ranges, and its
     spectrogram is made of cells."""
@@ -170,9 +181,8 @@ def _check_sounds(config) -> None:
         for field, found in traverse_util.flatten_dict(row.get("vq", {}), sep=".").items():
             _check_changed(config, f"modalities.{name}.vq.{field}", f"vq.{field}", found)
         own = modalities.of_sound(config, name)
-        for names, least, most, words in RANGES:
-            for field in (field for field in names if field.startswith("vq.")):
-                _within(own, field, least, most, words, f"modalities.{name}.{field}")
+        _check_ranges(own, "vq.", f"modalities.{name}.")
+        _check_steps(own, f"modalities.{name}.")
         sides, cell = modalities.image_size(own), _cell(own)
         if any(side % cell for side in pixels.both(sides)) and not own.vq.file:
             bands, frames = pixels.both(sides)
@@ -270,13 +280,15 @@ def value(config, name: str):
     return config
 
 
-def _warms_up(config, part: str) -> None:
-    steps = value(config, f"{part}.steps")
-    _within(config, f"{part}.warmup", 0, steps, f"from 0 to {part}.steps = {steps}")
+def _warms_up(config, part: str, prefix: str = "") -> None:
+    steps, name = value(config, f"{part}.steps"), f"{part}.warmup"
+    _within(config, name, 0, steps, f"from 0 to {part}.steps = {steps}", prefix + name)
 
 
 def _within(config, name: str, least, most, words: str, said: str = "") -> None:
     found = value(config, name)
+    if isinstance(found, str | tuple | dict):
+        _refuse(config, name, words, said)
     if found is not None and not least <= found <= (math.inf if most is None else most):
         _refuse(config, name, words, said)
 

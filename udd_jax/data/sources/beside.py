@@ -11,6 +11,7 @@ a map of one cell (a class label).
 """
 
 import dataclasses
+import math
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -89,13 +90,16 @@ def place(cell, find, words: bool = False, labels: bool = False):
         cell = cell.get("bytes") or cell.get("path")
     if cell is None or (isinstance(cell, str) and not cell.strip()):
         return None
-    if labels and re.fullmatch(r"\s*\d{1,9}\s*", str(cell)):
-        return listing.Inline(int(cell))
+    if isinstance(cell, float) and math.isnan(cell):  # a label that a table lacks
+        return None
+    if labels and re.fullmatch(r"\s*\d{1,9}(\.0*)?\s*", str(cell)):
+        return listing.Inline(int(float(cell)))
     if isinstance(cell, str):
         return listing.Inline(cell) if words else find(cell)
     if isinstance(cell, bytes | list | np.ndarray):
         return listing.Inline(cell)
-    return listing.Broken(f"{type(cell).__name__} {str(cell)[:40]}, expected a path, bytes or rows")
+    what = "a path, bytes, rows or a whole number" if labels else "a path, bytes or rows"
+    return listing.Broken(f"{type(cell).__name__} {str(cell)[:40]}, expected {what}")
 
 
 def inside(folder: str, name: str) -> str | listing.Broken:

@@ -63,7 +63,7 @@ UNMEASURED = dict.fromkeys(
 )
 
 # Rows of the headline: task, name, path of the rate in the result. Aims come from the world.
-EVERY = ("any", "independent")  # they train all rules of whole modalities
+WHOLE = ("any", "independent")  # they train all rules of whole modalities
 CHANCE = 2.0  # standard errors by which a total variation may be above its aim
 RATES = (
     ("t2i", "image agrees with the caption", ("scores", "t2i", "agreement")),
@@ -307,7 +307,7 @@ def trained_tasks(vocab, mixture) -> list[str]:
         task
         for task in samples.TASKS
         if any(
-            share and (tasks.same(vocab, rule, task) or (rule in EVERY and task != "infill"))
+            share and (tasks.same(vocab, rule, task) or (rule in WHOLE and task != "infill"))
             for rule, share in mixture.items()
         )
     ]
