@@ -11,8 +11,8 @@ dual encoder of the first. Vectors of another encoder are files of the same name
 `KEY.png`; their size is `--config.modalities.summary.dimensions=`. The rule `summary|text` is the
 prior, `image|summary` and `image|summary,text` are decoders (DALL-E 2, arXiv 2204.06125, in the
 small). As stored data `shapes` has no reader of its pictures, so the report shows samples and says
-of none whether it is right. With this encoder the full training was not run; `any.py:vectors`, the
-same with a vector of the scene itself, was (benchmarks/RESULTS.md).
+of none whether it is right; benchmarks/RESULTS.md does, and has `any.py:vectors`, the same with a
+vector of the scene itself.
 """
 
 from configs import t2i
