@@ -278,6 +278,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.sample_rules = ml_collections.ConfigDict()
     # Modalities that a rule which does not give them generates first, and by way of which it
     # generates the rest, also if it does not name them. Not for one modality from nothing.
+    # Of a student, () is what its teacher has.
     c.begin_with = ()
 
     c.evaluate = ml_collections.ConfigDict(
