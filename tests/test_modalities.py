@@ -309,6 +309,12 @@ def listed_with(kind: str, row: dict) -> dict:
 WHOLE, PAIR = "a whole number of at least", r"\(rows, columns\), two whole numbers of at least 1"
 
 
+def test_no_field_and_no_schedule_are_none():
+    """As in runs of before."""
+    found = modalities.rows(listed_with("sound", {"field": None, "schedule": None}))
+    assert found["a"]["field"] is None
+
+
 @pytest.mark.parametrize(
     "kind, field, value, expected",
     [
@@ -316,8 +322,8 @@ WHOLE, PAIR = "a whole number of at least", r"\(rows, columns\), two whole numbe
         ("layout", "grid", (8,), PAIR),
         ("layout", "grid", (8, 0), PAIR),
         ("layout", "grid", "88", PAIR),
-        ("layout", "classes", "4", f"{WHOLE} 2"),
-        ("layout", "classes", True, f"{WHOLE} 2"),
+        ("layout", "classes", "4", f"{WHOLE} 1"),
+        ("layout", "classes", True, f"{WHOLE} 1"),
         ("features", "count", "2", f"{WHOLE} 1"),
         ("features", "width", 0, f"{WHOLE} 1"),
         ("features", "dropped", 1.5, "a number from 0 to 1"),
