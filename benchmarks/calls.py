@@ -64,11 +64,10 @@ def measure(pipe, items, calls: int, settings: dict) -> dict:
             halves = {"steps": calls // 2, "begin_steps": calls - calls // 2}
             options |= halves if calls > 1 else {"begin_with": ()}
         result = pipe.generate(task, count, given=given[task], **options)
-        shown = items.images[:count] if task == "i2t" else result.images
+        shown = items.images if task == "i2t" else result.images
         captions = items.captions if task == "t2i" else result.captions
         pairs = agreement.read(items.world, shown, captions)
-        verdicts = [agreement.verdict(items.world, *pair) for pair in pairs]
-        row[task] = agreement.rate([verdict is None for verdict in verdicts])
+        row[task] = agreement.agreement(items.world, pairs)[1]["agreement"]
         read = [pair for pair in pairs if None not in pair]
         variety = agreement.variation(items.world.laws.get(task, {}), read)
         row["variation"][task] = {name: found["tv"] for name, found in variety.items()}

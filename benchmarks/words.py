@@ -56,10 +56,8 @@ def held_out(config, text, image, vocab, count: int):
     others, of_others, _ = shapes.arrays("validation", count)
     meanings = [shapes.grammar.parse_caption(caption) for caption in of_others]
     alone = [i for i, meaning in enumerate(meanings) if not meaning.relation]
-    images, captions = (
-        np.concatenate([images, others[alone]]),
-        [*captions, *(of_others[i] for i in alone)],
-    )
+    images = np.concatenate([images, others[alone]])
+    captions = [*captions, *(of_others[i] for i in alone)]
     codes = np.concatenate(
         [image.encode(part) for part in np.array_split(images, max(count // 64, 1))]
     )

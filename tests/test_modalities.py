@@ -582,6 +582,8 @@ def test_a_pipeline_can_be_copied_and_its_tokenizers_pickled():
         assert again["image"].hash == own["image"].hash
         with pytest.raises(TypeError, match=r"use pipe\.with_tokenizer"):
             again["image"] = None
+        with pytest.raises(TypeError, match=r"use pipe\.with_tokenizer"):
+            again.update(image=None)
 
 
 def test_a_tokenizer_with_other_codes_is_refused(pipe):

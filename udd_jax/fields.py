@@ -35,7 +35,7 @@ class Field(NamedTuple):
     known: tuple = ()
 
     def fits(self, value) -> bool:
-        """Whether a value has the type and lies in the range; None is no word."""
+        """Whether a value has the type and lies in the range. None stands for no string."""
         if value is None:
             return self.type is str and not self.known
         if self.type is tuple:

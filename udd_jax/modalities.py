@@ -141,12 +141,13 @@ def rows(config) -> dict[str, dict]:
     """
     found = config.get("modalities")
     found = getattr(found, "to_dict", lambda: found)() or {n: {"kind": n} for n in ALWAYS}
-    for name in sorted(name for name, row in found.items() if not isinstance(row, dict)):
+    if bad := sorted(name for name, row in found.items() if not isinstance(row, dict)):
+        name = bad[0]
         raise UserError(
             f"modalities.{name} = {found[name]!r}, expected a row such as {{'kind': ...}}"
         )
     for name, row in sorted(found.items()):
-        if name in fields.TAKEN - set(ALWAYS):
+        if name in fields.TAKEN and name not in ALWAYS:
             raise UserError(
                 f"modalities.{name}: {name!r} is a task or a file of a run, expected another name"
             )

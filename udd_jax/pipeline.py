@@ -57,8 +57,10 @@ def sample_keys(seed: int, count: int, first: int = 0) -> jax.Array:
 class ReadOnly(dict):
     """The tokenizers of a pipeline: compiled functions do not see another one that is put in."""
 
-    def __setitem__(self, name, value):
+    def _refuse(self, *_, **__):
         raise TypeError("the tokenizers of a pipeline are read-only: use pipe.with_tokenizer")
+
+    __setitem__ = __delitem__ = __ior__ = update = setdefault = pop = popitem = clear = _refuse
 
     def __reduce__(self):
         return ReadOnly, (dict(self),)

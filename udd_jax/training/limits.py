@@ -93,12 +93,7 @@ def check_evaluation(config) -> None:
 
     A run of another version may have values in its other sections that `check` refuses.
     """
-    for names, least, most, words in RANGES:
-        for name in names:
-            if name.startswith(("evaluate.", "data_options.")):
-                _within(config, name, least, most, words)
-    if value(config, "evaluate.split") not in (None, *WORDS["evaluate.split"]):
-        _refuse(config, "evaluate.split", f"one of {', '.join(WORDS['evaluate.split'])}")
+    _check_ranges(config, ("evaluate.", "data_options."))
 
 
 def check_sampling(config, vocab, kernel) -> None:
@@ -153,7 +148,7 @@ def check(config) -> None:
     _check_senses(config)
 
 
-def _check_ranges(config, begins: str = "", prefix: str = "") -> None:
+def _check_ranges(config, begins: str | tuple[str, ...] = "", prefix: str = "") -> None:
     """UserError for fields out of RANGES and WORDS whose names begin so. prefix: before a name in
     the line."""
     for names, least, most, words in RANGES:

@@ -213,8 +213,12 @@ def _unlisted(here: walk.Files, found: list[listing.Item], used: set[str], names
 
     found: the items of the rows; used: the paths of all lists; names: of `_flickr_splits`.
     """
-    places = (place for item in found for place in (item.where, *item.further.values()))
-    listed = {place for place in places if isinstance(place, str)}
+    listed = {
+        place
+        for item in found
+        for place in (item.where, *item.further.values())
+        if isinstance(place, str)
+    }
     used = used | listed | {file for file, _ in names.values()}
     stems_ = {os.path.splitext(place)[0] for place in here.pictures} | set(here.pictures)
     for places, why in (

@@ -175,6 +175,7 @@ def _rows(table, file, name, split, image_field, caption_field, split_field, fur
         if field.name not in (images[0], *named.values()) and "binary" not in str(field.type)
     ]
     classes = _classes(table.schema_arrow)
+    kinds = {m: (further[m].words, further[m].labels) for m in named}
     number, used = 0, {images[0], *others, *named.values()}
     ignored = tuple(
         f"the column {listing.printable(n)} (--config.data_options.image_field=, or modalities.NAME"
@@ -210,7 +211,6 @@ def _rows(table, file, name, split, image_field, caption_field, split_field, fur
             extra = {k: v for k, v in values.items() if k not in known and not _captioned((k,))}
             own = split_names.said(values.get(split_field), where) or split
             image = None if row in lacks else (file, images[0], group, row)
-            kinds = {m: (further[m].words, further[m].labels) for m in named}
             places = {m: (file, c, group, row, *kinds[m]) for m, c in named.items()}
             unused = (*captioning.not_used(values, caption_field), *ignored)
             yield listing.Item(key, image, captions, extra, own, places, unused)

@@ -62,8 +62,8 @@ UNMEASURED = dict.fromkeys(
     "this is the suite main; --mode=evaluate --suite=full measures them",
 )
 
+WHOLE = ("any", "independent")  # of a mixture: they train all rules of whole modalities
 # Rows of the headline: task, name, path of the rate in the result. Aims come from the world.
-WHOLE = ("any", "independent")  # they train all rules of whole modalities
 CHANCE = 2.0  # standard errors by which a total variation may be above its aim
 RATES = (
     ("t2i", "image agrees with the caption", ("scores", "t2i", "agreement")),
