@@ -1,6 +1,8 @@
 """Stage experts: copies change no bit, a row has the expert of its time, and only that learns."""
 
 import functools
+import json
+import shutil
 
 import flax
 import jax
@@ -138,6 +140,18 @@ def test_a_step_leaves_the_other_experts_as_they_are(made, name):
         state = after
 
 
+def test_experts_are_split_further_each_from_the_one_of_its_interval(made):
+    _, params, *_ = made
+    there = {f"expert_{i}": jax.tree.map(lambda p, i=i: p + i, params) for i in range(2)}
+    found = experts.split(there, (0.25, 0.5, 0.75), of=(0.5,))
+    for name, parent in {0: 0, 1: 0, 2: 1, 3: 1}.items():
+        jax.tree.map(
+            np.testing.assert_array_equal, found[f"expert_{name}"], there[f"expert_{parent}"]
+        )
+    moved = experts.split(there, (0.6,), of=(0.5,))  # the first reaches into the second's half
+    jax.tree.map(np.testing.assert_array_equal, moved, there)
+
+
 def test_the_cache_of_a_chain_holds_every_expert(made):
     several, params, _, call, _ = made
     copies = experts.split(params, ENDS)
@@ -205,6 +219,29 @@ def test_a_finished_run_is_split_saved_and_read(split, tmp_path):
     for name, p in trees.flatten(again.params).items():
         np.testing.assert_array_equal(p, one[name.partition("/")[2]])
     assert len(trees.flatten(again.params)) == 3 * len(one)
+
+
+def test_a_run_that_was_split_is_split_again_and_not_joined(split, tiny_run, tmp_path):
+    before, after = split
+    folder = tmp_path / "run"
+    shutil.copytree(tiny_run, folder)
+    written = json.loads((folder / build.CONFIG).read_text())
+    written["config"]["experts"] = ENDS
+    (folder / build.CONFIG).write_text(json.dumps(written))
+    params = {
+        name: jax.tree.map(lambda p, n=n: p + n, tree)
+        for n, (name, tree) in enumerate(after.params.items())
+    }
+    trees.save_tree(folder / build.WEIGHTS, params, {"step": 1})
+    c = tiny.config()
+    c.experts, c.init_from = (0.1, *ENDS), str(folder)
+    again = start.weights(c, before.vocab)
+    for name, of in enumerate((0, 0, 1, 2)):
+        jax.tree.map(np.testing.assert_array_equal, again[f"expert_{name}"], params[f"expert_{of}"])
+    start.check(c)
+    c.experts = ()
+    with pytest.raises(ValueError, match=r"has experts = \(0.3, 0.6\) and the config none"):
+        start.check(c)
 
 
 @pytest.mark.slow

@@ -2,14 +2,16 @@
 
     expert i answers for rows with  boundaries[i - 1] < t / T <= boundaries[i]
 
-`split` copies a trained network; training goes on with all copies. A row's time is that of what it
-generates. An expert without any row in the batch is not evaluated, so a step of a sampler in which
-all rows have one time costs as much as one network. So does a training step, whose times are of one
-interval (`time_sampling.draw`), but for rows of the task `independent`.
+`split` copies a trained network, or trained experts for finer intervals; training goes on with all
+copies. A row's time is that of what it generates. An expert without any row in the batch is not
+evaluated, so a step of a sampler in which all rows have one time costs as much as one network. So
+does a training step, whose times are of one interval (`time_sampling.draw`), but for rows of the
+task `independent`.
 
 The parameters are those of the network, under `expert_0`, `expert_1`, and so on.
 """
 
+import bisect
 import itertools
 from dataclasses import fields
 
@@ -82,9 +84,16 @@ class Experts(transformer.Transformer):
         return logits
 
 
-def split(params: dict, boundaries) -> dict:
-    """The parameters of `Experts` that are copies of one network's."""
-    return {NAME.format(i): jax.tree.map(lambda p: p, params) for i in range(len(boundaries) + 1)}
+def split(params: dict, boundaries, of=()) -> dict:
+    """The parameters of `Experts`: copies of one network, or of the experts of boundaries `of`.
+
+    Each is a copy of the one that answers for the middle of its interval. So a binary tree of
+    experts grows level by level: (0.5,), trained, and then (0.25, 0.5, 0.75).
+    """
+    ends = (0.0, *boundaries, 1.0)
+    parents = [bisect.bisect_left(of, (a + b) / 2) for a, b in itertools.pairwise(ends)]
+    found = [params[NAME.format(i)] if of else params for i in parents]
+    return {NAME.format(i): jax.tree.map(lambda p: p, tree) for i, tree in enumerate(found)}
 
 
 def only_learners(new, old, grads: dict):

@@ -24,7 +24,7 @@ _OWN = ("model.implementation", "model.unroll", "model.remat")
 
 
 def check(config, workdir=None) -> None:
-    """UserError if `init_from` is no finished run, or something needs one that is not named.
+    """UserError if `init_from` is no finished run or does not fit, or something needs one.
 
     workdir: of the new run; if it is finished already, nothing is asked for.
     """
@@ -61,6 +61,12 @@ def check(config, workdir=None) -> None:
                 f"init_from = {config.init_from!r} has no file {name!r}, expected the folder of a "
                 "finished run: set --config.init_from= to one"
             )
+    there = tuple(build.read_config(run).get("experts", ()))
+    if there and not config.get("experts"):
+        raise UserError(
+            f"init_from = {config.init_from!r} has experts = {there} and the config none: set "
+            f'--config.experts="{there}", or finer ones'
+        )
 
 
 def distilled(config) -> bool:
@@ -105,14 +111,16 @@ def settings(config) -> dict:
 def weights(config, vocab) -> dict | None:
     """Parameters for a new training; those that `init_from` has with the same shape are taken.
 
-    Each of `config.experts` takes those of a run without experts. None without `init_from`.
+    Each of `config.experts` takes those of the run, or of its expert for these times. None without
+    `init_from`.
     UserError if there are adapters, and not all parameters fit.
     """
     if not config.init_from:
         return None
-    there = build.load_weights(pathlib.Path(config.init_from).expanduser())
-    if config.get("experts") and not any(name.startswith("expert_") for name in there):
-        there = experts.split(there, config.experts)
+    run = pathlib.Path(config.init_from).expanduser()
+    there = build.load_weights(run)
+    if config.get("experts"):
+        there = experts.split(there, config.experts, build.read_config(run).get("experts", ()))
     model = build.make_model(config, vocab)
     fresh = functools.partial(
         transformer.init, model, jax.random.key(config.seed), config.train.fan_in
