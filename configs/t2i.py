@@ -152,7 +152,7 @@ def emoji(c):
 
 
 def emoji_fine(c):
-    """The drawings of `emoji` in 16 x 16 codes: sharper, and seldom recognised after an hour.
+    """The drawings of `emoji` in 16 x 16 codes: sharper, and learned far more slowly.
 
     An image is 16 x 16 codes for cells of 4 x 4 pixels. (With 8 x 8 cells of 8 x 8 pixels, even the
     best patches reach only 21 dB.)

@@ -8,7 +8,7 @@ device against the chip's, FLOPs, bytes moved, collectives by kind and bytes, an
 the time of a step from the chip's peak rates, with the utilisation (MFU) that it allows. The mesh
 is the config's: `--config.mesh.model=4`.
 
-How it counts is said in `udd_jax/costs.py`; a loop whose trips the program does not tell, such as
+How it counts is said in `udd_jax/runtime/costs.py`; a loop whose trips the program does not tell, such as
 the sampler's, runs `sample.steps` times. The bound takes the three rates as perfectly overlapped.
 """
 

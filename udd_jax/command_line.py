@@ -35,7 +35,7 @@ OVERVIEW = """\
 udd_jax generates images and captions together, and the missing parts of both.
 
   udd_jax --mode=sample --prompt="a small red circle above a large blue square"    at once
-  udd_jax --config=configs/t2i.py                        train on an embedded world, 15 minutes
+  udd_jax --config=configs/t2i.py                        train on an embedded world, 19 minutes
   udd_jax --mode=demo --workdir=runs/t2i       try that run in a browser, or the one of the package
   udd_jax --mode=data --config.data=folder:DIR                                  check your data
   udd_jax --config=configs/own.py --config.data=folder:DIR --workdir=runs/mine    train on them

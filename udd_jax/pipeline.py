@@ -507,7 +507,7 @@ class Pipeline:
         if not path or not path.exists():
             raise UserError(
                 "this run has no dual encoder: train one with its main job and "
-                "--config.dual_encoder.steps=1500, or take that of another run with the same "
+                "--config.dual_encoder.steps=2500, or take that of another run with the same "
                 "tokenizers (--dual_encoder=RUN, Pipeline.with_dual_encoder)"
             )
         return matching.load(path, self._hashes)
