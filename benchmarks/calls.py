@@ -15,6 +15,7 @@ import pathlib
 import numpy as np
 
 from udd_jax import pipeline
+from udd_jax.errors import UserError
 from udd_jax.evaluation import held_out, scores
 from udd_jax.evaluation.metrics import agreement
 from udd_jax.evaluation.report import page
@@ -115,6 +116,9 @@ def main(arguments) -> int:
     runs = dict(text.split("=", 1) for text in options.runs if "=" in text)
     if len(runs) != len(options.runs):
         parser.error(f"runs = {options.runs}, expected NAME=FOLDER with different names")
-    rows = run(runs, options.out, options.calls, options.count, options.sampler)
+    try:
+        rows = run(runs, options.out, options.calls, options.count, options.sampler)
+    except UserError as error:
+        parser.error(str(error))
     print(table(rows))
     return 0

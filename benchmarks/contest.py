@@ -26,14 +26,13 @@ import numpy as np
 
 from benchmarks import sizes, training
 from benchmarks.options import named
-from udd_jax import build, stages
+from udd_jax import build, modalities, stages
 from udd_jax.diffusion import transition
 from udd_jax.errors import UserError
 from udd_jax.evaluation.metrics import intervals
 from udd_jax.runtime import config_files, files, logbook
 from udd_jax.training import end_to_end, turns
 
-SHARED = (build.TEXT, "vq", "tokens")
 WARM, TIMED = 3, 8  # steps
 # Of data that are no embedded world: {part of the suite "full": its rates that the table has}
 READ = {"retrieval": ("first 1",), "recognition": ("among 20", "without broken words")}
@@ -242,7 +241,7 @@ def one(configs, steps: list[int], folder: pathlib.Path, shared: pathlib.Path) -
         last = number == len(configs) - 1
         here = folder if last else folder / f"part{number}"
         here.mkdir(parents=True, exist_ok=True)
-        for name in SHARED:
+        for name in shared_parts(config, shared):
             if not (here / name).exists():
                 os.symlink((shared / name).absolute(), here / name)
         if number:
@@ -255,6 +254,16 @@ def one(configs, steps: list[int], folder: pathlib.Path, shared: pathlib.Path) -
         stages.evaluate_run(folder, "full")
         result = files.read_json(folder / "evaluation.json")
     return {"steps": sum(steps), "training_seconds": seconds, "values": values(result)}
+
+
+def shared_parts(config, shared: pathlib.Path) -> list[str]:
+    """What a run takes from the folder `shared`: the tokenizers, and the token cache.
+
+    The cache only if the seed of the run cuts its pictures in the same way.
+    """
+    tokenizers = [name.partition("/")[0] for name in modalities.tokenizer_files(config)]
+    made = stages.views(build.read_config(shared)).recorded
+    return tokenizers + (["tokens"] if stages.views(config).recorded == made else [])
 
 
 def for_steps(config, steps: int):

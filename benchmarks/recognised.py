@@ -112,7 +112,7 @@ def _measures(row: dict) -> dict:
 def line(row: dict) -> str:
     """A row of the table in words."""
     shares = (
-        f"{name} {value:.3f} ± {error:.3f}"
+        f"{name} {value:.3f} ± {error or 0:.3f}"
         for name, (value, error) in _measures(row).items()
         if value is not None
     )
@@ -125,7 +125,7 @@ def table(rows: list[dict]) -> str:
     lines = [f"| | {' | '.join(names)} | calls |", "|" + "---|" * (len(names) + 2)]
     for row in rows:
         cells = (row.get(name, [None]) for name in names)
-        said = ("-" if v[0] is None else f"{v[0]:.3f} ± {v[1]:.3f}" for v in cells)
+        said = ("-" if v[0] is None else f"{v[0]:.3f} ± {v[1] or 0:.3f}" for v in cells)
         what = row["what"].replace("|", "\\|")
         lines.append(f"| {what} | {' | '.join(said)} | {row.get('calls', '')} |")
     return "\n".join(lines) + "\n"

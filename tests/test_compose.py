@@ -1,10 +1,12 @@
 """A run with two references, never trained: from the config to files, weights and the report."""
 
 import copy
+import dataclasses
 import json
 import shutil
 import types
 
+import jax
 import numpy as np
 import pytest
 
@@ -17,11 +19,12 @@ from udd_jax import build, generate, modalities, pipeline, stages
 from udd_jax.data import pixels, sources
 from udd_jax.data.sources.shapes import compose
 from udd_jax.data.sources.shapes.scenes import Scene
-from udd_jax.diffusion import tasks
+from udd_jax.diffusion import tasks, vocab
 from udd_jax.errors import UserError
 from udd_jax.evaluation import held_out, rules
 from udd_jax.evaluation.metrics import agreement
 from udd_jax.evaluation.report import rule_sections
+from udd_jax.networks import dual_encoder, matching
 from udd_jax.runtime import files
 from udd_jax.steering import segments
 from udd_jax.training import further, plan
@@ -152,6 +155,8 @@ def test_references_and_weights_are_typed_as_flags(run, pipe, records, tmp_path,
     ):
         with pytest.raises(ValueError, match=message):
             sample(run, tmp_path / "b", given=typed, weigh=weigh)
+    with pytest.raises(ValueError, match="--given first= means nothing for --task=infill"):
+        sample(run, tmp_path / "b", task="infill", given=[typed[0], "text=a ___"])
     assert not (tmp_path / "b").exists()
 
 
@@ -243,3 +248,19 @@ def test_the_main_job_learns_from_references_from_data_to_report(tmp_path):
     assert (tmp_path / "checkpoints" / "000000002").exists()
     stages.run(c, tmp_path)
     assert (tmp_path / "weights").read_bytes() == weights
+
+
+def test_the_dual_encoder_of_another_run_steers_the_image_and_no_reference(pipe, records):
+    two = vocab.Vocab(tuple(pipe.vocab.modalities[pipe.vocab.index(n)] for n in ("image", "text")))
+    model = dual_encoder.DualEncoder(
+        two, pipe.config.diffusion.steps, pipe.tokenizers["text"].pad_id, width=8, layers=1
+    )
+    hashes = {n: pipe.tokenizers[n].hash for n in ("image", "text")}
+    matcher = matching.Matcher(model, dual_encoder.init(model, jax.random.key(0)), hashes)
+    score = dataclasses.replace(pipe, matcher=matcher).scorer("match", TEXT)
+    tokens = tuple(
+        jax.nn.one_hot(np.zeros((1, m.length), int), m.classes) for m in pipe.vocab.modalities
+    )
+    grads = jax.grad(lambda x: score(x, None, np.ones(1)).sum())(tokens)
+    moved = {m.name: bool(np.any(g)) for m, g in zip(pipe.vocab.modalities, grads, strict=True)}
+    assert moved == {name: name == "image" for name in moved}

@@ -6,11 +6,12 @@ import pytest
 
 from benchmarks import __main__ as benchmarks
 from benchmarks import contest
+from configs import any as any_from_any
 from configs import t2i
 from tests.helpers import tiny
 from udd_jax import build, stages
 from udd_jax.errors import UserError
-from udd_jax.runtime import files
+from udd_jax.runtime import files, run_folder
 
 
 @pytest.mark.parametrize("name", contest.RECIPES)
@@ -111,3 +112,21 @@ def test_recipes_share_a_cache_and_a_finished_run_is_not_repeated(tmp_path, caps
     assert [c.train.steps for c in parts] == [half["ours"], half["experts"]]
     with pytest.raises(UserError, match=r"minutes = 1, but .* has a contest of 0.002: choose"):
         contest.run(c, 1, tmp_path, ("ours",), 1)
+
+
+@pytest.mark.parametrize(
+    ("base", "views", "seed", "parts"),
+    [
+        (t2i.get_config(), 1, 3, ["text.model", "vq", "tokens"]),
+        (t2i.get_config(), 4, 0, ["text.model", "vq", "tokens"]),
+        (t2i.get_config(), 4, 3, ["text.model", "vq"]),  # other crops: a cache of its own
+        (any_from_any.get_config(), 1, 3, ["text.model", "vq", "sound", "tokens"]),
+    ],
+)
+def test_every_seed_has_the_tokenizers_and_if_its_crops_are_the_same_the_cache(
+    tmp_path, base, views, seed, parts
+):
+    base.views = views
+    run_folder.claim(base, tmp_path)
+    found = contest.shared_parts(contest.recipe(base, "ours", seed), tmp_path)
+    assert sorted(found) == sorted(parts)

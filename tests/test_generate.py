@@ -326,6 +326,7 @@ def test_an_image_of_another_size_is_resized_with_a_word_about_it(tmp_path, caps
         ({"prompt": ["a"], "scorer": ["taste=blue:1"]}, "scorer 'taste' does not exist, expected"),
         ({"prompt": ["a"], "scorer": ["match=blue:1"]}, "this run has no dual encoder: train one"),
         ({"prompt": ["a"], "scorer": ["clip=blue:1"]}, "the scorer clip needs its files: name the"),
+        ({"task": "text", "scorer": ["style=a.png:1"]}, "--scorer means nothing for --task=text"),
         ({"prompt": ["a"], "weights": "clip"}, "--weights means nothing for --task=t2i"),
         ({"prompt": ["a"], "share": 0.5}, "--share means nothing for --task=t2i"),
         ({"task": "edit", "prompt": ["a"]}, "--image is missing, --task=edit needs it"),

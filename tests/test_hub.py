@@ -50,6 +50,13 @@ def test_every_bit_comes_back(pipe, saved):
     np.testing.assert_array_equal(again.reconstruct(images), pipe.reconstruct(images))
 
 
+def test_a_saved_folder_is_opened_like_one_of_a_run(pipe, saved):
+    again = pipeline.Pipeline.load(saved)
+    assert again.folder == saved
+    for one, other in zip(jax.tree.leaves(again.params), jax.tree.leaves(pipe.params), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_a_second_save_writes_the_same_bytes(saved, tmp_path):
     pipeline.Pipeline.from_pretrained(saved).save_pretrained(tmp_path / "b", license="apache-2.0")
     assert {p.name for p in saved.iterdir()} == {p.name for p in (tmp_path / "b").iterdir()}

@@ -18,7 +18,7 @@ from udd_jax import build, generate, modalities, pipeline, stages
 from udd_jax.data import pixels, sources
 from udd_jax.data.sources import shapes
 from udd_jax.data.sources.shapes import drawing
-from udd_jax.demo import page, requests, steering
+from udd_jax.demo import page, requests, steering, views
 from udd_jax.evaluation import held_out, rules
 from udd_jax.evaluation.report import rule_sections
 from udd_jax.runtime import files
@@ -162,6 +162,15 @@ def test_an_edit_draws_codes_of_both_levels_anew(pipe, records):
     changed = (codes != before).sum(axis=1)
     assert (changed > 0).all() and (changed <= 40).all()
     assert (made["coarse"] != before[:N1]).any() and (made["image"] != before[N1:]).any()
+
+
+def test_the_bits_of_a_pair_have_those_of_both_levels(pipe, records):
+    shown, text = records[0].image, records[0].captions[0]
+    each = pipe.log_likelihood(shown[None], [text], each=True)[0]
+    said = views.bits(pipe, shown, text, each)
+    assert f"<strong>{np.maximum(0, -each).sum():.1f} bits</strong>" in said
+    coarse = pipe.vocab.slices[pipe.vocab.index("coarse")]
+    assert np.maximum(0, -each[coarse]).sum() > 1
 
 
 def test_scorers_by_name_are_refused_for_two_levels(pipe, records):

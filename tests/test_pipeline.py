@@ -14,6 +14,7 @@ from PIL import Image
 
 import udd_jax
 from udd_jax import build, pipeline, stages
+from udd_jax.errors import UserError
 
 SIZE = 4  # the batch of every call here, so that one compilation serves
 
@@ -215,6 +216,17 @@ def test_pixels_under_the_mask_do_not_matter(pipe, pictures):
     np.testing.assert_array_equal(one.tokens, two.tokens)
 
 
+def test_no_values_are_one_line(pipe, pictures):
+    for call in (
+        lambda: pipe.infill(images=[]),
+        lambda: pipe.infill(captions=[]),
+        lambda: pipe.text_to_image(prompts=[([], 1.0)]),
+        lambda: pipe.text_to_image(prompts=[({}, 1.0)]),
+    ):
+        with pytest.raises(UserError, match="given"):
+            call()
+
+
 def test_infilling_nothing_is_an_error(pipe, pictures):
     with pytest.raises(ValueError, match="nothing is missing"):
         pipe.infill(pictures[0], None, pictures[1])
@@ -242,6 +254,12 @@ def test_a_rule_and_values_say_what_a_task_and_ids_say(pipe, pictures):
         ("image", {"given": {"text": ["a circle"]}}, "'text' is not given in it, expected nothing"),
         ("t2i", {"given": {"sound": [1]}}, "given 'sound' is no modality, expected some of image"),
         ("t2i", {"given": {"text": np.zeros((2, 5), int)}}, "has 5 ids a sample, expected 13"),
+        ("t2i", {"given": {"text": np.full((1, 13), 999)}}, "given 'text' has ids 999 to 999, exp"),
+        (
+            "t2i",
+            {"given": {"text": np.full((1, 13), -1)}},
+            "given 'text' has ids -1 to -1, exp",
+        ),
         ("t2i", {"given": {"text": ["a"]}, "count": 3}, "numbers of samples: text 1, num 3"),
         (
             "text|image",
@@ -309,6 +327,11 @@ def test_calls_with_several_seeds_join_in_one_batch(pipe):
     np.testing.assert_array_equal(both.rows(0, 1).tokens, pipe.pairs(1, seed=7).tokens)
     np.testing.assert_array_equal(both.rows(1, SIZE).tokens, pipe.pairs(3, seed=8).tokens)
     assert both.rows(1, SIZE).captions == both.captions[1:]
+    for wrong in (keys[0], keys[1]):
+        with pytest.raises(ValueError, match=rf"keys: {len(wrong)}, expected {SIZE}, one for each"):
+            pipe.generate("pair", SIZE, keys=wrong)
+    few = pipe.generate("t2i", given={"text": ["a red circle"] * 3}, keys=keys[1], best_of=2)
+    assert len(few.images) == 3
 
 
 def test_a_run_says_what_it_can(pipe):

@@ -66,3 +66,9 @@ def test_captions_that_are_not_names_are_refused_with_the_reason_alone(run, monk
     monkeypatch.setattr(recognition, "LEAST", 4.5)
     with pytest.raises(UserError, match=r"^captions are not names: 24 of them for 9\d training"):
         recognised.run(run, "image|text", "test", 4, 1, [{}], STEPS)
+
+
+def test_one_sample_has_a_share_without_an_error():
+    row = {"what": "one", "among 20": [1.0, None], "calls": 3}
+    assert recognised.line(row) == "one: among 20 1.000 ± 0.000"
+    assert recognised.table([row]).splitlines()[2] == "| one | 1.000 ± 0.000 | 3 |"

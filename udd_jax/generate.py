@@ -210,7 +210,7 @@ def _check(flags, asked, vocab) -> None:
     """ValueError if a flag that the task needs is missing, or a flag does not fit the task."""
     infill, edits = flags.task == "infill", flags.task in EDITS
     rule = tasks.typed(vocab, "image|text" if edits else flags.task)
-    takes = rule.free if infill else ("image", "text") if edits else rule.given
+    takes = ("image", "text") if infill or edits else rule.given
     flag = lambda name: f"--{SHORT[name]}" if name in SHORT else f"--given {name}="  # noqa: E731
     known = [m.name for m in vocab.modalities]
     for name in asked:
@@ -228,6 +228,7 @@ def _check(flags, asked, vocab) -> None:
         )
     unused += ["--best_of"] if flags.best_of != 1 and (edits or infill) else []
     unused += ["--by"] if flags.by != "bound" and flags.best_of == 1 else []
+    unused += ["--scorer"] if flags.scorer and "image" not in rule.free else []
     unused += ["--weights"] if flags.weights and not flags.scorer else []
     names = {typed.partition("=")[0] for typed in flags.scorer} & {"match", "shows"}
     matches = names or flags.by == "match"

@@ -85,12 +85,14 @@ class Pipeline:
 
     @classmethod
     def load(cls, directory=PACKAGED) -> "Pipeline":
-        """Reads the folder of a run, by default the run of the package.
+        """Reads the folder of a run, by default that of the package, or of `save_pretrained`.
 
         FileNotFoundError or ValueError, one line, if it has none.
         """
-        compiled.keep()
         directory = pathlib.Path(directory)
+        if hub.is_one(directory):
+            return cls.from_pretrained(directory)
+        compiled.keep()
         config = build.read_config(directory)
         tokenizers = build.load_tokenizers(directory, config)
         pipe = cls.assemble(config, tokenizers, build.load_weights(directory))
@@ -139,7 +141,8 @@ class Pipeline:
         license: the identifier for the card, such as "apache-2.0". dtype: float32, or bfloat16 for
         half of the bytes, which no longer keeps every bit. shard: the most bytes of a file of
         weights. name: how the card says to load it. The card has the results of `evaluation.json`
-        where the pipeline was loaded from. UserError if the folder has files.
+        where the pipeline was loaded from. The dual encoder is not written (`with_dual_encoder`
+        takes that of a run). UserError if the folder has files.
         """
         path = self.folder and self.folder / hub.RESULT
         evaluation = files.read_json(path) if path and path.exists() else None
@@ -373,6 +376,8 @@ class Pipeline:
         images = None if images is None else values.plain(self, "image", images)
         captions = None if captions is None else values.plain(self, "text", captions)
         count = len(images) if images is not None else len(captions)
+        if not count:
+            raise UserError("infill: no images or captions are given, expected one at least")
         given, free = {}, {m.name: np.zeros((count, m.length), bool) for m in self.vocab.modalities}
         if images is not None:
             tokenizer = self.tokenizers["image"]
@@ -649,7 +654,8 @@ class Pipeline:
             batch_size: most samples at once.
             seed, first: sample b has the key fold_in(key(seed), first + b), so that several calls
                 can draw the samples of one call.
-            keys: the keys of the samples, [n], instead of those of `seed` and `first`.
+            keys: the keys of the samples, [n], instead of those of `seed` and `first`; those of
+                candidates follow from them.
             trace: the number of intermediate states to return.
             prompts: [(prompt, weight) or (prompt, weight, schedule), ...], several conditions at
                 once (`sampling.prompts`). A prompt is a text or, like `given`, {modality: values}.
@@ -697,7 +703,12 @@ class Pipeline:
         best_of = values.whole("best_of", best_of, 1)
 
         def keys_of(count, each=1):
-            return sample_keys(seed, count, first * each) if keys is None else keys
+            if keys is None:
+                return sample_keys(seed, count, first * each)
+            if len(keys) != count // each:
+                raise UserError(f"keys: {len(keys)}, expected {count // each}, one for each sample")
+            numbered = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))
+            return keys if each == 1 else numbered(keys, np.arange(each)).reshape(count)
 
         call = stepwise.Call(task, count, given, values.whole("num", num, 1), negative)
         options = {"batch_size": batch_size, "trace": trace, "weigh": weigh, **settings}

@@ -326,8 +326,20 @@ def ids(pipe, name: str, given) -> np.ndarray:
                 found = f"is {given.dtype}{list(shape)}, expected {one(pipe.tokenizers[name])}"
                 found += f", or ids int[n, {length[name]}]"
             raise UserError(f"given {name!r} {found}")
-        return np.asarray(given, np.int32)
+        return _in_range(pipe.vocab, name, np.asarray(given))
     return pipe.codecs[name].encode(plain(pipe, name, given), strict=True)
+
+
+def _in_range(vocab, name: str, rows: np.ndarray) -> np.ndarray:
+    """The ids int32[n, length] of a modality, without the mask. UserError if there are others."""
+    for part, ids in vocab.parts({name: rows}).items():
+        m = vocab.modalities[vocab.index(part)]
+        most = 2**16 if m.inputs else m.classes  # features are bits of half precision
+        if ids.size and not 0 <= ids.min() <= ids.max() < most:
+            raise UserError(
+                f"given {name!r} has ids {ids.min()} to {ids.max()}, expected 0 to {most - 1}"
+            )
+    return rows.astype(np.int32)
 
 
 def with_absent(vocab, task: str, tokens: dict) -> dict:

@@ -163,6 +163,17 @@ def test_a_photograph_is_turned_upright(orientation, kind):
     np.testing.assert_array_equal(pixels.read(file_of(stored, kind, exif=exif, **options)), PIXELS)
 
 
+@pytest.mark.parametrize("orientation", STORED)
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP", "TIFF"])
+def test_the_size_of_a_photograph_is_that_of_the_upright_one(orientation, kind):
+    upright = np.zeros((24, 10, 3), np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = Image.fromarray(np.ascontiguousarray(STORED[orientation](upright)))
+    content = file_of(stored, kind, exif=exif)
+    assert pixels.size(content) == (10, 24) == pixels.read(content).shape[1::-1]
+
+
 def test_a_damaged_exif_block_does_not_cost_the_picture():
     content = file_of(Image.fromarray(SMOOTH), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xffgarbage")
     assert pixels.read(content).shape == SMOOTH.shape

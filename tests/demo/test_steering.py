@@ -1,6 +1,7 @@
 """Steering on the page's server: it is checked, computed, and said how to do it again."""
 
 import contextlib
+import dataclasses
 import shlex
 import types
 
@@ -123,6 +124,8 @@ def test_the_states_of_an_edit_are_those_of_its_rounds(pipe, picture):
     np.testing.assert_array_equal(found.states[-1], found.tokens)
     two = pipe.edit(picture, TEXT, **options | {"rounds": 2})
     np.testing.assert_array_equal(found.states[0], two.tokens)
+    one = pipe.edit(picture, TEXT, **options | {"rounds": 1})
+    np.testing.assert_array_equal(found.calls, 4 * one.calls)  # each hides as many codes
 
 
 def test_what_is_steered_is_computed_alone_and_what_is_not_in_batches(pipe):
@@ -188,6 +191,8 @@ def test_a_run_shows_only_what_it_can(pipe):
     assert steering.ways(pipe, "i2t") == ["best_of"]
     assert steering.ways(pipe, "infill") == steering.ways(pipe, "image") == ["scorers"]
     assert steering.ways(pipe, "text") == []
+    matched = dataclasses.replace(pipe, matcher=object())  # its gradient reaches an image alone
+    assert "scorers" not in steering.ways(matched, "i2t") + steering.ways(matched, "text")
     assert steering.rankings(pipe, "pair") == ["bound"]
     others = ("i2t", "image", "infill", "t2i", "text")
     unguided = pipe.with_config(train={"mixture": dict.fromkeys(others, 0.0)})
@@ -200,3 +205,11 @@ def test_fields_that_are_left_as_they_are_steer_nothing(pipe):
     asked = {"text": TEXT, "weight": 1, "prompts": [("", 1)], "best_of": 1, "count": 4}
     asked |= {"phrases": [("", painter.value())], "like": painter.value(), "like_scale": 16}
     assert steering.read(pipe, "t2i", asked) == []
+
+
+def test_the_best_of_several_pairs_that_begin_with_the_image_are_those_of_python(pipe):
+    ordered = pipe.with_config(begin_with=("image",))
+    steered = steering.read(ordered, "pair", {"best_of": 2, "count": 2})
+    request = requests.make(ordered, "pair", count=2, seed=3, steered=steered)
+    found = request.compute(ordered, [request])[0]
+    np.testing.assert_array_equal(found.tokens, ordered.pairs(2, seed=3, best_of=2).tokens)

@@ -54,6 +54,14 @@ def test_numbers_stand_side_by_side_with_their_difference(tmp_path):
     assert all(len(line) <= 100 for line in lines[2:])
 
 
+def test_rules_stand_side_by_side_too(tmp_path):
+    rules = lambda rate: {"sound|text": {"agreement": {"rate": rate, "error": 0.03}}, "text": {}}  # noqa: E731
+    first, second = result(), result()
+    first["rules"], second["rules"] = rules(0.75), rules(0.875)
+    row = next(x for x in shown(tmp_path, first, second) if x.startswith("sound|text: agreement"))
+    assert row.split()[2:5] == ["0.7500", "0.8750", "+0.1250"]
+
+
 def test_what_one_of_them_lacks_leaves_a_gap(tmp_path):
     lines = shown(tmp_path, result(), result(full__pictures={}))
     row = next(line for line in lines if line.startswith("pictures: FID"))

@@ -153,6 +153,14 @@ def test_bad_captions_are_refused(score):
 # --- Java ------------------------------------------------------------------------------------
 
 
+def test_a_java_that_does_not_run_is_none(tmp_path, monkeypatch):
+    """Such as the one of a Mac without Java, which says where to get it and exits with 1."""
+    (tmp_path / "java").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "java").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "the java on the PATH does not run" in java.missing()
+
+
 def test_without_java_meteor_is_a_clear_error_and_spice_unmeasured(monkeypatch):
     monkeypatch.setattr(java.shutil, "which", lambda name: None)
     with pytest.raises(

@@ -14,7 +14,7 @@ from configs import base
 from udd_jax import build, pipeline
 from udd_jax.data import sources
 from udd_jax.data.sources import shapes
-from udd_jax.diffusion import schedules, transition, vocab
+from udd_jax.diffusion import schedules, tasks, transition, vocab
 from udd_jax.evaluation import held_out, samples
 from udd_jax.tokenizers import text_tokenizer
 
@@ -77,7 +77,7 @@ class Oracle(pipeline.Pipeline):
         task,
         count,
         *,
-        masks,
+        masks=None,
         given=None,
         seed=0,
         batch_size=0,
@@ -104,6 +104,7 @@ class Oracle(pipeline.Pipeline):
             else:
                 truth["image"][row] = 0
         given = truth | (given or {})
+        masks = tasks.masks(self.vocab, task, count) if masks is None else masks
         free, absent = np.asarray(masks.free), np.asarray(masks.absent)
         tokens = np.where(free, self._fuse(truth), self._fuse(given))
         length = tokens.shape[1]

@@ -324,4 +324,22 @@ MUTANTS = (
             'names = [k.key for k in path[:2] if getattr(k, "key", None) in learns]',
         ),
     ),
+    *of(
+        "networks",
+        "tests/networks/test_experts.py -k further",
+        (
+            "experts: the parent of the end of an interval",
+            "bisect.bisect_left(of, (a + b) / 2)",
+            "bisect.bisect_left(of, b)",
+        ),
+    ),
+    *of(
+        "steering",
+        "tests/test_compose.py -k dual_encoder_of_another",
+        (
+            "match: the first modality is the image",
+            "    return of_image(pipe.vocab, score)\n\n\ndef shows(",
+            "    return score\n\n\ndef shows(",
+        ),
+    ),
 )

@@ -2,6 +2,7 @@
 cost. The network is a table: the code of a cell is the nearest grey, and its picture is that grey.
 """
 
+import json
 import types
 
 import numpy as np
@@ -107,3 +108,12 @@ def test_pictures_without_room_for_the_window_of_ssim_have_all_other_scores(shap
     whole = finish.score(Table(MODEL, {}), pictures([50, 90]))
     assert "ssim" in whole and set(found) == set(whole) - {"ssim"}
     assert np.isfinite(list(found.values())).all()
+
+
+def test_a_picture_that_comes_back_bit_for_bit_has_a_number_that_a_file_can_hold():
+    images = np.random.default_rng(0).integers(0, 256, (2, 12, 12, 3)).astype(np.uint8)
+    other = images.copy()
+    other[1] ^= 1
+    found = finish.worth(other, images, (1, 1))
+    np.testing.assert_allclose(found["psnr"], (100 + 10 * np.log10(255**2)) / 2)
+    json.dumps(finish.worth(images, images, (1, 1)), allow_nan=False)

@@ -40,6 +40,9 @@ SAID = {1: " in grey", 3: "", 4: " with opacity"}  # after "32 x 32 pixels"
 _CLEAR = np.array((255, 255, 255, 0), np.uint8)
 _MOST_PIXELS = 80_000_000  # a file that claims more counts as a decompression bomb
 
+# Of EXIF: from 5 on rows become columns. These formats have it in the head and show it in no size.
+ORIENTATION, TURNED = 0x0112, ("JPEG", "MPO", "WEBP")
+
 # Formats whose decoders run no program and start no other one: PostScript and metafiles are not
 # among them. HEIF and JXL need a plugin (pillow-heif, pillow-jxl-plugin), used where installed.
 FORMATS = (
@@ -124,13 +127,16 @@ def read_for(
 
 
 def size(source: bytes) -> tuple[int, int]:
-    """(width, height) of an encoded image as it is stored, without decoding it.
+    """(width, height) of an encoded image as it is read, without decoding it.
 
     ValueError if it is no image.
     """
     try:
         with _header(source) as image:
-            return image.size
+            turned = False
+            with contextlib.suppress(Exception):  # as in `read`
+                turned = image.format in TURNED and image.getexif().get(ORIENTATION, 1) >= 5
+            return image.size[::-1] if turned else image.size
     except Exception as error:  # the decoders of Pillow raise errors of any type
         raise UserError(f"image: the {len(source)} bytes given are damaged: {error}") from None
 

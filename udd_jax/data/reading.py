@@ -77,9 +77,9 @@ class Views:
     @property
     def recorded(self) -> dict:
         """The settings that a token cache has: those that came later only if they are not as
-        before."""
+        before. The plain view alone has no crops, so that its seed is 0."""
         later = {"incomplete": False, "channels": 3}
-        own = dataclasses.asdict(self)
+        own = dataclasses.asdict(self) | ({"seed": 0} if self.count == 1 else {})
         return {name: v for name, v in own.items() if name not in later or v != later[name]}
 
 

@@ -81,9 +81,9 @@ def _blank_tokens(page, tab) -> dict:
 def _rule(page, tab) -> dict:
     """What is made, and a value or none for each modality."""
     kinds = page.pipe.kinds
-    found = {
-        "made": gr.CheckboxGroup(list(kinds), value=[n for n in kinds if n != "text"], label="Make")
-    }
+    able = [m.name for m in page.pipe.vocab.modalities if not m.inputs]
+    usual = [name for name in able if name != "text"]
+    found = {"made": gr.CheckboxGroup(able, value=usual, label="Make")}
     gr.Markdown("From nothing, or from what is given here:")
     found |= _text(page, tab)
     found["image"] = picture(page, False)

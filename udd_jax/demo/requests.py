@@ -69,20 +69,23 @@ class Request:
 
     @property
     def keys(self) -> jax.Array:
-        return pipeline.sample_keys(self.seed, len(self) * self.steered.get("best_of", 1))
+        return pipeline.sample_keys(self.seed, len(self))
 
     @staticmethod
     def compute(pipe, requests: list["Request"]) -> list[values.Result]:
         first = requests[0]
         join = lambda parts: {n: np.concatenate([p[n] for p in parts]) for n in parts[0]}  # noqa: E731
+        own = {"seed": first.seed}  # what is steered is alone, and may have several candidates
+        if not first.steered:
+            own = {"keys": jnp.concatenate([request.keys for request in requests])}
         result = pipe.generate(
             first.task,
             sum(map(len, requests)),
             given=join([request.given for request in requests]),
             masks=None if first.in_steps else _joined(requests),
             negative=first.negative and join([request.negative for request in requests]),
-            keys=jnp.concatenate([request.keys for request in requests]),
             trace=FRAMES,
+            **own,
             **first.settings,
             **first.steered,
         )

@@ -129,7 +129,7 @@ def _painted(pipe, task, asked) -> Steered | None:
 
 
 def _scores(pipe, task) -> bool:
-    return diffuses(pipe) and (matches(pipe) or free(pipe, task, "image"))
+    return diffuses(pipe) and pipe.vocab.coarse is None and free(pipe, task, "image")
 
 
 def _scored(pipe, task, asked) -> Steered | None:

@@ -160,10 +160,10 @@ def bits(pipe, image: np.ndarray, text: str, each: np.ndarray) -> str:
         f'<td class="bar"><div style="width:{100 * value / most:.1f}%"></div></td></tr>'
         for word, value in rows
     )
-    total = picture.sum() + words.sum()
+    total, of_text = cost.sum(), words.sum()  # the rest is the picture's, with its coarse level
     return (
-        f"<p><strong>{total:.1f} bits</strong> for the pair at most: {picture.sum():.1f} for the "
-        f"picture ({picture.mean():.2f} a code), {words.sum():.1f} for the text. Fewer bits: more "
+        f"<p><strong>{total:.1f} bits</strong> for the pair at most: {total - of_text:.1f} for the "
+        f"picture ({picture.mean():.2f} a code), {of_text:.1f} for the text. Fewer bits: more "
         "likely. An estimate; the seed decides its noise.</p>"
         f"{_map(pipe, image, picture)}"
         '<table class="udd-bits"><caption>Bits of each token of the text</caption>'

@@ -104,6 +104,9 @@ def _numbers(result: dict) -> dict[str, tuple[float, float | None]]:
     for task, bits in result["bounds"].items():
         name = f"{task}: bits a token (tokens {tokens})"
         found[name] = bits["value"], bits["standard_error"]
+    for rule, rates in result.get("rules", {}).items():
+        if rate := rates.get("agreement"):
+            found[f"{rule}: agreement"] = rate["rate"], rate["error"]
     found |= _estimates(result.get("full", {}))
     speed = result["speed"]
     return found | {f"speed: {n.replace('_', ' ')}": (speed[n], None) for n in SPEED if n in speed}

@@ -20,17 +20,21 @@ COMPARED = ("Frechet distance", "KID", "precision", "recall")
 ROWS = 32  # images in a batch
 
 
-def measure(pipe, drawn, files, workdir, nets) -> dict:
+def measure(pipe, items, drawn, files, workdir, nets) -> dict:
     """The measures of the generated images, by each network.
 
-    The images are those in `files` (of `ready`; one file in memory at a time), or those in `drawn`
-    if `files` is None. nets: of `feature_networks.load`. Returns {network: {measure: Estimate or
-    Unmeasured}}, and the number and kind of the images.
+    The images are those in `files` (of `ready`; one file in memory at a time), compared with the
+    first of the split, or those in `drawn` if `files` is None, compared with `items`. nets: of
+    `feature_networks.load`. Returns {network: {measure: Estimate or Unmeasured}}, and the number
+    and kind of the images.
     """
-    count = pipe.config.evaluate.pictures or len(drawn)
+    asked = pipe.config.evaluate.pictures
+    count = sum(len(samples.load(file)) for file in files) if files else len(drawn)
 
     def real():
-        return batched(example.pixels[0] for example, _ in held_out.stream(pipe, count))
+        if not files:
+            return batched(items.images[:count])
+        return batched(example.pixels[0] for example, _ in held_out.stream(pipe, asked))
 
     def made():
         kept = (samples.load(file).images for file in files) if files else [drawn.images]

@@ -144,7 +144,9 @@ def _sampled(pipe, items, rule: str, folder, made_of: dict):
 
 
 def file_name(rule: str) -> str:
-    return rule.replace(" ", "").replace("|", "_from_").replace(",", "_")
+    """The name of a rule's samples, which are not those of a task of that name."""
+    name = rule.replace(" ", "").replace("|", "_from_").replace(",", "_")
+    return f"rule_{name}" if name in samples.TASKS else name
 
 
 def _agreement(pipe, items, rule: tasks.Rule, local: dict) -> dict:

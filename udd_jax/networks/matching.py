@@ -97,7 +97,7 @@ class Matcher:
         return found.reshape(len(places), m.classes).mean(0)
 
     def scorer(self, ids):
-        """F for `sampling.scorers`: t / T times the match of the image's tokens with a text.
+        """F for `scoring.of_image`: t / T times the match of the image's tokens with a text.
 
         ids: int32[1, M]. Without t / T a scale of 1 would be Bayes' rule, if gradients were
         differences. They are too small while nothing is decided, at large t, and break pictures
@@ -119,10 +119,10 @@ class Matcher:
     @functools.cached_property
     def _scorer(self):
         """Made once: compiled functions are found by its identity."""
-        m, model = self.model.vocab.index("image"), self.model
+        model = self.model
 
         def score(params, text, tokens, x, t):
-            image = model.apply({"params": params}, "image", tokens[m], t, method="encode")
+            image = model.apply({"params": params}, "image", tokens[0], t, method="encode")
             scale = model.apply({"params": params}, method="scale")
             found = scale * dual_encoder.pairs(dual_encoder.both, image, text)[:, 0]
             return t / model.steps * found

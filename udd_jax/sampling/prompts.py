@@ -97,7 +97,9 @@ def together(asked: list) -> dict[str, np.ndarray]:
 
     asked: [(ids by modality, weight, schedule)], whose ids have one row, or one for each sample.
     """
-    found, count = {}, max(len(rows) for ids, *_ in asked for rows in ids.values())
+    found, count = {}, max((len(rows) for ids, *_ in asked for rows in ids.values()), default=0)
+    if not count:
+        raise UserError("prompts: no values are given, expected one at least")
     for ids, *_ in sorted(asked, key=lambda entry: entry[1] == 0):
         for name, rows in ids.items():
             if len(rows) not in (1, count):

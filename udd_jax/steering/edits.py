@@ -41,7 +41,7 @@ def edit(pipe, images, captions, share, rounds, num, seed, batch_size, trace=0, 
     if pipe.guidable:
         settings = {"guidance": GUIDANCE, **settings}
     drawn = max(1, round(share * len(where)))
-    states, kept = [], {round((k + 1) * rounds / trace) - 1 for k in range(trace)}
+    calls, states, kept = 0, [], {round((k + 1) * rounds / trace) - 1 for k in range(trace)}
     for number in range(rounds):
         free = np.zeros((count * num, pipe.vocab.length), bool)
         order = rng.random((count * num, len(where))).argsort(axis=1)
@@ -49,10 +49,12 @@ def edit(pipe, images, captions, share, rounds, num, seed, batch_size, trace=0, 
         masks, options = tasks.Masks(free, absent), {"batch_size": batch_size, **settings}
         key = int(rng.integers(2**31))
         result = pipe.generate("infill", given=given, masks=masks, seed=key, **options)
+        calls = calls + result.calls
         made = pipe.vocab.split(jnp.asarray(result.tokens))
         given |= {name: np.asarray(made[name]) for name in levels}
         states += [result.tokens] if number in kept else []
-    return dataclasses.replace(result, states=np.stack(states)) if states else result
+    states = np.stack(states) if states else result.states
+    return dataclasses.replace(result, calls=calls, states=states)
 
 
 def outpaint(pipe, images, captions, extend, num, seed, **settings) -> np.ndarray:

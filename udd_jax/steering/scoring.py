@@ -44,7 +44,8 @@ def make(pipe, name: str, value, **options):
 
 def match(pipe, text, read=None):
     """`networks.matching.Matcher.scorer`."""
-    return pipe.dual_encoder.scorer(_one(values.ids(pipe, "text", text), "match"))
+    score = pipe.dual_encoder.scorer(_one(values.ids(pipe, "text", text), "match"))
+    return of_image(pipe.vocab, score)
 
 
 def shows(pipe, text, read=None):

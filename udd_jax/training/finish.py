@@ -90,9 +90,9 @@ def used(
 
 
 def _pooled_psnr(images, targets) -> float:
-    """The PSNR of all pixels together, at most 100 dB; finite for equal pictures, too."""
+    """The PSNR of all pixels together, at most `reconstruction.MOST` dB."""
     errors = [np.square(np.float32(a) - b).mean() for a, b in zip(images, targets, strict=True)]
-    return float(10 * np.log10(255**2 / max(np.mean(errors), 255**2 * 1e-10)))
+    return min(float(10 * np.log10(255**2 / max(np.mean(errors), 1e-9))), reconstruction.MOST)
 
 
 def score(tokenizer: image_tokenizer.ImageTokenizer, images) -> dict:

@@ -9,7 +9,7 @@ import numpy as np
 from udd_jax import modalities
 from udd_jax.data import reading
 from udd_jax.errors import UserError
-from udd_jax.runtime import files
+from udd_jax.runtime import files, processes
 from udd_jax.tokenizers import codecs, embedding_tokenizer, image_tokenizer
 from udd_jax.tokenizers.spectrogram import Spectrogram
 from udd_jax.training import train_image_tokenizer
@@ -25,6 +25,7 @@ def make_tokenizer(config, name: str, workdir, data: dict):
     file = modalities.tokenizer_file(config, name)
     if file and not (workdir / file).exists():
         TRAIN[row["kind"]](config, name, workdir / file, data)
+    processes.wait_for_all(f"{name} tokenizer")  # process 0 writes it, all read it
     return modalities.KINDS[row["kind"]].load(workdir / file, row)
 
 

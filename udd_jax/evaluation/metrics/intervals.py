@@ -112,33 +112,6 @@ def bootstrap(rows, function: Callable | None = None, seed: int = 0) -> Estimate
     )
 
 
-def paired(first, second, function: Callable | None = None, seed: int = 0):
-    """The difference of two systems on the same items, first minus second.
-
-    Args:
-      first, second: [n] or [n, k] each; row i of both belongs to item i.
-      function: as in `resamples`.
-
-    Returns:
-      (Estimate of the difference, share of resamples in which the first is not better).
-
-    Raises:
-      ValueError: different shapes.
-    """
-    first, second = _table(first), _table(second)
-    if first.shape != second.shape:
-        raise UserError(
-            f"paired bootstrap: {first.shape} and {second.shape} scores; both systems must be "
-            "measured on the same items"
-        )
-    function = function or (lambda mean: mean[..., 0])
-    k = first.shape[1]
-    both = np.concatenate([first, second], 1)
-    difference = lambda mean: function(mean[..., :k]) - function(mean[..., k:])  # noqa: E731
-    estimate = bootstrap(both, difference, seed)
-    return estimate, float(np.mean(resamples(both, difference, seed) <= 0))
-
-
 def jackknife(
     value: float, left_out, count: int, method: str, warning: str | None = None, **limits
 ) -> Estimate:

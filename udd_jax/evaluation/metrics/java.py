@@ -30,6 +30,8 @@ def missing() -> str | None:
         lacks.append("the package is not installed (pip install pycocoevalcap, or udd_jax[eval])")
     if shutil.which("java") is None:
         lacks.append("there is no java on the PATH (install a Java runtime)")
+    elif subprocess.run(["java", "-version"], capture_output=True, check=False).returncode:
+        lacks.append("the java on the PATH does not run (install a Java runtime)")
     return "; ".join(lacks) or None
 
 

@@ -102,31 +102,3 @@ def recall_among(scores, n: int, equal=None) -> np.ndarray:
             for b, w in zip(better, wrong, strict=True)
         ]
     )
-
-
-def retrieval(scores, among=(10, 100), ks=(1, 5, 10), equal=None) -> dict:
-    """Retrieval in both directions from scores of images (rows) with texts (columns), [N, N].
-
-    Returns:
-      {"text_of_image": {"R@1": Estimate, ..., "among 10": Estimate, ...}, "image_of_text": the
-      same}. A k or n that is too large for the number of candidates is `Unmeasured`.
-    """
-    equal = np.zeros(np.shape(scores), bool) if equal is None else np.asarray(equal, bool)
-    both = {"text_of_image": (scores, equal), "image_of_text": (np.transpose(scores), equal.T)}
-    report = {}
-    for way, (table, same) in both.items():
-        least = int(rivals(table, same)[1].min())
-        few = intervals.Unmeasured(f"{least} wrong candidates only")
-        report[way] = {
-            **{
-                f"R@{k}": intervals.bootstrap(recall_at(table, k, same)) if k <= least else few
-                for k in ks
-            },
-            **{
-                f"among {n}": intervals.bootstrap(recall_among(table, n, same))
-                if n - 1 <= least
-                else few
-                for n in among
-            },
-        }
-    return report

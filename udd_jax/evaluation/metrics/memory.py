@@ -12,32 +12,13 @@ from collections.abc import Iterable
 import numpy as np
 
 from udd_jax.errors import UserError
-from udd_jax.evaluation.metrics import arrays, intervals
+from udd_jax.evaluation.metrics import intervals
 
 QUANTILE = 0.01
 
 
-def nearest(samples, training) -> tuple[np.ndarray, np.ndarray]:
-    """The nearest training item of each sample, in features or pixels.
-
-    Args:
-      samples, training: real arrays [n, D], [m, D].
-
-    Returns:
-      (its index int64[n], its Euclidean distance float64[n]).
-
-    Raises:
-      ValueError: an empty set, NaN, or dimensions that disagree.
-    """
-    arrays.checked("generated", samples)
-    arrays.checked("training", training)
-    arrays.same_width("generated", samples, "training", training)
-    indices, squares = arrays.nearest(samples, training)
-    return indices[:, 0], np.sqrt(squares[:, 0])
-
-
 def nearest_tokens(samples, training) -> tuple[np.ndarray, np.ndarray]:
-    """Like `nearest`, for token sequences: (index int64[n], number of different tokens int64[n]).
+    """The nearest training item of each sample: its index and how many tokens differ, int64[n].
 
     Of several equally near items it is the first. The tokens of a pair are those of its image, then
     those of its text.
@@ -103,17 +84,3 @@ def shared(measured: Iterable, training: Iterable) -> list[int]:
     """The numbers of the measured items that are in the training set, too."""
     known = set(digests(training))
     return [i for i, digest in enumerate(digests(measured)) if digest in known]
-
-
-def check_disjoint(measured: Iterable, training: Iterable) -> None:
-    """ValueError if a measured item is in the training set, too. Items are compared by content.
-
-    Args:
-      measured, training: arrays or texts, as for `digests`.
-    """
-    found = shared(measured, training)
-    if found:
-        raise UserError(
-            f"{len(found)} measured items are training items too (the first is item {found[0]}); "
-            "choose a split that the model has not seen"
-        )

@@ -182,7 +182,16 @@ def meter(value: float, error: float, aim: float | None) -> str:
 
 # ---- Plots --------------------------------------------------------------------------------------
 
-FIXED = ("#1f6feb", "#d1242f", "#8250df", "#bc6c00")  # the colours of lines in a file
+FIXED = (
+    "#1f6feb",
+    "#d1242f",
+    "#8250df",
+    "#bc6c00",
+    "#1a7f37",
+    "#0a7ea4",
+    "#7a7a2c",
+    "#57606a",
+)  # the colours of lines in a file
 
 
 def plot(

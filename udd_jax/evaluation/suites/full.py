@@ -32,7 +32,6 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from udd_jax import values
 from udd_jax.data import reading
-from udd_jax.diffusion import tasks
 from udd_jax.errors import UserError
 from udd_jax.evaluation import (
     feature_networks,
@@ -63,7 +62,7 @@ def measure(pipe, workdir, items, drawn, files, nets, timed) -> dict:
     kinds = categories(items, options.category)
     training = nearest_training.open_cache(workdir)
     parts = {
-        "pictures": lambda: image_sets.measure(pipe, drawn["t2i"], files, workdir, nets),
+        "pictures": lambda: image_sets.measure(pipe, items, drawn["t2i"], files, workdir, nets),
         "agreement": lambda: agreements(items, drawn["t2i"], kinds, nets["clip"]),
         "captions": lambda: captioning(pipe, items, drawn["i2t"]),
         "retrieval": lambda: retrieved(pipe, items, kinds, folder),
@@ -364,13 +363,7 @@ def speed(pipe, drawn, options) -> dict:
     with _no_compilation_cache():
         for _ in range(2):
             started = time.perf_counter()
-            fresh.generate(
-                "pair",
-                count,
-                masks=tasks.masks(pipe.vocab, "pair", count),
-                batch_size=count,
-                seed=options.seed,
-            )
+            fresh.generate("pair", count, batch_size=count, seed=options.seed)
             seconds.append(time.perf_counter() - started)
     return {
         "batch": count,

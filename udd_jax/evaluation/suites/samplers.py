@@ -52,6 +52,7 @@ def run(pipe, workdir, *, count: int = 64, say=logbook.say) -> dict:
     path, options = pathlib.Path(workdir) / RESULT, pipe.config.evaluate
     items = held_out.read(pipe, max(count, options.samples))
     scores.require_world(items, "samplers")
+    count, most = (min(number, len(items)) for number in (count, options.samples))
     # Settings that differ only in numbers share a compilation. Others need one each, which is
     # faster with one block in an iteration of the loop.
     pipe = pipe.with_network(unroll=1)
@@ -89,7 +90,7 @@ def run(pipe, workdir, *, count: int = 64, say=logbook.say) -> dict:
         if result["again"].get(name, {}).get("settings") != row["settings"]:
             same = [r for r in result["again"].values() if r["settings"] == row["settings"]]
             seed = (options.seed + 1) % values.SEEDS
-            again = same or [measure(pipe, items, row["settings"], options.samples, seed)]
+            again = same or [measure(pipe, items, row["settings"], most, seed)]
             result["again"][name] = again[0]
             say(f"{name}: {_line(again[0])}")
             files.write_json(path, result)
