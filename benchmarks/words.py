@@ -69,6 +69,8 @@ def held_out(config, text, image, vocab, count: int):
 def curve(config, seed: int, steps: int, every: int, stop: float, text, vocab, cache, pairs):
     """Yields {"seed", "step", "loss", "seconds", and the losses by kind}."""
     kernel = transition.make_kernel(vocab, build.make_schedules(config, vocab))
+    config = config.copy_and_resolve_references()
+    config.seed = seed  # of the turns
     model, loss_at = train_diffusion.objectives(config, vocab, text.pad_id)
     tx, rate = optimiser.make_optimiser(config)
     key = jax.random.key(seed)

@@ -8,11 +8,13 @@ device against the chip's, FLOPs, bytes moved, collectives by kind and bytes, an
 the time of a step from the chip's peak rates, with the utilisation (MFU) that it allows. The mesh
 is the config's: `--config.mesh.model=4`.
 
-How it counts is said in `udd_jax/runtime/costs.py`; a loop whose trips the program does not tell, such as
-the sampler's, runs `sample.steps` times. The bound takes the three rates as perfectly overlapped.
+How it counts is said in `udd_jax/runtime/costs.py`; a loop whose trips the program does not tell,
+such as the sampler's, runs `sample.steps` times. The bound takes the three rates as perfectly
+overlapped.
 """
 
 import contextlib
+import functools
 import importlib.util
 import math
 import os
@@ -94,9 +96,14 @@ def train_program(config, mesh):
     vocab, c = plan.vocab_of(config), config.train
     model, loss_fn = train_diffusion.make_objective(config, vocab, pad_id=0)
     tx, rate = optimiser.make_optimiser(config)
-    state = jax.eval_shape(lambda: train_diffusion.create_state(model, tx, jax.random.key(0)))
+    create = functools.partial(train_diffusion.create_state, model, tx)
+    terms = train_diffusion.terms_of(config, vocab, 0)
+    state = jax.eval_shape(lambda: create(jax.random.key(0), terms=terms))
     batch = {
-        m.name: jax.ShapeDtypeStruct((c.batch_size, m.length), jnp.int32) for m in vocab.modalities
+        m.name: jax.ShapeDtypeStruct((c.batch_size, m.length, m.inputs), jnp.float32)
+        if m.inputs
+        else jax.ShapeDtypeStruct((c.batch_size, m.length), jnp.int32)
+        for m in vocab.modalities
     }
     key = jax.eval_shape(lambda: jax.random.key(0))
     places = sharding.shardings(mesh, state)

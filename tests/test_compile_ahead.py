@@ -90,3 +90,17 @@ def test_smoke_size_compiles_for_a_slice(program):
     assert "2 x 2 (data x model), 4 devices" in done.stdout and ": fits" in done.stdout
     assert "all-reduce" in done.stdout
     assert " 0 involuntary full rematerialisations, 0 all-gathers of logits" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["matching", "vectors"])
+def test_terms_and_features_have_their_parameters_and_their_numbers(ahead, name):
+    from configs import any as any_config
+    from configs import t2i
+    from udd_jax.runtime import sharding
+
+    config = t2i.get_config() if name == "matching" else any_config.get_config("vectors")
+    config.train.update({"matching": 0.1} if name == "matching" else {})
+    step, arguments = ahead.train_program(config, sharding.make_mesh(data=4, model=2))
+    if name == "vectors":
+        assert arguments[1]["vectors"].shape == (config.train.batch_size, 2, 16)
+    jax.eval_shape(step, *arguments)

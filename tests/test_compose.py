@@ -26,7 +26,7 @@ from udd_jax.evaluation.metrics import agreement
 from udd_jax.evaluation.report import rule_sections
 from udd_jax.networks import dual_encoder, matching
 from udd_jax.runtime import files
-from udd_jax.steering import segments
+from udd_jax.steering import lengths, segments
 from udd_jax.training import further, plan
 
 RULE, NAMES = compose_config.RULE, ("first", "image", "second", "text")
@@ -264,3 +264,15 @@ def test_the_dual_encoder_of_another_run_steers_the_image_and_no_reference(pipe,
     grads = jax.grad(lambda x: score(x, None, np.ones(1)).sum())(tokens)
     moved = {m.name: bool(np.any(g)) for m, g in zip(pipe.vocab.modalities, grads, strict=True)}
     assert moved == {name: name == "image" for name in moved}
+
+
+def test_a_drawn_length_is_read_from_the_image_wherever_it_stands(pipe, records, monkeypatch):
+    headed = dataclasses.replace(pipe, model=pipe.model.clone(length_head=True))
+    seen, length = [], pipe.vocab.modalities[pipe.vocab.index("text")].length
+    log_p = lambda *asked: seen.append(asked[3]) or np.zeros((len(asked[3]), length + 1))  # noqa: E731
+    monkeypatch.setattr(lengths, "_log_p", log_p)
+    codes = pipe.tokenizers["image"].encode(np.stack([record.image for record in records]))
+    drawn = lengths.draw(headed, codes, seed=0)
+    assert drawn.shape == (len(records),) and 1 <= drawn.min() <= drawn.max() <= length
+    found = pipe.vocab.local(pipe.vocab.index("image"), seen[0])
+    np.testing.assert_array_equal(found, codes)

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -92,6 +93,20 @@ def test_stopping_the_script_stops_the_run_for_good(tools):
         time.sleep(0.05)
     time.sleep(0.3)
     process.terminate()
+    assert process.wait(30) == 75
+    assert len(log()) == 1
+
+
+def test_ctrl_c_reaches_the_script_alone_so_that_the_run_has_one_signal_and_saves(tools, tmp_path):
+    """A terminal sends it to the whole group; a second signal would end the run at once."""
+    make, env, log = tools
+    told = f'echo interrupted >> "{tmp_path / "log"}"'
+    make("python", f"trap '{told}' INT; trap 'exit 75' TERM; while true; do sleep 0.05; done")
+    process = subprocess.Popen([LAUNCH / "run.sh"], env=env, start_new_session=True)
+    while not log():
+        time.sleep(0.05)
+    time.sleep(0.3)
+    os.killpg(process.pid, signal.SIGINT)
     assert process.wait(30) == 75
     assert len(log()) == 1
 

@@ -84,7 +84,7 @@ PATHS = (
     *("text", "codes", "given", "dual_encoder"),
 )
 PATH_FIELDS = (
-    *("init_from", "text.file", "vq.file", "vq.weights", "evaluate.weights"),
+    *("init_from", "text.file", "vq.file", "vq.weights", "evaluate.weights", "dual_encoder.file"),
     *("data_options.images", "data_options.data_dir"),
 )
 _NAME = re.compile(r"(\w+=(?=~))?")  # that of --given NAME=VALUE

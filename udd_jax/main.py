@@ -149,10 +149,12 @@ def main(argv) -> None:
         logbook.say(replay.describe(replay.run(workdir)))
     elif mode == "export":
         from udd_jax import stages
+        from udd_jax.runtime import bucket
 
         if not FLAGS.out:
             raise UserError("--out is missing, expected a folder")
-        stages.export(workdir, FLAGS.out)
+        with bucket.whole(workdir) as here:
+            stages.export(here, FLAGS.out)
         _finish(files.folder(FLAGS.out), "pairs", "demo", "full")
     elif mode == "evaluate":
         from udd_jax import stages

@@ -95,6 +95,7 @@ def _run_stages(config, workdir, here, until, data, found, profile=None, tensorb
         tell(config, data, found, tokenizers["text"], workdir)
     with stage("image tokenizer"):
         tokenizers["image"] = make_image_tokenizer(config, workdir, data, tensorboard)
+        processes.wait_for_all("image tokenizer")  # process 0 writes it, all read it
     for name in modalities.further(config):
         with stage(f"{name} tokenizer"):
             tokenizers[name] = further.make_tokenizer(config, name, workdir, data)
@@ -210,18 +211,17 @@ def make_image_tokenizer(config, workdir, data, tensorboard=False):
     path = workdir / build.IMAGE
     if path.exists():
         return image_tokenizer.load(path)
+    held_out = data["validation"] if survey.pictured(data["validation"]) else None
     if config.vq.file:
         tokenizer = modalities.fitting(config, image_tokenizer.load(config.vq.file))
         taken = config.get("init_from") and config.vq.file.startswith(config.init_from)
         name = "init_from" if taken else "vq.file"
         field = f"--config.{name}={config[name] if taken else config.vq.file}"
-        train_image_tokenizer.tell_worth(
-            config, tokenizer, data["validation"] or data["train"], field
-        )
+        train_image_tokenizer.tell_worth(config, tokenizer, held_out or data["train"], field)
         if jax.process_index() == 0:
             image_tokenizer.save(path, tokenizer)
         return tokenizer
-    options = {"held_out": data["validation"], "perceptual": perceptual(config)}
+    options = {"held_out": held_out, "perceptual": perceptual(config)}
     shown = options | {"tensorboard": tensorboard}
     folder, source = workdir / "vq", data["train"]
     if not config.vq.rebuild.codes:
@@ -305,6 +305,7 @@ def write_shards(config, workdir, source, tokenizers: dict) -> None:
     """Writes the share of this process of the token cache."""
     settings = {name: tokenizer.hash for name, tokenizer in tokenizers.items()}
     settings["length"] = config.text.length
+    most = max(m.classes for m in build.make_vocab(config, tokenizers).modalities)
     with logbook.progress(len(source), "token cache", unit="image") as bar:
         token_cache.write_shards(
             source,
@@ -312,6 +313,7 @@ def write_shards(config, workdir, source, tokenizers: dict) -> None:
             functools.partial(tokenizers["text"].encode, length=config.text.length),
             workdir / "tokens",
             settings=settings,
+            dtype="uint16" if most <= 2**16 else "uint32",
             views=views(config),
             encode_further=further.encoders(config, tokenizers),
             process_index=jax.process_index(),

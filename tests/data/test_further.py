@@ -28,7 +28,7 @@ from udd_jax.data import (
 )
 from udd_jax.data.reading import Views
 from udd_jax.data.records import Record
-from udd_jax.data.sources import beside, listing
+from udd_jax.data.sources import beside, listing, readers
 from udd_jax.tokenizers import text_tokenizer
 from udd_jax.training import further
 
@@ -574,3 +574,34 @@ def test_a_layout_is_cut_as_its_picture(tmp_path):
     np.testing.assert_array_equal(layouts.cut(wide, (2, 4)), wide[:, 1:5])
     np.testing.assert_array_equal(layouts.cut(wide.T, (8, 8)), wide.T[2:4])
     assert layouts.cut(np.zeros((1, 9), int), (8, 8)).shape == (1, 1)
+
+
+def test_values_alone_are_in_the_order_of_their_shard(tmp_path):
+    """Not in that of a set, which is another one in each process."""
+    names = [f"{n:02}" for n in range(30)][::-1]
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name in names:
+            info = tarfile.TarInfo(f"{name}.wav")
+            info.size = len(content := wav())
+            tar.addfile(info, io.BytesIO(content))
+    c = config()
+    c.incomplete = True
+    source = opened(f"webdataset:{tmp_path}/a.tar", c)
+    assert [item.key.rpartition("/")[2] for item in source.items] == names
+
+
+def test_a_class_label_is_a_layout_and_the_caption_of_its_name(tmp_path):
+    row = {"image": {"bytes": picture(), "path": None}, "label": 1}
+    features = {"label": {"names": ["a_bird", "a_fish"], "_type": "ClassLabel"}}
+    table = pyarrow.Table.from_pylist([row])
+    noted = json.dumps({"info": {"features": features}})
+    table = table.replace_schema_metadata({"huggingface": noted})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    kind = LAYOUT | {"grid": (1, 1), "classes": 2, "field": "label"}
+    (record,) = records(opened(f"parquet:{tmp_path}", config(kind=kind)))
+    assert record.captions == ("a fish",) and record.extra["kind"].tolist() == [[1]]
+
+
+def test_a_reference_is_read_before_the_size_of_pictures_is_chosen():
+    read = readers.of_pictures({}, None).read
+    assert read(picture()).shape[2] == 3

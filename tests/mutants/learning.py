@@ -168,8 +168,8 @@ MUTANTS = (
         ),
         (
             "loss: image tokens weigh 1",
-            "jnp.where(of_image, self.image_weight, others)",
-            "jnp.where(of_image, others, others)",
+            "jnp.where(of_image, self.image_weight, 1.0)",
+            "jnp.where(of_image, 1.0, 1.0)",
         ),
         (
             "loss: the mean over samples",

@@ -184,18 +184,31 @@ MUTANTS = (
         ),
         (
             "padding: hidden in an absent text",
-            "& (t[:, m] < self.steps)",
-            "& (t[:, m] <= self.steps)",
+            "~some & (t < self.steps)",
+            "~some & (t <= self.steps)",
         ),
         (
             "padding: hidden in a text with free places",
-            "whole = ~free[:, self.vocab.slices[m]].any(axis=1)",
-            "whole = ~free[:, self.vocab.slices[m]].all(axis=1)",
+            "some = jnp.stack([free[:, where].any(axis=1) for where in vocab.slices]",
+            "some = jnp.stack([free[:, where].all(axis=1) for where in vocab.slices]",
         ),
+    ),
+    *of(
+        "networks",
+        "tests/networks/test_references.py -k padding",
         (
-            "padding: image codes of its number, too",
-            "(xt == self.vocab.offsets[m] + self.padding)",
-            "((xt - self.vocab.offsets[m]) % self.vocab.offsets[m] == self.padding)",
+            "padding: of a text by the state of another",
+            "whole[:, vocab.modality_of]",
+            "whole.any(axis=1, keepdims=True)",
+        ),
+    ),
+    *of(
+        "networks",
+        "tests/networks/test_transformer_block_attention.py -k another_modality_that_is_given",
+        (
+            "blocks: none of the others looks at itself with kept keys",
+            "if self.block_attention and keep is None and len(parts) > 1:",
+            "if self.block_attention and keep is None and not kept:",
         ),
     ),
     *of(

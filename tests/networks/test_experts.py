@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 import shutil
 
 import flax
@@ -249,3 +250,24 @@ def test_a_run_that_was_split_samples_as_before(split):
     asked = {"seed": 1, "sampler": "ancestral", "steps": 3}
     tokens = [pipe.text_to_image(["a red circle"], **asked).tokens for pipe in split]
     np.testing.assert_array_equal(*tokens)
+
+
+def test_experts_have_no_head_of_lengths():
+    with pytest.raises(ValueError, match=r"model\.length_head = True with experts"):
+        experts.Experts(VOCAB, T, **OPTIONS, boundaries=ENDS, length_head=True)
+
+
+def test_the_held_out_loss_is_of_all_times_and_so_of_all_experts(split):
+    """A training step is of one interval; what is measured is not."""
+    _, after = split
+    vocab, pad = after.vocab, after.tokenizers["text"].pad_id
+    loss_at = train_diffusion.objectives(after.config, vocab, pad)[1]
+    sampler = time_sampling.create(after.config.diffusion.steps, 2)
+    x0 = np.asarray(vocab.fuse({m.name: np.zeros((32, m.length), int) for m in vocab.modalities}))
+
+    def moved(step):
+        loss = lambda params: loss_at(step)(params, sampler, jax.random.key(0), x0)[0]  # noqa: E731
+        grads = jit(jax.grad(loss))(after.params)
+        return sum(any(np.any(g) for g in jax.tree.leaves(grads[name])) for name in grads)
+
+    assert moved(math.inf) == 3 and moved(0) == 1

@@ -10,6 +10,7 @@ import pytest
 from tests.helpers import tiny
 from tests.networks.test_transformer_block_attention import FULL, PAIR, THREE, T, apply, batch
 from udd_jax import build, pipeline
+from udd_jax.diffusion import tasks
 from udd_jax.networks import autoregressive, transformer
 from udd_jax.steering import chains
 from udd_jax.training import loss as losses
@@ -192,3 +193,14 @@ def _tiny():
     config = tiny.config()
     config.model.absent = "left_out"
     return config
+
+
+def test_a_negative_prompt_for_what_is_absent_is_computed(tiny_run):
+    """It is there in the other branch of guidance, so nothing is left out of the network."""
+    before = pipeline.Pipeline.load(tiny_run)
+    pipe = pipeline.Pipeline.assemble(config_with(tiny_run), before.tokenizers, before.params)
+    masks = tasks.masks(pipe.vocab, "image", 2)
+    options = {"num": 1, "options": {"guidance": 3.0}, "masks": masks}
+    made = chains.prepare(pipe, "image", 2, {}, **options, negative={"text": "a red circle"})
+    assert made.without == ()
+    assert chains.prepare(pipe, "image", 2, {}, **options).without == ("text",)

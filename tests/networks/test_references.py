@@ -23,6 +23,17 @@ MASKED = np.where(np.isin(WITH.modality_of, [1, 2]), weights.NEVER, 0.0)[None, N
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
+def test_the_padding_of_each_given_text_is_hidden_by_its_own_state():
+    pad, vocab = 1, Vocab((Modality("question", 3, 4, like="text"), TEXT))
+    network = model(vocab, padding=pad)
+    x = np.full((3, 6), vocab.offsets[1] + pad)
+    free, t = np.zeros((3, 6), bool), np.zeros((3, 2), int)
+    free[0, 3:] = free[1, :3] = True  # text|question, question|text, and both given
+    t[2, 0] = T  # the question is absent
+    hidden = np.asarray(network._padded(x, t, free))
+    assert hidden.reshape(3, 2, 3).all(-1).tolist() == [[True, False], [False, True], [False, True]]
+
+
 def model(vocab, **options):
     options = {"attention": "self", "time": "per_modality", "qk_norm": True, **options}
     return transformer.Transformer(vocab, T, layers=1, width=8, heads=2, rezero=1.0, **options)

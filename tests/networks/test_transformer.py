@@ -214,6 +214,17 @@ def test_cudnn_is_asked_for_with_everything_in_one_type(monkeypatch):
     assert layers.dot_product_attention(q, q, q, bias, "cudnn") is q
 
 
+def test_cudnn_gets_a_bias_for_each_query_that_its_type_can_hold(monkeypatch):
+    found = []
+    monkeypatch.setattr(
+        jax.nn, "dot_product_attention", lambda q, *_, bias, **__: found.append(bias) or q
+    )
+    q = jnp.ones((1, 3, 1, 4), jnp.float16)
+    layers.dot_product_attention(q, q, q, jnp.array([0.0, -1e9, 0.0])[None, None, None], "cudnn")
+    assert found[0].shape == (1, 1, 3, 3) and np.isfinite(found[0]).all()
+    assert found[0][0, 0, 2, 1] < -3e4
+
+
 def test_on_a_gpu_cudnn_attention_is_one_call_forwards_and_one_backwards(monkeypatch):
     from jax._src.cudnn import fused_attention_stablehlo as cudnn
 

@@ -139,6 +139,17 @@ def test_kept_keys_and_values_give_the_logits_of_the_whole_network(layout, still
                 np.testing.assert_allclose(ours, theirs, atol=2e-5)
 
 
+def test_with_kept_keys_another_modality_that_is_given_looks_at_itself_too():
+    """In some rows: the audio is kept, and the second row generates the image alone."""
+    model, params = network(THREE)
+    x, t, free, _ = batch(THREE, ("audio",))
+    free[1, THREE.slices[THREE.index("text")]] = False
+    begun = jit(lambda *i: denoiser.prepare(Denoiser(model, params, "audio"), *i))(x, t, free)
+    kept = jit(lambda f, *i: f(*i))(begun, x, t, free)
+    for ours, theirs in zip(kept[:2], apply(model, params, x, t, free)[:2], strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=2e-5)
+
+
 @functools.partial(jax.jit, static_argnames=("still", "settings"), compiler_options=quick.EXACT)
 def draw(params, x, free, absent, negative, still, settings):
     kernel = transition.make_kernel(PAIR, schedules.linear(T))

@@ -3,6 +3,7 @@
 import pathlib
 import shutil
 import subprocess
+import time
 
 import jax
 import pytest
@@ -106,3 +107,12 @@ def test_an_image_without_a_checkout_says_its_commit(monkeypatch, tmp_path):
     assert "commit" not in provenance.provenance()
     monkeypatch.setenv("UDD_COMMIT", "abc")
     assert provenance.provenance()["commit"] == provenance.commit(12) == "abc"
+
+
+def test_the_time_of_a_stage_that_was_stopped_counts(tmp_path):
+    with pytest.raises(SystemExit), run_folder.timed(tmp_path, "diffusion"):
+        time.sleep(0.02)
+        raise SystemExit(75)
+    with run_folder.timed(tmp_path, "diffusion"):
+        pass
+    assert files.read_json(tmp_path / "stages.json")["diffusion"] >= 0.02

@@ -179,3 +179,16 @@ def test_the_distance_and_the_variation_are_known():
 def test_a_bad_scorer_is_one_line(asked, message):
     with pytest.raises(ValueError, match=message):
         scorers.parse([asked], LAYOUT)
+
+
+def test_a_function_is_compiled_once_whatever_its_arrays_are():
+    layout = vocab.image_text((2, 2), 3, 4, 3)
+    make = lambda number: jax.tree_util.Partial(_scaled, jnp.float32(number))  # noqa: E731
+    scorers.parse([(make(1), 1.0)], layout)
+    before = scorers._both._cache_size()
+    scorers.parse([(make(2), 1.0)], layout)
+    assert scorers._both._cache_size() == before
+
+
+def _scaled(number, tokens, x, t):
+    return number * tokens[0].sum((1, 2))

@@ -158,3 +158,13 @@ def test_numbers_of_numpy_and_a_list_from_a_file_are_settings():
     settings = Settings(steps=np.int64(5), top_r=np.float32(0.5), guidance_interval=[0.2, 0.5])
     assert settings.guidance_interval == (0.2, 0.5)
     hash(jax.tree.structure(settings))
+
+
+def test_numbers_of_numpy_are_on_and_off_as_those_of_python():
+    for name, value in (
+        ("steps", np.int64(0)),
+        ("guidance", np.float32(1)),
+        ("top_k", np.int32(0)),
+    ):
+        assert not Settings(**{name: value}).on(name)
+        assert Settings(**{name: value}) == Settings(**{name: value.item()})

@@ -6,6 +6,7 @@ import pytest
 
 from configs import own
 from tests.data.test_sources_cases import fill
+from tests.helpers import tiny
 from tests.training.test_train_diffusion import VOCAB, setting
 from udd_jax import build
 from udd_jax.networks import transformer
@@ -120,3 +121,12 @@ def test_adapters_refuse_a_network_of_other_sizes():
     vocab = build.make_vocab(config, build.load_tokenizers(config.init_from))
     with pytest.raises(ValueError, match=r"arrays differ .the first: blocks/mlp"):
         start.weights(config, vocab)
+
+
+def test_a_student_has_no_adapters(tiny_run):
+    c = tiny.config()
+    c.init_from, c.train.loss, c.train.adapters.rank = str(tiny_run), "distilled", 4
+    with pytest.raises(
+        ValueError, match=r"train\.adapters\.rank = 4 with train\.loss = 'distilled'"
+    ):
+        start.check(c)

@@ -251,3 +251,17 @@ def test_a_layout_needs_whole_pictures():
     c.views = 4
     with pytest.raises(ValueError, match="views = 4, expected 1 with a layout"):
         limits.check(c)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model.kind": "autoregressive"}, "0 with the loss 'autoregressive'"),
+        ({"incomplete": True}, "0 with incomplete = True"),
+    ],
+)
+def test_a_decoder_is_learned_with_a_diffusion_of_pairs_alone(changes, message):
+    c = tiny.config()
+    c.update_from_flattened_dict({"train.end_to_end.weight": 0.1, **changes})
+    with pytest.raises(UserError, match=f"train.end_to_end.weight = 0.1, expected {message}"):
+        limits.check(c)

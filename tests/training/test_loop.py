@@ -244,3 +244,9 @@ def test_sigterm_gives_75_in_a_process_of_its_own(tmp_path):
     (saved,) = (tmp_path / "checkpoints").iterdir()
     manifest = json.loads((saved / checkpoints.MANIFEST).read_text())
     assert manifest["metadata"]["loop"][0] == manifest["step"] >= 11
+
+
+def test_a_metric_that_the_last_step_of_a_window_lacks_is_logged():
+    window = [{"loss": 1.0, "matching": 2.0}, {"loss": 3.0, "matching": None}, {"loss": 5.0}]
+    found = loop._means(window)
+    assert found == {"loss": 3.0, "loss_max": 5.0, "matching": 2.0}

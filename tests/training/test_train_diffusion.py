@@ -316,6 +316,8 @@ def test_the_held_out_bound_is_one_number_on_every_mesh_and_falls_with_training(
     bound = train_diffusion.make_held_out(loss_fn, pairs, 16, VOCAB, None)
     first = bound(state, 0)["held_out_bound"]
     assert first == bound(state, 1)["held_out_bound"]
+    counted = state.replace(times=jax.tree.map(lambda x: x + 30, state.times))
+    assert first == bound(counted, 1)["held_out_bound"]  # at the same times
     mesh = sharding.make_mesh(4, 1)
     with sharding.use(mesh):
         placed = sharding.shard_tree(mesh, state)

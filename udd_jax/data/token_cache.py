@@ -126,7 +126,9 @@ def write_shards(
         blank = np.zeros((views.count, *pixels.both(views.size), views.channels), np.uint8)
         proof = _write_shard(path, examples, encoders, batch_size, progress, blank)
         files.write_bytes(path.with_suffix(".json"), json.dumps(proof).encode())
-        token_checks.check_faults(proof, skip_limit, len(source), path.with_suffix(".json"))
+        token_checks.check_faults(
+            proof, skip_limit, len(source), path.with_suffix(".json"), part=True
+        )
 
 
 def finish(directory, skip_limit: float = 0.01) -> "TokenCache":
@@ -166,8 +168,8 @@ def finish(directory, skip_limit: float = 0.01) -> "TokenCache":
         np.save(file, index)
     for field in ("image_length", "text_length"):
         manifest[field] = max(shard[field] for shard in shards)
-    if "further" in shards[0]:
-        manifest["further"] = shards[0]["further"]
+    if further := next((s["further"] for s in shards if "further" in s), None):
+        manifest["further"] = further  # a shard without any item has none
     manifest["items"] = len(index)
     manifest["captions"] = int(index[:, 1].sum())
     manifest["faults"] = dict(collections.Counter(fault["cause"] for fault in faults))

@@ -37,6 +37,10 @@ class Experts(transformer.Transformer):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.length_head:
+            raise UserError(
+                "model.length_head = True with experts, which have no head: expected False"
+            )
         ends = (0.0, *self.boundaries, 1.0)
         if not self.boundaries or not all(a < b for a, b in itertools.pairwise(ends)):
             raise UserError(

@@ -258,7 +258,7 @@ class Transformer(nn.Module):
         if self.concentrated:
             others = ~np.eye(self.vocab.length, dtype=bool)[None]
             bias = layers.hide(bias, (self._masked_text(xt)[:, None] & others)[:, None])
-        if self.block_attention and not kept and keep is None:
+        if self.block_attention and keep is None and len(parts) > 1:
             given = ~jnp.stack([free[:, w].any(axis=1) for w in self.vocab.slices], axis=1)
             at = self.vocab.modality_of
             bias = layers.hide(bias, (given[:, at, None] & (at[:, None] != at)[None])[:, None])
@@ -348,14 +348,16 @@ class Transformer(nn.Module):
         return texts[self.vocab.modality_of][None] & (xt == self.vocab.mask_id)
 
     def _padded(self, xt, t, free):
-        """Positions of padding in fully given texts, bool[B, L].
+        """Positions of padding in fully given texts and references to them, bool[B, L].
 
         Other texts keep their padding visible: there it tells how long the generated text is, or it
         is noise.
         """
-        m = self.vocab.index("text")
-        whole = ~free[:, self.vocab.slices[m]].any(axis=1) & (t[:, m] < self.steps)
-        return (xt == self.vocab.offsets[m] + self.padding) & whole[:, None]
+        vocab, pad = self.vocab, self.vocab.offsets[self.vocab.index("text")] + self.padding
+        texts = np.array(["text" in (m.name, m.like) for m in vocab.modalities])
+        some = jnp.stack([free[:, where].any(axis=1) for where in vocab.slices], axis=1)
+        whole = texts[None] & ~some & (t < self.steps)
+        return (xt == pad) & whole[:, vocab.modality_of]
 
 
 def init(model: Transformer, key: jax.Array, fan_in: bool = False) -> dict:

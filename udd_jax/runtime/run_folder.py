@@ -101,7 +101,16 @@ def timed(workdir, name: str):
     path = workdir / "stages.json"
     seconds = files.read_json(path) if path.exists() else {}
     start = time.perf_counter()
-    yield
-    seconds[name] = round(seconds.get(name, 0) + time.perf_counter() - start, 2)
-    if jax.process_index() == 0:
-        files.write_json(path, seconds)
+
+    def add():
+        seconds[name] = round(seconds.get(name, 0) + time.perf_counter() - start, 2)
+        if jax.process_index() == 0:
+            files.write_json(path, seconds)
+
+    try:
+        yield
+    except BaseException:  # a stop, or an error: of the disk, perhaps
+        with contextlib.suppress(OSError):
+            add()
+        raise
+    add()

@@ -77,9 +77,14 @@ def _check(i, score, vocab) -> None:
         raise UserError(
             f"scorers {i} returns the shape {shape} for one sample, expected [1]: {FORM}"
         )
-    both = jax.jit(jax.value_and_grad(lambda tokens: score(tokens, x, t).sum()))(tokens)
+    both = _both(tokens, score, x, t)
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(both)):
         raise UserError(f"scorers {i} returns NaN or infinity for even tokens: expected numbers")
+
+
+@jax.jit  # once for each function, whatever its arrays are
+def _both(tokens, score, x, t):
+    return jax.value_and_grad(lambda tokens: score(tokens, x, t).sum())(tokens)
 
 
 # ---- Built in -----------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from udd_jax.diffusion.transition import Kernel
 from udd_jax.errors import UserError
@@ -91,6 +92,8 @@ class Settings:
             if kind:
                 number = isinstance(value, kind[0]) and not isinstance(value, bool)
                 demand(number and math.isfinite(value), field.name, kind[1])
+                if isinstance(value, np.generic):  # compared with those that are off
+                    object.__setattr__(self, field.name, value.item())
         demand(self.sampler in names(), "sampler", f"one of {', '.join(names())}")
         demand(self.confidence in CONFIDENCES, "confidence", f"one of {', '.join(CONFIDENCES)}")
         demand(

@@ -114,7 +114,7 @@ def prepare(
         scorers=terms.parse(scorers, vocab),
         settings=settings,
         still=still(pipe, masks),
-        without=without(pipe, masks),
+        without=without(pipe, masks, against) if guide is None else (),
         shown=[
             m.name
             for m, out in zip(vocab.modalities, left_out, strict=True)
@@ -175,9 +175,19 @@ def still(pipe, masks: tasks.Masks) -> str | None:
     return names[0] if len(names) == 1 else None
 
 
-def without(pipe, masks: tasks.Masks) -> tuple[str, ...]:
-    """The modalities that are absent in all samples, if the network leaves them out."""
-    return tasks.left_out(pipe.vocab, masks) if pipe.model.absent == "left_out" else ()
+def without(pipe, masks: tasks.Masks, against=None) -> tuple[str, ...]:
+    """The modalities that are absent in all samples, if the network leaves them out.
+
+    against: negative prompts int32[n, L] or None; what they say is there in a branch of guidance.
+    """
+    if pipe.model.absent != "left_out":
+        return ()
+    vocab = pipe.vocab
+    said = np.zeros(vocab.length, bool)
+    if against is not None:
+        said = (np.asarray(against) != vocab.mask_id).any(axis=0)
+    left_out = tasks.left_out(vocab, masks)
+    return tuple(name for name in left_out if not said[vocab.slices[vocab.index(name)]].any())
 
 
 def _against(pipe, negative: dict, count: int, num: int) -> np.ndarray:

@@ -74,8 +74,7 @@ def draw(pipe, image, seed: int) -> np.ndarray:
             "length = 'drawn': this run has no head, --config.model.length_head, and no modality "
             "of kind length"
         )
-    where = pipe.vocab.slices[pipe.vocab.index("image")]
-    image = np.asarray(image) + where.start
+    image = np.asarray(image) + pipe.vocab.offsets[pipe.vocab.index("image")]
     keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))
     keys = keys(np.arange(len(image)))
     log_p = _log_p(pipe.model, pipe.kernel, pipe.params, image)

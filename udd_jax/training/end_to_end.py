@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from udd_jax import build
 from udd_jax.diffusion.vocab import Vocab
-from udd_jax.runtime import trees
+from udd_jax.runtime import processes, trees
 from udd_jax.tokenizers import image_tokenizer
 from udd_jax.training import terms
 
@@ -72,6 +72,7 @@ def finish(workdir, tokenizer) -> image_tokenizer.ImageTokenizer:
     path, learned = workdir / build.PAINTER, workdir / terms.OWN
     if not path.exists() and learned.exists() and jax.process_index() == 0:
         save(path, tokenizer, trees.load_tree(learned)[0])
+    processes.wait_for_all("end to end")
     return image_tokenizer.load(path) if path.exists() else tokenizer
 
 

@@ -42,6 +42,8 @@ def _train_sound(config, name: str, path, data: dict) -> None:
         return np.concatenate(shown)
 
     folder, held_out = files.folder(path.parent), data["validation"]
+    if next(iter(reading.values(held_out, name)), None) is None:
+        held_out = None
     if own.vq.file:
         given, field = image_tokenizer.load(own.vq.file), f"--config.modalities.{name}.vq.file="
         shown = held_out or data["train"]

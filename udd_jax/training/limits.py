@@ -136,6 +136,12 @@ def check(config) -> None:
         for name, words in LEVELS.items():
             if value(config, name):
                 _refuse(config, name, f"{words} with a picture of two levels")
+    loss = value(config, "train.loss") or value(config, "model.kind") or "diffusion"
+    if value(config, "train.end_to_end.weight"):
+        if loss != "diffusion":
+            _refuse(config, "train.end_to_end.weight", f"0 with the loss {loss!r}")
+        if value(config, "incomplete"):
+            _refuse(config, "train.end_to_end.weight", "0 with incomplete = True")
     if value(config, "dual_encoder.steps"):
         _warms_up(config, "dual_encoder")
     channels = modalities.image_channels(config)

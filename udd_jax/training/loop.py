@@ -184,7 +184,7 @@ def _finite(scalars: dict) -> dict:
 def _means(window: list[dict]) -> dict:
     """The mean of each metric over the steps in which it is finite, and the highest loss."""
     means = {}
-    for name in window[-1]:
+    for name in dict.fromkeys(name for metrics in window for name in metrics):
         values = [m[name] for m in window if m.get(name) is not None]
         means[name] = math.fsum(values) / len(values) if values else math.nan
         if name == "loss":

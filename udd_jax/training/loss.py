@@ -129,7 +129,7 @@ class Options:
     auxiliary: lambda, the weight of -log p(x_0 | x_t).
     pad_id, pad_weight: the local id of the text's padding, and the weight of padding tokens.
     image_weight: the weight of image tokens; all other tokens have weight 1.
-    weights: {modality: the weight of its tokens}, where it is not 1.
+    weights: {modality: the weight of its tokens}, where a row of `modalities` has one.
     time: "discrete", the bound of the chain with T steps, times drawn by importance; or
         "continuous", the bound for infinitely many steps with low-discrepancy times, for schedules
         that only mask.
@@ -158,16 +158,14 @@ class Options:
         return complete(vocab, x0) if self.incomplete else (x0, None)
 
     def weigh(self, vocab):
-        """x0 int32[B, L] -> the weight of each token, float[B, L]: of padding, of images, of the
-        modalities in `weights`, else 1."""
+        """x0 int32[B, L] -> the weight of each token, float[B, L]: of padding, of the modalities
+        in `weights`, of images, else 1."""
         pad = vocab.offsets[vocab.index("text")] + self.pad_id
         of_image = (vocab.modality_of == vocab.index("image"))[None]
-        others = 1.0
+        each = jnp.where(of_image, self.image_weight, 1.0)
         for name, weight in (self.weights or {}).items():
-            others = jnp.where((vocab.modality_of == vocab.index(name))[None], weight, others)
-        return lambda x0: jnp.where(
-            x0 == pad, self.pad_weight, jnp.where(of_image, self.image_weight, others)
-        )
+            each = jnp.where((vocab.modality_of == vocab.index(name))[None], weight, each)
+        return lambda x0: jnp.where(x0 == pad, self.pad_weight, each)
 
 
 def make_loss(kernel, model, *, terms: dict | None = None, **options):
@@ -202,7 +200,7 @@ def make_loss(kernel, model, *, terms: dict | None = None, **options):
         x0, features = x0 if isinstance(x0, tuple) else (x0, None)
 
         def denoise_fn(xt, t, free, **more):
-            if features is not None:
+            if features is not None and "method" not in more:  # a length is read from the image
                 soft = more.get("soft") or (None,) * len(features)
                 more["soft"] = tuple(
                     p if f is None else f for p, f in zip(soft, features, strict=True)

@@ -53,7 +53,10 @@ def run(workdir) -> Step:
         lambda: train_diffusion.create_state(model, tx, jax.random.key(0), first, terms=terms)
     )
     size = config.train.batch_size
-    batch = {m.name: jax.ShapeDtypeStruct((size, m.length), jnp.int32) for m in vocab.modalities}
+    lengths = {m.name: m.length for m in vocab.modalities}
+    if vocab.coarse:  # the ids of a picture are those of both levels
+        lengths[vocab.coarse.level_of] += lengths.pop(vocab.coarse.name)
+    batch = {name: jax.ShapeDtypeStruct((size, n), jnp.int32) for name, n in lengths.items()}
     table = ROWS
     for m in (m for m in vocab.modalities if m.inputs):
         batch[m.name] = jax.ShapeDtypeStruct((size, m.length, m.inputs), jnp.float32)

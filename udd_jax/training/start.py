@@ -34,6 +34,11 @@ def check(config, workdir=None) -> None:
             f"train.adapters.rank = {rank} changes a finished run: name one with "
             "--config.init_from=, or set --config.train.adapters.rank=0"
         )
+    if rank and distilled(config):
+        raise UserError(
+            f"train.adapters.rank = {rank} with train.loss = {distillation.NAME!r}, which trains "
+            "all weights: set --config.train.adapters.rank=0"
+        )
     if distilled(config) and not config.init_from:
         raise UserError(
             f"train.loss = {config.train.loss!r} needs a teacher: name the folder of a finished "

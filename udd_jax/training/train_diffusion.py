@@ -141,6 +141,9 @@ def objectives(config, vocab: Vocab, pad_id: int, terms=None):
     spread, so in the mean the loss is that of the whole mixture: the loss of step `math.inf`.
     """
     model, whole = make_objective(config, vocab, pad_id, terms)
+    measured = whole
+    if config.get("experts"):  # of all times, not of those of one expert
+        measured = make_objective(config, vocab, pad_id, terms, experts=())[1]
     found, earlier, later = turns.parts(config, vocab), [], [whole]
     asked = [{"mixture": part, "without": names} for names, part in found.items()]
     if turns.prefix_steps(config) or turns.prefix_share(config):
@@ -152,7 +155,7 @@ def objectives(config, vocab: Vocab, pad_id: int, terms=None):
 
     def loss_at(step):
         if step == math.inf:
-            return whole
+            return measured
         part, prefixes = turn(step)
         return (earlier if prefixes else later)[part]
 
@@ -264,7 +267,8 @@ def make_held_out(
     """`evaluate` for `loop.fit`: the bound of the averaged weights on held-out pairs, nats a token.
 
     batch: {name: int32[n, length]}, all of it in every process. It is processed in batches of equal
-    size; rows from its beginning fill the last one. Tasks, times and noise are the same every time.
+    size; rows from its beginning fill the last one. Tasks, times and noise are the same every time,
+    so that bounds differ by the weights alone.
     """
     count = len(batch["text"])
     rows = np.resize(np.arange(count), -(-count // batch_size) * batch_size)
@@ -277,7 +281,8 @@ def make_held_out(
     @jax.jit
     def bound(state, number, x0, base):
         key = jax.random.fold_in(jax.random.key(0), number)
-        return over(loss_fn, base)(state.ema_params, state.times, key, x0)[1][0]["bound"]
+        times = jax.tree.map(jnp.zeros_like, state.times)  # p(t) of the first step, for all
+        return over(loss_fn, base)(state.ema_params, times, key, x0)[1][0]["bound"]
 
     def evaluate(state, done):
         bounds = [bound(state, np.int32(i), part, base) for i, part in enumerate(parts)]
@@ -334,7 +339,8 @@ def train(
             f"the terms {', '.join(own)} learn, which goes with train.adapters.rank = 0 and "
             "train.loss = '' only: change one, or set their weights to 0"
         )
-    base = base and sharding.shard_tree(mesh, base)
+    # On the device before the training: it is an argument of every step.
+    base = base and (jax.device_put(base) if mesh is None else sharding.shard_tree(mesh, base))
     key_start = jax.random.fold_in(key, 0)
     make = functools.partial(create_state, model, tx, key_start, start, c.fan_in, terms)
     state = sharding.create(mesh, make) if start is None else sharding.shard_tree(mesh, make())

@@ -169,12 +169,13 @@ def _rows(table, file, name, split, image_field, caption_field, split_field, fur
             f"{name} has the columns {columns}, expected {wanted}; name it with image_field "
             f"(--config.data_options.image_field=){_hint(columns)}"
         )
+    classes = _classes(table.schema_arrow)
+    values_of = set(named.values()) - {classes[0] if classes else None}  # a label may be a caption
     others = [
         field.name
         for field in table.schema_arrow
-        if field.name not in (images[0], *named.values()) and "binary" not in str(field.type)
+        if field.name not in (images[0], *values_of) and "binary" not in str(field.type)
     ]
-    classes = _classes(table.schema_arrow)
     kinds = {m: (further[m].words, further[m].labels) for m in named}
     number, used = 0, {images[0], *others, *named.values()}
     ignored = tuple(
@@ -207,7 +208,7 @@ def _rows(table, file, name, split, image_field, caption_field, split_field, fur
             fields = caption_field.split(",") if caption_field else [None]
             said = (captioning.captions_of(values, field, where, incomplete) for field in fields)
             captions = sum(said, ())
-            known = {*fields, split_field}
+            known = {*fields, split_field, *named.values()}
             extra = {k: v for k, v in values.items() if k not in known and not _captioned((k,))}
             own = split_names.said(values.get(split_field), where) or split
             image = None if row in lacks else (file, images[0], group, row)

@@ -27,7 +27,8 @@ def of_pictures(row: dict, image_size) -> Reader:
 
 
 def _picture(image_size, channels: int, content) -> np.ndarray:
-    return pixels.fit(pixels.read(_file(content, "picture"), channels), image_size)
+    found = pixels.read(_file(content, "picture"), channels)
+    return found if image_size is None else pixels.fit(found, image_size)  # None: still open
 
 
 def of_texts(row: dict, image_size) -> Reader:

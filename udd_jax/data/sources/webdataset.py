@@ -220,7 +220,8 @@ class _Inside:
         for stem in spare:
             what = "image" if stem in self.pictures else "text"
             self.left(stem, f"a further {what} of a key")
-        for stem in set(self.values) - set(pairs) - set(map(tars.first_dot, pairs)):
+        known = {*pairs, *map(tars.first_dot, pairs)}
+        for stem in [stem for stem in self.values if stem not in known]:  # in their order
             if incomplete:
                 pairs[stem] = {}
             else:
