@@ -584,9 +584,7 @@ def test_values_alone_are_in_the_order_of_their_shard(tmp_path):
             info = tarfile.TarInfo(f"{name}.wav")
             info.size = len(content := wav())
             tar.addfile(info, io.BytesIO(content))
-    c = config()
-    c.incomplete = True
-    source = opened(f"webdataset:{tmp_path}/a.tar", c)
+    source = opened(f"webdataset:{tmp_path}/a.tar", incomplete=True)
     assert [item.key.rpartition("/")[2] for item in source.items] == names
 
 

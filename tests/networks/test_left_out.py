@@ -200,7 +200,8 @@ def test_a_negative_prompt_for_what_is_absent_is_computed(tiny_run):
     before = pipeline.Pipeline.load(tiny_run)
     pipe = pipeline.Pipeline.assemble(config_with(tiny_run), before.tokenizers, before.params)
     masks = tasks.masks(pipe.vocab, "image", 2)
-    options = {"num": 1, "options": {"guidance": 3.0}, "masks": masks}
-    made = chains.prepare(pipe, "image", 2, {}, **options, negative={"text": "a red circle"})
-    assert made.without == ()
-    assert chains.prepare(pipe, "image", 2, {}, **options).without == ("text",)
+    unused = dict.fromkeys(("prompts", "guide", "paint", "weigh")) | {"scorers": ()}
+    options = {"num": 1, "options": {"guidance": 3.0}, "masks": masks, **unused}
+    for negative, without in (({"text": "a red circle"}, ()), (None, ("text",))):
+        made = chains.prepare(pipe, "image", 2, {}, **options, negative=negative)
+        assert made.without == without

@@ -42,6 +42,15 @@ def tilt(score: Callable, scale, x, t, log_p, straight=False):
 POINTS = {"expected": tilt, "straight_through": functools.partial(tilt, straight=True)}
 
 
+def partial(function) -> jax.tree_util.Partial:
+    """A function as an argument of a compiled one, whose arrays are not a part of the program.
+
+    A `Partial` stays as it is: wrapped once more, it would be a new function with arrays inside.
+    """
+    wrapped = isinstance(function, jax.tree_util.Partial)
+    return function if wrapped else jax.tree_util.Partial(function)
+
+
 def parse(asked, vocab) -> tuple:
     """[F's with scales, or `guidance.Scorer`s] -> scorers; a scale of 0 leaves its F out.
 
@@ -52,7 +61,7 @@ def parse(asked, vocab) -> tuple:
     found = []
     for i, entry in enumerate(asked):
         if callable(entry):
-            found.append(jax.tree_util.Partial(entry))
+            found.append(partial(entry))
             continue
         if not (isinstance(entry, tuple | list) and len(entry) in (2, 3) and callable(entry[0])):
             raise UserError(f"scorers {i}: {entry!r}, expected (function, scale) or a function")
@@ -63,7 +72,7 @@ def parse(asked, vocab) -> tuple:
         if point not in POINTS:
             raise UserError(f"scorers {i}: {point!r}, expected one of {', '.join(POINTS)}")
         if scale:
-            score = jax.tree_util.Partial(score)
+            score = partial(score)
             _check(i, score, vocab)
             found.append(jax.tree_util.Partial(POINTS[point], score, jnp.float32(scale)))
     return tuple(found)

@@ -36,7 +36,7 @@ class Chains(NamedTuple):
 
     def inputs(self, rows, trace: int) -> tuple:
         """The arguments of a generator's `sample` after the keys, for some of the chains."""
-        steer = None if self.guide is None else jax.tree_util.Partial(self.guide)
+        steer = None if self.guide is None else terms.partial(self.guide)
         if self.prompts is not None:
             here = self.prompts._replace(x=self.prompts.x[:, rows])
             steer = jax.tree_util.Partial(branching.branches, here)

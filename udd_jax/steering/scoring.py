@@ -138,7 +138,7 @@ def pixels(pipe, function, read=None):
     tokenizer = pipe.tokenizers["image"]
     seen = functools.partial(_pixels, tokenizer.module)
     arrays = jax.tree.map(jnp.asarray, (tokenizer.params, tokenizer.vectors))
-    score = jax.tree_util.Partial(seen, *arrays, jax.tree_util.Partial(function))
+    score = jax.tree_util.Partial(seen, *arrays, scorers.partial(function))
     return of_image(pipe.vocab, score)
 
 
