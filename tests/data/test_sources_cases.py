@@ -660,6 +660,22 @@ def test_equal_names_in_two_folders_of_coco_are_told_apart(tmp_path):
     assert held_out == {100: ("val 0",), 101: ("val 1",)}
 
 
+@pytest.mark.parametrize("kind", ["folder", "coco"])
+def test_a_file_that_is_not_there_is_no_picture_of_another_folder(tmp_path, kind):
+    """One base name twice, and one of the folders is missing: a fault, and no wrong caption."""
+    fill(tmp_path / "images" / "cats", 1, text="")
+    rows = [("cats/0.png", "a cat"), ("dogs/0.png", "a dog")]
+    if kind == "coco":
+        coco_files(tmp_path, rows)
+    else:
+        lines = [json.dumps({"file_name": name, "caption": said}) for name, said in rows]
+        (tmp_path / "captions.jsonl").write_text("\n".join(lines))
+    source = opened(f"{kind}:{tmp_path}")
+    assert pairs(source) == {0: ("a cat",)}
+    (lost,) = faults(source)
+    assert "dogs/0.png" in lost and "another" in lost
+
+
 def test_a_file_of_karpathy_may_lie_anywhere_and_have_any_name(tmp_path):
     fill(tmp_path / "flickr30k-images", 3, text="")
     (tmp_path / "splits").mkdir()

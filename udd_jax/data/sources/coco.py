@@ -43,9 +43,12 @@ def items(path: str, images: str | None = None, split_field: str = "split") -> l
     places, unread = walk.by_name(shown), set(here.unread)
     for file in files:
         rows, lost = _rows(file, split_field)
-        for name, captions, said, extra in rows:
-            split = split_names.said(said, listing.printable(f"{file.name}, {name}"))
-            where = _place(places, name, split)
+        splits = [
+            split_names.said(said, listing.printable(f"{file.name}, {name}"))
+            for name, _, said, _ in rows
+        ]
+        wheres = _places(places, rows, splits)
+        for (name, captions, _, extra), split, where in zip(rows, splits, wheres, strict=True):
             used.add(where)
             if where in unread:
                 where = listing.Broken(f"pictures of the format {_end(where)} are not read")
@@ -95,6 +98,17 @@ def _rows(file: pathlib.Path, split_field: str) -> tuple[list, list]:
             f"{file} is no COCO captions file ({why}), expected images and annotations"
         ) from None
     return rows, lost
+
+
+def _places(places: dict[str, list[str]], rows: list, splits: list) -> list:
+    """Where the picture of each row is, or why nowhere."""
+    found = [_place(places, row[0], split) for row, split in zip(rows, splits, strict=True)]
+    named = {n: (rows[n][0], place) for n, place in enumerate(found) if isinstance(place, str)}
+    for n, other in zip(named, walk.not_their_own(list(named.values())), strict=True):
+        if other:
+            shown = listing.printable(rows[n][0])
+            found[n] = listing.Broken(f"there is no image {shown}, one of its name is another's")
+    return found
 
 
 def _place(places: dict[str, list[str]], name: str, split: str | None):

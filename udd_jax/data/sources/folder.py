@@ -103,7 +103,7 @@ def _listed(here: walk.Files, table: pathlib.Path, field, split_field, flickr: d
 
     flickr: of `_flickr_splits`.
     """
-    name, folder, found = here.key(str(table)), table.parent, []
+    name, folder, found, named = here.key(str(table)), table.parent, [], {}
     for number, row in enumerate(tables.rows(table), 1):
         where = f"{name}, row {number}"
         if isinstance(row, listing.Broken):
@@ -144,8 +144,16 @@ def _listed(here: walk.Files, table: pathlib.Path, field, split_field, flickr: d
         extra = {k: value for k, value in row.items() if k not in known}
         if isinstance(place, str):
             own = here.values_of(place) | own
+            named[len(found)] = file, place
         unused = tuple(captioning.not_used(row, field))
         found.append(listing.Item(key, place, captions, extra, split, own, unused))
+    others = walk.not_their_own(list(named.values()))
+    for (number, (file, place)), other in zip(named.items(), others, strict=True):
+        if other:
+            shown = listing.printable(repr(file))
+            why = f"there is no file {shown}, and {here.key(place)} is that of another row"
+            key = os.path.normpath(os.path.join(here.key(str(folder)), file))
+            found[number] = dataclasses.replace(found[number], key=key, where=listing.Broken(why))
     return found
 
 

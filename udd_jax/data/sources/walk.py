@@ -266,7 +266,7 @@ def by_name(places) -> dict[str, list[str]]:
 
 def by_end(named: dict[str, list[str]], name: str) -> list[str]:
     """The paths of `by_name` that share the largest number of last parts with `name`."""
-    wanted = [part for part in re.split(r"[\\/]+", name) if part not in ("", ".", "..")][::-1]
+    wanted = _parts(name)[::-1]
     best, most = [], 0
     for place in named.get(wanted[0], ()) if wanted else ():
         parts = pathlib.PurePath(place).parts[::-1]
@@ -276,3 +276,23 @@ def by_end(named: dict[str, list[str]], name: str) -> list[str]:
             best, most = [], agree
         best += [place] if agree == most else []
     return best
+
+
+def not_their_own(found: list[tuple[str, str]]) -> list[bool]:
+    """Of names in a list and the places that were found for them: whether it is another name's.
+
+    `by_end` takes a picture for another of the same base name if that is not there. So where names
+    lead to one place, it belongs to those that it ends in, if there are any.
+    """
+    names = {}
+    for name, place in found:
+        names.setdefault(place, set()).add(tuple(_parts(name)))
+
+    def ends_in(place, parts):
+        return list(pathlib.PurePath(place).parts[-len(parts) :]) == parts
+
+    return [len(names[p]) > 1 and not ends_in(p, _parts(name)) for name, p in found]
+
+
+def _parts(name: str) -> list[str]:
+    return [part for part in re.split(r"[\\/]+", name) if part not in ("", ".", "..")]
