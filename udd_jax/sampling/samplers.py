@@ -204,7 +204,8 @@ class Sampler:
     rule: Callable
     look: Callable = adjusted_look
     counts: Callable = rules.linear_counts
-    one_a_call: bool = False  # for kind "count": reveal at least one position in every call
+    # For kind "count": reveal at least one position in every call, and the last in the last one.
+    one_a_call: bool = False
 
 
 SAMPLERS = {
