@@ -5,7 +5,7 @@
 # with its code. The same command by hand goes on from the last checkpoint.
 #
 #   launch/run.sh --config=configs/t2i.py:cub --workdir=runs/cub
-set -mu # the command has a process group of its own: Ctrl-C reaches this script alone
+set -u
 again=${UDD_EXIT_CODE:-75}
 stopped=0
 code=$again

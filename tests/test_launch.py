@@ -1,11 +1,9 @@
 """Claims about the launch files: they pass their checkers, and 75 means again."""
 
-import functools
 import json
 import os
 import pathlib
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -96,31 +94,6 @@ def test_stopping_the_script_stops_the_run_for_good(tools):
     process.terminate()
     assert process.wait(30) == 75
     assert len(log()) == 1
-
-
-RUN = """
-import signal, sys, time
-say = lambda word: print(word, file=open(sys.argv[1], "a"), flush=True)
-signal.signal(signal.SIGINT, lambda *_: say("interrupted"))
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
-say("ready")
-time.sleep(60)
-"""
-
-
-def test_ctrl_c_reaches_the_script_alone_so_that_the_run_has_one_signal_and_saves(tools, tmp_path):
-    """A terminal sends it to the whole group; a second signal would end the run at once."""
-    make, env, log = tools
-    (tmp_path / "run.py").write_text(RUN)
-    make("python", f'exec "{sys.executable}" "{tmp_path}/run.py" "{tmp_path}/log"')
-    heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # not by tests' workers
-    script = [LAUNCH / "run.sh"]
-    process = subprocess.Popen(script, env=env, start_new_session=True, preexec_fn=heard)
-    while "ready" not in log():
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGINT)
-    assert process.wait(30) == 75
-    assert [line.strip() for line in log()] == ["python -m udd_jax.main", "ready"]
 
 
 @pytest.mark.parametrize("code, requeued", [(75, True), (1, False), (0, False)])
