@@ -104,10 +104,9 @@ def _places(places: dict[str, list[str]], rows: list, splits: list) -> list:
     """Where the picture of each row is, or why nowhere."""
     found = [_place(places, row[0], split) for row, split in zip(rows, splits, strict=True)]
     named = {n: (rows[n][0], place) for n, place in enumerate(found) if isinstance(place, str)}
-    for n, other in zip(named, walk.not_their_own(list(named.values())), strict=True):
-        if other:
-            shown = listing.printable(rows[n][0])
-            found[n] = listing.Broken(f"there is no image {shown}, one of its name is another's")
+    for n in walk.not_their_own(named):
+        shown = listing.printable(rows[n][0])
+        found[n] = listing.Broken(f"there is no image {shown}, one of its name is another's")
     return found
 
 

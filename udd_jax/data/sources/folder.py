@@ -147,13 +147,12 @@ def _listed(here: walk.Files, table: pathlib.Path, field, split_field, flickr: d
             named[len(found)] = file, place
         unused = tuple(captioning.not_used(row, field))
         found.append(listing.Item(key, place, captions, extra, split, own, unused))
-    others = walk.not_their_own(list(named.values()))
-    for (number, (file, place)), other in zip(named.items(), others, strict=True):
-        if other:
-            shown = listing.printable(repr(file))
-            why = f"there is no file {shown}, and {here.key(place)} is that of another row"
-            key = os.path.normpath(os.path.join(here.key(str(folder)), file))
-            found[number] = dataclasses.replace(found[number], key=key, where=listing.Broken(why))
+    for number in walk.not_their_own(named):
+        file, place = named[number]
+        shown = listing.printable(repr(file))
+        why = f"there is no file {shown}, and {here.key(place)} is that of another row"
+        key = os.path.normpath(os.path.join(here.key(str(folder)), file))
+        found[number] = dataclasses.replace(found[number], key=key, where=listing.Broken(why))
     return found
 
 

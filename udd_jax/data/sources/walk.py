@@ -278,20 +278,21 @@ def by_end(named: dict[str, list[str]], name: str) -> list[str]:
     return best
 
 
-def not_their_own(found: list[tuple[str, str]]) -> list[bool]:
-    """Of names in a list and the places that were found for them: whether it is another name's.
+def not_their_own(found: dict[int, tuple[str, str]]) -> list[int]:
+    """The rows of a list, {row: (name, the place found for it)}, whose place is another name's.
 
     `by_end` takes a picture for another of the same base name if that is not there. So where names
     lead to one place, it belongs to those that it ends in, if there are any.
     """
-    names = {}
-    for name, place in found:
-        names.setdefault(place, set()).add(tuple(_parts(name)))
+    parts, names = {row: tuple(_parts(name)) for row, (name, _) in found.items()}, {}
+    for row, (_, place) in found.items():
+        names.setdefault(place, set()).add(parts[row])
 
-    def ends_in(place, parts):
-        return list(pathlib.PurePath(place).parts[-len(parts) :]) == parts
+    def ends_in(place, own):
+        return pathlib.PurePath(place).parts[-len(own) :] == own
 
-    return [len(names[p]) > 1 and not ends_in(p, _parts(name)) for name, p in found]
+    shared = [row for row, (_, place) in found.items() if len(names[place]) > 1]
+    return [row for row in shared if not ends_in(found[row][1], parts[row])]
 
 
 def _parts(name: str) -> list[str]:
