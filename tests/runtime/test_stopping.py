@@ -67,3 +67,22 @@ def test_a_signal_in_a_training_is_answered_at_once_and_the_next_one_ends():
     assert (done.returncode, done.stdout) == (130, "['SIGINT']\n")
     said = "SIGINT: stopping after this step; again ends at once\n\nstopped by Ctrl-C"
     assert done.stderr.strip() == said
+
+
+BOTH = """
+import signal
+from udd_jax.runtime import stopping
+stopping.end_at_once()
+with stopping.noting() as received:
+    signal.raise_signal(signal.SIGINT)
+    signal.raise_signal(signal.SIGTERM)
+    print(received)
+    signal.raise_signal(signal.SIGTERM)
+    print("went on")
+"""
+
+
+def test_both_signals_of_one_ctrl_c_at_the_launching_script_are_one_stop():
+    done = subprocess.run([sys.executable, "-c", BOTH], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (75, "['SIGINT', 'SIGTERM']\n")
+    assert done.stderr.count("stopping after this step") == 1

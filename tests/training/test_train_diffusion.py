@@ -308,6 +308,19 @@ def test_the_parts_of_a_batch_draw_noise_of_their_own():
     assert np.isclose(metrics["noise"], np.mean(drawn)) and np.isclose(grads["w"], np.mean(drawn))
 
 
+def test_a_part_without_a_guess_of_a_modality_is_left_out_of_what_is_told_of_it():
+    def loss_fn(params, sampler, key, x0):
+        guesses = (x0 > 0).sum()
+        loss = params["w"] * x0.mean()
+        return loss, ({"loss": loss, "text_nll": x0.sum() / guesses}, sampler)
+
+    key, x0 = jax.random.key(0), np.array([[0], [3], [0], [5]], np.int32)  # parts: 0, 0 and 3, 5
+    _, metrics, _ = train_diffusion.make_gradient(loss_fn, 2)({"w": jnp.float32(1)}, 0, key, x0)
+    assert metrics == {"loss": 2, "text_nll": 4}
+    _, metrics, _ = train_diffusion.make_gradient(loss_fn, 2)({"w": jnp.nan}, 0, key, x0)
+    assert np.isnan(metrics["loss"])  # so that the step is skipped
+
+
 @pytest.mark.slow
 def test_the_held_out_bound_is_one_number_on_every_mesh_and_falls_with_training():
     *_, loss_fn, step = setting()

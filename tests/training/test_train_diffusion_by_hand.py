@@ -60,6 +60,9 @@ def test_the_loss_is_the_sum_of_both_terms_over_the_chance_of_the_time():
         accuracy = right[here].mean()
         np.testing.assert_allclose(metrics[f"{name}_accuracy"], accuracy, rtol=1e-5)
 
+    nothing = losses.guesses(LAYOUT, [y[None] for y in TABLE], X0, nll, jnp.zeros(X0.shape, bool))
+    assert len(nothing) == 4 and all(np.isnan(v) for v in nothing.values())
+
     # Independent rows have a time a modality, and enter no history; absent ones have none.
     entered = ~noised.independent
     assert (noised.t[~entered, 0] != noised.t[~entered, 1]).any()

@@ -120,10 +120,11 @@ class Together:
 
 @contextlib.contextmanager
 def noting():
-    """A list that gets the name of the first SIGTERM or SIGINT; the next one acts as before.
+    """A list that gets the names of SIGTERM and SIGINT; the next of the same name acts as before.
 
-    A line says so at once, since a step may be long, and the first one compiles. With many
-    processes the list stays empty, because JAX handles the signal.
+    Of both names it is one stop: Ctrl-C at `launch/run.sh` is a SIGINT of the terminal and a
+    SIGTERM of the script. A line says so at once, since a step may be long, and the first one
+    compiles. With many processes the list stays empty, because JAX handles the signal.
     """
     received, previous = [], {}
 
@@ -133,8 +134,9 @@ def noting():
 
     def note(number, _):
         received.append(signal.Signals(number).name)
-        put_back()
-        _tell(f"{received[0]}: stopping after this step; again ends at once")
+        signal.signal(number, previous[number])
+        if len(received) == 1:
+            _tell(f"{received[0]}: stopping after this step; again ends at once")
 
     together = signal.getsignal(signal.SIGTERM)
     if isinstance(together, Together):

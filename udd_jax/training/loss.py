@@ -276,7 +276,7 @@ def add(terms, denoise_fn, outcome: loss_terms.Outcome, key, own: dict | None = 
 def guesses(vocab, logits, x0, nll, hidden, without=()) -> dict[str, jax.Array]:
     """Mean -log p in nats and accuracy of each modality, at the positions hidden bool[B, L].
 
-    NaN, which the log leaves out, for the modalities `without` any.
+    NaN, which the log leaves out, where there is none, and for the modalities that are `without`.
     """
     metrics = {}
     for m, (modality, where) in enumerate(zip(vocab.modalities, vocab.slices, strict=True)):
@@ -285,7 +285,6 @@ def guesses(vocab, logits, x0, nll, hidden, without=()) -> dict[str, jax.Array]:
             continue
         right = jnp.argmax(logits[m], axis=-1) == vocab.local(m, x0[:, where])
         here = hidden[:, where]
-        some = jnp.maximum(here.sum(), 1)
-        metrics[f"{modality.name}_nll"] = (nll[:, where] * here).sum() / some
-        metrics[f"{modality.name}_accuracy"] = (right & here).sum() / some
+        metrics[f"{modality.name}_nll"] = (nll[:, where] * here).sum() / here.sum()
+        metrics[f"{modality.name}_accuracy"] = (right & here).sum() / here.sum()
     return metrics

@@ -207,6 +207,9 @@ def make_gradient(loss_fn, accumulate: int = 1):
         (_, (metrics, sampler)), grads = grad_fn(params, sampler, key, x0)
         return grads, metrics, sampler
 
+    def mean(name, each):  # a part may have nothing to guess of a modality (`loss.guesses`)
+        return each.mean() if name == "loss" else jnp.nanmean(each)
+
     def in_parts(params, sampler, key, x0):
         rows = jax.tree.leaves(x0)[0].shape[0]
         if rows % accumulate:
@@ -226,8 +229,8 @@ def make_gradient(loss_fn, accumulate: int = 1):
         parts = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), x0)
         nothing = jax.tree.map(jnp.zeros_like, params), sampler
         (total, sampler), metrics = jax.lax.scan(add, nothing, (jnp.arange(accumulate), parts))
-        mean = functools.partial(jnp.mean, axis=0)
-        return jax.tree.map(lambda g: g / accumulate, total), jax.tree.map(mean, metrics), sampler
+        grads = jax.tree.map(lambda g: g / accumulate, total)
+        return grads, {name: mean(name, each) for name, each in metrics.items()}, sampler
 
     return gradient if accumulate == 1 else in_parts
 
