@@ -130,29 +130,41 @@ def test_all_parts_run_at_toy_size(tmp_path, compiled):
 # ---- Quality against calls ----------------------------------------------------------------------
 
 
-def test_the_plot_of_quality_has_a_line_for_each_run_and_task():
+def test_the_plot_of_quality_has_a_line_for_each_run_sampler_and_task():
     variety = {"pair": {"place": 0.1, "number": 0.3}, "i2t": {}, "t2i": {"place": 0.2}}
     rows = [
-        {"run": run, "steps": n, "calls_of": dict.fromkeys(calls.TASKS, n), "variation": variety}
+        {"run": run, **point, "calls": {task: {"mean": n - 0.5, "most": n} for task in calls.TASKS}}
         | {task: {"rate": n / 10, "error": 0.01} for task in calls.TASKS}
-        for n in (4, 1)
+        | {"variation": variety}
+        for n, point in (
+            (1, {"sampler": "maskgit", "steps": 1}),
+            (4, {"sampler": "maskgit", "steps": 4}),
+            (3, {"sampler": "entropy_bounded", "bound": 0.3}),
+        )
         for run in ("teacher", "a <student>")
     ]
     drawn = calls.plot(rows)
-    assert drawn.count("<polyline") == 2 * len(calls.TASKS) and "a &lt;student&gt;" in drawn
+    assert drawn.count("<polyline") == 4 * len(calls.TASKS)
+    assert "a &lt;student&gt;, entropy_bounded" in drawn
     assert drawn.count("<svg") == drawn.count("</svg>") == 1 and "var(" not in drawn
     lines = calls.table(rows).splitlines()
-    assert lines[2] == "| 1 | teacher | 0.100 ± 0.010; 0.30 | 0.100 ± 0.010 | 0.100 ± 0.010; 0.20 |"
-    assert [line.split(" | ")[0] for line in lines[2:]] == ["| 1", "| 1", "| 4", "| 4"]
+    cells = "0.100 ± 0.010; 0.30 | 0.100 ± 0.010 | 0.100 ± 0.010; 0.20 |"
+    assert lines[2] == f"| maskgit, 1 calls | teacher | {cells}"
+    assert lines[6].startswith(
+        "| entropy_bounded, 0.3 nats | teacher | 0.300 ± 0.010; 0.30 (2.5, 3) |"
+    )
 
 
 @pytest.mark.slow
 def test_a_run_is_as_good_as_itself(tiny_run, tmp_path):
     asked = ["calls", f"a={tiny_run}", f"b={tiny_run}", f"--out={tmp_path}", "--calls=1"]
-    assert benchmarks.main([*asked, "--count=2"]) == 0
-    first, second = files.read_json(tmp_path / "calls.json")
+    assert benchmarks.main([*asked, "--bounds=1e9", "--count=2"]) == 0
+    first, second, *rest = files.read_json(tmp_path / "calls.json")
     assert [first[task] for task in calls.TASKS] == [second[task] for task in calls.TASKS]
-    assert first["steps"] == 1 and first["calls_of"] == dict.fromkeys(calls.TASKS, 1)
+    one = {"mean": 1, "most": 1}
+    assert first["steps"] == 1 and first["calls"] == dict.fromkeys(calls.TASKS, one)
+    # Of nothing the entropy is above no bound: all is drawn at once, a pair in its two steps.
+    assert [row["bound"] for row in rest] == [1e9] * 2 and rest[0]["calls"]["t2i"] == one
     assert (tmp_path / "calls.svg").exists() and (tmp_path / "table.md").exists()
 
 
