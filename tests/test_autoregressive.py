@@ -6,6 +6,7 @@ import pytest
 
 from tests.helpers import tiny
 from udd_jax import build, pipeline, stages, values
+from udd_jax.demo import steering
 from udd_jax.diffusion import transition
 from udd_jax.evaluation.suites import samplers
 from udd_jax.networks import transformer
@@ -51,6 +52,13 @@ def test_it_generates_scores_and_infills(pipe, tmp_path):
         found.append([drawn.tokens, told.tokens, filled.tokens, bits])
     for first, again in zip(*found, strict=True):
         np.testing.assert_array_equal(first, again)
+
+
+def test_it_is_not_steered_and_the_page_does_not_offer_to(pipe):
+    half = np.arange(32)[:, None] * np.ones(32) < 16
+    with pytest.raises(ValueError, match=r"paint needs model\.kind = 'diffusion'"):
+        pipe.text_to_image("a red circle", paint=[("red circle", half)])
+    assert not {"paint", "prompts", "weigh"} & {*steering.ways(pipe, "t2i")}
 
 
 def test_its_loss_is_the_mean_surprise_of_free_tokens(pipe):
@@ -137,15 +145,15 @@ def test_one_token_after_another_is_refused_where_it_was_not_learned_or_is_steer
         stages.check(c)
     c.train.prefix_share = 0.5
     stages.check(c)
-    for steering in (
+    for steered in (
         {"scorers": [(lambda p: p["text"].sum(), 1.0)]},
         {"guide": lambda scene, x, t: None},
         {"prompts": [("a red circle", 1.0), ("a square", 1.0)]},
         {"weigh": {"text": 0.5}},
     ):
-        given = {} if "prompts" in steering else {"given": {"text": ["a red circle"]}}
+        given = {} if "prompts" in steered else {"given": {"text": ["a red circle"]}}
         with pytest.raises(ValueError, match="goes without prompts, guide, paint, weigh, scorers"):
-            in_both[0].generate("t2i", sampler="autoregressive", **given, **steering)
+            in_both[0].generate("t2i", sampler="autoregressive", **given, **steered)
 
 
 def test_the_comparison_of_samplers_has_it_where_it_was_learned(in_both):

@@ -95,7 +95,7 @@ def test_weights_of_1_are_off_bit_for_bit_and_of_0_leave_the_references_out(pipe
     plain, one = make(asked), make(asked, weigh={"first": 1.0, "text": [1, 1, 1, 1]})
     np.testing.assert_array_equal(plain.tokens, one.tokens)
     masks = tasks.masks(pipe.vocab, RULE, 4)  # the programs are the same: no bias at all
-    assert segments.read(pipe, {"first": 1.0, "text": [1, 1, 1, 1]}, masks, 4) is None
+    assert segments.read(pipe, {"first": 1.0, "text": [1, 1, 1, 1]}, masks, 4, 4) is None
     assert plain.images.shape == (4, 32, 32, 3)
     other = asked | {n: 255 - asked[n] for n in ("first", "second")}
     none = {"first": 0, "second": 0}
@@ -121,7 +121,8 @@ def test_guidance_and_weights_go_together_and_references_are_free_if_asked(pipe,
         ({"image": 0.5}, "weigh 'image': it is not given"),
         ({"first": -1}, "weigh 'first': -1, expected finite numbers, at least 0"),
         ({"first": "much"}, "weigh 'first': 'much', expected finite"),
-        ({"first": [1, 0.5, 1]}, "weigh 'first': 3 weights for 4 samples"),
+        ({"first": [1, 0.5]}, "weigh 'first': 2 weights, and 4 values are given"),
+        ({"first": [1, 0.5, 1]}, "weigh 'first': 3 weights, and 4 values are given, exp"),
     ],
 )
 def test_a_bad_weight_is_one_line(pipe, records, weigh, message):

@@ -19,6 +19,7 @@ from udd_jax.evaluation import held_out, rules
 from udd_jax.evaluation.report import rule_sections
 from udd_jax.networks.denoiser import Denoiser
 from udd_jax.runtime import sharding, trees
+from udd_jax.steering import candidates
 from udd_jax.tokenizers.feature_tokenizer import FeatureTokenizer
 from udd_jax.training import further, train_diffusion
 
@@ -258,3 +259,9 @@ def test_stored_data_have_references_and_features_as_files_with_their_names(vect
     pixels.write_png(tmp_path / "a.first.png", picture)
     read = readers["first"].read((tmp_path / "a.first.png").read_bytes())
     np.testing.assert_array_equal(read, picture)
+
+
+def test_a_rule_that_is_given_features_has_no_other_direction(pipe):
+    for rule in ("image|text,vectors", "image|vectors"):
+        with pytest.raises(ValueError, match="has no other direction to rank candidates by"):
+            candidates.directions(pipe, rule)

@@ -14,16 +14,17 @@ from configs import t2i
 from tests import test_modalities
 from tests.demo import test_steering
 from tests.helpers import tiny
-from udd_jax import build, generate, modalities, pipeline, stages
+from udd_jax import build, generate, modalities, pipeline, stages, values
 from udd_jax.data import pixels, sources
 from udd_jax.data.sources import shapes
 from udd_jax.data.sources.shapes import drawing
 from udd_jax.demo import page, requests, steering, views
+from udd_jax.diffusion import tasks
 from udd_jax.evaluation import held_out, rules
 from udd_jax.evaluation.report import rule_sections
 from udd_jax.runtime import files
 from udd_jax.sampling import outpainting
-from udd_jax.steering import stepwise
+from udd_jax.steering import segments, stepwise, weighted
 from udd_jax.tokenizers import codebook
 from udd_jax.training import plan
 
@@ -152,6 +153,17 @@ def test_a_negative_prompt_steers_both_levels(pipe):
     given = {"coarse": coarse, "text": each}
     again = pipe.generate("image|coarse,text", given=given, **asked)
     np.testing.assert_array_equal(made.tokens, again.tokens)
+
+
+def test_a_given_picture_is_weighed_and_prompted_in_both_levels(pipe, records):
+    pictures = values.ids(pipe, "image", records[0].image)
+    masks = tasks.masks(pipe.vocab, "text|image", 2)
+    found = segments.read(pipe, {"image": 0.5}, masks, 2, 1)
+    assert found.tolist() == [[0.5, 0.5, 1.0]] * 2  # coarse, image, text
+    words = {"text": pipe.codecs["text"].encode([TEXT], True)}
+    asked = [(ids, 0.5, "constant") for ids in ({"image": pictures}, words)]
+    found = weighted.branched(pipe, asked, 2, np.zeros((2, pipe.vocab.length), bool))
+    assert found.has.tolist() == [[True, True, False], [False, False, True]]
 
 
 def test_an_edit_draws_codes_of_both_levels_anew(pipe, records):
@@ -321,7 +333,9 @@ def test_the_file_of_the_picture_has_both_levels_also_in_an_export(run, pipe, tm
     assert planned["coarse"] == (N1, 12, "image") and planned["image"] == (N2, 16, "")
     pipe.save_pretrained(tmp_path / "out")
     other = pipeline.Pipeline.from_pretrained(tmp_path / "out")
-    assert other.vocab == pipe.vocab and other._hashes == pipe._hashes
+    assert other.vocab == pipe.vocab and {
+        name: found.hash for name, found in other.tokenizers.items()
+    } == {name: found.hash for name, found in pipe.tokenizers.items()}
 
 
 def test_the_token_cache_has_both_levels_of_each_view(run, tmp_path):

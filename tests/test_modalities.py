@@ -616,6 +616,9 @@ def test_the_ids_of_a_modality_that_a_task_leaves_out_may_be_missing(pipe):
 
 def test_every_stands_for_all_directions(pipe):
     assert rules.every(("a", "b")) == ["a|b", "b|a", "a,b"]
+    assert rules.every(("a", "b", "v"), ("v",)) == [
+        "a|b", "a|v", "b|a", "b|v", "a|b,v", "b|a,v", "a,b",
+    ]  # fmt: skip
     found = rules.asked(pipe.config, pipe.vocab)
     assert len(found) == 4 * 3 + 4 + 1 and "sound|image,layout,text" in found
 
@@ -639,6 +642,12 @@ def test_the_directions_do_not_depend_on_how_a_rule_is_written(tmp_path):
     written = {"sound|text, image": right, "text,sound,image": right, "image|text": right}
     matrix = rule_sections._matrix(["image", "text", "sound"], written)
     assert matrix.count("50.0 %") == 3 and "all at once" in matrix
+    short = rule_sections._matrix(["image", "text"], {"t2i": right})
+    assert short == rule_sections._matrix(["image", "text"], {"image|text": right})
+    np.savez(tmp_path / "t2i.npz", image=np.zeros((1, 2, 2, 3), np.uint8), text=["a word"])
+    rows = {"image": {"kind": "image"}, "text": {"kind": "text"}}
+    shown = rule_sections._samples(tmp_path / "t2i.npz", "t2i", rows)
+    assert "text, given" in shown and "image, generated" in shown
 
 
 def test_the_truth_agrees_with_itself_and_not_with_another_scene(pipe):

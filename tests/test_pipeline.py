@@ -14,6 +14,7 @@ from PIL import Image
 
 import udd_jax
 from udd_jax import build, pipeline, stages
+from udd_jax.diffusion import tasks
 from udd_jax.errors import UserError
 
 SIZE = 4  # the batch of every call here, so that one compilation serves
@@ -295,6 +296,14 @@ def test_what_does_not_fit_the_rule_is_one_line(pipe, task, options, message):
 def test_an_absent_modality_does_not_come_back(pipe):
     assert pipe.images(SIZE).captions is None
     assert pipe.texts(SIZE).images is None
+
+
+def test_rows_that_lack_different_modalities_are_one_line(pipe):
+    masks = tasks.masks(pipe.vocab, "image", 2)
+    other = tasks.masks(pipe.vocab, "pair", 2)
+    both = tasks.Masks(*(np.stack([a[0], b[1]]) for a, b in zip(masks, other, strict=True)))
+    with pytest.raises(ValueError, match="masks: rows lack different modalities"):
+        pipe.generate("pair", 2, masks=both)
 
 
 def test_the_trace_ends_in_the_sample(pipe):

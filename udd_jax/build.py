@@ -57,6 +57,11 @@ def make_schedules(config, vocab: Vocab) -> list[schedules.Schedule]:
     ]
 
 
+def diffuses(config) -> bool:
+    """Whether a run is a diffusion, whose predictions can be mixed and steered."""
+    return config.model.get("kind", "diffusion") == "diffusion"
+
+
 def in_order(config) -> bool:
     """Whether the network of a run can also draw one token after another (`prefix_share`)."""
     return config.train.get("prefix_share", 0.0) > 0
@@ -139,7 +144,7 @@ class Diffusion:
         rest = {"features": features, "without": without}
         denoise_fn = Denoiser(self.model, params, still, strength, bias, **rest)
         if paint is not None and paint.evident is not None:
-            plain = Denoiser(self.model, params, **rest)
+            plain = Denoiser(self.model, params, bias=bias, **rest)
             masks = tasks.Masks(free, absent)
             prior = transition.prior_sample(self.kernel, keys, len(x))
             scorers = (painting.evidence(self.kernel, plain, masks, prior, paint), *scorers)

@@ -515,14 +515,14 @@ class Pipeline:
                 "--config.dual_encoder.steps=2500, or take that of another run with the same "
                 "tokenizers (--dual_encoder=RUN, Pipeline.with_dual_encoder)"
             )
-        return matching.load(path, self._hashes)
+        return matching.load(path, matching.hashes(self.tokenizers))
 
     def with_dual_encoder(self, run) -> "Pipeline":
         """A copy with the dual encoder of another run, a folder, with the same tokenizers.
 
         FileNotFoundError or UserError, one line.
         """
-        matcher = matching.load(pathlib.Path(run) / matching.FILE, self._hashes)
+        matcher = matching.load(pathlib.Path(run) / matching.FILE, matching.hashes(self.tokenizers))
         other = dataclasses.replace(self, matcher=matcher)
         other.__dict__.update(_sample=self._sample, _bound=self._bound)
         return other
@@ -534,10 +534,6 @@ class Pipeline:
         UserError if the run has no dual encoder.
         """
         return self.dual_encoder.encode(modality, values.ids(self, modality, inputs)).whole
-
-    @property
-    def _hashes(self) -> dict[str, str]:
-        return {name: tokenizer.hash for name, tokenizer in self.tokenizers.items()}
 
     def scorer(self, name: str, value, **options):
         """A built-in scorer F for `scorers=[(F, scale)]` (`steering.scoring`).

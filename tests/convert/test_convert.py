@@ -534,6 +534,33 @@ def test_a_network_with_options_of_ours_has_no_published_names(run, tmp_path, op
     refuse(message, tmp_path, command.to_safetensors, tmp_path / "run", tmp_path / "a")
 
 
+WITH_A_LAYOUT = {
+    "image": {"kind": "image"},
+    "layout": {"kind": "layout", "grid": (2, 2), "classes": 4},
+    "text": {"kind": "text"},
+}
+
+
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        ({"model": {"kind": "autoregressive"}}, "model.kind = 'autoregressive'"),
+        ({"diffusion": {"schedule": "cosine"}}, "diffusion.schedule = 'cosine'"),
+        ({"experts": [0.5]}, r"config.experts = \(0.5,\)"),
+        ({"modalities": WITH_A_LAYOUT}, "config.modalities = 'image, layout, text'"),
+    ],
+)
+def test_a_run_of_another_function_has_no_published_names(run, tmp_path, change, told):
+    shutil.copytree(run, tmp_path / "run")
+    stored = files.read_json(run / build.CONFIG)
+    for name, value in change.items():
+        old = stored["config"].get(name)
+        stored["config"][name] = old | value if isinstance(old, dict) else value
+    files.write_json(tmp_path / "run" / build.CONFIG, stored)
+    message = f"{told} has no published counterpart"
+    refuse(message, tmp_path, command.to_safetensors, tmp_path / "run", tmp_path / "a")
+
+
 def test_a_tokenizer_of_other_channels_has_no_published_names(run, tmp_path):
     image = image_tokenizer.load(run / build.IMAGE)
     other = dataclasses.replace(image, module=image.module.clone(channels=4))

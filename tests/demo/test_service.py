@@ -4,6 +4,7 @@ import base64
 import concurrent.futures
 import contextlib
 import io
+import re
 import shlex
 import threading
 import types
@@ -113,7 +114,19 @@ def test_the_bits_of_a_pair_are_those_of_python(pipe, served, picture):
     found = served.submit(requests.score(pipe, picture, "a red circle", seed=3)).result(120)
     each = pipe.log_likelihood(picture[None], "a red circle", seed=3, each=True)[0]
     np.testing.assert_array_equal(found, each)
-    assert f"<strong>{-each.sum():.1f} bits" in views.bits(pipe, picture, "a red circle", found)
+    shown = views.bits(pipe, picture, "a red circle", found)
+    assert f"<strong>{-each.sum():.1f} bits" in shown
+
+
+def test_a_piece_without_a_letter_is_not_the_end_of_a_text(pipe, picture, monkeypatch):
+    each = np.arange(pipe.vocab.length) / -10
+    real = type(pipe.tokenizers["text"]).piece
+    silent = pipe.codecs["text"].encode(["a red circle"], True)[0][1]
+    piece = lambda self, i: "" if i == silent else real(self, i)  # noqa: E731
+    monkeypatch.setattr(type(pipe.tokenizers["text"]), "piece", piece)
+    shown = views.bits(pipe, picture, "a red circle", each)
+    words = re.findall(r'scope="row">(.*?)</th>', shown)
+    assert words[1] == "▁" and words.count("(end)") == 1 and words[-1] == "(padding)"
 
 
 @pytest.mark.parametrize(

@@ -198,7 +198,7 @@ def test_a_run_shows_only_what_it_can(pipe):
     unguided = pipe.with_config(train={"mixture": dict.fromkeys(others, 0.0)})
     assert "prompts" not in steering.ways(unguided, "t2i")
     plain = pipe.with_config(model={"kind": "autoregressive"})
-    assert steering.ways(plain, "t2i") == ["paint", "best_of"]
+    assert steering.ways(plain, "t2i") == ["best_of"]
 
 
 def test_fields_that_are_left_as_they_are_steer_nothing(pipe):

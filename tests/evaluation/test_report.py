@@ -1,11 +1,14 @@
 """The page says what was measured, shows it, and needs nothing but itself."""
 
+import base64
+import io
 import json
 import re
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.helpers import oracle
 from udd_jax.evaluation import scores
@@ -219,7 +222,15 @@ def test_samplers_are_compared_in_plots_and_words(run):
     assert "<i>ancestral, steps 20</i>, agrees in 62.0 ± 1.0 % with 20.0 calls" in section
     assert "<i>maskgit, steps 5</i>, agrees in 61.5 ± 1.0 % with 5.0 calls" in section
     assert ": within a point of it (points: pair -0.5 ± 2.8, " in section
-    assert "). The default is <i>maskgit, steps 5</i>" in section
+    assert "with one chain for every task, has <i>maskgit, steps 5</i>" in section
     for label in ("network calls", "seconds of all samples", "bound of the ancestral chain"):
         assert label in section
     assert section.count('<div class="plot">') == 3
+
+
+def test_a_large_picture_keeps_its_sides():
+    image = np.zeros((64, 256, 4), np.uint8)
+    image[:, :8] = image[:, -8:] = 255
+    uri = re.search('src="data:image/png;base64,(.*?)"', page.picture(image)).group(1)
+    shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(uri))))
+    assert shown.shape[:2] == (32, 128) and shown[:, 0].min() > 200 and shown[:, -1].min() > 200

@@ -34,3 +34,11 @@ def test_half_of_the_words_are_hidden_with_all_their_ids_and_a_cut_caption_stays
     assert [b for b in blanks[0].split() if b != "___"] == [
         word for word, gone in zip(["a", "red", "box"], hidden[0], strict=False) if not gone
     ]
+
+
+def test_a_file_that_is_cut_off_is_no_file_of_samples(tmp_path):
+    samples.write(tmp_path / "a.npz", {"tokens": np.zeros((4, 300), np.int32), "about": "{}"})
+    whole = (tmp_path / "a.npz").read_bytes()
+    for length in (0, 10, len(whole) // 2, len(whole) - 1):
+        (tmp_path / "a.npz").write_bytes(whole[:length])
+        assert samples.load(tmp_path / "a.npz") is None

@@ -317,6 +317,27 @@ def test_a_suite_that_does_not_exist_is_refused(tmp_path):
         stages.evaluate_run(tmp_path, "everything")
 
 
+def test_a_record_that_cannot_be_read_is_not_one_of_those_that_say_so(done, monkeypatch):
+    records = held_out.source(done[0], "test", size=8)
+
+    class Broken:
+        def __len__(self):
+            return len(records)
+
+        def __getitem__(self, position):
+            if position == 0:
+                raise ValueError("the file is gone")
+            return records[position]
+
+    monkeypatch.setattr(held_out, "source", lambda *_, **__: Broken())
+    with done[0].config.unlocked():
+        done[0].config.evaluate.only = f"scene={records[1].extra['scene']}"
+    try:
+        assert [example.position for example, _ in held_out.stream(done[0], 1)] == [1]
+    finally:
+        done[0].config.evaluate.only = ""
+
+
 def test_only_items_that_say_so_are_measured(done):
     with done[0].config.unlocked():
         done[0].config.evaluate.only = "scene=none of them"

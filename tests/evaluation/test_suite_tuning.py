@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from tests.helpers import oracle
+from udd_jax import pipeline
 from udd_jax.evaluation.suites import tuning
 from udd_jax.runtime import files
 
@@ -20,6 +21,15 @@ def test_the_choice_is_the_surest_of_those_that_are_varied_enough():
     assert tuning.best(rows, 0.3) is rows[2]
     assert tuning.best(rows, 0.01) is rows[2]  # none is: then of all
     assert tuning.line(rows[1]).startswith("temperature 1.1, top_r 0.8: t2i 0.900, ")
+
+
+def test_each_setting_is_that_of_a_task_also_where_its_rule_has_another_name(tiny_run):
+    rules = {"text|image": {"temperature": 9.0}, "image|text": {"top_r": 0.1}}
+    pipe = pipeline.Pipeline.load(tiny_run).with_config(sample_rules=rules)
+    row = {"temperature": 1.3, "top_r": 0.8}
+    for task in tuning.TASKS:
+        assert vars(tuning.with_settings(pipe, row).settings(task)).items() >= row.items()
+    assert pipe.settings("i2t").temperature == 9
 
 
 def test_settings_are_chosen_on_the_validation_split_and_all_are_measured(tmp_path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -137,6 +138,9 @@ def test_a_file_keeps_it_and_refuses_tokens_of_another_tokenizer(matcher, tokens
     np.testing.assert_array_equal(again.match(*tokens), matcher.match(*tokens))
     with pytest.raises(ValueError, match=r"another image tokenizer \(aaaaaaaa, here cccccccc\)"):
         matching.load(tmp_path / "encoder", {**HASHES, "image": "c" * 16})
+    made = {n: types.SimpleNamespace(hash=value) for n, value in (HASHES | {"sound": "d"}).items()}
+    made["image"] = types.SimpleNamespace(hash="another decoder", code_hash=HASHES["image"])
+    assert matching.hashes(made) == HASHES  # of the sound it reads nothing
 
 
 def test_the_whole_is_a_matrix_of_the_mean_and_one_of_each_place_that_is_seen(matcher, tokens):

@@ -76,6 +76,11 @@ def test_equal_prompts_are_one_and_those_of_no_weight_are_left_out():
     assert prompts.calls(made((0.4, 0.6))) == 2 and prompts.calls(made((0.4, 0.6)), 2.0) == 3
 
 
+def test_prompts_that_never_have_a_weight_are_one_line():
+    with pytest.raises(ValueError, match=r"prompts: none has a weight at any of the T = "):
+        made((1,), schedule=(0.501 / finite.STEPS, 0.502 / finite.STEPS))
+
+
 def test_a_weight_follows_its_schedule():
     weight = made((2, 4), "linear").weight
     np.testing.assert_allclose(weight[:, [0, 50, 100]], [[2, 1, 0], [4, 2, 0]])

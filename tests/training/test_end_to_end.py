@@ -91,6 +91,9 @@ def test_a_run_decodes_with_it_and_keeps_its_codes(made, tokenizer, tmp_path):
     codes = tokenizer.encode(pictures)
     np.testing.assert_array_equal(found.encode(pictures), codes)
     assert (found.decode(codes) != tokenizer.decode(codes)).any()
+    assert found.code_hash == tokenizer.code_hash == tokenizer.hash != found.hash
+    end_to_end.save(path, found, {"end_to_end": own})  # trained further
+    assert image_tokenizer.load(path).code_hash == tokenizer.hash
     jax.tree.map(np.testing.assert_array_equal, found.params["decoder"], own["decoder"])
 
 

@@ -16,7 +16,7 @@ import pathlib
 import ml_collections
 from flax import traverse_util
 
-from udd_jax import build
+from udd_jax import build, modalities
 from udd_jax.convert import names, taming, tensor_files, unid3
 from udd_jax.errors import UserError
 from udd_jax.runtime import files, logbook, trees
@@ -165,15 +165,21 @@ def to_safetensors(workdir, out) -> None:
         raise UserError("--workdir is missing, expected the folder of a run")
     _must_be_new(out)
     workdir = pathlib.Path(workdir)
-    image = image_tokenizer.load(workdir / build.IMAGE)
+    painter = workdir / build.PAINTER
+    image = image_tokenizer.load(painter if painter.exists() else workdir / build.IMAGE)
     settings = {"patch": 1, "local_encoder": False, "local_decoder": False, "channels": 3}
     _must_be_published("vq.model", {k: getattr(image.module, k) for k in settings}, settings)
     vq_state = names.write(image.params, names.vq_name)
     if not (workdir / build.CONFIG).exists():
         trees.save_tree(out, vq_state)
         return
-    model = build.read_config(workdir).model
-    _must_be_published("model", model, unid3.PUBLISHED)
+    config = build.read_config(workdir)
+    _must_be_published("model", config.model, {"kind": "diffusion", **unid3.PUBLISHED})
+    noise = {"schedule": "linear", "image_schedule": "", "text_schedule": ""}
+    _must_be_published("diffusion", config.diffusion, noise)
+    rows = ", ".join(modalities.rows(config))
+    _must_be_published("config", {"modalities": rows}, {"modalities": "image, text"})
+    _must_be_published("config", {"experts": tuple(config.get("experts", ()))}, {"experts": ()})
     network = names.write(build.load_weights(workdir), names.network_name)
     trees.save_tree(out, unid3.join_state(network, vq_state))
 

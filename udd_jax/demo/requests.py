@@ -249,7 +249,7 @@ def make(
         shown = given | (prompts.together(asked) if "prompts" in options else {})
         painted.read(pipe, options["paint"], shown, masks, 1)
     if "weigh" in options:
-        segments.read(pipe, options["weigh"], masks, 1)
+        segments.read(pipe, options["weigh"], masks, 1, 1)
     return Request(
         task=task,
         given=each(given),

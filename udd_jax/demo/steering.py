@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from udd_jax import values
+from udd_jax import build, values
 from udd_jax.demo import painter, recipes
 from udd_jax.diffusion import tasks
 from udd_jax.errors import UserError
 from udd_jax.sampling import prompts
-from udd_jax.steering import candidates
+from udd_jax.steering import candidates, painted
 
 PROMPTS = 4  # of one request
 PHRASES = 2  # that can be painted
@@ -66,16 +66,11 @@ def matches(pipe) -> bool:
         return False
 
 
-def diffuses(pipe) -> bool:
-    """Whether predictions can be mixed and steered, which the autoregressive baseline cannot."""
-    return getattr(pipe.config.model, "kind", "diffusion") == "diffusion"
-
-
 # ---- Several prompts ----------------------------------------------------------------------------
 
 
 def _weighs(pipe, task) -> bool:
-    return pipe.guidable and diffuses(pipe) and given(pipe, task, "text")
+    return pipe.guidable and build.diffuses(pipe.config) and given(pipe, task, "text")
 
 
 def _weighted(pipe, task, asked) -> Steered | None:
@@ -96,8 +91,7 @@ def _weighted(pipe, task, asked) -> Steered | None:
 
 
 def _paints(pipe, task) -> bool:
-    joint = pipe.model.network == "joint" and hasattr(pipe.model, "qk_norm")
-    return joint and given(pipe, task, "text") and free(pipe, task, "image")
+    return painted.drawable(pipe) and given(pipe, task, "text") and free(pipe, task, "image")
 
 
 def _painted(pipe, task, asked) -> Steered | None:
@@ -129,7 +123,7 @@ def _painted(pipe, task, asked) -> Steered | None:
 
 
 def _scores(pipe, task) -> bool:
-    return diffuses(pipe) and pipe.vocab.coarse is None and free(pipe, task, "image")
+    return build.diffuses(pipe.config) and pipe.vocab.coarse is None and free(pipe, task, "image")
 
 
 def _scored(pipe, task, asked) -> Steered | None:
@@ -190,7 +184,7 @@ def _best(pipe, task, asked) -> Steered | None:
 
 
 def _given_weighs(pipe, task) -> bool:
-    return diffuses(pipe) and hasattr(pipe.model, "mutual_gain")
+    return build.diffuses(pipe.config) and hasattr(pipe.model, "mutual_gain")
 
 
 def _given_weighted(pipe, task, asked) -> Steered | None:

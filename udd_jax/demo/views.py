@@ -149,8 +149,12 @@ def bits(pipe, image: np.ndarray, text: str, each: np.ndarray) -> str:
     cost = np.maximum(0, -each)
     picture, words = cost[pipe.vocab.slices[m_image]], cost[pipe.vocab.slices[m_text]]
     ids = pipe.codecs["text"].encode([text], True)[0]
-    said = [pipe.tokenizers["text"].piece(int(i)) or "(end)" for i in ids]
-    last = min(len(said), sum(word != "(end)" for word in said) + 1)
+    text = pipe.tokenizers["text"]
+    ended = ids == text.pad_id
+    said = [
+        "(end)" if end else text.piece(int(i)) or "▁" for i, end in zip(ids, ended, strict=True)
+    ]
+    last = min(len(said), int((~ended).sum()) + 1)
     rest = float(words[last:].sum())
     rows = [*zip(said[:last], words[:last].tolist(), strict=True)]
     rows += [("(padding)", rest)] if last < len(said) else []

@@ -213,7 +213,7 @@ def stream(pipe, count: int, split: str = "", names=None):
     for position in range(len(records)):
         if left == 0:
             return
-        if field and str(records[position].extra.get(field)) != value:
+        if field and not _is(records, position, field, value):
             continue
         example = reading.example(records, position, views)
         if _has(example, wanted):
@@ -223,6 +223,14 @@ def stream(pipe, count: int, split: str = "", names=None):
         only = f" with {field} = {value}" if field else ""
         only += f" that has {' and '.join(names)}" if names else ""
         raise UserError(f"data {pipe.config.data!r} has no readable item{only} in split {split!r}")
+
+
+def _is(records, position: int, field: str, value: str) -> bool:
+    """Whether a record can be read and has the value in a field; its picture is not decoded."""
+    try:
+        return str(records[position].extra.get(field)) == value
+    except (OSError, ValueError):
+        return False
 
 
 def _has(example, names) -> bool:

@@ -75,13 +75,13 @@ def ready(pipe, workdir) -> list | None:
     options = pipe.config.evaluate
     if not options.pictures:
         return None
-    asked = [example for example, _ in held_out.stream(pipe, options.pictures)]
-    texts, keys = [e.captions[0] for e in asked], [e.key for e in asked]
+    stream = held_out.stream(pipe, options.pictures)
+    texts, keys = zip(*((example.captions[0], example.key) for example, _ in stream), strict=True)
     ids = pipe.codecs["text"].encode(texts, strict=False)
     digest = memory.digests([ids])[0][:16]
     return samples.make(
         pipe,
-        held_out.Items("", None, texts, None, ids, [], digest, keys, []),
+        held_out.Items("", None, list(texts), None, ids, [], digest, list(keys), []),
         "t2i",
         workdir / samples.FOLDER / "pictures" / "t2i.npz",
         count=len(texts),

@@ -31,7 +31,7 @@ def shared(pipe, cache, items: held_out.Items) -> list[int]:
     """The numbers of the items whose image is a training image."""
     known = {row.tobytes() for row in items.codes.astype(np.int32)}
     records = held_out.source(pipe, "train")
-    views = modalities.views(pipe.config)
+    views = modalities.views(pipe.config, incomplete=True)  # a picture needs no caption here
 
     def alike():
         for numbers, codes, _ in _blocks(cache):

@@ -89,10 +89,7 @@ def _scores(pipe, items, chosen, times, seed, about, path):
 
 
 def _kept(path, about, chosen):
-    try:
-        with np.load(path) as file:
-            if str(file["about"]) == about and np.array_equal(file["chosen"], chosen):
-                return file["given"], file["alone"]
-    except (OSError, ValueError, EOFError):
-        pass
+    file = samples.stored(path)
+    if file and str(file["about"]) == about and np.array_equal(file["chosen"], chosen):
+        return file["given"], file["alone"]
     return None

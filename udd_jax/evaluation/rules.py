@@ -33,20 +33,22 @@ EVERY = (
 SHOWN = 4  # values of a rule for the report
 
 
-def every(names) -> list[str]:
-    """The rules that EVERY stands for, for modalities of these names."""
+def every(names, known=()) -> list[str]:
+    """The rules that EVERY stands for, for modalities of these names; `known` are given alone."""
     names = list(names)
-    rules = [f"{a}|{b}" for a, b in itertools.permutations(names, 2)]
+    made = [name for name in names if name not in known]
+    rules = [f"{a}|{b}" for a, b in itertools.permutations(names, 2) if a in made]
     if len(names) > 2:
-        rules += [f"{a}|{','.join(b for b in names if b != a)}" for a in names]
-    return [*rules, ",".join(names)]
+        rules += [f"{a}|{','.join(b for b in names if b != a)}" for a in made]
+    return [*rules, ",".join(made)]
 
 
 def asked(config, vocab) -> list[str]:
     """The rules of `config.evaluate.rules`. ValueError, one line, for a bad one."""
-    names, found = [m.name for m in vocab.modalities], []
+    names, found = [m.name for m in vocab.modalities if not m.level_of], []
+    known = [m.name for m in vocab.modalities if m.inputs]
     for rule in config.evaluate.get("rules", ()):
-        found += every(names) if rule == EVERY else [rule]
+        found += every(names, known) if rule == EVERY else [rule]
     for rule in found:
         tasks.parse(vocab, rule)
     return found

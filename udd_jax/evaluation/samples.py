@@ -22,6 +22,7 @@ import dataclasses
 import json
 import pathlib
 import time
+import zipfile
 
 import jax
 import numpy as np
@@ -145,12 +146,19 @@ def _keep(path, samples: Samples) -> None:
     write(path, arrays | {"about": json.dumps(samples.about)})
 
 
+def stored(path) -> dict[str, np.ndarray] | None:
+    """The arrays of a file in the .npz format; None if it does not exist or is not such a file."""
+    try:
+        with open(path, "rb") as file, np.load(file) as arrays:
+            return dict(arrays)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        return None
+
+
 def load(path) -> Samples | None:
     """The samples in a file; None if it does not exist or is not such a file."""
-    try:
-        with np.load(path) as file:
-            arrays = dict(file)
-    except (FileNotFoundError, ValueError, OSError, EOFError):
+    arrays = stored(path)
+    if arrays is None:
         return None
     for name in ("captions", "given_captions"):
         if name in arrays:

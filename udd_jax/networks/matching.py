@@ -36,7 +36,7 @@ SETTINGS = ("steps", "padding", "width", "layers", "heads", "places", "patch")
 class Matcher:
     """A dual encoder with its parameters.
 
-    hashes: {modality: of the tokenizer whose tokens it knows}.
+    hashes: {modality: of the tokenizer whose tokens it knows} (`hashes`).
     """
 
     model: dual_encoder.DualEncoder
@@ -144,6 +144,12 @@ def _in_parts(function, *trees):
     return jax.tree.map(lambda *parts: np.concatenate(parts), *found)
 
 
+def hashes(tokenizers: dict) -> dict[str, str]:
+    """{modality: the hash of what makes its tokens}, of those that a dual encoder reads."""
+    read = {name: tokenizers[name] for name in TOWERS}
+    return {name: getattr(found, "code_hash", found.hash) for name, found in read.items()}
+
+
 def save(path, matcher: Matcher, about: dict | None = None, half=False) -> None:
     """Writes one file, `about` into its metadata. half: float16, half of the bytes."""
     model = matcher.model
@@ -159,12 +165,12 @@ def load(path, hashes: dict | None = None) -> Matcher:
     FileNotFoundError, or UserError if `hashes` are those of other tokenizers.
     """
     params, metadata = trees.load_tree(path)
-    for name, value in metadata["hashes"].items():
-        if hashes is not None and hashes.get(name) != value:
+    for name, value in (hashes or {}).items():
+        known = metadata["hashes"].get(name, "")
+        if value != known:
             raise UserError(
-                f"{path} was trained on tokens of another {name} tokenizer ({value[:8]}, here "
-                f"{str(hashes.get(name))[:8]}): expected a dual encoder with the tokenizers of "
-                "this run"
+                f"{path} was trained on tokens of another {name} tokenizer ({known[:8]}, here "
+                f"{value[:8]}): expected a dual encoder with the tokenizers of this run"
             )
     settings = {"places": False, **metadata["settings"]}  # files of before have none, nor patches
     grid = lambda m: m["grid"] and tuple(m["grid"])  # noqa: E731

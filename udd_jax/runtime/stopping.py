@@ -22,6 +22,7 @@ import time
 
 from udd_jax.errors import UserError
 
+TOGETHER = 0.5  # seconds
 INTERRUPTED = 130  # the exit code after a SIGINT outside a training: 128 + 2
 
 
@@ -120,23 +121,27 @@ class Together:
 
 @contextlib.contextmanager
 def noting():
-    """A list that gets the names of SIGTERM and SIGINT; the next of the same name acts as before.
+    """A list that gets the name of the first SIGTERM or SIGINT; the next one acts as before.
 
-    Of both names it is one stop: Ctrl-C at `launch/run.sh` is a SIGINT of the terminal and a
-    SIGTERM of the script. A line says so at once, since a step may be long, and the first one
-    compiles. With many processes the list stays empty, because JAX handles the signal.
+    Those within TOGETHER seconds are one stop: `launch/run.sh` passes on what the terminal, or the
+    end of the machine, says to the whole group. A line says so at once, since a step may be long,
+    and the first one compiles. With many processes the list stays empty, because JAX handles the
+    signal.
     """
-    received, previous = [], {}
+    received, previous, times = [], {}, []
 
     def put_back():
         for number, handler in previous.items():
             signal.signal(number, handler)
 
     def note(number, _):
-        received.append(signal.Signals(number).name)
-        signal.signal(number, previous[number])
-        if len(received) == 1:
+        times.append(time.monotonic())
+        if len(times) == 1:
+            received.append(signal.Signals(number).name)
             _tell(f"{received[0]}: stopping after this step; again ends at once")
+        elif times[-1] - times[0] > TOGETHER:
+            put_back()
+            signal.raise_signal(number)
 
     together = signal.getsignal(signal.SIGTERM)
     if isinstance(together, Together):

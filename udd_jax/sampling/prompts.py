@@ -88,6 +88,8 @@ def merge(x: np.ndarray, has: np.ndarray, weights, schedules, steps: int) -> Pro
         key = (tokens.tobytes(), own.tobytes())
         found[key] = (tokens, own, found[key][2] + table if key in found else table)
     kept = [entry for entry in found.values() if entry[2].any()]
+    if not kept:
+        raise UserError(f"prompts: none has a weight at any of the T = {steps} times")
     tokens, own, tables = zip(*kept, strict=True)
     return Prompts(np.stack(tokens), np.stack(own), np.stack(tables).astype(np.float32))
 

@@ -23,7 +23,8 @@ def directions(pipe, task: str) -> tuple[str, ...]:
     Of a task with given modalities the other way round; else each modality given the others.
     """
     rule = tasks.typed(pipe.vocab, task)
-    if task == "infill" or len(rule.free + rule.given) < 2:
+    features = any(m.inputs and m.name in rule.given for m in pipe.vocab.modalities)
+    if task == "infill" or len(rule.free + rule.given) < 2 or features:
         raise UserError(f"task {task!r} has no other direction to rank candidates by")
     if rule.given:
         return (f"{','.join(rule.given)}|{','.join(rule.free)}",)

@@ -99,6 +99,8 @@ def prepare(
         masks = tasks.Masks(*(np.repeat(np.asarray(part), num, axis=0) for part in masks))
     against = _against(pipe, negative, count, num) if negative else None
     left_out = np.asarray(masks.absent)[0]
+    if (np.asarray(masks.absent) != left_out).any():
+        raise UserError("masks: rows lack different modalities, expected the same: call once each")
     masks = tasks.Masks(*map(np.asarray, feasible(pipe, task, masks)))
     asked = None if asked is None else weighted.branched(pipe, asked, count, masks.free)
     strokes = painted.read(pipe, paint, given, masks, count) if paint else None
@@ -109,7 +111,7 @@ def prepare(
         prompts=asked,
         paint=strokes,
         features=features,
-        weigh=segments.read(pipe, weigh, masks, count) if weigh else None,
+        weigh=segments.read(pipe, weigh, masks, count, count // num) if weigh else None,
         guide=guide,
         scorers=terms.parse(scorers, vocab),
         settings=settings,

@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 
-from udd_jax import values
+from udd_jax import build, values
 from udd_jax.data import pixels
 from udd_jax.errors import UserError
 from udd_jax.sampling import painting
@@ -24,7 +24,7 @@ def read(pipe, asked, given: dict, masks, count: int) -> painting.Paint | None:
     free = np.asarray(masks.free)
     if "text" not in given or free[:, text].any() or not free[:, image].any():
         raise UserError("paint is for images of a given text: expected a task such as image|text")
-    if getattr(pipe.model, "network", "joint") != "joint" or not hasattr(pipe.model, "qk_norm"):
+    if not drawable(pipe):
         raise UserError("paint needs model.kind = 'diffusion' and a joint network")
     ids, offset = given["text"], pipe.vocab.offsets[pipe.vocab.index("text")]
     each = []
@@ -41,6 +41,12 @@ def read(pipe, asked, given: dict, masks, count: int) -> painting.Paint | None:
         return None
     evident = np.ones(()) if pipe.guidable else None
     return painting.Paint(ids + offset, *map(np.stack, zip(*each, strict=True)), evident)
+
+
+def drawable(pipe) -> bool:
+    """Whether words of a run can be painted."""
+    joint = getattr(pipe.model, "network", "joint") == "joint" and hasattr(pipe.model, "qk_norm")
+    return joint and build.diffuses(pipe.config)
 
 
 def part(paint: painting.Paint, rows) -> painting.Paint:

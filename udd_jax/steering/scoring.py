@@ -43,7 +43,13 @@ def make(pipe, name: str, value, **options):
 
 
 def match(pipe, text, read=None):
-    """`networks.matching.Matcher.scorer`."""
+    """`networks.matching.Matcher.scorer`. UserError if it was trained with another T."""
+    known, steps = pipe.dual_encoder.model.steps, pipe.kernel.steps
+    if known != steps:
+        raise UserError(
+            f"scorer match: the dual encoder knows T = {known}, this run has {steps}: expected one "
+            "of the same diffusion.steps"
+        )
     score = pipe.dual_encoder.scorer(_one(values.ids(pipe, "text", text), "match"))
     return of_image(pipe.vocab, score)
 

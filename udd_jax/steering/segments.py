@@ -4,13 +4,15 @@ import math
 
 import numpy as np
 
+from udd_jax import build
 from udd_jax.errors import UserError
 
 
-def read(pipe, asked: dict, masks, count: int) -> np.ndarray | None:
+def read(pipe, asked: dict, masks, count: int, own: int) -> np.ndarray | None:
     """The weights float32[count, M] of `count` samples; None where all of them are 1.
 
-    asked: {modality: a weight, or one for each given value}. UserError, one line: a modality that
+    asked: {modality: a weight, or one for each of the `own` given values}; of a picture, those of
+    both levels. UserError, one line: a modality that
     the task does not give, a bad number, or a network that would attend to nothing.
     """
     names = [m.name for m in pipe.vocab.modalities]
@@ -26,22 +28,33 @@ def read(pipe, asked: dict, masks, count: int) -> np.ndarray | None:
             expected = ", ".join(given) or "nothing"
             raise UserError(f"weigh {name!r}: it is not given in the task, expected {expected}")
         row = np.atleast_1d(_numbers(name, value))
-        if row.ndim > 1 or count % max(len(row), 1) or not len(row):
-            raise UserError(f"weigh {name!r}: {len(row)} weights for {count} samples")
-        weights[:, names.index(name)] = np.repeat(row, count // len(row))
+        if row.ndim > 1 or len(row) not in (1, own):
+            few = f"{own} values are given, expected one weight or as many"
+            raise UserError(f"weigh {name!r}: {len(row)} weights, and {few}")
+        for part in levels(pipe.vocab, name):
+            weights[:, names.index(part)] = np.repeat(row, count // len(row))
     if (weights == 1).all():
         return None
-    if not hasattr(pipe.model, "mutual_gain") or pipe.config.model.get("kind") == "autoregressive":
+    if not hasattr(pipe.model, "mutual_gain") or not build.diffuses(pipe.config):
         raise UserError("weigh needs model.kind = 'diffusion'")
     if pipe.model.attention == "mutual":
+        left_out = pipe.config.model.get("absent") == "left_out"
+        seen = np.where(absent, 0, weights) if left_out else weights
         for m, name in enumerate(names):
-            if (np.delete(weights, m, axis=1) == 0).all(axis=1).any():
+            blind = (np.delete(seen, m, axis=1) == 0).all(axis=1) & ~absent[:, m]
+            if blind.any():
                 others = ", ".join(n for n in names if n != name)
                 raise UserError(
                     f"weigh: {others} all have weight 0, and mutual attention of the {name} would "
                     "see nothing: leave one out of the task instead"
                 )
     return weights
+
+
+def levels(vocab, name: str) -> list[str]:
+    """A modality, and of a picture of two levels the coarse one too."""
+    coarse = vocab.coarse
+    return [name, coarse.name] if coarse is not None and coarse.level_of == name else [name]
 
 
 def _numbers(name: str, value) -> np.ndarray:

@@ -26,6 +26,7 @@ def branched(pipe, asked: list, count: int, free) -> prompts.Prompts | None:
     """The prompts as branches for `count` samples, or None for a single one of weight 1."""
     rows = [{n: np.repeat(r, count // len(r), axis=0) for n, r in ids.items()} for ids, *_ in asked]
     names = [m.name for m in pipe.vocab.modalities]
+    rows = [pipe.vocab.parts(ids) for ids in rows]
     has = np.array([[name in ids for name in names] for ids in rows])
     for name, where, some in zip(names, pipe.vocab.slices, has.any(0), strict=True):
         if some and free[:, where].any():

@@ -151,6 +151,8 @@ def used_codes(counts, codebook, closer_than=0.0, least=1):
             kept.append(code)
     kept += [code for code in order if code not in kept][: max(0, least - len(kept))]
     kept = np.sort(kept)
-    full = ((codebook[:, None] - codebook[kept][None]) ** 2).sum(-1).argmin(1)
+    parts = np.array_split(codebook, -(-len(codebook) // 64))  # few are in memory at once
+    full = [((part[:, None] - codebook[kept][None]) ** 2).sum(-1).argmin(1) for part in parts]
+    full = np.concatenate(full)
     full[kept] = np.arange(len(kept))
     return full.astype(np.int32)

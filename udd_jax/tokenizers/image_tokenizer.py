@@ -91,13 +91,14 @@ class ImageTokenizer:
     (`codebook.used_codes`; the published 8192 -> 2887 is such a map). Several codes may share an
     index, which decodes to the first of them. With two levels, their maps are one after the other.
     Images are processed `chunk` at a time, and the last chunk is padded, so that there is one
-    compilation.
+    compilation. coded_by: the hash of a tokenizer with the same codes and another decoder, or "".
     """
 
     module: vqgan.VQGAN
     params: dict
     full_to_used: np.ndarray | None = None
     chunk: int = 64
+    coded_by: str = ""
 
     @functools.cached_property
     def maps(self) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -169,6 +170,11 @@ class ImageTokenizer:
         for _, used_to_full in self.maps:
             digest.update(used_to_full.tobytes())
         return digest.hexdigest()[:16]
+
+    @property
+    def code_hash(self) -> str:
+        """As `hash`, but whatever the decoder is: equal for equal codes."""
+        return self.coded_by or self.hash
 
     def encode(self, images, key=None):
         """uint8[B, S, S, C] -> int32[B, N], row by row. Deterministic without a key.
@@ -311,6 +317,7 @@ def save(path, tokenizer, metadata=None):
     if tokenizer.full_to_used is not None:
         tree["full_to_used"] = tokenizer.full_to_used
     settings = {"module": _settings(tokenizer.module), "chunk": tokenizer.chunk}
+    settings |= {"coded_by": tokenizer.coded_by} if tokenizer.coded_by else {}
     trees.save_tree(path, tree, settings | {"about": metadata or {}})
 
 
@@ -324,6 +331,7 @@ def load(path):
         fields = {k: tuple(v) if isinstance(v, list) else v for k, v in metadata["module"].items()}
         network = NETWORKS[fields.pop("network", "vqgan")]
         params, used = tree["params"], tree.get("full_to_used")
-        return ImageTokenizer(network(**fields), params, used, metadata["chunk"])
+        rest = metadata["chunk"], metadata.get("coded_by", "")
+        return ImageTokenizer(network(**fields), params, used, *rest)
     except trees.BROKEN as error:
         raise UserError(f"{path} is no image tokenizer ({error!r})") from None

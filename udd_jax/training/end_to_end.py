@@ -82,5 +82,5 @@ def save(path, tokenizer, learned: dict) -> None:
     learned: {name of a term: what it learned}.
     """
     if own := learned.get("end_to_end"):
-        params = tokenizer.params | own
-        image_tokenizer.save(path, dataclasses.replace(tokenizer, params=params))
+        changed = {"params": tokenizer.params | own, "coded_by": tokenizer.code_hash}
+        image_tokenizer.save(path, dataclasses.replace(tokenizer, **changed))

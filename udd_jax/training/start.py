@@ -118,7 +118,7 @@ def weights(config, vocab) -> dict | None:
 
     Each of `config.experts` takes those of the run, or of its expert for these times. None without
     `init_from`.
-    UserError if there are adapters, and not all parameters fit.
+    UserError if there are adapters or a teacher, and not all parameters fit.
     """
     if not config.init_from:
         return None
@@ -140,6 +140,11 @@ def weights(config, vocab) -> dict | None:
             f"{len(lacking)} arrays differ (the first: {lacking[0]}): use --config=configs/own.py, "
             f"which takes them, or set --config.vq.file={config.init_from}/{build.IMAGE} "
             f"--config.text.file={config.init_from}/{build.TEXT} and the sizes of that run"
+        )
+    if lacking and distilled(config):
+        raise UserError(
+            f"the student is not like its teacher {config.init_from}: {len(lacking)} arrays differ "
+            f"(the first: {lacking[0]}), expected its model and modalities in the config"
         )
     for name in lacking:
         found = f"shape {other[name].shape}" if name in other else "nothing"

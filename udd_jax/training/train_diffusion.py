@@ -207,9 +207,6 @@ def make_gradient(loss_fn, accumulate: int = 1):
         (_, (metrics, sampler)), grads = grad_fn(params, sampler, key, x0)
         return grads, metrics, sampler
 
-    def mean(name, each):  # a part may have nothing to guess of a modality (`loss.guesses`)
-        return each.mean() if name == "loss" else jnp.nanmean(each)
-
     def in_parts(params, sampler, key, x0):
         rows = jax.tree.leaves(x0)[0].shape[0]
         if rows % accumulate:
@@ -229,8 +226,9 @@ def make_gradient(loss_fn, accumulate: int = 1):
         parts = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), x0)
         nothing = jax.tree.map(jnp.zeros_like, params), sampler
         (total, sampler), metrics = jax.lax.scan(add, nothing, (jnp.arange(accumulate), parts))
-        grads = jax.tree.map(lambda g: g / accumulate, total)
-        return grads, {name: mean(name, each) for name, each in metrics.items()}, sampler
+        # A part may have nothing to guess of a modality (`loss.guesses`).
+        metrics = {n: v.mean() if n == "loss" else jnp.nanmean(v) for n, v in metrics.items()}
+        return jax.tree.map(lambda g: g / accumulate, total), metrics, sampler
 
     return gradient if accumulate == 1 else in_parts
 

@@ -179,7 +179,7 @@ def make(config, workdir, cache, tokenizers: dict) -> matching.Matcher:
     UserError if the file knows the tokens of other tokenizers.
     """
     path = workdir / matching.FILE
-    hashes = {name: tokenizer.hash for name, tokenizer in tokenizers.items()}
+    hashes = matching.hashes(tokenizers)
     if path.exists():
         return matching.load(path, hashes)
     if config.dual_encoder.file:

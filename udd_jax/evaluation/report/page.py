@@ -121,7 +121,9 @@ def picture(image: np.ndarray, css: str = "") -> str:
     What is clear shows a board of white and grey squares.
     """
     opacity, large = image.shape[2] == 4, max(image.shape[:2]) > _LARGEST
-    image = pixels.fit(image, 2 * _LARGEST) if large else image
+    if large:
+        share = 2 * _LARGEST / max(image.shape[:2])
+        image = pixels.fit(image, tuple(max(1, round(share * side)) for side in image.shape[:2]))
     if large and not opacity:
         file = io.BytesIO()
         pixels.to_pillow(image).save(file, "JPEG", quality=82)

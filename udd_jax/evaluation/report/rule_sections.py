@@ -8,6 +8,7 @@ import numpy as np
 
 from udd_jax import modalities
 from udd_jax.data import arrays, layouts, sounds
+from udd_jax.diffusion import tasks
 from udd_jax.evaluation import rules
 from udd_jax.evaluation.report import page
 from udd_jax.tokenizers.spectrogram import Spectrogram
@@ -75,7 +76,7 @@ def _matrix(names: list[str], found: dict) -> str:
     """Rows: what is generated; columns: from what. The colour is the share of right samples."""
     by = {}
     for rule, rates in found.items():
-        sides = ([n.strip() for n in side.split(",")] for side in rule.split("|"))
+        sides = ([n.strip() for n in side.split(",")] for side in _full(rule).split("|"))
         free, given = (*(",".join(n for n in names if n in side) for side in sides), "")[:2]
         others = ",".join(name for name in names if name != free)
         by[free, OTHERS if given == others and len(names) > 2 else given or NOTHING] = rates
@@ -88,6 +89,11 @@ def _matrix(names: list[str], found: dict) -> str:
             cells.append([page.escape(label), *(_cell(by.get((free, c))) for c in columns)])
     head = ["generated, from", *map(page.escape, columns)]
     return page.tag("h3", "Directions") + page.table(head, cells)
+
+
+def _full(rule: str) -> str:
+    """A rule with the names of its modalities: that of a short name such as "t2i"."""
+    return tasks.ALIASES.get(rule, rule)
 
 
 def _cell(rates: dict | None) -> str:
@@ -123,7 +129,7 @@ def _samples(path, rule: str, rows: dict) -> str:
         return ""
     with np.load(path) as file:
         values = {name: file[name] for name in rows if name in file}
-    given = [name.strip() for name in rule.partition("|")[2].split(",")]
+    given = [name.strip() for name in _full(rule).partition("|")[2].split(",")]
     shown = []
     for i in range(min(len(column) for column in values.values())):
         parts = []

@@ -65,7 +65,8 @@ def _compared(best: dict) -> str:
     if "default" in best:
         why = page.escape(best["default"]["why"] or "")
         row, parts = best["default"]["row"], _tasks(best["default"])
-        text += f" The default is {_result(row)}{parts}. {why}"
+        text += " The sampler of the config, here with one chain for every task, has "
+        text += f"{_result(row)}{parts}. {why}"
     return text
 
 

@@ -316,7 +316,8 @@ def remembered(pipe, items, drawn, training, folder) -> dict:
 
     Also the share of duplicates.
     """
-    repeats, equals = memory.duplicates(drawn.tokens)
+    made = nearest_training.pairs_of(pipe.vocab, drawn.tokens)
+    repeats, equals = memory.duplicates(np.concatenate([*made.values()], axis=1))
     report = {"duplicates": repeats, "largest group of equals": max(map(len, equals), default=1)}
     if training is None:
         why = "the run has no token cache, so that its training pairs are not known"
@@ -324,9 +325,8 @@ def remembered(pipe, items, drawn, training, folder) -> dict:
     others, kind = items, "held-out"
     with contextlib.suppress(ValueError):  # if the split exists: it is most like training
         others, kind = held_out.read(pipe, len(drawn), "validation"), "validation"
-    made, truth = nearest_training.pairs_of(pipe.vocab, drawn.tokens), others.tokens
     pairs, apart = nearest_training.nearest(training, made)
-    _, apart_truth = nearest_training.nearest(training, truth)
+    _, apart_truth = nearest_training.nearest(training, others.tokens)
     nearest = np.argsort(apart, kind="stable")[:SHOWN]
     some = {"images": drawn.images[nearest], "captions": [drawn.captions[i] for i in nearest]}
     some |= {

@@ -333,7 +333,7 @@ def headline(result: dict, world: World | None, trained=samples.TASKS) -> list[d
             measured = task in agreement.TASKS and task in asked_of
             aim = aims.get("variation") if measured else None
             name = f"total variation of {name}"
-            row = _row(task, name, value["tv"], value["noise"], aim, None, "lower")
+            row = _row(task, name, value["tv"], value["error"], aim, None, "lower")
             if aim is not None:  # chance alone may carry it over the aim
                 row["met"] = value["tv"] <= aim + CHANCE * value["error"]
             rows.append(row)

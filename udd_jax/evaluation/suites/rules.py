@@ -6,6 +6,7 @@ same form as that of the suite "main", without samples and scores of image and t
 
 import functools
 
+from udd_jax.errors import UserError
 from udd_jax.evaluation import held_out, manifest, rules, samples
 from udd_jax.runtime import logbook
 
@@ -18,7 +19,10 @@ def measure(pipe, workdir, suite: str, say=logbook.say) -> dict:
     timed = functools.partial(logbook.timed, spent)
     folder, options = workdir / samples.FOLDER, pipe.config.evaluate
     with timed("conditions"):
-        names = rules.named(pipe.config, pipe.vocab)[0]  # each rule reads items of its own
+        asked = rules.named(pipe.config, pipe.vocab)
+        if not asked:
+            raise UserError(f"{LACKING}, but there are none: set --config.evaluate.rules=")
+        names = asked[0]  # each rule reads items of its own
         items = held_out.read(pipe, options.samples, names=names)
     with timed("rules"):
         found = rules.sections(pipe, None, workdir, folder, manifest.made_of(pipe), say)

@@ -17,6 +17,7 @@ import pathlib
 
 import numpy as np
 
+from udd_jax.diffusion import tasks
 from udd_jax.evaluation import held_out, manifest, samples, scores
 from udd_jax.runtime import files, logbook
 
@@ -49,7 +50,7 @@ def run(pipe, workdir, *, count: int = 256, say=logbook.say) -> dict:
     }
     for temperature, top_r in grid():
         row = {"temperature": temperature, "top_r": top_r}
-        sharper = pipe.with_config(sample=row, sample_rules=dict.fromkeys(TASKS, row))
+        sharper = with_settings(pipe, row)
         folder = pathlib.Path(workdir) / FOLDER / f"{temperature:g}-{top_r:g}"
         for task, measure in TASKS.items():
             drawn = samples.obtain(sharper, items, task, folder / f"{task}.npz", **asked)
@@ -62,6 +63,13 @@ def run(pipe, workdir, *, count: int = 256, say=logbook.say) -> dict:
         say(line(row))
     say(f"best: {line(result['best'])}")
     return result
+
+
+def with_settings(pipe, row: dict):
+    """A pipeline whose TASKS, under all of their names, have these settings."""
+    rules = pipe.config.get("sample_rules", {})
+    own = [rule for rule in rules if any(tasks.same(pipe.vocab, rule, task) for task in TASKS)]
+    return pipe.with_config(sample=row, sample_rules=dict.fromkeys((*TASKS, *own), row))
 
 
 def grid() -> list[tuple[float, float]]:
