@@ -23,6 +23,7 @@ from udd_jax.runtime import files
 
 RED = 0.01  # how often a true run may be below some floor
 DEEP = 3  # decimals of a floor; it is rounded down
+DRAWN = (*agreement.TASKS, "infill")
 
 
 def parse(arguments):
@@ -39,11 +40,20 @@ def parse(arguments):
 
 
 def read(folder) -> dict:
-    """{(task, name): its row} of the headline of a run. UserError if there is none."""
+    """{(task, name): its row} of the headline of a run, and of a rate the "count" of its samples.
+
+    UserError if there is none."""
     path = pathlib.Path(folder) / main_suite.RESULT
     if not path.exists():
         raise UserError(f"{path} does not exist: expected the folder of an evaluated run")
-    return {(row["task"], row["name"]): row for row in files.read_json(path)["headline"]}
+    result, found = files.read_json(path), {}
+    places = {(task, name): place for task, name, place in main_suite.RATES}
+    for row in result["headline"]:
+        key, rate = (row["task"], row["name"]), result
+        for part in places.get(key, ("rules", row["task"], "agreement")):
+            rate = rate.get(part, {})
+        found[key] = row | {"count": rate.get("count")}
+    return found
 
 
 def measures(runs: list[dict]) -> dict:
@@ -65,8 +75,10 @@ def floor(rates: list[float], count: int, chance: float) -> float:
     return math.floor(10**DEEP * math.sin(max(low, 0)) ** 2) / 10**DEEP
 
 
-def summary(found: dict, count: int = 512) -> list[dict]:
-    """A row for each measure; a floor for each rate, from two runs on."""
+def summary(found: dict) -> list[dict]:
+    """A row for each measure; a floor for each rate, from two runs on.
+
+    UserError if a rate is of other numbers of samples in some of the runs."""
     rates = sum(rows[0]["better"] == "higher" for rows in found.values())
     table = []
     for (task, name), rows in found.items():
@@ -74,6 +86,12 @@ def summary(found: dict, count: int = 512) -> list[dict]:
         line = {"task": task, "name": name, "least": min(values), "most": max(values)}
         line["mean"] = math.fsum(values) / len(values)
         line["aim"], line["met"] = rows[0]["aim"], sum(row["met"] is not False for row in rows)
+        count, *others = dict.fromkeys(row["count"] for row in rows)
+        if others:
+            raise UserError(
+                f"{task}: {name} is of {count} samples in the first run and of {others[0]} in "
+                "another, expected runs of one config with one evaluate.samples"
+            )
         if rows[0]["better"] == "higher" and len(values) > 1:
             line["floor"] = floor(values, count, RED / rates)
         table.append(line)
@@ -104,23 +122,23 @@ def floors(table: list[dict]) -> dict[str, float]:
     return {place: value for place, value in places.items() if value is not None}
 
 
-def plot(found: dict) -> str:
-    """An SVG over the runs, a line each task: its rate, and its largest total variation."""
+def plot(found: dict) -> str | None:
+    """An SVG over the runs, a line each task: its rate, and its largest total variation. None if
+    the runs have neither."""
     shares, apart = {}, {}
     for (task, _), rows in found.items():
         values = [row["value"] for row in rows]
         if task in agreement.TASKS and rows[0]["better"] == "lower":
             apart[task] = [max(pair) for pair in zip(apart.get(task, values), values, strict=True)]
-        elif task in (*agreement.TASKS, "infill") and rows[0]["better"] == "higher":
+        elif task in DRAWN and rows[0]["better"] == "higher":
             shares[task] = values
     panels = {"run, share that is right": shares, "run, largest total variation": apart}
-    number = list(range(len(next(iter(found.values())))))
-    return page.panels(
-        {
-            label: {task: (number, values) for task, values in lines.items()}
-            for label, lines in panels.items()
-        }
-    )
+    drawn = {
+        label: {task: (list(range(len(values))), values) for task, values in lines.items()}
+        for label, lines in panels.items()
+        if lines
+    }
+    return page.panels(drawn) if drawn else None
 
 
 def main(arguments) -> int:
@@ -128,10 +146,12 @@ def main(arguments) -> int:
     found = measures([read(folder) for folder in options.runs])
     table = summary(found)
     print(markdown(table, len(options.runs)))
-    if options.plot:
-        files.write_text(options.plot, plot(found))
     if options.out:
         files.write_json(options.out, {"runs": options.runs, "rows": table})
     if options.floors:
         files.write_json(options.floors, floors(table))
+    if options.plot and (drawn := plot(found)):
+        files.write_text(options.plot, drawn)
+    elif options.plot:
+        print(f"{options.plot} is not written: the runs have no rate of {', '.join(DRAWN)}")
     return 0

@@ -22,11 +22,18 @@ def test_one_true_run_in_fifty_is_below_a_floor_that_allows_one(truth, between):
     assert between == 0 or np.mean(red) > 0.01
 
 
-def test_runs_beside_each_other_are_a_table_floors_and_a_picture(tmp_path, capsys):
-    runs = [tmp_path / name for name in ("one", "two", "three")]
-    for i, run in enumerate(runs):
+def copies(tmp_path, *names) -> list:
+    """Folders of runs with the result of the packaged one."""
+    runs = [tmp_path / name for name in names]
+    for run in runs:
         run.mkdir()
         shutil.copy(pipeline.PACKAGED / "evaluation.json", run)
+    return runs
+
+
+def test_runs_beside_each_other_are_a_table_floors_and_a_picture(tmp_path, capsys):
+    runs = copies(tmp_path, "one", "two", "three")
+    for i, run in enumerate(runs):
         found = json.loads((run / "evaluation.json").read_text())
         for row in found["headline"]:
             if row["name"] == "caption agrees with the image":
@@ -41,6 +48,40 @@ def test_runs_beside_each_other_are_a_table_floors_and_a_picture(tmp_path, capsy
     row = next(row for row in rows if row["name"] == "caption agrees with the image")
     assert json.loads(floors.read_text())["scores.i2t.agreement.rate"] == row["floor"] < 0.93
     assert "<svg" in plot.read_text() and ">infill<" in plot.read_text()
+
+
+def test_a_floor_is_of_the_samples_that_the_runs_have_and_mixed_counts_are_refused(tmp_path):
+    def read(runs, count):
+        for run in runs:
+            result = json.loads((run / "evaluation.json").read_text())
+            result["scores"]["i2t"]["agreement"]["count"] = count
+            (run / "evaluation.json").write_text(json.dumps(result))
+        return promise.measures([promise.read(run) for run in runs])
+
+    runs, key = copies(tmp_path, *"abcdefghi"), ("i2t", "caption agrees with the image")
+    found = read(runs, 96)
+    rates = sum(rows[0]["better"] == "higher" for rows in found.values())
+    values = [row["value"] for row in found[key]]
+    fewer, more = (promise.floor(values, count, promise.RED / rates) for count in (96, 512))
+    floors = {(row["task"], row["name"]): row.get("floor") for row in promise.summary(found)}
+    assert floors[key] == fewer < more
+    read(runs[1:2], 512)
+    with pytest.raises(UserError, match=r"^i2t: .* of 96 samples .* 512 in another, expected"):
+        promise.summary(promise.measures([promise.read(run) for run in runs]))
+
+
+@pytest.mark.parametrize("kept", ["higher", "lower", "nothing"])
+def test_runs_without_a_rate_or_a_variation_are_drawn_as_far_as_they_go(tmp_path, capsys, kept):
+    """As of a config without an embedded world, or of rules alone; the files come before it."""
+    runs, out, picture = copies(tmp_path, "one", "two"), tmp_path / "a.json", tmp_path / "a.svg"
+    for run in runs:
+        result = json.loads((run / "evaluation.json").read_text())
+        result["headline"] = [row for row in result["headline"] if row["better"] == kept]
+        (run / "evaluation.json").write_text(json.dumps(result))
+    asked = ["promise", *map(str, runs), f"--plot={picture}", f"--out={out}"]
+    assert benchmarks.main(asked) == 0 and out.exists()
+    assert picture.exists() == (kept != "nothing")
+    assert ("a.svg is not written" in capsys.readouterr().out) == (kept == "nothing")
 
 
 def test_a_folder_without_an_evaluation_is_one_line(tmp_path):
