@@ -12,12 +12,15 @@ of one config and computes floors, `speech` makes the recordings of `configs/spe
 `recognised` says which way to sample drawings is recognised best, `weighing` what the weight of a
 reference does, `upscaling` whether small pictures are drawn right at a larger size.
 
+The JSON is written after each row. What a command cannot do it says in one line.
+
 ms: by the clock, the median of the rounds; spread: between their quartiles, of the median;
 products: as a ratio to a large matrix product of the same round, by the clock and by the
 processor's time.
 """
 
 import argparse
+import functools
 import json
 import sys
 
@@ -41,7 +44,9 @@ from benchmarks import (
     upscaling,
     weighing,
 )
+from benchmarks.options import in_one_line
 from udd_jax import main as command_line
+from udd_jax.runtime import files
 
 COMMANDS = {
     **{"contest": contest, "card": card, "table": tables, "calls": calls, "steering": steering},
@@ -75,8 +80,16 @@ def parse(arguments):
     return options
 
 
-def measure(options, platform: str, device):
-    """Yields (group, row) for all that was asked for, on one device."""
+def starts(options, platform: str) -> dict | RuntimeError:
+    """{size: rows} of the group `start`; the error, if such a process fails."""
+    try:
+        return {size: list(compiling.rows(size, platform)) for size in options.sizes}
+    except RuntimeError as error:
+        return error
+
+
+def measure(options, platform: str, device, begun: dict):
+    """Yields (group, row) for all that was asked for, on one device. begun: of `starts`."""
     import jax.numpy as jnp
 
     asked, repeats, peak = options.only, options.repeats, devices.peak_of(device)
@@ -96,9 +109,8 @@ def measure(options, platform: str, device):
                 yield size, row
             for row in generating.kept_rows(p, multiply, repeats):
                 yield size, row
-        if "start" in asked:
-            for row in compiling.rows(size, platform):
-                yield size, row
+        for row in begun.get(size, ()):
+            yield size, row
     multiply, _ = timing.product(side, jnp.float32)
     if "pairs" in asked:
         for row in generating.pair_rows(
@@ -134,36 +146,50 @@ def line(row: dict) -> str:
 def main(arguments=None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments and arguments[0] in COMMANDS:
-        return COMMANDS[arguments[0]].main(arguments[1:])
-    options = parse(arguments)
+        return in_one_line(COMMANDS[arguments[0]].main, arguments[1:])
+    return in_one_line(run, parse(arguments))
+
+
+def run(options) -> int:
+    """Measures and prints, and writes the JSON after each row."""
     import jax
 
+    begun, report = {}, []
+    if "start" in options.only:  # before JAX starts here: it would hold the memory of a GPU
+        begun = {platform: starts(options, platform) for platform in options.on}
     if options.on == ["cpu"]:
         jax.config.update("jax_platforms", "cpu")  # do not look for others
-    report = []
+    save = functools.partial(write, options.out, report)
     for platform in options.on:
         try:
             device = jax.devices(platform)[0]
         except RuntimeError:
             print(f"{platform}: none here, nothing measured", flush=True)
             report.append({"on": platform, "found": False})
+            save()
             continue
+        if isinstance(begun.get(platform), RuntimeError):
+            raise begun[platform]
         found = devices.surroundings(device)
         print(f"{platform}: {', '.join(f'{k} {v}' for k, v in found.items())}", flush=True)
         entry = {"on": platform, "found": True, **found, "rows": []}
         report.append(entry)
         of = None
         with jax.default_device(device):
-            for group, row in measure(options, platform, device):
+            for group, row in measure(options, platform, device, begun.get(platform, {})):
                 if group != of:
                     print(f"\n{group}", flush=True)
                     of = group
                 print(line(row), flush=True)
                 entry["rows"].append({"of": group, **row})
-    if options.out:
-        with open(options.out, "w", encoding="utf-8") as file:
-            json.dump(report, file, indent=1)
+                save()
     return 0
+
+
+def write(out: str, report: list) -> None:
+    """Writes the report, if there is a file for it."""
+    if out:
+        files.write_text(out, json.dumps(report, indent=1))
 
 
 if __name__ == "__main__":

@@ -4,13 +4,14 @@
         [--bounds=0.1,0.3] [--count=128]
 
 All runs draw the same items of the same embedded world with the same temperature, top-r and seed:
-those of the first run. `--calls` are of the sampler MaskGIT, `--bounds` in nats of the
-entropy-bounded one, whose samples take as many calls as they need. A run draws pairs in the order
-that it always does (`begin_with`): each of the two steps then has half of the calls. With
-one call a pair is drawn at once.
+those of the first run, whose tokenizers they share; the image decoder may be another. `--calls` are
+of the sampler MaskGIT, `--bounds` in nats of the entropy-bounded one, whose samples take as many
+calls as they need. A run draws pairs in the order that it always does (`begin_with`): each of the
+two steps then has half of the calls. With one call a pair is drawn at once.
 """
 
 import argparse
+import dataclasses
 import functools
 import pathlib
 
@@ -23,6 +24,7 @@ from udd_jax.evaluation.metrics import agreement
 from udd_jax.evaluation.report import page
 from udd_jax.runtime import files
 from udd_jax.steering import stepwise
+from udd_jax.training import end_to_end
 
 TASKS = agreement.TASKS  # t2i, i2t, pair
 
@@ -83,15 +85,29 @@ def measure(pipe, items, settings: dict) -> dict:
     return row
 
 
+def tokenizing(pipe) -> tuple:
+    """What makes the tokens of a run: hashes of its tokenizers, of the image without its decoder,
+    and the length of its texts."""
+    image, text = (pipe.tokenizers[name] for name in ("image", "text"))
+    params = {name: own for name, own in image.params.items() if name not in end_to_end.PARTS}
+    return dataclasses.replace(image, params=params).hash, text.hash, pipe.text_length
+
+
 def run(runs: dict, out, points: list[dict], count: int) -> list[dict]:
     """Measures and writes calls.json after each of the points, at the end calls.svg and table.md.
 
     runs: {name: folder}; points: settings of a sampler. UserError if the data are not an embedded
-    world.
+    world, or a run has other tokenizers than the first.
     """
     out, rows = pathlib.Path(out), []
     pipes = {name: pipeline.Pipeline.load(folder) for name, folder in runs.items()}
     first = next(iter(pipes.values()))
+    for name, pipe in pipes.items():
+        if tokenizing(pipe) != tokenizing(first):
+            raise UserError(
+                f"{name} ({runs[name]}) has other tokenizers than {next(iter(runs))}, whose tokens "
+                "all runs are given: expected runs with the same ones"
+            )
     items = held_out.read(first, count)
     scores.require_world(items, "calls")
     usual = {name: first.config.sample[name] for name in ("temperature", "top_r")}
@@ -125,9 +141,6 @@ def main(arguments) -> int:
         parser.error(f"runs = {options.runs}, expected NAME=FOLDER with different names")
     points = [{"sampler": "maskgit", "steps": calls} for calls in options.calls]
     points += [{"sampler": "entropy_bounded", "bound": bound} for bound in options.bounds]
-    try:
-        rows = run(runs, options.out, points, options.count)
-    except UserError as error:
-        parser.error(str(error))
+    rows = run(runs, options.out, points, options.count)
     print(table(rows))
     return 0

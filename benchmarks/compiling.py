@@ -7,7 +7,6 @@ Each start is a process of its own, so that its peak is that of a train step alo
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ def start(size: str) -> dict:
     import jax
 
     from benchmarks import sizes, training
+    from udd_jax.runtime import provenance
 
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)  # as main.py has it
     p = sizes.parts(sizes.SIZES[size]())
@@ -36,13 +36,11 @@ def start(size: str) -> dict:
     for _ in range(3):
         state, metrics = compiled(state, *arguments)
         jax.block_until_ready(metrics)
-    stats = jax.devices()[0].memory_stats() or {}
-    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
         "start_seconds": ready - begun,
         "trace_seconds": traced - ready,
         "compile_seconds": done - traced,
-        "peak_gib": stats.get("peak_bytes_in_use", kilobytes * 1024) / GIB,
+        "peak_gib": provenance.peak_gib(),
         "state_gib": sizes_.argument_size_in_bytes / GIB,
         "working_gib": sizes_.temp_size_in_bytes / GIB,
         "counted_gib": counted(p) and counted(p) / GIB,

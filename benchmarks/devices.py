@@ -2,8 +2,8 @@
 
 import os
 import platform as machine
-import subprocess
 
+from udd_jax.runtime import provenance
 from udd_jax.training import plan
 
 
@@ -11,9 +11,8 @@ def surroundings(device) -> dict:
     """What everything ran on."""
     import jax
 
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
     return {
-        "commit": commit.stdout.strip(),
+        "commit": provenance.commit() or "",
         "jax": jax.__version__,
         "device": device.device_kind,
         "machine": f"{machine.machine()}, {len(os.sched_getaffinity(0))} cores",

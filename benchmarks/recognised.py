@@ -147,10 +147,7 @@ def main(arguments) -> int:
     options = parser.parse_args(arguments)
     ways = [named(way.split()) for way in options.ways or [""]]
     asked = (options.rule, options.split, options.count, options.seed)
-    try:
-        rows = run(options.run, *asked, ways)
-    except UserError as error:
-        parser.error(str(error))
+    rows = run(options.run, *asked, ways)
     if options.out:
         files.write_json(options.out, rows)
     print(table(rows))

@@ -163,10 +163,7 @@ def make(out, counts: dict[str, int], seed: int = 0) -> dict[str, list[str]]:
 def main(arguments=None) -> int:
     asked = parse(arguments)
     counts = {"train": asked.train, "validation": asked.held_out, "test": asked.held_out}
-    try:
-        found = make(asked.out, counts, asked.seed)
-    except UserError as error:
-        raise SystemExit(f"error: {error}") from None
+    found = make(asked.out, counts, asked.seed)
     for split, own in found.items():
         print(f"{split}: {counts[split]} recordings of {len(own)} voices: {', '.join(own)}")
     return 0

@@ -7,7 +7,8 @@
 The measures are those of the suite `full` (udd_jax/evaluation/suites/steering.py), with more items.
 --items_seed: of the data of the edits; 0 has the items on which their default share was chosen, any
 other fresh ones. --set: settings of the sampler, or an option of a part such as share=.4 of edits.
---plot: the shares of the scorers against their scales.
+--plot: the shares of the scorers against their scales. What a run cannot do, or what only the world
+of its data could judge, is a line with the reason.
 """
 
 import argparse
@@ -36,6 +37,10 @@ PARTS = {
     "best_of": lambda pipe, items, o, more: suite.best_of(pipe, items, o.count, o.seed, **more),
     "match": lambda pipe, items, o, more: suite.match(pipe, items),
 }
+
+
+NEED = {"edits": "steering", "painted": "steering", "scorers": "steering", "best_of": "name"}
+KNOWN = "what is right is known in an embedded world only"
 
 
 def parse(arguments):
@@ -75,8 +80,8 @@ def leaves(tree: dict, path: str = ""):
             yield name, leaf, None, None
 
 
-def plot(found: dict) -> str:
-    """An SVG of shares against scales, one panel for each scorer."""
+def plot(found: dict) -> str | None:
+    """An SVG of shares against scales, one panel for each scorer. None if none was measured."""
     panels = {}
     for kind in dict.fromkeys(name.split(",")[0] for name in found if ", scale " in name):
         rows = {n: part for n, part in found.items() if n.startswith(f"{kind}, scale ")}
@@ -85,7 +90,7 @@ def plot(found: dict) -> str:
             what: (scales, [part[what]["value"] for part in rows.values()])
             for what in ("right", "readable")
         }
-    return page.panels({label: lines for label, lines in panels.items() if lines["right"][0]})
+    return page.panels(panels) if panels else None
 
 
 def main(arguments) -> int:
@@ -99,6 +104,8 @@ def main(arguments) -> int:
         start = time.perf_counter()
         print(f"\n{name}", flush=True)
         try:
+            if name in NEED and getattr(items.world, NEED[name], None) is None:
+                raise UserError(KNOWN)
             found[name] = full.plain(PARTS[name](pipe, items, options, more)[0])
         except UserError as error:
             found[name] = {"unmeasured": str(error)}
@@ -108,9 +115,11 @@ def main(arguments) -> int:
             print(
                 f"  {label:60} {reason or shown}{f' +- {error:.3f}' if error else ''}", flush=True
             )
-    if options.plot and "scorers" in found:
-        files.write_text(options.plot, plot(found["scorers"]))
     if options.out:
         with open(options.out, "w", encoding="utf-8") as file:
             json.dump({"count": options.count, "seed": options.seed, **found}, file, indent=1)
+    if options.plot and (drawn := plot(found.get("scorers", {}))):
+        files.write_text(options.plot, drawn)
+    elif options.plot:
+        print(f"{options.plot} is not written: no scorer was measured", flush=True)
     return 0

@@ -22,11 +22,11 @@ def make_step(p: sizes.Parts, terms=None, **options):
 
     options: of `train_diffusion.make_objective`."""
     _, loss_fn = train_diffusion.make_objective(p.config, p.vocab, 0, terms, **options)
-    tx, rate = optimiser.make_optimiser(p.config)
-    step = train_diffusion.make_step(loss_fn, tx, rate, p.config.train.ema, p.vocab)
+    (tx, rate), c = optimiser.make_optimiser(p.config), p.config.train
+    step = train_diffusion.make_step(loss_fn, tx, rate, c.ema, p.vocab, c.accumulate)
     terms = train_diffusion.terms_of(p.config, p.vocab, 0, terms)
     make = functools.partial(
-        train_diffusion.create_state, p.model, tx, fan_in=p.config.train.fan_in, terms=terms
+        train_diffusion.create_state, p.model, tx, fan_in=c.fan_in, terms=terms
     )
     return jax.jit(step, donate_argnums=0), make(jax.random.key(0))
 

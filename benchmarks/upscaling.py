@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from udd_jax import pipeline
+from udd_jax.errors import UserError
 from udd_jax.evaluation import held_out, scores
 from udd_jax.evaluation.metrics import agreement
 from udd_jax.runtime import files
@@ -44,10 +45,16 @@ def quadrants(images: np.ndarray) -> np.ndarray:
 
 
 def run(folder, count: int, seed: int) -> dict:
-    """{"small": rate, "windows": rate}. UserError: one level, or no embedded world."""
+    """{"small": rate, "windows": rate}. UserError: one level, no embedded world, or less than four
+    items."""
     pipe = pipeline.Pipeline.load(folder)
     items = held_out.read(pipe, count)
     scores.require_world(items, "upscaling")
+    if len(items) < FOUR:
+        raise UserError(
+            f"--count={count}: {len(items)} held-out pictures, expected at least {FOUR}, as many "
+            "as a large one shows"
+        )
     made = {
         "small": pipe.upscale(halved(items.images), seed=seed),
         "windows": quadrants(pipe.upscale(halved(quartered(items.images)), factor=2, seed=seed)),

@@ -4,11 +4,13 @@
                                   [--weights=0,.1,.25,.5,1,2,4,10] [--count=256] [--seed=5]
 
 The run is one of the world `compose`, whose pictures can be read. Of the attributes in which the
-two references of an item differ, a row has the share that the picture has from each, and the share
-of the pictures that can be read. A picture that cannot be read has nothing of either.
+two references of an item differ, a picture has a share from each, and a row the means of these
+shares over the pictures, with their errors: the attributes of one picture hang together. It also
+has the share of the pictures that can be read. One that cannot be read has nothing of either.
 """
 
 import argparse
+import math
 
 import numpy as np
 
@@ -49,12 +51,21 @@ def shares(scenes, seen) -> dict:
     for scene, found in zip(scenes, seen, strict=True):
         first, second = map(compose.values, scene.references)
         shown = compose.values(found.shown.objects[0]) if found else (None,) * len(first)
-        for a, b, value in zip(first, second, shown, strict=True):
-            if a != b:
-                had["first"].append(value == a)
-                had["second"].append(value == b)
+        rows = [row for row in zip(first, second, shown, strict=True) if row[0] != row[1]]
+        if rows:
+            had["first"].append(np.mean([value == a for a, _, value in rows]))
+            had["second"].append(np.mean([value == b for _, b, value in rows]))
     readable = {"readable": agreement.rate([found is not None for found in seen])}
-    return {name: agreement.rate(np.array(hits)) for name, hits in had.items()} | readable
+    return {name: mean(each) for name, each in had.items()} | readable
+
+
+def mean(each) -> dict:
+    """The rate of pictures that each have a share in [0, 1]: as `agreement.rate` of whole ones."""
+    count = len(each)
+    if not count:
+        return agreement.rate(each)
+    error = math.sqrt(np.var(each) / count + 1 / (4 * count**2)) / (1 + 1 / count)
+    return {"rate": float(np.mean(each)), "error": error, "count": count}
 
 
 def line(row: dict) -> str:

@@ -14,6 +14,7 @@ promise.md has what was found.
 import argparse
 import functools
 import json
+import math
 import pathlib
 import sys
 import time
@@ -21,6 +22,7 @@ import time
 import jax
 import numpy as np
 
+from benchmarks.options import in_one_line
 from udd_jax import build
 from udd_jax import main as command_line
 from udd_jax.data import batches, token_cache
@@ -44,6 +46,9 @@ def parse(arguments=None):
     parser.add_argument("--stop", type=float, default=0.0, help="nats of a hidden relation")
     parser.add_argument("--out", default="words.jsonl")
     return parser.parse_args(arguments)
+
+
+LARGEST = 64  # pairs that are measured at once
 
 
 def held_out(config, text, image, vocab, count: int):
@@ -82,7 +87,7 @@ def curve(config, seed: int, steps: int, every: int, stop: float, text, vocab, c
         step = train_diffusion.make_step(loss_fn, tx, rate, c.ema, vocab, c.accumulate)
         return jax.jit(step, donate_argnums=0)
 
-    measure = words.make_measure(kernel, model, *pairs)
+    measure = words.make_measure(kernel, model, *pairs, batch_size=batch_size(len(pairs[0])))
     key, window, start = jax.random.fold_in(key, 1), [], time.perf_counter()
     for number in range(steps):
         batch = batches.make(cache, seed, number, c.batch_size)
@@ -94,8 +99,18 @@ def curve(config, seed: int, steps: int, every: int, stop: float, text, vocab, c
         found = {k: v for k, v in measure(state.ema_params).items() if np.isfinite(v)}
         yield row | {"seconds": time.perf_counter() - start} | found
         window = []
-        if found["hidden:relation"] < stop:
+        if learned(found, stop):
             return
+
+
+def learned(found: dict, stop: float) -> bool:
+    """Whether the loss of hidden relations is below `stop`; not if it could not be measured."""
+    return found.get("hidden:relation", math.inf) < stop
+
+
+def batch_size(count: int) -> int:
+    """Of `count` pairs, such that hardly any are left out after the last full batch."""
+    return count // math.ceil(count / LARGEST)
 
 
 def main(arguments=None) -> int:
@@ -106,6 +121,9 @@ def main(arguments=None) -> int:
     text, image = tokenizers["text"], tokenizers["image"]
     vocab, cache = build.make_vocab(config, tokenizers), token_cache.TokenCache(run / "tokens")
     pairs = held_out(config, text, image, vocab, options.items)
+    count = len(pairs[0])
+    if left := count % batch_size(count):
+        print(f"measured on {count - left} of {count} held-out pairs: the rest fill no batch")
     with open(options.out, "w", encoding="utf-8") as file:
         for seed in map(int, options.seeds.split(",")):
             for row in curve(
@@ -120,4 +138,4 @@ def main(arguments=None) -> int:
 
 if __name__ == "__main__":
     command_line.keep_memory()
-    sys.exit(main())
+    sys.exit(in_one_line(main, None))

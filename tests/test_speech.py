@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import pytest
 
+from benchmarks import __main__ as benchmarks
 from benchmarks import speech
 from configs import speech as speech_config
 from tests.helpers import tiny
@@ -67,15 +68,15 @@ def test_a_word_that_is_too_long_is_spoken_faster():
 
 
 @spoken
-def test_recordings_are_not_mixed_with_other_files(recordings, capsys):
+def test_recordings_are_not_mixed_with_other_files(recordings):
     with pytest.raises(SystemExit, match=r"error: .*data has files already: choose another --out="):
-        speech.main([f"--out={recordings[0]}"])
+        benchmarks.main(["speech", f"--out={recordings[0]}"])
 
 
 def test_without_the_program_there_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(SystemExit, match=r"^error: .* need the program espeak-ng: apt install esp"):
-        speech.main([f"--out={tmp_path / 'out'}"])
+        benchmarks.main(["speech", f"--out={tmp_path / 'out'}"])
 
 
 def test_the_sounds_of_the_config_are_64_codes_and_its_image_is_one():
