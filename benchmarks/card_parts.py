@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from benchmarks import contest, data, devices, sizes, training
+from benchmarks import data, devices, sizes, training
 from configs import t2i
 from udd_jax import pipeline, stages
 from udd_jax.data import reading
@@ -350,7 +350,7 @@ def emoji(asked: Asked) -> dict:
 
     def affordable():
         started = time.monotonic()
-        seconds = contest.step_seconds(config, folder)
+        seconds, _ = training.step_seconds(config, folder)
         now = time.monotonic()
         left = end - now - (now - started)  # the trainer compiles as long once more
         return max(config.train.warmup, int(left / seconds))

@@ -5,37 +5,28 @@
 
 All runs share the tokenizers and the token cache of the first one. A recipe changes the config. The
 seconds of every recipe's train step are measured first (paces.json), one recipe after the other
-before any training, and the number of its steps is what the minutes allow: the learning rate needs
-to know it. So the machine should be quiet in the first minutes; later it need not be. Every run is
-a run of the main job in a folder of its own. A finished one is not repeated, a killed one goes on.
-After each, table.md and contest.json are written. Data that are no embedded world are measured by
-retrieval and recognition (the suite "full"), where the network can do all tasks.
+before any training, those of its first steps on prefixes apart. The number of its steps is what the
+minutes allow: the learning rate needs to know it. So the machine should be quiet in the first
+minutes; later it need not be. Every run is a run of the main job in a folder of its own. A finished
+one is not repeated, a killed one goes on. After each, table.md and contest.json are written, with
+the rows of earlier calls for the same folder, whatever their recipes and seeds were. Data that are
+no embedded world are measured by retrieval and recognition (the suite "full"), where the network
+can do all tasks, and by the rules of the config (`evaluate.rules`).
 
 An interval of several seeds is Student's, at 95 %; that of one seed is over its items, and says
 nothing of another training. What the recipes leave out of the papers is in their docstrings.
 """
 
 import argparse
-import math
 import os
 import pathlib
-import time
 
-import jax
-import numpy as np
-
-from benchmarks import sizes, training
-from benchmarks.options import named
+from benchmarks import standings, training
+from benchmarks.options import change
 from udd_jax import build, modalities, stages
-from udd_jax.diffusion import transition
 from udd_jax.errors import UserError
-from udd_jax.evaluation.metrics import intervals
 from udd_jax.runtime import config_files, files, logbook
-from udd_jax.training import end_to_end, turns
-
-WARM, TIMED = 3, 8  # steps
-# Of data that are no embedded world: {part of the suite "full": its rates that the table has}
-READ = {"retrieval": ("first 1",), "recognition": ("among 20", "without broken words")}
+from udd_jax.training import recipe as open_fields
 
 
 def ours(c):
@@ -184,29 +175,42 @@ def recipe(config, name: str, seed: int):
 
 
 def run(config, minutes: float, workdir, recipes=tuple(RECIPES), seeds: int = 3) -> list[dict]:
-    """Runs what is missing and returns one row a run; see the docstring of this file."""
+    """Runs what is missing and returns one row a run, also of earlier calls; see the docstring of
+    this file."""
     workdir = pathlib.Path(workdir)
+    shared = workdir / "shared"
+    for name in recipes:
+        recipe(config, name, 0)
+    config = open_fields.fill(config, shared)
     for name in recipes:
         stages.check(recipe(config, name, 0))
-    shared = workdir / "shared"
     stages.run(config, shared, until="token cache")
     seconds = paces(config, minutes, workdir, dict.fromkeys((*recipes, *_first(recipes))))
-    rows = []
+    path = workdir / "contest.json"
+    rows = files.read_json(path)["rows"] if path.exists() else []
+    rows = {(row["recipe"], row["seed"]): row for row in rows}
     for seed in range(seeds):  # every recipe once, before any a second time
         for name in recipes:
             folder, parts = workdir / f"{name}-{seed}", (*_first([name]), name)
             configs = [recipe(config, part, seed) for part in parts]
-            steps = [max(1, round(60 * minutes / len(parts) / seconds[part])) for part in parts]
+            time = 60 * minutes / len(parts)  # seconds of each
+            steps = [
+                number_of_steps(of, time, seconds[part])
+                for of, part in zip(configs, parts, strict=True)
+            ]
             for part, number in zip(parts, steps, strict=True):
-                logbook.say(f"contest: {part}-{seed}, {number} steps of {seconds[part]:.3f} s")
-            rows.append(one(configs, steps, folder, shared) | {"recipe": name, "seed": seed})
-            files.write_json(workdir / "contest.json", {"minutes": minutes, "rows": rows})
-            files.write_bytes(workdir / "table.md", table(rows).encode())
-    return rows
+                logbook.say(f"contest: {part}-{seed}, {number} steps in {time:.0f} s")
+            row = one(configs, steps, folder, shared) | {"recipe": name, "seed": seed}
+            rows[name, seed] = row
+            found = list(rows.values())
+            files.write_json(path, {"minutes": minutes, "rows": found})
+            files.write_text(workdir / "table.md", standings.table(found))
+    return list(rows.values())
 
 
-def paces(config, minutes: float, workdir: pathlib.Path, recipes) -> dict[str, float]:
-    """The seconds of a train step by recipe, from workdir/paces.json or measured now.
+def paces(config, minutes: float, workdir: pathlib.Path, recipes) -> dict[str, list[float]]:
+    """The seconds of a train step by recipe (`training.step_seconds`), from workdir/paces.json or
+    measured now. An old file has one number for all steps of a recipe.
 
     UserError if the folder belongs to a contest of other minutes.
     """
@@ -219,11 +223,11 @@ def paces(config, minutes: float, workdir: pathlib.Path, recipes) -> dict[str, f
         )
     for name in recipes:
         if name not in found["step_seconds"]:
-            seconds = step_seconds(recipe(config, name, 0), workdir / "shared")
-            found["step_seconds"][name] = seconds
-            logbook.say(f"contest: {name}, {seconds:.3f} s a train step")
+            later, first = training.step_seconds(recipe(config, name, 0), workdir / "shared")
+            found["step_seconds"][name] = [later, first]
+            logbook.say(f"contest: {name}, {later:.3f} s a train step, {first:.3f} s on prefixes")
             files.write_json(path, found)
-    return found["step_seconds"]
+    return {n: s if isinstance(s, list) else [s, s] for n, s in found["step_seconds"].items()}
 
 
 def _first(recipes) -> list[str]:
@@ -240,28 +244,38 @@ def one(configs, steps: list[int], folder: pathlib.Path, shared: pathlib.Path) -
     for number, config in enumerate(configs):
         last = number == len(configs) - 1
         here = folder if last else folder / f"part{number}"
-        here.mkdir(parents=True, exist_ok=True)
-        for name in shared_parts(config, shared):
-            if not (here / name).exists():
-                os.symlink((shared / name).absolute(), here / name)
+        link(config, shared, here)
         if number:
             config.init_from = str((folder / f"part{number - 1}").absolute())
         end = {} if last else {"until": "diffusion"}
         stages.run(for_steps(config, steps[number]), here, **end)
         seconds += files.read_json(here / "stages.json")["diffusion"]
     result = files.read_json(folder / "evaluation.json")
-    if not result.get("world") and not any("samples: " in name for name in result["unmeasured"]):
+    able = result["scores"] and not any("samples: " in name for name in result["unmeasured"])
+    if able and not result.get("world"):
         stages.evaluate_run(folder, "full")
         result = files.read_json(folder / "evaluation.json")
-    return {"steps": sum(steps), "training_seconds": seconds, "values": values(result)}
+    return {"steps": sum(steps), "training_seconds": seconds, "values": standings.values(result)}
+
+
+def link(config, shared: pathlib.Path, here: pathlib.Path) -> None:
+    """Links what a run takes from `shared` into its folder, each file alone: the run writes beside
+    it, such as its image decoder."""
+    for name in shared_parts(config, shared):
+        own = here / name
+        if own.parent != here and own.parent.is_symlink():  # of an old contest
+            own.parent.unlink()
+        own.parent.mkdir(parents=True, exist_ok=True)
+        if not own.exists():
+            os.symlink((shared / name).absolute(), own)
 
 
 def shared_parts(config, shared: pathlib.Path) -> list[str]:
-    """What a run takes from the folder `shared`: the tokenizers, and the token cache.
+    """What a run takes from the folder `shared`: the files of tokenizers, and the token cache.
 
     The cache only if the seed of the run cuts its pictures in the same way.
     """
-    tokenizers = [name.partition("/")[0] for name in modalities.tokenizer_files(config)]
+    tokenizers = modalities.tokenizer_files(config)
     made = stages.views(build.read_config(shared)).recorded
     return tokenizers + (["tokens"] if stages.views(config).recorded == made else [])
 
@@ -276,85 +290,13 @@ def for_steps(config, steps: int):
     return config
 
 
-def step_seconds(config, shared) -> float:
-    """The median seconds of a train step, on random tokens of the tokenizers in `shared`.
-
-    Where steps leave modalities out, the mean over the parts of the mixture."""
-    tokenizers = build.load_tokenizers(shared)
-    layout = build.make_vocab(config, tokenizers)
-    kernel = transition.make_kernel(layout, build.make_schedules(config, layout))
-    p = sizes.Parts(config, layout, kernel, build.make_model(config, layout))
-    terms = end_to_end.from_config(config, layout, tokenizers["image"])
-    key, seconds, weights = jax.random.key(1), [], []
-    for names, part in turns.parts(config, layout).items():
-        step, state = training.make_step(p, terms, mixture=part, without=names)
-        times = []
-        for _ in range(WARM + TIMED):
-            start = time.perf_counter()
-            state, _ = step(state, p.batch, key)
-            jax.block_until_ready(state)
-            times.append(time.perf_counter() - start)
-        seconds.append(np.median(times[WARM:]))
-        weights.append(sum(part.values()))
-    return float(np.average(seconds, weights=weights))
-
-
-def values(result: dict) -> dict[str, list]:
-    """{measure: [value, its standard error, the most that it can be]} of an evaluation.
-
-    The error is 0 where none is; the most is None where there is no limit. The least is 0.
-    """
-    found = {}
-    for row in result["headline"]:
-        rate = row["better"] == "higher" and row["task"] != "tokenizer"  # that is shared
-        if rate and row["value"] is not None:
-            found[f"{row['task']}: {row['name']}"] = [row["value"], row["error"] or 0.0, 1.0]
-    for task, bound in result["bounds"].items():
-        if bound.get("value") is not None:
-            found[f"{task}: bits a token"] = [bound["value"], bound["standard_error"], None]
-    for part, rates in READ.items():
-        for name, of in result.get("full", {}).get(part, {}).items():
-            for rate in rates if isinstance(of, dict) else ():
-                if rate in of:
-                    found[f"{name}: {rate}"] = [of[rate]["value"], of[rate]["standard_error"], 1.0]
-    speed = result["speed"]
-    found["samples a second"] = [speed["samples_a_second"], 0.0, None]
-    for task, calls in speed["calls_a_sample"].items():
-        found[f"{task}: network calls"] = [calls, 0.0, None]
-    found["memory, GiB"] = [speed["peak_memory_gib"], 0.0, None]
-    return found
-
-
-def table(rows: list[dict]) -> str:
-    """One table, a row a recipe, a column a measure: mean [low, high] over the seeds."""
-    recipes = list(dict.fromkeys(row["recipe"] for row in rows))
-    measures = list(dict.fromkeys(name for row in rows for name in row["values"]))
-    lines = ["| recipe | seeds | steps | " + " | ".join(measures) + " |"]
-    lines.append("|" + "---|" * (3 + len(measures)))
-    for name in recipes:
-        mine = [row for row in rows if row["recipe"] == name]
-        cells = [name, str(len(mine)), f"{np.mean([row['steps'] for row in mine]):.0f}"]
-        for measure in measures:
-            found = [row["values"][measure] for row in mine if measure in row["values"]]
-            cells.append(cell(found))
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def cell(found: list[list]) -> str:
-    """The mean of what `values` has of one measure, with its interval; "-" without any."""
-    if not found:
-        return "-"
-    mean, count, most = float(np.mean([v for v, *_ in found])), len(found), found[0][2]
-    most = math.inf if most is None else most
-    if count > 1:
-        error = float(np.std([v for v, *_ in found], ddof=1)) / count**0.5
-        estimate = intervals.spread(mean, error, count - 1, count, "seeds", least=0, most=most)
-        low, high = estimate.low, estimate.high
-    else:
-        low, high = (mean + side * 1.96 * found[0][1] for side in (-1, 1))
-        low, high = max(low, 0.0), min(high, most)
-    return f"{mean:.3g}" if low == high else f"{mean:.3g} [{low:.3g}, {high:.3g}]"
+def number_of_steps(config, time: float, pace: list[float]) -> int:
+    """How many steps take so many seconds, as `for_steps` begins them. pace: of `paces`."""
+    (later, first), prefixes = pace, config.train.prefix_steps
+    steps = time / (later + (first - later) / 3)
+    if steps > 3 * prefixes:
+        steps = (time - prefixes * (first - later)) / later
+    return max(1, round(steps))
 
 
 def main(arguments) -> int:
@@ -374,10 +316,7 @@ def main(arguments) -> int:
     if not options.minutes > 0 or options.seeds < 1:
         parser.error("--minutes and --seeds: expected more than 0")
     config = config_files.load(options.config)
-    config.update_from_flattened_dict(named(options.set))
-    try:
-        rows = run(config, options.minutes, options.workdir, options.recipes, options.seeds)
-    except UserError as error:
-        parser.error(str(error))
-    print(table(rows))
+    change(config, options.set)
+    rows = run(config, options.minutes, options.workdir, options.recipes, options.seeds)
+    print(standings.table(rows))
     return 0

@@ -64,10 +64,13 @@ class Parts(NamedTuple):
 
     @property
     def batch(self) -> dict[str, np.ndarray]:
-        """Random tokens, {name: int32[B, length]}, B the config's batch."""
+        """Random tokens, {name: int32[B, length]}, B the config's batch; of features, random
+        numbers float32[B, length, inputs]."""
         rng, size = np.random.default_rng(0), self.config.train.batch_size
         return {
-            m.name: rng.integers(0, m.classes, (size, m.length), dtype=np.int32)
+            m.name: rng.standard_normal((size, m.length, m.inputs), np.float32)
+            if m.inputs
+            else rng.integers(0, m.classes, (size, m.length), dtype=np.int32)
             for m in self.vocab.modalities
         }
 

@@ -7,21 +7,30 @@ arithmetic is the gradient of the objective, with its drawing of tasks, times an
 
 import functools
 import tempfile
+import time
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from benchmarks import data, sizes, timing
+from udd_jax import build
 from udd_jax.data import batches
-from udd_jax.training import optimiser, plan, train_diffusion
+from udd_jax.diffusion import transition
+from udd_jax.training import end_to_end, optimiser, plan, train_diffusion, turns
+
+WARM, TIMED = 3, 8  # steps of `step_seconds`
 
 
-def make_step(p: sizes.Parts, terms=None, **options):
+def make_step(p: sizes.Parts, terms=None, prefixes: bool = False, **options):
     """The compiled step as `train_diffusion.train` makes it, and the state that it starts from.
 
-    options: of `train_diffusion.make_objective`."""
-    _, loss_fn = train_diffusion.make_objective(p.config, p.vocab, 0, terms, **options)
+    prefixes: whether it has the loss of prefixes. options: of `train_diffusion.make_objective`."""
+    if prefixes:
+        _, loss_fn = train_diffusion.make_prefix_objective(p.config, p.vocab, 0, **options)
+    else:
+        _, loss_fn = train_diffusion.make_objective(p.config, p.vocab, 0, terms, **options)
     (tx, rate), c = optimiser.make_optimiser(p.config), p.config.train
     step = train_diffusion.make_step(loss_fn, tx, rate, c.ema, p.vocab, c.accumulate)
     terms = train_diffusion.terms_of(p.config, p.vocab, 0, terms)
@@ -29,6 +38,41 @@ def make_step(p: sizes.Parts, terms=None, **options):
         train_diffusion.create_state, p.model, tx, fan_in=c.fan_in, terms=terms
     )
     return jax.jit(step, donate_argnums=0), make(jax.random.key(0))
+
+
+def step_seconds(config, shared) -> tuple[float, float]:
+    """The median seconds of a later train step and of a first one, which is on prefixes where the
+    training begins with them. On random tokens of the tokenizers in the folder `shared`.
+
+    Of the later steps a share may keep the loss of prefixes (`train.prefix_share`). Where steps
+    leave modalities out, it is the mean over the parts of the mixture.
+    """
+    tokenizers = build.load_tokenizers(shared)
+    layout = build.make_vocab(config, tokenizers)
+    kernel = transition.make_kernel(layout, build.make_schedules(config, layout))
+    p = sizes.Parts(config, layout, kernel, build.make_model(config, layout))
+    terms = end_to_end.from_config(config, layout, tokenizers["image"])
+    parts, share = turns.parts(config, layout), turns.prefix_share(config)
+
+    def mean(prefixes: bool) -> float:
+        asked = [{"mixture": part, "without": names} for names, part in parts.items()]
+        seconds = [_median(*make_step(p, terms, prefixes, **a), p.batch) for a in asked]
+        return float(np.average(seconds, weights=[sum(part.values()) for part in parts.values()]))
+
+    later = mean(prefixes=False)
+    first = mean(prefixes=True) if turns.prefix_steps(config) or share else later
+    return (1 - share) * later + share * first, first
+
+
+def _median(step, state, batch) -> float:
+    """Seconds of a step, after some to warm up."""
+    times, key = [], jax.random.key(1)
+    for _ in range(WARM + TIMED):
+        start = time.perf_counter()
+        state, _ = step(state, batch, key)
+        jax.block_until_ready(state)
+        times.append(time.perf_counter() - start)
+    return float(np.median(times[WARM:]))
 
 
 def programs(p: sizes.Parts, cache) -> dict:
