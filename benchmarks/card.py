@@ -7,20 +7,24 @@ Each part (card_parts.py) is a process of its own and a list of rows. It has a s
 what it leaves goes to the parts after it. A row that fails, a part that dies and one that runs out
 of time are recorded, and the others go on. The same command again measures what is missing: rows
 that succeeded are kept, and compiled programs are in DIR/cache. After every row DIR/card.json is
-written.
+written. It is of one commit, one kind of device and one --data: others are refused.
 """
 
 import argparse
 import multiprocessing
 import os
 import pathlib
+import subprocess
+import sys
 import time
 
 from benchmarks import card_parts, tables
-from udd_jax.runtime import files
+from udd_jax.errors import UserError
+from udd_jax.runtime import files, provenance
 
 FILE = "card.json"
 LEAST = 1.0  # seconds: with less left a part is not started
+KIND = "import jax; print(jax.devices()[0].device_kind)"
 
 
 def child(part: str, asked: card_parts.Asked, done: frozenset, pipe) -> None:
@@ -80,15 +84,30 @@ def watch(part: str, asked: card_parts.Asked, done: frozenset, seconds: float, s
         process.join()
 
 
-def run(out, minutes: float, parts: dict, asked: card_parts.Asked) -> dict:
+def origin(asked: card_parts.Asked) -> dict:
+    """Where all numbers of a card come from: {"size", "commit", "device", "data"}."""
+    # In a process of its own: JAX must not start here.
+    found = subprocess.run([sys.executable, "-c", KIND], capture_output=True, text=True)
+    said = (found.stderr if found.returncode else found.stdout).strip().splitlines() or [""]
+    if found.returncode:
+        raise UserError(f"JAX finds no device: {said[-1]}")
+    about = {"commit": provenance.commit(), "device": said[-1], "data": asked.data}
+    return {"size": asked.size, **about}
+
+
+def run(out, minutes: float, parts: dict, asked: card_parts.Asked, about: dict) -> dict:
     """Measures what is missing in `out` and returns the content of its card.json.
 
-    parts: {name: share of the minutes}.
+    parts: {name: share of the minutes}; about: of `origin`. UserError if the card is of another.
     """
     path, end = pathlib.Path(out) / FILE, time.monotonic() + 60 * minutes
-    report = files.read_json(path) if path.exists() else {"size": asked.size, "parts": {}}
-    if report["size"] != asked.size:
-        raise SystemExit(f"{path} is of --size={report['size']}: choose another --out")
+    report = files.read_json(path) if path.exists() else {**about, "parts": {}}
+    for name, value in about.items():
+        if report.get(name) != value:
+            raise UserError(
+                f"{path} is of {name} {report.get(name)}, and here it is {value}: choose another "
+                "--out"
+            )
     left = dict(parts)
     for part in parts:
         now = time.monotonic()
@@ -134,7 +153,7 @@ def main(arguments) -> int:
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
     asked = card_parts.Asked(options.size, out, options.data)
     chosen = {name: share for name, share in shares.items() if name in options.only}
-    report = run(out, options.minutes, chosen, asked)
+    report = run(out, options.minutes, chosen, asked, origin(asked))
     files.write_text(out / "tables.md", tables.markdown(report))
     print(f"\n{out / FILE}, {out / 'tables.md'}")
     return 0

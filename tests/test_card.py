@@ -1,19 +1,24 @@
 """`python -m benchmarks card`, `table` and `calls`: rows, what goes wrong, once all of it."""
 
+import dataclasses
 import os
 import subprocess
 import sys
 import time
 
+import jax
 import pytest
 
 from benchmarks import __main__ as benchmarks
 from benchmarks import calls, card, card_parts, tables
 from configs import t2i
 from tests.helpers import quick
+from udd_jax import build, pipeline
+from udd_jax.errors import UserError
 from udd_jax.runtime import files
 
 FINE = {"ms": 2.0}
+ABOUT = {"size": "toy", "commit": "c0ffee", "device": "cpu", "data": ""}
 SHARES = {"numerics": 8, "train": 2, "sampling": 5, "data": 5}
 
 
@@ -43,7 +48,7 @@ def test_what_fails_is_recorded_the_others_go_on_and_good_rows_are_kept(tmp_path
     monkeypatch.setattr(card_parts, "begin", begin)
     monkeypatch.setattr(card, "LEAST", 0.01)
     asked = card_parts.Asked("toy", tmp_path, "")
-    report = card.run(tmp_path, 0.3, SHARES, asked)
+    report = card.run(tmp_path, 0.3, SHARES, asked, ABOUT)
     assert report == files.read_json(tmp_path / card.FILE)
     parts = report["parts"]
     assert parts["numerics"]["good"].pop("took") >= 0 and parts["numerics"]["good"] == FINE
@@ -55,15 +60,27 @@ def test_what_fails_is_recorded_the_others_go_on_and_good_rows_are_kept(tmp_path
 
     (tmp_path / "mended").write_text("")
     before = (tmp_path / "good").read_text()
-    again = card.run(tmp_path, 0.3, {"numerics": 1}, asked)["parts"]
+    again = card.run(tmp_path, 0.3, {"numerics": 1}, asked, ABOUT)["parts"]
     assert again["numerics"]["bad"]["ms"] == 2.0 and (tmp_path / "good").read_text() == before
     assert again["sampling"] == parts["sampling"]  # what was not asked for stays
-    with pytest.raises(SystemExit, match="choose another --out"):
-        card.run(tmp_path, 1, SHARES, asked._replace(size="paper"))
+    for name, value in ABOUT.items():
+        message = f"is of {name} {value}, and here it is other: choose another --out"
+        with pytest.raises(UserError, match=message):
+            card.run(tmp_path, 1, SHARES, asked, ABOUT | {name: "other"})
+
+
+def test_a_card_is_of_one_commit_device_and_data(monkeypatch):
+    monkeypatch.setattr(card.provenance, "commit", lambda: "c0ffee")
+    asked = card_parts.Asked("toy", None, "folder:drawings")
+    found = {"size": "toy", "commit": "c0ffee", "device": "cpu", "data": "folder:drawings"}
+    assert card.origin(asked) == found
+    monkeypatch.setattr(card, "KIND", "raise RuntimeError('no such platform')")
+    with pytest.raises(UserError, match=r"^JAX finds no device: RuntimeError: no such platform$"):
+        card.origin(asked)
 
 
 def test_no_part_is_started_without_time(tmp_path):
-    report = card.run(tmp_path, 1e-4, {"train": 1}, card_parts.Asked("toy", tmp_path, ""))
+    report = card.run(tmp_path, 1e-4, {"train": 1}, card_parts.Asked("toy", tmp_path, ""), ABOUT)
     assert "of the minutes were left" in report["parts"]["train"]["start"]["failed"]
 
 
@@ -153,6 +170,31 @@ def test_the_plot_of_quality_has_a_line_for_each_run_sampler_and_task():
     assert lines[6].startswith(
         "| entropy_bounded, 0.3 nats | teacher | 0.300 ± 0.010; 0.30 (2.5, 3) |"
     )
+
+
+class Run:
+    """A run as far as `calls` looks at it before it draws; `moved` is a part of its image tokenizer
+    that is not that of the packaged one."""
+
+    text_length = 13
+
+    def __init__(self, moved=""):
+        self.tokenizers = build.load_tokenizers(pipeline.PACKAGED)
+        own = self.tokenizers["image"]
+        params = dict(own.params)
+        if moved:
+            params[moved] = jax.tree.map(lambda x: x + 1, params[moved])
+        self.tokenizers["image"] = dataclasses.replace(own, params=params)
+
+
+def test_runs_whose_codes_are_of_other_tokenizers_are_refused(tmp_path, monkeypatch):
+    encoder, decoder, same = Run("encoder"), Run("decoder"), Run()
+    assert calls.tokenizing(decoder) == calls.tokenizing(same) != calls.tokenizing(encoder)
+    found = {"a": same, "b": decoder, "c": encoder}
+    monkeypatch.setattr(calls.pipeline.Pipeline, "load", found.get)
+    message = r"^error: other \(c\) has other tokenizers than teacher, whose tokens all runs are gi"
+    with pytest.raises(SystemExit, match=message):
+        benchmarks.main(["calls", "teacher=a", "student=b", "other=c", f"--out={tmp_path}"])
 
 
 @pytest.mark.slow
