@@ -9,8 +9,9 @@ the time of a step from the chip's peak rates, with the utilisation (MFU) that i
 is the config's: `--config.mesh.model=4`.
 
 How it counts is said in `udd_jax/runtime/costs.py`; a loop whose trips the program does not tell,
-such as the sampler's, runs `sample.steps` times. The bound takes the three rates as perfectly
-overlapped.
+such as the sampler's, runs as often as the sampler calls the network: its numbers are those of a
+whole chain. Where the training has several steps, which leave out other modalities
+(`model.absent`), it is the largest. The bound takes the three rates as perfectly overlapped.
 """
 
 import contextlib
@@ -46,8 +47,8 @@ from udd_jax.diffusion import transition
 from udd_jax.networks.denoiser import Denoiser
 from udd_jax.runtime import config_files, costs, sharding
 from udd_jax.sampling import reverse
-from udd_jax.sampling.settings import Settings
-from udd_jax.training import optimiser, plan, train_diffusion
+from udd_jax.sampling.settings import READ_BY, Settings
+from udd_jax.training import optimiser, plan, train_diffusion, turns
 
 # bytes/s to the memory of a chip, and of all its links to others, from the maker's data sheets.
 RATES = {
@@ -91,10 +92,31 @@ def over_data(mesh, tree):
     return sharding.place(tree, jax.tree.map(lambda _: NamedSharding(mesh, P(sharding.DATA)), tree))
 
 
+def largest(config, vocab) -> tuple[tuple[str, ...], dict]:
+    """The most expensive step of a training: (names of what it leaves out, its mixture)."""
+    parts = turns.parts(config, vocab)
+    return max(parts.items(), key=lambda part: plan.forward_flops(config, vocab, part[0]))
+
+
+def calls(config, vocab) -> int:
+    """How often a chain for pairs calls the network. ValueError if the samples decide."""
+    settings = Settings(**config.sample)
+    if settings.kind != "order":
+        return settings.steps or config.diffusion.steps
+    if settings.sampler in READ_BY["group"]:
+        return math.ceil(sum(m.length for m in vocab.modalities if not m.inputs) / settings.group)
+    raise ValueError(
+        f"sample.sampler = {settings.sampler!r} has no number of network calls that is known "
+        "before, expected another: set --config.sample.sampler=ancestral"
+    )
+
+
 def train_program(config, mesh):
-    """The jitted step and its abstract arguments."""
+    """The jitted step, the largest of a training, and its abstract arguments."""
     vocab, c = plan.vocab_of(config), config.train
-    model, loss_fn = train_diffusion.make_objective(config, vocab, pad_id=0)
+    without, mixture = largest(config, vocab)
+    asked = {"mixture": mixture, "without": without}
+    model, loss_fn = train_diffusion.make_objective(config, vocab, pad_id=0, **asked)
     tx, rate = optimiser.make_optimiser(config)
     create = functools.partial(train_diffusion.create_state, model, tx)
     terms = train_diffusion.terms_of(config, vocab, 0)
@@ -160,22 +182,40 @@ def captured_stderr():
             lines += file.read().decode(errors="replace").splitlines()
 
 
+def compile_for(lowered, memory: int, smaller: str):
+    """The compiled program. ValueError if it does not fit into the `memory` GiB of a device.
+
+    smaller: the field to lower then."""
+    try:
+        return lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        why = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"the program DOES NOT FIT into the {memory} GiB of a device: lower --config.{smaller} "
+            f"or raise --config.mesh.model. The compiler says: {why}"
+        ) from None
+
+
 def report(config, topology: str, program: str, text: str | None = None) -> dict:
     """Compiles and measures; ValueError for settings that do not fit the slice.
 
     text: a file for the compiled program.
     """
     mesh = make_mesh(topology, **config.mesh)
+    vocab, chain = plan.vocab_of(config), program == "sample"
+    without, loops = ((), calls(config, vocab)) if chain else (largest(config, vocab)[0], 1)
     step, arguments = {"train": train_program, "sample": sample_program}[program](config, mesh)
     chip, memory_rate, link_rate = RATES[topology.split(":")[0]]
     peak, memory = plan.CHIPS[chip]
-    loops = config.sample.steps or config.diffusion.steps
     start = time.time()
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         traced = step.trace(*arguments)
         lowered = traced.lower()
     with captured_stderr() as complaints:
-        compiled = lowered.compile()
+        smaller = "evaluate.batch_size" if chain else "train.batch_size"
+        compiled = compile_for(lowered, memory, smaller)
     seconds = time.time() - start
     sizes = compiled.memory_analysis()
     used = sizes.argument_size_in_bytes + sizes.output_size_in_bytes - sizes.alias_size_in_bytes
@@ -183,15 +223,11 @@ def report(config, topology: str, program: str, text: str | None = None) -> dict
     hlo = compiled.as_text()
     if text:
         pathlib.Path(text).write_text(hlo)
-    counted = costs.traffic(hlo, loops if program == "sample" else 1)
+    counted = costs.traffic(hlo, loops)
     batch = {"train": config.train.batch_size, "sample": config.evaluate.batch_size}[program]
     flops = costs.flops(traced.jaxpr.jaxpr, loops) / mesh.size
-    vocab = plan.vocab_of(config)
-    forward = plan.forward_flops(config, vocab)
-    useful = {
-        "train": 3 * forward * batch,
-        "sample": forward * batch * loops,
-    }[program]
+    forward = plan.forward_flops(config, vocab, without)
+    useful = forward * batch * (loops if chain else 3)
     sent = sum(
         size * (2 if kind == "all-reduce" else 1) for kind, (_, size) in counted.collectives.items()
     )
@@ -202,6 +238,9 @@ def report(config, topology: str, program: str, text: str | None = None) -> dict
     }
     bound = max(times.values())
     return {
+        "of": f"a chain of {loops} calls" if chain else "a step",
+        "steps": 1 if chain else len(turns.parts(config, vocab)),
+        "without": without,
         "devices": mesh.size,
         "batch": batch,
         "mesh": f"{mesh.shape[sharding.DATA]} x {mesh.shape[sharding.MODEL]}",
@@ -249,12 +288,17 @@ def describe(result: dict) -> str:
         f"FLOPs         {result['flops']:.3e} a device",
         f"bytes moved   {result['moved']:.3e} a device",
     ]
+    if result["steps"] > 1:
+        lines.append(
+            f"step          the largest of {result['steps']} kinds: without "
+            + (", ".join(result["without"]) or "nothing")
+        )
     for kind, (count, size) in sorted(result["collectives"].items()):
         lines.append(f"  {kind:20s} {count:6d} times, {size / GIB:8.3f} GiB a device")
     lines += [f"  largest: {label}, {size / 2**20:.1f} MiB" for label, size in result["largest"]]
     spent = ", ".join(f"{name} {1e3 * t:.1f} ms" for name, t in result["times"].items())
     lines += [
-        f"at least      {1e3 * result['bound']:.1f} ms a step ({spent}), MFU at most"
+        f"at least      {1e3 * result['bound']:.1f} ms {result['of']} ({spent}), MFU at most"
         f" {result['mfu']:.0%}",
         f"complaints    {result['rematerialised']} involuntary full rematerialisations, "
         f"{len(result['logits_gathered'])} all-gathers of logits",

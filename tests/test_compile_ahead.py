@@ -73,6 +73,77 @@ def test_the_sampler_of_full_size_sounds_is_traced(ahead):
     assert (tokens.shape, tokens.dtype) == ((config.evaluate.batch_size, 1 + 265 + 77), "int32")
 
 
+@pytest.mark.parametrize(
+    ("changes", "count"),
+    [
+        ({"sampler": "maskgit", "steps": 12}, 12),
+        ({"sampler": "ancestral", "steps": 0}, 100),  # as many as the times of the run
+        ({"sampler": "first_hitting", "steps": 25}, 29),  # one position of 16 + 13 a call
+        ({"sampler": "best_first", "steps": 25, "group": 4}, 8),
+    ],
+)
+def test_a_chain_has_as_many_calls_as_its_sampler_makes(ahead, changes, count):
+    config = t2i.get_config()
+    config.sample.update(changes)
+    assert ahead.calls(config, ahead.plan.vocab_of(config)) == count
+
+
+@pytest.mark.parametrize("sampler", ["threshold", "entropy_bounded", "autoregressive"])
+def test_a_sampler_whose_calls_the_samples_decide_is_refused(ahead, sampler):
+    config = t2i.get_config()
+    config.sample.sampler = sampler
+    with pytest.raises(ValueError, match=f"sample.sampler = '{sampler}' has no number of network "):
+        ahead.calls(config, ahead.plan.vocab_of(config))
+
+
+def test_a_program_that_is_too_large_is_one_line(ahead):
+    def lowered(text):
+        def compile():
+            raise jax.errors.JaxRuntimeError(text)
+
+        return types.SimpleNamespace(compile=compile)
+
+    text = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 71.9G.\nand more"
+    message = (
+        r"^the program DOES NOT FIT into the 16 GiB of a device: lower --config.train.batch_size or"
+        r".*\. The compiler says: RESOURCE_EXHAUSTED: .* Used 71.9G.$"
+    )
+    with pytest.raises(ValueError, match=message):
+        ahead.compile_for(lowered(text), 16, "train.batch_size")
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+        ahead.compile_for(lowered("INTERNAL: a fault"), 16, "train.batch_size")
+
+
+def test_of_steps_that_leave_out_something_the_largest_is_compiled(ahead, monkeypatch):
+    config, seen = t2i.get_config("emoji"), {}
+    vocab = ahead.plan.vocab_of(config)
+    parts = ahead.turns.parts(config, vocab)
+    assert len(parts) > 1 and ahead.largest(config, vocab) == ((), parts[()])
+    config.train.mixture = {"text": 0.6, "image": 0.4}
+    assert ahead.largest(config, vocab) == (("text",), {"image": 0.4})  # 64 codes, fewer pieces
+
+    def make(config, vocab, pad_id, **asked):
+        seen.update(asked)
+        raise LookupError
+
+    monkeypatch.setattr(ahead.train_diffusion, "make_objective", make)
+    with pytest.raises(LookupError):
+        ahead.train_program(config, None)
+    assert seen == {"mixture": {"image": 0.4}, "without": ("text",)}
+
+
+def test_the_report_says_what_its_time_is_of(ahead):
+    result = dict.fromkeys(("devices", "batch", "used", "state", "memory", "flops", "moved"), 1)
+    result |= {"mesh": "1 x 1", "collectives": {}, "largest": [], "times": {"FLOPs": 0.25}}
+    result |= {"bound": 0.25, "mfu": 0.5, "rematerialised": 0, "logits_gathered": [], "seconds": 1}
+    chain = result | {"of": "a chain of 29 calls", "steps": 1, "without": ()}
+    assert "250.0 ms a chain of 29 calls (FLOPs 250.0 ms)" in ahead.describe(chain)
+    assert "kinds" not in ahead.describe(chain)
+    step = result | {"of": "a step", "steps": 3, "without": ("text",)}
+    said = ahead.describe(step)
+    assert "250.0 ms a step" in said and "the largest of 3 kinds: without text\n" in said
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("program", ["train", "sample"])
 def test_smoke_size_compiles_for_a_slice(program):
