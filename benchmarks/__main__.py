@@ -174,6 +174,7 @@ def run(options) -> int:
         print(f"{platform}: {', '.join(f'{k} {v}' for k, v in found.items())}", flush=True)
         entry = {"on": platform, "found": True, **found, "rows": []}
         report.append(entry)
+        save()
         of = None
         with jax.default_device(device):
             for group, row in measure(options, platform, device, begun.get(platform, {})):
