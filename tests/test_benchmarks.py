@@ -169,6 +169,24 @@ def test_rows_are_kept_after_each_and_starts_come_before_jax_starts(tmp_path, mo
         benchmarks.main([*asked, "--on=cpu"])
 
 
+def test_the_peak_of_a_start_is_counted_as_everywhere(monkeypatch):
+    class Compiled:
+        def memory_analysis(self):
+            return types.SimpleNamespace(argument_size_in_bytes=0, temp_size_in_bytes=0)
+
+        def __call__(self, state, *arguments):
+            return state, {}
+
+    step = types.SimpleNamespace(lower=lambda *asked: types.SimpleNamespace(compile=Compiled))
+    config = types.SimpleNamespace(train=types.SimpleNamespace(optimiser="muon"))
+    p = types.SimpleNamespace(batch={}, config=config)
+    monkeypatch.setattr(sizes, "parts", lambda config: p)
+    monkeypatch.setattr(training, "make_step", lambda p: (step, 0))
+    monkeypatch.setattr(provenance, "peak_gib", lambda: 1.25)
+    monkeypatch.setattr(jax.config, "update", lambda *setting: None)
+    assert compiling.start("tiny")["peak_gib"] == 1.25
+
+
 def test_the_commit_is_that_of_the_package_wherever_the_command_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(provenance, "commit", lambda: "c0ffee-dirty")
     monkeypatch.chdir(tmp_path)
