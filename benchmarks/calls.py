@@ -11,7 +11,6 @@ two steps then has half of the calls. With one call a pair is drawn at once.
 """
 
 import argparse
-import dataclasses
 import functools
 import pathlib
 
@@ -22,9 +21,9 @@ from udd_jax.errors import UserError
 from udd_jax.evaluation import held_out, scores
 from udd_jax.evaluation.metrics import agreement
 from udd_jax.evaluation.report import page
+from udd_jax.networks import matching
 from udd_jax.runtime import files
 from udd_jax.steering import stepwise
-from udd_jax.training import end_to_end
 
 TASKS = agreement.TASKS  # t2i, i2t, pair
 
@@ -88,9 +87,7 @@ def measure(pipe, items, settings: dict) -> dict:
 def tokenizing(pipe) -> tuple:
     """What makes the tokens of a run: hashes of its tokenizers, of the image without its decoder,
     and the length of its texts."""
-    image, text = (pipe.tokenizers[name] for name in ("image", "text"))
-    params = {name: own for name, own in image.params.items() if name not in end_to_end.PARTS}
-    return dataclasses.replace(image, params=params).hash, text.hash, pipe.text_length
+    return matching.hashes(pipe.tokenizers), pipe.text_length
 
 
 def run(runs: dict, out, points: list[dict], count: int) -> list[dict]:

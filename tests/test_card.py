@@ -184,7 +184,8 @@ class Run:
         params = dict(own.params)
         if moved:
             params[moved] = jax.tree.map(lambda x: x + 1, params[moved])
-        self.tokenizers["image"] = dataclasses.replace(own, params=params)
+        coded_by = own.hash if moved == "decoder" else ""
+        self.tokenizers["image"] = dataclasses.replace(own, params=params, coded_by=coded_by)
 
 
 def test_runs_whose_codes_are_of_other_tokenizers_are_refused(tmp_path, monkeypatch):

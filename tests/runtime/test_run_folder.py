@@ -3,9 +3,11 @@
 import pathlib
 import shutil
 import subprocess
+import sys
 import time
 
 import jax
+import numpy as np
 import pytest
 
 from configs import t2i
@@ -116,3 +118,10 @@ def test_the_time_of_a_stage_that_was_stopped_counts(tmp_path):
     with run_folder.timed(tmp_path, "diffusion"):
         pass
     assert files.read_json(tmp_path / "stages.json")["diffusion"] >= 0.02
+
+
+def test_the_peak_of_a_process_is_not_that_of_the_one_that_started_it():
+    held = np.ones(10**8)  # 800 MB
+    code = "from udd_jax.runtime import provenance; print(provenance._own_peak())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 1e7 < int(done.stdout) < held.nbytes
