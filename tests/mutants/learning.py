@@ -123,8 +123,7 @@ MUTANTS = (
     ),
     *of(
         "training",
-        "tests/training/test_train_diffusion.py "
-        "-k 'learning_rate or weight_decay or muon or clipped'",
+        "tests/training/test_optimiser.py",
         (
             "optimiser: no warm-up",
             "optax.linear_schedule(0.0, c.learning_rate, c.warmup)",
