@@ -512,9 +512,27 @@ def test_weights_that_do_not_fit_the_config_are_refused(pipe):
 def test_eight_devices_give_the_samples_of_one(pipe):
     one = pipe.pairs(8, seed=5)
     assert pipe.mesh is None
-    mesh = pipeline.sharding.make_mesh(8, 1)
-    eight = dataclasses.replace(pipe, mesh=mesh).pairs(8, seed=5)
+    many, seen = dataclasses.replace(pipe, mesh=pipeline.sharding.make_mesh(8, 1)), []
+    sample = many._sample
+    many.__dict__["_sample"] = lambda *a, **k: seen.append(sample(*a, **k)) or seen[-1]
+    eight = many.pairs(8, seed=5)
     np.testing.assert_array_equal(one.tokens, eight.tokens)
+    places = [array.sharding for array in jax.tree.leaves(seen)]
+    assert {len(place.device_set) for place in places} == {8}
+    assert not all(place.is_fully_replicated for place in places)
+
+
+def test_a_batch_is_computed_on_the_mesh_of_the_pipeline(pipe):
+    many = dataclasses.replace(pipe, mesh=pipeline.sharding.make_mesh(8, 1))
+    split, places = jax.jit(lambda x: pipeline.sharding.constrain(x, "data")), []
+
+    def function(rows, keys):
+        places.append(split(rows).sharding)
+        return rows
+
+    (rows,) = many._in_batches(function, pipeline.sample_keys(0, 8), 8)
+    assert rows.tolist() == list(range(8))
+    assert len(places[0].device_set) == 8 and not places[0].is_fully_replicated
 
 
 @pytest.mark.parametrize(
