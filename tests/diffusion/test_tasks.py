@@ -1,9 +1,13 @@
 """A task is a mask: what is free, given and absent, and the times that follow."""
 
+import collections
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 from udd_jax.diffusion import tasks, vocab
 from udd_jax.diffusion.vocab import Modality, Vocab
@@ -146,6 +150,40 @@ def test_picture_blocks_are_rectangles_or_their_complements():
         return (np.outer(cells.any(1), cells.any(0)) == cells).all()
 
     assert all(rectangle(row) or rectangle(~row) for row in free)
+
+
+def chances_of_intervals(size):
+    """{(first, last): its chance}: between two even draws, and half of the time everything."""
+    chances = collections.Counter({(0, size - 1): 0.5})
+    for ends in itertools.product(range(size), repeat=2):
+        chances[min(ends), max(ends)] += 0.5 / size**2
+    return chances
+
+
+def test_rectangles_and_their_complements_have_the_chances_of_their_draws():
+    """An axis is whole half of the time, and half of what is not all of a picture is turned."""
+    layout, expected = vocab.image_text((2, 3), 3, 4, 1), collections.Counter()
+    axes = (chances_of_intervals(size).items() for size in (2, 3))
+    for (rows, p), (columns, q) in itertools.product(*axes):
+        inside = np.zeros((2, 3), bool)
+        inside[rows[0] : rows[1] + 1, columns[0] : columns[1] + 1] = True
+        for free in (inside,) if inside.all() else (inside, ~inside):
+            expected[free.tobytes()] += p * q * (1 if inside.all() else 0.5)
+    drawn = np.asarray(tasks.random_blocks(jax.random.key(4), layout, 30_000))[:, layout.slices[0]]
+    counts = collections.Counter(row.tobytes() for row in drawn if row.any())
+    assert counts.keys() == expected.keys()
+    ours, total = [counts[free] for free in expected], counts.total()
+    assert stats.chisquare(ours, [total * p for p in expected.values()]).pvalue > 1e-3
+
+
+def test_a_row_of_a_text_frees_any_number_of_places_alike_since_its_chance_is_its_own():
+    """And one place where it would free none."""
+    free = np.asarray(tasks.random_blocks(jax.random.key(5), VOCAB, 12_000))[:, TEXT]
+    counts = np.bincount(free.sum(1), minlength=6)[1:]  # of texts that are not given
+    expected = np.array([2, 1, 1, 1, 1]) / 6 * counts.sum()
+    assert counts.sum() > 8000 and stats.chisquare(counts, expected).pvalue > 1e-3
+    single = free[free.sum(1) == 1].sum(0)
+    assert stats.chisquare(single).pvalue > 1e-3
 
 
 def test_a_mixture_gives_each_task_its_share():
