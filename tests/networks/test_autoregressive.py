@@ -1,5 +1,6 @@
 """The autoregressive network: exact causality, and a cache that changes nothing."""
 
+import dataclasses
 import functools
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from udd_jax.diffusion import vocab
-from udd_jax.networks import autoregressive, transformer
+from udd_jax.networks import autoregressive, layers, transformer
 
 VOCAB = vocab.image_text(grid=(2, 2), image_classes=3, text_classes=4, text_length=3)
 T, L = 5, 7
@@ -29,6 +30,7 @@ FREE = np.array(
 )
 TIMES = np.array([[3, 3], [0, 3], [3, 0], [3, 0], [3, 3], [3, T]], np.int32)
 ORDER = [4, 5, 6, 0, 1, 2, 3]
+PAD = 2  # a local id of the text
 
 
 @pytest.fixture(scope="module", params=["self", "mutual"])
@@ -40,20 +42,27 @@ def predict(request):
     params = jax.tree.map(lambda p: rng.normal(0, 0.4, p.shape).astype(np.float32), shapes)
     predictor = autoregressive.Predictor(model, params)
 
-    def fill(x):
-        """Logits of one position after another, as the sampler gets them: float[L, B, 1, K]."""
-        cache = predictor.start(jnp.where(FREE, VOCAB.mask_id, x), TIMES, FREE)
-        at = jnp.broadcast_to(jnp.array(ORDER)[:, None], (L, len(x)))
+    return predictor, jit(predictor), jit(functools.partial(fill, predictor))
 
-        def one(state, here):
-            cache, seen = state
-            logits, cache = predictor.next(cache, seen, here)
-            rows = jnp.arange(len(x))
-            return (cache, seen.at[rows, here].set(x[rows, here])), logits
 
-        return jax.lax.scan(one, (cache, jnp.where(FREE, VOCAB.mask_id, x)), at)[1]
+def fill(predictor, x):
+    """Logits of one position after another, as the sampler gets them: float[L, B, 1, K]."""
+    cache = predictor.start(jnp.where(FREE, VOCAB.mask_id, x), TIMES, FREE)
+    at = jnp.broadcast_to(jnp.array(ORDER)[:, None], (L, len(x)))
 
-    return predictor, jit(predictor), jit(fill)
+    def one(state, here):
+        cache, seen = state
+        logits, cache = predictor.next(cache, seen, here)
+        rows = jnp.arange(len(x))
+        return (cache, seen.at[rows, here].set(x[rows, here])), logits
+
+    return jax.lax.scan(one, (cache, jnp.where(FREE, VOCAB.mask_id, x)), at)[1]
+
+
+def by_position(filled):
+    """What `fill` gives, as a whole pass gives it: float[B, length, K] a modality."""
+    turned = [np.asarray(y)[np.argsort(ORDER), :, 0].swapaxes(0, 1) for y in filled]
+    return [y[:, where] for y, where in zip(turned, VOCAB.slices, strict=True)]
 
 
 def tokens():
@@ -88,12 +97,10 @@ def test_a_token_changes_later_logits_only(predict):
 
 
 def test_the_cache_gives_the_logits_of_the_whole_pass(predict):
-    x, (_, network, fill) = tokens(), predict
-    whole = in_order(network(x, TIMES, FREE))
-    parts = [np.asarray(y) for y in fill(x)]
-    for (row, i), logits in whole.items():
-        cached = parts[int(i >= 4)][ORDER.index(i), row, 0]
-        np.testing.assert_allclose(cached, logits, rtol=0, atol=2e-5, err_msg=f"{row}, {i}")
+    x, (_, network, filled) = tokens(), predict
+    cached = in_order(by_position(filled(x)))
+    for at, logits in in_order(network(x, TIMES, FREE)).items():
+        np.testing.assert_allclose(cached[at], logits, rtol=0, atol=2e-5, err_msg=f"{at}")
 
 
 def test_where_all_is_given_it_is_the_transformer(predict):
@@ -104,6 +111,29 @@ def test_where_all_is_given_it_is_the_transformer(predict):
     plain = jit(lambda x: model.apply({"params": predictor.params}, x, t, free))(x)
     for ours, other in zip(network(x, t, free), plain, strict=True):
         np.testing.assert_allclose(ours, other, rtol=0, atol=2e-5)
+
+
+def test_the_padding_of_a_given_text_is_hidden_and_no_other(predict):
+    """In the whole pass and from the cache; not that of a free, a partly given or an absent one."""
+    predictor, network, _ = predict
+    padded = dataclasses.replace(predictor, model=predictor.model.clone(padding=PAD))
+    x, hidden = tokens(), np.zeros((6, 1, L, L), np.float32)
+    x[:, 5:] = PAD + VOCAB.offsets[1]
+    hidden[2:4, ..., 5:] = layers.HIDDEN  # the rows with a given text
+    apply = jit(lambda x, *bias: predictor.model.apply({"params": predictor.params}, x, *bias))
+    expected, plain, ours, cached = (
+        in_order(logits)
+        for logits in (
+            apply(x, TIMES, FREE, hidden),
+            network(x, TIMES, FREE),
+            jit(padded)(x, TIMES, FREE),
+            by_position(jit(functools.partial(fill, padded))(x)),
+        )
+    )
+    for at, logits in expected.items():
+        np.testing.assert_allclose(ours[at], logits, rtol=0, atol=2e-5)
+        np.testing.assert_allclose(cached[at], logits, rtol=0, atol=2e-5)
+        assert (np.abs(ours[at] - plain[at]).max() > 1e-4) == (at[0] in (2, 3)), at
 
 
 def test_the_order_is_text_then_image_and_each_token_follows_the_free_one_before():

@@ -1,5 +1,7 @@
 """The layers against NumPy, and the masks of the network against loops."""
 
+import math
+
 import jax
 import numpy as np
 import pytest
@@ -28,6 +30,29 @@ def dense(params, x):
 
 def silu(x):
     return x / (1 + np.exp(-x))
+
+
+def erf(x):
+    return np.vectorize(math.erf)(x)
+
+
+@pytest.mark.parametrize(
+    ("name", "formula"),
+    [
+        ("gelu", lambda x: x * (1 + erf(x / np.sqrt(2))) / 2),
+        ("gelu_tanh", lambda x: x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))) / 2),
+        ("silu", silu),
+        ("relu", lambda x: np.maximum(x, 0)),
+    ],
+)
+def test_an_activation_is_that_of_its_formula(name, formula):
+    x = np.linspace(-4, 4, 81)
+    np.testing.assert_allclose(layers.ACTIVATIONS[name](np.float32(x)), formula(x), atol=2e-6)
+
+
+def test_every_activation_has_its_formula_here():
+    (mark,) = test_an_activation_is_that_of_its_formula.pytestmark
+    assert {name for name, _ in mark.args[1]} == layers.ACTIVATIONS.keys()
 
 
 def test_the_angles_are_coordinates_by_frequencies_and_0_on_the_axes_of_others():

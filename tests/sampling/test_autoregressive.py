@@ -89,7 +89,11 @@ def one_by_one(made, task, x, settings, negative=None):
             away = np.where(np.arange(2)[None] == m, t, np.where(known, 0, T))
             other = np.where(known, negative, x)
             plain = log_p(np.where(mine, x, other), away, free & mine, i)
-            guided = plain + settings.guidance * (guided - plain)
+            strength = settings.guidance
+            if settings.guidance_schedule == "linear":  # from 1 at the first token
+                left = T * (free[0].sum() - step) // free[0].sum()
+                strength = 1 + (settings.guidance - 1) * (1 - left / T)
+            guided = plain + strength * (guided - plain)
             guided = jax.nn.log_softmax(guided, axis=-1)
         x = x.copy()
         x[:, i] = draw(words, guided, settings) + VOCAB.offsets[m]
@@ -121,6 +125,15 @@ def test_guidance_is_the_weighted_sum_of_two_full_passes(made):
         assert task == "pair" or (guided != plain).any()
 
 
+def test_linear_guidance_grows_with_the_share_of_filled_tokens(made):
+    settings = Settings(guidance=5.0, guidance_schedule="linear")
+    nothing = np.full_like(PAIRS, VOCAB.mask_id)
+    even = sample(made, "t2i", PAIRS, Settings(guidance=5.0), nothing).tokens
+    guided = sample(made, "t2i", PAIRS, settings, nothing).tokens
+    np.testing.assert_array_equal(guided, one_by_one(made, "t2i", PAIRS, settings, nothing))
+    assert (guided != even).any()
+
+
 def test_samples_have_the_frequencies_of_the_likelihood(made):
     """729 samples of pairs: the mean of -log p is the entropy, within four standard errors."""
     drawn = [sample(made, "pair", PAIRS, Settings(), seed=seed).tokens for seed in range(9)]
@@ -135,7 +148,8 @@ def test_samples_have_the_frequencies_of_the_likelihood(made):
     assert chi < 80 + 4 * np.sqrt(2 * 80)
 
 
-def test_a_guide_and_scorers_are_refused(made):
-    asked = {"trace": 0, "still": None, "guide": None, "scorers": (max,)}
+@pytest.mark.parametrize("asked", [{"guide": max}, {"scorers": (max,)}])
+def test_a_guide_and_scorers_are_refused(made, asked):
+    asked = {"trace": 0, "still": None, "guide": None, "scorers": ()} | asked
     with pytest.raises(ValueError, match="guides and scorers do not go with"):
         made[0].sample({}, None, PAIRS, *masks("pair", 81), Settings(), None, **asked)
