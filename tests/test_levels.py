@@ -241,6 +241,12 @@ def test_a_picture_larger_than_those_of_the_run_is_drawn_by_windows(pipe, monkey
         np.testing.assert_array_equal(given["coarse"], np.stack([codes] * 2))
     parts = [w.images[:, :, 64 - 8 * n :] for (_, _, w), n in zip(windows, new, strict=True)]
     np.testing.assert_array_equal(made, np.concatenate(parts, axis=2))
+    tokenizer = pipe.tokenizers["image"]
+    for (given, part, _), x, count in list(zip(windows, starts, new, strict=True))[1:]:
+        so_far = made[:, :, x : x + 64].copy()
+        so_far[:, :, 64 - 8 * count :] = 0  # is drawn in this window and later
+        codes, kept = tokenizer.finest(tokenizer.encode(so_far)), ~part[where]
+        np.testing.assert_array_equal(given["image"][:, kept], codes[:, kept])
 
 
 @pytest.mark.parametrize(

@@ -81,11 +81,16 @@ def test_the_match_ranks_candidates_and_is_measured_both_ways(pipe):
     scores = pipe.dual_encoder.match(items.codes, items.ids).reshape(3, 4)
     np.testing.assert_allclose(ranking.scores, scores)
     np.testing.assert_array_equal(ranking.order, (-scores).argsort(axis=1))
-    found, _ = steering.match(pipe, items, among=3)
+    found, _ = steering.match(pipe, items, among=3, seed=2)
     table, equal = pipe.dual_encoder.table(items.codes, items.ids), steering.equals(items)
     assert equal.diagonal().all()
+    ring = np.random.default_rng(2).permutation(12)  # each one is compared with the next
+    pairs = [(i, j) for i, j in zip(ring, np.roll(ring, -1), strict=True) if not equal[i, j]]
+    less = [table[i, j] < table[i, i] for i, j in pairs]
     lower = found["another caption matches less"]
-    assert 0 <= lower.value <= 1 and lower.count <= 12
+    assert len(pairs) == 11  # one of the next captions is right, too
+    assert (lower.value, lower.count) == (pytest.approx(np.mean(less)), len(pairs))
+    assert 0 < np.mean(less) < 1 and found["match"].value == pytest.approx(table.diagonal().mean())
     hits = steering.likelihood.recall_among(table.T, 3, equal.T)
     assert found["image of a caption, among 3"].value == pytest.approx(hits.mean())
 

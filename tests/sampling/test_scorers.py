@@ -56,16 +56,6 @@ def test_a_gradient_is_taken_at_the_point_that_its_name_says():
         np.testing.assert_allclose(ours, expected / expected.sum(-1, keepdims=True), atol=1e-6)
 
 
-def test_drawn_frequencies_are_those_of_the_tilt():
-    p, table = laws(), np.array([0.0, 1, -1, 2])
-    ours = steered([(scorers.additive(table), 1.0)], p)[0][0, 0]
-    expected = p[0][0, 0] * np.exp(table)
-    expected /= expected.sum()
-    drawn = np.random.default_rng(0).choice(4, 20_000, p=ours / ours.sum())
-    error = np.sqrt(expected * (1 - expected) / 20_000)
-    assert (np.abs(np.bincount(drawn, minlength=4) / 20_000 - expected) < 3 * error).all()
-
-
 def test_a_scale_of_0_leaves_the_scorer_out():
     assert scorers.parse([(scorers.additive(np.ones(4)), 0)], LAYOUT) == ()
 
@@ -158,8 +148,16 @@ def test_the_distance_and_the_variation_are_known():
     np.testing.assert_allclose(scorers.distance(u, -u), np.pi**2 / 2, rtol=1e-5)
     image = jnp.zeros((1, 2, 2, 1)).at[0, 0, 0].set(2)
     np.testing.assert_allclose(scorers.total_variation(image), [4])
-    cut = scorers.cut_outs(jax.random.key(0), jnp.ones((2, 8, 8, 3)), 5)
-    assert cut.shape == (5, 2, 4, 4, 3) and (cut == 1).all()
+
+
+def test_a_cut_out_is_one_square_of_all_images_and_squares_are_at_many_places():
+    places = np.stack(np.mgrid[:2, :8, :8], -1)  # each pixel tells its image and its place
+    cut = np.asarray(scorers.cut_outs(jax.random.key(0), jnp.asarray(places), 200))
+    assert cut.shape == (200, 2, 4, 4, 3)
+    corners = cut[:, 0, 0, 0, 1:]
+    for square, (y, x) in zip(cut, corners, strict=True):
+        np.testing.assert_array_equal(square, places[:, y : y + 4, x : x + 4])
+    assert len(np.unique(corners, axis=0)) == 25  # five along each side
 
 
 @pytest.mark.parametrize(

@@ -234,6 +234,13 @@ def test_the_loss_is_that_of_its_name_and_lpips_adds_to_it(loss, value, slope):
     np.testing.assert_allclose([seen["loss"], seen["gradient_norm"]], expected, rtol=1e-6)
 
 
+def test_the_loss_of_the_codes_is_added_by_its_weight():
+    for commitment, expected in ((0.0, 4.0), (0.25, 4.0 + 0.25 * 7)):
+        config = make_config(commitment=commitment)
+        found = one_step(config, lambda x, _: (x, 7.0))
+        np.testing.assert_allclose([found["loss"], found["quantiser_loss"]], [expected, 7.0], 1e-6)
+
+
 def test_gumbel_noise_cools_from_hot_to_cold_along_half_a_cosine():
     config = make_config(temperature=(0.9, 0.1), steps=100)
     found = [
