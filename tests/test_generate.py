@@ -360,7 +360,7 @@ def test_a_file_that_is_no_picture_and_a_folder_are_errors(tmp_path):
 def test_a_mask_of_another_size_is_an_error(tmp_path, picture):
     pixels.write_png(tmp_path / "m.png", np.full((8, 8, 3), 255, np.uint8))
     changes = {"image": [str(picture)], "mask": str(tmp_path / "m.png")}
-    with pytest.raises(ValueError, match="8"):
+    with pytest.raises(ValueError, match="8 x 8 pixels, the image is 32 x 32"):
         generated(tmp_path, task="infill", prompt=["a ___"], **changes)
 
 

@@ -3,11 +3,10 @@
 import jax
 import numpy as np
 import pytest
-import safetensors.numpy
 
 from tests.helpers import hub_server
 from udd_jax import hub, pipeline
-from udd_jax.runtime import files, trees
+from udd_jax.runtime import trees
 
 pytest.importorskip("huggingface_hub", reason="huggingface_hub is not installed")
 # The client's own way of calling httpx.
@@ -100,58 +99,3 @@ def test_pushing_without_the_right_token_is_one_line(pipe, online):
     assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match="'tiny' is not the name of a model, expected org/name"):
         pipe.push_to_hub("tiny", **pushing)
-
-
-def test_weights_above_the_limit_are_several_files(pipe, tmp_path):
-    pipe.save_pretrained(tmp_path / "model", shard=20_000)
-    shards = sorted(path.name for path in (tmp_path / "model").glob("model-*.safetensors"))
-    assert len(shards) > 2 and shards[0] == f"model-00001-of-{len(shards):05d}.safetensors"
-    assert not (tmp_path / "model" / hub.WEIGHTS).exists()
-    index = files.read_json(tmp_path / "model" / hub.INDEX)
-    ours = trees.flatten(pipe.params)
-    assert index["weight_map"].keys() == ours.keys()
-    assert index["metadata"]["total_size"] == sum(np.asarray(a).nbytes for a in ours.values())
-    for file in shards:
-        found = safetensors.numpy.load_file(tmp_path / "model" / file)
-        assert found.keys() == {
-            name for name, where in index["weight_map"].items() if where == file
-        }
-        assert len(found) == 1 or sum(a.nbytes for a in found.values()) <= 20_000
-    assert same(pipeline.Pipeline.from_pretrained(tmp_path / "model"), pipe)
-
-
-@pytest.mark.parametrize("where", ["../weights.safetensors", "more/a.safetensors", 3])
-def test_an_index_that_leads_outside_is_refused(pipe, tmp_path, where):
-    pipe.save_pretrained(tmp_path / "model", shard=20_000)
-    path = tmp_path / "model" / hub.INDEX
-    index = files.read_json(path)
-    index["weight_map"][next(iter(index["weight_map"]))] = where
-    files.write_json(path, index)
-    with pytest.raises(
-        ValueError, match=r"outside of the folder|is damaged, expected a weight_map"
-    ):
-        pipeline.Pipeline.from_pretrained(tmp_path / "model")
-
-
-def test_bfloat16_is_half_of_the_bytes_and_reads_as_float32(pipe, tmp_path):
-    pipe.save_pretrained(tmp_path / "whole")
-    pipe.save_pretrained(tmp_path / "half", dtype="bfloat16")
-    sizes = [(tmp_path / name / hub.WEIGHTS).stat().st_size for name in ("half", "whole")]
-    assert sizes[0] < 0.62 * sizes[1]
-    again = trees.flatten(pipeline.Pipeline.from_pretrained(tmp_path / "half").params)
-    for name, array in trees.flatten(pipe.params).items():
-        assert again[name].dtype == array.dtype
-        np.testing.assert_allclose(again[name], array, rtol=2**-8)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"dtype": "int8"}, "dtype = 'int8', expected float32 or bfloat16"),
-        ({"shard": 0}, "shard = 0"),
-    ],
-)
-def test_a_bad_option_of_saving_is_named(pipe, tmp_path, options, message):
-    with pytest.raises(ValueError, match=message):
-        pipe.save_pretrained(tmp_path / "model", **options)
-    assert list(tmp_path.iterdir()) == []

@@ -1,9 +1,11 @@
 """Claims about the launch files: they pass their checkers, and 75 means again."""
 
+import contextlib
 import json
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -22,10 +24,11 @@ def tools(tmp_path):
     log = tmp_path / "log"
     log.touch()
 
-    def make(name, body="exit 0"):
+    def make(name, body="exit 0", first=""):
+        """body, first: what it does after it has written that down, and before."""
         path = tmp_path / "bin" / name
         path.parent.mkdir(exist_ok=True)
-        path.write_text(f'#!/usr/bin/env bash\necho "{name} $*" >> "{log}"\n{body}\n')
+        path.write_text(f'#!/usr/bin/env bash\n{first}\necho "{name} $*" >> "{log}"\n{body}\n')
         path.chmod(0o755)
 
     env = {**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
@@ -86,13 +89,17 @@ def test_a_command_that_is_not_there_is_not_started_again(tools):
 
 def test_stopping_the_script_stops_the_run_for_good(tools):
     make, env, log = tools
-    make("python", "trap 'exit 75' TERM; while true; do sleep 0.05; done")
-    process = subprocess.Popen([LAUNCH / "run.sh"], env=env)
-    while not log():
-        time.sleep(0.05)
-    time.sleep(0.3)
-    process.terminate()
-    assert process.wait(30) == 75
+    make("python", "while true; do sleep 0.05; done", first="trap 'exit 75' TERM; sleep 0.3")
+    process = subprocess.Popen([LAUNCH / "run.sh"], env=env, start_new_session=True)
+    deadline = time.monotonic() + 60
+    try:
+        while not log() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.terminate()
+        assert process.wait(30) == 75
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
     assert len(log()) == 1
 
 

@@ -159,20 +159,6 @@ def test_sigterm_before_there_is_anything_to_save_ends_with_75(tmp_path):
     assert job.kill(signal.SIGTERM) == 75
 
 
-def test_a_log_of_stops_is_counted_round_by_round_over_several_calls():
-    stops = "round {}: {} after 1.2 s, in: token cache, exit code 1"
-    end = "round {}: at its end, the same bit for bit"
-    call = "whole: undisturbed, 9.2 s"
-    first = [call, stops.format(0, "full"), stops.format(0, "SIGKILL"), end.format(0)]
-    ended_by_hand = [stops.format(1, "SIGINT")]  # its numbers were never compared
-    second = [call, stops.format(1, "read-only"), end.format(1)]
-    found, rounds = soak.earlier("\n".join([*first, *ended_by_hand, *second]))
-    assert (found, rounds) == ({"full": 1, "SIGKILL": 1, "read-only": 1}, 2)
-    assert soak.earlier("") == ({}, 0)
-    with pytest.raises(SystemExit, match=r"round that failed.*round 2: FAILED, weights"):
-        soak.earlier("\n".join([*first, "round 2: FAILED, weights", *second]))
-
-
 @LONG
 def test_stopped_at_random_moments_in_every_way_the_numbers_are_the_same(tmp_path):
     """Signals, a full disk and a read-only one, up to the token cache (tests/soak.py)."""

@@ -5,6 +5,7 @@ import os
 import pathlib
 import pickle
 import re
+import subprocess
 import sys
 import typing
 import zipfile
@@ -12,7 +13,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from tests.helpers import torch_writer
+from tests.helpers import quick, torch_writer
 from udd_jax.convert import torch_files
 
 HERE = pathlib.Path(__file__).parents[1] / "fixtures" / "torch"
@@ -57,10 +58,20 @@ def test_a_module_that_holds_itself_is_refused(tmp_path):
 
 
 def test_nothing_of_a_checkpoint_is_imported():
-    before = set(sys.modules)
-    for layout in LAYOUTS:
-        torch_files.load(HERE / f"{layout}.ckpt")
-    assert not [m for m in set(sys.modules) - before if m.startswith(("torch", "some_trainer"))]
+    """In a process of its own: here, another test may have imported PyTorch."""
+    code = """if True:
+        import sys
+        from udd_jax.convert import torch_files
+        before = set(sys.modules)
+        for path in sys.argv[1:]:
+            assert torch_files.load(path)
+        print(*sorted(set(sys.modules) - before))
+    """
+    paths = [str(HERE / f"{layout}.ckpt") for layout in LAYOUTS]
+    command, env = [sys.executable, "-c", code, *paths], quick.environment()
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert not [m for m in done.stdout.split() if m.startswith(("torch", "some_trainer"))]
     # The files do name a package that is not here: the objects of its classes were forgotten.
     assert b"some_trainer" in zipfile.ZipFile(HERE / "zip.ckpt").read("zip/data.pkl")
 

@@ -3,7 +3,7 @@
 Weights are drawn by name (`weight`), so that they need no file and no PyTorch: the recording in
 `fixtures/features` holds the published names with their shapes, and the outputs.
 
-    python tests/feature_twins.py        writes the recording: needs PyTorch and clean-fid
+    python -m tests.helpers.feature_twins        writes the recording: needs PyTorch and clean-fid
 
 A test compares our networks with the recording, wherever it runs, and another, where PyTorch is
 there, compares the recording with these builds. Images are [B, H, W, 3].

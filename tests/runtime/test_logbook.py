@@ -77,33 +77,34 @@ def test_progress_without_a_terminal_is_a_few_whole_lines(capsys):
     assert err.splitlines()[-1].startswith("diffusion: 4/4 steps")
 
 
-def lines_during(capsys, seconds, steps=0):
-    """The lines of a bar of 1000 steps, of which each takes `seconds`, the first one ten times."""
-    with logbook.progress(1000, "diffusion") as bar:
-        time.sleep(10 * seconds)
-        compiling = capsys.readouterr().err.splitlines()
-        for _ in range(steps):
-            bar.update()
-            time.sleep(seconds)
-        return compiling, capsys.readouterr().err.splitlines(), bar.format_dict
-
-
-def test_a_log_file_gets_lines_while_the_first_step_compiles(capsys, monkeypatch):
-    monkeypatch.setattr(logbook.Bar, "every", 0.05)
-    compiling, _, _ = lines_during(capsys, 0.03)
-    assert len(compiling) >= 3
+def test_a_log_file_gets_lines_while_the_first_step_compiles(monkeypatch):
+    file, deadline = io.StringIO(), time.monotonic() + 60
+    monkeypatch.setattr(sys, "stderr", file)
+    monkeypatch.setattr(logbook.Bar, "every", 0.01)
+    with logbook.progress(1000, "diffusion"):
+        while file.getvalue().count("\n") < 3 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        compiling = file.getvalue().splitlines()[:3]
+    assert len(compiling) == 3
     assert all(line.startswith("diffusion: 0/1000 steps") for line in compiling)
     assert all(line.endswith("gone, compiling") and "left" not in line for line in compiling)
 
 
-def test_the_time_of_compilation_is_not_taken_for_that_of_a_step(capsys, monkeypatch):
-    monkeypatch.setattr(logbook.Bar, "every", 60)
-    *_, about = lines_during(capsys, 0.05, steps=8)
-    assert about["elapsed"] > 10 * 0.05
-    # 20 steps a second; 8 in .9 s with the compilation.
-    assert about["rate"] > 1.5 * 8 / 0.9
-    _, none, about = lines_during(capsys, 0.01, steps=1)
-    assert about["rate"] is None and none == []
+@pytest.mark.parametrize("steps", [1, 9])
+def test_the_time_of_compilation_is_not_taken_for_that_of_a_step(capsys, monkeypatch, steps):
+    """By a clock that moves here alone: 32 seconds for the first step, 2 for each of the others."""
+    now = [1000.0]
+    monkeypatch.setattr("tqdm.std.time", lambda: now[0])
+    monkeypatch.setattr(logbook.Bar, "every", 600)
+    with logbook.progress(1000, "diffusion") as bar:
+        now[0] += 30
+        for _ in range(steps):
+            now[0] += 2
+            bar.update()
+        now[0] += 0.1
+        about, said = bar.format_dict, capsys.readouterr().err
+    assert about["elapsed"] == pytest.approx(30 + 2 * steps + 0.1) and said == ""
+    assert about["rate"] == (None if steps == 1 else pytest.approx(1 / 2, rel=0.02))
 
 
 def test_a_terminal_says_compiling_and_no_time_left(monkeypatch):

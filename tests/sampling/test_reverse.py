@@ -239,15 +239,6 @@ def test_sampling_and_its_loss_are_clean_of_nans_and_of_keys_used_twice():
     assert all(jnp.isfinite(g).all() for g in gradients)
 
 
-def test_the_trace_shows_the_sequence_on_its_way():
-    _, denoise_fn, key, x, free, absent = few(kernel=ABSORBING)
-    run = finite.quick(reverse.run, static_argnums=(1, 6), static_argnames="trace")
-    drawn = run(ABSORBING, denoise_fn, key, x, free, absent, Settings(steps=8), trace=4)
-    masked = (np.asarray(drawn.states) == LAYOUT.mask_id).sum((1, 2))
-    assert drawn.states.shape == (4, 8, 16) and (np.diff(masked) < 0).all()
-    np.testing.assert_array_equal(drawn.states[-1], drawn.tokens)
-
-
 # ---- Errors -------------------------------------------------------------------------------------
 
 

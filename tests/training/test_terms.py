@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 
 from tests.training import test_train_diffusion as plain
+from udd_jax.runtime import trees
+from udd_jax.training import loss, train_diffusion
+from udd_jax.training import terms as loss_terms
 
 
 @functools.cache  # without terms it is asked several times
@@ -60,3 +63,48 @@ def test_each_term_has_a_key_of_its_own():
 
     _, (metrics, _) = value(a=(0.1, drawn("a")), b=(0.1, drawn("b")))
     assert len({float(metrics["a"]), float(metrics["b"])}) == 2
+
+
+def test_what_a_term_learns_is_saved_and_goes_on_to_the_same_bits(tmp_path, monkeypatch):
+    """Of a loss that is no more than its terms, and a network of one number, for speed."""
+
+    def make_loss(kernel, model, terms, **options):
+        def loss_fn(params, sampler, key, x0):
+            network, own = loss_terms.split(params)
+            nothing = jnp.zeros(x0.shape)
+            outcome = loss_terms.Outcome(x0, None, None, None, None, nothing, nothing)
+            _, value, metrics = loss.add(terms, None, outcome, key, own)
+            value += sum((p**2).sum() for p in jax.tree.leaves(network))
+            return value, (metrics | {"loss": value}, sampler)
+
+        return loss_fn
+
+    def distance(own, denoise_fn, outcome, key):
+        apart = ((own["place"] - jax.random.normal(key, (2,))) ** 2).sum()
+        return jnp.full(len(outcome.x0), apart), {"apart": apart}
+
+    mine = loss_terms.Learned(lambda key: {"place": jnp.array([3.0, -2.0])}, distance)
+    monkeypatch.setitem(train_diffusion.LOSSES, "diffusion", make_loss)
+    config = plain.setting()[0].copy_and_resolve_references()
+    config.train.update({"steps": 4, "warmup": 0, "prefix_steps": 0, "save_every": 1})
+
+    def train(where, fails=None):
+        def batch_at(step):
+            if step == fails:
+                raise ZeroDivisionError
+            return plain.batch(step)
+
+        options = {"terms": {"mine": (0.5, mine)}, "start": {"rezero": np.float32(1)}}
+        return train_diffusion.train(config, where, plain.VOCAB, 0, batch_at, **options)
+
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    params = train(whole)
+    with pytest.raises(ZeroDivisionError):
+        train(parts, fails=2)
+    jax.tree.map(np.testing.assert_array_equal, train(parts), params)
+    found, again = (trees.load_tree(where / loss_terms.OWN)[0] for where in (whole, parts))
+    jax.tree.map(np.testing.assert_array_equal, found, again)
+    assert found.keys() == {"mine"}
+    moved = np.abs(found["mine"]["place"] - [3, -2])
+    assert moved.min() > 0 and moved.max() < 0.5
+    assert params.keys() == {"rezero"} and params["rezero"] != 1
