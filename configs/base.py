@@ -183,7 +183,7 @@ def get_config() -> ml_collections.ConfigDict:
             "final_rate": 0.05,  # last learning rate / learning_rate
             "beta1": 0.9,  # of AdamW, and of Muon's vectors
             "beta2": 0.98,  # of AdamW, and of Muon's vectors
-            "weight_decay": 0.02,  # of matrices and embeddings
+            "weight_decay": 0.02,  # of matrices and embeddings; with Muon of everything
             "clip": 5.0,  # largest global norm of the gradient
             "ema": 0.995,  # decay of the averaged weights
             # "" is that of model.kind; "distilled": a student of the run `init_from`.

@@ -9,10 +9,12 @@ set -u
 again=${UDD_EXIT_CODE:-75}
 stopped=0
 code=$again
-trap 'stopped=1; waiting=1; kill -TERM "$run"' INT TERM
+run=
+trap 'stopped=1; waiting=1; [ -z "$run" ] || kill -TERM "$run"' INT TERM
 while [ "$code" -eq "$again" ] && [ "$stopped" -eq 0 ]; do
     python -m udd_jax.main "$@" &
     run=$!
+    [ "$stopped" -eq 0 ] || kill -TERM "$run" # the signal came before its number was known
     code=127
     waiting=1
     while [ "$waiting" -eq 1 ]; do # a signal ends `wait`, and the command still runs

@@ -42,7 +42,10 @@ def make_optimiser(config) -> tuple[optax.GradientTransformation, optax.Schedule
 
 
 def muon(learning_rate, matrices, b1=0.9, b2=0.999, weight_decay=0.0, **options):
-    """Muon for what `matrices`, a function of the parameters, marks; AdamW for everything else."""
+    """Muon for what `matrices`, a function of the parameters, marks; AdamW for everything else.
+
+    `weight_decay_mask` is for what Muon updates: this AdamW decays biases and norms, too. All runs
+    that are measured were trained so."""
     return optax.contrib.muon(
         learning_rate,
         weight_decay=weight_decay,
@@ -65,7 +68,7 @@ def _matrices(params):
 
 
 def _decays(params):
-    """True for the matrices, which get weight decay; not biases, norms or the rezero scalar."""
+    """True for matrices and embeddings, which get weight decay; not biases, norms or gains."""
     return jax.tree.map_with_path(
         lambda path, p: path[-1].key in ("kernel", "embedding", "token"), params
     )
