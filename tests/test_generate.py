@@ -1,5 +1,6 @@
 """`--mode=sample`: what it writes, and one line for each kind of bad input."""
 
+import fcntl
 import io
 import json
 import pathlib
@@ -9,7 +10,7 @@ import types
 import numpy as np
 import pytest
 
-from udd_jax import generate, pipeline, sample_files
+from udd_jax import generate, pipeline, sample_files, stages
 from udd_jax.data import pixels
 
 DEFAULTS = {
@@ -377,6 +378,31 @@ def test_finished_batches_stay_when_the_next_one_is_stopped(tmp_path, monkeypatc
     lines = (tmp_path / "out0" / "samples.jsonl").read_text().splitlines()
     assert [json.loads(line)["index"] for line in lines] == [0, 1, 2, 3]
     assert all((tmp_path / "out0" / json.loads(line)["image"]).exists() for line in lines)
+
+
+def test_a_half_line_of_a_killed_command_is_cut_off(tmp_path):
+    asked = {"task": "text", "out": str(tmp_path / "out")}
+    file = generated(tmp_path, num=2, **asked) / "samples.jsonl"
+    file.write_bytes(file.read_bytes() + b'{"task": "te')
+    generated(tmp_path, num=1, **asked)
+    assert [json.loads(line)["index"] for line in file.read_text().splitlines()] == [0, 1, 0]
+
+
+def test_two_commands_do_not_write_their_samples_into_one_folder(tmp_path):
+    path, said = tmp_path / "samples.jsonl", "is in use: another command writes its samples"
+    with path.open("ab+") as held, path.open("ab+") as lines:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(ValueError, match=said):
+            sample_files._whole_lines(lines, tmp_path)
+
+
+@pytest.mark.parametrize("mode", ["sample", "export"])
+def test_results_are_not_written_to_a_folder_that_is_called_like_a_bucket(mode):
+    with pytest.raises(ValueError, match="--out=gs://b/x is no folder of a disk: name one"):
+        if mode == "sample":
+            generate._folder("gs://b/x")
+        else:
+            stages.export(pipeline.PACKAGED, "gs://b/x")
 
 
 def test_a_sample_does_not_depend_on_how_many_are_made(tmp_path):

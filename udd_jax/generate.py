@@ -15,7 +15,7 @@ from udd_jax import hints, pipeline, sample_files, values
 from udd_jax.data import pixels
 from udd_jax.diffusion import tasks
 from udd_jax.errors import UserError
-from udd_jax.runtime import logbook
+from udd_jax.runtime import files, logbook
 from udd_jax.sampling import settings as sampling
 from udd_jax.steering import edits, lengths, stepwise, upscaling
 from udd_jax.steering import flags as steering_flags
@@ -164,6 +164,7 @@ def _begun(flags) -> list[str]:
 
 def _folder(path) -> pathlib.Path:
     """The output folder, not made yet. ValueError if it is a file or cannot be made."""
+    files.require_disk(path)
     out = pathlib.Path(path).expanduser()
     there = next(place for place in (out, *out.absolute().parents) if place.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):

@@ -6,11 +6,13 @@ pasted back. `samples.jsonl` has a line for each sample: its caption and all tha
 (run, task, seed, index, given values, other flags, settings).
 """
 
+import fcntl
 import json
 
 import numpy as np
 
 from udd_jax.data import arrays, layouts, pixels, sounds
+from udd_jax.errors import UserError
 from udd_jax.evaluation.report import contact_sheet
 from udd_jax.runtime import logbook
 
@@ -89,18 +91,36 @@ def _drawn(pipe, result, told) -> list[np.ndarray]:
     return [PICTURE[kinds[name]](v, pipe.tokenizers[name]) for v in result.values[name]]
 
 
+def _whole_lines(lines, out) -> int:
+    """The number of lines of an open file of samples, which stays locked until it is closed.
+
+    A last line that a killed command left half is cut off. UserError if another command writes."""
+    try:
+        fcntl.flock(lines, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(
+            f"{out} is in use: another command writes its samples there, choose another --out"
+        ) from None
+    except OSError:
+        pass  # a disk without locks
+    lines.seek(0)
+    content = lines.read()
+    lines.truncate(content.rfind(b"\n") + 1)
+    return content.count(b"\n")
+
+
 def write(out, pipe, flags, told, common, results, total, paste) -> None:
     """Writes each result when it comes, numbered on after those in the folder, then the sheet.
 
     told: {modality: the given values as typed, one for each sample}; common: fields of every line;
     paste: (image, mask) of infilling, or None.
     """
-    shown, captions, i, path = [], [], 0, out / "samples.jsonl"
-    first = path.read_bytes().count(b"\n") if path.exists() else 0
+    shown, captions, i = [], [], 0
     with (
-        path.open("a", encoding="utf-8") as lines,
+        (out / "samples.jsonl").open("ab+") as lines,
         logbook.progress(total, "samples", unit="sample") as bar,
     ):
+        first, text = _whole_lines(lines, out), ""
         for result in results:
             if i == 0 and result.branches > 1:
                 logbook.say(f"at most {result.branches} network calls a step")
@@ -111,12 +131,14 @@ def write(out, pipe, flags, told, common, results, total, paste) -> None:
                     line |= write(out, name, first + i, made[row], pipe.tokenizers[name])
                 if told:
                     line["given"] = {name: given[i] for name, given in told.items()}
-                lines.write(json.dumps(line | common) + "\n")
+                text += json.dumps(line | common) + "\n"
                 if paste is not None:
                     pasted = pixels.composite(result.images[row], *paste)
                     pixels.write_png(out / _name("composite", first + i, first + total), pasted)
                 i += 1
+            lines.write(text.encode())
             lines.flush()
+            text = ""
             bar.update(len(result.tokens))
             if len(shown) < SHEET and (drawn := _drawn(pipe, result, told)):
                 shown += drawn

@@ -48,6 +48,7 @@ from udd_jax.training import (
 SETTINGS = ("evaluate", "sample", "sample_rules", "begin_with")  # an evaluation may change them
 SUITES = ("main", "full", "samplers", "tuning", "judges")
 SURVEY = survey.FILE
+PLACES = ("data", "data_options.images", "data_options.data_dir")  # of the data, which may move
 
 
 def run(config: ml_collections.ConfigDict, workdir, until: str | None = None, **options) -> None:
@@ -66,7 +67,7 @@ def run(config: ml_collections.ConfigDict, workdir, until: str | None = None, **
         path = workdir / SURVEY
         moved = path.exists() and survey.same(files.read_json(path), data)
         found = look(config, data, workdir)
-        run_folder.claim(config, workdir, ("data",) if moved else ())
+        run_folder.claim(config, workdir, PLACES if moved else ())
         _run_stages(config, workdir, here, until, data, found, **options)
 
 
@@ -145,14 +146,17 @@ def look(config, data: dict, workdir=None) -> dict:
     ValueError: too much cannot be used, or the evaluation asks for what the data do not have.
     """
     incomplete, path = config.get("incomplete", False), workdir and workdir / SURVEY
+    limit = config.get("skip_limit", token_checks.LIMIT)
     known = survey.stored(path, data) if path else None
+    if known is not None and not survey.usable(known, limit):
+        known = None  # the files may be mended
     found = known or survey.survey(data, incomplete=incomplete)
     if known is None:
         logbook.say(described.describe(found, config.data))
     named = rules.named(config, plan.vocab_of(config)) if incomplete else ()
     asked = {name: config.evaluate.get(name, usual) for name, usual in held_out.MEASURED.items()}
     try:
-        survey.check(found, config.get("skip_limit", token_checks.LIMIT))
+        survey.check(found, limit)
         count = survey.asked(data, **asked, incomplete=incomplete, rules=named)
     except UserError:
         if known is not None:
@@ -245,8 +249,9 @@ def perceptual(config):
 def export(workdir, out) -> None:
     """Copies the files of a finished run that sampling needs to the folder `out`.
 
-    The weights become float16. ValueError if `out` has a run already.
+    The weights become float16. ValueError if `out` has a run already, or is no folder of a disk.
     """
+    files.require_disk(out)
     workdir, out = files.folder(workdir), pathlib.Path(out)
     if (out / build.CONFIG).exists():
         raise UserError(f"{out} holds a run already: choose another --out")

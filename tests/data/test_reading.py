@@ -240,6 +240,14 @@ def test_the_first_view_is_the_picture_and_the_others_are_crops_of_it():
         ("Left-hand traffic", False),
         ("bright leftovers", True),
         ("a red circle", True),
+        ("ein Kreis links vom Quadrat", False),
+        ("der rechte Turm", False),
+        ("un cercle à gauche", False),
+        ("a la derecha del cuadrado", False),
+        ("круг слева от квадрата", False),
+        ("左边的红圆", False),
+        ("ein linker Schuh und Rechtecke", False),
+        ("drei Rechtecke", True),
     ],
 )
 def test_pictures_are_not_mirrored_where_a_caption_names_a_side(caption, free):

@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import pickle
+import shutil
 import tarfile
 
 import numpy as np
@@ -361,6 +362,7 @@ def prepared(tmp_path_factory):
             features = tfds.features.FeaturesDict(
                 {
                     "image": tfds.features.Image(shape=(None, None, 3)),
+                    "mask": tfds.features.Image(shape=(None, None, 3)),
                     "label": tfds.features.ClassLabel(names=["001.Night_owl", "002.Crow"]),
                     "captions": tfds.features.Sequence(
                         {"id": np.int64, "text": tfds.features.Text()}
@@ -379,7 +381,9 @@ def prepared(tmp_path_factory):
             for n in range(first, first + count):
                 captions = [{"id": n, "text": caption} for caption in CAPTIONS[n]]
                 image = io.BytesIO(encoded(n))
-                yield n, {"image": image, "label": n % 2, "captions": captions}
+                label = n % 2 if n != 35 else -1  # which has none
+                mask = io.BytesIO(encoded(0))
+                yield n, {"image": image, "mask": mask, "label": label, "captions": captions}
 
     folder = tmp_path_factory.mktemp("tfds")
     builder = Tiny(data_dir=folder, file_format="array_record")
@@ -403,9 +407,19 @@ def test_labels_become_captions_through_a_template(prepared):
     source = sources.open_source("tfds:tiny:1.0.0", "test", **options)
     names = [("a photo of a Night owl",), ("a photo of a Crow",)]
     for i in range(10):
-        assert source[i].captions == names[number_in(source[i]) % 2]
+        number = number_in(source[i])
+        assert source[i].captions == (() if number == 35 else names[number % 2])
+        assert "mask" not in source[i].extra
     with pytest.raises(ValueError, match=r"expected names among .*'label'"):
         sources.open_source("tfds:tiny", "test", **options | {"template": "a {lable}"})
+
+
+def test_of_several_prepared_configs_one_has_to_be_named(prepared, tmp_path):
+    for config in ("2014", "2017"):
+        shutil.copytree(prepared / "tiny" / "1.0.0", tmp_path / "tiny" / config / "1.0.0")
+    with pytest.raises(ValueError, match=r"has 2014 and 2017: name one, as in tfds:tiny/2014"):
+        sources.open_source("tfds:tiny", "test", data_dir=str(tmp_path))
+    assert len(sources.open_source("tfds:tiny/2017", "test", data_dir=str(tmp_path))) == 10
 
 
 @pytest.mark.parametrize(

@@ -514,3 +514,37 @@ def test_a_word_in_the_split_of_cub_that_is_none_is_refused_in_one_line(tmp_path
     assert faults(opened(spec)) == ["train_test_split.txt, line 2: '2', expected two words"]
     with pytest.raises(errors.UserError, match=r"picture 2: split is '7', expected 1 for train or"):
         opened(cub(tmp_path, BIRDS, flags=["1 1", "2 7"]))
+
+
+@pytest.mark.parametrize("names", [("train", "val", "test"), ("ann_train", "valid", "eval")])
+def test_lists_of_one_folder_that_are_named_by_splits_are_all_used(tmp_path, names):
+    fill(tmp_path / "images", 9, text="")
+    for i, name in enumerate(names):
+        rows = [f"images/{n}.png,picture {n}" for n in range(3 * i, 3 * i + 3)]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["file_name,caption", *rows]))
+    for i, split in enumerate(("train", "validation", "test")):
+        source = opened(f"folder:{tmp_path}", split)
+        assert [source[n].captions for n in range(len(source))] == [
+            (f"picture {n}",) for n in range(3 * i, 3 * i + 3)
+        ]
+    assert not left(opened(f"folder:{tmp_path}"))
+
+
+def test_rows_without_the_name_of_a_picture_are_counted_one_by_one(tmp_path):
+    fill(tmp_path, 2, text="")
+    rows = ["0.png,picture 0", *[",a caption"] * 5, "1.png,picture 1"]
+    (tmp_path / "captions.csv").write_text("\n".join(["file_name,caption", *rows]))
+    source = opened(f"folder:{tmp_path}")
+    assert len(source) == 7 and len(pairs(source)) == 2
+    said = [detail for detail in faults(source) if "has an empty file_name, expected" in detail]
+    assert len(said) == 5 and "row 2" in said[0]
+
+
+def test_a_file_that_moved_is_found_among_many_of_its_name_by_its_folder(tmp_path):
+    for folder in range(40):
+        fill(tmp_path / "imgs" / f"v{folder}", 1, text="", first=0)
+    rows = [{"file": f"frames/v{n}/0.png", "text": f"{n}"} for n in range(40)]
+    (tmp_path / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    source = opened(f"folder:{tmp_path}")
+    found = {source[n].key: source[n].captions for n in range(len(source))}
+    assert found == {f"imgs/v{n}/0.png": (f"{n}",) for n in range(40)}

@@ -353,6 +353,21 @@ def test_a_survey_of_before_is_held_to_a_limit_of_now(tmp_path, capsys):
     assert "no caption, 3" in capsys.readouterr().out
 
 
+def test_a_survey_of_before_that_is_refused_is_made_anew(tmp_path):
+    fill(tmp_path / "data", 60)
+    good = (tmp_path / "data" / "3.png").read_bytes()
+    (tmp_path / "data" / "3.png").write_bytes(b"broken")
+    config = config_of(tmp_path / "data")
+    config.skip_limit = 0.2
+    data = stages.open_data(config)
+    files.write_json(tmp_path / stages.SURVEY, stages.look(config, data, tmp_path))
+    config.skip_limit = 0.001
+    with pytest.raises(errors.UserError, match="broken image 1"):
+        stages.look(config, data, tmp_path)
+    (tmp_path / "data" / "3.png").write_bytes(good)
+    assert not stages.look(config, stages.open_data(config), tmp_path)["unusable"]
+
+
 def test_data_that_moved_go_on_and_data_that_changed_do_not(tmp_path):
     here, there, run = tmp_path / "here", tmp_path / "there", tmp_path / "run"
     fill(here, 30)

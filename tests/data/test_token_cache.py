@@ -322,3 +322,12 @@ def test_kills_at_random_moments_neither_repeat_nor_lose_a_record(tmp_path):
     assert subprocess.run(command, cwd=here, env=environment).returncode == 0
     write(tmp_path / "whole", source=Numbers(200))
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
+def test_a_whole_cache_is_written_anew_where_a_lower_limit_refuses_it(tmp_path):
+    write(tmp_path, source=Numbers(23, bad=(1, 2)), skip_limit=0.1)
+    with pytest.raises(ValueError, match="2 of 23 records are unusable"):
+        write(tmp_path, source=Numbers(23, bad=(1, 2)), skip_limit=0.05)
+    mended = Numbers(23, bad=(2,))
+    assert len(write(tmp_path, source=mended, skip_limit=0.05)) == 22
+    token_cache.TokenCache(tmp_path, verify=True)

@@ -79,6 +79,7 @@ def test_a_whole_run_is_fetched_without_its_checkpoints(workdir):
     files.write_bytes(workdir / "vq/tokenizer", b"t")
     files.write_bytes(workdir / "vq/checkpoints/1/data", b"large")
     files.write_bytes(workdir / "cache/program", b"large")
+    files.write_bytes(workdir / "tokens/shard-00000.arrayrecord", b"large")
     with bucket.whole("gs://bucket/run") as here:
         found = {str(p.relative_to(here)) for p in here.rglob("*") if p.is_file()}
         (here / "evaluation.json").write_text("{}")

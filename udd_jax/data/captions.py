@@ -34,6 +34,10 @@ def decode(content: bytes) -> str:
             content, encoding = content[len(mark) :], name
             errors = errors if name == "utf-8" else "replace"
             break
+    else:
+        if 3 * content.count(0) >= len(content) > 1:  # letters of UTF-16 without a mark
+            odd = content[1::2].count(0) > content[::2].count(0)
+            encoding, errors = f"utf-16-{'le' if odd else 'be'}", "replace"
     text = content.decode(encoding, errors).replace("\ufeff", "")
     return text.replace("\r\n", "\n").replace("\r", "\n")
 

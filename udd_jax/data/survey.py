@@ -176,6 +176,15 @@ def _looked_at(source, min_side: int, threads: int):
         yield from pool.map(of, range(len(source)))
 
 
+def usable(found: dict, skip_limit: float) -> bool:
+    """Whether `check` has nothing to say."""
+    try:
+        check(found, skip_limit)
+    except UserError:
+        return False
+    return True
+
+
 def check(found: dict, skip_limit: float = 0.01) -> None:
     """ValueError, one line, if too much of the training split, or of all splits, is unusable.
 

@@ -122,6 +122,8 @@ def write_shards(
         if proof.exists() and not token_checks.refused(proof, skip_limit, source):
             progress(stop - start)
             continue
+        if manifest and manifest["complete"]:  # some files are mended, and it is no longer
+            files.write_json(directory / "manifest.json", made_of | {"complete": False})
         examples = reading.examples(source, start, stop, views, threads=threads, workers=workers)
         blank = np.zeros((views.count, *pixels.both(views.size), views.channels), np.uint8)
         proof = _write_shard(path, examples, encoders, batch_size, progress, blank)

@@ -62,8 +62,7 @@ def write(
         ValueError, one line: the folder has other files, or vectors of other data; or more than
         `skip_limit` of a split is unusable.
     """
-    if "://" in str(directory):
-        raise UserError(f"--out={directory} is no folder of a disk: name one")
+    files.require_disk(directory)
     directory = pathlib.Path(directory)
     made_of = {
         "data": {s: getattr(source, "hash", None) or source.name for s, source in data.items()},

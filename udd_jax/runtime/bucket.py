@@ -12,6 +12,7 @@ is killed loses what it has not sent back: such a stage then starts again from i
 """
 
 import contextlib
+import functools
 import pathlib
 import tempfile
 
@@ -32,38 +33,37 @@ def near(workdir):
 
 
 @contextlib.contextmanager
-def on_disk(workdir, here: pathlib.Path, *names: str):
+def on_disk(workdir, here: pathlib.Path, *names: str, without=STAYS):
     """Fetches files and folders of the run into `here`; sends back what the block has changed.
 
-    Without names it fetches the whole run except STAYS. A name that does not exist is left out. A
-    file that is already here is not fetched again, unless it is JSON, which other processes may
+    Without names it fetches the whole run except `without`. A name that does not exist is left out.
+    A file that is already here is not fetched again, unless it is JSON, which other processes may
     have changed.
     """
     if workdir == here:
         yield
         return
-    for name, path in _files(workdir, names):
+    for name, path in _files(workdir, names or _names(workdir, without)):
         if path.suffix == ".json" or not (here / name).exists():
             files.write_bytes(here / name, path.read_bytes())
-    before = {name: _stamp(path) for name, path in _files(here, names)}
+    ours = functools.partial(_files, here)
+    before = {n: _stamp(path) for n, path in ours(names or _names(here, without))}
     yield
-    for name, path in _files(here, names):
+    for name, path in ours(names or _names(here, without)):
         if before.get(name) != _stamp(path) and path.suffix not in (".tmp", ".partial"):
             files.write_bytes(workdir / name, path.read_bytes())
 
 
 @contextlib.contextmanager
 def whole(workdir):
-    """A folder on a disk that holds the whole run; see `on_disk`."""
+    """A folder on a disk that holds a run but for its token cache; see `on_disk`."""
     workdir = files.folder(workdir)
-    with near(workdir) as here, on_disk(workdir, here):
+    with near(workdir) as here, on_disk(workdir, here, without=(*STAYS, "tokens")):
         yield here
 
 
 def _files(root, names):
     """(name, path) of every file below root at these names."""
-    if not names:
-        names = [p.name for p in root.iterdir() if p.name not in STAYS] if root.exists() else []
     for name in names:
         path = root / name
         if path.is_dir():
@@ -71,6 +71,10 @@ def _files(root, names):
             yield from _files(root, inside) if inside else ()
         elif path.exists():
             yield name, path
+
+
+def _names(root, without) -> list[str]:
+    return [p.name for p in root.iterdir() if p.name not in without] if root.exists() else []
 
 
 def _stamp(path) -> tuple[int, int]:

@@ -20,6 +20,12 @@ def folder(path):
     return epath.Path(path) if "://" in str(path) else pathlib.Path(path).expanduser()
 
 
+def require_disk(out) -> None:
+    """UserError, one line, if `--out` names a bucket."""
+    if "://" in str(out):
+        raise UserError(f"--out={out} is no folder of a disk: name one")
+
+
 @contextlib.contextmanager
 def whole(path, several: bool = False):
     """A temporary path next to `path`; it is renamed to `path` if the block ends without an error.

@@ -5,7 +5,8 @@ the images below it:
 
     captions.jsonl .json .csv .tsv .parquet .txt, or metadata.* (Hugging Face's `imagefolder`)
     *.token, *.token.txt, results.csv (Flickr8k and Flickr30k)
-    any other .jsonl .csv .tsv .parquet whose first row names a picture and a caption
+    any other .jsonl .csv .tsv .parquet whose first row names a picture and a caption; one each
+        for several splits, if their names say so, such as train.csv and test.csv
 
     {"file_name": "a.png", "caption": "a red circle"}      or "captions": ["...", "..."]
 
@@ -113,15 +114,17 @@ def _listed(here: walk.Files, table: pathlib.Path, field, split_field, flickr: d
         files = [
             names[key] for key in tables.FILE_FIELDS if isinstance(row.get(names.get(key)), str)
         ]
-        if here.incomplete:
-            files = [key for key in files if row[key].strip()]
-        split = split_names.said(row.get(split_field), where)
+        empty = [key for key in files if not row[key].strip()]
+        files = [key for key in files if key not in empty]
+        split = split_names.said(row.get(split_field), where) or here.list_splits.get(str(table))
         own = beside.places(row, here.further, lambda name: here.find(name, folder, False))
         try:
             captions = captioning.captions_of(row, field, where, here.incomplete)
             if not files and here.incomplete:
                 found.append(listing.Item(where, None, captions, {}, split, own))
                 continue
+            if empty and not files:
+                raise UserError(f"{where} has an empty {empty[0]}, expected the name of a picture")
             if not files:
                 known = sorted(map(str, row))
                 raise UserError(f"{where} has the fields {known}, expected {tables.FILE_FIELDS[0]}")

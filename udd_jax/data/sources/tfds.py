@@ -14,6 +14,7 @@ import functools
 import os
 import pathlib
 import re
+import string
 
 from udd_jax.data.sources import captioning, listing, split_names
 from udd_jax.errors import UserError
@@ -24,13 +25,14 @@ _HOME = "~/tensorflow_datasets"
 def read(where: tuple[str, str, int]) -> bytes:
     """The encoded image of (directory, split, index)."""
     directory, split, index = where
-    data, image, _ = _opened(directory, split)
-    return data[index][image]
+    data, images, _ = _opened(directory, split)
+    return data[index][images[0]]
 
 
 @functools.cache
 def _opened(directory: str, split: str):
-    """The data source, the name of its image feature, and its features."""
+    """The data source, the names of its image features, the first of which is the picture, and its
+    features. Pictures are not decoded."""
     import tensorflow_datasets  # slow to import, and few need it
 
     builder = tensorflow_datasets.builder_from_directory(directory)
@@ -38,8 +40,8 @@ def _opened(directory: str, split: str):
     images = [n for n, f in features.items() if isinstance(f, tensorflow_datasets.features.Image)]
     if not images:
         raise UserError(f"{directory} has the features {sorted(features)}, expected an image")
-    decoders = {images[0]: tensorflow_datasets.decode.SkipDecoding()}
-    return builder.as_data_source(split=split, decoders=decoders), images[0], features
+    decoders = {name: tensorflow_datasets.decode.SkipDecoding() for name in images}
+    return builder.as_data_source(split=split, decoders=decoders), images, features
 
 
 def _directory(name: str, data_dir: str | None) -> pathlib.Path:
@@ -54,7 +56,13 @@ def _directory(name: str, data_dir: str | None) -> pathlib.Path:
             f"prepare {name} with --file_format=array_record, or set "
             "--config.data_options.data_dir="
         )
-    return max(found, key=lambda path: [int(n) for n in re.findall(r"\d+", path.name)])
+    version = lambda path: [int(n) for n in re.findall(r"\d+", path.name)]  # noqa: E731
+    newest = max(map(version, found))
+    found = sorted(path for path in found if version(path) == newest)
+    if len(found) > 1:
+        listed = " and ".join(str(path.parent.relative_to(root)) for path in found)
+        raise UserError(f"{root} has {listed}: name one, as in tfds:{name}/{found[0].parent.name}")
+    return found[0]
 
 
 def items(name, data_dir=None, caption_field=None, template=None) -> list[listing.Item]:
@@ -70,15 +78,15 @@ def items(name, data_dir=None, caption_field=None, template=None) -> list[listin
             f"{directory} holds no ArrayRecord files; prepare it with --file_format=array_record"
         ) from None
     found = []
-    for split, (data, image, features) in opened.items():
+    for split, (data, images, features) in opened.items():
         for index in range(len(data)):
-            row = {field: value for field, value in data[index].items() if field != image}
+            row = {field: value for field, value in data[index].items() if field not in images}
             row = {field: _plain(value, features[field]) for field, value in row.items()}
             unused = captioning.not_used(row, caption_field)
             if template is None and (caption_field or captioning.caption_fields(row)):
                 captions = captioning.captions_of(row, caption_field, f"{name}, {split}")
             else:
-                captions = (_fill(template or "a photo of a {label}", row, name),)
+                captions = _fill(template or "a photo of a {label}", row, name)
             known = {caption_field, *captioning.caption_fields(row)}
             extra = {field: value for field, value in row.items() if field not in known}
             place = (directory, split, index)
@@ -97,14 +105,18 @@ def _plain(value, feature):
     if isinstance(value, list | tuple):
         return [_plain(part, feature) for part in value]
     if hasattr(feature, "int2str") and feature.num_classes:
+        if int(value) < 0:  # what has no label; a list of names would give its last one
+            return None
         words = re.sub(r"^\d+\.", "", feature.int2str(int(value)))
         return words.replace("_", " ")
     return value
 
 
-def _fill(template: str, row: dict, name: str) -> str:
+def _fill(template: str, row: dict, name: str) -> tuple[str, ...]:
+    """The caption by a template; none if a field that it names has no value."""
     try:
-        return template.format(**row)
+        fields = [field for _, field, _, _ in string.Formatter().parse(template) if field]
+        return () if any(row[field] is None for field in fields) else (template.format(**row),)
     except (KeyError, IndexError, ValueError):
         raise UserError(
             f"template is {template!r}, expected names among {sorted(row)} in braces for {name}"

@@ -110,6 +110,7 @@ class Files:
         alone = self.alone() if incomplete else ()
         parents = {self.parts(place)[:-1] for place in (*self.pictures, *alone)}
         self.splits = split_names.Folders(parents)
+        self.list_splits = {}  # of `_of_splits`
 
     def _add(self, place: str, stem: str, end: str):
         what = kind(end)
@@ -209,9 +210,21 @@ class Files:
         for folder, names in found.items():
             own = [pathlib.Path(folder, name) for name in names]
             if own and not any(table.parent in own[0].parent.parents for table in used):
-                used.append(own.pop(0))
+                mine = self._of_splits(own) or own[:1]
+                used += mine
+                own = [table for table in own if table not in mine]
             others += own
         return used, others
+
+    def _of_splits(self, tables_: list[pathlib.Path]) -> list[pathlib.Path]:
+        """The tables of a folder that are one each for several splits, by their names, which
+        `list_splits` then has; none if they are not."""
+        named = {table: split_names.named(table.stem) for table in tables_}
+        named = {table: split for table, split in named.items() if split}
+        if len(set(named.values())) < 2:
+            return []
+        self.list_splits |= {str(table): split for table, split in named.items()}
+        return list(named)
 
     def hint(self) -> str:
         """What other kind the folder may be, for a message."""
@@ -256,19 +269,22 @@ class Files:
         return listing.Broken(f"there is no file {shown}")
 
 
-def by_name(places) -> dict[str, list[str]]:
-    """{file name: the paths that end in it}."""
+def by_name(places) -> dict[tuple[str, ...], list[str]]:
+    """{the last part, or the last two: the paths that end in them}."""
     found = {}
     for place in places:
-        found.setdefault(os.path.basename(place), []).append(str(place))
+        parts = pathlib.PurePath(place).parts
+        for count in (1, 2):
+            found.setdefault(parts[-count:], []).append(str(place))
     return found
 
 
-def by_end(named: dict[str, list[str]], name: str) -> list[str]:
+def by_end(named: dict[tuple[str, ...], list[str]], name: str) -> list[str]:
     """The paths of `by_name` that share the largest number of last parts with `name`."""
     wanted = _parts(name)[::-1]
     best, most = [], 0
-    for place in named.get(wanted[0], ()) if wanted else ():
+    two, one = tuple(wanted[1::-1]), tuple(wanted[:1])
+    for place in named.get(two) or named.get(one, ()):
         parts = pathlib.PurePath(place).parts[::-1]
         pairs = zip(wanted, parts, strict=False)
         agree = next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(wanted), len(parts)))
