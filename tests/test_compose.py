@@ -274,3 +274,23 @@ def test_a_drawn_length_is_read_from_the_image_wherever_it_stands(pipe, records,
     assert drawn.shape == (len(records),) and 1 <= drawn.min() <= drawn.max() <= length
     found = pipe.vocab.local(pipe.vocab.index("image"), seen[0])
     np.testing.assert_array_equal(found, codes)
+
+
+def test_a_weight_for_each_given_value_counts_in_both_steps(pipe, records):
+    asked, options = given(records), {"num": 2, "seed": 4}
+    weights = [0.25, 1, 2, 0.5]
+    begun = pipe.generate(
+        "image,text|first,second",
+        given={n: asked[n] for n in ("first", "second")},
+        begin_with=["image"],
+        weigh={"first": weights},
+        **options,
+    )
+    plain = pipe.generate(
+        "image,text|first,second",
+        given={n: asked[n] for n in ("first", "second")},
+        begin_with=["image"],
+        **options,
+    )
+    assert len(begun.images) == 8 and (begun.tokens != plain.tokens).any()
+    assert (begun.tokens[2:4] == plain.tokens[2:4]).all()  # a weight of 1

@@ -320,6 +320,13 @@ def test_the_bound_is_of_the_free_modalities_only(pipe, pictures):
     assert (pipe.log_likelihood(images, captions, times=2) < 0).all()
 
 
+@pytest.mark.parametrize("calls", [101, -1, 2.5])
+def test_a_bound_has_at_most_as_many_steps_as_the_chain(pipe, pictures, calls):
+    ids = {"image": np.zeros((1, 16), int), "text": np.zeros((1, pipe.text_length), int)}
+    with pytest.raises(ValueError, match="calls = "):
+        pipe.score(ids, calls=calls)
+
+
 def test_the_parts_of_the_tokens_sum_to_the_bound(pipe, pictures):
     for task in ("pair", "i2t"):
         whole = pipe.log_likelihood(*pictures, task=task, times=2, seed=3)

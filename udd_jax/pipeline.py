@@ -436,10 +436,12 @@ class Pipeline:
         Modalities that are absent in the task may be missing.
 
         common: use the same noise for every row, so that scores can be compared. calls: the number
-        of steps of the chain that the bound is for; 0 means T. each: float64[B, L], the part of
-        each token.
+        of steps of the chain that the bound is for, at most T; 0 means T. each: float64[B, L], the
+        part of each token.
         """
         values.whole("times", times, 1), values.seed(seed)
+        if values.whole("calls", calls, 0) > self.kernel.steps:
+            raise UserError(f"calls = {calls}, expected at most T = {self.kernel.steps}")
         for name in set(modalities.features(self.config)) & set(
             tasks.parse(self.vocab, task).given
         ):
@@ -706,8 +708,8 @@ class Pipeline:
             numbered = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))
             return keys if each == 1 else numbered(keys, np.arange(each)).reshape(count)
 
-        call = stepwise.Call(task, count, given, values.whole("num", num, 1), negative)
-        options = {"batch_size": batch_size, "trace": trace, "weigh": weigh, **settings}
+        call = stepwise.Call(task, count, given, values.whole("num", num, 1), negative, weigh)
+        options = {"batch_size": batch_size, "trace": trace, **settings}
         call, judged, each = stepwise.earlier(
             self, call, begin_with, plain, best_of, keys_of, begin_steps, **options
         )
@@ -726,7 +728,7 @@ class Pipeline:
             guide=guide,
             scorers=scorers,
             paint=paint,
-            weigh=weigh,
+            weigh=call.weigh,
             options=settings,
         )
         keys = keys_of(len(chain.x), best_of)

@@ -136,8 +136,8 @@ MUTANTS = (
         ),
         (
             "optimiser: the cosine ends at 0",
-            "c.warmup, c.steps, c.learning_rate * c.final_rate",
-            "c.warmup, c.steps, 0.0",
+            "c.warmup, end, c.learning_rate * c.final_rate",
+            "c.warmup, end, 0.0",
         ),
         (
             "optimiser: biases decay, too",

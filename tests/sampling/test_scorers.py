@@ -190,3 +190,12 @@ def test_a_function_is_compiled_once_whatever_its_arrays_are():
 
 def _scaled(number, tokens, x, t):
     return number * tokens[0].sum((1, 2))
+
+
+def test_a_picture_without_a_colour_of_many_pixels_has_that_of_its_fullest_cell():
+    grey = np.linspace(0, 0.99, 64)
+    patches = np.stack([grey, grey[::-1], np.roll(grey, 9)], -1)[:, None]  # a pixel a code
+    patches = patches.astype(np.float32)
+    score = scorers.colours(patches, np.arange(64))
+    found = score((jnp.eye(64)[np.arange(64)][None], None), None, None)
+    assert found.shape == (1,) and np.isfinite(found).all()

@@ -10,7 +10,7 @@ import pytest
 
 from configs import t2i
 from tests.training.test_train_diffusion import fresh
-from udd_jax.training import optimiser
+from udd_jax.training import optimiser, train_image_tokenizer
 
 
 def test_weight_decay_is_for_matrices():
@@ -117,3 +117,13 @@ def test_muon_turns_the_blocks_by_even_steps_of_adamws_size_and_leaves_the_rest_
     config.train.optimiser = "sgd"
     with pytest.raises(ValueError, match=r"optimiser = 'sgd', expected 'adamw' or 'muon'"):
         optimiser.make_optimiser(config)
+
+
+@pytest.mark.parametrize("decay", ["cosine", "linear"])
+def test_a_training_may_warm_up_to_its_end(decay):
+    config = t2i.get_config("smoke")
+    config.train.update({"decay": decay, "warmup": 7, "steps": 7})
+    _, rate = optimiser.make_optimiser(config)
+    np.testing.assert_allclose(rate(6), 6 / 7 * config.train.learning_rate, rtol=1e-5)
+    config.vq.update({"warmup": 5, "steps": 5})
+    train_image_tokenizer.make_optimisers(config)

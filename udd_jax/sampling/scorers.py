@@ -180,13 +180,14 @@ def colours(patches, codes):
 
     patches: float[K, n, c], the pixels that each code paints, 0 to 1; codes: int[N] of the picture.
     Its colours are the mean ones of the cells of a coarse grid of colours that hold at least LEAST
-    of its pixels. A code shows a colour surely if PART of its pixels are within NEAR of it.
+    of its pixels, or of the fullest cell if none does. A code shows a colour surely if PART of its
+    pixels are within NEAR of it.
     """
     patches = np.asarray(patches, np.float32)
     own = patches[np.asarray(codes)].reshape(-1, patches.shape[-1])
     cells = np.minimum(LEVELS * own, LEVELS - 1).astype(int)
     _, cell, counts = np.unique(cells, axis=0, return_inverse=True, return_counts=True)
-    kept = np.flatnonzero(counts >= LEAST * len(own))
+    kept = np.flatnonzero(counts >= min(LEAST * len(own), counts.max()))
     found = np.stack([own[cell.reshape(-1) == i].mean(0) for i in kept])
     near = np.linalg.norm(patches[:, :, None] - found[None, None], axis=-1) < NEAR
     return appears(np.minimum(near.mean(1) / PART, 1))

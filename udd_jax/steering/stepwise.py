@@ -113,6 +113,7 @@ class Call(NamedTuple):
     given: dict | None
     num: int
     negative: dict | None
+    weigh: dict | None = None
     done: tuple[np.ndarray, ...] = ()  # int32[n], the network calls of each step that is done
     states: tuple[np.ndarray, ...] = ()  # int32[n, trace, L], the intermediate states of each
 
@@ -171,8 +172,8 @@ def begin(pipe, call: Call, names, keys_of, **options) -> Call:
     """Generates the modalities `names` of a call; returns the call for the rest, given them.
 
     Its given values and negative prompts are ids, with a row for each sample. keys_of: number of
-    samples -> their keys, [n]. options: of `Pipeline.stream` for this step. `negative` of the call
-    and `weigh` may name what only the rest is given.
+    samples -> their keys, [n]. options: of `Pipeline.stream` for this step. `negative` and `weigh`
+    of the call may name what only the rest is given.
 
     UserError, one line: a name that the task gives, nothing is left, or `given` is not what the
     task gives.
@@ -185,7 +186,8 @@ def begin(pipe, call: Call, names, keys_of, **options) -> Call:
     keys = jax.vmap(jax.random.fold_in, (0, None))(keys, len(call.done) + 1)
     first, second = rules(pipe.vocab, call.task, names)
     known = tasks.parse(pipe.vocab, first).given
-    options |= {"negative": call.negative, "given": given, "num": call.num, "keys": keys}
+    options |= {"negative": call.negative, "weigh": call.weigh}
+    options |= {"given": given, "num": call.num, "keys": keys}
     for name in ("negative", "weigh"):
         asked = options.get(name) or {}
         options[name] = {n: value for n, value in asked.items() if n in known} or None
@@ -207,9 +209,15 @@ def begin(pipe, call: Call, names, keys_of, **options) -> Call:
     for modality, where in zip(pipe.vocab.modalities, pipe.vocab.slices, strict=True):
         if modality.name in given:
             states[..., where] = made.states[..., where]
-    negative = _repeated(pipe, call.negative, call.num)
+    negative, weigh = _repeated(pipe, call.negative, call.num), _weights(call.weigh, call.num)
     done, states = (*call.done, made.calls), (*call.states, np.swapaxes(states, 0, 1))
-    return Call(second, None, given, 1, negative, done, states)
+    return Call(second, None, given, 1, negative, weigh, done, states)
+
+
+def _weights(weigh: dict | None, num: int) -> dict | None:
+    """Weights of given values for the next step, where each sample has a row: lists repeated."""
+    several = lambda w: isinstance(w, list | tuple | np.ndarray) and np.size(w) > 1  # noqa: E731
+    return weigh and {n: np.repeat(w, num) if several(w) else w for n, w in weigh.items()}
 
 
 def _repeated(pipe, negative: dict | None, num: int) -> dict | None:

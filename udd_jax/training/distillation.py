@@ -93,7 +93,7 @@ def make_loss(kernel, model, *, terms: dict | None = None, calls: int = CALLS, *
         positions, samples, metrics = loss.add(terms, denoise_fn, outcome, key)
         total = (weigh(x0) * positions).sum() / x0.size + samples
         bound = (kl / noised.p[:, vocab.modality_of]).sum() / free.sum()
-        metrics |= {"loss": total, "bound": bound, "apart": apart.sum() / hidden.sum().clip(1)}
+        metrics |= {"loss": total, "bound": bound, "apart": apart.sum() / hidden.sum()}
         return total, (metrics | loss.guesses(vocab, logits, x0, nll, hidden), sampler)
 
     return loss_fn

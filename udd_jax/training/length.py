@@ -60,7 +60,7 @@ def guess(kernel: Kernel, pad_id: int, denoise_fn, outcome: terms.Outcome, key):
     log_p = jax.nn.log_softmax(denoise_fn(*inputs, method="lengths"), axis=-1)
     nll = -jnp.take_along_axis(log_p, length[:, None], axis=1)[:, 0]
     use = free[:, where].any(axis=1)
-    nll, count = jnp.where(use, nll, 0), jnp.maximum(use.sum(), 1)
+    nll, count = jnp.where(use, nll, 0), use.sum()  # what is told is NaN where there is none
     right = (jnp.argmax(log_p, axis=-1) == length) & use
     each = jnp.zeros(batch).at[::EVERY].set(batch / len(x0) * nll)
     return each, {"length_nll": nll.sum() / count, "length_accuracy": right.sum() / count}

@@ -95,7 +95,7 @@ def fit(
         logbooks.say(f"{description}: goes on after step {done} of {steps}")
     logbook.cut(done)
 
-    first, flags, spent, waited = done, [], 0.0, 0.0
+    first, since, flags, spent, waited = done, done, [], 0.0, 0.0
     lag = in_flight()
     with (
         contextlib.closing(checkpoints),
@@ -129,12 +129,13 @@ def fit(
 
             if log:
                 means = _means(_to_host(window))
-                times = {"step_seconds": spent / len(window), "data_seconds": waited / len(window)}
+                count = done - since  # some of the window may be of before a restart
+                times = {"step_seconds": spent / count, "data_seconds": waited / count}
                 logbook.write(
                     done, **means, skipped=skipped, **times, memory_gib=provenance.peak_gib()
                 )
                 bar.set_postfix(loss=f"{means['loss']:.4g}", refresh=False)
-                window, spent, waited = [], 0.0, 0.0
+                window, since, spent, waited = [], done, 0.0, 0.0
             if test:
                 scores = evaluate(state, done)
                 logbook.write(done, **scores)

@@ -65,5 +65,5 @@ def match(model: dual_encoder.DualEncoder, own, denoise_fn, outcome: terms.Outco
         value = surprise(**{**seen, name: encode(kept, name, soft)})[side]
         use = here.any(axis=1) & ~absent[:, number[SIDES[1 - side]]]
         total, asked = total + jnp.where(use, value, 0), asked | use
-    logged = {"matching": total.sum() / jnp.maximum(asked.sum(), 1)}
+    logged = {"matching": total.sum() / asked.sum()}  # NaN where there is none
     return total + learns, logged | {"matching_encoder": learns.mean()}

@@ -15,8 +15,9 @@ def make_optimiser(config) -> tuple[optax.GradientTransformation, optax.Schedule
     """
     c = config.train
     if c.decay == "cosine":
+        end = max(c.warmup + 1, c.steps)
         learning_rate = optax.warmup_cosine_decay_schedule(
-            0.0, c.learning_rate, c.warmup, c.steps, c.learning_rate * c.final_rate
+            0.0, c.learning_rate, c.warmup, end, c.learning_rate * c.final_rate
         )
     else:
         learning_rate = optax.join_schedules(

@@ -16,7 +16,7 @@ from udd_jax.training import further
 
 
 def held_out(config, source, tokenizers: dict) -> dict | None:
-    """The first `config.train.held_out` whole records of a source as a batch, or None for none.
+    """The whole records among the first `config.train.held_out` of a source as a batch, or None.
 
     Returns {"image": int32[n, N], "text": int32[n, M]}.
     """
@@ -38,10 +38,15 @@ def held_out(config, source, tokenizers: dict) -> dict | None:
 def straight(config, workdir, source, tokenizers: dict, share, views):
     """Batches without a token cache: step -> {"image": int32[B, N], "text": int32[B, M]}.
 
-    `skipped.jsonl` lists each fault of the data once. The returned function raises ValueError if
-    more than `config.skip_limit` of the items cannot be used.
+    `skipped.jsonl` lists each fault of the data once, also over restarts. The returned function
+    raises ValueError if more than `config.skip_limit` of the items cannot be used.
     """
-    seen, c = {}, config
+    path, names = (
+        workdir / f"skipped{jax.process_index() or ''}.jsonl",
+        ("position", "cause", "detail"),
+    )
+    before = map(json.loads, path.read_text().splitlines() if path.exists() else ())
+    seen, c = {tuple(fault[name] for name in names): None for fault in before}, config
     decoded = batches.Decoded(
         source,
         views,
@@ -57,8 +62,6 @@ def straight(config, workdir, source, tokenizers: dict, share, views):
         new = [fault for fault in batch["faults"] if fault not in seen]
         seen.update(dict.fromkeys(new))
         if new:
-            path = workdir / f"skipped{jax.process_index() or ''}.jsonl"
-            names = ("position", "cause", "detail")
             rows = [json.dumps(dict(zip(names, fault, strict=True))) + "\n" for fault in seen]
             files.write_bytes(path, "".join(rows).encode())
             unusable = {position for position, cause, _ in seen if reading.skipping([cause])}

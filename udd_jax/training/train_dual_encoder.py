@@ -207,7 +207,9 @@ def train(config, directory, kernel, pad_id: int, cache, hashes: dict) -> matchi
     c, directory = config.dual_encoder, files.folder(directory)
     sizes = {name: c[name] for name in ("width", "layers", "heads")} | {"patch": c.get("patch", 1)}
     model = dual_encoder.DualEncoder(kernel.vocab, kernel.steps, pad_id, **sizes)
-    rate = optax.warmup_cosine_decay_schedule(0, c.learning_rate, c.warmup, c.steps)
+    rate = optax.warmup_cosine_decay_schedule(
+        0, c.learning_rate, c.warmup, max(c.warmup + 1, c.steps)
+    )
     update = optimiser.muon(rate, _matrices, b2=0.98, weight_decay=0.02)
     tx = optax.chain(optax.clip_by_global_norm(1.0), update)
     key = jax.random.fold_in(jax.random.key(config.seed), 3)

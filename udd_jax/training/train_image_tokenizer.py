@@ -72,7 +72,9 @@ def make_discriminator(config) -> vqgan.Discriminator | None:
 def make_optimisers(config):
     """Adam with clipping, warm-up and cosine decay to 0; Adam with a constant learning rate."""
     c = config.vq
-    learning_rate = optax.warmup_cosine_decay_schedule(0.0, c.learning_rate, c.warmup, c.steps)
+    learning_rate = optax.warmup_cosine_decay_schedule(
+        0.0, c.learning_rate, c.warmup, max(c.warmup + 1, c.steps)
+    )
     adam = functools.partial(optax.adam, b1=c.beta1, b2=c.beta2)
     tx = optax.chain(optax.clip_by_global_norm(c.clip), adam(learning_rate))
     return tx, adam(c.adversarial.learning_rate)
