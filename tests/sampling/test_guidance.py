@@ -83,3 +83,36 @@ def test_the_guidance_weight_follows_its_schedule():
     np.testing.assert_allclose(weight(linear), [3, 2.5, 2, 1])
     inside = Settings(guidance=3, guidance_schedule="interval", guidance_interval=(0.2, 0.5))
     np.testing.assert_allclose(weight(inside), [1, 3, 3, 1])
+
+
+@pytest.mark.parametrize("schedule", ["mask_and_replace", "absorbing"])
+def test_a_scorer_sees_what_is_known_as_it_is_and_the_rest_as_the_network_says(schedule):
+    """Known: given tokens, and those that are shown of noise that only masks; not absent ones."""
+    tables = [schedules.MAKERS[schedule](finite.STEPS)] * 2
+    x, free, absent = finite.batch_of(["infill"] * 4 + ["image"] * 4)
+    hidden = free & (np.random.default_rng(0).random(x.shape) < 0.5)
+    xt = jnp.asarray(np.where(hidden, LAYOUT.mask_id, x), jnp.int32)
+    kernel = transition.make_kernel(LAYOUT, tables)
+    masks = tasks.Masks(jnp.asarray(free), jnp.asarray(absent))
+    prior = transition.prior_sample(kernel, jax.random.key(0), 8)
+    scene, seen = guidance.Scene(kernel, Settings(), masks, prior, None), []
+
+    def denoise_fn(x, t, free):  # it knows nothing
+        return tuple(jnp.zeros((len(x), m.length, m.classes)) for m in LAYOUT.modalities)
+
+    def scorer(x, t, log_p):
+        seen.append(log_p)
+        return (None,) * len(log_p)
+
+    predict = guidance.predictor(denoise_fn, scene, xt, scorers=[scorer])
+    untouched = predict(xt, jnp.full(8, 60, jnp.int32))
+    known = ~free & ~absent[:, LAYOUT.modality_of]
+    if schedule == "absorbing":
+        known |= free & ~hidden
+    assert known.any() and (free & ~known).any()
+    for m, where in enumerate(LAYOUT.slices):
+        p, here = np.exp(seen[0][m]), known[:, where]
+        right = LAYOUT.offsets[m] + p.argmax(-1) == np.asarray(xt)[:, where]
+        assert right[here].all() and (p.max(-1)[here] == 1).all()
+        np.testing.assert_allclose(p[~here], 1 / p.shape[-1], rtol=1e-6)
+        np.testing.assert_allclose(np.exp(untouched[m]), 1 / p.shape[-1], rtol=1e-6)

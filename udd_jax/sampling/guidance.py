@@ -129,7 +129,7 @@ def predictor(denoise_fn, scene: Scene, start, guide: Guide | None = None, score
     def predict(x, t):
         log_p = answer(x, t)
         for scorer in scorers:
-            added = scorer(x, t, log_p)
+            added = scorer(x, t, _as_known(scene, x, log_p))
             log_p = tuple(
                 y if more is None else jax.nn.log_softmax(y + more, axis=-1)
                 for y, more in zip(log_p, added, strict=True)
@@ -137,6 +137,21 @@ def predictor(denoise_fn, scene: Scene, start, guide: Guide | None = None, score
         return log_p
 
     return predict
+
+
+def _as_known(scene, x, log_p):
+    """log p with certainty where x_0 is known: at given tokens, and at all that are shown of noise
+    that only masks. Of these the network was not asked in training."""
+    kernel, vocab, (free, absent) = scene.kernel, scene.kernel.vocab, scene.masks
+    found = []
+    for m, (where, y) in enumerate(zip(vocab.slices, log_p, strict=True)):
+        tokens = x[:, where]
+        known = ~free[:, where] & ~absent[:, m, None]
+        if kernel.masks_only[m]:
+            known |= (tokens != vocab.mask_id) & ~absent[:, m, None]
+        right = jax.nn.one_hot(vocab.local(m, tokens), y.shape[-1], dtype=bool)
+        found.append(jnp.where(known[..., None], jnp.where(right, 0.0, FLOOR).astype(y.dtype), y))
+    return tuple(found)
 
 
 def _alone(denoise_fn, scene, start):
