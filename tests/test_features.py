@@ -265,3 +265,9 @@ def test_a_rule_that_is_given_features_has_no_other_direction(pipe):
     for rule in ("image|text,vectors", "image|vectors"):
         with pytest.raises(ValueError, match="has no other direction to rank candidates by"):
             candidates.directions(pipe, rule)
+
+
+def test_features_that_are_absent_are_no_absent_condition(pipe):
+    only = dict.fromkeys(pipe.config.train.mixture, 0.0)
+    assert not pipe.with_config(train={"mixture": only | {"image,text": 1.0}}).guidable
+    assert pipe.with_config(train={"mixture": only | {"image": 1.0}}).guidable

@@ -680,3 +680,16 @@ def test_the_main_job_learns_four_modalities_from_data_to_report(tmp_path):
     stages.export(tmp_path, tmp_path / "out")
     exported = pipeline.Pipeline.load(tmp_path / "out")
     assert [m.name for m in exported.vocab.modalities] == list(NAMES)
+
+
+def test_a_negative_prompt_of_what_no_weighted_prompt_has_is_refused(pipe):
+    ids = {"sound": np.zeros((1, pipe.vocab.modalities[pipe.vocab.index("sound")].length), int)}
+    prompts, given = [("a red circle", 0.7), ("a blue square", 0.6)], ids
+    with pytest.raises(ValueError, match="negative has 'sound', and no prompt has: expected one"):
+        pipe.generate("image|text,sound", given=given, prompts=prompts, negative=ids)
+
+
+def test_a_run_of_records_that_lack_some_knows_what_is_absent(pipe):
+    everything = dict.fromkeys(pipe.config.train.mixture, 0.0) | {",".join(NAMES): 1.0}
+    assert not pipe.with_config(train={"mixture": everything}).guidable
+    assert pipe.with_config(train={"mixture": everything}, incomplete=True).guidable

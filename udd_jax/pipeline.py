@@ -570,8 +570,10 @@ class Pipeline:
         """Whether the network was trained with absent conditions, as guidance needs."""
         mixture = self.config.train.mixture.to_dict()
         trained = [task for task, weight in mixture.items() if weight > 0]
-        leaves_out = [np.asarray(tasks.masks(self.vocab, task, 1).absent).any() for task in trained]
-        return bool({"independent", "any"} & set(trained)) or any(leaves_out)
+        own = [not m.inputs for m in self.vocab.modalities]  # features are never generated
+        absent = [np.asarray(tasks.masks(self.vocab, task, 1).absent)[0, own] for task in trained]
+        some = {"independent", "any"} & {*trained} or self.config.get("incomplete", False)
+        return bool(some) or any(row.any() for row in absent)
 
     def can(self, task: str) -> bool:
         """Whether the network of this run can do a task, a rule or an alias of one.

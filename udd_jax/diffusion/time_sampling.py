@@ -122,7 +122,8 @@ def update(
     """One step of the running averages.
 
     histories, t: int32[B]; loss: float[B], the mean L_t of a free position; used: bool[B]. Times
-    that repeat in the batch enter as their mean, in one step.
+    that repeat in the batch (with `train.accumulate` in a part of it) enter as their mean, in one
+    step.
     """
     used = used.astype(jnp.float32)
     count = jnp.zeros_like(sampler.square).at[histories, t].add(used)

@@ -77,8 +77,8 @@ def prepare(
     vocab = pipe.vocab
     given = {name: values.ids(pipe, name, rows) for name, rows in (given or {}).items()}
     asked = weighted.read(pipe, prompts, given, guide) if prompts is not None else None
-    if asked is not None:
-        given = given | branching.together(asked)
+    prompted = branching.together(asked) if asked is not None else {}
+    given = given | prompted
     plain = masks is None
     if plain:
         values.check_given(vocab, task, given)
@@ -103,6 +103,8 @@ def prepare(
         raise UserError("masks: rows lack different modalities, expected the same: call once each")
     masks = tasks.Masks(*map(np.asarray, feasible(pipe, task, masks)))
     asked = None if asked is None else weighted.branched(pipe, asked, count, masks.free)
+    if asked is not None and (others := [n for n in negative or {} if n not in prompted]):
+        raise UserError(f"negative has {others[0]!r}, and no prompt has: expected one of it, too")
     strokes = painted.read(pipe, paint, given, masks, count) if paint else None
     return Chains(
         x=values.fuse(vocab, given, count, 0),
