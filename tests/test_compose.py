@@ -7,6 +7,7 @@ import shutil
 import types
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -122,7 +123,7 @@ def test_guidance_and_weights_go_together_and_references_are_free_if_asked(pipe,
         ({"first": -1}, "weigh 'first': -1, expected finite numbers, at least 0"),
         ({"first": "much"}, "weigh 'first': 'much', expected finite"),
         ({"first": [1, 0.5]}, "weigh 'first': 2 weights, and 4 values are given"),
-        ({"first": [1, 0.5, 1]}, "weigh 'first': 3 weights, and 4 values are given, exp"),
+        ({"first": [1, 0.5, 1]}, "weigh 'first': 3 weights, and 4 values are given: exp"),
     ],
 )
 def test_a_bad_weight_is_one_line(pipe, records, weigh, message):
@@ -278,7 +279,7 @@ def test_a_drawn_length_is_read_from_the_image_wherever_it_stands(pipe, records,
 
 def test_a_weight_for_each_given_value_counts_in_both_steps(pipe, records):
     asked, options = given(records), {"num": 2, "seed": 4}
-    weights = [0.25, 1, 2, 0.5]
+    weights = jnp.asarray([0.25, 1, 2, 0.5])
     begun = pipe.generate(
         "image,text|first,second",
         given={n: asked[n] for n in ("first", "second")},

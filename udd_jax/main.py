@@ -127,20 +127,20 @@ def main(argv) -> None:
         from udd_jax import generate
         from udd_jax.runtime import bucket
 
-        with bucket.whole(workdir) as here:
+        with bucket.to_sample(workdir) as here:
             generate.sample(here, FLAGS, command_line.typed_settings())
     elif mode == "embed":
         from udd_jax import embed
         from udd_jax.runtime import bucket
 
-        with bucket.whole(workdir) as here:
+        with bucket.to_sample(workdir) as here:
             config, fields = command_line.config(), command_line.typed_fields()
             embed.run(here, FLAGS.out, config, FLAGS.dual_encoder, fields)
     elif mode == "demo":
         from udd_jax.demo import server
         from udd_jax.runtime import bucket
 
-        with bucket.whole(workdir) as here:
+        with bucket.to_sample(workdir) as here:
             server.run(None if workdir == str(SHAPES) else here, FLAGS.port, FLAGS.public)
     elif mode == "replay":
         from udd_jax.runtime import logbook
@@ -153,7 +153,7 @@ def main(argv) -> None:
 
         if not FLAGS.out:
             raise UserError("--out is missing, expected a folder")
-        with bucket.whole(workdir) as here:
+        with bucket.to_sample(workdir) as here:
             stages.export(here, FLAGS.out)
         _finish(files.folder(FLAGS.out), "pairs", "demo", "full")
     elif mode == "evaluate":

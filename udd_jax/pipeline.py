@@ -675,7 +675,8 @@ class Pipeline:
                 chain for both.
             begin_steps: the `steps` of what is generated first.
             weigh: {modality: weight} of what is given: how much attention it gets. 1 is off, 0 is
-                as if it had no keys (`sampling.weights`). A weight may be a list.
+                as if it had no keys (`sampling.weights`). A weight may be a list, with one for
+                each given value.
 
         Raises:
             ValueError: one line; a rule, setting or value does not fit the run.

@@ -120,7 +120,7 @@ def write(out, pipe, flags, told, common, results, total, paste) -> None:
         (out / "samples.jsonl").open("ab+") as lines,
         logbook.progress(total, "samples", unit="sample") as bar,
     ):
-        first, text = _whole_lines(lines, out), ""
+        first = _whole_lines(lines, out)
         for result in results:
             if i == 0 and result.branches > 1:
                 logbook.say(f"at most {result.branches} network calls a step")
@@ -131,14 +131,12 @@ def write(out, pipe, flags, told, common, results, total, paste) -> None:
                     line |= write(out, name, first + i, made[row], pipe.tokenizers[name])
                 if told:
                     line["given"] = {name: given[i] for name, given in told.items()}
-                text += json.dumps(line | common) + "\n"
+                lines.write((json.dumps(line | common) + "\n").encode())
                 if paste is not None:
                     pasted = pixels.composite(result.images[row], *paste)
                     pixels.write_png(out / _name("composite", first + i, first + total), pasted)
                 i += 1
-            lines.write(text.encode())
             lines.flush()
-            text = ""
             bar.update(len(result.tokens))
             if len(shown) < SHEET and (drawn := _drawn(pipe, result, told)):
                 shown += drawn

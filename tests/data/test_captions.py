@@ -18,7 +18,8 @@ def test_a_byte_order_mark_says_the_encoding_and_is_dropped(encoding):
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
 def test_utf_16_without_a_mark_is_known_by_its_zeros(encoding):
     assert captions.decode("a red car\n".encode(encoding)) == "a red car\n"
-    assert captions.decode(b"a\0red car") == "a\0red car"  # one of them is a fault of the text
+    for other in (b"a\0red car", b"a cat" + 11 * b"\0", b"\0", b""):  # zeros are a fault of these
+        assert captions.decode(other) == other.decode()
 
 
 def test_bytes_of_another_encoding_are_left_for_the_cleaning_to_count():

@@ -410,6 +410,8 @@ def test_labels_become_captions_through_a_template(prepared):
         number = number_in(source[i])
         assert source[i].captions == (() if number == 35 else names[number % 2])
         assert "mask" not in source[i].extra
+    listed = sources.open_source("tfds:tiny", "test", **options | {"template": "{captions[0]}"})
+    assert all(len(listed[i].captions) == 1 for i in range(10))
     with pytest.raises(ValueError, match=r"expected names among .*'label'"):
         sources.open_source("tfds:tiny", "test", **options | {"template": "a {lable}"})
 

@@ -530,6 +530,27 @@ def test_lists_of_one_folder_that_are_named_by_splits_are_all_used(tmp_path, nam
     assert not left(opened(f"folder:{tmp_path}"))
 
 
+def test_of_lists_of_splits_in_two_formats_one_is_used(tmp_path):
+    fill(tmp_path / "images", 4, text="")
+    for split, numbers in (("train", (0, 1)), ("test", (2, 3))):
+        rows = [{"file_name": f"images/{n}.png", "caption": f"picture {n}"} for n in numbers]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        lines = [f"{row['file_name']},{row['caption']}" for row in rows]
+        (tmp_path / f"{split}.csv").write_text("\n".join(["file_name,caption", *lines]))
+    source = opened(f"folder:{tmp_path}", "test")
+    assert [source[n].captions for n in range(len(source))] == [("picture 2",), ("picture 3",)]
+    assert left(source) == {"a list beside or below the one that is used": 2}
+
+
+def test_a_picture_in_the_current_folder_is_found_once(tmp_path, monkeypatch):
+    fill(tmp_path, 2, text="")
+    rows = [{"file": f"images/{n}.png", "text": f"{n}"} for n in range(2)]
+    (tmp_path / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    monkeypatch.chdir(tmp_path)
+    source = opened("folder:.")
+    assert [source[n].captions for n in range(2)] == [("0",), ("1",)] and len(pairs(source)) == 2
+
+
 def test_rows_without_the_name_of_a_picture_are_counted_one_by_one(tmp_path):
     fill(tmp_path, 2, text="")
     rows = ["0.png,picture 0", *[",a caption"] * 5, "1.png,picture 1"]

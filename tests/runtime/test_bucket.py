@@ -80,7 +80,10 @@ def test_a_whole_run_is_fetched_without_its_checkpoints(workdir):
     files.write_bytes(workdir / "vq/checkpoints/1/data", b"large")
     files.write_bytes(workdir / "cache/program", b"large")
     files.write_bytes(workdir / "tokens/shard-00000.arrayrecord", b"large")
-    with bucket.whole("gs://bucket/run") as here:
+    with bucket.whole("gs://bucket/run") as here:  # for an evaluation
+        found = {str(p.relative_to(here)) for p in here.rglob("*") if p.is_file()}
+    assert found == {"weights", "vq/tokenizer", "tokens/shard-00000.arrayrecord"}
+    with bucket.to_sample("gs://bucket/run") as here:
         found = {str(p.relative_to(here)) for p in here.rglob("*") if p.is_file()}
         (here / "evaluation.json").write_text("{}")
     assert found == {"weights", "vq/tokenizer"}

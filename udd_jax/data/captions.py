@@ -1,6 +1,7 @@
 """From the bytes of a caption file to text: byte-order marks, encodings, JSON.
 
-    decode       bytes -> text       UTF-8; UTF-16 or UTF-32 if a byte-order mark says so
+    decode       bytes -> text       UTF-8; UTF-16 or UTF-32 if a byte-order mark says so, UTF-16
+                                     also if its zeros do
     lines        bytes -> captions   one for each line, without blank lines
     parse_json   text -> value       every fault is a ValueError, also nesting that is too deep
 
@@ -35,9 +36,11 @@ def decode(content: bytes) -> str:
             errors = errors if name == "utf-8" else "replace"
             break
     else:
-        if 3 * content.count(0) >= len(content) > 1:  # letters of UTF-16 without a mark
-            odd = content[1::2].count(0) > content[::2].count(0)
-            encoding, errors = f"utf-16-{'le' if odd else 'be'}", "replace"
+        # UTF-16 without a mark has zeros at every second place, and what is filled up at both.
+        even, odd = content[::2].count(0), content[1::2].count(0)
+        few, many = sorted((even, odd))
+        if len(content) > 1 and 3 * many >= max(len(content), 24 * few, 1):
+            encoding, errors = f"utf-16-{'le' if odd > even else 'be'}", "replace"
     text = content.decode(encoding, errors).replace("\ufeff", "")
     return text.replace("\r\n", "\n").replace("\r", "\n")
 

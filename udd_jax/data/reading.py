@@ -35,7 +35,7 @@ _SURROGATES = re.compile("[\ud800-\udfff]")
 _CONTROLS = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f]")  # those that are not white space
 # Left and right: English, German, French, Spanish, Italian, Portuguese, Dutch, Russian, Chinese.
 _SIDES = re.compile(
-    r"\b(left|right)(most|wards?|hand|-hand)?\b|\b(links?|rechts|(linke|rechte)[rnsm]?|gauche|droite?"
+    r"\b(left|right)(most|wards?|hand|-hand)?\b|\b(links|rechts|(linke|rechte)[rnsm]?|gauche|droite?"
     r"|izquierd[ao]s?|derech[ao]s?|sinistr[aoei]|destr[aoei]|esquerd[ao]s?|direit[ao]s?)\b"
     r"|\b(слева|справа|налево|направо|лев|прав)(ый|ая|ое|ом|ой|ую|ее)?\b|[左右]",
     re.IGNORECASE,

@@ -55,11 +55,16 @@ def on_disk(workdir, here: pathlib.Path, *names: str, without=STAYS):
 
 
 @contextlib.contextmanager
-def whole(workdir):
-    """A folder on a disk that holds a run but for its token cache; see `on_disk`."""
+def whole(workdir, without=STAYS):
+    """A folder on a disk that holds the whole run; see `on_disk`."""
     workdir = files.folder(workdir)
-    with near(workdir) as here, on_disk(workdir, here, without=(*STAYS, "tokens")):
+    with near(workdir) as here, on_disk(workdir, here, without=without):
         yield here
+
+
+def to_sample(workdir):
+    """As `whole`, without what only an evaluation and a training read: the token cache."""
+    return whole(workdir, (*STAYS, "tokens"))
 
 
 def _files(root, names):

@@ -29,8 +29,8 @@ def read(pipe, asked: dict, masks, count: int, own: int) -> np.ndarray | None:
             raise UserError(f"weigh {name!r}: it is not given in the task, expected {expected}")
         row = np.atleast_1d(_numbers(name, value))
         if row.ndim > 1 or len(row) not in (1, own):
-            few = f"{own} values are given, expected one weight or as many"
-            raise UserError(f"weigh {name!r}: {len(row)} weights, and {few}")
+            many = "1 is given" if own == 1 else f"{own} values are given"
+            raise UserError(f"weigh {name!r}: {len(row)} weights, and {many}: expected 1 or {own}")
         for part in levels(pipe.vocab, name):
             weights[:, names.index(part)] = np.repeat(row, count // len(row))
     if (weights == 1).all():

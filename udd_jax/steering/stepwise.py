@@ -216,8 +216,7 @@ def begin(pipe, call: Call, names, keys_of, **options) -> Call:
 
 def _weights(weigh: dict | None, num: int) -> dict | None:
     """Weights of given values for the next step, where each sample has a row: lists repeated."""
-    several = lambda w: isinstance(w, list | tuple | np.ndarray) and np.size(w) > 1  # noqa: E731
-    return weigh and {n: np.repeat(w, num) if several(w) else w for n, w in weigh.items()}
+    return weigh and {n: np.repeat(w, num) if np.size(w) > 1 else w for n, w in weigh.items()}
 
 
 def _repeated(pipe, negative: dict | None, num: int) -> dict | None:

@@ -46,7 +46,8 @@ def straight(config, workdir, source, tokenizers: dict, share, views):
         ("position", "cause", "detail"),
     )
     before = map(json.loads, path.read_text().splitlines() if path.exists() else ())
-    seen, c = {tuple(fault[name] for name in names): None for fault in before}, config
+    listed = {tuple(fault[name] for name in names): None for fault in before}
+    seen, c = {}, config  # of this start: files may be mended
     decoded = batches.Decoded(
         source,
         views,
@@ -62,7 +63,8 @@ def straight(config, workdir, source, tokenizers: dict, share, views):
         new = [fault for fault in batch["faults"] if fault not in seen]
         seen.update(dict.fromkeys(new))
         if new:
-            rows = [json.dumps(dict(zip(names, fault, strict=True))) + "\n" for fault in seen]
+            listed.update(dict.fromkeys(new))
+            rows = [json.dumps(dict(zip(names, fault, strict=True))) + "\n" for fault in listed]
             files.write_bytes(path, "".join(rows).encode())
             unusable = {position for position, cause, _ in seen if reading.skipping([cause])}
             limit = c.get("skip_limit", token_checks.LIMIT)

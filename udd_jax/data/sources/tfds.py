@@ -116,6 +116,7 @@ def _fill(template: str, row: dict, name: str) -> tuple[str, ...]:
     """The caption by a template; none if a field that it names has no value."""
     try:
         fields = [field for _, field, _, _ in string.Formatter().parse(template) if field]
+        fields = [re.split(r"[.\[]", field, maxsplit=1)[0] for field in fields]
         return () if any(row[field] is None for field in fields) else (template.format(**row),)
     except (KeyError, IndexError, ValueError):
         raise UserError(

@@ -219,8 +219,9 @@ class Files:
     def _of_splits(self, tables_: list[pathlib.Path]) -> list[pathlib.Path]:
         """The tables of a folder that are one each for several splits, by their names, which
         `list_splits` then has; none if they are not."""
-        named = {table: split_names.named(table.stem) for table in tables_}
-        named = {table: split for table, split in named.items() if split}
+        first = {table.stem: table for table in reversed(tables_)}  # of several formats one
+        named = {table: split_names.named(stem) for stem, table in first.items()}
+        named = {table: split for table, split in sorted(named.items()) if split}
         if len(set(named.values())) < 2:
             return []
         self.list_splits |= {str(table): split for table, split in named.items()}
@@ -274,8 +275,8 @@ def by_name(places) -> dict[tuple[str, ...], list[str]]:
     found = {}
     for place in places:
         parts = pathlib.PurePath(place).parts
-        for count in (1, 2):
-            found.setdefault(parts[-count:], []).append(str(place))
+        for last in {parts[-1:], parts[-2:]}:
+            found.setdefault(last, []).append(str(place))
     return found
 
 
