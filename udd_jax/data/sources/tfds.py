@@ -38,6 +38,7 @@ def _opened(directory: str, split: str):
     builder = tensorflow_datasets.builder_from_directory(directory)
     features = builder.info.features
     images = [n for n, f in features.items() if isinstance(f, tensorflow_datasets.features.Image)]
+    images.sort(key=lambda name: (name != "image", name))  # their order is that of no file
     if not images:
         raise UserError(f"{directory} has the features {sorted(features)}, expected an image")
     decoders = {name: tensorflow_datasets.decode.SkipDecoding() for name in images}
