@@ -219,6 +219,11 @@ def read_config(directory) -> ml_collections.ConfigDict:
         raise UserError(f"{path} is damaged ({error}): restore it") from None
 
 
+def image_file(directory: pathlib.Path) -> str:
+    """The file in a run's folder of the image tokenizer that decodes its samples."""
+    return PAINTER if (directory / PAINTER).exists() else IMAGE
+
+
 def load_tokenizers(directory, config=None) -> dict:
     """The tokenizers of a run, {modality: tokenizer}. config: of the run, unless it has to be read.
 
@@ -230,8 +235,7 @@ def load_tokenizers(directory, config=None) -> dict:
     found = {}
     for name, row in modalities.own(config).items():
         file = modalities.tokenizer_file(config, name)
-        if file == IMAGE and (directory / PAINTER).exists():
-            file = PAINTER
+        file = image_file(directory) if file == IMAGE else file
         if file and not (directory / file).exists():
             raise NotFound(f"{directory} has no file {file!r}, the tokenizer of the {name}")
         found[name] = modalities.KINDS[row["kind"]].load(directory / file, row)

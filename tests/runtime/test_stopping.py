@@ -24,9 +24,14 @@ except BaseException:
 """
 
 
+def ended(code):
+    """A process of its own that has run the code, with what it wrote."""
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+
 @pytest.mark.parametrize("code", [FINALISER, SWALLOWED], ids=["finaliser", "swallowed"])
 def test_sigterm_ends_where_an_exception_would_be_lost(code):
-    done = subprocess.run([sys.executable, "-c", BEGIN + code], capture_output=True, text=True)
+    done = ended(BEGIN + code)
     assert (done.returncode, done.stdout) == (75, "said\n"), done.stderr
     assert done.stderr.strip() == "stopped by SIGTERM"
 
@@ -45,7 +50,7 @@ finally:
 
 
 def test_ctrl_c_outside_a_training_is_one_line_and_130():
-    done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True)
+    done = ended(INTERRUPTED)
     assert (done.returncode, done.stdout) == (130, "said\n")
     assert done.stderr.strip() == "stopped by Ctrl-C"
 
@@ -64,7 +69,7 @@ with stopping.noting() as received:
 
 def test_a_signal_in_a_training_is_answered_at_once_and_the_next_one_ends():
     code = "from udd_jax.runtime import stopping; stopping.end_on_interrupt()\n" + NOTED
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = ended(code)
     assert (done.returncode, done.stdout) == (130, "['SIGINT']\n")
     said = "SIGINT: stopping after this step; again ends at once\n\nstopped by Ctrl-C"
     assert done.stderr.strip() == said
@@ -86,6 +91,6 @@ with stopping.noting() as received:
 
 
 def test_all_signals_of_a_moment_are_one_stop_as_those_of_the_launching_script():
-    done = subprocess.run([sys.executable, "-c", BOTH], capture_output=True, text=True)
+    done = ended(BOTH)
     assert (done.returncode, done.stdout) == (75, "['SIGINT']\n")
     assert done.stderr.count("stopping after this step") == 1

@@ -165,8 +165,7 @@ def to_safetensors(workdir, out) -> None:
         raise UserError("--workdir is missing, expected the folder of a run")
     _must_be_new(out)
     workdir = pathlib.Path(workdir)
-    painter = workdir / build.PAINTER
-    image = image_tokenizer.load(painter if painter.exists() else workdir / build.IMAGE)
+    image = image_tokenizer.load(workdir / build.image_file(workdir))
     settings = {"patch": 1, "local_encoder": False, "local_decoder": False, "channels": 3}
     _must_be_published("vq.model", {k: getattr(image.module, k) for k in settings}, settings)
     vq_state = names.write(image.params, names.vq_name)

@@ -39,7 +39,7 @@ def decode(content: bytes) -> str:
         # UTF-16 without a mark has zeros at every second place, and what is filled up at both.
         even, odd = content[::2].count(0), content[1::2].count(0)
         few, many = sorted((even, odd))
-        if len(content) > 1 and 3 * many >= max(len(content), 24 * few, 1):
+        if len(content) > 1 and 3 * many >= max(len(content), 24 * few):
             encoding, errors = f"utf-16-{'le' if odd > even else 'be'}", "replace"
     text = content.decode(encoding, errors).replace("\ufeff", "")
     return text.replace("\r\n", "\n").replace("\r", "\n")

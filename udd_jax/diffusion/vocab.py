@@ -169,6 +169,12 @@ class Vocab:
         """The coarse level of a picture, or None."""
         return next((m for m in self.modalities if m.level_of), None)
 
+    def levels(self, names: list[str]) -> list[str]:
+        """The names, with the coarse level of a picture before it: it is both of its levels."""
+        coarse = self.coarse
+        has = coarse is not None and coarse.level_of in names and coarse.name not in names
+        return [coarse.name, *names] if has else names
+
     def parts(self, tokens: dict) -> dict:
         """Local ids by name, with each level of a picture on its own.
 

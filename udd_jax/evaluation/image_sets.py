@@ -76,12 +76,13 @@ def ready(pipe, workdir) -> list | None:
     if not options.pictures:
         return None
     stream = held_out.stream(pipe, options.pictures)
-    texts, keys = zip(*((example.captions[0], example.key) for example, _ in stream), strict=True)
+    found = [(example.captions[0], example.key) for example, _ in stream]  # without pixels
+    texts, keys = map(list, zip(*found, strict=True))
     ids = pipe.codecs["text"].encode(texts, strict=False)
     digest = memory.digests([ids])[0][:16]
     return samples.make(
         pipe,
-        held_out.Items("", None, list(texts), None, ids, [], digest, list(keys), []),
+        held_out.Items("", None, texts, None, ids, [], digest, keys, []),
         "t2i",
         workdir / samples.FOLDER / "pictures" / "t2i.npz",
         count=len(texts),

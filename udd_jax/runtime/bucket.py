@@ -12,7 +12,6 @@ is killed loses what it has not sent back: such a stage then starts again from i
 """
 
 import contextlib
-import functools
 import pathlib
 import tempfile
 
@@ -43,13 +42,16 @@ def on_disk(workdir, here: pathlib.Path, *names: str, without=STAYS):
     if workdir == here:
         yield
         return
-    for name, path in _files(workdir, names or _names(workdir, without)):
+
+    def all_of(root):
+        return _files(root, names or _names(root, without))
+
+    for name, path in all_of(workdir):
         if path.suffix == ".json" or not (here / name).exists():
             files.write_bytes(here / name, path.read_bytes())
-    ours = functools.partial(_files, here)
-    before = {n: _stamp(path) for n, path in ours(names or _names(here, without))}
+    before = {name: _stamp(path) for name, path in all_of(here)}
     yield
-    for name, path in ours(names or _names(here, without)):
+    for name, path in all_of(here):
         if before.get(name) != _stamp(path) and path.suffix not in (".tmp", ".partial"):
             files.write_bytes(workdir / name, path.read_bytes())
 

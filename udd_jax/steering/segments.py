@@ -12,8 +12,8 @@ def read(pipe, asked: dict, masks, count: int, own: int) -> np.ndarray | None:
     """The weights float32[count, M] of `count` samples; None where all of them are 1.
 
     asked: {modality: a weight, or one for each of the `own` given values}; of a picture, those of
-    both levels. UserError, one line: a modality that
-    the task does not give, a bad number, or a network that would attend to nothing.
+    both levels. UserError, one line: a modality that the task does not give, a bad number, or a
+    network that would attend to nothing.
     """
     names = [m.name for m in pipe.vocab.modalities]
     weights = np.ones((count, len(names)), np.float32)
@@ -31,7 +31,7 @@ def read(pipe, asked: dict, masks, count: int, own: int) -> np.ndarray | None:
         if row.ndim > 1 or len(row) not in (1, own):
             many = "1 is given" if own == 1 else f"{own} values are given"
             raise UserError(f"weigh {name!r}: {len(row)} weights, and {many}: expected 1 or {own}")
-        for part in levels(pipe.vocab, name):
+        for part in pipe.vocab.levels([name]):
             weights[:, names.index(part)] = np.repeat(row, count // len(row))
     if (weights == 1).all():
         return None
@@ -49,12 +49,6 @@ def read(pipe, asked: dict, masks, count: int, own: int) -> np.ndarray | None:
                     "see nothing: leave one out of the task instead"
                 )
     return weights
-
-
-def levels(vocab, name: str) -> list[str]:
-    """A modality, and of a picture of two levels the coarse one too."""
-    coarse = vocab.coarse
-    return [name, coarse.name] if coarse is not None and coarse.level_of == name else [name]
 
 
 def _numbers(name: str, value) -> np.ndarray:

@@ -39,7 +39,7 @@ def usual(pipe, task: str) -> list[str]:
     rule = tasks.parse(pipe.vocab, task)
     names = [name for name in pipe.config.get("begin_with", ()) if name not in rule.given]
     alone = not rule.given and len(rule.free) == 1
-    return [] if alone or set(rule.free) <= set(_levels(pipe.vocab, names)) else names
+    return [] if alone or set(rule.free) <= set(pipe.vocab.levels(names)) else names
 
 
 def of_itself(pipe, task: str) -> list[str]:
@@ -186,11 +186,9 @@ def begin(pipe, call: Call, names, keys_of, **options) -> Call:
     keys = jax.vmap(jax.random.fold_in, (0, None))(keys, len(call.done) + 1)
     first, second = rules(pipe.vocab, call.task, names)
     known = tasks.parse(pipe.vocab, first).given
-    options |= {"negative": call.negative, "weigh": call.weigh}
     options |= {"given": given, "num": call.num, "keys": keys}
-    for name in ("negative", "weigh"):
-        asked = options.get(name) or {}
-        options[name] = {n: value for n, value in asked.items() if n in known} or None
+    for name, asked in (("negative", call.negative), ("weigh", call.weigh)):
+        options[name] = {n: value for n, value in (asked or {}).items() if n in known} or None
     options["begin_with"] = ()  # what is asked for first is not by way of something else
     names = [field.name for field in dataclasses.fields(sampling.Settings) if field.name in options]
     asked = {name: options[name] for name in names}
@@ -234,7 +232,7 @@ def check(pipe, task: str, names) -> tuple[list[str], list[str]]:
         if name not in able:
             expected = ", ".join(able)
             raise UserError(f"begin_with {name!r}: task {task!r} can begin with {expected}")
-    if set(both := _levels(pipe.vocab, names)) - {*names} <= set(rule.free):
+    if set(both := pipe.vocab.levels(names)) - {*names} <= set(rule.free):
         names = both
     rest = [name for name in rule.free if name not in names]
     if task == "infill" or not rest or not names:
@@ -243,13 +241,6 @@ def check(pipe, task: str, names) -> tuple[list[str], list[str]]:
             "image,text generates"
         )
     return names, rest
-
-
-def _levels(vocab, names: list[str]) -> list[str]:
-    """The names, with the coarse level of a picture before it: it is both of its levels."""
-    coarse = vocab.coarse
-    has = coarse is not None and coarse.level_of in names and coarse.name not in names
-    return [coarse.name, *names] if has else names
 
 
 def _listed(names) -> list[str]:

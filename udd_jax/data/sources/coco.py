@@ -100,7 +100,7 @@ def _rows(file: pathlib.Path, split_field: str) -> tuple[list, list]:
     return rows, lost
 
 
-def _places(places: dict[str, list[str]], rows: list, splits: list) -> list:
+def _places(places: dict[tuple[str, ...], list[str]], rows: list, splits: list) -> list:
     """Where the picture of each row is, or why nowhere."""
     found = [_place(places, row[0], split) for row, split in zip(rows, splits, strict=True)]
     named = {n: (rows[n][0], place) for n, place in enumerate(found) if isinstance(place, str)}
@@ -110,7 +110,7 @@ def _places(places: dict[str, list[str]], rows: list, splits: list) -> list:
     return found
 
 
-def _place(places: dict[str, list[str]], name: str, split: str | None):
+def _place(places: dict[tuple[str, ...], list[str]], name: str, split: str | None):
     found = walk.by_end(places, name)
     if len(found) > 1:
         own = [p for p in found if split in map(split_names.named, pathlib.Path(p).parts[:-1])]
