@@ -125,6 +125,21 @@ def test_image_to_text_draws_its_length_from_the_modality(pipe, images):
     assert padding(pipe, made)[beyond].all() and len(made.captions) == 4
 
 
+def test_each_picture_can_have_a_length_of_its_own(pipe, images):
+    each = np.array([3, 1, 13, 5])
+    made = pipe.image_to_text(images, length=each.tolist(), num=2, seed=3)
+    beyond = np.arange(M)[None] >= np.repeat(each, 2)[:, None]
+    np.testing.assert_array_equal(padding(pipe, made) & beyond, beyond)
+    alike = pipe.image_to_text(images, length=5, num=2, seed=3)
+    np.testing.assert_array_equal(made.tokens[6:], alike.tokens[6:])
+
+
+@pytest.mark.parametrize("length", [0, 14, 2.5, None, "long", [3, 4], [3, 4, 5, 14], []])
+def test_a_length_for_captions_of_pictures_that_cannot_be_is_one_line(pipe, images, length):
+    with pytest.raises(ValueError, match=r"length = .*, expected 1 to 13 tokens, one number"):
+        cuts.inputs(pipe, images, length)
+
+
 @pytest.mark.parametrize(
     "call, message",
     [

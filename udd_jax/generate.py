@@ -73,9 +73,8 @@ def sample(workdir, flags, changes: dict | None = None) -> pathlib.Path:
         options["prompts"] = steering_flags.prompts(asked["text"], flags.weight)
         ids, most = {n: _read(pipe, n, v) for n, v in asked.items() if n != "text"}, 1
     elif flags.length:
-        length = int(flags.length) if flags.length.isdecimal() else flags.length
         images, repeat = _read(pipe, "image", asked["image"]), 1
-        ids, options["masks"] = lengths.inputs(pipe, images, length, num, flags.seed)
+        ids, options["masks"] = lengths.inputs(pipe, images, flags.length, num, flags.seed)
     else:
         ids = {n: _each(_read(pipe, n, rows), most) for n, rows in asked.items()}
     away = {"text": [flags.negative_prompt]} if flags.negative_prompt else None

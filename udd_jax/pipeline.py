@@ -238,8 +238,8 @@ class Pipeline:
     def image_to_text(self, images, *, num=1, length=None, seed=0, **settings) -> Result:
         """`num` captions of each image.
 
-        length: how many tokens a caption has, or "drawn" by the length head (`steering.lengths`);
-        by default the padding is generated like the tokens.
+        length: how many tokens a caption has, a number or one for each image, or "drawn" by the
+        length head (`steering.lengths`); by default the padding is generated like the tokens.
 
         >>> len(pipe.image_to_text(pipe.images(2).pil).captions)
         2

@@ -180,6 +180,11 @@ def seed(value, name: str = "seed") -> int:
     return int(value)
 
 
+def later_seed(first: int, number: int = 1) -> int:
+    """The seed so many after `first`; after the last one comes 0."""
+    return (first + number) % SEEDS
+
+
 def by_name(what: str, value, example: str) -> None:
     """UserError unless `value` is {modality: ...}, or None. example: such a value, as typed."""
     if value is not None and not isinstance(value, dict):

@@ -71,7 +71,7 @@ def outpaint(pipe, images, captions, extend, num, seed, **settings) -> np.ndarra
         captions = [c for c in captions for _ in range(len(images) // len(captions))]
 
     def infill(windows, mask, number):
-        options = {"seed": (seed + number) % values.SEEDS, **settings}
+        options = {"seed": values.later_seed(seed, number), **settings}
         return pipe.infill(windows, mask, captions, **options).images
 
     cell = height // tokenizer.grid[0]

@@ -21,24 +21,38 @@ DRAWN = "drawn"
 def inputs(pipe, images, length, num: int = 1, seed: int = 0) -> tuple[dict, tasks.Masks]:
     """`given` and `masks` of `Pipeline.generate`, for `num` captions of each picture.
 
-    images: as of `image_to_text`. length: a number of tokens from 1 to M, or "drawn" for each
-    caption by itself. UserError, one line: it is neither, or the run has no way to draw one.
+    images: as of `image_to_text`. length: a number of tokens from 1 to M, or one for each picture,
+    or "drawn" for each caption by itself. UserError, one line: it is none of these, or the run has
+    no way to draw one.
     """
     values.seed(seed)
-    image = np.repeat(values.ids(pipe, "image", images), values.whole("num", num, 1), axis=0)
-    most = pipe.vocab.modalities[pipe.vocab.index("text")].length
-    if length == DRAWN:
+    image = values.ids(pipe, "image", images)
+    num, most = values.whole("num", num, 1), pipe.text_length
+    if isinstance(length, str) and length == DRAWN:
+        image = np.repeat(image, num, axis=0)
         lengths = draw(pipe, image, seed)
     else:
-        number = isinstance(length, int | np.integer) and not isinstance(length, bool)
-        if not number or not 1 <= length <= most:
-            raise UserError(f"length = {length!r}, expected 1 to {most} tokens, or {DRAWN!r}")
-        lengths = np.full(len(image), length)
+        lengths = np.repeat(_typed(length, len(image), most), num)
+        image = np.repeat(image, num, axis=0)
     text = np.full((len(image), most), pipe.tokenizers["text"].pad_id, np.int32)
     given, free = {"image": image, "text": text}, np.zeros((len(image), pipe.vocab.length), bool)
     free[:, pipe.vocab.slices[pipe.vocab.index("text")]] = np.arange(most) < lengths[:, None]
     absent = [m.name not in pipe.vocab.parts(given) for m in pipe.vocab.modalities]
     return given, tasks.Masks(free, np.broadcast_to(absent, (len(image), len(absent))))
+
+
+def _typed(length, count: int, most: int) -> np.ndarray:
+    """int[count] of one length for all pictures, or of one for each."""
+    try:
+        each = values.counts(length, None)
+    except UserError:
+        each = np.array([])
+    if len(each) not in (1, count) or not ((each >= 1) & (each <= most)).all():
+        raise UserError(
+            f"length = {length!r}, expected 1 to {most} tokens, one number for all pictures or one "
+            f"for each, or {DRAWN!r}"
+        )
+    return np.broadcast_to(each, (count,))
 
 
 def modality(pipe) -> str | None:

@@ -46,7 +46,7 @@ def upscale(pipe, images, captions, factor, num: int, seed, **settings) -> np.nd
         coarse = tokenizer.encode(guides[:, *here])[:, : pipe.vocab.coarse.length]
         free = pixels.code_mask(mask, tokenizer.grid).reshape(-1)
         given, masks = _asked(pipe, coarse, tokenizer.encode(windows), free, text)
-        own = (seed + number) % values.SEEDS
+        own = values.later_seed(seed, number)
         options = {"seed": own, **vars(pipe.settings(drawn, **plain)), **others}
         return pipe.generate("infill", given=given, masks=masks, **options).images
 

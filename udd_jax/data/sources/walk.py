@@ -39,11 +39,6 @@ _SHOWN = 5  # names in a message
 _TOKENS = ("*.token", "*.token.txt", "results*.csv")
 
 
-def pictures(root: pathlib.Path) -> list[pathlib.Path]:
-    """The image files of a folder and its subfolders, sorted."""
-    return sorted(map(pathlib.Path, Files(root).pictures))
-
-
 def names_data(parts) -> bool:
     """False for a path with a part that begins with a dot, or is `__MACOSX` (Finder's archives)."""
     return not any(

@@ -268,7 +268,7 @@ def round_trips(pipe, items, drawn, folder) -> dict:
             folder / "back" / f"{task}.npz",
             count=count,
             batch_size=min(options.batch_size, count),
-            seed=(options.seed + 1) % values.SEEDS,
+            seed=values.later_seed(options.seed),
             made_of=manifest.made_of(pipe),
         )
         for task in ("t2i", "i2t")

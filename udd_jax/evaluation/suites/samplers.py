@@ -89,7 +89,7 @@ def run(pipe, workdir, *, count: int = 64, say=logbook.say) -> dict:
     for name, row in choose(result["rows"], steps, chosen).items():
         if result["again"].get(name, {}).get("settings") != row["settings"]:
             same = [r for r in result["again"].values() if r["settings"] == row["settings"]]
-            seed = (options.seed + 1) % values.SEEDS
+            seed = values.later_seed(options.seed)
             again = same or [measure(pipe, items, row["settings"], most, seed)]
             result["again"][name] = again[0]
             say(f"{name}: {_line(again[0])}")

@@ -125,7 +125,8 @@ def scored(pipe, world, count: int, seed: int, scales=None, together=TOGETHER, *
         made, good = [], []
         for i, (reference, number) in enumerate(zip(references, counts, strict=True)):
             scorers = [(scorer(kind, reference), scale) for kind, scale in asked.items()]
-            result = pipe.images(number, seed=(seed + i) % values.SEEDS, scorers=scorers, **options)
+            own = values.later_seed(seed, i)
+            result = pipe.images(number, seed=own, scorers=scorers, **options)
             made.append(result.images)
             good += [s and right(reference, s) for s in world.read_images(result.images)]
         found[name] = {
