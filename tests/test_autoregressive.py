@@ -56,7 +56,7 @@ def test_it_generates_scores_and_infills(pipe, tmp_path):
 
 def test_it_is_not_steered_and_the_page_does_not_offer_to(pipe):
     half = np.arange(32)[:, None] * np.ones(32) < 16
-    with pytest.raises(ValueError, match=r"paint needs model\.kind = 'diffusion'"):
+    with pytest.raises(ValueError, match=r"model\.kind = 'autoregressive' goes without .* out$"):
         pipe.text_to_image("a red circle", paint=[("red circle", half)])
     assert not {"paint", "prompts", "weigh"} & {*steering.ways(pipe, "t2i")}
 
@@ -158,4 +158,20 @@ def test_one_token_after_another_is_refused_where_it_was_not_learned_or_is_steer
 
 def test_the_comparison_of_samplers_has_it_where_it_was_learned(in_both):
     asked = {"sampler": "autoregressive"}
-    assert [asked in samplers.grid(pipe) for pipe in in_both] == [True, False]
+    never = in_both[0].with_config(train={"prefix_share": 0.0})
+    assert [asked in samplers.grid(pipe) for pipe in (*in_both, never)] == [True, True, False]
+
+
+def test_the_baseline_has_one_sampler_and_refuses_another(in_both):
+    baseline = in_both[1].with_config(sample={"sampler": "maskgit"})
+    assert baseline.settings("t2i").sampler == "autoregressive"
+    for changes, message in (
+        ({"sampler": "maskgit"}, r"'maskgit' changes nothing, model\.kind = 'autoregressive'"),
+        ({"steps": 4}, "steps = 4 changes nothing, sampler autoregressive runs until no position"),
+        ({"bound": 0.3}, "bound = 0.3 changes nothing, sampler autoregressive does not read it"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            baseline.texts(1, **changes)
+    recorded = vars(in_both[0].settings("t2i", sampler="maskgit"))  # a whole line of samples.jsonl
+    again, same = (baseline.texts(2, seed=1, **more).tokens for more in (recorded, {}))
+    assert again.shape == same.shape

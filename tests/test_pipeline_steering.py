@@ -130,6 +130,13 @@ def test_an_edit_changes_a_share_of_the_codes_in_each_round(pipe, pictures):
         pipe.edit(images, A, share=2)
 
 
+def test_an_edit_of_a_picture_does_not_depend_on_how_many_others_are_edited(pipe, pictures):
+    images, _ = pictures
+    many = pipe.edit(images, A, rounds=2, seed=1)
+    first = pipe.edit(images[:1], A, rounds=2, seed=1)
+    np.testing.assert_array_equal(first.tokens, many.tokens[:1])
+
+
 def test_outpainting_keeps_the_picture(pipe, pictures):
     images, captions = pictures
     wide = pipe.outpaint(images, captions, extend={"left": 8}, seed=1)

@@ -6,6 +6,7 @@ import dataclasses
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -273,11 +274,18 @@ def test_ones_own_pictures_go_through_all_stages_and_start_from_another_run(
         c = t2i.get_config("smoke")
         c.data, c.data_options = f"folder:{pictures}", {}
         c.train.update({"steps": 4, "warmup": 2, "save_every": 4, "log_every": 2})
+        c.train.prefix_steps = 2
         c.evaluate.update({"samples": 4, "batch_size": 4, "bound_samples": 4})
         c.model.update(model)
         return c
 
-    stages.run(config(), tmp_path / "first")
+    def own(denoise_fn, outcome, key):
+        return outcome.t[:, 0] * 0.0, {"own": jnp.float32(7)}
+
+    stages.run(config(), tmp_path / "first", terms={"own": (1.0, own)})
+    lines = (tmp_path / "first" / "metrics.jsonl").read_text().splitlines()
+    told = [json.loads(line).get("own") for line in lines if "text_nll" in line]
+    assert told == [None, 7.0]  # prefixes have no terms
     for name in ("evaluation.json", "report.html", "samples/samples.jsonl"):
         assert (tmp_path / "first" / name).exists(), name
     first, _ = trees.load_tree(tmp_path / "first" / build.WEIGHTS)

@@ -63,8 +63,14 @@ def diffuses(config) -> bool:
 
 
 def in_order(config) -> bool:
-    """Whether the network of a run can also draw one token after another (`prefix_share`)."""
-    return config.train.get("prefix_share", 0.0) > 0
+    """Whether the network of a run can draw one token after another: as a diffusion that has
+    learned it, too (`prefix_share`), or because it can do nothing else (`only_in_order`)."""
+    return config.train.get("prefix_share", 0.0) > 0 or only_in_order(config)
+
+
+def only_in_order(config) -> bool:
+    """Whether a run draws one token after another, whatever the sampler of its config is."""
+    return config.model.get("kind") == IN_ORDER
 
 
 def make_model(config, vocab: Vocab, pad_id: int = 0) -> transformer.Transformer:

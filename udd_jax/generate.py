@@ -115,8 +115,6 @@ def _typed(flags) -> dict:
         found["blank_tokens"] = flags.blank_tokens
     if flags.best_of > 1:
         found |= {"best_of": flags.best_of, "by": flags.by}
-    if flags.task == "edit":  # one generator draws the masks of all samples of the call
-        found["num"] = flags.num or 1
     return found | ({"mask": os.path.abspath(flags.mask)} if flags.mask else {})
 
 

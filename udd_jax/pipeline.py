@@ -38,7 +38,7 @@ from udd_jax.diffusion import vocab as vocabs
 from udd_jax.errors import UserError
 from udd_jax.networks import matching, transformer
 from udd_jax.runtime import compiled, files, sharding, trees
-from udd_jax.sampling.settings import Settings
+from udd_jax.sampling.settings import IN_ORDER, Settings
 from udd_jax.steering import candidates, chains, edits, lengths, scoring, stepwise, upscaling
 from udd_jax.tokenizers import codecs
 from udd_jax.values import Result
@@ -590,7 +590,8 @@ class Pipeline:
     def settings(self, task: str | None = None, **changes) -> Settings:
         """The sampler settings of the run with these changes. ValueError for a bad one.
 
-        task: the rule that is generated, whose own settings in `sample_rules` then hold.
+        task: the rule that is generated, whose own settings in `sample_rules` then hold. The
+        autoregressive baseline has one sampler, whatever its config says; another is refused.
         """
         fields = {f.name for f in dataclasses.fields(Settings)}
         for name in changes:
@@ -600,6 +601,13 @@ class Pipeline:
         for rule, own in (self.config.get("sample_rules", {}) if task else {}).items():
             if tasks.same(self.vocab, rule, task):
                 found |= own.to_dict()
+        if build.only_in_order(self.config):
+            if changes.get("sampler", IN_ORDER) != IN_ORDER and changes.keys() < fields:
+                raise UserError(
+                    f"sample.sampler = {changes['sampler']!r} changes nothing, model.kind = "
+                    f"{IN_ORDER!r} draws one token after another: leave it out"
+                )
+            changes = {**changes, "sampler": IN_ORDER}
         settings = Settings(**found | changes)
         settings.check(self.kernel, self.guidable, build.in_order(self.config))
         return settings

@@ -54,8 +54,9 @@ PLACES = ("data", "data_options.images", "data_options.data_dir")  # of the data
 def run(config: ml_collections.ConfigDict, workdir, until: str | None = None, **options) -> None:
     """Runs every stage that is not done yet, up to the stage `until` if given.
 
-    workdir: a folder, or `gs://bucket/path`. options: those of `train_diffusion.train`. ValueError,
-    one line: the config, the data or the folder do not fit.
+    workdir: a folder, or `gs://bucket/path`. options: `terms`, own terms of the loss, `profile` and
+    `tensorboard` (`train_diffusion.train`). ValueError, one line: the config, the data or the
+    folder do not fit.
     """
     workdir = files.folder(workdir)
     start.check(config, workdir)
@@ -85,7 +86,9 @@ def check(config) -> None:
     limits.check_sampling(config, vocab, kernel)
 
 
-def _run_stages(config, workdir, here, until, data, found, profile=None, tensorboard=False):
+def _run_stages(
+    config, workdir, here, until, data, found, profile=None, tensorboard=False, terms=None
+):
     """here: the local folder for `workdir`; the two are the same if `workdir` is not a bucket."""
     stage = functools.partial(run_folder.timed, workdir)
     on_disk = functools.partial(bucket.on_disk, workdir, here)
@@ -115,7 +118,7 @@ def _run_stages(config, workdir, here, until, data, found, profile=None, tensorb
         with stage("dual encoder"):
             train_dual_encoder.make(config, workdir, cache, tokenizers)
     with stage("diffusion"):
-        options = {"profile": profile, "tensorboard": tensorboard}
+        options = {"profile": profile, "tensorboard": tensorboard, "terms": terms}
         params = make_weights(config, workdir, cache, tokenizers, data, **options)
         tokenizers["image"] = end_to_end.finish(workdir, tokenizers["image"])
     if until == "diffusion":
@@ -329,10 +332,10 @@ def write_shards(config, workdir, source, tokenizers: dict) -> None:
         )
 
 
-def make_weights(config, workdir, cache, tokenizers: dict, data, **options) -> dict:
+def make_weights(config, workdir, cache, tokenizers: dict, data, terms=None, **options) -> dict:
     """The averaged weights after `config.train.steps` steps; trains as far as needed.
 
-    options: those of `train_diffusion.train`.
+    terms, options: those of `train_diffusion.train`.
     """
     if (workdir / build.WEIGHTS).exists():
         params, metadata = trees.load_tree(workdir / build.WEIGHTS)
@@ -350,7 +353,7 @@ def make_weights(config, workdir, cache, tokenizers: dict, data, **options) -> d
         masks = {m.name: m.classes for m in vocab.modalities}
         ahead = batches.Ahead(lambda step: batches.make(cache, seed, step, size, *share, masks))
     options |= {
-        "terms": end_to_end.from_config(config, vocab, tokenizers["image"]),
+        "terms": end_to_end.from_config(config, vocab, tokenizers["image"]) | (terms or {}),
         "start": start.weights(config, vocab),
         "held_out": pairs.held_out(config, data["validation"], tokenizers),
         "ids_at": lambda step: batches.indices(seed, step, size, len(items)),

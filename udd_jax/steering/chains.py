@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from udd_jax import values
+from udd_jax import build, values
 from udd_jax.diffusion import tasks
 from udd_jax.errors import UserError
 from udd_jax.sampling import painting
@@ -89,9 +89,11 @@ def prepare(
     settings = pipe.settings(task, **options)
     steered = (prompts, guide, paint or None, weigh or None, scorers or None, features)
     if settings.sampler == IN_ORDER and any(part is not None for part in steered):
+        alone = build.only_in_order(pipe.config)
         raise UserError(
-            f"sample.sampler = {IN_ORDER!r} goes without prompts, guide, paint, weigh, scorers and "
-            "features: leave them out, or choose another sampler"
+            f"{'model.kind' if alone else 'sample.sampler'} = {IN_ORDER!r} goes without prompts, "
+            "guide, paint, weigh, scorers and features: leave them out"
+            f"{'' if alone else ', or choose another sampler'}"
         )
     if plain:
         given, masks = lengths.cut(pipe, given, tasks.masks(vocab, task, count))

@@ -33,7 +33,9 @@ def edit(pipe, images, captions, share, rounds, num, seed, batch_size, trace=0, 
     given = {n: np.repeat(r, count * num // len(r), axis=0) for n, r in given.items()}
     given, coarse = pipe.vocab.parts(given), pipe.vocab.coarse
     levels = ["image"] if coarse is None else [coarse.name, "image"]
-    rng = np.random.default_rng(values.seed(seed))
+    keys = np.random.default_rng(values.seed(seed))  # of the rounds
+    # Each sample has its own draws, so that it does not depend on how many others there are.
+    draws = [np.random.default_rng((seed, number)) for number in range(count * num)]
     slices = [pipe.vocab.slices[pipe.vocab.index(name)] for name in levels]
     where = np.concatenate([np.arange(part.start, part.stop) for part in slices])
     absent = [m.name not in given for m in pipe.vocab.modalities]
@@ -44,10 +46,9 @@ def edit(pipe, images, captions, share, rounds, num, seed, batch_size, trace=0, 
     calls, states, kept = 0, [], {round((k + 1) * rounds / trace) - 1 for k in range(trace)}
     for number in range(rounds):
         free = np.zeros((count * num, pipe.vocab.length), bool)
-        order = rng.random((count * num, len(where))).argsort(axis=1)
-        free[:, where] = order < drawn
+        free[:, where] = np.stack([draw.permutation(len(where)) for draw in draws]) < drawn
         masks, options = tasks.Masks(free, absent), {"batch_size": batch_size, **settings}
-        key = int(rng.integers(2**31))
+        key = int(keys.integers(2**31))
         result = pipe.generate("infill", given=given, masks=masks, seed=key, **options)
         calls = calls + result.calls
         made = pipe.vocab.split(jnp.asarray(result.tokens))
