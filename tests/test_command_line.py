@@ -156,12 +156,15 @@ def test_a_file_that_is_no_config_is_one_line(typed, tmp_path, name, content, me
 def test_a_tilde_is_the_home_folder_in_every_path(typed, monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     typed("--mode=sample", "--workdir=~/run", "--image=~/a=b.png", "--given=image=~/c.png",
-          "--given=text=about ~/c", "--mask=m~.png", "--dual_encoder=~/d", "--out=~/x")  # fmt: skip
+          "--given=text=about ~/c", "--mask=m~.png", "--dual_encoder=~/d", "--out=~/x",
+          "--paint=red circle=~/p.png:2", "--scorer=palette=~/s.png:64")  # fmt: skip
     found = command_line.FLAGS
     assert (found.workdir, found.mask) == ("/home/me/run", "m~.png")
     assert found.image == ["/home/me/a=b.png"]
     assert found.given == ["image=/home/me/c.png", "text=about ~/c"]
     assert (found.dual_encoder, found.out) == ("/home/me/d", "/home/me/x")
+    assert found.paint == ["red circle=/home/me/p.png:2"]
+    assert found.scorer == ["palette=/home/me/s.png:64"]
     typed(CONFIG, *(f"--config.{name}=~/x" for name in command_line.PATH_FIELDS))
     config = command_line.CONFIG.value
     assert (config.init_from, config.vq.file) == ("/home/me/x", "/home/me/x")

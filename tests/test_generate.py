@@ -87,6 +87,30 @@ def test_a_line_says_all_that_makes_its_sample_again(tmp_path):
     np.testing.assert_array_equal(again.images[0], pixels.read(out / line["image"]))
 
 
+def test_a_line_of_several_steps_makes_its_sample_again_with_the_settings_of_each(
+    tmp_path, monkeypatch
+):
+    rules = {"image": {"temperature": 0.5}, "text|image": {"top_r": 0.5}}
+    own = one_pipeline.pipe.with_config(begin_with=("image",), sample_rules=rules)
+    monkeypatch.setattr(pipeline.Pipeline, "load", lambda directory: own)
+    _, lines = sampled(tmp_path, task="pair", num=2, temperature=0.9)
+    line = lines[1]
+    assert line["settings"] == {"temperature": 0.9}
+    again = own.pairs(1, seed=line["seed"], first=line["index"], **line["settings"])
+    assert again.captions == [line["caption"]]
+
+
+def test_a_negative_prompt_leads_an_edit_and_an_infilling(tmp_path, picture):
+    options = {"image": [str(picture)], "prompt": ["a red circle"], "guidance": 2.0, "num": 4}
+    pixels.write_png(tmp_path / "m.png", np.full((32, 32, 3), 255, np.uint8))
+    for task, more in (("edit", {"rounds": 1}), ("infill", {"mask": str(tmp_path / "m.png")})):
+        found = []
+        for away in ({}, {"negative_prompt": "a blue square"}):
+            out, lines = sampled(tmp_path, task=task, **options, **more, **away)
+            found.append(np.stack([pixels.read(out / line["image"]) for line in lines]))
+        assert (found[0] != found[1]).any()
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -105,7 +129,7 @@ def test_the_flags_in_a_line_make_its_sample_again_from_any_folder(
     if "best_of" not in changes:
         changes = {"image": [picture.name], **changes}
     out, lines = sampled(tmp_path, num=2, **changes)
-    line = lines[0 if changes.get("task") == "edit" else -1]
+    line = lines[-1]
     assert line["run"] == str(tmp_path)
     monkeypatch.chdir("/")
     flags = {"num": line["index"] + 1}
@@ -294,7 +318,18 @@ def test_an_image_of_another_size_is_resized_with_a_word_about_it(tmp_path, caps
             "--weigh=text = 3: text has a weight already, expected one of each",
         ),
         ({"prompt": ["a"], "mask": "m.png"}, "--mask means nothing for --task=t2i"),
-        ({"task": "pair", "negative_prompt": "a"}, "--negative_prompt means nothing"),
+        (
+            {"task": "text", "negative_prompt": "a"},
+            "--negative_prompt means nothing for --task=text",
+        ),
+        (
+            {"task": "infill", "prompt": ["a ___"], "negative_prompt": "b"},
+            "--negative_prompt means nothing for --task=infill",
+        ),
+        (
+            {"task": "outpaint", "image": ["a.png"], "extend": ["left:8", "left:4"]},
+            "--extend=left:4: left is there already, expected one of each",
+        ),
         (
             {"prompt": ["a"], "negative_prompt": "b"},
             "--negative_prompt changes nothing, guidance is off: add --guidance=2",

@@ -25,7 +25,7 @@ from udd_jax.errors import UserError
 from udd_jax.evaluation import held_out, rules, samples
 from udd_jax.evaluation.report import contact_sheet, rule_sections
 from udd_jax.runtime import files
-from udd_jax.steering import stepwise
+from udd_jax.steering import chains, stepwise
 from udd_jax.tokenizers.spectrogram import Spectrogram
 from udd_jax.training import further, plan
 from udd_jax.values import Result
@@ -606,9 +606,12 @@ def test_a_folder_to_pass_on_has_every_tokenizer(pipe, tmp_path):
 
 def test_the_ids_of_a_modality_that_a_task_leaves_out_may_be_missing(pipe):
     tokens = {"text": np.ones((2, 13), int), "sound": np.ones((2, 16), int)}
-    whole = values.with_absent(pipe.vocab, "sound|text", tokens)
+    whole = chains.scored(pipe.vocab, "sound|text", tokens)
     assert sorted(whole) == sorted(NAMES) and not whole["layout"].any()
-    assert "image" not in values.with_absent(pipe.vocab, "image|text", {"text": tokens["text"]})
+    with pytest.raises(
+        ValueError, match=r"^score: task 'image\|text' needs 'image', which is miss"
+    ):
+        chains.scored(pipe.vocab, "image|text", {"text": tokens["text"]})
 
 
 # ---- Numbers and the report ---------------------------------------------------------------------

@@ -81,13 +81,13 @@ _KINDS = {int: "integer", float: "float", str: "string", tuple: "list"}
 # Flags and fields that are paths; a shell leaves the `~` of `--image=~/a.png` as it is.
 PATHS = (
     *("workdir", "out", "image", "mask", "weights", "compare", "checkpoint", "vq_config"),
-    *("text", "codes", "given", "dual_encoder"),
+    *("text", "codes", "given", "dual_encoder", "paint", "scorer"),
 )
 PATH_FIELDS = (
     *("init_from", "text.file", "vq.file", "vq.weights", "evaluate.weights", "dual_encoder.file"),
     *("data_options.images", "data_options.data_dir"),
 )
-_NAME = re.compile(r"(\w+=(?=~))?")  # that of --given NAME=VALUE
+_NAME = re.compile(r"([^=]*=(?=~))?")  # that of --given NAME=VALUE, or --paint PHRASE=MASK
 _HELP = {"-h", "-help", "--help", "-helpshort", "--helpshort", "-helpfull", "--helpfull"}
 
 FLAGS = flags.FLAGS

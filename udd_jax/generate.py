@@ -43,7 +43,7 @@ def sample(workdir, flags, changes: dict | None = None) -> pathlib.Path:
     if flags.task == "edit" and pipe.guidable:
         changes = {"guidance": edits.GUIDANCE, **changes}
     settings = pipe.settings(_rule(pipe, flags, asked), **changes)
-    _check_settings(pipe, flags, settings, changes)
+    steps = _check_settings(pipe, flags, settings, changes)
     given, most, mask = {}, max((len(rows) for rows in asked.values()), default=1), None
     num = repeat = flags.num or 1
     options = {"seed": flags.seed, "batch_size": flags.batch_size, **changes}
@@ -79,6 +79,7 @@ def sample(workdir, flags, changes: dict | None = None) -> pathlib.Path:
         ids = {n: _each(_read(pipe, n, rows), most) for n, rows in asked.items()}
     away = {"text": [flags.negative_prompt]} if flags.negative_prompt else None
     if flags.task in EDITS:
+        options |= {"negative": away} if away else {}
         results = EDITS[flags.task](pipe, flags, ids, {"num": num, **options})
     else:
         count, repeat = (None, repeat) if ids or flags.weight else (num, 1)
@@ -87,7 +88,8 @@ def sample(workdir, flags, changes: dict | None = None) -> pathlib.Path:
     logbook.begin()
     run = str(getattr(flags, "workdir", None) or workdir)
     common = {"run": run if "://" in run else os.path.abspath(run), **_typed(flags)}
-    common["settings"] = dataclasses.asdict(settings)
+    # Of several steps, each has settings of its own: what was typed is what they share.
+    common["settings"] = dataclasses.asdict(settings) if steps == 1 else changes
     paste = None if mask is None else (given["image"][0], mask)
     if flags.weight:
         asked["text"] = [asked["text"]]
@@ -236,7 +238,7 @@ def _check(flags, asked, vocab) -> None:
     unused += ["--weigh"] if flags.weigh and (edits or infill) else []
     unused += ["--paint"] if flags.paint and (edits or "text" not in rule.given) else []
     unused += ["--weight"] if flags.weight and (edits or infill or "text" not in rule.given) else []
-    away = flags.negative_prompt and ("text" not in rule.given or edits)
+    away = flags.negative_prompt and not ("image" in asked if infill else set(rule.free) - {"text"})
     for name in unused + (["--negative_prompt"] if away else []):
         raise UserError(f"{name} means nothing for --task={flags.task}: leave it out")
     if flags.num is not None and flags.num < 1:
@@ -246,6 +248,7 @@ def _check(flags, asked, vocab) -> None:
         raise UserError(f"--best_of = {flags.best_of}, expected at least 1")
     if flags.task == "outpaint" and not flags.extend:
         raise UserError("--extend is missing, --task=outpaint needs it, such as --extend=left:8")
+    steering_flags.extended(flags.extend)
     if flags.batch_size < 1:
         raise UserError(f"--batch_size = {flags.batch_size}, expected at least 1")
     if infill:
@@ -265,8 +268,10 @@ def _check(flags, asked, vocab) -> None:
         raise UserError(f"{said}: expected as many of each, or one")
 
 
-def _check_settings(pipe, flags, settings, changes) -> None:
-    """ValueError if a typed setting, or a negative prompt, would change nothing."""
+def _check_settings(pipe, flags, settings, changes) -> int:
+    """The number of steps, each with its settings; ValueError if a typed setting, or a negative
+    prompt, would change nothing."""
+    steps = 1
     if flags.task in EDITS:
         sampling.require_read([settings], changes, "--")
         guided = settings.on("guidance")
@@ -278,10 +283,12 @@ def _check_settings(pipe, flags, settings, changes) -> None:
             names = _begun(flags)
         asked = (flags.task, names, plain, flags.begin_steps)
         guided = stepwise.require_read(pipe, *asked, changes, "--")
+        steps = len(stepwise.chains(pipe, *asked[:3]))
     if flags.negative_prompt and not (guided or flags.weight):
         raise UserError("--negative_prompt changes nothing, guidance is off: add --guidance=2")
     if flags.blank_tokens != 1 and flags.task != "infill":
         raise UserError(f"--blank_tokens means nothing for --task={flags.task}: leave it out")
+    return steps
 
 
 def _each(given, count: int) -> list:

@@ -38,6 +38,7 @@ from udd_jax.diffusion import vocab as vocabs
 from udd_jax.errors import UserError
 from udd_jax.networks import matching, transformer
 from udd_jax.runtime import compiled, files, sharding, trees
+from udd_jax.sampling import settings as sampling
 from udd_jax.sampling.settings import IN_ORDER, Settings
 from udd_jax.steering import candidates, chains, edits, lengths, scoring, stepwise, upscaling
 from udd_jax.tokenizers import codecs
@@ -82,6 +83,10 @@ class Pipeline:
 
     def __post_init__(self):
         object.__setattr__(self, "tokenizers", ReadOnly(self.tokenizers))
+
+    def __getstate__(self):
+        """The fields alone: what is compiled or made of them is made again where it is needed."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
     @classmethod
     def load(cls, directory=PACKAGED) -> "Pipeline":
@@ -291,8 +296,9 @@ class Pipeline:
 
         image_mask: bool[S, S] or bool[B, S, S], True where the image is generated. A code is free
         if any pixel of its cell is True. In a caption `___` stands for one word of `blank_tokens`
-        tokens; the other words and the end of the caption stay. A modality that is not passed is
-        absent. ValueError if nothing is passed or nothing is missing.
+        tokens; the other words and the end of the caption stay. One image, mask or caption counts
+        for several of the others. A modality that is not passed is absent. ValueError if nothing is
+        passed or nothing is missing.
 
         >>> pipe.infill(captions=["a ___ circle"]).captions[0].startswith("a")
         True
@@ -375,18 +381,18 @@ class Pipeline:
         values.whole("blank_tokens", blank_tokens, 1)
         images = None if images is None else values.plain(self, "image", images)
         captions = None if captions is None else values.plain(self, "text", captions)
-        count = len(images) if images is not None else len(captions)
-        if not count:
-            raise UserError("infill: no images or captions are given, expected one at least")
+        mask = None
+        if image_mask is not None:
+            mask = values.mask(image_mask, self.tokenizers["image"].image_size)
+            mask = mask[None] if mask.ndim == 2 else mask
+        rows = {"images": images, "masks": mask, "captions": captions}
+        rows = values.alike("infill", {n: r for n, r in rows.items() if r is not None})
+        images, captions = rows.get("images"), rows.get("captions")
+        count = len(captions if images is None else images)
         given, free = {}, {m.name: np.zeros((count, m.length), bool) for m in self.vocab.modalities}
         if images is not None:
             tokenizer = self.tokenizers["image"]
-            mask = np.zeros(images.shape[:3], bool)
-            if image_mask is not None:
-                mask = values.mask(image_mask, tokenizer.image_size)
-            if mask.ndim == 3 and len(mask) not in (1, count):
-                raise UserError(f"infill: {count} images and {len(mask)} masks")
-            mask = np.broadcast_to(mask, images.shape[:3])
+            mask = rows.get("masks", np.zeros(images.shape[:3], bool))
             hidden = np.stack([pixels.hide(i, m) for i, m in zip(images, mask, strict=True)])
             given["image"] = tokenizer.encode(hidden)
             grids = {"image": tokenizer.grid}
@@ -395,8 +401,10 @@ class Pipeline:
             for name, grid in grids.items():
                 free[name] = np.stack([pixels.code_mask(m, grid).reshape(-1) for m in mask])
         if captions is not None:
-            if len(captions) != count:
-                raise UserError(f"infill: {count} images and {len(captions)} captions")
+            if blank_tokens > 1 and not any("___" in caption for caption in captions):
+                raise UserError(
+                    f"blank_tokens = {blank_tokens} changes nothing: no caption has ___"
+                )
             encode, length = self.tokenizers["text"].encode_with_blanks, self.text_length
             rows = [encode(caption, length, blank_tokens) for caption in captions]
             given["text"], free["text"] = map(np.stack, zip(*rows, strict=True))
@@ -411,11 +419,12 @@ class Pipeline:
     # ---- Scores -----------------------------------------------------------------------------
 
     def log_likelihood(
-        self, images, captions: str | list[str], *, task="pair", times=16, seed=0, each=False
+        self, images=None, captions=None, *, task="pair", times=16, seed=0, each=False
     ) -> np.ndarray:
         """A lower bound on log2 p, in bits, of the modalities that `task` generates given the rest.
 
-        task: "pair", "t2i" (image given text), "i2t", "image" or "text". The estimate uses `times`
+        task: "pair", "t2i" (image given text), "i2t", "image" or "text"; what it leaves out may be
+        None. captions: a string or a list of strings. The estimate uses `times`
         noise levels for each item. Returns float64[B, M], one column for each modality; their sum
         is the bound. each: return the part of each token, float64[B, L]. ValueError for a task that
         the network cannot do.
@@ -424,8 +433,8 @@ class Pipeline:
         (2, 2)
         """
         given = {"image": images, "text": captions}
+        given = {name: rows for name, rows in given.items() if rows is not None}
         tokens = {name: values.ids(self, name, rows) for name, rows in given.items()}
-        values.count(None, tokens)
         return self.score(tokens, task=task, times=times, seed=seed, each=each)
 
     def score(
@@ -433,7 +442,8 @@ class Pipeline:
     ) -> np.ndarray:
         """`log_likelihood` of tokens, {modality: local ids int32[B, length]}.
 
-        Modalities that are absent in the task may be missing.
+        Modalities that are absent in the task may be missing. UserError, one line: another one is
+        missing, or has other ids than its own.
 
         common: use the same noise for every row, so that scores can be compared. calls: the number
         of steps of the chain that the bound is for, at most T; 0 means T. each: float64[B, L], the
@@ -446,7 +456,7 @@ class Pipeline:
             tasks.parse(self.vocab, task).given
         ):
             raise UserError(f"score: task {task!r} gives {name!r}, features, which it cannot take")
-        tokens = values.with_absent(self.vocab, task, tokens)
+        tokens = chains.scored(self.vocab, task, tokens)
         x0 = np.asarray(self.vocab.fuse(tokens))
         masks = tasks.masks(self.vocab, task, len(x0))
         if not chains.has_bound(self, task):
@@ -489,7 +499,7 @@ class Pipeline:
         count = values.count(None, tokens)
         if count % values.whole("num", num, 1):
             raise UserError(f"rerank: {count} candidates are no multiple of num = {num}")
-        ways = candidates.directions(self, task)
+        ways = candidates.directions(self, task, by)
         return candidates.rank(self, tokens, num, ways, by, times, seed)
 
     def example(self, count: int, split="test") -> tuple[np.ndarray, list[str]]:
@@ -535,7 +545,9 @@ class Pipeline:
         The product of two vectors is the cosine of their angle: `pipe.embed(a) @ pipe.embed(b).T`.
         UserError if the run has no dual encoder.
         """
-        return self.dual_encoder.encode(modality, values.ids(self, modality, inputs)).whole
+        ids = values.ids(self, modality, inputs)
+        values.count(None, {modality: ids})
+        return self.dual_encoder.encode(modality, ids).whole
 
     def scorer(self, name: str, value, **options):
         """A built-in scorer F for `scorers=[(F, scale)]` (`steering.scoring`).
@@ -602,7 +614,7 @@ class Pipeline:
             if tasks.same(self.vocab, rule, task):
                 found |= own.to_dict()
         if build.only_in_order(self.config):
-            if changes.get("sampler", IN_ORDER) != IN_ORDER and changes.keys() < fields:
+            if changes.get("sampler", IN_ORDER) != IN_ORDER and not sampling.whole(changes):
                 raise UserError(
                     f"sample.sampler = {changes['sampler']!r} changes nothing, model.kind = "
                     f"{IN_ORDER!r} draws one token after another: leave it out"
@@ -657,7 +669,7 @@ class Pipeline:
                 for all values of another modality.
             num: how many samples of each given value; n is then that many times larger.
             masks: free bool[n, L] and absent bool[n, M], instead of those of the task, as in
-                infilling. Then any modality may be given.
+                infilling; a single row holds for all. Then any modality may be given.
             negative: a negative prompt for guidance, like `given`; as many, or one.
             batch_size: most samples at once.
             seed, first: sample b has the key fold_in(key(seed), first + b), so that several calls
@@ -694,6 +706,9 @@ class Pipeline:
         """
         tasks.parse(self.vocab, task)
         values.whole("batch_size", batch_size, 1), values.seed(seed)
+        values.whole("trace", trace, 0), values.whole("first", first, 0)
+        if guide is not None and not callable(guide):
+            raise UserError(f"guide = {guide!r}, expected a function (guidance= is a number)")
         values.by_name("given", given, "{modality: values} such as {'text': 'a red circle'}")
         values.by_name("negative", negative, "{'text': what to lead away from}")
         values.by_name("weigh", weigh, "{modality: weight} such as {'text': 0.5}")
@@ -706,6 +721,8 @@ class Pipeline:
         guided = stepwise.require_read(self, *asked, settings)
         if negative and not (guided or prompts is not None or guide is not None):
             raise UserError("negative changes nothing, guidance is off: set guidance=2")
+        if masks is None:
+            stepwise.require_led(self, *asked[:3], negative)
         if by != "bound" and best_of == 1:
             raise UserError(f"by = {by!r} changes nothing with best_of = 1: set best_of=2 or more")
         aside = stepwise.aside(self, task, begin_with or ())
@@ -714,8 +731,9 @@ class Pipeline:
         def keys_of(count, each=1):
             if keys is None:
                 return sample_keys(seed, count, first * each)
-            if len(keys) != count // each:
-                raise UserError(f"keys: {len(keys)}, expected {count // each}, one for each sample")
+            if np.ndim(keys) < 1 or len(keys) != count // each:
+                found = len(keys) if np.ndim(keys) else "a single one"
+                raise UserError(f"keys: {found}, expected {count // each}, one for each sample")
             numbered = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))
             return keys if each == 1 else numbered(keys, np.arange(each)).reshape(count)
 
@@ -724,9 +742,7 @@ class Pipeline:
         call, judged, each = stepwise.earlier(
             self, call, begin_with, plain, best_of, keys_of, begin_steps, **options
         )
-        ways = candidates.directions(self, judged) if best_of > 1 else ()
-        if best_of > 1:
-            candidates.check(self, by)
+        ways = candidates.directions(self, judged, by) if best_of > 1 else ()
         chain = chains.prepare(
             self,
             call.task,

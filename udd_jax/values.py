@@ -88,9 +88,8 @@ class Result:
 
 
 def _join(parts: list):
-    if isinstance(parts[0], np.ndarray):
-        return np.concatenate(parts)
-    return [value for part in parts for value in part]
+    whole = isinstance(parts[0], np.ndarray)
+    return np.concatenate(parts) if whole else [value for part in parts for value in part]
 
 
 def texts(values, what: str = "prompt") -> list[str]:
@@ -135,7 +134,7 @@ def picture(value, size: int | tuple[int, int], channels: int = 3) -> np.ndarray
     if isinstance(value, str | os.PathLike):
         return pixels.fit(pixels.read(value, channels), size)
     if isinstance(value, Image.Image):
-        return pixels.fit(pixels.from_pillow(value, channels), size)
+        return pixels.fit(pixels.from_pillow(pixels.upright(value), channels), size)
     if not hasattr(value, "dtype"):
         raise UserError(f"image: {_type(value)}, expected an array, an image of Pillow or a path")
     value = np.asarray(value)
@@ -148,12 +147,12 @@ def picture(value, size: int | tuple[int, int], channels: int = 3) -> np.ndarray
 
 
 def mask(value, size: int | tuple[int, int]) -> np.ndarray:
-    """A mask of `infill` -> bool[size, size] or bool[n, size, size]; white is True.
+    """A mask of `infill` -> bool[size, size] or bool[n, size, size]; white is True, clear is not.
 
     size: the side of square pictures, or (height, width).
     """
     if isinstance(value, Image.Image):
-        return pixels.fit_mask(np.asarray(value.convert("L")) > 127, size)
+        return pixels.fit_mask(pixels.white(pixels.from_pillow(pixels.upright(value), 4)), size)
     value = np.asarray(value)
     good = value.dtype == bool and value.shape[-2:] == pixels.both(size)
     if not good or value.ndim not in (2, 3):
@@ -324,7 +323,8 @@ def ids(pipe, name: str, given) -> np.ndarray:
     coarse = pipe.vocab.coarse
     whole = coarse.length + length[name] if coarse and coarse.level_of == name else None
     if len(shape) == 2 and shape != grid and jnp.issubdtype(given.dtype, jnp.integer):
-        if shape[1] not in (length[name], whole):
+        grey = pipe.kinds[name] in ("image", "coarse") and given.dtype == np.uint8  # not ids
+        if shape[1] not in (length[name], whole) or grey:
             if (one := ONE.get(pipe.kinds[name])) is None:
                 found = f"has {shape[1]} ids a sample, expected {length[name]}"
             else:
@@ -347,13 +347,6 @@ def _in_range(vocab, name: str, rows: np.ndarray) -> np.ndarray:
     return rows.astype(np.int32)
 
 
-def with_absent(vocab, task: str, tokens: dict) -> dict:
-    """The tokens {modality: local ids}, with ids 0 where the task leaves a modality out."""
-    rule, rows = tasks.parse(vocab, task), len(next(iter(tokens.values())))
-    missing = [m for m in vocab.modalities if m.name not in (*tokens, *rule.free, *rule.given)]
-    return tokens | {m.name: np.zeros((rows, m.length), np.int32) for m in missing}
-
-
 def check_given(vocab, task: str, given: dict) -> None:
     """UserError, one line, unless `given` has the modalities that the rule gives, and no others."""
     rule = tasks.parse(vocab, task)
@@ -366,10 +359,20 @@ def check_given(vocab, task: str, given: dict) -> None:
             raise UserError(f"task {task!r}: {name!r} is not given in it, expected {expected}")
 
 
+def alike(what: str, given: dict) -> dict:
+    """`together`, for a call `what` that takes as many of each name, or one. UserError if not."""
+    counts = {name: len(rows) for name, rows in given.items()}
+    if not all(counts.values()) or len({*counts.values()} - {1}) > 1:
+        said = ", ".join(f"{number} {name}" for name, number in counts.items())
+        raise UserError(f"{what}: {said} are given, expected as many of each, or one")
+    return together(given)
+
+
 def together(given: dict) -> dict:
-    """{modality: ids}, where the only row of one is repeated for the several of the others."""
+    """{name: rows}, where the only row of one is repeated for the several of the others."""
     most = max(map(len, given.values()), default=1)
-    return {n: np.repeat(ids, most, axis=0) if len(ids) == 1 else ids for n, ids in given.items()}
+    repeat = lambda rows: rows * most if isinstance(rows, list) else np.repeat(rows, most, axis=0)  # noqa: E731
+    return {n: repeat(rows) if len(rows) == 1 else rows for n, rows in given.items()}
 
 
 def count(asked, given: dict) -> int:

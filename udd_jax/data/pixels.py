@@ -223,18 +223,23 @@ def data_uri(image: np.ndarray) -> str:
 
 
 def read_mask(path: str | os.PathLike, size: int | tuple[int, int]) -> np.ndarray:
-    """A black and white image file as bool[H, W]: True where it is nearer to white.
+    """A black and white image file as bool[H, W], `white`.
 
     `size` is the side, or (height, width), of its image. ValueError for a mask of another size.
     """
     height, width = both(size)
-    image = read(path)
+    image = read(path, 4)
     if image.shape[:2] != (height, width):
         raise UserError(
             f"mask: {path} is {image.shape[1]} x {image.shape[0]} pixels, the image is "
             f"{width} x {height}; give a mask of the image's size"
         )
-    return image.mean(axis=-1) > 127.5
+    return white(image)
+
+
+def white(image: np.ndarray) -> np.ndarray:
+    """uint8[H, W, C] as bool[H, W]: True where it is nearer to white, and not where it is clear."""
+    return as_rgb(image, ground=0).mean(axis=-1) > 127.5
 
 
 def fit_mask(mask: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
@@ -272,6 +277,13 @@ def hide(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
 def composite(generated: np.ndarray, given: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """`generated` where bool[..., H, W] is white, the pixels of `given` elsewhere."""
     return np.where(mask[..., None], generated, given)
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The image as its EXIF orientation says, as a file is read."""
+    with contextlib.suppress(Exception):  # a damaged EXIF block alone is fine
+        return ImageOps.exif_transpose(image)
+    return image
 
 
 def from_pillow(image: Image.Image, channels: int = 3) -> np.ndarray:

@@ -19,6 +19,8 @@ def sides(extend: dict[str, int], size: tuple[int, int]) -> dict[str, int]:
 
     size: (height, width) of the model's pictures.
     """
+    if not isinstance(extend, dict):
+        raise UserError(f"extend = {extend!r}, expected {{side: pixels}} such as {{'left': 8}}")
     for side, number in extend.items():
         if side not in SIDES:
             raise UserError(f"extend {side!r}: expected some of {', '.join(SIDES)}")

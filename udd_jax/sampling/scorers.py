@@ -58,10 +58,13 @@ def parse(asked, vocab) -> tuple:
     UserError, one line: a scale that is no finite number, or an F whose value at uniform tokens has
     another shape, or whose value or gradient there is not finite.
     """
+    if callable(asked) or not np.iterable(asked):
+        raise UserError("scorers: expected a list of (function, scale) or functions")
     found = []
     for i, entry in enumerate(asked):
         if callable(entry):
             found.append(partial(entry))
+            _check_terms(i, found[-1], vocab)
             continue
         if not (isinstance(entry, tuple | list) and len(entry) in (2, 3) and callable(entry[0])):
             raise UserError(f"scorers {i}: {entry!r}, expected (function, scale) or a function")
@@ -76,6 +79,30 @@ def parse(asked, vocab) -> tuple:
             _check(i, score, vocab)
             found.append(jax.tree_util.Partial(POINTS[point], score, jnp.float32(scale)))
     return tuple(found)
+
+
+def _check_terms(i, scorer, vocab) -> None:
+    """UserError unless a function returns terms of log p, one or None for each modality."""
+    log_p = tuple(jnp.zeros((1, m.length, m.classes)) for m in vocab.modalities)
+    x, t = jnp.full((1, vocab.length), vocab.mask_id), jnp.ones(1, int)
+    try:
+        terms = jax.eval_shape(scorer, x, t, log_p)
+        fits = len(terms) == len(log_p)
+        fits = fits and all(
+            term is None or jnp.broadcast_shapes(term.shape, of.shape) == of.shape
+            for term, of in zip(terms, log_p, strict=True)
+        )
+    except Exception as error:
+        why = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        raise UserError(
+            f"scorers {i}: a function without a scale is called with (x, t, log p) and fails "
+            f"({why[:120]}), expected (function, scale)"
+        ) from error
+    if not fits:
+        raise UserError(
+            f"scorers {i}: a function without a scale returns terms of log p, one or None for each "
+            "of the modalities, expected these, or (function, scale)"
+        )
 
 
 def _check(i, score, vocab) -> None:

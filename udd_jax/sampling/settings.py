@@ -209,6 +209,11 @@ def read(chains: Sequence[Settings], changes: dict) -> dict:
     return {n: v for n, v in changes.items() if not all(chain.unread(n) for chain in chains)}
 
 
+def whole(changes: dict) -> bool:
+    """Whether these are all settings, such as those of a line of `samples.jsonl`."""
+    return changes.keys() >= {field.name for field in dataclasses.fields(Settings)}
+
+
 def require_read(chains: Sequence[Settings], changes: dict, flag: str = "") -> None:
     """UserError, one line, for a changed setting that none of the chains of a call reads.
 
@@ -216,7 +221,7 @@ def require_read(chains: Sequence[Settings], changes: dict, flag: str = "") -> N
     the command line. A dict of all settings, such as that of a line of `samples.jsonl`, is not
     checked: some of them are always unread.
     """
-    if changes.keys() >= {field.name for field in dataclasses.fields(Settings)}:
+    if whole(changes):
         return
     reads = read(chains, changes)
     for name in (name for name in changes if name not in reads):

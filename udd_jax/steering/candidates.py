@@ -17,12 +17,18 @@ class Ranking(NamedTuple):
     scores: np.ndarray  # float64[groups, num], in the order of the candidates; larger is better
 
 
-def directions(pipe, task: str) -> tuple[str, ...]:
-    """The tasks whose bounds say how well a sample of `task` fits. UserError if there is none.
+def directions(pipe, task: str, by="bound") -> tuple[str, ...]:
+    """The tasks whose bounds say how well a sample of `task` fits; none unless by is "bound".
 
     Of a task with given modalities the other way round; else each modality given the others.
+    UserError if there is none, or as of `check`.
     """
+    check(pipe, by)
     rule = tasks.typed(pipe.vocab, task)
+    if by == "match" and not {"image", "text"} <= {*rule.free, *rule.given}:
+        raise UserError(f"by = 'match' compares image and text, which task {task!r} does not have")
+    if by != "bound":
+        return ()
     features = any(m.inputs and m.name in rule.given for m in pipe.vocab.modalities)
     if task == "infill" or len(rule.free + rule.given) < 2 or features:
         raise UserError(f"task {task!r} has no other direction to rank candidates by")

@@ -12,6 +12,7 @@ from udd_jax.errors import UserError
 from udd_jax.sampling import painting
 from udd_jax.sampling import prompts as branching
 from udd_jax.sampling import scorers as terms
+from udd_jax.sampling import settings as sampling
 from udd_jax.sampling.settings import IN_ORDER, Settings
 from udd_jax.steering import lengths, painted, segments, weighted
 
@@ -98,8 +99,15 @@ def prepare(
     if plain:
         given, masks = lengths.cut(pipe, given, tasks.masks(vocab, task, count))
     else:
-        masks = tasks.Masks(*(np.repeat(np.asarray(part), num, axis=0) for part in masks))
+        masks = _repeated(vocab, masks, given, count, num)
     against = _against(pipe, negative, count, num) if negative else None
+    if settings.on("guidance") and prompts is None and guide is None:
+        typed = "guidance" in options and not sampling.whole(options)
+        if typed and not guided(vocab, masks, against).any():
+            raise UserError(
+                f"guidance = {settings.guidance} changes nothing, nothing is there to lead it: "
+                "leave it out, or give a condition or a negative prompt"
+            )
     left_out = np.asarray(masks.absent)[0]
     if (np.asarray(masks.absent) != left_out).any():
         raise UserError("masks: rows lack different modalities, expected the same: call once each")
@@ -126,8 +134,46 @@ def prepare(
             for m, out in zip(vocab.modalities, left_out, strict=True)
             if not out and not m.inputs
         ],
-        branches=0 if guide is not None else _branches(vocab, masks.free, settings, asked, strokes),
+        branches=0
+        if guide is not None
+        else _branches(vocab, masks, settings, asked, strokes, against),
     )
+
+
+def guided(vocab, masks: tasks.Masks, against=None) -> np.ndarray:
+    """bool[n, M]: what is generated and has another modality beside it, or a negative prompt of
+    one, by which guidance can lead (`guidance.by_the_others`)."""
+    free, there = np.asarray(masks.free), ~np.asarray(masks.absent)
+    if against is not None:
+        said = against != vocab.mask_id
+        there = there | np.stack([said[:, where].any(1) for where in vocab.slices], axis=1)
+    own = np.stack([free[:, where].any(1) for where in vocab.slices], axis=1)
+    return own & (there.sum(axis=1, keepdims=True) > there)
+
+
+def _repeated(vocab, masks: tasks.Masks, given: dict, count: int, num: int) -> tasks.Masks:
+    """The masks of `Pipeline.stream` with a row for each of `count` samples, checked.
+
+    A single row holds for all; else there is one for each `num` samples of a given value.
+    """
+    parts = []
+    for name, part, width in (
+        ("free", masks[0], vocab.length),
+        ("absent", masks[1], len(vocab.modalities)),
+    ):
+        part = np.asarray(part)
+        if part.dtype != bool or part.shape not in ((1, width), (count // num, width)):
+            raise UserError(
+                f"masks: {name} is {part.dtype}{list(part.shape)}, expected "
+                f"bool[{count // num}, {width}], a row for each given value, or one for all"
+            )
+        parts.append(np.repeat(part, count // len(part), axis=0))
+    free, absent = parts
+    for m, where in enumerate(vocab.slices):
+        name, needed = vocab.modalities[m].name, ~free[:, where].all(axis=1) & ~absent[:, m]
+        if needed.any() and name not in vocab.parts(given):
+            raise UserError(f"masks: {name!r} is neither all free nor absent, expected it in given")
+    return tasks.Masks(free, absent)
 
 
 def _features(pipe, given: dict) -> tuple[dict, tuple | None]:
@@ -159,6 +205,28 @@ def feasible(pipe, task: str, masks: tasks.Masks) -> tasks.Masks:
                 f"expected '{name}|{others}', or 'infill' of the {name} with the rest given"
             )
     return tasks.Masks(free, absent)
+
+
+def scored(vocab, task: str, tokens: dict) -> dict:
+    """The tokens {modality: local ids int[n, length]} of `Pipeline.score`, checked, with ids 0
+    where the task leaves a modality out. A mask is allowed. UserError, one line."""
+    parts, rule = vocab.parts(tokens), tasks.parse(vocab, task)
+    for name in (*rule.free, *rule.given):
+        if name not in parts:
+            raise UserError(f"score: task {task!r} needs {name!r}, which is missing")
+    for m in (m for m in vocab.modalities if m.name in parts):
+        rows = np.asarray(parts[m.name])
+        if rows.ndim != 2 or rows.shape[1] != m.length or rows.dtype.kind not in "iu":
+            found = f"{rows.dtype}{list(rows.shape)}"
+            raise UserError(f"score: {m.name!r} is {found}, expected int[n, {m.length}]")
+        if rows.size and not 0 <= rows.min() <= rows.max() <= m.classes:
+            raise UserError(
+                f"score: {m.name!r} has ids {rows.min()} to {rows.max()}, expected 0 to "
+                f"{m.classes - 1}, those of its own vocabulary"
+            )
+    count = values.count(None, parts)
+    missing = [m for m in vocab.modalities if m.name not in parts]
+    return tokens | {m.name: np.zeros((count, m.length), np.int32) for m in missing}
 
 
 def has_bound(pipe, task: str) -> bool:
@@ -204,13 +272,12 @@ def _against(pipe, negative: dict, count: int, num: int) -> np.ndarray:
     return values.fuse(pipe.vocab, away, count, pipe.vocab.mask_id)
 
 
-def _branches(vocab, free, settings, asked, strokes) -> int:
+def _branches(vocab, masks, settings, asked, strokes, against) -> int:
     found = 1
     if asked is not None:
         found = branching.calls(asked, settings.guidance)
     elif settings.on("guidance"):
-        any_free = np.stack([free[:, where].any(1) for where in vocab.slices])
-        found += int(any_free.sum(0).max())
+        found += int(guided(vocab, masks, against).sum(1).max())
     if strokes is not None and strokes.evident is not None:
         found += 1 + len(strokes.weight)
     return found

@@ -25,7 +25,7 @@ def check(share, rounds) -> None:
 
 def edit(pipe, images, captions, share, rounds, num, seed, batch_size, trace=0, **settings):
     """The samples of `Pipeline.edit`."""
-    check(share, rounds)
+    check(share, rounds), values.whole("trace", trace, 0)
     num = values.whole("num", num, 1)
     given = {"image": images, "text": captions}
     given = {name: values.ids(pipe, name, rows) for name, rows in given.items()}
@@ -58,18 +58,27 @@ def edit(pipe, images, captions, share, rounds, num, seed, batch_size, trace=0, 
     return dataclasses.replace(result, calls=calls, states=states)
 
 
+def require_no_trace(what: str, settings: dict) -> None:
+    """UserError for `trace` in a call whose pictures are drawn by windows."""
+    if settings.get("trace"):
+        raise UserError(
+            f"trace = {settings['trace']!r}: {what} returns pictures alone, leave it out"
+        )
+
+
 def outpaint(pipe, images, captions, extend, num, seed, **settings) -> np.ndarray:
     """The images of `Pipeline.outpaint`."""
     tokenizer = pipe.tokenizers["image"]
     height, width = tokenizer.shape[:2]
     extend = outpainting.sides(extend, (height, width))
     num, seed = values.whole("num", num, 1), values.seed(seed)
-    images = np.repeat(values.plain(pipe, "image", images), num, axis=0)
+    given = {"images": values.plain(pipe, "image", images)}
     if captions is not None:
-        captions = values.plain(pipe, "text", captions)
-        if len(captions) * num not in (num, len(images)):
-            raise UserError(f"outpaint: {len(images) // num} images, {len(captions)} captions")
-        captions = [c for c in captions for _ in range(len(images) // len(captions))]
+        given["captions"] = values.plain(pipe, "text", captions)
+    given = values.alike("outpaint", given)
+    images = np.repeat(given["images"], num, axis=0)
+    captions = captions and [caption for caption in given["captions"] for _ in range(num)]
+    require_no_trace("outpaint", settings)
 
     def infill(windows, mask, number):
         options = {"seed": values.later_seed(seed, number), **settings}

@@ -48,6 +48,8 @@ def extended(extend: list[str]) -> dict[str, int]:
         side, _, number = typed.partition(":")
         if not number.isdecimal():
             raise UserError(f"--extend={typed}, expected SIDE:PIXELS such as left:8")
+        if side in found:
+            raise UserError(f"--extend={typed}: {side} is there already, expected one of each")
         found[side] = int(number)
     return found
 

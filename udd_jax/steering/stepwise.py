@@ -185,15 +185,17 @@ def begin(pipe, call: Call, names, keys_of, **options) -> Call:
     keys = keys_of(values.count(call.count, given) * call.num)
     keys = jax.vmap(jax.random.fold_in, (0, None))(keys, len(call.done) + 1)
     first, second = rules(pipe.vocab, call.task, names)
-    known = tasks.parse(pipe.vocab, first).given
+    free, known = tasks.parse(pipe.vocab, first)
     options |= {"given": given, "num": call.num, "keys": keys}
-    for name, asked in (("negative", call.negative), ("weigh", call.weigh)):
-        options[name] = {n: value for n, value in (asked or {}).items() if n in known} or None
+    options["weigh"] = {n: value for n, value in (call.weigh or {}).items() if n in known} or None
+    options["negative"] = led(free, call.negative) or None
     options["begin_with"] = ()  # what is asked for first is not by way of something else
     names = [field.name for field in dataclasses.fields(sampling.Settings) if field.name in options]
     asked = {name: options[name] for name in names}
     found = [pipe.settings(rule, **asked) for rule, _ in chains(pipe, first, (), True)]
     reads = sampling.read(found, asked)  # the others count for what comes later
+    if len(free) + len(known) == 1 and not options["negative"]:
+        reads.pop("guidance", None)  # nothing is there that could guide it
     options = {n: value for n, value in options.items() if n not in asked or n in reads}
     if not any(settings.on("guidance") for settings in found):
         options["negative"] = None
@@ -210,6 +212,21 @@ def begin(pipe, call: Call, names, keys_of, **options) -> Call:
     negative, weigh = _repeated(pipe, call.negative, call.num), _weights(call.weigh, call.num)
     done, states = (*call.done, made.calls), (*call.states, np.swapaxes(states, 0, 1))
     return Call(second, None, given, 1, negative, weigh, done, states)
+
+
+def led(free, negative: dict | None) -> dict:
+    """The negative prompts that a chain reads: those beside which it generates something else."""
+    return {name: value for name, value in (negative or {}).items() if set(free) - {name}}
+
+
+def require_led(pipe, task: str, names, levels: bool, negative: dict | None) -> None:
+    """UserError for a negative prompt that no chain of a call reads. names, levels: of `chains`."""
+    every = [tasks.parse(pipe.vocab, rule).free for rule, _ in chains(pipe, task, names, levels)]
+    for name in negative or {}:
+        if not any(name in led(free, negative) for free in every):
+            raise UserError(
+                f"negative {name!r} changes nothing: task {task!r} generates nothing beside it"
+            )
 
 
 def _weights(weigh: dict | None, num: int) -> dict | None:

@@ -17,6 +17,7 @@ from udd_jax.diffusion import tasks
 from udd_jax.errors import UserError
 from udd_jax.sampling import outpainting
 from udd_jax.sampling import settings as sampling
+from udd_jax.steering import edits
 
 FACTORS = (1, 2, 4)
 
@@ -30,6 +31,7 @@ def upscale(pipe, images, captions, factor, num: int, seed, **settings) -> np.nd
         )
     channels = pipe.tokenizers["image"].shape[-1]
     num, seed, small = values.whole("num", num, 1), values.seed(seed), _small(images, channels)
+    edits.require_no_trace("upscale", settings)
     guides = _guides(pipe, small, factor)
     text = _captions(pipe, captions, len(guides))
     guides = np.repeat(guides, num, axis=0)
@@ -86,7 +88,7 @@ def _small(images, channels: int) -> np.ndarray:
         if isinstance(image, str | os.PathLike):
             image = pixels.read(image, channels)
         elif isinstance(image, Image.Image):
-            image = pixels.from_pillow(image, channels)
+            image = pixels.from_pillow(pixels.upright(image), channels)
         read.append(np.asarray(image))
         if read[-1].dtype != np.uint8 or read[-1].ndim != 3 or read[-1].shape[2] != channels:
             found = f"{read[-1].dtype}{list(read[-1].shape)}, expected uint8[H, W, {channels}]"
@@ -105,7 +107,7 @@ def _guides(pipe, small: np.ndarray, factor) -> np.ndarray:
         large = lambda f: all(f * side >= own for side, own in zip(shape, size, strict=True))  # noqa: E731
         fits = [f for f in FACTORS if large(f)]
         factor = fits[0] if fits else FACTORS[-1]
-    if factor not in FACTORS:
+    if isinstance(factor, bool | float) or factor not in FACTORS:
         raise UserError(f"factor = {factor!r}, expected one of {', '.join(map(str, FACTORS))}")
     larger = tuple(side * factor for side in shape)
     cell = size[0] // pipe.vocab.coarse.grid[0]
