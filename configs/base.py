@@ -54,7 +54,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.image_size = FieldReference(32, field_type=object)
     c.image_channels = 3  # of a picture: 3 for colours, 1 for grey, 4 for colours and opacity
     c.views = 1  # cached random crops and flips of an image; 1: the image without augmentation
-    c.flip = False  # True: half of the views are mirrored
+    c.flip = False  # True: half of the crops are mirrored, unless a caption names a side
     c.cache = True  # False: read, crop and tokenize the images again in every epoch
     c.workers = 0  # processes that read and decode images; 0: threads of the main process
 
@@ -226,7 +226,7 @@ def get_config() -> ml_collections.ConfigDict:
                 "text": 0.02,  # the text, without an image
             },
             "accumulate": 1,  # parts of a batch that are processed one after the other
-            "held_out": 0,  # held-out pairs; their bound selects the best checkpoint; 0: the last
+            "held_out": 0,  # held-out pairs; their bound is logged, and its best checkpoint kept
             "log_every": 50,  # steps between two lines of metrics.jsonl
             "save_every": 500,  # steps between two checkpoints
             "keep": 2,  # checkpoints that stay
@@ -276,9 +276,9 @@ def get_config() -> ml_collections.ConfigDict:
     )
     # {rule: settings}, in place of those of `sample` where this rule is generated.
     c.sample_rules = ml_collections.ConfigDict()
-    # Modalities that a rule which does not give them generates first, and by way of which it
-    # generates the rest, also if it does not name them. Not for one modality from nothing.
-    # Of a student, () is what its teacher has.
+    # Modalities to generate first; the rest is then generated from them, even if the task does not
+    # name them. Not where the task gives them, or makes a single modality from nothing. For a
+    # student, () means what its teacher has.
     c.begin_with = ()
 
     c.evaluate = ml_collections.ConfigDict(

@@ -188,8 +188,15 @@ class Pipeline:
         """A copy with another config: `pipe.with_config(sample={"top_r": 0.9})`.
 
         The copy shares compiled functions, unless `model` changes. It keeps the kernel, the network
-        and the mesh.
+        and the mesh, so that another `diffusion` or `model` changes nothing (`assemble` takes one).
+        A rule with settings of its own in `sample_rules` keeps them. UserError for a section that
+        the config does not have, or no setting of the sampler.
         """
+        known = {*self.config.keys(), "sample_rules", "begin_with"}  # the last two are newer
+        settings = {f"sample.{field.name}" for field in dataclasses.fields(Settings)}
+        asked = {*sections, *(f"sample.{name}" for name in sections.get("sample", {}))}
+        for name in sorted(asked - known - settings):
+            raise UserError(f"with_config: {name!r} is no field of the config of this run")
         config = ml_collections.ConfigDict(self.config.to_dict())
         with config.unlocked():
             config.update(sections)
