@@ -211,6 +211,9 @@ def test_an_image_gets_a_caption(tmp_path, picture):
     _, lines = sampled(tmp_path, task="i2t", image=[str(picture)], num=4, length="2")
     assert [line["length"] for line in lines] == ["2"] * 4
     assert max(len(line["caption"].split()) for line in lines) <= 2
+    rule = {"task": "text|image", "given": [f"image={picture}"]}
+    _, same = sampled(tmp_path, num=4, length="2", **rule)
+    assert [line["caption"] for line in same] == [line["caption"] for line in lines]
 
 
 @pytest.mark.parametrize("task", ["pair", "image", "text"])

@@ -222,10 +222,10 @@ def _check(flags, asked, vocab) -> None:
             raise UserError(f"{flag(name)} is missing, --task={flags.task} needs it")
     unused = [flag(name) for name in asked if name not in takes]
     unused += ["--mask"] if flags.mask and not infill else []
+    alike = lambda task: task in tasks.ALIASES and not edits and tasks.same(vocab, flags.task, task)  # noqa: E731
     for name, task in OWN.items():
-        unused += (
-            [f"--{name}"] if getattr(flags, name) not in (None, []) and flags.task != task else []
-        )
+        typed = getattr(flags, name) not in (None, [])
+        unused += [f"--{name}"] if typed and flags.task != task and not alike(task) else []
     unused += ["--best_of"] if flags.best_of != 1 and (edits or infill) else []
     unused += ["--by"] if flags.by != "bound" and flags.best_of == 1 else []
     unused += ["--scorer"] if flags.scorer and "image" not in rule.free else []
