@@ -6,9 +6,9 @@
 
 The measures are those of the suite `full` (udd_jax/evaluation/suites/steering.py), with more items.
 --items_seed: of the data of the edits; 7 has the items on which their default share was chosen, 0
-those of the share before, any other fresh ones. --set: settings of the sampler, or an option of a part such as share=.4 of edits.
---plot: the shares of the scorers against their scales. What a run cannot do, or what only the world
-of its data could judge, is a line with the reason.
+those of the share before, any other fresh ones. --set: settings of the sampler, or an option of a
+part such as share=.4 of edits. --plot: the shares of the scorers against their scales. What a run
+cannot do, or what only the world of its data could judge, is a line with the reason.
 """
 
 import argparse
