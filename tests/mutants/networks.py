@@ -355,4 +355,43 @@ MUTANTS = (
             "    return score\n\n\ndef shows(",
         ),
     ),
+    *of(
+        "",
+        "tests/test_pipeline_inputs.py",
+        ("mask: clear is white", "as_rgb(image, ground=0)", "as_rgb(image)"),
+        (
+            "values: a grey picture is ids",
+            "not in (length[name], whole) or grey:",
+            "not in (length[name], whole):",
+        ),
+        (
+            "guidance: by nothing",
+            "return own & (there.sum(axis=1, keepdims=True) > there)",
+            "return own",
+        ),
+        (
+            "negative: not for what comes first",
+            "if set(free) - {name}}",
+            "if name in free and set(free) - {name}}",
+        ),
+        (
+            "masks: of other samples",
+            "part.shape not in ((1, width), (count // num, width))",
+            "part.shape[1:] != (width,)",
+        ),
+        (
+            "score: of any ids",
+            "if rows.size and not 0 <= rows.min() <= rows.max() <= m.classes:",
+            "if False:",
+        ),
+    ),
+    *of(
+        "steering",
+        "tests/test_pipeline_steering.py -k how_many_others",
+        (
+            "edit: draws of the whole call",
+            "[np.random.default_rng((seed, number)) for number in range(count * num)]",
+            "[np.random.default_rng(seed)] * (count * num)",
+        ),
+    ),
 )

@@ -257,7 +257,7 @@ MUTANTS = (
             "top, left = (height - tall) // 2, (width - wide) // 2",
             "top, left = (height - tall) // 2, 0",
         ),
-        ("pixels: grey is white", "image.mean(axis=-1) > 127.5", "image.mean(axis=-1) > 0"),
+        ("pixels: grey is white", ".mean(axis=-1) > 127.5", ".mean(axis=-1) > 0"),
     ),
     # ---- Batches --------------------------------------------------------------------------------
     *of(
