@@ -83,7 +83,7 @@ def test_one_picture_mask_or_caption_counts_for_several_of_the_others(pipe, pict
     equal(pipe.infill(one, masks, A), pipe.infill(same, masks, [A] * 4))
     wide = {"extend": {"left": 8}}
     wider = pipe.outpaint(same, captions, **wide)
-    np.testing.assert_array_equal(pipe.outpaint(one, captions, **wide), wider)
+    np.testing.assert_array_equal(pipe.outpaint(one, np.array(captions), **wide), wider)
     with pytest.raises(ValueError, match="infill: 4 images, 3 captions are given, expected as m"):
         pipe.infill(images, None, [A] * 3)
     with pytest.raises(ValueError, match="outpaint: 4 images, 3 captions are given, expected as"):
@@ -137,7 +137,10 @@ def test_guidance_by_nothing_is_refused(pipe, pictures, call):
 
 
 def test_guidance_without_a_condition_goes_where_a_later_step_or_a_negative_prompt_reads_it(pipe):
-    pipe.pairs(4, guidance=2.0, begin_with=("image",))
+    pair = {"begin_with": ("image",), "seed": 1}
+    linear = pipe.pairs(4, guidance=2.0, guidance_schedule="linear", **pair)
+    whole = vars(pipe.settings("pair", guidance=2.0, guidance_schedule="linear"))
+    equal(linear, pipe.pairs(4, **whole, **pair))
     negative = {"text": A}
     away = pipe.generate("image", 4, negative=negative, guidance=2.0, seed=1)
     assert away.branches == 2 and (away.images != pipe.images(4, seed=1).images).any()
@@ -167,6 +170,7 @@ def test_more_that_would_change_nothing_is_refused(pipe, pictures):
         (lambda p, i: p.images(4, guide=2.0), r"guide = 2\.0, expected a function"),
         (lambda p, i: p.images(1, keys=pipeline.sample_keys(0, 1)[0]), "keys: a single one, exp"),
         (lambda p, i: p.images(4, scorers=lambda *_: None), "scorers: expected a list of"),
+        (lambda p, i: p.image_to_text(i, length=True), "length = True, expected 1 to 13 tokens"),
         (
             lambda p, i: p.images(4, scorers=[p.scorer("palette", i[:1])]),
             r"scorers 0: a function without a scale is called with .* expected \(function, sc",

@@ -621,11 +621,13 @@ class Pipeline:
             if tasks.same(self.vocab, rule, task):
                 found |= own.to_dict()
         if build.only_in_order(self.config):
-            if changes.get("sampler", IN_ORDER) != IN_ORDER and not sampling.whole(changes):
-                raise UserError(
-                    f"sample.sampler = {changes['sampler']!r} changes nothing, model.kind = "
-                    f"{IN_ORDER!r} draws one token after another: leave it out"
-                )
+            unread = {"sampler": IN_ORDER, "steps": None}
+            for name in unread.keys() & changes.keys() if not sampling.whole(changes) else ():
+                if changes[name] != unread[name]:
+                    raise UserError(
+                        f"sample.{name} = {changes[name]!r} changes nothing, model.kind = "
+                        f"{IN_ORDER!r} draws one token after another: leave it out"
+                    )
             changes = {**changes, "sampler": IN_ORDER}
         settings = Settings(**found | changes)
         settings.check(self.kernel, self.guidable, build.in_order(self.config))
@@ -728,7 +730,7 @@ class Pipeline:
         guided = stepwise.require_read(self, *asked, settings)
         if negative and not (guided or prompts is not None or guide is not None):
             raise UserError("negative changes nothing, guidance is off: set guidance=2")
-        if masks is None:
+        if masks is guide is None:
             stepwise.require_led(self, *asked[:3], negative)
         if by != "bound" and best_of == 1:
             raise UserError(f"by = {by!r} changes nothing with best_of = 1: set best_of=2 or more")

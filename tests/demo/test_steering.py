@@ -213,3 +213,23 @@ def test_the_best_of_several_pairs_that_begin_with_the_image_are_those_of_python
     request = requests.make(ordered, "pair", count=2, seed=3, steered=steered)
     found = request.compute(ordered, [request])[0]
     np.testing.assert_array_equal(found.tokens, ordered.pairs(2, seed=3, best_of=2).tokens)
+
+
+def test_guidance_that_the_page_has_from_another_task_is_left_out_where_nothing_could_lead(pipe):
+    picture, half = pipe.example(1)[0][0], np.arange(32)[:, None].repeat(32, 1) < 16
+    settings = {"guidance": 3.0, "temperature": 0.9}
+    asked = [
+        requests.make(pipe, "image", settings=settings),
+        requests.make(pipe, "text", settings=settings),
+        requests.make(pipe, "infill", image=picture, mask=half, blank_tokens=2, settings=settings),
+        requests.outpaint(pipe, picture, "", {"left": 8}, settings=settings),
+    ]
+    for request in asked:
+        assert request.settings == {"temperature": 0.9}
+        assert type(request).compute(pipe, [request])
+    kept = (
+        requests.make(pipe, "t2i", text=TEXT, settings=settings),
+        requests.make(pipe, "pair", settings=settings),
+        requests.outpaint(pipe, picture, TEXT, {"left": 8}, settings=settings),
+    )
+    assert all(request.settings == settings for request in kept)

@@ -35,6 +35,12 @@ def tokens(pipe) -> dict:
     mask = np.zeros(images.shape[1:3], bool)
     mask[:16] = True
     blanks = ["a ___ " + caption.split(" ", 2)[2] for caption in captions]
+
+    def alone(task, options):
+        """All settings, since guidance that has nothing to lead it is refused where it is typed."""
+        changes = {name: value for name, value in options.items() if name != "seed"}
+        return {"seed": options["seed"], **vars(pipe.settings(task, **changes))}
+
     found = {}
     for sampler, own in SAMPLERS.items():
         for guidance in (1.0, 2.0):
@@ -43,8 +49,8 @@ def tokens(pipe) -> dict:
                 "t2i": pipe.text_to_image(captions, **options),
                 "i2t": pipe.image_to_text(images, **options),
                 "pair": pipe.pairs(COUNT, **options),
-                "image": pipe.images(COUNT, **options),
-                "text": pipe.texts(COUNT, **options),
+                "image": pipe.images(COUNT, **alone("image", options)),
+                "text": pipe.texts(COUNT, **alone("text", options)),
                 "infill": pipe.infill(images, mask, blanks, **options),
             }
             for task, result in results.items():

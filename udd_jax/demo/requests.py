@@ -156,6 +156,11 @@ def _common(pipe, texts: dict, count, seed, settings, rules=(None,)) -> dict:
     return sampling.read([pipe.settings(rule, **changes) for rule in rules], changes)
 
 
+def unguided(settings: dict) -> dict:
+    """The settings without guidance, which the page may have from a task where it counts."""
+    return {n: value for n, value in settings.items() if n not in sampling.OF_GUIDANCE}
+
+
 def _with_picture(pipe, image, text: str, count, seed, settings, rule="infill") -> dict:
     """`_common` for what needs a picture, drawn by a rule."""
     settings = _common(pipe, {"the text": text}, count, seed, settings, (rule,))
@@ -225,6 +230,7 @@ def make(
     if task == "infill":
         captions = [text] if text.strip() else None
         images = None if image is None else image[None]
+        blank_tokens = blank_tokens if "___" in text else 1
         given, masks = pipe.infilling(images, mask, captions, blank_tokens)
     else:
         needs = tasks.typed(pipe.vocab, task).given
@@ -236,6 +242,8 @@ def make(
         needs = [n for n in needs if n != "text" or "prompts" not in options]
         given = {name: _ids(pipe, name, have[name]) for name in needs}
         masks = tasks.masks(pipe.vocab, task, 1)
+    if "prompts" not in options and not chains.guided(pipe.vocab, masks).any():
+        settings = unguided(settings)
     against = None
     guided = any(pipe.settings(rule, **settings).on("guidance") for rule in rules)
     if negative.strip() and guided and ("text" in given or "prompts" in options):
@@ -299,6 +307,8 @@ def outpaint(pipe, image, text: str, extend: dict, *, count=1, seed=0, settings=
         if new > most:
             raise UserError(f"a side has {new} new pixels, at most {most}")
     captions = _optional(pipe, text)
+    if captions is None and pipe.vocab.coarse is None:
+        settings = unguided(settings)
     options = {"extend": extend, "num": count, "seed": seed, **settings}
     draw = lambda pipe: values.Result.of(pipe.outpaint(image[None], captions, **options))  # noqa: E731
     return Alone(draw, settings)

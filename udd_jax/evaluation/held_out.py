@@ -177,6 +177,7 @@ def require_read(pipe, fields: dict) -> None:
     fields: of `typed`, which the pipeline has.
     """
     typed = command_line.of_section(fields, "sample")
+    pipe.settings(**typed)  # the baseline has one sampler
     chains = [pipe.settings(rule) for rule in (None, *pipe.config.get("sample_rules", {}))]
     sampling.require_read(chains, typed, "--config.sample.")
 

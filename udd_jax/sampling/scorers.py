@@ -89,7 +89,7 @@ def _check_terms(i, scorer, vocab) -> None:
         terms = jax.eval_shape(scorer, x, t, log_p)
         fits = len(terms) == len(log_p)
         fits = fits and all(
-            term is None or jnp.broadcast_shapes(term.shape, of.shape) == of.shape
+            term is None or jnp.broadcast_shapes(term.shape[1:], of.shape[1:]) == of.shape[1:]
             for term, of in zip(terms, log_p, strict=True)
         )
     except Exception as error:

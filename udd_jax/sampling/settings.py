@@ -21,6 +21,7 @@ from udd_jax.sampling.samplers import SAMPLERS
 IN_ORDER = "autoregressive"  # one token after another, by the network of prefixes
 CONFIDENCES = ("probability", "margin", "entropy")
 GUIDANCE = ("constant", "linear", "interval")
+OF_GUIDANCE = ("guidance", "guidance_schedule", "guidance_interval")
 # The values at which numeric settings are off: their feature is then not compiled.
 OFF = {"steps": 0, "guidance": 1, "temperature": 1, "top_r": 1, "top_k": 0, "correct": 0}
 # Settings that only some samplers read, with these samplers; all samplers read the others.
@@ -177,7 +178,8 @@ class Settings:
                 f"sample.steps = {self.steps} is more than the T = {kernel.steps} of the run, "
                 "expected at most T"
             )
-        if self.kind != "time" and not kernel.masks:
+        alone = self.sampler == IN_ORDER  # knows no noise
+        if self.kind != "time" and not (alone or kernel.masks):
             raise UserError(
                 f"sample.sampler = {self.sampler!r} fills masks, but this schedule hardly masks: "
                 "expected 'ancestral'"
@@ -187,7 +189,8 @@ class Settings:
                 f"sample.sampler = {self.sampler!r} masks tokens again, but this schedule replaces "
                 "them too: expected 'ancestral', with correct > 0 for corrections"
             )
-        if self.on("correct") and (self.sampler != "ancestral" or any(kernel.masks_only)):
+        once = self.sampler != "ancestral" or any(kernel.masks_only)
+        if self.on("correct") and once and not alone:
             raise UserError(
                 f"sample.correct = {self.correct} draws replaced tokens again, expected 0 but for "
                 "sampler 'ancestral' and a schedule that replaces tokens"

@@ -214,7 +214,7 @@ def scored(vocab, task: str, tokens: dict) -> dict:
     for name in (*rule.free, *rule.given):
         if name not in parts:
             raise UserError(f"score: task {task!r} needs {name!r}, which is missing")
-    for m in (m for m in vocab.modalities if m.name in parts):
+    for m in (m for m in vocab.modalities if m.name in parts and not m.inputs):
         rows = np.asarray(parts[m.name])
         if rows.ndim != 2 or rows.shape[1] != m.length or rows.dtype.kind not in "iu":
             found = f"{rows.dtype}{list(rows.shape)}"

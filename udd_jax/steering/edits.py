@@ -77,7 +77,8 @@ def outpaint(pipe, images, captions, extend, num, seed, **settings) -> np.ndarra
         given["captions"] = values.plain(pipe, "text", captions)
     given = values.alike("outpaint", given)
     images = np.repeat(given["images"], num, axis=0)
-    captions = captions and [caption for caption in given["captions"] for _ in range(num)]
+    if captions is not None:
+        captions = [caption for caption in given["captions"] for _ in range(num)]
     require_no_trace("outpaint", settings)
 
     def infill(windows, mask, number):

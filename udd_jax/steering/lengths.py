@@ -44,7 +44,7 @@ def inputs(pipe, images, length, num: int = 1, seed: int = 0) -> tuple[dict, tas
 def _typed(length, count: int, most: int) -> np.ndarray:
     """int[count] of one length for all pictures, or of one for each."""
     try:
-        each = values.counts(length, None)
+        each = values.counts(None if isinstance(length, bool) else length, None)
     except UserError:
         each = np.array([])
     if len(each) not in (1, count) or not ((each >= 1) & (each <= most)).all():

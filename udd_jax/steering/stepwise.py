@@ -194,8 +194,10 @@ def begin(pipe, call: Call, names, keys_of, **options) -> Call:
     asked = {name: options[name] for name in names}
     found = [pipe.settings(rule, **asked) for rule, _ in chains(pipe, first, (), True)]
     reads = sampling.read(found, asked)  # the others count for what comes later
-    if len(free) + len(known) == 1 and not options["negative"]:
-        reads.pop("guidance", None)  # nothing is there that could guide it
+    if sampling.whole(asked):
+        reads = asked  # a recorded line stays whole, so that it is not checked
+    elif len(free) + len(known) == 1 and not options["negative"]:  # nothing there could lead it
+        reads = {n: value for n, value in reads.items() if n not in sampling.OF_GUIDANCE}
     options = {n: value for n, value in options.items() if n not in asked or n in reads}
     if not any(settings.on("guidance") for settings in found):
         options["negative"] = None
