@@ -264,8 +264,8 @@ MUTANTS = (
         ),
         (
             "settings: samplers that fill masks without masks",
-            'if self.kind != "time" and not kernel.masks:',
-            'if self.kind == "time" and not kernel.masks:',
+            'if self.kind != "time" and not (alone or kernel.masks):',
+            'if self.kind == "time" and not (alone or kernel.masks):',
         ),
         (
             "settings: remasking where tokens are replaced",

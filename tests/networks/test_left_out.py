@@ -201,7 +201,8 @@ def test_a_negative_prompt_for_what_is_absent_is_computed(tiny_run):
     pipe = pipeline.Pipeline.assemble(config_with(tiny_run), before.tokenizers, before.params)
     masks = tasks.masks(pipe.vocab, "image", 2)
     unused = dict.fromkeys(("prompts", "guide", "paint", "weigh")) | {"scorers": ()}
-    options = {"num": 1, "options": {"guidance": 3.0}, "masks": masks, **unused}
+    settings = vars(pipe.settings(guidance=3.0))  # all of them: guidance alone would be refused
+    options = {"num": 1, "options": settings, "masks": masks, **unused}
     for negative, without in (({"text": "a red circle"}, ()), (None, ("text",))):
         made = chains.prepare(pipe, "image", 2, {}, **options, negative=negative)
         assert made.without == without
