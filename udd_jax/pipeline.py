@@ -622,7 +622,8 @@ class Pipeline:
                 found |= own.to_dict()
         if build.only_in_order(self.config):
             unread = {"sampler": IN_ORDER, "steps": None}
-            for name in unread.keys() & changes.keys() if not sampling.whole(changes) else ():
+            typed = {} if sampling.whole(changes) else changes
+            for name in sorted(unread.keys() & typed.keys()):
                 if changes[name] != unread[name]:
                     raise UserError(
                         f"sample.{name} = {changes[name]!r} changes nothing, model.kind = "
