@@ -71,3 +71,17 @@ def tiny_run(tmp_path_factory):
     from tests.helpers import tiny
 
     return tiny.make(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def pipe(tiny_run):
+    """The pipeline of that run."""
+    from udd_jax import pipeline
+
+    return pipeline.Pipeline.load(tiny_run)
+
+
+@pytest.fixture(scope="module")
+def pictures(pipe):
+    """The first four pictures of its data, and their captions."""
+    return pipe.example(4)

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 import udd_jax
 from configs import t2i
-from udd_jax import build, command_line, pipeline, stages
+from udd_jax import build, command_line, stages
 from udd_jax.demo import painter, requests
 from udd_jax.errors import UserError
 from udd_jax.evaluation.report import report
@@ -252,11 +252,6 @@ def test_any_settings_of_a_sampler_are_settings_or_refused(changes):
 
 
 # ---- What a page sends --------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def pipe(tiny_run):
-    return pipeline.Pipeline.load(tiny_run)
 
 
 ASKED = st.fixed_dictionaries(

@@ -18,11 +18,6 @@ SHAPES = pipeline.pathlib.Path(pipeline.__file__).parent / "assets" / "shapes"
 
 
 @pytest.fixture(scope="module")
-def pipe(tiny_run):
-    return pipeline.Pipeline.load(tiny_run)
-
-
-@pytest.fixture(scope="module")
 def saved(pipe, tmp_path_factory):
     folder = tmp_path_factory.mktemp("hub") / "model"
     pipe.save_pretrained(folder, license="apache-2.0")

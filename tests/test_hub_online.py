@@ -13,11 +13,6 @@ pytest.importorskip("huggingface_hub", reason="huggingface_hub is not installed"
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content:DeprecationWarning")
 
 
-@pytest.fixture(scope="module")
-def pipe(tiny_run):
-    return pipeline.Pipeline.load(tiny_run)
-
-
 @pytest.fixture
 def online(tmp_path, monkeypatch):
     """(the hub, options for fetching, options for pushing)."""

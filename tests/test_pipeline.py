@@ -20,16 +20,6 @@ from udd_jax.errors import UserError
 SIZE = 4  # the batch of every call here, so that one compilation serves
 
 
-@pytest.fixture(scope="module")
-def pipe(tiny_run):
-    return pipeline.Pipeline.load(tiny_run)
-
-
-@pytest.fixture(scope="module")
-def pictures(pipe):
-    return pipe.example(SIZE)
-
-
 def test_the_examples_of_the_docstrings_run(pipe):
     finder, runner = doctest.DocTestFinder(), doctest.DocTestRunner()
     found = [t for t in finder.find(pipeline.Pipeline, "Pipeline") if t.examples]

@@ -15,16 +15,6 @@ A, B = "a red circle", "a small blue square"
 HALF = np.arange(32)[None].repeat(32, 0) < 16
 
 
-@pytest.fixture(scope="module")
-def pipe(tiny_run):
-    return pipeline.Pipeline.load(tiny_run)
-
-
-@pytest.fixture(scope="module")
-def pictures(pipe):
-    return pipe.example(4)
-
-
 def equal(*results):
     first, *others = [result.tokens for result in results]
     for other in others:

@@ -3,22 +3,11 @@
 import numpy as np
 import pytest
 
-from udd_jax import pipeline
 from udd_jax.steering import painted
 
 A, B = "a red circle", "a small blue square"
 ALL = np.ones((32, 32), bool)
 HALF = np.arange(32)[None].repeat(32, 0) < 16
-
-
-@pytest.fixture(scope="module")
-def pipe(tiny_run):
-    return pipeline.Pipeline.load(tiny_run)
-
-
-@pytest.fixture(scope="module")
-def pictures(pipe):
-    return pipe.example(4)
 
 
 def test_weights_1_and_0_are_one_prompt_bit_for_bit(pipe):

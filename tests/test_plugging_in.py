@@ -18,11 +18,6 @@ from udd_jax.sampling import guidance, reverse
 from udd_jax.sampling.samplers import SAMPLERS, Sampler
 
 
-@pytest.fixture(scope="module")
-def pipe(tiny_run):
-    return pipeline.Pipeline.load(tiny_run)
-
-
 def test_a_sampler(pipe, monkeypatch):
     """One position a call from the left: after k of L calls the first k positions are filled."""
 

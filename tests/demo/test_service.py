@@ -20,11 +20,6 @@ from udd_jax.demo import painter, recipes, requests, service, views
 
 
 @pytest.fixture(scope="module")
-def pipe(tiny_run):
-    return pipeline.Pipeline.load(tiny_run)
-
-
-@pytest.fixture(scope="module")
 def served(pipe):
     made = service.Service(pipe)
     yield made

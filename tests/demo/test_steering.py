@@ -17,11 +17,6 @@ UPPER = {"image": "", "mask": "1" * 8 + "0" * 8, "at": 0}
 
 
 @pytest.fixture(scope="module")
-def pipe(tiny_run):
-    return pipeline.Pipeline.load(tiny_run)
-
-
-@pytest.fixture(scope="module")
 def picture():
     return np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
 
