@@ -621,10 +621,9 @@ class Pipeline:
             if tasks.same(self.vocab, rule, task):
                 found |= own.to_dict()
         if build.only_in_order(self.config):
-            unread = {"sampler": IN_ORDER, "steps": None}
             typed = {} if sampling.whole(changes) else changes
-            for name in sorted(unread.keys() & typed.keys()):
-                if changes[name] != unread[name]:
+            for name, only in (("sampler", IN_ORDER), ("steps", None)):
+                if typed.get(name, only) != only:
                     raise UserError(
                         f"sample.{name} = {changes[name]!r} changes nothing, model.kind = "
                         f"{IN_ORDER!r} draws one token after another: leave it out"

@@ -134,7 +134,7 @@ def picture(value, size: int | tuple[int, int], channels: int = 3) -> np.ndarray
     if isinstance(value, str | os.PathLike):
         return pixels.fit(pixels.read(value, channels), size)
     if isinstance(value, Image.Image):
-        return pixels.fit(pixels.from_pillow(pixels.upright(value), channels), size)
+        return pixels.fit(pixels.as_read(value, channels), size)
     if not hasattr(value, "dtype"):
         raise UserError(f"image: {_type(value)}, expected an array, an image of Pillow or a path")
     value = np.asarray(value)
@@ -152,7 +152,7 @@ def mask(value, size: int | tuple[int, int]) -> np.ndarray:
     size: the side of square pictures, or (height, width).
     """
     if isinstance(value, Image.Image):
-        return pixels.fit_mask(pixels.white(pixels.from_pillow(pixels.upright(value), 4)), size)
+        return pixels.fit_mask(pixels.white(pixels.as_read(value, 4)), size)
     value = np.asarray(value)
     good = value.dtype == bool and value.shape[-2:] == pixels.both(size)
     if not good or value.ndim not in (2, 3):

@@ -279,11 +279,11 @@ def composite(generated: np.ndarray, given: np.ndarray, mask: np.ndarray) -> np.
     return np.where(mask[..., None], generated, given)
 
 
-def upright(image: Image.Image) -> Image.Image:
-    """The image as its EXIF orientation says, as a file is read."""
+def as_read(image: Image.Image, channels: int = 3) -> np.ndarray:
+    """A Pillow image as `read` reads its file: `from_pillow`, turned by its EXIF orientation."""
     with contextlib.suppress(Exception):  # a damaged EXIF block alone is fine
-        return ImageOps.exif_transpose(image)
-    return image
+        image = ImageOps.exif_transpose(image)
+    return from_pillow(image, channels)
 
 
 def from_pillow(image: Image.Image, channels: int = 3) -> np.ndarray:

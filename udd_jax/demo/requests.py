@@ -156,11 +156,6 @@ def _common(pipe, texts: dict, count, seed, settings, rules=(None,)) -> dict:
     return sampling.read([pipe.settings(rule, **changes) for rule in rules], changes)
 
 
-def unguided(settings: dict) -> dict:
-    """The settings without guidance, which the page may have from a task where it counts."""
-    return {n: value for n, value in settings.items() if n not in sampling.OF_GUIDANCE}
-
-
 def _with_picture(pipe, image, text: str, count, seed, settings, rule="infill") -> dict:
     """`_common` for what needs a picture, drawn by a rule."""
     settings = _common(pipe, {"the text": text}, count, seed, settings, (rule,))
@@ -242,8 +237,9 @@ def make(
         needs = [n for n in needs if n != "text" or "prompts" not in options]
         given = {name: _ids(pipe, name, have[name]) for name in needs}
         masks = tasks.masks(pipe.vocab, task, 1)
+    # The page may have guidance from a task where it counts.
     if "prompts" not in options and not chains.guided(pipe.vocab, masks).any():
-        settings = unguided(settings)
+        settings = sampling.unguided(settings)
     against = None
     guided = any(pipe.settings(rule, **settings).on("guidance") for rule in rules)
     if negative.strip() and guided and ("text" in given or "prompts" in options):
@@ -308,7 +304,7 @@ def outpaint(pipe, image, text: str, extend: dict, *, count=1, seed=0, settings=
             raise UserError(f"a side has {new} new pixels, at most {most}")
     captions = _optional(pipe, text)
     if captions is None and pipe.vocab.coarse is None:
-        settings = unguided(settings)
+        settings = sampling.unguided(settings)
     options = {"extend": extend, "num": count, "seed": seed, **settings}
     draw = lambda pipe: values.Result.of(pipe.outpaint(image[None], captions, **options))  # noqa: E731
     return Alone(draw, settings)

@@ -217,6 +217,11 @@ def whole(changes: dict) -> bool:
     return changes.keys() >= {field.name for field in dataclasses.fields(Settings)}
 
 
+def unguided(changes: dict) -> dict:
+    """The changed settings without those of guidance, for a chain that nothing could lead."""
+    return {name: value for name, value in changes.items() if name not in OF_GUIDANCE}
+
+
 def require_read(chains: Sequence[Settings], changes: dict, flag: str = "") -> None:
     """UserError, one line, for a changed setting that none of the chains of a call reads.
 

@@ -197,7 +197,7 @@ def begin(pipe, call: Call, names, keys_of, **options) -> Call:
     if sampling.whole(asked):
         reads = asked  # a recorded line stays whole, so that it is not checked
     elif len(free) + len(known) == 1 and not options["negative"]:  # nothing there could lead it
-        reads = {n: value for n, value in reads.items() if n not in sampling.OF_GUIDANCE}
+        reads = sampling.unguided(reads)
     options = {n: value for n, value in options.items() if n not in asked or n in reads}
     if not any(settings.on("guidance") for settings in found):
         options["negative"] = None

@@ -88,7 +88,7 @@ def _small(images, channels: int) -> np.ndarray:
         if isinstance(image, str | os.PathLike):
             image = pixels.read(image, channels)
         elif isinstance(image, Image.Image):
-            image = pixels.from_pillow(pixels.upright(image), channels)
+            image = pixels.as_read(image, channels)
         read.append(np.asarray(image))
         if read[-1].dtype != np.uint8 or read[-1].ndim != 3 or read[-1].shape[2] != channels:
             found = f"{read[-1].dtype}{list(read[-1].shape)}, expected uint8[H, W, {channels}]"
