@@ -26,7 +26,7 @@ def change(config, fields) -> None:
         for part in name.split("."):  # a new one would be added, and change nothing
             if not (hasattr(at, "keys") and part in at):
                 raise UserError(
-                    f"--set={name} is no field of the config: configs/base.py has the list"
+                    f"--set={name} is not a field of the config: configs/base.py has the list"
                 )
             at = at[part]
         try:

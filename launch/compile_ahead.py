@@ -37,8 +37,8 @@ os.environ.update(  # the compiler is not to look for a machine around it, nor t
 import jax
 import jax.numpy as jnp
 from absl import app, flags
-from jax.experimental import mesh_utils, topologies
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import config_flags
 
@@ -47,7 +47,7 @@ from udd_jax.diffusion import transition
 from udd_jax.networks.denoiser import Denoiser
 from udd_jax.runtime import config_files, costs, sharding
 from udd_jax.sampling import reverse
-from udd_jax.sampling.settings import READ_BY, Settings
+from udd_jax.sampling.settings import Settings, readers
 from udd_jax.training import optimiser, plan, train_diffusion, turns
 
 # bytes/s to the memory of a chip, and of all its links to others, from the maker's data sheets.
@@ -78,10 +78,7 @@ def make_mesh(topology: str, data: int, model: int) -> Mesh:
     data = count // model if data == -1 else data
     if data * model != count:
         raise ValueError(f"mesh of {data} x {model}, but {topology} has {count} devices")
-    devices = mesh_utils.create_device_mesh(
-        (data, model), described.devices, allow_split_physical_axes=True
-    )
-    return Mesh(devices, (sharding.DATA, sharding.MODEL), axis_types=(AxisType.Auto,) * 2)
+    return sharding.arranged(described.devices, data, model)
 
 
 def everywhere(mesh, tree):
@@ -103,7 +100,7 @@ def calls(config, vocab) -> int:
     settings = Settings(**config.sample)
     if settings.kind != "order":
         return settings.steps or config.diffusion.steps
-    if settings.sampler in READ_BY["group"]:
+    if settings.sampler in readers("group"):
         return math.ceil(sum(m.length for m in vocab.modalities if not m.inputs) / settings.group)
     raise ValueError(
         f"sample.sampler = {settings.sampler!r} has no number of network calls that is known "

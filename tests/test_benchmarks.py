@@ -107,7 +107,9 @@ def test_a_train_step_takes_its_batch_in_the_parts_of_the_config():
     c.train.accumulate = 3
     p = sizes.parts(c)
     step, state = training.make_step(p)
-    with pytest.raises(UserError, match=r"batch_size = 4 is no multiple of train.accumulate = 3"):
+    with pytest.raises(
+        UserError, match=r"batch_size = 4 is not a multiple of train.accumulate = 3"
+    ):
         jax.eval_shape(step, state, p.batch, jax.random.key(0))
 
 
@@ -206,8 +208,8 @@ def test_a_field_that_the_config_does_not_have_is_named():
     options.change(c, ["train.steps=7", "data=folder:x"])
     assert (c.train.steps, c.data) == (7, "folder:x")
     for text, message in (
-        ("train.stepz=7", "^--set=train.stepz is no field of the config: configs/base.py has"),
-        ("trian.steps=7", "^--set=trian.steps is no field"),
+        ("train.stepz=7", "^--set=train.stepz is not a field of the config: configs/base.py has"),
+        ("trian.steps=7", "^--set=trian.steps is not a field"),
         ("train.steps=many", "^--set=train.steps='many': "),
     ):
         with pytest.raises(UserError, match=message):

@@ -182,7 +182,7 @@ def test_a_fault_in_a_config_file_is_a_traceback_and_no_line_about_fields(typed,
     [
         ("--config=configs/t2i.py:nope", "config t2i.py:nope does not exist, expected one of"),
         ("--config.train.steps=1.5", "flag --config.train.steps=1.5: invalid literal for int()"),
-        ("--config.train.speed=3", "'speed'\" is no field of the config: configs/base.py has"),
+        ("--config.train.speed=3", "'speed'\" is not a field of the config: configs/base.py has"),
     ],
 )
 def test_a_word_that_does_not_fit_the_config_is_one_line(typed, word, message):

@@ -11,6 +11,7 @@ import jax
 import pytest
 
 from configs import t2i
+from udd_jax.runtime import sharding
 
 PATH = pathlib.Path(__file__).parent.parent / "launch" / "compile_ahead.py"
 
@@ -21,6 +22,11 @@ def ahead():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def needs_compiler():
+    if not (importlib.util.find_spec("libtpu") or os.environ.get("TPU_LIBRARY_PATH")):
+        pytest.skip("libtpu is not installed")
 
 
 def test_bad_topologies_are_one_line(ahead):
@@ -39,6 +45,20 @@ def test_without_its_compiler_the_command_ends_with_one_line_that_installs_it(ah
     assert isinstance(end.value.code, str)  # which Python prints, and exits with 1
 
 
+@pytest.mark.parametrize("topology", ["v4:2x2x2", "v5e:4x4", "v5e:8x8", "v5p:4x4x4", "v6e:8x8"])
+def test_the_hosts_of_a_slice_read_equal_slices_of_a_batch(ahead, monkeypatch, topology):
+    needs_compiler()
+    monkeypatch.setattr(jax, "process_count", lambda: 2)  # more than one
+    for model in (1, 2, 4):
+        mesh = ahead.make_mesh(topology, -1, model)
+        hosts, found = sorted({chip.process_index for chip in mesh.devices.flat}), []
+        for host in hosts:
+            monkeypatch.setattr(jax, "process_index", lambda host=host: host)
+            found.append(sharding.process_share(mesh))
+        counts = {count for _, count in found}
+        assert len(counts) == 1 and {index for index, _ in found} == {*range(*counts)}
+
+
 def test_gathered_logits_are_noticed(ahead):
     from udd_jax.diffusion import vocab
 
@@ -53,7 +73,6 @@ def test_gathered_logits_are_noticed(ahead):
 def test_a_step_of_full_size_sounds_is_traced(ahead):
     """As it is for a slice; no array of it is made."""
     from configs import sound
-    from udd_jax.runtime import sharding
 
     config = sound.get_config()
     step, arguments = ahead.train_program(config, sharding.make_mesh(data=4, model=2))
@@ -65,7 +84,6 @@ def test_a_step_of_full_size_sounds_is_traced(ahead):
 
 def test_the_sampler_of_full_size_sounds_is_traced(ahead):
     from configs import sound
-    from udd_jax.runtime import sharding
 
     config = sound.get_config()
     program, arguments = ahead.sample_program(config, sharding.make_mesh(data=4, model=2))
@@ -147,8 +165,7 @@ def test_the_report_says_what_its_time_is_of(ahead):
 @pytest.mark.slow
 @pytest.mark.parametrize("program", ["train", "sample"])
 def test_smoke_size_compiles_for_a_slice(program):
-    if not (importlib.util.find_spec("libtpu") or os.environ.get("TPU_LIBRARY_PATH")):
-        pytest.skip("libtpu is not installed")
+    needs_compiler()
     env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     env["PYTHONPATH"] = str(PATH.parent.parent)
     done = subprocess.run(
@@ -167,7 +184,6 @@ def test_smoke_size_compiles_for_a_slice(program):
 def test_terms_and_features_have_their_parameters_and_their_numbers(ahead, name):
     from configs import any as any_config
     from configs import t2i
-    from udd_jax.runtime import sharding
 
     config = t2i.get_config() if name == "matching" else any_config.get_config("vectors")
     config.train.update({"matching": 0.1} if name == "matching" else {})

@@ -107,7 +107,7 @@ def test_runs_that_are_measured_by_rules_alone_have_these_rows():
 
 def test_an_unknown_field_is_refused_before_any_work(tmp_path):
     asked = ["contest", "--minutes=1", "--set=train.stepz=3", f"--workdir={tmp_path / 'new'}"]
-    with pytest.raises(SystemExit, match=r"^error: --set=train.stepz is no field of the config"):
+    with pytest.raises(SystemExit, match=r"^error: --set=train.stepz is not a field of the config"):
         benchmarks.main(asked)
     assert not (tmp_path / "new").exists()
 

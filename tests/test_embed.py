@@ -254,7 +254,7 @@ def test_the_command_says_what_it_wrote_and_refuses_in_one_line(run, tiny_run, t
         ((f"--workdir={run}",), "--out is missing, expected a folder"),
         ((f"--workdir={tiny_run}", f"--out={out}"), "this run has no dual encoder: train one"),
         ((f"--workdir={run}", f"--out={run}"), "has other files: name an empty folder or a new"),
-        ((f"--workdir={run}", "--out=gs://a/b"), "--out=gs://a/b is no folder of a disk"),
+        ((f"--workdir={run}", "--out=gs://a/b"), "--out=gs://a/b is not a folder of a disk"),
         ((f"--workdir={run}", f"--out={run}/weights"), "weights is a file, expected a folder"),
         (
             (f"--workdir={run}", f"--out={out}", "--config.data_options.seed=1"),

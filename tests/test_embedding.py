@@ -107,7 +107,7 @@ def test_embeddings_are_read_and_written_as_files(run, pipe, tmp_path, monkeypat
     [
         (np.zeros((2, 5)), r"embeddings are float64\[2, 5\], expected float\[B, 32\]"),
         (np.full((1, E), np.nan), "embeddings have numbers that are not finite"),
-        ("gone.npy", "gone.npy is no array of numbers"),
+        ("gone.npy", "gone.npy is not an array of numbers"),
     ],
 )
 def test_an_embedding_that_does_not_fit_is_one_line(pipe, value, message):

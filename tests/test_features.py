@@ -1,4 +1,4 @@
-"""A run that is given features: numbers that are no tokens, and never generated."""
+"""A run that is given features: numbers that are not tokens, and never generated."""
 
 import json
 import types
@@ -161,7 +161,7 @@ def test_features_are_given_as_arrays_or_files_with_guidance_and_in_two_steps(
     "call, message",
     [
         ({"given": {"vectors": np.zeros((3, 3))}}, r"expected float\[B, 2, 16\]"),
-        ({"given": {"vectors": "none.npy"}}, "none.npy is no array of numbers"),
+        ({"given": {"vectors": "none.npy"}}, "none.npy is not an array of numbers"),
         (
             {"negative": {"vectors": np.zeros(SHAPE)}, "guidance": 2.0},
             "'vectors' are features, expected them in",

@@ -310,10 +310,10 @@ def test_an_image_of_another_size_is_resized_with_a_word_about_it(tmp_path, caps
         ({"task": "image|text", "given": ["text"]}, "--given=text: expected --given NAME=VALUE"),
         (
             {"given": ["text=a", "sound=b"]},
-            "--given sound= means nothing for --task=t2i: it is no modality of this run, expected "
-            "some of image, text",
+            "--given sound= means nothing for --task=t2i: it is not a modality of this run, "
+            "expected some of image, text",
         ),
-        ({"given": ["txt=a"]}, "--given txt= means nothing for --task=t2i: it is no modality"),
+        ({"given": ["txt=a"]}, "--given txt= means nothing for --task=t2i: it is not a modality"),
         ({"given": ["=x"]}, "--given==x: expected --given NAME=VALUE, as --given text=..."),
         ({"given": [" =x"]}, "--given= =x: expected --given NAME=VALUE, as --given text=..."),
         (
@@ -436,7 +436,7 @@ def test_two_commands_do_not_write_their_samples_into_one_folder(tmp_path):
 
 @pytest.mark.parametrize("mode", ["sample", "export"])
 def test_results_are_not_written_to_a_folder_that_is_called_like_a_bucket(mode):
-    with pytest.raises(ValueError, match="--out=gs://b/x is no folder of a disk: name one"):
+    with pytest.raises(ValueError, match="--out=gs://b/x is not a folder of a disk: name one"):
         if mode == "sample":
             generate._folder("gs://b/x")
         else:

@@ -108,11 +108,11 @@ def test_slurm_requeues_on_75_only(tools, code, requeued):
     make, env, log = tools
     make("srun", f'echo "$UDD_DISTRIBUTED $JAX_LOCAL_DEVICE_IDS" >> "$LOG"; exit {code}')
     make("scontrol")
-    env |= {"SLURM_GPUS_ON_NODE": "4", "SLURM_JOB_ID": "17"}
+    env |= {"SLURM_GPUS_ON_NODE": "4", "SLURM_JOB_ID": "17", "SLURM_CPUS_PER_TASK": "32"}
     env |= {"LOG": str(pathlib.Path(env["PATH"].split(":")[0]).parent / "log")}
     done = subprocess.run(["bash", LAUNCH / "slurm.sbatch", "--workdir=w"], env=env)
     assert done.returncode == code
-    assert log()[:2] == ["srun python -m udd_jax.main --workdir=w", "1 0,1,2,3"]
+    assert log()[:2] == ["srun --cpus-per-task=32 python -m udd_jax.main --workdir=w", "1 0,1,2,3"]
     assert log()[2:] == (["scontrol requeue 17"] if requeued else [])
 
 
@@ -128,8 +128,16 @@ def test_arguments_survive_the_way_to_the_workers(tools):
         check=True,
     )
     assert log()[0].startswith("gcloud compute tpus tpu-vm ssh pod --zone=zone --worker=all")
-    expected = r"UDD_DISTRIBUTED=1 launch/run.sh --workdir=gs://b/a\ b --prompt=it\'s "
-    assert log()[1] == f"cd udd_jax && {expected}"
+    command, home = log()[1], pathlib.Path(env["LOG"]).parent / "home"
+    (home / "udd_jax" / "launch").mkdir(parents=True)
+    script = home / "udd_jax" / "launch" / "run.sh"
+    script.write_text('#!/bin/sh\necho "$UDD_DISTRIBUTED $PATH"; printf "%s\\n" "$@"\n')
+    script.chmod(0o755)
+    worker = {"HOME": str(home), "PATH": "/usr/bin:/bin"}
+    subprocess.run(["bash", "-c", f"{command} wait"], cwd=home, env=worker, check=True)
+    said = (home / "udd_jax.log").read_text().splitlines()
+    path = f"{home / 'udd_jax'}/venv/bin:/usr/bin:/bin"
+    assert said == [f"1 {path}", "--workdir=gs://b/a b", "--prompt=it's"]
 
 
 def known(required: str, optional: str = "", **parts) -> dict:

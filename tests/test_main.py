@@ -32,7 +32,7 @@ def run(*arguments, **environment):
         (("--mode=dance",), "dance"),
         (("--mode=sample", "--steps=many"), "steps"),
         (("--colour=red",), "colour"),
-        (("word",), "'word' is no flag"),
+        (("word",), "'word' is not a flag"),
         (("--mode=evaluate", "--suite=everything", "--workdir=a"), "suite 'everything' does not"),
         (("--mode=evaluate", "--compare", "a"), "has 1 results, expected two: --compare A B"),
     ],

@@ -183,7 +183,7 @@ def test_a_rule_or_a_file_of_the_page_that_makes_no_sense_is_a_sentence(pipe, tm
     with pytest.raises(ValueError, match="nothing is to be made"):
         requests.rule(pipe, [], ["text"])
     (tmp_path / "l.json").write_text("no layout")
-    with pytest.raises(ValueError, match=r"^l.json is no layout"):
+    with pytest.raises(ValueError, match=r"^l.json is not a layout"):
         requests.make(pipe, "text|layout", more={"layout": tmp_path / "l.json"})
     with pytest.raises(ValueError, match="the file of the layout cannot be read"):
         requests.make(pipe, "text|layout", more={"layout": tmp_path / "gone.json"})
@@ -588,7 +588,7 @@ def test_a_pipeline_can_be_copied_and_its_tokenizers_pickled():
 
 def test_a_tokenizer_with_other_codes_is_refused(pipe):
     with pytest.raises(
-        UserError, match=r"^with_tokenizer: 'smell' is no modality, expected one of"
+        UserError, match=r"^with_tokenizer: 'smell' is not a modality, expected one of"
     ):
         pipe.with_tokenizer("smell", pipe.tokenizers["sound"])
     for other in (pipe.tokenizers["image"], None):
@@ -638,6 +638,18 @@ def test_every_rule_gets_its_numbers_and_its_samples_in_the_report(pipe, tmp_pat
     assert again == found  # the samples are read, with the seconds that they took
     page = rule_sections.show(tmp_path, {"rules": found}, measured.config.to_dict())
     assert page.count("<audio controls") == 8 and "Directions" in page and "all at once" in page
+
+
+def test_samples_of_other_sounds_are_not_taken_for_those_of_these(pipe, monkeypatch):
+    items, stream = held_out.read(pipe, 2), held_out.stream
+
+    def quieter(*args, **options):
+        for example in stream(*args, **options):
+            example.extra["sound"] = example.extra["sound"] * 0.5
+            yield example
+
+    monkeypatch.setattr(held_out, "stream", quieter)
+    assert held_out.read(pipe, 2).hash != items.hash
 
 
 def test_the_directions_do_not_depend_on_how_a_rule_is_written(tmp_path):

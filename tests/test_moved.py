@@ -52,7 +52,9 @@ def place(tmp_path, monkeypatch, tiny_run):
 
 def test_a_run_goes_on_with_data_that_moved_by_an_absolute_and_by_a_relative_path(place):
     (place / "old").rename(place / "new")
-    with pytest.raises(ValueError, match=r"is no folder, .*name the new place in --config.data="):
+    with pytest.raises(
+        ValueError, match=r"is not a folder, .*name the new place in --config.data="
+    ):
         stages.run(config(f"folder:{place / 'old'}"), place / "run")
     for data in (f"folder:{place / 'new'}", "folder:new", "folder:./new"):
         stages.run(config(data), place / "run")
@@ -63,7 +65,7 @@ def test_a_run_of_a_relative_path_goes_on_from_another_folder(place, monkeypatch
     stages.run(config("folder:old"), place / "run")
     (place / "below").mkdir()
     monkeypatch.chdir(place / "below")
-    with pytest.raises(ValueError, match="old is no folder"):
+    with pytest.raises(ValueError, match="old is not a folder"):
         stages.run(config("folder:old"), place / "run")
     stages.run(config("folder:../old"), place / "run")
 
@@ -78,7 +80,9 @@ def test_an_evaluation_reads_data_that_moved_and_refuses_others(place):
     pipe = pipeline.Pipeline.load(place / "run")
     before = held_out.read(pipe, 4)
     (place / "old").rename(place / "new")
-    with pytest.raises(ValueError, match=r"is no folder, .*name the new place in --config.data="):
+    with pytest.raises(
+        ValueError, match=r"is not a folder, .*name the new place in --config.data="
+    ):
         held_out.read(pipe, 4)
     moved = held_out.typed(pipe, place / "run", {"data": "folder:new", "evaluate.samples": 3})
     assert held_out.read(moved, 4).hash == before.hash and moved.config.evaluate.samples == 3

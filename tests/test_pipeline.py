@@ -14,6 +14,7 @@ from PIL import Image
 
 import udd_jax
 from udd_jax import build, pipeline, stages
+from udd_jax.data import records, sources
 from udd_jax.diffusion import tasks
 from udd_jax.errors import UserError
 
@@ -243,7 +244,11 @@ def test_a_rule_and_values_say_what_a_task_and_ids_say(pipe, pictures):
         ("image|sound", {"given": {}}, "names 'sound': expected FREE or FREE|GIVEN of image, text"),
         ("image|text", {}, "task 'image|text': given 'text' is missing"),
         ("image", {"given": {"text": ["a circle"]}}, "'text' is not given in it, expected nothing"),
-        ("t2i", {"given": {"sound": [1]}}, "given 'sound' is no modality, expected some of image"),
+        (
+            "t2i",
+            {"given": {"sound": [1]}},
+            "given 'sound' is not a modality, expected some of image",
+        ),
         ("t2i", {"given": {"text": np.zeros((2, 5), int)}}, "has 5 ids a sample, expected 13"),
         ("t2i", {"given": {"text": np.full((1, 13), 999)}}, "given 'text' has ids 999 to 999, exp"),
         (
@@ -452,6 +457,25 @@ def test_a_setting_counts_if_one_of_two_steps_reads_it(pipe):
         own.pairs(SIZE, begin_steps=2, **two)
     with pytest.raises(ValueError, match="noise = 1 changes nothing, sampler ancestral"):
         own.pairs(SIZE, noise=1, **two)
+
+
+def test_examples_are_of_any_record_and_a_split_without_pictures_is_one_line(pipe, monkeypatch):
+    texts = [f"caption {n}" for n in range(9)]
+    rows = [  # the first ones have no picture
+        records.Record(str(n), np.full((32, 32, 3), n, np.uint8) if n > 6 else None, (texts[n],))
+        for n in range(9)
+    ]
+
+    class Source(list):
+        name = "source"
+
+    monkeypatch.setattr(sources, "open_source", lambda *_, **__: Source(rows))
+    images, captions = pipe.example(1)
+    assert captions == ["caption 7"] and (images == 7).all() and images.shape == (1, 32, 32, 3)
+    assert pipe.example(5)[1] == ["caption 7", "caption 8"]
+    monkeypatch.setattr(sources, "open_source", lambda *_, **__: Source(rows[:3]))
+    with pytest.raises(ValueError, match="split 'test' of source has no picture with a caption"):
+        pipe.example(1)
 
 
 def test_a_negative_prompt_counts_if_one_of_two_steps_is_guided(pipe):

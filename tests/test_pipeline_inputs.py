@@ -218,7 +218,9 @@ def test_the_best_by_a_function_of_ones_own_needs_no_other_direction(pipe):
 def test_another_config_has_fields_of_the_config_alone(pipe):
     assert pipe.with_config(sample={"top_r": 0.5}).settings().top_r == 0.5
     for wrong, name in (({"sampel": {"top_r": 0.5}}, "sampel"), ({"sample": {"topr": 1}}, "sampl")):
-        with pytest.raises(ValueError, match=f"with_config: '{name}.*' is no field of the config"):
+        with pytest.raises(
+            ValueError, match=f"with_config: '{name}.*' is not a field of the config"
+        ):
             pipe.with_config(**wrong)
 
 

@@ -32,7 +32,7 @@ def test_weighted_prompts_steer_and_say_their_calls(pipe):
     "options, message",
     [
         ({"prompts": [(A, 1), (B, -1)]}, r"the weights of the prompts \(1, -1\) sum to 0"),
-        ({"prompts": [({"sound": A}, 1)]}, r"'sound' is no modality"),
+        ({"prompts": [({"sound": A}, 1)]}, r"'sound' is not a modality"),
         ({"prompts": [(A, 1)], "given": {"text": B}}, r"prompts and given both have 'text'"),
         ({"prompts": [(A, 1)], "guide": print}, r"prompts and guide are both given"),
         ({"prompts": [([A, B], 1), ([A] * 3, 1)]}, r"prompts: 2 and 3 of 'text'"),
@@ -103,7 +103,7 @@ def test_candidates_are_ranked_by_a_function_of_ones_own(pipe):
     np.testing.assert_array_equal(ranking.order[0], ids.sum(1).argsort(kind="stable"))
     with pytest.raises(ValueError, match="task 'image' has no other direction"):
         pipe.images(2, best_of=2)
-    with pytest.raises(ValueError, match="4 candidates are no multiple of num = 3"):
+    with pytest.raises(ValueError, match="4 candidates are not a multiple of num = 3"):
         pipe.rerank(all_of_them.images, captions, num=3)
 
 

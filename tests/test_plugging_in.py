@@ -11,11 +11,14 @@ from tests.helpers import oracle
 from udd_jax import build, pipeline
 from udd_jax.data import sources
 from udd_jax.data.sources import worlds
+from udd_jax.diffusion import schedules, transition
 from udd_jax.evaluation.report import report
 from udd_jax.evaluation.suites import main as main_suite
+from udd_jax.evaluation.suites import samplers as samplers_suite
 from udd_jax.runtime import files
 from udd_jax.sampling import guidance, reverse
 from udd_jax.sampling.samplers import SAMPLERS, Sampler
+from udd_jax.sampling.settings import Settings
 
 
 def test_a_sampler(pipe, monkeypatch):
@@ -30,6 +33,28 @@ def test_a_sampler(pipe, monkeypatch):
     for k, state in enumerate(result.states):
         filled = state != pipe.vocab.mask_id
         assert filled[:, : k + 1].all() and not filled[:, k + 1 :].any()
+
+
+def test_a_sampler_has_the_settings_that_it_names(pipe, monkeypatch):
+    def sure(reveal):  # all at once if the bar is low
+        bar = jnp.where(reveal.settings.threshold < 0.5, reveal.masked.shape[1], 1)
+        return reveal.reveal_first(jnp.zeros((1, reveal.masked.shape[1])), bar)
+
+    monkeypatch.setitem(SAMPLERS, "sure", Sampler("order", sure, reads=("threshold",)))
+    calls = [pipe.pairs(2, sampler="sure", threshold=t).calls.tolist() for t in (0.1, 0.9)]
+    assert calls == [[1, 1], [pipe.vocab.length] * 2]
+    with pytest.raises(ValueError, match=r"group = 2 changes nothing, sampler sure does not read"):
+        pipe.pairs(2, sampler="sure", group=2)
+    monkeypatch.setitem(SAMPLERS, "again", Sampler("time", max, remasks=True))
+    replacing = transition.make_kernel(pipe.vocab, schedules.make("mask_and_replace", 9))
+    with pytest.raises(ValueError, match="sampler = 'again' masks tokens again"):
+        Settings(sampler="again").check(replacing)
+
+
+def test_the_suite_of_samplers_tries_a_new_one(pipe, monkeypatch):
+    monkeypatch.setitem(SAMPLERS, "leftmost", Sampler("order", max))
+    assert {"sampler": "leftmost"} in samplers_suite.grid(pipe)
+    assert {one["sampler"] for one in samplers_suite.grid(pipe)} == {*SAMPLERS}
 
 
 def test_a_guide(pipe):

@@ -1,5 +1,7 @@
 """Pictures that are not square: from the config to samples, masks and numbers."""
 
+import types
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -193,6 +195,19 @@ def test_held_out_pictures_have_halves_missing_across_and_down(pipe):
     assert set(zip(across, down, strict=True)) == {(True, False), (False, True)}
     items = held_out.read(pipe, 2)
     assert items.images.shape == (2, *SIZE, 3) and items.world is None  # it reads squares alone
+
+
+def test_the_missing_half_of_an_odd_side_is_cut_at_an_edge(pipe):
+    text = pipe.tokenizers["text"]
+    ids = pipe.codecs["text"].encode(["a red circle"] * 24, False)
+    halves, *_ = samples._holes(text, ids, (5, 7), 0, 0)
+    upper, left = np.arange(5)[:, None] < 2, np.arange(7)[None] < 3
+    wanted = {"upper": upper, "lower": ~upper, "left": left, "right": ~left}
+    found = types.SimpleNamespace(free_pixels=halves)
+    for i, half in enumerate(halves):
+        name = samples._side(found, i)
+        assert np.array_equal(half, np.broadcast_to(wanted.pop(name, half), (5, 7)))
+    assert not wanted  # all four came
 
 
 def test_the_frames_of_a_chain_hide_whole_cells(pipe):

@@ -102,7 +102,7 @@ def test_a_codebook_is_rebuilt_after_training_where_the_config_says_so(tmp_path)
         ("diffusion.schedule", "sine", "schedule 'sine'"),
         ("sample.steps", 7, r"sample\.steps = 7 is more than the T = 6"),
         ("sample_rules", {"sound": {"top_r": 0.5}}, "names 'sound'"),
-        ("sample_rules", {"text": {"top": 0.5}}, r"sample_rules\.text\.top is no setting"),
+        ("sample_rules", {"text": {"top": 0.5}}, r"sample_rules\.text\.top is not a setting"),
         ("sample_rules", {"text": {"steps": 7}}, r"sample\.steps = 7 is more than the T = 6"),
     ],
 )
@@ -116,6 +116,30 @@ def test_what_a_late_stage_would_refuse_is_refused_before_the_first(
         stages.run(config, tmp_path / "run")
     assert "\n" not in str(error.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_batch_that_the_devices_do_not_divide_is_refused_before_the_first_stage(tmp_path):
+    config = tiny.config()
+    config.mesh.data, config.vq.batch_size = 8, 12
+    with pytest.raises(
+        ValueError, match=r"^vq\.batch_size = 12 is not a multiple of mesh.data = 8"
+    ):
+        stages.run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    config.vq.file, config.train.batch_size = "given", 12
+    with pytest.raises(ValueError, match=r"^train\.batch_size = 12 is not a multiple"):
+        stages.check_batches(config, tmp_path)
+    (tmp_path / build.WEIGHTS).touch()
+    stages.check_batches(config, tmp_path)  # nothing is trained any more
+
+
+@pytest.mark.parametrize(
+    ("suite", "folder"), [("tuning", "runs/t2i"), ("samplers", "runs/t2i"), ("main", "gs://b/run")]
+)
+def test_what_processes_do_not_share_is_refused(monkeypatch, suite, folder):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(ValueError, match=f"--suite={suite} .* with 2 processes: only the suites"):
+        stages.evaluate_run(folder, suite)
 
 
 def _poor(folder):

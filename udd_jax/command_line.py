@@ -182,7 +182,7 @@ _flag("convert", "integer", "heads", None, "attention heads; a 64th of the width
 
 
 def parse(argv: list[str]) -> list[str]:
-    """Parses flags and config; returns the words that are no flags, after the name of the program.
+    """Parses flags and config; returns the words that are not flags, after the name of the program.
 
     `flags.Error` for a mistake in these, and for nothing else.
     """
@@ -201,7 +201,7 @@ def parse(argv: list[str]) -> list[str]:
         if any(f.name == "get_config" for f in traceback.extract_tb(error.__traceback__)):
             raise  # a fault of the config file itself
         name = " ".join(str(error.args[0]).split())  # a KeyError shows its text in quotes
-        what = f"{name} is no field of the config: configs/base.py has the list"
+        what = f"{name} is not a field of the config: configs/base.py has the list"
         raise flags.Error(what) from error
     except (TypeError, ValueError) as error:
         raise flags.Error(str(error)) from error

@@ -140,7 +140,7 @@ def _upscale(pipe, flags, ids, options):
     return [values.Result.of(pipe.upscale(ids["image"], ids.get("text"), **options))]
 
 
-# Tasks that are no rule: {name: (pipe, flags, {modality: values}, options) -> results}
+# Tasks that are not rules: {name: (pipe, flags, {modality: values}, options) -> results}
 EDITS = {"edit": _edit, "outpaint": _outpaint, "upscale": _upscale}
 NEEDS = {"edit": ("image", "text"), "outpaint": ("image",), "upscale": ("image",)}
 AS_THEY_ARE = ("upscale",)  # tasks that take pictures of any size
@@ -215,7 +215,7 @@ def _check(flags, asked, vocab) -> None:
     known = [m.name for m in vocab.modalities]
     for name in asked:
         if name not in known:
-            why = f"it is no modality of this run, expected some of {', '.join(known)}"
+            why = f"it is not a modality of this run, expected some of {', '.join(known)}"
             raise UserError(f"--given {name}= means nothing for --task={flags.task}: {why}")
     for name in NEEDS[flags.task] if edits else () if infill else rule.given:
         if name not in asked:

@@ -198,7 +198,7 @@ def _online(name):
         import huggingface_hub as client
     except ImportError:
         raise UserError(
-            f"{name!r} is no folder here; a model of a hub needs: pip install 'udd_jax[hub]'"
+            f"{name!r} is not a folder here; a model of a hub needs: pip install 'udd_jax[hub]'"
         ) from None
     try:
         yield client

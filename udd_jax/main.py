@@ -74,7 +74,7 @@ def _config():
 def main(argv) -> None:
     mode, comparing = FLAGS.mode, FLAGS.mode == "evaluate" and FLAGS.compare
     if len(argv) > 1 and not comparing:
-        raise UserError(f"{argv[1]!r} is no flag, expected --NAME=VALUE")
+        raise UserError(f"{argv[1]!r} is not a flag, expected --NAME=VALUE")
     command_line.check(mode)
     stopping.end_at_once()
     logging.set_verbosity(logging.WARNING)  # of the libraries; ours speak by themselves

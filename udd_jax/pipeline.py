@@ -19,6 +19,7 @@ In one file, though it is long, since it is all that a user calls.
 import dataclasses
 import functools
 import inspect
+import itertools
 import math
 import pathlib
 import tempfile
@@ -196,7 +197,7 @@ class Pipeline:
         settings = {f"sample.{field.name}" for field in dataclasses.fields(Settings)}
         asked = {*sections, *(f"sample.{name}" for name in sections.get("sample", {}))}
         for name in sorted(asked - known - settings):
-            raise UserError(f"with_config: {name!r} is no field of the config of this run")
+            raise UserError(f"with_config: {name!r} is not a field of the config of this run")
         config = ml_collections.ConfigDict(self.config.to_dict())
         with config.unlocked():
             config.update(sections)
@@ -217,7 +218,7 @@ class Pipeline:
         """
         if name not in self.tokenizers:
             known = ", ".join(self.tokenizers)
-            raise UserError(f"with_tokenizer: {name!r} is no modality, expected one of {known}")
+            raise UserError(f"with_tokenizer: {name!r} is not a modality, expected one of {known}")
         old, found = self.tokenizers[name], getattr(tokenizer, "hash", None)
         if found != old.hash:
             raise UserError(
@@ -505,22 +506,28 @@ class Pipeline:
         tokens = {name: values.ids(self, name, rows) for name, rows in given.items()}
         count = values.count(None, tokens)
         if count % values.whole("num", num, 1):
-            raise UserError(f"rerank: {count} candidates are no multiple of num = {num}")
+            raise UserError(f"rerank: {count} candidates are not a multiple of num = {num}")
         ways = candidates.directions(self, task, by)
         return candidates.rank(self, tokens, num, ways, by, times, seed)
 
     def example(self, count: int, split="test") -> tuple[np.ndarray, list[str]]:
-        """The first `count` images and captions of a split of the run's data."""
+        """The first `count` images with a caption of a split of the run's data, uint8[n, H, W, C],
+        and their captions; maybe fewer. UserError if the split has none."""
         from udd_jax.data import reading, sources
 
         options = modalities.source_options(self.config)
         source = sources.open_source(self.config.data, split, **options)
         views = modalities.views(self.config)
-        found = []
-        for example in reading.examples(source, 0, min(len(source), 2 * count), views):
-            if example.pixels is not None and example.captions:
-                found.append((example.pixels[0], example.captions[0]))
-        return np.stack([image for image, _ in found[:count]]), [c for _, c in found[:count]]
+        whole = (
+            (example.pixels[0], example.captions[0])
+            for example in reading.examples(source, 0, len(source), views)
+            if example.pixels is not None and example.captions
+        )
+        found = list(itertools.islice(whole, count))
+        if not found:
+            raise UserError(f"split {split!r} of {source.name} has no picture with a caption")
+        images, captions = zip(*found, strict=True)
+        return np.stack(images), list(captions)
 
     @functools.cached_property
     def dual_encoder(self) -> matching.Matcher:

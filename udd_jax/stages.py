@@ -62,6 +62,7 @@ def run(config: ml_collections.ConfigDict, workdir, until: str | None = None, **
     start.check(config, workdir)
     config = recipe.fill(start.student(config), workdir)
     check(config)
+    check_batches(config, workdir)
     logbook.begin()
     with lock.hold(workdir, logbook.say), bucket.near(workdir) as here:
         data = open_data(config)
@@ -84,6 +85,18 @@ def check(config) -> None:
     optimiser.make_optimiser(config)
     kernel = transition.make_kernel(vocab, build.make_schedules(config, vocab))
     limits.check_sampling(config, vocab, kernel)
+
+
+def check_batches(config, workdir) -> None:
+    """ValueError, one line, if the devices do not divide a batch of a training that is to come."""
+    mesh = sharding.make_mesh(**config.mesh)
+    trained = {
+        "vq": not config.vq.file and not (workdir / build.IMAGE).exists(),
+        "dual_encoder": train_dual_encoder.wanted(config) and not config.dual_encoder.file,
+        "train": not (workdir / build.WEIGHTS).exists(),
+    }
+    for section in (name for name, asked in trained.items() if mesh and asked):
+        sharding.check_batch(mesh, config[section].batch_size, f"{section}.batch_size")
 
 
 def _run_stages(
@@ -252,7 +265,7 @@ def perceptual(config):
 def export(workdir, out) -> None:
     """Copies the files of a finished run that sampling needs to the folder `out`.
 
-    The weights become float16. ValueError if `out` has a run already, or is no folder of a disk.
+    The weights become float16. ValueError if `out` has a run already, or is not a folder of a disk.
     """
     files.require_disk(out)
     workdir, out = files.folder(workdir), pathlib.Path(out)
@@ -276,6 +289,12 @@ def evaluate_run(workdir, suite="main", config=None, weights=None, fields=None) 
     """
     if suite not in SUITES:
         raise UserError(f"suite {suite!r} does not exist, expected one of {', '.join(SUITES)}")
+    if jax.process_count() > 1 and (suite not in ("main", "full") or "://" in str(workdir)):
+        raise UserError(
+            f"--mode=evaluate --suite={suite} --workdir={workdir} with {jax.process_count()} "
+            "processes: only the suites main and full, of a folder on a disk, are shared among "
+            "processes; start one, without UDD_DISTRIBUTED"
+        )
     logbook.begin()
     with bucket.whole(workdir) as here:
         _evaluate(here, suite, config, weights, fields)

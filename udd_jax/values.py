@@ -313,7 +313,7 @@ def ids(pipe, name: str, given) -> np.ndarray:
     """
     length = {m.name: m.length for m in pipe.vocab.modalities}
     if name not in length:
-        raise UserError(f"given {name!r} is no modality, expected some of {', '.join(length)}")
+        raise UserError(f"given {name!r} is not a modality, expected some of {', '.join(length)}")
     shape = np.shape(given) if isinstance(given, np.ndarray | jax.Array) else ()
     grid = getattr(pipe.tokenizers[name], "grid", None) if pipe.kinds[name] == "layout" else None
     if pipe.kinds[name] == "features" and shape[1:] != (pipe.tokenizers[name].size,):

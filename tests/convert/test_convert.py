@@ -413,7 +413,7 @@ def test_options_that_do_not_fit_a_unid3_checkpoint_are_one_line(folder, tmp_pat
         bad(message, function=convert_unid3, folder=folder, out=out, **options)
 
     convert_it("width 16, no multiple of 64, .* give --heads", heads=None)
-    convert_it("model.width = 16 is no multiple of model.heads = 3", heads=3)
+    convert_it("model.width = 16 is not a multiple of model.heads = 3", heads=3)
     for heads in (0, -2):
         convert_it(f"--heads={heads}, expected at least 1", heads=heads)
     convert_it("no map of 9 image codes onto 7 is known: .*--codes", codes=None)
@@ -497,8 +497,8 @@ BAD_YAML = {
     "codes": (yaml_of(n_embed=10), r"'quantize\.\w+\.\w+' is \[9.*\], expected \[10"),
     "kind": (yaml_of(quantiser="straight_through"), r"has no 'quantize\.embedding\.weight'"),
     "attention": (yaml_of(attn_resolutions=()), r"has 'decoder\.up\.2\.attn"),
-    "no model": ("params: 3\n", "is no configuration of a taming VQGAN"),
-    "no yaml": ("model: [", "is no configuration of a taming VQGAN"),
+    "no model": ("params: 3\n", "is not a configuration of a taming VQGAN"),
+    "no yaml": ("model: [", "is not a configuration of a taming VQGAN"),
     "channels": (yaml_of().replace("in_channels: 3", "in_channels: 1"), "3 channels in and out"),
 }
 

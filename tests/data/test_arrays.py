@@ -67,7 +67,7 @@ def test_a_damaged_file_is_the_same_line_wherever_numbers_are_read(name, tmp_pat
         "given layout": lambda: values.maps(str(path), TOKENIZER, 8),
     }
     for function in read.values():
-        with pytest.raises(ValueError, match="no array of numbers .*" + f"({cause})") as error:
+        with pytest.raises(ValueError, match="not an array of numbers .*" + f"({cause})") as error:
             function()
         assert "\n" not in str(error.value)
 
@@ -102,9 +102,11 @@ def test_any_bytes_are_numbers_or_one_line(found, where, whole):
 
 
 def test_files_that_cannot_be_read_or_joined_are_one_line(tmp_path):
-    with pytest.raises(ValueError, match=r"gone.npy is no array of numbers \(.npy\): No such file"):
+    with pytest.raises(
+        ValueError, match=r"gone.npy is not an array of numbers \(.npy\): No such file"
+    ):
         arrays.read(tmp_path / "gone.npy")
-    with pytest.raises(ValueError, match=r"is no array of numbers .*directory"):
+    with pytest.raises(ValueError, match=r"is not an array of numbers .*directory"):
         arrays.read(pathlib.Path(tmp_path))
     for name, shape in (("a", (2, 3)), ("b", (3, 3))):
         np.save(tmp_path / f"{name}.npy", np.zeros(shape))

@@ -108,7 +108,7 @@ def test_files_of_one_stem_are_one_record(tmp_path):
     assert source.left == ()
     plain = opened(f"folder:{tmp_path}", config())
     assert len(plain) == 8  # the maps are pictures then
-    why = "a file that is no picture, text or list"
+    why = "a file that is not a picture, text or list"
     assert plain.left == tuple((f"{n}.wav", why) for n in range(4))
 
 
@@ -164,7 +164,7 @@ def test_a_file_of_a_reference_has_its_name_and_any_damage_is_a_fault(tmp_path):
         assert record.extra["sound"][0] == pytest.approx(n / 100, abs=1e-3)
         assert record.extra["hum"][0] == pytest.approx((n + 40) / 100, abs=1e-3)
         ((cause, detail),) = record.faults
-        assert cause == "broken clip" and "is no array of numbers (.npy): " in detail
+        assert cause == "broken clip" and "is not an array of numbers (.npy): " in detail
 
 
 SECOND = config(second={"like": "text"})
@@ -412,7 +412,7 @@ def test_any_files_of_records_are_read_or_refused_in_one_line(found, incomplete,
 
 
 BAD = {
-    "sound": (b"RIFFno", "is no sound that can be read"),
+    "sound": (b"RIFFno", "is not a sound that can be read"),
     "map": (ids(MAP + 7), "layouts have ids 7 to 9, expected 0 to 2"),
 }
 

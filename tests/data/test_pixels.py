@@ -34,7 +34,7 @@ def grey3(values) -> np.ndarray:
 def test_postscript_is_never_decoded_whatever_its_name(tmp_path):
     path = tmp_path / "a.png"
     path.write_bytes(file_of(Image.fromarray(PIXELS), "EPS"))
-    with pytest.raises(ValueError, match="is no image of a format that is read"):
+    with pytest.raises(ValueError, match="is not an image of a format that is read"):
         pixels.read(path)
     assert not {"EPS", "WMF"} & set(pixels.formats())
     assert not {".eps", ".ps", ".wmf"} & pixels.suffixes()

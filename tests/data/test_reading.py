@@ -83,7 +83,7 @@ def bad_images():
     jpeg, png = picture(kind="JPEG"), saved(Image.fromarray(noise(64)), "PNG")
     broken = {
         "nothing": b"",
-        "text": b"this is no picture\n",
+        "text": b"this is not a picture\n",
         "html": b"<!DOCTYPE html><html><body>404</body></html>",
         "json": json.dumps({"image": None}).encode(),
         "random": RNG.bytes(3000),

@@ -29,7 +29,7 @@ def test_another_rate_keeps_the_pitch_and_a_short_sound_ends_in_silence():
 def test_what_is_no_sound_is_one_line(tmp_path):
     path = tmp_path / "a.wav"
     path.write_bytes(b"RIFFhello")
-    with pytest.raises(ValueError, match=r"a\.wav is no sound that can be read"):
+    with pytest.raises(ValueError, match=r"a\.wav is not a sound that can be read"):
         sounds.read(path)
     with pytest.raises(FileNotFoundError):
         sounds.read(tmp_path / "b.wav")
@@ -37,7 +37,7 @@ def test_what_is_no_sound_is_one_line(tmp_path):
 
 def test_a_header_in_which_fuzzing_found_a_stream_without_an_end_is_refused():
     content = b"RIFF\xa4\0\0\xa9WAVEfmt \x10\0\0\0@\0\1\0\1\x1f\0\0\x80>\0\0\2\0\x10\0data\0l"
-    with pytest.raises(UserError, match="a file of 42 bytes is no sound that can be read"):
+    with pytest.raises(UserError, match="a file of 42 bytes is not a sound that can be read"):
         sounds.read(content)
 
 
@@ -54,7 +54,7 @@ def test_a_layout_is_read_from_json_npy_and_a_picture_of_ids(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text, message", [("[[0.5]]", r"float64\[1, 1\], expected int"), ("[[1", "is no layout")]
+    "text, message", [("[[0.5]]", r"float64\[1, 1\], expected int"), ("[[1", "is not a layout")]
 )
 def test_what_is_no_layout_is_one_line(tmp_path, text, message):
     (tmp_path / "a.json").write_text(text)
@@ -65,7 +65,7 @@ def test_what_is_no_layout_is_one_line(tmp_path, text, message):
 @pytest.mark.parametrize("content", (b"RIFF0000WAVE", b""))
 def test_a_file_of_another_kind_is_no_layout_and_is_named(tmp_path, content):
     (tmp_path / "w.wav").write_bytes(content)
-    wanted = r"w\.wav is no layout: expected JSON, \.npy or a picture of ids$"
+    wanted = r"w\.wav is not a layout: expected JSON, \.npy or a picture of ids$"
     with pytest.raises(ValueError, match=wanted):
         layouts.read(tmp_path / "w.wav")
 

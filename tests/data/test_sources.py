@@ -173,7 +173,7 @@ def test_a_source_can_be_sent_to_another_process(tmp_path):
         ("shapes:x", {}, "data is 'shapes:x'"),
         ("folder:", {}, "data is 'folder:', expected one of"),
         ("HERE", {}, "tfds:PATH: for this folder, --config.data=folder:"),
-        ("folder:/no/such", {}, "/no/such is no folder, expected one with images"),
+        ("folder:/no/such", {}, "/no/such is not a folder, expected one with images"),
         ("shapes", {"count": 3}, "data_options has 'count' for 'shapes', expected some of size"),
         (
             "folder:HERE",

@@ -495,7 +495,7 @@ def test_a_list_is_known_by_what_it_holds_whatever_its_name(tmp_path, end, place
     (tmp_path / f"sizes.{end}").write_text("\n".join(["width,height", "3,4"]))
     source = opened(f"folder:{tmp_path}")
     assert pairs(source) == {n: (f"picture {n}",) for n in range(3)}
-    assert source.left == ((f"sizes.{end}", "a file that is no picture, text or list"),)
+    assert source.left == ((f"sizes.{end}", "a file that is not a picture, text or list"),)
 
 
 def test_captions_txt_may_have_tabs_and_no_line_of_names(tmp_path):

@@ -14,7 +14,7 @@ from udd_jax import errors
 from udd_jax.data import described, marks, survey
 from udd_jax.data.sources import listing
 
-OTHER = "a file that is no picture, text or list"
+OTHER = "a file that is not a picture, text or list"
 
 
 def unused(source):
@@ -53,7 +53,7 @@ def test_a_picture_is_known_by_its_content_where_its_name_does_not_say_it(tmp_pa
             (tmp_path / f"{text}.txt").write_text(name)
     if layout == "list":
         (tmp_path / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    (tmp_path / "notes").write_text("P1 is no picture, and #define is none")
+    (tmp_path / "notes").write_text("P1 is not a picture, and #define is none")
     (tmp_path / "x.unknown").write_bytes(b"\x89PNG\r\n\x1a\n, but no header")
     (tmp_path / "readme.md").write_bytes(picture(1))
     os.mkfifo(tmp_path / "pipe")
@@ -119,7 +119,7 @@ def test_the_members_of_a_shard_are_known_by_their_content_too(tmp_path):
     source = opened(shard(tmp_path / "a.tar", rows))
     assert sorted(pairs(source).values()) == sorted((name,) for name in (*PICTURES, "g"))
     assert left(source) == {
-        "a member that is no picture, text or value": 3,
+        "a member that is not a picture, text or value": 3,
         "a second text of its key": 1,
     }
     assert sorted(faults(source)) == [
@@ -187,7 +187,7 @@ def test_other_files_in_a_folder_of_shards_are_counted(tmp_path, kind):
     source = opened(f"{kind}:{tmp_path}")
     assert len(pairs(source)) == 1
     keys = ["more/5.png", "more/5.txt", "x_stats.json"]
-    assert source.left == tuple((key, "a file that is no shard") for key in keys)
+    assert source.left == tuple((key, "a file that is not a shard") for key in keys)
     name = "a.tar" if kind == "webdataset" else "a.parquet"
     assert not opened(f"{kind}:{tmp_path}/{name}").left
 
@@ -419,7 +419,9 @@ def test_the_pictures_of_coco_may_be_in_another_folder_that_an_option_names(tmp_
     source = opened(spec, images=str(tmp_path / "pictures"), **NONE)
     assert pairs(source) == {0: ("a",), 2: ("b",)}
     assert left(source) == {"a picture that is in no list": 1}
-    with pytest.raises(errors.UserError, match=r"is no folder, .* --config.data_options.images=$"):
+    with pytest.raises(
+        errors.UserError, match=r"is not a folder, .* --config.data_options.images=$"
+    ):
         opened(spec, images=str(tmp_path / "none"), **NONE)
 
 

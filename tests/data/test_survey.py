@@ -44,7 +44,7 @@ def test_a_survey_counts_all_that_is_wrong_with_the_first_of_each(tmp_path):
     assert sum(row["records"] for row in found["splits"].values()) >= 30
     assert found["unusable"]["broken image"] == {
         "count": 1,
-        "first": "0.png: image: the 6 bytes given is no image of a format that is read",
+        "first": "0.png: image: the 6 bytes given is not an image of a format that is read",
     }
     assert found["unusable"]["no caption"] == {"count": 1, "first": "1.png: 0 given"}
     assert found["repaired"]["surrogates replaced"] == {"count": 1, "first": "2.png: 'caf\\udce9'"}
@@ -283,7 +283,7 @@ def test_the_mode_data_says_what_there_is_and_what_the_texts_need(tmp_path, caps
 
 def test_a_folder_is_claimed_when_its_data_have_passed_and_decided_anew_before(tmp_path):
     path, run = tmp_path / "data", tmp_path / "run"
-    with pytest.raises(ValueError, match="is no folder"):
+    with pytest.raises(ValueError, match="is not a folder"):
         stages.run(config_of(path), run)
     fill(path, 60, text="")
     (path / "1.txt").write_text("a box")
@@ -392,7 +392,7 @@ def test_data_that_moved_go_on_and_data_that_changed_do_not(tmp_path):
 
     start(here)
     here.rename(there)
-    with pytest.raises(ValueError, match=r"is no folder.*--config\.data=, and a run goes on"):
+    with pytest.raises(ValueError, match=r"is not a folder.*--config\.data=, and a run goes on"):
         start(here)
     start(there)
     assert build.read_config(run).data == f"folder:{there}"

@@ -342,7 +342,7 @@ def test_a_wrong_file_and_a_wrong_number_are_sentences(visit, tmp_path):
     page.get_by_role("tab", name="Image to text").click()
     (tmp_path / "notes.png").write_text("no picture")
     page.locator("input[type=file]").first.set_input_files(tmp_path / "notes.png")
-    said(page, "Not done: the file is no picture of a format that is read")
+    said(page, "Not done: the file is not a picture of a format that is read")
     press(page, "Describe")
     said(page, "Not done: the picture is missing: choose one")
     page.get_by_role("tab", name="Text to image").click()

@@ -173,9 +173,9 @@ def head_of(width, height):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"not a picture", "the file is no picture of a format that is read"),
-        (b"", "the file is no picture"),
-        (b"%!PS-Adobe", "the file is no picture"),
+        (b"not a picture", "the file is not a picture of a format that is read"),
+        (b"", "the file is not a picture"),
+        (b"%!PS-Adobe", "the file is not a picture"),
         (head_of(6000, 6000), "6000 x 6000, expected at most 25,000,000 pixels"),
         (b"x" * (requests.BYTES + 1), "20,000,001 bytes, expected at most 20,000,000"),
     ],
@@ -210,7 +210,7 @@ def test_a_painted_picture_comes_back_bit_for_bit(picture, channels):
     [
         ({"image": "file:///etc/passwd"}, "was not sent as a PNG"),
         ({"image": painter.START + "%%%"}, "was not sent as a PNG"),
-        ({"image": painter.START + base64.b64encode(b"text").decode()}, "is no picture"),
+        ({"image": painter.START + base64.b64encode(b"text").decode()}, "is not a picture"),
         ({"mask": "1" * 15}, "the mask does not fit"),
         ({"mask": "x" * 16}, "the mask does not fit"),
     ],

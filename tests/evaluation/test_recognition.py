@@ -68,8 +68,8 @@ def drawings(tmp_path_factory):
 @pytest.mark.slow
 def test_right_pictures_reach_what_real_ones_reach_and_wrong_ones_chance(drawings, tmp_path):
     found = list(held_out.stream(drawings, -1))
-    images = np.stack([example.pixels[0] for example, _ in found])
-    texts = [example.captions[0] for example, _ in found]
+    images = np.stack([example.pixels[0] for example in found])
+    texts = [example.captions[0] for example in found]
     items = types.SimpleNamespace(
         name="drawings", images=images, references=[(text,) for text in texts], world=None
     )
@@ -93,7 +93,7 @@ def test_right_pictures_reach_what_real_ones_reach_and_wrong_ones_chance(drawing
         "recognition-sheet.png",
     }
 
-    training = np.stack([e.pixels[0] for e, _ in held_out.stream(drawings, 5, "train")])
+    training = np.stack([e.pixels[0] for e in held_out.stream(drawings, 5, "train")])
     few = {task: drawn(training, texts[:5]) for task in perfect}
     report = recognition.measure(drawings, items, few, tmp_path, tmp_path / "samples", 60)
     kept = np.load(tmp_path / "samples" / recognition.KEPT)

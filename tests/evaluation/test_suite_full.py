@@ -119,7 +119,7 @@ def test_pictures_are_compared_by_the_network_that_is_given(done):
     drawn = np.concatenate(
         [samples.load(f).images for f in sorted((done[1] / "samples/pictures").glob("*.npz"))]
     )
-    real = np.stack([e.pixels[0] for e, _ in held_out.stream(done[0], 5)])
+    real = np.stack([e.pixels[0] for e in held_out.stream(done[0], 5)])
     ours, theirs = (extractor(STATES, 0)(x)[:, :STATES] for x in (drawn, real))
     expected = frechet.fid(ours, theirs)
     assert value(found, "inception", "Frechet distance") == pytest.approx(expected.value, rel=1e-5)
@@ -226,6 +226,22 @@ def test_an_evaluation_leaves_out_what_was_trained_on(done, tmp_path, monkeypatc
     assert items.keys == ["test/1.png", "test/2.png", "test/3.png"] and kept.keys == ["test/2.png"]
     assert np.array_equal(kept.images, items.images[1:2]) and kept.captions == [items.captions[1]]
     assert np.array_equal(kept.ids, items.ids[1:2]) and kept.hash != items.hash
+    assert kept.left_out == {"test/1.png", "test/3.png"} and not items.left_out
+    left = held_out.stream(pipe, 4, without=kept.left_out)  # also of pictures beyond the items
+    assert [example.key for example in left] == ["test/2.png"]
+    pipe.config.evaluate.pictures = 3
+    (made,) = image_sets.ready(pipe, tmp_path, kept.left_out)
+    assert samples.count(made) == 1
+    seen, lack = [], intervals.Unmeasured("no weights")
+
+    def counting(pictures):
+        seen.append(len(pictures))
+        return extractor(STATES, 0)(pictures)
+
+    monkeypatch.setattr(image_sets, "STATES", STATES)
+    nets = {"inception": feature_networks.Network("a2", images=counting), "clip": lack}
+    report = image_sets.measure(pipe, kept, None, [made], tmp_path, nets)
+    assert report["count"] == 1 and set(seen) == {1}  # made and real
     assert said == [
         "evaluation: 2 of 3 pictures are training pictures, too (the first is test/1.png): left out"
     ]
@@ -244,7 +260,7 @@ def test_shapes_fall_into_ten_categories(done):
     for name in names - set(kinds):  # held-out scenes have two objects
         assert "none of the 8 items" in report[name]["unmeasured"]
     assert all(report[name]["count"] == kinds.count(name) for name in kinds)
-    with pytest.raises(ValueError, match=r"evaluate\.category = 'style' is no field"):
+    with pytest.raises(ValueError, match=r"evaluate\.category = 'style' is not a field"):
         full_suite.categories(dataclasses.replace(items, world=None), "style")
 
 
@@ -308,7 +324,7 @@ def test_missing_weights_say_which_file_and_where_to_put_it(tmp_path):
     assert "--weights" in found["clip"].unmeasured
     found = feature_networks.load(str(tmp_path))
     assert str(tmp_path) in found["lpips"].unmeasured and "vgg16" in found["lpips"].unmeasured
-    with pytest.raises(ValueError, match="which is no folder"):
+    with pytest.raises(ValueError, match="which is not a folder"):
         feature_networks.load(str(tmp_path / "nowhere"))
 
 
@@ -333,7 +349,7 @@ def test_a_record_that_cannot_be_read_is_not_one_of_those_that_say_so(done, monk
     with done[0].config.unlocked():
         done[0].config.evaluate.only = f"scene={records[1].extra['scene']}"
     try:
-        assert [example.position for example, _ in held_out.stream(done[0], 1)] == [1]
+        assert [example.position for example in held_out.stream(done[0], 1)] == [1]
     finally:
         done[0].config.evaluate.only = ""
 
@@ -473,8 +489,8 @@ def test_held_out_emoji_make_groups_of_twenty_different_names():
     config = t2i.get_config("emoji")
     config.data = f"webdataset:{EMOJI}"
     found = list(held_out.stream(types.SimpleNamespace(config=config), 120))
-    assert all(extra["split_kind"] == "pair" for _, extra in found)
-    captions = [example.captions[0] for example, _ in found]
-    groups = retrieval.groups(full_suite.same(captions), config.evaluate.among)
+    assert all(example.extra["split_kind"] == "pair" for example in found)
+    captions = [example.captions[0] for example in found]
+    groups = retrieval.groups(retrieval.equal_texts(captions), config.evaluate.among)
     assert len(groups) >= 5
     assert all(len({captions[i] for i in group}) == 20 for group in groups)

@@ -1,6 +1,7 @@
 """The suite of steering: its cases against the world, and all of it on a run that is untrained."""
 
 import gzip
+import types
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from tests.evaluation import test_suite_full
 from udd_jax import pipeline
 from udd_jax.data.sources import shapes, worlds
 from udd_jax.diffusion import vocab
-from udd_jax.evaluation import feature_networks, held_out
+from udd_jax.evaluation import feature_networks, held_out, retrieval
 from udd_jax.evaluation.report import measure_sections
 from udd_jax.evaluation.suites import full, steering
 from udd_jax.networks import dual_encoder, matching, pretrained
@@ -82,7 +83,7 @@ def test_the_match_ranks_candidates_and_is_measured_both_ways(pipe):
     np.testing.assert_allclose(ranking.scores, scores)
     np.testing.assert_array_equal(ranking.order, (-scores).argsort(axis=1))
     found, _ = steering.match(pipe, items, among=3, seed=2)
-    table, equal = pipe.dual_encoder.table(items.codes, items.ids), steering.equals(items)
+    table, equal = pipe.dual_encoder.table(items.codes, items.ids), retrieval.equal_captions(items)
     assert equal.diagonal().all()
     ring = np.random.default_rng(2).permutation(12)  # each one is compared with the next
     pairs = [(i, j) for i, j in zip(ring, np.roll(ring, -1), strict=True) if not equal[i, j]]
@@ -93,6 +94,18 @@ def test_the_match_ranks_candidates_and_is_measured_both_ways(pipe):
     assert 0 < np.mean(less) < 1 and found["match"].value == pytest.approx(table.diagonal().mean())
     hits = steering.likelihood.recall_among(table.T, 3, equal.T)
     assert found["image of a caption, among 3"].value == pytest.approx(hits.mean())
+
+
+def test_a_caption_that_cannot_be_read_is_not_wrong_for_any_image():
+    world = types.SimpleNamespace(
+        parse_caption=lambda text: None if text == "cut" else text, agrees=lambda a, b: a == b
+    )
+    items = types.SimpleNamespace(captions=["a", "cut", "b"], scenes=["a", "c", "b"], world=world)
+    equal = [[1, 1, 0], [0, 1, 0], [0, 1, 1]]
+    assert retrieval.equal_captions(items).astype(int).tolist() == equal
+    assert retrieval.equal_captions(items, 2).astype(int).tolist() == [[1, 1], [0, 1]]
+    items.world, items.captions = None, ["a", "b", "a"]
+    assert retrieval.equal_captions(items)[0].tolist() == [True, False, True]
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from udd_jax import command_line, main
 
 @contextlib.contextmanager
 def flags():
-    """A function that reads words as the command line does, and returns those that are no flags.
+    """A function that reads words as the command line does, and returns those that are not flags.
 
     Afterwards every flag is as before.
     """

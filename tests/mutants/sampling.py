@@ -264,13 +264,13 @@ MUTANTS = (
         ),
         (
             "settings: samplers that fill masks without masks",
-            'if self.kind != "time" and not (alone or kernel.masks):',
-            'if self.kind == "time" and not (alone or kernel.masks):',
+            'if self.kind != "time" and not (in_turn or kernel.masks):',
+            'if self.kind == "time" and not (in_turn or kernel.masks):',
         ),
         (
             "settings: remasking where tokens are replaced",
-            'self.sampler.startswith("remdm") and kernel.replaces',
-            'self.sampler.startswith("remdmm") and kernel.replaces',
+            "SAMPLERS[self.sampler].remasks and kernel.replaces",
+            "SAMPLERS[self.sampler].one_a_call and kernel.replaces",
         ),
         (
             "settings: guidance without absent conditions",
@@ -370,7 +370,7 @@ MUTANTS = (
         ("one after another: a chain", "if settings.sampler == IN_ORDER:", "if False:"),
         (
             "one after another: also where it was not learned",
-            "if self.sampler == IN_ORDER and not in_order:",
+            "if in_turn and not in_order:",
             "if False:",
         ),
         (

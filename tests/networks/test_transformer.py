@@ -431,6 +431,12 @@ def test_an_option_that_does_not_exist_is_one_line(option, message):
     assert "\n" not in str(error.value)
 
 
+def test_a_head_that_cannot_be_turned_is_one_line():
+    with pytest.raises(ValueError, match=r"model\.rotary turns pairs .* a head has 3: expected an"):
+        transformer.Transformer(VOCAB, T, width=6, heads=2, rotary=True)
+    transformer.Transformer(VOCAB, T, width=6, heads=2, rotary=False)
+
+
 def test_a_width_that_heads_do_not_divide_is_one_line():
-    with pytest.raises(ValueError, match=r"model\.width = 8 is no multiple of model\.heads = 3"):
+    with pytest.raises(ValueError, match=r"model\.width = 8 is not a multiple of model\.heads = 3"):
         transformer.Transformer(VOCAB, T, width=8, heads=3)

@@ -177,6 +177,8 @@ def test_processes_train_save_and_resume_to_the_same_numbers(alone, tmp_path, co
     assert run_many(tmp_path, count, model, stop_at=7) == [75] * count
     before = logbook.Logbook(tmp_path).lines()[-1]["step"]
     assert 7 <= before < STEPS
+    assert run_many(tmp_path, count, model, stop_at=before) == [75] * count  # in its first step
+    assert before < logbook.Logbook(tmp_path).lines()[-1]["step"] < STEPS
     assert run_many(tmp_path, count, model) == [0] * count
     assert np.abs(losses(tmp_path) - alone[0]).max() < 1e-5
 
@@ -241,6 +243,7 @@ def main():
     def before(step):
         if step == stop_at:
             os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(3)  # all know of it before the step ends
 
     weights = run(pathlib.Path(folder), data, model, before)
     assert transformer.count_parameters(weights) > 0

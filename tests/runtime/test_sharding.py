@@ -1,5 +1,7 @@
 """Claims about the mesh and the table: everything has a place, and the numbers do not change."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -154,8 +156,29 @@ def test_meshes_that_do_not_fit_are_refused():
         sharding.make_mesh(8, 2)
     with pytest.raises(ValueError, match="expected at least 1"):
         sharding.make_mesh(0, 1)
-    with pytest.raises(ValueError, match=r"batch size 6 is no multiple of mesh.data = 8"):
+    with pytest.raises(ValueError, match=r"batch size = 6 is not a multiple of mesh.data = 8"):
         sharding.shard_batch(sharding.make_mesh(), {"x": np.zeros((6, 2))})
+
+
+@pytest.mark.parametrize("model", [1, 2, 4])
+def test_each_host_of_a_pod_reads_one_slice_of_a_batch(monkeypatch, model):
+    """4 x 4 chips in the order of their links, rows of the torus; a host has a square of four."""
+    chips = [types.SimpleNamespace(process_index=i // 2 * 2 + j // 2) for i, j in np.ndindex(4, 4)]
+    grid = np.array(chips).reshape(-1, model)
+    monkeypatch.setattr(jax, "process_count", lambda: 4)
+
+    def shares(grid):
+        mesh = types.SimpleNamespace(devices=grid, shape={"data": len(grid), "model": model})
+        for index in range(4):
+            monkeypatch.setattr(jax, "process_index", lambda index=index: index)
+            yield sharding.process_share(mesh)
+
+    # A row of four chips has two hosts, and both read what it needs.
+    wanted = [(0, 2), (0, 2), (1, 2), (1, 2)] if model == 4 else [(i, 4) for i in range(4)]
+    assert list(shares(sharding.by_process(grid))) == wanted
+    if model < 4:
+        with pytest.raises(ValueError, match=r"mesh\.data = .* do not read equal slices"):
+            list(shares(grid))
 
 
 def test_processes_join_when_the_environment_says_so(monkeypatch):

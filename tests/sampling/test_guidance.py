@@ -91,7 +91,8 @@ def test_a_scorer_sees_what_is_known_as_it_is_and_the_rest_as_the_network_says(s
     tables = [schedules.MAKERS[schedule](finite.STEPS)] * 2
     x, free, absent = finite.batch_of(["infill"] * 4 + ["image"] * 4)
     hidden = free & (np.random.default_rng(0).random(x.shape) < 0.5)
-    xt = jnp.asarray(np.where(hidden, LAYOUT.mask_id, x), jnp.int32)
+    beyond = ~free & (np.random.default_rng(1).random(x.shape) < 0.3)  # of a length: masked
+    xt = jnp.asarray(np.where(hidden | beyond, LAYOUT.mask_id, x), jnp.int32)
     kernel = transition.make_kernel(LAYOUT, tables)
     masks = tasks.Masks(jnp.asarray(free), jnp.asarray(absent))
     prior = transition.prior_sample(kernel, jax.random.key(0), 8)
@@ -106,7 +107,7 @@ def test_a_scorer_sees_what_is_known_as_it_is_and_the_rest_as_the_network_says(s
 
     predict = guidance.predictor(denoise_fn, scene, xt, scorers=[scorer])
     untouched = predict(xt, jnp.full(8, 60, jnp.int32))
-    known = ~free & ~absent[:, LAYOUT.modality_of]
+    known = ~free & ~absent[:, LAYOUT.modality_of] & ~beyond
     if schedule == "absorbing":
         known |= free & ~hidden
     assert known.any() and (free & ~known).any()

@@ -12,7 +12,7 @@ from tests.helpers import documented, finite
 from udd_jax.diffusion import schedules, transition
 from udd_jax.sampling import reverse, settings
 from udd_jax.sampling.samplers import SAMPLERS
-from udd_jax.sampling.settings import READ_BY, Settings
+from udd_jax.sampling.settings import OF_SAMPLERS, Settings
 
 
 def reads(sampler, monkeypatch) -> set[str]:
@@ -42,11 +42,10 @@ def reads(sampler, monkeypatch) -> set[str]:
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_sampler_reads_the_settings_that_the_table_says(sampler, monkeypatch):
-    listed = {name for name, names in READ_BY.items() if sampler in names}
-    found = reads(sampler, monkeypatch) & READ_BY.keys()
+    found = reads(sampler, monkeypatch) & {*OF_SAMPLERS}
     if sampler == "remdm_confidence":  # hands eta on to a rule that ignores it
         found -= {"eta"}
-    assert found == listed
+    assert found == {*SAMPLERS[sampler].reads}
 
 
 def table() -> dict[str, tuple[str, str, set]]:
@@ -65,7 +64,7 @@ def test_the_table_of_the_page_has_every_sampler_with_its_kind_and_what_it_reads
     for sampler, (kind, _, listed) in table().items():
         chosen = Settings(sampler=sampler)
         assert kind == chosen.kind
-        assert listed == {name for name in ("steps", *READ_BY) if not chosen.unread(name)}
+        assert listed == {name for name in ("steps", *OF_SAMPLERS) if not chosen.unread(name)}
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -114,7 +113,7 @@ def test_a_setting_says_why_it_changes_nothing(changes, name, unread):
     assert found is None if unread is None else unread in found.why
 
 
-@pytest.mark.parametrize("name", ["steps", *READ_BY, "guidance_schedule", "guidance_interval"])
+@pytest.mark.parametrize("name", ["steps", *OF_SAMPLERS, "guidance_schedule", "guidance_interval"])
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_what_a_message_says_to_set_lets_the_setting_count(sampler, name):
     changes, times = {"sampler": sampler}, 0

@@ -134,7 +134,7 @@ def test_discriminator_judges_patches_of_one_image():
 
 
 def test_sizes_that_do_not_fit_are_named():
-    with pytest.raises(ValueError, match="resolution 30 is no multiple of the cell 8"):
+    with pytest.raises(ValueError, match="resolution 30 is not a multiple of the cell 8"):
         init(tiny(resolution=30, patch=8))
     with pytest.raises(ValueError, match="quantiser is 'vq', expected one of ema"):
         init(tiny(quantiser="vq"))

@@ -94,6 +94,9 @@ def test_adapters_without_a_run_and_a_run_that_is_not_there_are_refused_at_the_s
     config.init_from = str(tmp_path)
     with pytest.raises(ValueError, match=r"init_from = .* has no file 'config.json'"):
         start.check(config)
+    config.init_from = "gs://bucket/run"
+    with pytest.raises(ValueError, match=r"init_from = 'gs://bucket/run' is in a bucket: copy"):
+        start.check(config)
     config.init_from = "udd_jax/assets/shapes"
     start.check(config)
 

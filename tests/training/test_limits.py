@@ -50,7 +50,7 @@ BAD = {
 def test_a_number_out_of_its_range_is_refused_with_the_flag_that_mends_it(name):
     c = t2i.get_config("smoke")
     c.update_from_flattened_dict({name: BAD[name]})
-    named = "image_size" if name == "vq.model.patch" else name  # one is no multiple of the other
+    named = "image_size" if name == "vq.model.patch" else name  # one is not a multiple of the other
     with pytest.raises(
         ValueError, match=rf"^{named} = .*expected .*: set --config.{named}="
     ) as error:

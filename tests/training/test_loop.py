@@ -75,16 +75,15 @@ def killing_at(*steps):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
-    return run(folder, evaluate=lambda s, done: {"bound": float(s["w"][0])}, eval_every=5), folder
+    return run(folder, evaluate=lambda s, done: {"bound": float(s["w"][0])}), folder
 
 
 def test_resume_is_bit_exact_in_state_and_metrics(whole, tmp_path):
     batch = killing_at(3, 8, 13, 17)
     for _ in range(4):
         with pytest.raises(Killed):
-            run(tmp_path, batch_at=batch, evaluate=lambda s, d: {"bound": float(s["w"][0])},
-                eval_every=5)  # fmt: skip
-    state = run(tmp_path, evaluate=lambda s, d: {"bound": float(s["w"][0])}, eval_every=5)
+            run(tmp_path, batch_at=batch, evaluate=lambda s, d: {"bound": float(s["w"][0])})
+    state = run(tmp_path, evaluate=lambda s, d: {"bound": float(s["w"][0])})
     assert same(state, whole[0])
     assert lines(tmp_path) == lines(whole[1]) and len(lines(tmp_path)) == 9
     assert state["count"] == 20
@@ -121,9 +120,9 @@ def test_a_signal_after_the_last_step_stops_the_run_before_its_next_stage(whole,
         return {"bound": float(state["w"][0])}
 
     with pytest.raises(SystemExit) as stopped:
-        run(tmp_path, evaluate=evaluate, eval_every=5)
+        run(tmp_path, evaluate=evaluate)
     assert stopped.value.code == 75
-    assert same(run(tmp_path, evaluate=evaluate, eval_every=5), whole[0])
+    assert same(run(tmp_path, evaluate=evaluate), whole[0])
     assert lines(tmp_path) == lines(whole[1])
 
 
@@ -172,7 +171,7 @@ def test_best_checkpoint_is_kept_by_its_score(tmp_path):
     loop.fit(
         toy_step, {"w": jnp.zeros(4), "count": jnp.int32(0)}, steps=12, batch_at=batch_at,
         checkpoints=keeper, logbook=logbook.Logbook(tmp_path), description="toy", save_every=3,
-        evaluate=lambda state, done: {"bound": abs(done - 6)}, eval_every=3,
+        evaluate=lambda state, done: {"bound": abs(done - 6)},
     )  # fmt: skip
     assert keeper.steps() == [6, 12] and keeper.best_step() == 6
 

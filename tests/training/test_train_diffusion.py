@@ -221,7 +221,7 @@ def test_a_batch_in_parts_gives_the_gradient_and_metrics_of_the_whole():
     assert np.allclose(parts["w"], whole["w"], rtol=1e-6)
     assert np.isclose(more_metrics["loss"], metrics["loss"], rtol=1e-6)
     assert count == more_count == 12
-    with pytest.raises(ValueError, match=r"12 is no multiple of train\.accumulate = 5"):
+    with pytest.raises(ValueError, match=r"12 is not a multiple of train\.accumulate = 5"):
         train_diffusion.make_gradient(loss_fn, 5)(params, 0, key, x0)
 
 

@@ -257,8 +257,12 @@ def test_balance_is_the_ratio_of_the_gradients():
         return 3 * kernel.sum(), 0.5 * (kernel**2).sum()
 
     expected = np.sqrt(18) / (np.sqrt(5) + 1e-4)
-    np.testing.assert_allclose(train_image_tokenizer.balance(terms, kernel), expected, rtol=1e-6)
-    assert jax.grad(lambda k: train_image_tokenizer.balance(terms, k))(kernel).tolist() == [[0, 0]]
+    np.testing.assert_allclose(
+        train_image_tokenizer.adaptive_weight(terms, kernel), expected, rtol=1e-6
+    )
+    assert jax.grad(lambda k: train_image_tokenizer.adaptive_weight(terms, k))(kernel).tolist() == [
+        [0, 0]
+    ]
 
 
 def test_hinge_asks_no_more_than_a_margin_of_one():
@@ -266,7 +270,7 @@ def test_hinge_asks_no_more_than_a_margin_of_one():
     real, fake = jnp.array([2.0, 0.5]), jnp.array([-3.0, 1.0])
     # real: (0 + .5) / 2; fake: (0 + 2) / 2
     np.testing.assert_allclose(
-        train_image_tokenizer.hinge(1.0, judge, real, fake), (0.25 + 1.0) / 2
+        train_image_tokenizer.hinge_loss(1.0, judge, real, fake), (0.25 + 1.0) / 2
     )
 
 
@@ -331,6 +335,33 @@ def test_the_judge_waits_for_its_start_and_then_learns(tmp_path):
     rows = lines(tmp_path)
     assert rows[0]["judge_loss"] == pytest.approx(rows[2]["judge_loss"], abs=0.05)
     assert rows[-1]["judge_loss"] < 0.95 * rows[2]["judge_loss"]
+
+
+def test_a_step_in_which_only_the_judge_is_not_finite_is_skipped(monkeypatch):
+    config = make_config(adversarial={
+        "weight": 0.1, "start": 0, "channels": 4, "layers": 1, "learning_rate": 1e-3,
+    })  # fmt: skip
+    images = jnp.asarray(np.stack([Tiles()[i].image for i in range(8)]))
+    model = train_image_tokenizer.make_model(config)
+    params = model.init(jax.random.key(0), np.zeros((1, 12, 12, 3), np.float32))["params"]
+    state = train_image_tokenizer.create_state(config, model, params)
+    judge = train_image_tokenizer.make_discriminator(config)
+    parts = (config, model, judge, *train_image_tokenizer.make_optimisers(config))
+
+    def after(hinge):
+        monkeypatch.setattr(train_image_tokenizer, "hinge_loss", hinge)
+        step = jax.jit(train_image_tokenizer.make_step(*parts))
+        new, metrics = step(state, images, jax.random.key(1))
+        old = {"params": state.params, "judge": state.judge}
+        pairs = zip(*(jax.tree.leaves(tree) for tree in (
+            {"params": new.params, "judge": new.judge}, old)), strict=True)  # fmt: skip
+        return metrics, all(np.array_equal(a, b) for a, b in pairs)
+
+    usual = train_image_tokenizer.hinge_loss
+    metrics, same = after(usual)
+    assert not metrics["skipped"] and not same
+    metrics, same = after(lambda *args: usual(*args) * jnp.nan)
+    assert np.isfinite(metrics["loss"]) and metrics["skipped"] and same
 
 
 @pytest.mark.slow

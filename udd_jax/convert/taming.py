@@ -52,7 +52,7 @@ def vq_sizes(state: dict, resolution: int, where) -> dict:
             "quantiser": "gumbel" if gumbel else "straight_through",
         }
     except KeyError as error:
-        raise UserError(f"{where} has no {error}: it is no taming VQGAN") from None
+        raise UserError(f"{where} has no {error}: it is not a taming VQGAN") from None
 
 
 def vq_settings(path) -> dict:
@@ -78,7 +78,7 @@ def vq_settings(path) -> dict:
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
-            f"--vq_config={path} is no configuration of a taming VQGAN ({reason})"
+            f"--vq_config={path} is not a configuration of a taming VQGAN ({reason})"
         ) from None
     if channels != (3, 3) or dd.get("double_z"):
         raise UserError(f"--vq_config={path}: expected 3 channels in and out, and no double_z")

@@ -39,6 +39,6 @@ def _safetensors(path) -> dict[str, np.ndarray]:
     except Exception as error:  # a damaged header can raise any exception
         reason = (str(error).splitlines() or [""])[0]
         raise UserError(
-            f"{path} is no safetensors file, or is damaged or cut short ({reason})"
+            f"{path} is not a safetensors file, or is damaged or cut short ({reason})"
         ) from None
     return state

@@ -38,7 +38,7 @@ def read(source: str | os.PathLike | bytes) -> np.ndarray:
         cause = error.strerror or str(error)
     except Exception as error:  # damaged headers raise errors of any type
         cause = (str(error).splitlines() or [type(error).__name__])[0]
-    raise UserError(f"{name} is no array of numbers (.npy): {cause}") from None
+    raise UserError(f"{name} is not an array of numbers (.npy): {cause}") from None
 
 
 def _decoded(content: bytes) -> np.ndarray:

@@ -43,7 +43,7 @@ def read(source: str | os.PathLike | bytes) -> np.ndarray:
         found = _decoded(content, suffix)
     except Exception as error:  # damaged files raise errors of any type
         cause = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{name} is no layout: {cause}") from None
+        raise UserError(f"{name} is not a layout: {cause}") from None
     return check(found, name)
 
 

@@ -19,7 +19,7 @@ LENGTH = 32  # of a mark, at most
 
 
 def marks(head: bytes) -> tuple[str, ...]:
-    """The formats of a file that begins with `head`; () if it is no picture."""
+    """The formats of a file that begins with `head`; () if it is not a picture."""
     found = []
     for name in pixels.formats():
         accept = Image.OPEN[name][1]

@@ -120,7 +120,7 @@ def read_for(
     except PermissionError:
         raise UserError(f"image: no permission to read {name}") from None
     except Image.UnidentifiedImageError:
-        raise UserError(f"image: {name} is no image of a format that is read") from None
+        raise UserError(f"image: {name} is not an image of a format that is read") from None
     except Exception as error:  # the decoders of Pillow raise errors of any type
         cause = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"image: {name} is damaged: {cause}") from None
@@ -129,7 +129,7 @@ def read_for(
 def size(source: bytes) -> tuple[int, int]:
     """(width, height) of an encoded image as it is read, without decoding it.
 
-    ValueError if it is no image.
+    ValueError if it is not an image.
     """
     try:
         with _header(source) as image:
@@ -157,7 +157,7 @@ def ending(source: bytes | np.ndarray) -> str:
 
 
 def may_be_clear(source: bytes) -> bool:
-    """Whether an encoded image has an opacity, without decoding it. False if it is no image."""
+    """Whether an encoded image has an opacity, without decoding it. False if it is not an image."""
     with contextlib.suppress(Exception), _header(source) as image:
         return image.has_transparency_data
     return False

@@ -30,7 +30,7 @@ def _library():
 def read(source: str | os.PathLike | bytes) -> tuple[np.ndarray, int]:
     """A file, or its bytes -> (float32[n], its rate in Hz); channels are averaged.
 
-    ValueError, one line, for a file that is no sound; OSError if it cannot be read.
+    ValueError, one line, for a file that is not a sound; OSError if it cannot be read.
     """
     library = _library()
     if isinstance(source, bytes):
@@ -45,11 +45,11 @@ def read(source: str | os.PathLike | bytes) -> tuple[np.ndarray, int]:
             found = None if long else file.read(dtype="float32", always_2d=True)
     except (library.LibsndfileError, ValueError) as error:  # ValueError: a stream without an end
         cause = getattr(error, "error_string", error)
-        raise UserError(f"{what} is no sound that can be read: {cause}") from None
+        raise UserError(f"{what} is not a sound that can be read: {cause}") from None
     if long:
         raise UserError(f"{what} is longer than {MOST_SECONDS} seconds")
     if not len(found) or not np.isfinite(found).all():
-        raise UserError(f"{what} has no samples, or samples that are no numbers")
+        raise UserError(f"{what} has no samples, or samples that are not numbers")
     return found.mean(1), rate
 
 

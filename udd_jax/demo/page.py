@@ -19,7 +19,7 @@ from udd_jax.demo import fields, painter, recipes, requests, service, steering, 
 from udd_jax.diffusion import tasks
 from udd_jax.errors import UserError
 
-IMAGES = ("edit", "outpaint", "upscale")  # tasks that are no rule, and make a picture
+IMAGES = ("edit", "outpaint", "upscale")  # tasks that are not rules, and make a picture
 WAIT = "The result comes here. The first one of a kind takes longer: it compiles."
 
 

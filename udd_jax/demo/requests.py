@@ -127,7 +127,7 @@ def read_picture(data: bytes, size: int, channels: int = 3) -> np.ndarray:
     try:
         shape = pixels.size(data)
     except UserError:
-        raise UserError("the file is no picture of a format that is read, such as PNG") from None
+        raise UserError("the file is not a picture of a format that is read, such as PNG") from None
     if math.prod(shape) > PIXELS:
         raise UserError(
             f"the picture is {shape[0]} x {shape[1]}, expected at most {PIXELS:,} pixels"

@@ -79,7 +79,7 @@ def _read(path) -> dict:
     path = path / main_suite.RESULT if path.is_dir() else path
     result = files.read_json(path)
     if not isinstance(result, dict) or "protocol" not in result.get("manifest", {}):
-        raise UserError(f"{path} is no result of an evaluation: it has no manifest.protocol")
+        raise UserError(f"{path} is not a result of an evaluation: it has no manifest.protocol")
     return result
 
 

@@ -59,7 +59,7 @@ def load(folder: str) -> dict[str, Network | intervals.Unmeasured]:
         }
     if not pathlib.Path(folder).is_dir():
         raise UserError(
-            f"evaluate.weights is {folder!r}, which is no folder: make it and put there "
+            f"evaluate.weights is {folder!r}, which is not a folder: make it and put there "
             + " or ".join(map(_files, NAMES))
         )
     return {"inception": _inception(folder), "clip": _clip(folder), "lpips": _lpips(folder)}

@@ -29,11 +29,12 @@ class Items:
         codes, ids: int32[n, N], int32[n, M], local ids; None as images, and [] and None as texts.
             Of a picture of two levels, N are the codes of both (`Vocab.parts`).
         extra: the fields `extra` of the records.
-        hash: of keys, images and captions.
+        hash: of keys, images, captions and the values of `extra` that are modalities.
         keys: of the records.
         references: all captions of each item, as written.
         world: the embedded world that can check samples, or None.
         further: {name: int32[n, length]}, local ids of the modalities besides image and text.
+        left_out: the keys of items that were here (`without`).
     """
 
     name: str
@@ -47,6 +48,7 @@ class Items:
     references: list[tuple[str, ...]]
     world: World | None = None
     further: dict = dataclasses.field(default_factory=dict)
+    left_out: frozenset = frozenset()
 
     @property
     def tokens(self) -> dict[str, np.ndarray]:
@@ -71,11 +73,13 @@ class Items:
 
     def without(self, numbers) -> "Items":
         """The items but those of these numbers; the hash says which are left out."""
-        kept = [i for i in range(len(self)) if i not in set(numbers)]
+        left_out = set(numbers)
+        kept = [i for i in range(len(self)) if i not in left_out]
         lists = ("captions", "extra", "keys", "references")
         changed = {name: [getattr(self, name)[i] for i in kept] for name in lists}
         changed |= {name: getattr(self, name)[kept] for name in ("images", "codes", "ids")}
         changed["further"] = {name: ids[kept] for name, ids in self.further.items()}
+        changed["left_out"] = self.left_out | {self.keys[i] for i in left_out}
         digest = hashlib.sha256(f"{self.hash} without {sorted(numbers)}".encode()).hexdigest()[:16]
         return dataclasses.replace(self, hash=digest, **changed)
 
@@ -94,14 +98,14 @@ def read(pipe, count: int, split: str = "", names=None) -> Items:
         *modalities.recorded(pipe.config, names or ()),
         *(names or modalities.rows(pipe.config)),
     }
-    for example, extra in stream(pipe, count, split, names):
+    for example in stream(pipe, count, split, names):
         caption = (*example.captions, "")[0]
         digest.update(f"{example.key}\0{caption}\0".encode())
         if example.pixels is not None:
             digest.update(example.pixels[0].tobytes())
-        for name in sorted(asked & set(extra)) if names else ():
-            digest.update(np.ascontiguousarray(extra[name]).tobytes())
-        found.append((example.key, example.pixels, example.captions, extra))
+        for name in sorted(asked & set(example.extra)):
+            digest.update(np.ascontiguousarray(example.extra[name]).tobytes())
+        found.append((example.key, example.pixels, example.captions, example.extra))
     keys, pixels, references, extra = map(list, zip(*found, strict=True))
     images = codes = ids = None
     captions, tokens = [], {m.name: _masks(m, len(keys)) for m in pipe.vocab.modalities}
@@ -121,12 +125,12 @@ def read(pipe, count: int, split: str = "", names=None) -> Items:
     pad_id = pipe.tokenizers["text"].pad_id
     tokens = modalities.complete(pipe.config, pipe.vocab, tokens, pad_id)
     further = {name: tokens[name] for name in modalities.further(pipe.config) if name in asked}
-    found, digest = source(pipe, split or split_of(pipe)), digest.hexdigest()[:16]
-    world = getattr(found, "world", None)
+    measured = source(pipe, split or split_of(pipe))
+    world = getattr(measured, "world", None)
     if world and world.image_size != modalities.image_size(pipe.config):
         world = None  # it can read only images of its own size
-    about = (extra, digest, keys, references, world, further)
-    return Items(found.name, images, captions, codes, ids, *about)
+    about = (extra, digest.hexdigest()[:16], keys, references, world, further)
+    return Items(measured.name, images, captions, codes, ids, *about)
 
 
 def _masks(modality, count: int) -> np.ndarray:
@@ -203,8 +207,8 @@ def source(pipe, split: str, **options):
     return sources.open_source(pipe.config.data, split, **options)
 
 
-def stream(pipe, count: int, split: str = "", names=None):
-    """Yields (example, `extra` of its record) for the items of `read`, one at a time."""
+def stream(pipe, count: int, split: str = "", names=None, without=frozenset()):
+    """Yields the examples of the items of `read`, one at a time; without: keys of none of them."""
     split = split or split_of(pipe)
     records = source(pipe, split)
     views = modalities.views(pipe.config, incomplete=names is not None)
@@ -217,9 +221,9 @@ def stream(pipe, count: int, split: str = "", names=None):
         if field and not _is(records, position, field, value):
             continue
         example = reading.example(records, position, views)
-        if _has(example, wanted):
+        if _has(example, wanted) and example.key not in without:
             left -= 1
-            yield example, example.extra
+            yield example
     if left == count:
         only = f" with {field} = {value}" if field else ""
         only += f" that has {' and '.join(names)}" if names else ""

@@ -28,13 +28,14 @@ def measure(pipe, items, drawn, files, workdir, nets) -> dict:
     `feature_networks.load`. Returns {network: {measure: Estimate or Unmeasured}}, and the number
     and kind of the images.
     """
-    asked = pipe.config.evaluate.pictures
+    asked, without = pipe.config.evaluate.pictures, items.left_out
     count = sum(map(samples.count, files)) if files else len(drawn)
 
     def real():
         if not files:
             return batched(items.images[:count])
-        return batched(example.pixels[0] for example, _ in held_out.stream(pipe, asked))
+        examples = held_out.stream(pipe, asked, without=without)
+        return batched(example.pixels[0] for example in examples)
 
     def made():
         kept = (samples.load(file).images for file in files) if files else [drawn.images]
@@ -67,16 +68,17 @@ def compared(made, real) -> dict:
     return found
 
 
-def ready(pipe, workdir) -> list | None:
+def ready(pipe, workdir, without=frozenset()) -> list | None:
     """Generates the `evaluate.pictures` images to measure; this process makes its share.
 
+    without: keys of the items that are left out of the measurement.
     Returns their files, or None if `evaluate.pictures` is 0: then the samples of task t2i are used.
     """
     options = pipe.config.evaluate
     if not options.pictures:
         return None
-    stream = held_out.stream(pipe, options.pictures)
-    found = [(example.captions[0], example.key) for example, _ in stream]  # without pixels
+    stream = held_out.stream(pipe, options.pictures, without=without)
+    found = [(example.captions[0], example.key) for example in stream]  # no pixels
     texts, keys = map(list, zip(*found, strict=True))
     ids = pipe.codecs["text"].encode(texts, strict=False)
     digest = memory.digests([ids])[0][:16]

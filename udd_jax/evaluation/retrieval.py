@@ -24,6 +24,27 @@ ALONE = "caption of an image, beyond what it costs alone"
 WAYS = ("caption of an image", "image of a caption", ALONE)
 
 
+def equal_texts(texts) -> np.ndarray:
+    """Which texts are equal, bool[n, n]."""
+    number = np.unique(list(texts), return_inverse=True)[1]
+    return number[:, None] == number[None]
+
+
+def equal_captions(items, count: int | None = None) -> np.ndarray:
+    """Whether the caption of item j is not wrong for the image of item i, bool[n, n].
+
+    In an embedded world it may be true of another image, too, and one that cannot be parsed, such
+    as one that is cut, may be; elsewhere it has to be equal. count: of the first items; None: all.
+    """
+    texts, world = items.captions[:count], items.world
+    if not world:
+        return equal_texts(texts)
+    meanings = [world.parse_caption(text) for text in texts]
+    return np.array(
+        [[m is None or world.agrees(scene, m) for m in meanings] for scene in items.scenes[:count]]
+    )
+
+
 def groups(equal: np.ndarray, size: int) -> np.ndarray:
     """Groups of items of which no two are equal, int64[G, size]; equal: bool[N, N].
 

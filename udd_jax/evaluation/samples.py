@@ -226,7 +226,7 @@ def _holes(tokenizer, ids, size, seed, first):
         side = rng.integers(4)
         rows = half if side < 2 else half.T
         middle = len(rows) // 2
-        rows[middle * (side % 2) : middle * (1 + side % 2)] = True
+        rows[slice(middle, None) if side % 2 else slice(middle)] = True
         row = row[row != tokenizer.pad_id]
         words = np.array(tokenizer.words(row.tolist()), int)
         count = len(set(words.tolist()))

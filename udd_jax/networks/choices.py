@@ -48,5 +48,10 @@ def check(model, conditional: list[str]) -> None:
         )
     if model.width % model.heads:
         raise UserError(
-            f"model.width = {model.width} is no multiple of model.heads = {model.heads}"
+            f"model.width = {model.width} is not a multiple of model.heads = {model.heads}"
+        )
+    if model.rotary and model.width // model.heads % 2:
+        raise UserError(
+            f"model.rotary turns pairs of numbers, and a head has {model.width // model.heads}: "
+            "expected an even model.width / model.heads, or model.rotary = False"
         )

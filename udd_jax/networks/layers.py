@@ -94,7 +94,7 @@ def dot_product_attention(
     if implementation == "fused":
         return fused_attention.attention(q, k, v, bias)
     if implementation == "cudnn" and bias is not None:
-        # cuDNN needs one type for all inputs, and a row for each query; -1e9 is no float16.
+        # cuDNN needs one type for all inputs, and a row for each query; -1e9 is not a float16.
         bias = jnp.broadcast_to(bias, (*bias.shape[:2], q.shape[1], k.shape[1]))
         bias = jnp.maximum(bias, float(jnp.finfo(q.dtype).min) / 2).astype(q.dtype)
     if implementation != "flat":

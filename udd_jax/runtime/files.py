@@ -23,7 +23,7 @@ def folder(path):
 def require_disk(out) -> None:
     """UserError, one line, if `--out` names a bucket."""
     if "://" in str(out):
-        raise UserError(f"--out={out} is no folder of a disk: name one")
+        raise UserError(f"--out={out} is not a folder of a disk: name one")
 
 
 @contextlib.contextmanager

@@ -19,8 +19,8 @@ import re
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
-from jax.sharding import AxisType, NamedSharding
+from jax.experimental import mesh_utils, multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from udd_jax.errors import UserError
@@ -66,7 +66,7 @@ TABLE = (
 REPLICATED = ((".*", P()),)
 
 
-def make_mesh(data: int = -1, model: int = 1) -> jax.sharding.Mesh | None:
+def make_mesh(data: int = -1, model: int = 1) -> Mesh | None:
     """A mesh of `data` x `model` devices, or None for one device; -1 means all that there are.
 
     A single process may use fewer devices than it has. ValueError if there are too few.
@@ -84,21 +84,28 @@ def make_mesh(data: int = -1, model: int = 1) -> jax.sharding.Mesh | None:
         )
     if count == 1 or wanted == 1:
         return None
-    return jax.make_mesh(
-        (data, model),
-        (DATA, MODEL),
-        axis_types=(AxisType.Auto, AxisType.Auto),
-        devices=None if wanted == count else jax.devices()[:wanted],
-    )
+    return arranged(jax.devices()[:wanted], data, model)
 
 
-def local_mesh() -> jax.sharding.Mesh | None:
+def local_mesh() -> Mesh | None:
     """A mesh of the devices of this process, for work that is divided among processes."""
     devices = jax.local_devices()
-    if len(devices) == 1:
-        return None
-    kinds = (AxisType.Auto, AxisType.Auto)
-    return jax.make_mesh((len(devices), 1), (DATA, MODEL), axis_types=kinds, devices=devices)
+    return None if len(devices) == 1 else arranged(devices, len(devices), 1)
+
+
+def arranged(devices, data: int, model: int) -> Mesh:
+    """A mesh whose rows follow the links of the hardware, in the order `by_process`."""
+    grid = mesh_utils.create_device_mesh((data, model), devices, allow_split_physical_axes=True)
+    return Mesh(by_process(grid), (DATA, MODEL), axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def by_process(grid: np.ndarray) -> np.ndarray:
+    """The rows of a grid of devices such that those of a process lie next to each other.
+
+    Each process then reads one slice of a batch (`process_share`). Along the links they do not: a
+    TPU host has a square of chips.
+    """
+    return np.array(sorted(grid, key=lambda row: sorted({one.process_index for one in row})))
 
 
 def use(mesh):
@@ -180,7 +187,8 @@ def process_share(mesh) -> tuple[int, int]:
     mine = [i for i, row in enumerate(rows) if jax.process_index() in row]
     if len(rows) % len(mine) or mine[0] % len(mine) or mine[-1] - mine[0] != len(mine) - 1:
         raise UserError(
-            f"mesh {dict(mesh.shape)}: the rows of a process are no equal slice: {rows}"
+            f"mesh.data = {len(rows)}, mesh.model = {mesh.shape[MODEL]}: the processes do not read "
+            f"equal slices of a batch: {rows}"
         )
     return mine[0] // len(mine), len(rows) // len(mine)
 
@@ -188,8 +196,7 @@ def process_share(mesh) -> tuple[int, int]:
 def shard_batch(mesh, batch):
     """Global arrays, first axis over `data`, from each process's slice; unchanged without a mesh.
 
-    Leaves: [B / count, ...] with `count` from `process_share`. ValueError if B is not a multiple of
-    the data axis of the mesh.
+    Leaves: [B / count, ...] with `count` from `process_share`. ValueError as of `check_batch`.
     """
     if mesh is None:
         return batch
@@ -197,13 +204,16 @@ def shard_batch(mesh, batch):
 
     def place(leaf):
         shape = (leaf.shape[0] * count, *leaf.shape[1:])
-        if shape[0] % mesh.shape[DATA]:
-            raise UserError(
-                f"batch size {shape[0]} is no multiple of mesh.data = {mesh.shape[DATA]}"
-            )
+        check_batch(mesh, shape[0])
         return jax.make_array_from_process_local_data(sharding, np.asarray(leaf), shape)
 
     return jax.tree.map(place, batch)
+
+
+def check_batch(mesh, size: int, name: str = "batch size") -> None:
+    """ValueError, one line, if a global batch is not a multiple of the data axis of the mesh."""
+    if size % mesh.shape[DATA]:
+        raise UserError(f"{name} = {size} is not a multiple of mesh.data = {mesh.shape[DATA]}")
 
 
 def to_host(tree):

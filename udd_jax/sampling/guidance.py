@@ -65,7 +65,7 @@ def strength(settings, t: jax.Array, steps: int) -> jax.Array:
 
 
 def share(schedule, part):
-    """By what a weight is multiplied at `part` = t/T, of the same shape: "linear", 1 - t/T, or an
+    """The factor of a weight at the time `part` = t/T, of the same shape: "linear", 1 - t/T, or an
     interval (low, high) of t/T in which it is 1, and 0 elsewhere."""
     if schedule == "linear":
         return 1 - part
@@ -95,7 +95,7 @@ def classifier_free(scene: Scene, x: jax.Array, t: jax.Array) -> list[Branch]:
 
 def by_the_others(scene: Scene, x: jax.Array, now: jax.Array, s: jax.Array) -> list[Branch]:
     """`classifier_free` at the times now, int32[B, M], with strengths s, float[B or 1, M or 1]."""
-    kernel, _, (free, absent), _, _ = scene
+    kernel, (free, absent) = scene.kernel, scene.masks
     vocab, modalities = kernel.vocab, np.arange(len(kernel.vocab.modalities))
     at = vocab.modality_of
     known, instead_of_it = instead(scene)
@@ -140,15 +140,15 @@ def predictor(denoise_fn, scene: Scene, start, guide: Guide | None = None, score
 
 
 def _as_known(scene, x, log_p):
-    """log p with certainty where x_0 is known: at given tokens, and at all that are shown of noise
-    that only masks. Of these the network was not asked in training."""
+    """Makes log p certain at given tokens and, if the noise only masks, at all visible ones. The
+    network was not trained to predict these."""
     kernel, vocab, (free, absent) = scene.kernel, scene.kernel.vocab, scene.masks
     found = []
     for m, (where, y) in enumerate(zip(vocab.slices, log_p, strict=True)):
         tokens = x[:, where]
-        known = ~free[:, where] & ~absent[:, m, None]
-        if kernel.masks_only[m]:
-            known |= (tokens != vocab.mask_id) & ~absent[:, m, None]
+        known = (tokens != vocab.mask_id) & ~absent[:, m, None]
+        if not kernel.masks_only[m]:
+            known &= ~free[:, where]
         right = jax.nn.one_hot(vocab.local(m, tokens), y.shape[-1], dtype=bool)
         found.append(jnp.where(known[..., None], jnp.where(right, 0.0, FLOOR).astype(y.dtype), y))
     return tuple(found)

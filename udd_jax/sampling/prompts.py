@@ -37,8 +37,8 @@ class Prompts(NamedTuple):
 def parse(asked) -> list[tuple[Any, float, Any]]:
     """[(value, weight) or (value, weight, schedule)] -> [(value, weight, schedule)], checked.
 
-    value: a text, or {modality: value}. UserError, one line: no prompts, a weight that is no finite
-    number, weights that sum to 0, or an unknown schedule.
+    value: a text, or {modality: value}. UserError, one line: no prompts, a weight that is not a
+    finite number, weights that sum to 0, or an unknown schedule.
     """
     found = []
     for i, entry in enumerate(asked):

@@ -198,28 +198,40 @@ class Sampler:
 
     look: (words, log_p, masked, settings) -> Look of one modality, local ids. counts: for kind
     "count", how many positions stay masked after each step: `cosine_counts` or `linear_counts`.
+    reads: the settings of `settings.OF_SAMPLERS` that the rule or the look reads; the others are
+    refused. remasks: it masks tokens again, as no schedule that replaces them can.
     """
 
     kind: str
     rule: Callable
     look: Callable = adjusted_look
     counts: Callable = rules.linear_counts
-    # For kind "count": reveal at least one position in every call, and the last in the last one.
+    # For kind "count", as in MaskGIT: at least one position a call, and one stays masked until the
+    # last. Calls beyond the number of positions change nothing.
     one_a_call: bool = False
+    reads: tuple[str, ...] = ()
+    remasks: bool = False
 
 
 SAMPLERS = {
-    "ancestral": Sampler("time", _ancestral),
+    "ancestral": Sampler("time", _ancestral, reads=("correct",)),
     "tau_leaping": Sampler("time", _tau_leaping),
-    "remdm_cap": Sampler("time", _remdm("cap")),
-    "remdm_rescale": Sampler("time", _remdm("rescale")),
-    "remdm_confidence": Sampler("time", _remdm("confidence")),
-    "maskgit": Sampler("count", _maskgit, counts=rules.cosine_counts, one_a_call=True),
+    "remdm_cap": Sampler("time", _remdm("cap"), reads=("eta",), remasks=True),
+    "remdm_rescale": Sampler("time", _remdm("rescale"), reads=("eta",), remasks=True),
+    "remdm_confidence": Sampler("time", _remdm("confidence"), remasks=True),
+    "maskgit": Sampler(
+        *("count", _maskgit),
+        counts=rules.cosine_counts,
+        one_a_call=True,
+        reads=("confidence", "noise"),
+    ),
     "halton": Sampler("count", _halton, counts=rules.cosine_counts, one_a_call=True),
     "fixed": Sampler("count", _fixed),
-    "purity": Sampler("count", _purity, look=_sharp_look),
-    "best_first": Sampler("order", _best_first, look=_likeliest_look),
-    "threshold": Sampler("order", _threshold),
-    "entropy_bounded": Sampler("order", _entropy_bounded),
-    "first_hitting": Sampler("order", _first_hitting),
+    "purity": Sampler("count", _purity, look=_sharp_look, reads=("purity",)),
+    "best_first": Sampler(
+        "order", _best_first, look=_likeliest_look, reads=("confidence", "group")
+    ),
+    "threshold": Sampler("order", _threshold, reads=("threshold",)),
+    "entropy_bounded": Sampler("order", _entropy_bounded, reads=("bound",)),
+    "first_hitting": Sampler("order", _first_hitting, reads=("group",)),
 }

@@ -55,8 +55,8 @@ def parse(asked, vocab) -> tuple:
     """[F's with scales, or `guidance.Scorer`s] -> scorers; a scale of 0 leaves its F out.
 
     An entry is (F, scale), (F, scale, a word of POINTS), or a function that returns terms of log p.
-    UserError, one line: a scale that is no finite number, or an F whose value at uniform tokens has
-    another shape, or whose value or gradient there is not finite.
+    UserError, one line: a scale that is not a finite number, or an F whose value at uniform tokens
+    has another shape, or whose value or gradient there is not finite.
     """
     if callable(asked) or not np.iterable(asked):
         raise UserError("scorers: expected a list of (function, scale) or functions")

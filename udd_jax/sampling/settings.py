@@ -24,18 +24,9 @@ GUIDANCE = ("constant", "linear", "interval")
 OF_GUIDANCE = ("guidance", "guidance_schedule", "guidance_interval")
 # The values at which numeric settings are off: their feature is then not compiled.
 OFF = {"steps": 0, "guidance": 1, "temperature": 1, "top_r": 1, "top_k": 0, "correct": 0}
-# Settings that only some samplers read, with these samplers; all samplers read the others.
-READ_BY = {
-    "confidence": ("maskgit", "best_first"),
-    "noise": ("maskgit",),
-    "purity": ("purity",),
-    "group": ("best_first", "first_hitting"),
-    "threshold": ("threshold",),
-    "bound": ("entropy_bounded",),
-    "eta": ("remdm_cap", "remdm_rescale"),
-    "correct": ("ancestral",),
-}
-NUMBERS = {*OFF, "noise", "purity", "group", "threshold", "bound", "eta"}
+# Read by the samplers that name them in `Sampler.reads` alone; all samplers read the others.
+OF_SAMPLERS = ("confidence", "noise", "purity", "group", "threshold", "bound", "eta", "correct")
+NUMBERS = {*OFF, *OF_SAMPLERS} - {"confidence"}
 
 
 class Unread(NamedTuple):
@@ -53,6 +44,13 @@ _KINDS = {int: (numbers.Integral, "a whole number"), float: (numbers.Real, "a fi
 def names() -> tuple[str, ...]:
     """What `sampler` may be."""
     return *SAMPLERS, IN_ORDER
+
+
+def readers(name: str) -> tuple[str, ...]:
+    """The samplers that read the setting `name`."""
+    if name not in OF_SAMPLERS:
+        return names()
+    return tuple(sampler for sampler, row in SAMPLERS.items() if name in row.reads)
 
 
 @jax.tree_util.register_pytree_node_class
@@ -131,9 +129,9 @@ class Settings:
         if name == "steps" and self.kind == "order":
             why = f"sampler {self.sampler} runs until no position is masked"
             return Unread(why, "sampler", "maskgit")
-        if self.sampler not in READ_BY.get(name, (self.sampler,)):
-            why = f"sampler {self.sampler} does not read it, only {' and '.join(READ_BY[name])}"
-            return Unread(why, "sampler", READ_BY[name][0])
+        if self.sampler not in (able := readers(name)):
+            why = f"sampler {self.sampler} does not read it, only {' and '.join(able)}"
+            return Unread(why, "sampler", able[0])
         if name in ("guidance_schedule", "guidance_interval") and not self.on("guidance"):
             return Unread("guidance is off", "guidance", 2.0)
         if name == "guidance_interval" and self.guidance_schedule != "interval":
@@ -178,24 +176,24 @@ class Settings:
                 f"sample.steps = {self.steps} is more than the T = {kernel.steps} of the run, "
                 "expected at most T"
             )
-        alone = self.sampler == IN_ORDER  # knows no noise
-        if self.kind != "time" and not (alone or kernel.masks):
+        in_turn = self.sampler == IN_ORDER  # knows no noise
+        if self.kind != "time" and not (in_turn or kernel.masks):
             raise UserError(
                 f"sample.sampler = {self.sampler!r} fills masks, but this schedule hardly masks: "
                 "expected 'ancestral'"
             )
-        if self.sampler.startswith("remdm") and kernel.replaces:
+        if not in_turn and SAMPLERS[self.sampler].remasks and kernel.replaces:
             raise UserError(
                 f"sample.sampler = {self.sampler!r} masks tokens again, but this schedule replaces "
                 "them too: expected 'ancestral', with correct > 0 for corrections"
             )
-        once = self.sampler != "ancestral" or any(kernel.masks_only)
-        if self.on("correct") and once and not alone:
+        correctable = self.sampler in readers("correct") and not any(kernel.masks_only)
+        if self.on("correct") and not (correctable or in_turn):
             raise UserError(
-                f"sample.correct = {self.correct} draws replaced tokens again, expected 0 but for "
-                "sampler 'ancestral' and a schedule that replaces tokens"
+                f"sample.correct = {self.correct} draws replaced tokens again, expected 0: it "
+                "needs sampler 'ancestral' and a schedule that replaces tokens"
             )
-        if self.sampler == IN_ORDER and not in_order:
+        if in_turn and not in_order:
             raise UserError(
                 f"sample.sampler = {IN_ORDER!r}, but train.prefix_share = 0: the network has not "
                 "learned to its end to draw one token after another, expected another sampler"

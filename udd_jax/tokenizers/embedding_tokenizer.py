@@ -85,5 +85,5 @@ def load(path) -> EmbeddingTokenizer:
     """The tokenizer that `save` wrote. FileNotFoundError, or ValueError if it is damaged."""
     tree, _ = trees.load_tree(path)
     if "codebooks" not in tree:
-        raise UserError(f"{path} is no tokenizer of embeddings: restore it")
+        raise UserError(f"{path} is not a tokenizer of embeddings: restore it")
     return EmbeddingTokenizer(np.asarray(tree["codebooks"]))

@@ -1,7 +1,7 @@
 """Features: vectors of numbers that a network is given, such as those of a pretrained encoder.
 
-They are no tokens. A cache of tokens keeps them all the same, as the 16 bits of each number in half
-precision. Nothing is trained.
+They are not tokens. A cache of tokens keeps them all the same, as the 16 bits of each number in
+half precision. Nothing is trained.
 """
 
 import dataclasses

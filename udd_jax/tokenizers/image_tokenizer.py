@@ -334,4 +334,4 @@ def load(path):
         rest = metadata["chunk"], metadata.get("coded_by", "")
         return ImageTokenizer(network(**fields), params, used, *rest)
     except trees.BROKEN as error:
-        raise UserError(f"{path} is no image tokenizer ({error!r})") from None
+        raise UserError(f"{path} is not an image tokenizer ({error!r})") from None

@@ -333,7 +333,7 @@ class VQGAN(nn.Module):
             )
         if self.size[0] % self.cell or self.size[1] % self.cell:
             raise UserError(
-                f"vq resolution {self.resolution} is no multiple of the cell {self.cell} "
+                f"vq resolution {self.resolution} is not a multiple of the cell {self.cell} "
                 f"(patch {self.patch} times 2 to the levels of ch_mult less one)"
             )
         shared = (self.size[0], self.ch, self.ch_mult, self.num_res_blocks)

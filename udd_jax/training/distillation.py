@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from udd_jax.diffusion import objective, random_words, transition
 from udd_jax.errors import UserError
-from udd_jax.sampling import guidance
+from udd_jax.sampling import guidance, rules
 from udd_jax.training import loss
 from udd_jax.training import terms as loss_terms
 
@@ -60,7 +60,7 @@ def make_loss(kernel, model, *, terms: dict | None = None, calls: int = CALLS, *
         raise UserError(
             f"train.objective = {c.time!r} with train.loss = {NAME!r}: expected discrete"
         )
-    if not all(gamma[-1] > 0.5 for gamma in kernel.gamma_bar):
+    if not kernel.masks:
         raise UserError(f"train.loss = {NAME!r} needs a schedule that masks most tokens at time T")
     terms = {"auxiliary": (c.auxiliary, loss_terms.auxiliary), **(terms or {})}
     weigh, strengths = c.weigh(vocab), c.teacher_guidance or {}
@@ -80,7 +80,7 @@ def make_loss(kernel, model, *, terms: dict | None = None, calls: int = CALLS, *
         noised = loss.noised_batch(kernel, sampler, key, x0, c.mixture, **asked)
         xt, t, (free, _) = noised.xt, noised.t, noised.masks
         hidden = free & (xt == vocab.mask_id)
-        key_teacher = jax.random.fold_in(key, loss.TERM_KEYS - 1)
+        key_teacher = jax.random.fold_in(key, loss.SCATTER_KEY)  # a student scatters no text
         if any(s != 1 for s in strengths):
             teach_fn = guided(kernel, teach_fn, key_teacher, noised.masks, strengths)
         said = jax.lax.stop_gradient(targets(kernel, teach_fn, key_teacher, noised, calls))
@@ -142,8 +142,7 @@ def targets(kernel, teach_fn, key, noised: loss.Noised, calls: int) -> list[jax.
             here = hidden[:, where]
             # Of h positions that are masked in call j, h / (n - j) are shown, rounded up.
             shown = jnp.ceil(here.sum(axis=1, keepdims=True) / (calls - j))
-            place = jnp.argsort(jnp.argsort(jnp.where(here, -certain, jnp.inf), axis=1), axis=1)
-            shown = here & (place < shown)
+            shown = here & (rules.rank(certain, here) < shown)
             new_x.append(jnp.where(shown, vocab.globalise(m, token), x[:, where]))
             new_said.append(jnp.where(shown[..., None], log_p, said[m]))
         return (jnp.concatenate(new_x, axis=1), new_said), None

@@ -106,7 +106,7 @@ def check_sampling(config, vocab, kernel) -> None:
             if name not in config.sample:
                 known = ", ".join(sorted(config.sample))
                 raise UserError(
-                    f"sample_rules.{rule}.{name} is no setting, expected one of {known}"
+                    f"sample_rules.{rule}.{name} is not a setting, expected one of {known}"
                 )
         Settings(**{**config.sample, **changes}).check(kernel, in_order=in_order)
     able = [m.name for m in vocab.modalities if not m.inputs]

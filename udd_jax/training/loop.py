@@ -57,7 +57,6 @@ def fit(
     description: str,
     log_every: int = 20,
     save_every: int = 500,
-    eval_every: int = 0,
     evaluate=None,
     ids_at=None,
     patience: int = 5,
@@ -73,9 +72,9 @@ def fit(
         batch_at: step -> batch.
         checkpoints, logbook: where the state and the metrics are written; closed at the end.
         description: the name of the training in messages.
-        log_every, save_every, eval_every: periods in steps.
-        evaluate: (state, done) -> scores. They are logged and stored as metadata of the
-            checkpoints, so that the best checkpoint can be kept.
+        log_every, save_every: periods in steps.
+        evaluate: (state, done) -> scores, before a checkpoint is saved. They are logged and stored
+            as its metadata, so that the best checkpoint can be kept.
         ids_at: step -> ids of the samples of a batch, for an error message.
         patience: how many steps in a row may fail to be finite.
         profile: a folder for a trace of a few steps.
@@ -95,6 +94,8 @@ def fit(
         logbooks.say(f"{description}: goes on after step {done} of {steps}")
     logbook.cut(done)
 
+    if _must_stop([], done):  # many processes stop at the step after the last that JAX was told
+        raise SystemExit(stopping.exit_code())
     first, since, flags, spent, waited = done, done, [], 0.0, 0.0
     lag = in_flight()
     with (
@@ -116,8 +117,8 @@ def fit(
 
             stop = _must_stop(received, done)
             log = done % log_every == 0 or done == steps
-            test = evaluate is not None and (done % eval_every == 0 or done == steps)
-            save = done % save_every == 0 or done == steps or stop
+            due = done % save_every == 0 or done == steps
+            test, save = evaluate is not None and due, due or stop
             while len(flags) > (0 if log or test or save or row >= patience else lag):
                 bad = bool(flags.pop(0))
                 skipped, row = skipped + bad, (row + 1) * bad
@@ -149,6 +150,8 @@ def fit(
                 name = stop or received[0]
                 logbooks.say(f"{description}: {name}, saved after step {done} of {steps}")
                 raise SystemExit(stopping.exit_code())
+        if _must_stop(received, done + 1):  # with many processes: during the last save
+            raise SystemExit(stopping.exit_code())
     return state
 
 

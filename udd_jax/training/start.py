@@ -24,7 +24,7 @@ _OWN = ("model.implementation", "model.unroll", "model.remat")
 
 
 def check(config, workdir=None) -> None:
-    """UserError if `init_from` is no finished run or does not fit, or something needs one.
+    """UserError if `init_from` is not a finished run or does not fit, or something needs one.
 
     workdir: of the new run; if it is finished already, nothing is asked for.
     """
@@ -59,6 +59,8 @@ def check(config, workdir=None) -> None:
         )
     if not config.init_from or (workdir and (workdir / build.WEIGHTS).exists()):
         return
+    if "://" in config.init_from:
+        raise UserError(f"init_from = {config.init_from!r} is in a bucket: copy the run to a disk")
     run = pathlib.Path(config.init_from).expanduser()
     for name in (build.CONFIG, build.WEIGHTS):
         if not (run / name).exists():

@@ -211,7 +211,7 @@ def make_gradient(loss_fn, accumulate: int = 1):
         rows = jax.tree.leaves(x0)[0].shape[0]
         if rows % accumulate:
             raise UserError(
-                f"train.batch_size = {rows} is no multiple of train.accumulate = "
+                f"train.batch_size = {rows} is not a multiple of train.accumulate = "
                 f"{accumulate}: change one"
             )
 
@@ -382,7 +382,6 @@ def train(
             description="diffusion",
             log_every=c.log_every,
             save_every=c.save_every,
-            eval_every=c.save_every,
             evaluate=evaluate,
             **options,
         )

@@ -82,20 +82,20 @@ def make_optimisers(config):
 
 def create_state(config, model, params) -> TrainState:
     """The state before the first step, with the given parameters of the network."""
-    (tx, critic_tx), critic = make_optimisers(config), make_discriminator(config)
+    (tx, discriminator_tx), discriminator = make_optimisers(config), make_discriminator(config)
     key = jax.random.fold_in(jax.random.key(config.seed), 2)
-    critic_params = jax.jit(critic.init)(key, _blank(model))["params"] if critic else {}
+    judge = jax.jit(discriminator.init)(key, _blank(model))["params"] if discriminator else {}
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         opt_state=tx.init(params),
         averages=codebooks.begin(model, params, config.vq.batch_size),
-        judge=critic_params,
-        judge_opt_state=critic_tx.init(critic_params),
+        judge=judge,
+        judge_opt_state=discriminator_tx.init(judge),
     )
 
 
-def make_step(config, model, critic, tx, critic_tx, perceptual=None, frozen=()):
+def make_step(config, model, discriminator, tx, discriminator_tx, perceptual=None, frozen=()):
     """The train step: (state, images uint8[B, S, S, C], key, weights) -> (state, metrics).
 
     perceptual: (weights, x, y: float[B, S, S, 3]) -> float[B], of the pictures as they look over
@@ -105,15 +105,23 @@ def make_step(config, model, critic, tx, critic_tx, perceptual=None, frozen=()):
     c = config.vq
     power = {"l1": 1, "l2": 2}[c.loss]
 
-    def nearness(x, y, weights):
+    def reconstruction_loss(x, y, weights):
         loss = jnp.mean(jnp.abs(x - y) ** power)
         if perceptual is not None:
             x, y = image_tokenizer.as_rgb(x), image_tokenizer.as_rgb(y)
             loss += c.perceptual * perceptual(weights, x, y).mean()
         return loss
 
-    def doubt(critic_params, y):
-        return -critic.apply({"params": critic_params}, y).mean()
+    def generator_loss(judge, y):
+        return -discriminator.apply({"params": judge}, y).mean()
+
+    def judged(state, x, y):
+        """A step of the discriminator: its parameters, moments, loss and gradient norm."""
+        loss, grads = jax.value_and_grad(hinge_loss)(state.judge, discriminator, x, y)
+        on = state.step >= c.adversarial.start
+        grads = jax.tree.map(lambda g: jnp.where(on, g, 0), grads)
+        updates, opt_state = discriminator_tx.update(grads, state.judge_opt_state)
+        return optax.apply_updates(state.judge, updates), opt_state, loss, optax.tree.norm(grads)
 
     def train_step(state: TrainState, images, key, weights=None):
         x, step = image_tokenizer.to_unit(images), state.step
@@ -128,16 +136,16 @@ def make_step(config, model, critic, tx, critic_tx, perceptual=None, frozen=()):
 
         def loss_fn(params):
             out = forward(params)
-            loss = nearness(x, out.images, weights) + c.commitment * out.loss
-            if critic is not None:
+            loss = reconstruction_loss(x, out.images, weights) + c.commitment * out.loss
+            if discriminator is not None:
 
                 def last_terms(kernel):
                     y = forward(with_last(params, kernel)).images
-                    return nearness(x, y, weights), doubt(state.judge, y)
+                    return reconstruction_loss(x, y, weights), generator_loss(state.judge, y)
 
                 share = jnp.where(step < c.adversarial.start, 0.0, c.adversarial.weight)
-                share *= balance(last_terms, params["decoder"]["conv_out"]["kernel"])
-                loss += share * doubt(state.judge, out.images)
+                share *= adaptive_weight(last_terms, params["decoder"]["conv_out"]["kernel"])
+                loss += share * generator_loss(state.judge, out.images)
             return loss, out
 
         (loss, out), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
@@ -152,22 +160,17 @@ def make_step(config, model, critic, tx, critic_tx, perceptual=None, frozen=()):
         averages = state.averages
         if model.quantiser != "gumbel" and "quantize" not in frozen:
             now = ~plain & (step < c.restart.until * c.steps)
-            averages, params, restarted = codebooks.follow(
+            averages, params, metrics["restarted"] = codebooks.follow(
                 c, model, averages, params, out, key_restart, now
             )
-            metrics["restarted"] = restarted
 
-        critic_params, judge_opt_state = state.judge, state.judge_opt_state
-        if critic is not None:
-            hinge_fn = jax.value_and_grad(hinge)
-            metrics["judge_loss"], critic_grads = hinge_fn(critic_params, critic, x, out.images)
-            on = step >= c.adversarial.start
-            critic_grads = jax.tree.map(lambda g: jnp.where(on, g, 0), critic_grads)
-            updates, judge_opt_state = critic_tx.update(critic_grads, judge_opt_state)
-            critic_params = optax.apply_updates(critic_params, updates)
-        new = TrainState(step, params, opt_state, averages, critic_params, judge_opt_state)
         norm = optax.tree.norm(grads)
-        new, metrics["skipped"] = loop.apply_if_finite(new, state, loss, norm)
+        judge, judge_opt_state, finite = state.judge, state.judge_opt_state, [loss, norm]
+        if discriminator is not None:
+            judge, judge_opt_state, *losses = judged(state, x, out.images)
+            metrics["judge_loss"], finite = losses[0], finite + losses
+        new = TrainState(step, params, opt_state, averages, judge, judge_opt_state)
+        new, metrics["skipped"] = loop.apply_if_finite(new, state, *finite)
         return new.replace(step=step + 1), metrics | {"gradient_norm": norm}
 
     return train_step
@@ -179,16 +182,16 @@ def with_last(params, kernel):
     return params | {"decoder": params["decoder"] | {"conv_out": last}}
 
 
-def balance(terms, kernel):
+def adaptive_weight(terms, kernel):
     """|grad a| / |grad b| of `terms(kernel) -> (a, b)`, at most 1e4; no gradient flows through."""
     _, pull = jax.vjp(terms, kernel)
     a, b = (jnp.linalg.norm(pull(pair)[0]) for pair in ((1.0, 0.0), (0.0, 1.0)))
     return jax.lax.stop_gradient(jnp.minimum(a / (b + 1e-4), 1e4))
 
 
-def hinge(critic_params, critic, real, fake):
+def hinge_loss(judge, discriminator, real, fake):
     """The loss of the discriminator: the mean of (max(0, 1 - D(x)) + max(0, 1 + D(y))) / 2."""
-    real, fake = (critic.apply({"params": critic_params}, x) for x in (real, fake))
+    real, fake = (discriminator.apply({"params": judge}, x) for x in (real, fake))
     return (jax.nn.relu(1 - real).mean() + jax.nn.relu(1 + fake).mean()) / 2
 
 
@@ -231,9 +234,8 @@ def train(
     show = _shown(show)
     c, model, pictures = config.vq, make_model(config), show(source, config)
     key_params, key_codebook = jax.random.split(jax.random.key(config.seed))
-    state = create_state(
-        config, model, jax.jit(model.init)(key_params, _blank(model), key_params)["params"]
-    )
+    params = jax.jit(model.init)(key_params, _blank(model), key_params)["params"]
+    state = create_state(config, model, params)
 
     def before(state, step):
         if step != c.plain_steps:
@@ -291,9 +293,8 @@ def rebuild(
     config.vq.warmup = min(config.vq.warmup, c.steps // 2)
     pictures, key = pictures_of.Pictures(source, config), jax.random.key(config.seed)
     model = tokenizer.module.clone(n_embed=c.codes)
-    vectors = finish.pool_vectors(
-        model, tokenizer.params, pictures.sample(finish.POOL_VECTORS), key
-    )
+    images = pictures.sample(finish.POOL_VECTORS)
+    vectors = finish.pool_vectors(model, tokenizer.params, images, key)
     rows, distance = codebook.kmeans(key, vectors, c.codes)
     params = vqgan.with_rows(tokenizer.params, rows, distance / model.embed_dim)
     state = create_state(config, model, params)
@@ -321,10 +322,8 @@ def _fit(
     mesh = sharding.make_mesh(**config.mesh)
     share = sharding.process_share(mesh)
     function, weights = perceptual or (None, None)
-    step_fn = make_step(
-        config, model, make_discriminator(config), *make_optimisers(config), function, frozen
-    )
-    step_fn = jax.jit(step_fn, donate_argnums=0)
+    parts = make_discriminator(config), *make_optimisers(config), function, frozen
+    step_fn = jax.jit(make_step(config, model, *parts), donate_argnums=0)
     key = jax.random.fold_in(jax.random.key(config.seed), 1)
 
     def one(state, images, step):

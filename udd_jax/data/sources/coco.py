@@ -70,7 +70,7 @@ def _folder(images: str) -> pathlib.Path:
     found = pathlib.Path(os.path.expanduser(images))
     if not found.is_dir():
         raise UserError(
-            f"images is {images!r}, which is no folder, expected that of the pictures: set "
+            f"images is {images!r}, which is not a folder, expected that of the pictures: set "
             "--config.data_options.images="
         )
     return found

@@ -64,7 +64,9 @@ def _found(path, caption_field, split_field, further, incomplete) -> tuple[list,
     """(the items, lines that say how they were decided); the arguments are those of `items`."""
     root = pathlib.Path(path)
     if not root.is_dir():
-        raise UserError(f"{path} is no folder, expected one with images and captions{walk.MOVED}")
+        raise UserError(
+            f"{path} is not a folder, expected one with images and captions{walk.MOVED}"
+        )
     here = walk.Files(root, further or {}, incomplete)
     (lists, others), found = here.lists(), _downloads(here)
     if not lists:
@@ -82,7 +84,7 @@ def _found(path, caption_field, split_field, further, incomplete) -> tuple[list,
     used = [item for item in found if not isinstance(item.where, listing.Left)]
     tables_ |= {item.where for item in used if isinstance(item.where, str)}
     others = [place for place in here.others if place not in tables_]
-    left += [(here.key(place), "a file that is no picture, text or list") for place in others]
+    left += [(here.key(place), "a file that is not a picture, text or list") for place in others]
     found += [listing.Item(here.key(place), why, ()) for place, why in here.doubtful]
     found += [listing.Item(key, listing.Left(why), ()) for key, why in left]
     silent = all(

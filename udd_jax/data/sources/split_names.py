@@ -112,7 +112,7 @@ class Folders:
         return next(filter(None, above), None)
 
     def class_of(self, folder: tuple[str, ...]) -> str | None:
-        """The name of the innermost folder that is no split, as words: "001.Night_owl" -> "Night
+        """The name of the innermost folder that is not a split, as words: "001.Night_owl" -> "Night
         owl"; None if there is none."""
         depths = range(len(folder), 0, -1)
         name = next((folder[d - 1] for d in depths if not self.splits.get(folder[:d])), None)

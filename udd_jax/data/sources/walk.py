@@ -198,7 +198,7 @@ class Files:
             captions = captioning.captions_of(row, field, name)
             return bool(captions) and isinstance(self.find(files[0], table.parent), str)
         except (OSError, ValueError, TypeError, AttributeError, IndexError, StopIteration):
-            return False  # whatever it is, it is no list
+            return False  # whatever it is, it is not a list
 
     def _outermost(self, found: dict[str, list[str]]):
         used, others = [], []

@@ -107,7 +107,7 @@ def items(
 
 def others(path: str, files: list[pathlib.Path], root: pathlib.Path) -> list[listing.Item]:
     """What else is in a folder of shards, and what no library has written there about them."""
-    left = listing.Left("a file that is no shard")
+    left = listing.Left("a file that is not a shard")
     return [
         listing.Item(str(file.relative_to(root)), left, ())
         for file in (sorted(set(_below(root)) - set(files)) if os.path.isdir(path) else ())
@@ -196,7 +196,7 @@ class _Inside:
             why = listing.Broken(f"pictures of the format {end} are not read")
             self._add_picture(member, stem, why)
         else:
-            self.left(member, "a member that is no picture, text or value")
+            self.left(member, "a member that is not a picture, text or value")
 
     def settle(self):
         """Gives a picture whose name does not say that it is one the key of a text: `v1.5`."""

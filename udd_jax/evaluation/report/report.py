@@ -26,7 +26,7 @@ from udd_jax.evaluation.suites import samplers as samplers_suite
 from udd_jax.runtime import files
 
 FILE = "report.html"
-NAMES = {"tokenizer": "Image tokenizer"}  # of rows of the headline that are no task
+NAMES = {"tokenizer": "Image tokenizer"}  # of rows of the headline that are not tasks
 NO_AIMS = (  # where `evaluate.aims` is off
     "This run has no aims. Either its config is too small to be good, as those called smoke, and "
     "only shows that every stage works, or it is about other rules than these."

@@ -112,7 +112,7 @@ def categories(items, field: str) -> list[str] | None:
     for extra in items.extra:
         if field not in extra:
             raise UserError(
-                f"evaluate.category = {field!r} is no field of the data, expected one of "
+                f"evaluate.category = {field!r} is not a field of the data, expected one of "
                 f"{', '.join(extra) or 'none'}"
             )
     return [str(extra[field]) for extra in items.extra]
@@ -137,7 +137,7 @@ def agreements(items, drawn, kinds, clip) -> dict:
         starts = range(0, len(texts), image_sets.ROWS)
         of_texts = np.concatenate([clip.texts(texts[i : i + image_sets.ROWS]) for i in starts])
         report["CLIP score"] = alignment.clip_score(of_images, of_texts)
-        equal = same(texts)
+        equal = retrieval.equal_texts(texts)
         among = min(100, len(texts) - int(equal.sum(1).max()) + 1)
         if among > 1:
             report[f"R-precision among {among}"] = alignment.r_precision(
@@ -157,12 +157,6 @@ def agreements(items, drawn, kinds, clip) -> dict:
         for scores in report["by category"].values():
             scores |= {name: none for name in items.world.categories if name not in scores}
     return report
-
-
-def same(texts) -> np.ndarray:
-    """Which texts are equal, bool[n, n]."""
-    number = np.unique(list(texts), return_inverse=True)[1]
-    return number[:, None] == number[None]
 
 
 # ---- Captions -----------------------------------------------------------------------------------
@@ -216,27 +210,16 @@ def retrieved(pipe, items, kinds, folder) -> dict:
     """Retrieval by likelihood in both directions, among items with different captions."""
     options = pipe.config.evaluate
     count = min(options.retrieval, len(items))
-    world = items.world
-    if world:  # a caption that is true of another image is not wrong
-        meanings = [world.parse_caption(text) for text in items.captions[:count]]
-        equal = np.array(
-            [
-                [m is None or world.agrees(scene, m) for m in meanings]
-                for scene in items.scenes[:count]
-            ]
-        )
-    else:
-        equal = same(items.captions[:count])
     return retrieval.measure(
         pipe,
         items,
-        equal,
+        retrieval.equal_captions(items, count),
         folder / "retrieval.npz",
         among=options.among,
         times=options.bound_times,
         seed=options.seed,
         made_of=manifest.made_of(pipe),
-        categories=None if world else kinds,
+        categories=None if items.world else kinds,
     )
 
 

@@ -21,9 +21,9 @@
     manifest        protocol: equal for results that can be compared; run: hashes of weights and
                     tokenizers; item ids, samples, versions, hardware, commit, seconds (manifest.py)
 
-Several processes share the work of sampling; the first one measures and writes. It is an error if a
-held-out image is also a training image. `judge` adds the answers of human judges later. compare.py
-compares two results.
+Several processes share the work of sampling; the first one measures and writes. Held-out images
+that are also training images are left out; it is an error if none remains. `judge` adds the answers
+of human judges later. compare.py compares two results.
 """
 
 import dataclasses
@@ -98,20 +98,20 @@ def run(pipe, workdir, suite: str = "main", *, say=logbook.say) -> dict:
     found = finished(pipe, workdir, suite, nets)
     if found:
         return found
+    if jax.process_count() > 1:  # each process works alone, on its own devices
+        pipe = dataclasses.replace(pipe, mesh=sharding.local_mesh())
     if not held_out.whole(pipe):
         result = {} if jax.process_index() else rules_suite.measure(pipe, workdir, suite, say)
         return _finish(workdir, result, say)
     spent = {}
     timed = functools.partial(logbook.timed, spent)
-    if jax.process_count() > 1:  # each process works alone, on its own devices
-        pipe = dataclasses.replace(pipe, mesh=sharding.local_mesh())
     with timed("conditions"):
         items = held_out.read(pipe, max(options.samples, options.bound_samples))
         training = nearest_training.open_cache(workdir)
         learned = held_out.split_of(pipe) == "train"
         if training is not None and not learned:
             items = _not_learned(pipe, training, items, say)
-    prepared = image_sets.ready(pipe, workdir) if suite == "full" else None
+    prepared = image_sets.ready(pipe, workdir, items.left_out) if suite == "full" else None
     drawn = _sampled(pipe, items, workdir / FOLDER, spent)
     if jax.process_index() > 0:
         return _finish(workdir, {}, say)

@@ -123,6 +123,8 @@ def grid(pipe) -> list[dict]:
         )
         for value in values
     ]
+    tried = {one["sampler"] for one in others}
+    others += [{"sampler": s} for s, row in table if row.kind == "order" and s not in tried]
     in_order = [{"sampler": IN_ORDER}] if build.in_order(pipe.config) else []
     return by_time + by_count + others + in_order
 

@@ -23,7 +23,7 @@ import numpy as np
 from udd_jax import values
 from udd_jax.data.sources import worlds
 from udd_jax.errors import UserError
-from udd_jax.evaluation import samples
+from udd_jax.evaluation import retrieval, samples
 from udd_jax.evaluation.metrics import agreement, intervals, likelihood
 from udd_jax.steering import candidates
 
@@ -198,7 +198,7 @@ def best_of(pipe, items, count: int, seed: int, num: int = BEST, tasks=("pair", 
 def match(pipe, items, among: int = AMONG, seed: int = 0):
     """R-precision of the dual encoder on clean tokens, and the caption of another item."""
     table = pipe.dual_encoder.table(items.codes, items.ids)
-    equal = equals(items)
+    equal = retrieval.equal_captions(items)
     found = {}
     for way, scores, same in (
         ("caption of an image", table, equal),
@@ -214,13 +214,3 @@ def match(pipe, items, among: int = AMONG, seed: int = 0):
     made = pipe.dual_encoder.vlms(items.codes, items.codes, items.ids)
     found["VLMS (ours) of the true images"] = intervals.bootstrap(made)
     return found, {}
-
-
-def equals(items) -> np.ndarray:
-    """bool[n, n]: whether the caption of item j is also right for the image of item i."""
-    if items.world is None:
-        number = np.unique(items.captions, return_inverse=True)[1]
-        return number[:, None] == number[None]
-    meanings = [items.world.parse_caption(text) for text in items.captions]
-    agrees = [[items.world.agrees(scene, m) for m in meanings] for scene in items.scenes]
-    return np.array(agrees)
