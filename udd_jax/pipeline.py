@@ -778,7 +778,8 @@ class Pipeline:
         before = call.spent(len(chain.x))
 
         def part(rows, keys):
-            result = self._sample(self.params, keys, *chain.inputs(rows, trace))
+            inputs, named = chain.inputs(rows, trace)
+            result = self._sample(self.params, keys, *inputs, **named)
             states = call.traced(jnp.swapaxes(result.states, 0, 1), rows, len(before))
             return result.tokens, result.calls + before[rows], states
 

@@ -25,8 +25,8 @@ MUTANTS = (
         ),
         (
             "bound: an absent modality is fed time 0",
-            "t = jnp.where(absent, kernel.steps, jnp.where(lead, t, 0))",
-            "t = jnp.where(lead, t, 0)",
+            "t = jnp.where(absent, kernel.steps, jnp.where(has_free, t, 0))",
+            "t = jnp.where(has_free, t, 0)",
         ),
     ),
     *of(
@@ -59,8 +59,8 @@ MUTANTS = (
         ),
         (
             "objective: the KL at a mask is not scaled by its chance to be revealed",
-            "hidden_plain = transition.newly_masked(at_s, at_t) / gamma_t * decode",
-            "hidden_plain = decode",
+            "hidden = transition.newly_masked(at_s, at_t) / gamma_t * decode",
+            "hidden = decode",
         ),
     ),
     *of(
@@ -68,13 +68,13 @@ MUTANTS = (
         ENUMERATED,
         (
             "bound: no prior term",
-            "start = jnp.where(lead, jnp.stack(priors)[None], 0)",
-            "start = jnp.zeros(lead.shape)",
+            "start = jnp.where(has_free, jnp.stack(priors)[None], 0)",
+            "start = jnp.zeros(has_free.shape)",
         ),
         (
             "bound: the prior term of a modality that is given, too",
-            "start = jnp.where(lead, jnp.stack(priors)[None], 0)",
-            "start = jnp.broadcast_to(jnp.stack(priors)[None], lead.shape)",
+            "start = jnp.where(has_free, jnp.stack(priors)[None], 0)",
+            "start = jnp.broadcast_to(jnp.stack(priors)[None], has_free.shape)",
         ),
         (
             "objective: prior term with K for K - 1",
@@ -327,8 +327,8 @@ MUTANTS = (
         TASKS,
         (
             "tasks: an absent modality at time 0",
-            "jnp.where(masks.absent, steps, jnp.where(any_free, t, 0))",
-            "jnp.where(any_free, t, 0)",
+            "jnp.where(masks.absent, steps, jnp.where(has_free, t, 0))",
+            "jnp.where(has_free, t, 0)",
         ),
         (
             "tasks: infill is a pair",

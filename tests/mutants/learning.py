@@ -258,6 +258,24 @@ MUTANTS = (
     ),
     *of(
         "training",
+        "tests/training/test_train_image_tokenizer.py -k only_the_judge",
+        (
+            "image tokenizer: a judge that is not finite is kept",
+            'metrics["judge_loss"], finite = losses[0], finite + losses',
+            'metrics["judge_loss"] = losses[0]',
+        ),
+    ),
+    *of(
+        "runtime",
+        "tests/runtime/test_sharding.py -k each_host",
+        (
+            "sharding: rows as the links have them",
+            "np.array(sorted(grid, key=lambda row: sorted({one.process_index for one in row})))",
+            "np.array(grid)",
+        ),
+    ),
+    *of(
+        "training",
         "tests/training/test_contrastive.py -k 'dense_matrices or negatives or chunks'",
         (
             "contrastive: no weight of the time",

@@ -165,6 +165,28 @@ MUTANTS = (
         ("intervals: not clipped above", "min(value + reach, most)", "value + reach"),
     ),
     *of(
+        "evaluation",
+        "tests/test_sizes.py tests/test_modalities.py tests/evaluation/test_suite_steering.py "
+        "tests/evaluation/test_suite_full.py -k "
+        "'odd_side or other_sounds or cannot_be_read or leaves_out'",
+        (
+            "samples: the last row of an odd side is given",
+            "slice(middle, None) if side % 2 else slice(middle)",
+            "slice(middle, 2 * middle) if side % 2 else slice(middle)",
+        ),
+        (
+            "held out: sounds are not hashed",
+            "for name in sorted(asked & set(example.extra)):",
+            "for name in ():",
+        ),
+        ("retrieval: a caption that is cut is wrong", "[m is None or world", "[m and world"),
+        (
+            "held out: what is left out is compared",
+            "if _has(example, wanted) and example.key not in without:",
+            "if _has(example, wanted):",
+        ),
+    ),
+    *of(
         "evaluation/metrics",
         FEATURES,
         (

@@ -184,13 +184,13 @@ MUTANTS = (
         ),
         (
             "padding: hidden in an absent text",
-            "~some & (t < self.steps)",
-            "~some & (t <= self.steps)",
+            "~vocab.any_of(free) & (t < self.steps)",
+            "~vocab.any_of(free) & (t <= self.steps)",
         ),
         (
             "padding: hidden in a text with free places",
-            "some = jnp.stack([free[:, where].any(axis=1) for where in vocab.slices]",
-            "some = jnp.stack([free[:, where].all(axis=1) for where in vocab.slices]",
+            "self._texts()[None] & ~vocab.any_of(free)",
+            "self._texts()[None] & vocab.any_of(~free)",
         ),
     ),
     *of(
@@ -226,7 +226,7 @@ MUTANTS = (
         ),
         (
             "given: at time T nothing is",
-            "return (t == self.steps) & ~some",
+            "return (t == self.steps) & ~self.vocab.any_of(free)",
             "return t == self.steps",
         ),
         (
@@ -280,8 +280,8 @@ MUTANTS = (
         ),
         (
             "block attention: alone if one place is given",
-            "given = ~jnp.stack([free[:, w].any(axis=1)",
-            "given = ~jnp.stack([free[:, w].all(axis=1)",
+            "given = ~self.vocab.any_of(free)",
+            "given = self.vocab.any_of(~free)",
         ),
     ),
     # ---- Stacks and experts ---------------------------------------------------------------------
@@ -314,7 +314,7 @@ MUTANTS = (
         "tests/networks/test_experts.py -k 'answered or ascend or absent_picture'",
         (
             "experts: the time of what is absent decides",
-            "clock = jnp.where(some, t, 0).max(axis=1)",
+            "clock = jnp.where(self.vocab.any_of(free), t, 0).max(axis=1)",
             "clock = t.max(axis=1)",
         ),
         (

@@ -205,6 +205,24 @@ MUTANTS = (
         "_fold(key, 1 + 0 * state.step)",
         f"{CLAIMS} -k 'noise_of and probability'",
     ),
+    *of(
+        "sampling",
+        "tests/sampling/test_guidance.py -k a_scorer_sees",
+        (
+            "scorers: a given mask is certain",
+            "known = (tokens != vocab.mask_id) & ~absent[:, m, None]",
+            "known = (tokens >= 0) & ~absent[:, m, None]",
+        ),
+    ),
+    *of(
+        "sampling",
+        "tests/test_plugging_in.py -k a_sampler",
+        (
+            "settings: what a sampler names is not read",
+            "if name in row.reads)",
+            "if name in row.reads[1:])",
+        ),
+    ),
     # ---- Guidance and truncation ----------------------------------------------------------------
     *of(
         "sampling",

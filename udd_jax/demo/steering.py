@@ -184,7 +184,7 @@ def _best(pipe, task, asked) -> Steered | None:
 
 
 def _given_weighs(pipe, task) -> bool:
-    return build.diffuses(pipe.config) and hasattr(pipe.model, "mutual_gain")
+    return build.diffuses(pipe.config)
 
 
 def _given_weighted(pipe, task, asked) -> Steered | None:

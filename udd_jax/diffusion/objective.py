@@ -51,9 +51,9 @@ def token_terms(
     decode = -log_pi
     masked = xt == classes
     gamma_t = jnp.where(at_t.gamma > 0, at_t.gamma, 1)
-    hidden_plain = transition.newly_masked(at_s, at_t) / gamma_t * decode
     if kernel.masks_only[m]:
-        return jnp.where(masked, hidden_plain, 0), decode
+        hidden = transition.newly_masked(at_s, at_t) / gamma_t * decode
+        return jnp.where(masked, hidden, 0), decode
 
     # At s = 0 and, for some schedules, at t = T no token is replaced: beta is 0. It is made 1
     # there, and its terms are not used.
@@ -234,8 +234,8 @@ def bound(
     """
     vocab, calls = kernel.vocab, calls or kernel.steps
     clock = jnp.asarray(schedules.chain_times(kernel.steps, calls)[::-1].astype(np.int32))
-    lead = jnp.stack([free[:, where].any(axis=1) for where in vocab.slices], axis=1)
-    denoise_fn = denoiser.prepare(denoise_fn, x0, jnp.where(lead, kernel.steps, 0), free)
+    has_free = vocab.any_of(free)
+    denoise_fn = denoiser.prepare(denoise_fn, x0, jnp.where(has_free, kernel.steps, 0), free)
 
     def one_time(total, k):
         def draw(key):
@@ -246,7 +246,7 @@ def bound(
 
         number, key_noise, prior = jax.vmap(draw)(keys)
         s, t = clock[number][:, None], clock[number + 1][:, None]
-        t = jnp.where(absent, kernel.steps, jnp.where(lead, t, 0))
+        t = jnp.where(absent, kernel.steps, jnp.where(has_free, t, 0))
         position_t = transition.free_times(vocab, t, free)
         noised = jax.vmap(lambda key, x, t: transition.q_sample(kernel, key, x[None], t[None])[0])
         xt = noised(key_noise, x0, position_t)
@@ -258,7 +258,7 @@ def bound(
 
     lengths = [1 if each else m.length for m in vocab.modalities]
     priors = [prior_kl(kernel, m) * length for m, length in enumerate(lengths)]
-    start = jnp.where(lead, jnp.stack(priors)[None], 0)
+    start = jnp.where(has_free, jnp.stack(priors)[None], 0)
     start = start[:, vocab.modality_of] if each else start
     total, _ = jax.lax.scan(one_time, start, jnp.arange(times))
     return total

@@ -135,16 +135,16 @@ def same(vocab: Vocab, task: str, other: str) -> bool:
 def times(vocab: Vocab, masks: Masks, t: jax.Array, steps: int) -> jax.Array:
     """The times that the network gets, int32[B, M]; t: those drawn, int32[B] or [B, M]."""
     t = jnp.broadcast_to(t.reshape(t.shape[0], -1), masks.absent.shape)
-    any_free = jnp.stack([masks.free[:, where].any(axis=1) for where in vocab.slices], axis=1)
-    return jnp.where(masks.absent, steps, jnp.where(any_free, t, 0)).astype(jnp.int32)
+    has_free = vocab.any_of(masks.free)
+    return jnp.where(masks.absent, steps, jnp.where(has_free, t, 0)).astype(jnp.int32)
 
 
 def random_blocks(key: jax.Array, vocab: Vocab, batch: int) -> jax.Array:
     """Free positions for infilling, bool[B, L], at least one in every row.
 
     A picture has a free rectangle, or is free except for a rectangle (halves are frequent). In a
-    text, each place is free with a chance that its row draws. Half of the rows free parts of both,
-    the others of one alone.
+    text, each place is free with a chance that its row draws. Half of the rows free parts of all
+    modalities, the others of one alone.
     """
     diffused = [m for m in vocab.modalities if not m.inputs]
     key_which, *keys = jax.random.split(key, 1 + len(diffused))

@@ -28,12 +28,12 @@ class Modality:
 
     like: the name of another modality, whose ids are also those of this one: a *reference*.
     segment: the name of its positions, "" is its own; modalities with the same one share them, so
-    that a network cannot tell them apart. inputs: of *features*, which are given or absent and
-    never generated, the numbers at each position; they have one class, whose noise tells nothing.
-    0: tokens. dropped: in training, the share of rows from which given features are left out.
-    level_of: of the coarse level of a picture, the name of its fine one; a rule that names the
-    picture and not this level means both (`tasks.parse`). noise: in training, the share of given
-    tokens that are noised anew while the fine level is generated.
+    that a network cannot tell them apart. inputs: 0 for tokens; for *features*, the number of
+    values at each position. Features are given or absent, never generated, and have one class.
+    dropped: in training, the share of rows from which given features are left out. level_of: for
+    the coarse level of a picture, the name of its fine level; a rule that names the picture and not
+    this level means both (`tasks.parse`). noise: in training, the share of given tokens that are
+    noised anew while the fine level is generated.
     """
 
     name: str
@@ -130,6 +130,10 @@ class Vocab:
         lengths = [m.length for m in self.modalities]
         return np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
 
+    def any_of(self, marks: jax.Array) -> jax.Array:
+        """Which modalities have a marked position: bool[B, L] -> bool[B, M]."""
+        return jnp.stack([marks[:, where].any(axis=1) for where in self.slices], axis=1)
+
     def has(self, name: str) -> bool:
         """Whether there is a modality called `name`."""
         return any(m.name == name for m in self.modalities)
@@ -145,9 +149,8 @@ class Vocab:
         """Local ids by name, int32[B, length] each -> a sequence of global ids, int32[B, L].
 
         The inverse of `split`: a local mask K_m becomes the mask. A picture may have the ids of all
-        its levels, as `parts` takes them. Features, float[B, length,
-        inputs], become ids of their one class, and masks where they are NaN; `features` has their
-        values.
+        its levels, as `parts` takes them. Features, float[B, length, inputs], become ids of their
+        one class, and masks where they are NaN; `features` has their values.
         """
         parts, tokens = [], self.parts(tokens)
         for i, m in enumerate(self.modalities):
@@ -170,7 +173,7 @@ class Vocab:
         return next((m for m in self.modalities if m.level_of), None)
 
     def levels(self, names: list[str]) -> list[str]:
-        """The names, with the coarse level of a picture before it: it is both of its levels."""
+        """The names, with the coarse level of the picture first if they name the picture alone."""
         coarse = self.coarse
         has = coarse is not None and coarse.level_of in names and coarse.name not in names
         return [coarse.name, *names] if has else names

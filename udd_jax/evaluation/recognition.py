@@ -136,7 +136,7 @@ def learned(
 
 
 def _training(pipe):
-    """Yields the first MOST readable examples of the training split."""
+    """Yields the readable examples among the first MOST records of the training split."""
     source = held_out.source(pipe, "train")
     count = min(MOST, len(source))
     views = modalities.views(pipe.config)

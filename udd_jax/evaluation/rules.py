@@ -27,9 +27,8 @@ from udd_jax.evaluation import held_out, listening, samples
 from udd_jax.evaluation.metrics import agreement, intervals
 from udd_jax.steering import stepwise
 
-EVERY = (
-    "every"  # in `evaluate.rules`: each one from each other and from all others, all from nothing
-)
+# In `evaluate.rules`: each one from each other and from all others, and all from nothing.
+EVERY = "every"
 SHOWN = 4  # values of a rule for the report
 
 
@@ -124,11 +123,10 @@ def _sampled(pipe, items, rule: str, folder, made_of: dict):
         about["levels"] = levels
     about = json.loads(json.dumps(about))
     path = folder / f"{file_name(rule)}.npz"
-    if path.exists():
-        with np.load(path) as file:
-            old = json.loads(str(file["about"]))
-            if {**old, "seconds": None} == {**about, "seconds": None}:
-                return file["tokens"], old
+    if file := samples.stored(path):
+        old = json.loads(str(file["about"]))
+        if {**old, "seconds": None} == {**about, "seconds": None}:
+            return file["tokens"], old
     started = time.perf_counter()
     known = pipe.vocab.parts(items.tokens)
     given = {name: known[name][:count] for name in parsed.given}

@@ -235,8 +235,8 @@ class Autoregressive(transformer.Transformer):
 
     def _states(self, t, free):
         """The times that the blocks get: 0 given, 1 free, T absent, int32[B, M]."""
-        some = jnp.stack([free[:, w].any(axis=1) for w in self.vocab.slices], axis=1)
-        return jnp.where(some, 1, jnp.where(t == self.steps, self.steps, 0))
+        has_free = self.vocab.any_of(free)
+        return jnp.where(has_free, 1, jnp.where(t == self.steps, self.steps, 0))
 
 
 def of(model: transformer.Transformer) -> Autoregressive:

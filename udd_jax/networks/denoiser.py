@@ -1,4 +1,4 @@
-"""The `denoise_fn` of a chain: a network with its parameters, and what stays constant meanwhile."""
+"""The `denoise_fn` of a chain: a network, its parameters, and what is constant during the chain."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -37,7 +37,7 @@ class Denoiser:
         return self.model.apply(variables, xt, t, free, cache, **options, method="with_cache")
 
     def prepare(self, xt, t, free):
-        """The function for a chain that begins with these inputs (see `denoiser.prepare`)."""
+        """The function for a chain that begins with these inputs (`diffusion.denoiser.prepare`)."""
         cache = None
         if self.still and self.model.block_attention:
             variables = {"params": self.params}

@@ -66,8 +66,7 @@ class Experts(transformer.Transformer):
 
         if keep is not None:
             return {name: answer(name, None) for name in experts}
-        some = jnp.stack([free[:, where].any(axis=1) for where in self.vocab.slices], axis=1)
-        clock = jnp.where(some, t, 0).max(axis=1)
+        clock = jnp.where(self.vocab.any_of(free), t, 0).max(axis=1)
         mine = jnp.asarray(time_sampling.interval_of(self.boundaries, self.steps))[clock]  # int[B]
         logits = None
         for i, name in enumerate(experts):

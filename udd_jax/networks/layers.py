@@ -28,7 +28,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 def hide(bias, keys):
-    """A bias of scores, or None, and the keys that a query does not see, a mask of its shape."""
+    """`bias` with HIDDEN added where `keys` is True. bias: float or None; keys: bool, broadcast."""
     hidden = jnp.where(keys, HIDDEN, 0.0)
     return hidden if bias is None else bias + hidden
 
@@ -39,7 +39,8 @@ def normal(std: float = 0.02):
 
 def fan_in(params: dict) -> dict:
     """Parameters drawn with `normal()`, scaled: the standard deviation is 1 / sqrt(inputs) for
-    matrices and 0.6 for embeddings and other vectors. Biases, gains and scalars stay."""
+    matrices and 0.6 for embeddings, other vectors and `places` of a dual encoder, whose part of an
+    encoding is large at first. Biases, gains and scalars stay."""
 
     def widen(path, p):
         name = path[-1].key

@@ -146,9 +146,9 @@ class Transformer(nn.Module):
     has no free position in any sample. `with_cache` uses them instead of computing that modality;
     its logits are then 0 (a uniform p).
 
-    With absent = "left_out" no position of another modality sees those of an absent one. `without`
-    names modalities that are absent in the whole batch: they are not computed, and their logits are
-    0. The others are as without it, but for rounding.
+    With absent = "left_out" no position sees those of an absent modality, not even its own.
+    `without` names modalities that are absent in the whole batch: they are not computed, and their
+    logits are 0. The others are as without it, but for rounding.
 
     `network` is "joint" or one of the two conditional networks that UniD3 also published. Those
     have the same parameters but compute another function. With "image_from_text" the mutual
@@ -259,7 +259,7 @@ class Transformer(nn.Module):
             others = ~np.eye(self.vocab.length, dtype=bool)[None]
             bias = layers.hide(bias, (self._masked_text(xt)[:, None] & others)[:, None])
         if self.block_attention and keep is None and len(parts) > 1:
-            given = ~jnp.stack([free[:, w].any(axis=1) for w in self.vocab.slices], axis=1)
+            given = ~self.vocab.any_of(free)
             at = self.vocab.modality_of
             bias = layers.hide(bias, (given[:, at, None] & (at[:, None] != at)[None])[:, None])
             alone = given if alone is None else alone | given
@@ -322,8 +322,7 @@ class Transformer(nn.Module):
 
     def _absent(self, t, free):
         """The absent modalities of each row, bool[B, M]."""
-        some = jnp.stack([free[:, here].any(axis=1) for here in self.vocab.slices], axis=1)
-        return (t == self.steps) & ~some
+        return (t == self.steps) & ~self.vocab.any_of(free)
 
     def _given(self, t, free):
         """Positions of given tokens: not free, and the modality is not absent. bool[B, L]."""
@@ -344,8 +343,11 @@ class Transformer(nn.Module):
 
     def _masked_text(self, xt):
         """Masked tokens of texts, bool[B, L]: concentrated attention hides them from all others."""
-        texts = np.array(["text" in (m.name, m.like) for m in self.vocab.modalities])
-        return texts[self.vocab.modality_of][None] & (xt == self.vocab.mask_id)
+        return self._texts()[self.vocab.modality_of][None] & (xt == self.vocab.mask_id)
+
+    def _texts(self):
+        """Whether a modality is a text, or a reference to one, bool[M]."""
+        return np.array(["text" in (m.name, m.like) for m in self.vocab.modalities])
 
     def _padded(self, xt, t, free):
         """Positions of padding in fully given texts and references to them, bool[B, L].
@@ -354,9 +356,7 @@ class Transformer(nn.Module):
         is noise.
         """
         vocab, pad = self.vocab, self.vocab.offsets[self.vocab.index("text")] + self.padding
-        texts = np.array(["text" in (m.name, m.like) for m in vocab.modalities])
-        some = jnp.stack([free[:, where].any(axis=1) for where in vocab.slices], axis=1)
-        whole = texts[None] & ~some & (t < self.steps)
+        whole = self._texts()[None] & ~vocab.any_of(free) & (t < self.steps)
         return (xt == pad) & whole[:, vocab.modality_of]
 
 

@@ -79,7 +79,7 @@ def instead(scene: Scene) -> tuple[jax.Array, jax.Array]:
     vocab, negative = scene.kernel.vocab, scene.negative
     if negative is None:
         return jnp.zeros_like(scene.masks.absent), scene.prior
-    known = jnp.stack([(negative[:, w] != vocab.mask_id).any(-1) for w in vocab.slices], 1)
+    known = vocab.any_of(negative != vocab.mask_id)
     return known, jnp.where(known[:, vocab.modality_of], negative, scene.prior)
 
 
@@ -99,7 +99,7 @@ def by_the_others(scene: Scene, x: jax.Array, now: jax.Array, s: jax.Array) -> l
     vocab, modalities = kernel.vocab, np.arange(len(kernel.vocab.modalities))
     at = vocab.modality_of
     known, instead_of_it = instead(scene)
-    has_free = jnp.stack([free[:, w].any(-1) for w in vocab.slices], axis=1)
+    has_free = vocab.any_of(free)
     others = [((~absent | known) & (modalities != m)[None]).any(-1) for m in modalities]
     guided = has_free & jnp.stack(others, axis=1)  # [B, M]
     s = jnp.where(guided, s, 1)

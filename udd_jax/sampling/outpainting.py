@@ -1,9 +1,9 @@
 """Outpainting: a picture larger than the model's, one window of the model's size at a time.
 
-The picture is laid on a larger canvas. The window that shows most known pixels, among those that
-show unknown ones too, is infilled given what is known in it. This repeats until all is known. Each
-window thus continues what the windows before it have drawn. `fill` does that for any canvas, also
-for one of which nothing is known.
+The picture is laid on a larger canvas. Of the windows of which at least half is known, the one with
+the most unknown pixels is infilled, given what is known in it; if there is none, the one with the
+most known pixels. This repeats until all is known. Each window thus continues what the windows
+before it have drawn. `fill` does that for any canvas, also for one of which nothing is known.
 """
 
 import numpy as np

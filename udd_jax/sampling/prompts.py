@@ -133,7 +133,7 @@ def branches(prompts: Prompts, scene: guidance.Scene, x, t) -> list[guidance.Bra
     vocab, steps = kernel.vocab, kernel.steps
     at, now = vocab.modality_of, tasks.times(vocab, scene.masks, t, steps)
     asked = prompts.has.any(0)  # bool[M], modalities that some prompt has
-    has_free = jnp.stack([free[:, w].any(-1) for w in vocab.slices], axis=1)
+    has_free = vocab.any_of(free)
     s, rest, found = guidance.strength(scene.settings, t, steps), 1.0, []
 
     def branch(tokens, has, weight):

@@ -35,8 +35,9 @@ class Chains(NamedTuple):
     shown: list[str]  # the modalities of a result, which leaves out features
     branches: int  # network calls of a step; 0: as many as the user's guide makes
 
-    def inputs(self, rows, trace: int) -> tuple:
-        """The arguments of a generator's `sample` after the keys, for some of the chains."""
+    def inputs(self, rows, trace: int) -> tuple[tuple, dict]:
+        """The arguments of a generator's `sample` after the keys, for some of the chains: those of
+        any generator, and by name those that the diffusion alone has."""
         steer = None if self.guide is None else terms.partial(self.guide)
         if self.prompts is not None:
             here = self.prompts._replace(x=self.prompts.x[:, rows])
@@ -44,15 +45,14 @@ class Chains(NamedTuple):
         away = None if self.against is None else self.against[rows]
         free, absent = (part[rows] for part in self.masks)
         plain = (self.x[rows], free, absent, self.settings, away, trace, self.still, steer)
-        more = [  # only the diffusion knows them
-            None if self.paint is None else painted.part(self.paint, rows),
-            None if self.weigh is None else self.weigh[rows],
-            jax.tree.map(lambda values: values[rows], self.features),
-            self.without or None,
-        ]
-        while more and more[-1] is None:
-            more.pop()
-        return (*plain, self.scorers, *more)
+        more = {
+            "paint": None if self.paint is None else painted.part(self.paint, rows),
+            "weigh": None if self.weigh is None else self.weigh[rows],
+            "features": jax.tree.map(lambda values: values[rows], self.features),
+            "without": self.without or None,
+        }
+        named = {name: value for name, value in more.items() if value is not None}
+        return (*plain, self.scorers), named
 
 
 def prepare(
@@ -146,8 +146,8 @@ def guided(vocab, masks: tasks.Masks, against=None) -> np.ndarray:
     free, there = np.asarray(masks.free), ~np.asarray(masks.absent)
     if against is not None:
         said = against != vocab.mask_id
-        there = there | np.stack([said[:, where].any(1) for where in vocab.slices], axis=1)
-    own = np.stack([free[:, where].any(1) for where in vocab.slices], axis=1)
+        there = there | np.asarray(vocab.any_of(said))
+    own = np.asarray(vocab.any_of(free))
     return own & (there.sum(axis=1, keepdims=True) > there)
 
 

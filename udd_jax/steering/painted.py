@@ -45,8 +45,7 @@ def read(pipe, asked, given: dict, masks, count: int) -> painting.Paint | None:
 
 def drawable(pipe) -> bool:
     """Whether words of a run can be painted."""
-    joint = getattr(pipe.model, "network", "joint") == "joint" and hasattr(pipe.model, "qk_norm")
-    return joint and build.diffuses(pipe.config)
+    return pipe.model.network == "joint" and build.diffuses(pipe.config)
 
 
 def part(paint: painting.Paint, rows) -> painting.Paint:

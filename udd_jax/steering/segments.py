@@ -35,7 +35,7 @@ def read(pipe, asked: dict, masks, count: int, own: int) -> np.ndarray | None:
             weights[:, names.index(part)] = np.repeat(row, count // len(row))
     if (weights == 1).all():
         return None
-    if not hasattr(pipe.model, "mutual_gain") or not build.diffuses(pipe.config):
+    if not build.diffuses(pipe.config):
         raise UserError("weigh needs model.kind = 'diffusion'")
     if pipe.model.attention == "mutual":
         left_out = pipe.config.model.get("absent") == "left_out"

@@ -81,17 +81,17 @@ def contrast(
     ValueError if the batch is too small for as many negatives of kind "inter".
     """
     loss, source = kind.split("_")
-    number = 0 if loss == "step" else 1
-    vocab, (x0, xt, t, (free, _), logits, *own) = kernel.vocab, outcome[:7]
-    wrong = negatives(key, vocab, x0, source, count)
+    number, own = (0, outcome.kl) if loss == "step" else (1, outcome.nll)
+    vocab, t, free = kernel.vocab, outcome.t, outcome.masks.free
+    wrong = negatives(key, vocab, outcome.x0, source, count)
 
     def loss_of(z):
-        return objective.loss_terms(kernel, logits, z, xt, t, free)[number]
+        return objective.loss_terms(kernel, outcome.logits, z, outcome.xt, t, free)[number]
 
     others = jax.lax.map(loss_of, wrong)  # [J, B, L]
     values = []
     for m, where in enumerate(vocab.slices):
-        right = own[number][:, where].sum(-1)
+        right = own[:, where].sum(-1)
         if form == "released":
             value = -jnp.minimum(others[..., where], MOST).sum(-1).mean(0)  # [B]
         else:

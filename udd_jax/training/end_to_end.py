@@ -43,7 +43,7 @@ def paint(vocab: Vocab, tokenizer, most: float, own: dict, denoise_fn, outcome, 
 
     Logs it with the decoder that learns (`decoder_l1`) and with the first one (`frozen_l1`).
     """
-    x0, _, t, (free, _), logits, *_ = outcome
+    x0, t, free, logits = outcome.x0, outcome.t, outcome.masks.free, outcome.logits
     m = vocab.index("image")
     here = free[:, vocab.slices[m]]
     rows = jnp.asarray(tokenizer.vectors)

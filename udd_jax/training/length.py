@@ -51,7 +51,7 @@ def asked(kernel: Kernel, key: jax.Array, image: jax.Array, absent: jax.Array):
 def guess(kernel: Kernel, pad_id: int, denoise_fn, outcome: terms.Outcome, key):
     """A loss term (`terms.Term`), float[B] in nats; 0 where no token of the text is free, and in
     rows that are not asked."""
-    vocab, (x0, _, _, (free, absent), *_) = kernel.vocab, outcome
+    vocab, x0, (free, absent) = kernel.vocab, outcome.x0, outcome.masks
     m, where = vocab.index("text"), vocab.slices[vocab.index("text")]
     image, batch = vocab.index("image"), len(x0)
     x0, free, absent = (rows[::EVERY] for rows in (x0, free, absent))

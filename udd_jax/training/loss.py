@@ -40,8 +40,7 @@ def complete(vocab, x0):
     """
     lacks = x0 == vocab.mask_id
     first = jnp.asarray(vocab.offsets)[vocab.modality_of][None]
-    present = jnp.stack([~lacks[:, where].any(axis=1) for where in vocab.slices], axis=1)
-    return jnp.where(lacks, first, x0), present
+    return jnp.where(lacks, first, x0), ~vocab.any_of(lacks)
 
 
 def noised_batch(
@@ -58,16 +57,16 @@ def noised_batch(
     key_task, key_time, key_noise, key_prior = jax.random.split(key, 4)
     drawn = tasks.draw(key_task, vocab, mixture, batch, present)
     free = drawn.masks.free
-    loss_in = jnp.stack([free[:, where].any(axis=1) for where in vocab.slices], axis=1)
-    histories = time_sampling.history(loss_in)
+    has_free = vocab.any_of(free)
+    histories = time_sampling.history(has_free)
     if continuous:
-        time = steps * time_sampling.spread(key_time, drawn.independent, loss_in.shape[1])
+        time = steps * time_sampling.spread(key_time, drawn.independent, has_free.shape[1])
         t, gamma, rate = transition.instant(kernel, time)
         p = jnp.full(t.shape, 1 / steps)
         gamma = jnp.where(free, gamma[:, vocab.modality_of], 0)
         xt = transition.mask_sample(kernel, key_noise, x0, gamma)
     else:
-        asked = (histories, drawn.independent, loss_in.shape[1], boundaries)
+        asked = (histories, drawn.independent, has_free.shape[1], boundaries)
         t, p = time_sampling.draw(sampler, key_time, *asked)
         position_t = transition.free_times(vocab, t, free)
         xt, rate = transition.q_sample(kernel, key_noise, x0, position_t), None

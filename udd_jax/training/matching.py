@@ -41,7 +41,7 @@ def make(kernel: Kernel, pad_id: int, **size) -> terms.Learned:
 
 def match(model: dual_encoder.DualEncoder, own, denoise_fn, outcome: terms.Outcome, key):
     """A loss term (`terms.Learned`), float[B] in nats. What is absent is not asked for."""
-    vocab, (x0, _, _, (free, absent), logits, *_) = model.vocab, outcome
+    vocab, x0, logits, (free, absent) = model.vocab, outcome.x0, outcome.logits, outcome.masks
     number = {name: vocab.index(name) for name in SIDES}
     ids = {name: vocab.local(m, x0[:, vocab.slices[m]]) for name, m in number.items()}
 

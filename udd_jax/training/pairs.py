@@ -18,7 +18,7 @@ from udd_jax.training import further
 def held_out(config, source, tokenizers: dict) -> dict | None:
     """The whole records among the first `config.train.held_out` of a source as a batch, or None.
 
-    Returns {"image": int32[n, N], "text": int32[n, M]}.
+    Returns {"image": int32[n, N], "text": int32[n, M_text]}, and the ids of further modalities.
     """
     count = min(config.train.held_out, len(source))
     if not count:
@@ -36,7 +36,7 @@ def held_out(config, source, tokenizers: dict) -> dict | None:
 
 
 def straight(config, workdir, source, tokenizers: dict, share, views):
-    """Batches without a token cache: step -> {"image": int32[B, N], "text": int32[B, M]}.
+    """Batches without a token cache: step -> ids by name, as of `held_out`.
 
     `skipped.jsonl` lists each fault of the data once, also over restarts. The returned function
     raises ValueError if more than `config.skip_limit` of the items cannot be used.

@@ -36,7 +36,7 @@ def trip(kernel: Kernel, denoise_fn, outcome: terms.Outcome, key):
     It is the sum over the modalities m that have free positions. What is absent is not asked for.
     `denoise_fn` takes `soft`, see `transformer.Transformer`.
     """
-    vocab, (x0, _, _, (free, absent), logits, *_) = kernel.vocab, outcome
+    vocab, x0, logits, (free, absent) = kernel.vocab, outcome.x0, outcome.logits, outcome.masks
     total = jnp.zeros(len(x0))
     for m, where in enumerate(vocab.slices):
         key_token, key_prior = jax.random.split(jax.random.fold_in(key, m))

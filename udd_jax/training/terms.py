@@ -8,8 +8,8 @@ A term gets the results of one pass of the network, and may call the network aga
     train_diffusion.train(..., terms={"repulsion": (0.1, repulsion)})
 
 It returns its value and a dict of scalars to log. A value float[B, L], in nats a position, is
-treated like the KL: weighted by the kind of token, divided by p(t) and by B L. Of a value float[B]
-the mean over the batch is added. A term with weight 0 is not called, so the loss is bit for bit the
+treated like the KL: weighted by the kind of token, divided by p(t) and by B L. The mean of a value
+float[B] over the batch is added. A term with weight 0 is not called, so the loss is bit for bit the
 loss without it.
 
 A `Learned` term has parameters of its own, which are trained with the network. They lie next to
@@ -49,11 +49,14 @@ class Learned(NamedTuple):
     term: Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
 
 
+def learned(terms: dict) -> dict[str, Learned]:
+    """{name: term} of the learned ones of {name: (weight, term)}, without weights of 0."""
+    return {n: term for n, (weight, term) in terms.items() if weight and isinstance(term, Learned)}
+
+
 def own(terms: dict, key: jax.Array) -> dict:
-    """{name: parameters} of the learned ones of {name: (weight, term)}, without weights of 0."""
-    learned = {name: term for name, (weight, term) in terms.items() if weight}
-    learned = {name: term for name, term in learned.items() if isinstance(term, Learned)}
-    keys = enumerate(learned.items())
+    """{name: parameters} of the `learned` ones of {name: (weight, term)}."""
+    keys = enumerate(learned(terms).items())
     return {name: term.create(jax.random.fold_in(key, n)) for n, (name, term) in keys}
 
 

@@ -335,9 +335,9 @@ def train(
     c, key = config.train, jax.random.key(config.seed)
     way = STARTS.get(c.get("loss"), adapters)
     base, start = way.begin(config, start, jax.random.fold_in(key, 2))
-    if base is not None and (own := loss_terms.own(terms, key)):
+    if base is not None and (learned := loss_terms.learned(terms)):
         raise UserError(
-            f"the terms {', '.join(own)} learn, which goes with train.adapters.rank = 0 and "
+            f"the terms {', '.join(learned)} learn, which goes with train.adapters.rank = 0 and "
             "train.loss = '' only: change one, or set their weights to 0"
         )
     # On the device before the training: it is an argument of every step.
