@@ -147,7 +147,7 @@ def get_config() -> ml_collections.ConfigDict:
             "mlp_ratio": 2,  # width of an MLP / D
             "stack": "plain",  # or "long_skips", "encoder_decoder": networks/stacks.py
             "decoder_layers": 0,  # of "encoder_decoder": so many of the layers are the decoder
-            "attention": "mutual",  # or "self", without attention between the modalities
+            "attention": "mutual",  # or "self": self-attention over all, alone
             "block_attention": False,  # True: compute given modalities once a chain, not each step
             "absent": "noise",  # what a task leaves out; or "left_out", not seen and not computed
             "time": "per_modality",  # or "shared", one time for all, as published
