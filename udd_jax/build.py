@@ -149,7 +149,7 @@ class Diffusion:
         bias = None if weigh is None else weights.attention(self.kernel.vocab, weigh)
         rest = {"features": features, "without": without}
         denoise_fn = Denoiser(self.model, params, still, strength, bias, **rest)
-        if paint is not None and paint.evident is not None:
+        if paint is not None and paint.evidence:
             plain = Denoiser(self.model, params, bias=bias, **rest)
             masks = tasks.Masks(free, absent)
             prior = transition.prior_sample(self.kernel, keys, len(x))

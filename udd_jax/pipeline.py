@@ -477,12 +477,12 @@ class Pipeline:
         still = None if np.asarray(masks.absent).any() else chains.still(self, masks)
         each_number = jnp.zeros(len(x0), int) if common else jnp.arange(len(x0))
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), each_number)
-        more = {"each": True} if each else {}  # not every generator has these
-        more |= {"without": left} if (left := chains.without(self, masks)) else {}
+        left = chains.without(self, masks)
+        named = {"each": each, **({"without": left} if left else {})}  # the baseline has no without
 
         def part(rows, keys):
             here = tasks.Masks(free[rows], absent[rows])
-            return self._bound(self.params, keys, x0[rows], here, times, calls, still, **more)
+            return self._bound(self.params, keys, x0[rows], here, times, calls, still, **named)
 
         nats = list(self._in_batches(part, keys, self.config.evaluate.batch_size))
         return -np.concatenate(nats).astype(np.float64) / LN2

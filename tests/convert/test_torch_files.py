@@ -53,7 +53,7 @@ def test_a_module_that_holds_itself_is_refused(tmp_path):
     loop = b"\x80\x02c__torch__\nA\n)\x81q\x00}X\x01\x00\x00\x00ah\x00sb."
     with zipfile.ZipFile(tmp_path / "a.pt", "w") as archive:
         archive.writestr("a/data.pkl", loop)
-    with pytest.raises(ValueError, match=r"a\.pt is no PyTorch checkpoint, or is damaged"):
+    with pytest.raises(ValueError, match=r"a\.pt is not a PyTorch checkpoint, or is damaged"):
         torch_files.load(tmp_path / "a.pt")
 
 

@@ -459,7 +459,7 @@ def test_damaged_lists_name_the_item_or_the_file(tmp_path):
     ):
         assert text in detail
     (tmp_path / "captions_x.json").write_text('{"images": [')
-    with pytest.raises(ValueError, match=r"captions_x.json is no COCO captions file"):
+    with pytest.raises(ValueError, match=r"captions_x.json is not a COCO captions file"):
         sources.open_source(f"coco:{tmp_path}", "train")
 
 

@@ -20,7 +20,7 @@ def paint(weight):
         jnp.asarray([[[6, 8]] * 2]),
         jnp.asarray([[[True, False, False], [False, True, True]]]),
         jnp.asarray([weight], jnp.float32),
-        jnp.ones(()),
+        evidence=True,
     )
 
 

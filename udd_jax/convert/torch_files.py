@@ -267,7 +267,7 @@ def load(path: str | os.PathLike) -> dict[str, np.ndarray]:
     except Exception as error:  # a damaged pickle can raise any exception
         reason = (str(error).splitlines() or [""])[0] or type(error).__name__
         raise UserError(
-            f"{path} is no PyTorch checkpoint, or is damaged or cut short ({reason})"
+            f"{path} is not a PyTorch checkpoint, or is damaged or cut short ({reason})"
         ) from None
     if not found:
         raise UserError(f"{path} has no tensors under names, expected a checkpoint of weights")

@@ -12,7 +12,6 @@ Layers, parameters and their names are those of `transformer.Transformer`. There
 times that the network gets tell free, given and absent modalities apart.
 """
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -241,8 +240,7 @@ class Autoregressive(transformer.Transformer):
 
 def of(model: transformer.Transformer) -> Autoregressive:
     """The baseline with the parameters of a network that has learned its loss, too."""
-    names = [f.name for f in dataclasses.fields(model) if f.name not in ("parent", "name")]
-    options = {name: getattr(model, name) for name in names}
+    options = layers.options(model, transformer.Transformer)
     return Autoregressive(**options | {"absent": "noise"})  # nothing sees an absent modality
 
 

@@ -13,7 +13,6 @@ The parameters are those of the network, under `expert_0`, `expert_1`, and so on
 
 import bisect
 import itertools
-from dataclasses import fields
 
 import flax.linen as nn
 import jax
@@ -22,7 +21,7 @@ from jax import lax
 
 from udd_jax.diffusion import time_sampling
 from udd_jax.errors import UserError
-from udd_jax.networks import transformer
+from udd_jax.networks import layers, transformer
 
 NAME = "expert_{}"
 
@@ -50,10 +49,7 @@ class Experts(transformer.Transformer):
 
     @nn.compact
     def _run(self, xt, t, free, bias=None, kept=None, keep=None, soft=None, paint=None, without=()):
-        names = [
-            f.name for f in fields(transformer.Transformer) if f.name not in ("parent", "name")
-        ]
-        options = {name: getattr(self, name) for name in names}
+        options = layers.options(self, transformer.Transformer)
         experts = [NAME.format(i) for i in range(len(self.boundaries) + 1)]
         if self.is_initializing():
             made = [transformer.Transformer(**options, name=name)(xt, t, free) for name in experts]

@@ -4,6 +4,7 @@ Parameter names are an interface: the sharding table, the converters and the che
 them. The defaults are those of the published network.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +26,12 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": nn.silu,
     "relu": nn.relu,
 }
+
+
+def options(module, kind: type) -> dict:
+    """{field: value} of a module for the fields of `kind`, its class or one that it extends."""
+    names = (field.name for field in dataclasses.fields(kind))
+    return {name: getattr(module, name) for name in names if name not in ("parent", "name")}
 
 
 def hide(bias, keys):

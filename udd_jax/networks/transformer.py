@@ -25,7 +25,6 @@ them. The parameters of the blocks are stacked on a leading axis of `layers`.
 """
 
 import functools
-from dataclasses import fields
 from typing import Any
 
 import flax.linen as nn
@@ -296,7 +295,7 @@ class Transformer(nn.Module):
 
     def _blocks(self, block, keep):
         """The stack of the network's blocks, a function (`stacks`)."""
-        shared = {f.name: getattr(self, f.name) for f in fields(layers.BlockSettings)}
+        shared = layers.options(self, layers.BlockSettings)
         stack = stacks.STACKS.get(self.stack, self.stack)
         size = {"layers": self.layers, "unroll": self.unroll, "remat": self.remat}
         if self.decoder_layers:

@@ -18,8 +18,7 @@ elsewhere:
 It takes a network that knows absent texts, and one more call a phrase, and one, in each step.
 """
 
-from typing import NamedTuple
-
+import flax
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -30,15 +29,16 @@ from udd_jax.diffusion.transition import Kernel
 ATTENTION, EVIDENCE = 0.1, 2.0  # for a weight of 1, measured on shapes (benchmarks/RESULTS.md)
 
 
-class Paint(NamedTuple):
+@flax.struct.dataclass
+class Paint:
     """P painted phrases of a batch."""
 
-    prompt: jax.Array  # int32[B, M], the prompt, global ids
-    words: jax.Array  # bool[P, B, M], the tokens of each phrase in it
-    phrase: jax.Array  # int32[P, B, M], each phrase alone, global ids
+    prompt: jax.Array  # int32[B, M_text], the prompt, global ids
+    words: jax.Array  # bool[P, B, M_text], the tokens of each phrase in it
+    phrase: jax.Array  # int32[P, B, M_text], each phrase alone, global ids
     where: jax.Array  # bool[P, B, N], the codes under its mask
     weight: jax.Array  # float32[P], w
-    evident: jax.Array | None  # any array; None: attention alone
+    evidence: bool = flax.struct.field(pytree_node=False)  # False: attention alone
 
 
 def attention(kernel: Kernel, paint: Paint):

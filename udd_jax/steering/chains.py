@@ -278,6 +278,6 @@ def _branches(vocab, masks, settings, asked, strokes, against) -> int:
         found = branching.calls(asked, settings.guidance)
     elif settings.on("guidance"):
         found += int(guided(vocab, masks, against).sum(1).max())
-    if strokes is not None and strokes.evident is not None:
+    if strokes is not None and strokes.evidence:
         found += 1 + len(strokes.weight)
     return found

@@ -39,8 +39,7 @@ def read(pipe, asked, given: dict, masks, count: int) -> painting.Paint | None:
     each = [entry for entry in each if entry[-1]]
     if not each:
         return None
-    evident = np.ones(()) if pipe.guidable else None
-    return painting.Paint(ids + offset, *map(np.stack, zip(*each, strict=True)), evident)
+    return painting.Paint(ids + offset, *map(np.stack, zip(*each, strict=True)), pipe.guidable)
 
 
 def drawable(pipe) -> bool:
@@ -51,7 +50,7 @@ def drawable(pipe) -> bool:
 def part(paint: painting.Paint, rows) -> painting.Paint:
     """The paint of some of the samples."""
     each = {name: getattr(paint, name)[:, rows] for name in ("words", "phrase", "where")}
-    return paint._replace(prompt=paint.prompt[rows], **each)
+    return paint.replace(prompt=paint.prompt[rows], **each)
 
 
 def _checked(pipe, i: int, entry):

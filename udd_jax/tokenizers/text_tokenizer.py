@@ -205,7 +205,8 @@ def load(path: str | os.PathLike, classes: int | None = None) -> Tokenizer:
     )
     if kind is None:
         raise UserError(
-            f"text tokenizer: {path} is no SentencePiece model, tokenizer.json or CLIP merges file"
+            f"text tokenizer: {path} is not a SentencePiece model, tokenizer.json or CLIP merges "
+            "file"
         )
     if classes is not None and kind != "clip":
         raise UserError(f"text tokenizer: classes={classes} is for CLIP merges; {path} is {kind}")

@@ -95,7 +95,7 @@ def _rows(file: pathlib.Path, split_field: str) -> tuple[list, list]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         why = " ".join(str(error).split())[:200]
         raise UserError(
-            f"{file} is no COCO captions file ({why}), expected images and annotations"
+            f"{file} is not a COCO captions file ({why}), expected images and annotations"
         ) from None
     return rows, lost
 
