@@ -35,7 +35,7 @@ def run(
     """One row for the real pictures, one for each level of their codes, and one for each way.
 
     ways: dicts of settings of `Pipeline.generate`. steps: of the classifier's training, if the run
-    has none. Each row is printed. UserError: the rule is not a picture from a text or the other way
+    has none. Each row is printed. UserError: the rule is no picture from a text or the other way
     round, or captions are no names.
     """
     pipe = pipeline.Pipeline.load(folder)

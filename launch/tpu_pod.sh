@@ -17,5 +17,5 @@ name=$1
 zone=$2
 shift 2
 run="UDD_DISTRIBUTED=1 PATH=\$PWD/venv/bin:\$PATH nohup launch/run.sh $(printf '%q ' "$@")"
-command="cd udd_jax && $run>> ~/udd_jax.log 2>&1 < /dev/null &"
+command="cd udd_jax || exit; $run>> ~/udd_jax.log 2>&1 < /dev/null &"
 exec gcloud compute tpus tpu-vm ssh "$name" --zone="$zone" --worker=all --command="$command"

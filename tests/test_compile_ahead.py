@@ -9,6 +9,7 @@ import types
 
 import jax
 import pytest
+from jax.experimental import topologies
 
 from configs import t2i
 from udd_jax.runtime import sharding
@@ -57,6 +58,15 @@ def test_the_hosts_of_a_slice_read_equal_slices_of_a_batch(ahead, monkeypatch, t
             found.append(sharding.process_share(mesh))
         counts = {count for _, count in found}
         assert len(counts) == 1 and {index for index, _ in found} == {*range(*counts)}
+
+
+def test_two_slices_share_the_axis_of_the_data():
+    needs_compiler()
+    both = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4", num_slices=2)
+    mesh = sharding.arranged(both.devices, 8, 2)
+    assert [row[0].slice_index for row in mesh.devices] == [0] * 4 + [1] * 4
+    with pytest.raises(ValueError, match=r"mesh.data = 1 is not a multiple of the 2 slices"):
+        sharding.arranged(both.devices, 1, 16)
 
 
 def test_gathered_logits_are_noticed(ahead):

@@ -131,10 +131,15 @@ def test_arguments_survive_the_way_to_the_workers(tools):
     command, home = log()[1], pathlib.Path(env["LOG"]).parent / "home"
     (home / "udd_jax" / "launch").mkdir(parents=True)
     script = home / "udd_jax" / "launch" / "run.sh"
-    script.write_text('#!/bin/sh\necho "$UDD_DISTRIBUTED $PATH"; printf "%s\\n" "$@"\n')
+    said = 'echo "$UDD_DISTRIBUTED $PATH"; printf "%s\\n" "$@"'
+    script.write_text(f"#!/bin/sh\n{said}; touch ../done; sleep 30\n")
     script.chmod(0o755)
     worker = {"HOME": str(home), "PATH": "/usr/bin:/bin"}
-    subprocess.run(["bash", "-c", f"{command} wait"], cwd=home, env=worker, check=True)
+    started = time.monotonic()
+    subprocess.run(["bash", "-c", command], cwd=home, env=worker, check=True, capture_output=True)
+    assert time.monotonic() - started < 20  # the connection may end; the command runs on
+    while not (home / "done").exists():
+        time.sleep(0.05)
     said = (home / "udd_jax.log").read_text().splitlines()
     path = f"{home / 'udd_jax'}/venv/bin:/usr/bin:/bin"
     assert said == [f"1 {path}", "--workdir=gs://b/a b", "--prompt=it's"]

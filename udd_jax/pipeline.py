@@ -477,8 +477,10 @@ class Pipeline:
         still = None if np.asarray(masks.absent).any() else chains.still(self, masks)
         each_number = jnp.zeros(len(x0), int) if common else jnp.arange(len(x0))
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), each_number)
-        left = chains.without(self, masks)
-        named = {"each": each, **({"without": left} if left else {})}  # the baseline has no without
+        named = {"each": each, "without": chains.without(self, masks)}
+        named = {
+            name: value for name, value in named.items() if value
+        }  # not every generator has it
 
         def part(rows, keys):
             here = tasks.Masks(free[rows], absent[rows])

@@ -62,7 +62,7 @@ def run(config: ml_collections.ConfigDict, workdir, until: str | None = None, **
     start.check(config, workdir)
     config = recipe.fill(start.student(config), workdir)
     check(config)
-    check_batches(config, workdir)
+    check_batches(config, workdir, until)
     logbook.begin()
     with lock.hold(workdir, logbook.say), bucket.near(workdir) as here:
         data = open_data(config)
@@ -87,13 +87,18 @@ def check(config) -> None:
     limits.check_sampling(config, vocab, kernel)
 
 
-def check_batches(config, workdir) -> None:
-    """ValueError, one line, if the devices do not divide a batch of a training that is to come."""
-    mesh = sharding.make_mesh(**config.mesh)
+def check_batches(config, workdir, until: str | None = None) -> None:
+    """ValueError, one line, if the devices do not divide a batch of a training that is to come.
+
+    until: the last stage. A tokenizer of sounds, or of pictures that the data lack, is not looked
+    at.
+    """
+    mesh, later = sharding.make_mesh(**config.mesh), until != "token cache"
+    encoder = train_dual_encoder.wanted(config) and not config.dual_encoder.file
     trained = {
         "vq": not config.vq.file and not (workdir / build.IMAGE).exists(),
-        "dual_encoder": train_dual_encoder.wanted(config) and not config.dual_encoder.file,
-        "train": not (workdir / build.WEIGHTS).exists(),
+        "dual_encoder": later and encoder and not (workdir / matching.FILE).exists(),
+        "train": later and not (workdir / build.WEIGHTS).exists(),
     }
     for section in (name for name, asked in trained.items() if mesh and asked):
         sharding.check_batch(mesh, config[section].batch_size, f"{section}.batch_size")

@@ -108,6 +108,19 @@ def test_a_caption_that_cannot_be_read_is_not_wrong_for_any_image():
     assert retrieval.equal_captions(items)[0].tolist() == [True, False, True]
 
 
+def test_a_caption_that_is_cut_is_left_out_of_the_match(pipe, monkeypatch):
+    items = held_out.read(pipe, 12)
+    equal = retrieval.equal_captions(items)
+    cut = equal.copy()
+    cut[:, 3] = True
+    monkeypatch.setattr(retrieval, "equal_captions", lambda _: cut)
+    found, _ = steering.match(pipe, items, among=3, seed=2)
+    assert found["match"].count == 11
+    monkeypatch.setattr(retrieval, "equal_captions", lambda _: np.ones_like(cut))
+    with pytest.raises(ValueError, match="match: 0 of 12 captions tell their images apart"):
+        steering.match(pipe, items)
+
+
 @pytest.mark.slow
 def test_every_part_is_measured_and_shown(pipe, tmp_path):
     items = held_out.read(pipe, 24)

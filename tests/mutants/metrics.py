@@ -176,7 +176,7 @@ MUTANTS = (
         ),
         (
             "held out: sounds are not hashed",
-            "for name in sorted(asked & set(example.extra)):",
+            "for name in sorted(asked & {*modalities.stored(pipe.config)}):",
             "for name in ():",
         ),
         ("retrieval: a caption that is cut is wrong", "[m is None or world", "[m and world"),

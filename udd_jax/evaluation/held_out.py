@@ -103,7 +103,7 @@ def read(pipe, count: int, split: str = "", names=None) -> Items:
         digest.update(f"{example.key}\0{caption}\0".encode())
         if example.pixels is not None:
             digest.update(example.pixels[0].tobytes())
-        for name in sorted(asked & set(example.extra)):
+        for name in sorted(asked & {*modalities.stored(pipe.config)}):
             digest.update(np.ascontiguousarray(example.extra[name]).tobytes())
         found.append((example.key, example.pixels, example.captions, example.extra))
     keys, pixels, references, extra = map(list, zip(*found, strict=True))

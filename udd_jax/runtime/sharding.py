@@ -94,9 +94,23 @@ def local_mesh() -> Mesh | None:
 
 
 def arranged(devices, data: int, model: int) -> Mesh:
-    """A mesh whose rows follow the links of the hardware, in the order `by_process`."""
-    grid = mesh_utils.create_device_mesh((data, model), devices, allow_split_physical_axes=True)
-    return Mesh(by_process(grid), (DATA, MODEL), axis_types=(AxisType.Auto, AxisType.Auto))
+    """A mesh whose rows follow the links of the hardware, in the order `by_process`.
+
+    Several TPU slices share the axis `data`; ValueError if they do not divide it.
+    """
+    slices = {}
+    for device in devices:
+        number = getattr(device, "slice_index", 0) if device.platform == "tpu" else 0
+        slices.setdefault(number, []).append(device)
+    if data % len(slices):
+        raise UserError(f"mesh.data = {data} is not a multiple of the {len(slices)} slices")
+    shape = data // len(slices), model
+    grids = [
+        mesh_utils.create_device_mesh(shape, chips, allow_split_physical_axes=True)
+        for chips in slices.values()
+    ]
+    grid = by_process(np.concatenate(grids))
+    return Mesh(grid, (DATA, MODEL), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
 def by_process(grid: np.ndarray) -> np.ndarray:

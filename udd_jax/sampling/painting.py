@@ -18,7 +18,7 @@ elsewhere:
 It takes a network that knows absent texts, and one more call a phrase, and one, in each step.
 """
 
-import flax
+import flax.struct
 import jax
 import jax.numpy as jnp
 from jax import lax

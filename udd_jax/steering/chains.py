@@ -33,7 +33,7 @@ class Chains(NamedTuple):
     still: str | None  # the modality that is computed once for a chain
     without: tuple[str, ...]  # the modalities that are not computed
     shown: list[str]  # the modalities of a result, which leaves out features
-    branches: int  # network calls of a step; 0: as many as the user's guide makes
+    branches: int  # evaluations of the network in a call; 0: as many as the user's guide makes
 
     def inputs(self, rows, trace: int) -> tuple[tuple, dict]:
         """The arguments of a generator's `sample` after the keys, for some of the chains: those of

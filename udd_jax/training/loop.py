@@ -73,8 +73,8 @@ def fit(
         checkpoints, logbook: where the state and the metrics are written; closed at the end.
         description: the name of the training in messages.
         log_every, save_every: periods in steps.
-        evaluate: (state, done) -> scores, before a checkpoint is saved. They are logged and stored
-            as its metadata, so that the best checkpoint can be kept.
+        evaluate: (state, done) -> scores, before a checkpoint that is due. They are logged and
+            stored as its metadata, so that the best checkpoint can be kept.
         ids_at: step -> ids of the samples of a batch, for an error message.
         patience: how many steps in a row may fail to be finite.
         profile: a folder for a trace of a few steps.
@@ -150,7 +150,8 @@ def fit(
                 name = stop or received[0]
                 logbooks.say(f"{description}: {name}, saved after step {done} of {steps}")
                 raise SystemExit(stopping.exit_code())
-        if _must_stop(received, done + 1):  # with many processes: during the last save
+        # Of many processes, those that were told during the last save; later than that is too late.
+        if _must_stop(received, done + 1):
             raise SystemExit(stopping.exit_code())
     return state
 

@@ -196,9 +196,15 @@ def best_of(pipe, items, count: int, seed: int, num: int = BEST, tasks=("pair", 
 
 
 def match(pipe, items, among: int = AMONG, seed: int = 0):
-    """R-precision of the dual encoder on clean tokens, and the caption of another item."""
-    table = pipe.dual_encoder.table(items.codes, items.ids)
+    """R-precision of the dual encoder on clean tokens, and the caption of another item.
+
+    Captions that are not wrong for any image, such as those that are cut, are left out.
+    """
     equal = retrieval.equal_captions(items)
+    telling = np.ix_(*[np.flatnonzero(~equal.all(axis=0))] * 2)
+    table, equal = pipe.dual_encoder.table(items.codes, items.ids)[telling], equal[telling]
+    if len(table) < 2:
+        raise UserError(f"match: {len(table)} of {len(items)} captions tell their images apart")
     found = {}
     for way, scores, same in (
         ("caption of an image", table, equal),
