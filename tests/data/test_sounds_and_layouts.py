@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from udd_jax.data import layouts, pixels, sounds
 from udd_jax.errors import UserError
@@ -24,6 +25,17 @@ def test_another_rate_keeps_the_pitch_and_a_short_sound_ends_in_silence():
     assert fitted.shape == (8192,) and not fitted[8010:].any()
     assert abs(np.fft.rfft(fitted[:8000])).argmax() == 440
     assert len(sounds.fit(sound, 22050, 8000, 100)) == 100
+
+
+def test_a_picture_of_ids_has_one_number_a_pixel_of_any_size(tmp_path):
+    wide = np.uint16([[0, 300], [70, 65535]])
+    Image.fromarray(wide).save(tmp_path / "wide.png")
+    assert layouts.read(tmp_path / "wide.png").tolist() == wide.tolist()
+    Image.fromarray(np.array([[True, False]])).save(tmp_path / "two.png")
+    assert layouts.read(tmp_path / "two.png").tolist() == [[1, 0]]
+    Image.new("RGB", (2, 2)).save(tmp_path / "colours.png")
+    with pytest.raises(UserError, match="mode RGB, expected one number a pixel"):
+        layouts.read(tmp_path / "colours.png")
 
 
 def test_what_is_no_sound_is_one_line(tmp_path):

@@ -88,6 +88,17 @@ def test_too_much_that_is_unusable_is_refused_until_it_is_mended(tmp_path):
     survey.check(survey.survey(opened(tmp_path, **options)))
 
 
+@pytest.mark.parametrize("bad", [29, 57])  # .29 * 100 and .57 * 100 are rounded down
+def test_the_limit_that_a_message_names_is_enough(tmp_path, bad):
+    fill(tmp_path, 100)
+    for n in range(bad):
+        (tmp_path / f"{n}.txt").rename(tmp_path / f"{n}.away")
+    found = survey.survey(opened(tmp_path, validation=0, test=0))
+    with pytest.raises(ValueError, match=rf"--config\.skip_limit=0\.{bad};"):
+        survey.check(found, bad / 100 - 0.001)
+    survey.check(found, bad / 100)
+
+
 @pytest.mark.parametrize("layout", ["folder", "tar", "tar.gz", "parquet"])
 def test_a_picture_that_was_mended_is_read_anew_in_the_same_process(tmp_path, layout):
     pack = gzip.compress if layout == "tar.gz" else lambda content: content

@@ -95,15 +95,15 @@ def test_kmeans_finds_every_cluster_however_rare():
 
 def test_used_codes_sends_each_unused_code_to_the_nearest_used_one():
     rows = np.array([[0.0], [1.0], [5.0], [6.0], [9.0]])
-    full = codebook.used_codes([0, 3, 0, 7, 2], rows)
-    assert full.tolist() == [0, 0, 1, 1, 2]
-    assert full.dtype == np.int32
+    full, used = codebook.used_codes([0, 3, 0, 7, 2], rows)
+    assert full.tolist() == [0, 0, 1, 1, 2] and used.tolist() == [1, 3, 4]
+    assert full.dtype == used.dtype == np.int32
 
 
 def test_used_codes_joins_codes_that_divide_noise():
     rows = np.array([[0.0], [0.1], [0.2], [5.0]])
-    full = codebook.used_codes([1, 9, 3, 1], rows, closer_than=0.5)
-    assert full.tolist() == [0, 0, 0, 1]  # the most used of the three speaks for them
+    full, used = codebook.used_codes([1, 9, 3, 1], rows, closer_than=0.5)
+    assert full.tolist() == [0, 0, 0, 1] and used.tolist() == [1, 3]  # the most used of the three
 
 
 def test_used_codes_of_nothing_is_an_error():

@@ -50,6 +50,25 @@ def test_pixels_survive_the_trip_to_floats_and_back():
     np.testing.assert_array_equal(image_tokenizer.to_uint8(image_tokenizer.to_unit(every)), every)
 
 
+def test_joined_codes_decode_to_the_one_that_stands_for_them(tokenizer, pictures, tmp_path):
+    maps, back = np.int32([0, 1, 0, 0, 2, 0, 3]), np.int32([5, 1, 4, 6])
+    parts = (tokenizer.module, tokenizer.params, maps, 4)
+    small = image_tokenizer.ImageTokenizer(*parts, decoded_to=back)
+    assert small.used_to_full.tolist() == back.tolist() and small.codes == 4
+    row = np.arange(small.encode(pictures).shape[1])[None] % 4
+    np.testing.assert_array_equal(small.decode(row), tokenizer.decode(back[row]))
+    np.testing.assert_array_equal(small.vectors, tokenizer.vectors[back])
+    image_tokenizer.save(tmp_path / "small", small)
+    again = image_tokenizer.load(tmp_path / "small")
+    assert again.hash == small.hash and again.used_to_full.tolist() == back.tolist()
+    other = np.int32([0, 1, 0, 1, 2, 0, 3])  # encodes a code in another way
+    hashes = {
+        image_tokenizer.ImageTokenizer(*parts[:2], m, 4, decoded_to=b).hash
+        for m, b in ((maps, back), (other, back), (maps, np.int32([0, 1, 4, 6])), (maps, None))
+    }
+    assert len(hashes) == 4
+
+
 def test_tokenizer_with_used_codes_decodes_to_the_first_of_those_that_share(tokenizer, pictures):
     full_to_used = np.array([0, 1, 0, 0, 2, 0, 3], np.int32)  # as published: the unused share 0
     small = image_tokenizer.ImageTokenizer(

@@ -55,7 +55,11 @@ def _decoded(content: bytes, suffix: str) -> np.ndarray:
         return arrays.read(content)
     try:
         with Image.open(file, formats=pixels.formats()) as image:
-            return np.asarray(image if image.mode in ("L", "P", "I") else image.convert("L"))
+            if image.mode == "1":
+                return np.asarray(image).astype(np.uint8)
+            if image.mode not in ("L", "P", "I") and not image.mode.startswith("I;16"):
+                raise UserError(f"a picture of mode {image.mode}, expected one number a pixel")
+            return np.asarray(image)
     except Image.UnidentifiedImageError:
         raise UserError("expected JSON, .npy or a picture of ids") from None
 

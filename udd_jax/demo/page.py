@@ -210,10 +210,11 @@ class Page:
             mask = mask if mask.any() else None
             image = image if mask is None else pixels.hide(image, mask)
         typed = {
-            "text": asked.get("text") or "",
+            "text": (asked.get("text") or "").strip(),
             "negative": (asked.get("negative") or "") if tab.task == "t2i" else "",
             "blank_tokens": asked.get("blank_tokens") or 1,
         }
+        typed["blank_tokens"] = typed["blank_tokens"] if "___" in typed["text"] else 1
         steered = steering.read(self.pipe, tab.task, fields.gather(asked))
         options = {**typed, "count": count, "seed": seed, "steered": steered}
         request = requests.make(
@@ -250,7 +251,7 @@ class Page:
         count, seed, settings = self._chosen(asked)
         settings |= {"guidance": asked["edit_guidance"]} if "edit_guidance" in asked else {}
         image, _ = painter.read(asked["image"], self.tokenizer)
-        shown = {"text": asked["text"] or "", "count": count, "seed": seed}
+        shown = {"text": (asked["text"] or "").strip(), "count": count, "seed": seed}
         options = {**shown, "share": asked["share"], "rounds": asked["rounds"]}
         request = requests.edit(self.pipe, image, settings=settings, **options)
         return await self._answer("edit", request, {"image.png": image}, image=True, **shown)
@@ -273,7 +274,7 @@ class Page:
         command line."""
         count, seed, settings = self._chosen(asked)
         image, _ = painter.read(asked["image"], self.tokenizer)
-        shown = {"text": asked["text"] or "", "count": count, "seed": seed}
+        shown = {"text": (asked["text"] or "").strip(), "count": count, "seed": seed}
         request = make(self.pipe, image, settings=settings, **how, **shown)
         way = steering.Steered({}, words, {name: repr(value) for name, value in how.items()})
         shown |= {"image": True, "steered": [way]}

@@ -225,7 +225,6 @@ def make(
     if task == "infill":
         captions = [text] if text.strip() else None
         images = None if image is None else image[None]
-        blank_tokens = blank_tokens if "___" in text else 1
         given, masks = pipe.infilling(images, mask, captions, blank_tokens)
     else:
         needs = tasks.typed(pipe.vocab, task).given

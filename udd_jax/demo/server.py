@@ -85,5 +85,6 @@ def start(workdir, folder, port: int | None = None, share: bool = False):
         )
     except OSError as error:
         shown.service.close()
-        raise UserError(f"--port={port} cannot be opened ({error}): leave it out") from None
+        what = f"--port={port} cannot be opened" if port else "no port can be opened"
+        raise UserError(f"{what} ({error})" + (": leave it out" if port else "")) from None
     return shown, public or address

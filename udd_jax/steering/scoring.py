@@ -110,7 +110,8 @@ def clip(pipe, text, weights=None, read=None):
     merges = pathlib.Path(weights) / pretrained.MERGES
     if not merges.exists():
         raise UserError(f"{weights} has no {pretrained.MERGES}: the scorer clip needs {CLIP}")
-    pieces = text_tokenizer.load(merges, pretrained.CLASSES).pieces(values.texts(text)[0])
+    (text,) = _one(np.array(values.texts(text)), "clip")
+    pieces = text_tokenizer.load(merges, pretrained.CLASSES).pieces(str(text))
     target = parts.text.apply(
         parts.text_variables, jnp.asarray(pretrained.clip_ids([pieces], parts.context))
     )

@@ -129,7 +129,7 @@ def kmeans(key, vectors, size, steps=20):
 
 
 def used_codes(counts, codebook, closer_than=0.0, least=1):
-    """The map to the codes that a data set uses, int32[K] -> 0 .. used - 1.
+    """(the map to the codes that a data set uses, int32[K] -> 0 .. used - 1; these codes).
 
     Args:
         counts: int[K], how often the data set uses each code.
@@ -138,8 +138,8 @@ def used_codes(counts, codebook, closer_than=0.0, least=1):
             because the two only divide noise.
         least: keep at least so many codes, also unused ones.
 
-    The used codes are numbered in rising order. Every other code gets the number of the nearest
-    used one. Raises ValueError if no code is used.
+    The used codes, int32[used], are numbered in rising order. Every other code gets the number of
+    the nearest used one. Raises ValueError if no code is used.
     """
     counts, codebook = np.asarray(counts), np.asarray(codebook, np.float64)
     if not counts.any():
@@ -155,4 +155,4 @@ def used_codes(counts, codebook, closer_than=0.0, least=1):
     full = [((part[:, None] - codebook[kept][None]) ** 2).sum(-1).argmin(1) for part in parts]
     full = np.concatenate(full)
     full[kept] = np.arange(len(kept))
-    return full.astype(np.int32)
+    return full.astype(np.int32), kept.astype(np.int32)

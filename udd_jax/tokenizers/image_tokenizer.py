@@ -89,7 +89,8 @@ class ImageTokenizer:
 
     `full_to_used`, int32[n_embed] or None, maps the codes of the network to the smaller set in use
     (`codebook.used_codes`; the published 8192 -> 2887 is such a map). Several codes may share an
-    index, which decodes to the first of them. With two levels, their maps are one after the other.
+    index, which decodes to its code in `decoded_to`, int32[K]; None, as in older files and the
+    published ones: to the first of them. With two levels, their maps are one after the other.
     Images are processed `chunk` at a time, and the last chunk is padded, so that there is one
     compilation. coded_by: the hash of a tokenizer with the same codes and another decoder, or "".
     """
@@ -99,6 +100,7 @@ class ImageTokenizer:
     full_to_used: np.ndarray | None = None
     chunk: int = 64
     coded_by: str = ""
+    decoded_to: np.ndarray | None = None
 
     @functools.cached_property
     def maps(self) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -108,8 +110,10 @@ class ImageTokenizer:
         if whole is None:
             whole = np.concatenate([np.arange(size, dtype=np.int32) for size in sizes])
         parts = np.split(whole, np.cumsum(sizes)[:-1])
-        first = [np.unique(part, return_index=True)[1].astype(np.int32) for part in parts]
-        return list(zip(parts, first, strict=True))
+        back = [np.unique(part, return_index=True)[1].astype(np.int32) for part in parts]
+        if self.decoded_to is not None:
+            back = np.split(self.decoded_to, np.cumsum([len(used) for used in back])[:-1])
+        return list(zip(parts, back, strict=True))
 
     @property
     def used_to_full(self):
@@ -167,7 +171,9 @@ class ImageTokenizer:
         digest = hashlib.sha256(json.dumps(_settings(self.module), sort_keys=True).encode())
         for path, leaf in jax.tree_util.tree_leaves_with_path(self.params):
             digest.update(jax.tree_util.keystr(path).encode() + np.asarray(leaf).tobytes())
-        for _, used_to_full in self.maps:
+        for full_to_used, used_to_full in self.maps:
+            if self.decoded_to is not None:  # hashes of older files stay
+                digest.update(full_to_used.tobytes())
             digest.update(used_to_full.tobytes())
         return digest.hexdigest()[:16]
 
@@ -314,8 +320,9 @@ def _settings(module):
 def save(path, tokenizer, metadata=None):
     """Writes one file in the safetensors layout, with a dict of further facts such as scores."""
     tree = {"params": tokenizer.params}
-    if tokenizer.full_to_used is not None:
-        tree["full_to_used"] = tokenizer.full_to_used
+    for name in ("full_to_used", "decoded_to"):
+        if getattr(tokenizer, name) is not None:
+            tree[name] = getattr(tokenizer, name)
     settings = {"module": _settings(tokenizer.module), "chunk": tokenizer.chunk}
     settings |= {"coded_by": tokenizer.coded_by} if tokenizer.coded_by else {}
     trees.save_tree(path, tree, settings | {"about": metadata or {}})
@@ -331,7 +338,7 @@ def load(path):
         fields = {k: tuple(v) if isinstance(v, list) else v for k, v in metadata["module"].items()}
         network = NETWORKS[fields.pop("network", "vqgan")]
         params, used = tree["params"], tree.get("full_to_used")
-        rest = metadata["chunk"], metadata.get("coded_by", "")
+        rest = metadata["chunk"], metadata.get("coded_by", ""), tree.get("decoded_to")
         return ImageTokenizer(network(**fields), params, used, *rest)
     except trees.BROKEN as error:
         raise UserError(f"{path} is not an image tokenizer ({error!r})") from None

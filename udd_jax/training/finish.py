@@ -68,7 +68,8 @@ def used(
 
     def joined(merge):
         kept = [codebook.used_codes(n, rows, merge * apart, least=2) for n, rows, apart in levels]
-        return image_tokenizer.ImageTokenizer(model, params, np.concatenate(kept))
+        maps, back = (np.concatenate(each) for each in zip(*kept, strict=True))
+        return image_tokenizer.ImageTokenizer(model, params, maps, decoded_to=back)
 
     if most_cost == np.inf:
         return joined(merge)

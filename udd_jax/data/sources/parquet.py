@@ -76,7 +76,7 @@ def _arrow(path: str, written) -> _Arrow:
 
 def _open(path):
     path = str(path)
-    if path.endswith(".arrow"):
+    if path.lower().endswith(".arrow"):
         return _arrow(path, looks.written(path))
     return parquet.ParquetFile(path)
 

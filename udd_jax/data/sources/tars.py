@@ -33,7 +33,7 @@ def read(where: tuple[str, int, int]) -> bytes:
 
 def plain(path: str) -> tuple[str, str | None]:
     """(an uncompressed file with the content of `path`, the fault of its compression or None)."""
-    return (path, None) if path.endswith(".tar") else _unpacked(path, looks.written(path))
+    return (path, None) if path.lower().endswith(".tar") else _unpacked(path, looks.written(path))
 
 
 @functools.cache
