@@ -266,6 +266,15 @@ MUTANTS = (
         ),
     ),
     *of(
+        "training",
+        "tests/training/test_finish.py -k look_like",
+        (
+            "image tokenizer: joined codes look like the first",
+            "ImageTokenizer(model, params, maps, decoded_to=back)",
+            "ImageTokenizer(model, params, maps)",
+        ),
+    ),
+    *of(
         "runtime",
         "tests/runtime/test_sharding.py -k each_host",
         (

@@ -61,6 +61,15 @@ def test_codes_that_differ_only_by_noise_become_one():
     assert used(images, 8.0, most_cost=np.inf).codes == 2
 
 
+def test_joined_codes_look_like_the_most_used_of_them():
+    images = pictures([50, 200], noise=10)
+    counts = np.bincount(Table(MODEL, {}).encode(images).ravel(), minlength=16)
+    tokenizer = used(images, 8.0, most_cost=np.inf)
+    groups = [np.flatnonzero(tokenizer.full_to_used == k) for k in range(2)]
+    assert tokenizer.used_to_full.tolist() == [group[counts[group].argmax()] for group in groups]
+    assert all(len(group) > 1 and group[0] not in tokenizer.used_to_full for group in groups)
+
+
 @pytest.mark.parametrize("most_cost", [0.3, 1.5])
 def test_joining_costs_no_more_than_its_limit(most_cost, capsys):
     images = pictures(np.linspace(5, 250, 60), seed=3)
