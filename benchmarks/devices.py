@@ -28,8 +28,10 @@ KINDS = {
     "A100": "A100 80GB",
     "TPU v4": "TPU v4",
     "TPU v5 lite": "TPU v5e",
-    "TPU v5p": "TPU v5p",
+    "TPU v5e": "TPU v5e",
+    "TPU v5": "TPU v5p",  # also "TPU v5p"
     "TPU v6 lite": "TPU v6e",
+    "TPU v6e": "TPU v6e",
 }
 
 

@@ -144,6 +144,8 @@ def test_a_length_for_captions_of_pictures_that_cannot_be_is_one_line(pipe, imag
     "call, message",
     [
         ({"given": {"length": 14}}, "lengths are 14 to 14, expected 0 to 13 tokens"),
+        ({"given": {"length": [3, float("inf")]}}, "length .*, expected whole numbers of tokens"),
+        ({"given": {"length": [True]}}, "length .*, expected whole numbers of tokens"),
         ({"given": {"length": "long"}}, "length str 'long', expected whole numbers"),
         ({"given": {"length": [3, 2.5]}}, r"length list '\[3, 2.5\]', expected whole numbers"),
         (

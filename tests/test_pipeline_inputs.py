@@ -134,6 +134,9 @@ def test_guidance_without_a_condition_goes_where_a_later_step_or_a_negative_prom
     negative = {"text": A}
     away = pipe.generate("image", 4, negative=negative, guidance=2.0, seed=1)
     assert away.branches == 2 and (away.images != pipe.images(4, seed=1).images).any()
+    own = pipe.with_config(sample_rules={"image": {"guidance": 2.0}})
+    first = own.generate("pair", 2, negative=negative, begin_with="image", seed=1)
+    assert first.branches == 2  # of the image; the text then has one
     recorded = vars(pipe.settings("image", guidance=2.0))  # all settings, of a line
     equal(pipe.images(4, seed=1, **recorded), pipe.images(4, seed=1))
 
@@ -229,3 +232,15 @@ def test_a_pipeline_that_was_used_goes_to_another_process(pipe):
     again = pickle.loads(pickle.dumps(pipe))
     equal(before, again.texts(2, seed=1))
     assert again.texts(2, seed=1).captions == before.captions
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"sample_rules": {"text": {"top_q": 0.5}}}, "'sample.top_q' is not a field"),
+        ({"sample": {"top_r": "0.9"}}, "with_config: .*top_r"),
+    ],
+)
+def test_a_section_that_cannot_be_is_one_line(pipe, sections, message):
+    with pytest.raises(ValueError, match=message):
+        pipe.with_config(**sections)

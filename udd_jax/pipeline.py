@@ -196,11 +196,16 @@ class Pipeline:
         known = {*self.config.keys(), "sample_rules", "begin_with"}  # the last two are newer
         settings = {f"sample.{field.name}" for field in dataclasses.fields(Settings)}
         asked = {*sections, *(f"sample.{name}" for name in sections.get("sample", {}))}
+        rules = sections.get("sample_rules", {})
+        asked |= {f"sample.{name}" for own in rules.values() for name in own}
         for name in sorted(asked - known - settings):
             raise UserError(f"with_config: {name!r} is not a field of the config of this run")
         config = ml_collections.ConfigDict(self.config.to_dict())
-        with config.unlocked():
-            config.update(sections)
+        try:
+            with config.unlocked():
+                config.update(sections)
+        except TypeError as error:
+            raise UserError(f"with_config: {error}") from None
         other = dataclasses.replace(self, config=config)
         if "model" not in sections:
             other.__dict__.update(_sample=self._sample, _bound=self._bound)
@@ -789,7 +794,9 @@ class Pipeline:
         if best_of > 1:
             batches = (candidates.best(self, *batch, best_of, ways, by) for batch in batches)
         shown = [name for name in chain.shown if name not in aside]
-        return (self._result(shown, *batch, chain.branches) for batch in batches)
+        branches = (*call.branches, chain.branches)
+        most = max(branches) if all(branches) else 0
+        return (self._result(shown, *batch, most) for batch in batches)
 
     def _result(self, names, tokens, calls, states, branches) -> Result:
         """The samples of a batch. names: the modalities to decode; states: int32[n, trace, L]."""

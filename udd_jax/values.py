@@ -264,7 +264,7 @@ def counts(given, tokenizer, size=None) -> np.ndarray:
         found = np.array([float(value) for value in rows])
     except (TypeError, ValueError):
         found = np.array([np.nan])
-    if not (found == np.round(found)).all():
+    if not np.isfinite(found).all() or (found % 1).any() or bool in map(type, rows):
         raise UserError(f"length {_type(given)}, expected whole numbers of tokens")
     return found.astype(int)
 

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 
 import numpy as np
@@ -204,6 +205,24 @@ def test_a_plot_puts_points_where_they_belong():
     logs = page.plot("p", {"a": ([1, 10, 100], [0, 1, 2])}, log_x=True)
     xs = [float(p.split(",")[0]) for p in re.search(r'points="([^"]*)"', logs).group(1).split()]
     assert xs[1] - xs[0] == pytest.approx(xs[2] - xs[1])
+
+
+def test_panels_name_every_line_in_the_colour_that_it_has_in_all():
+    names = [f"line {i}" for i in range(10)]
+    full = {name: ([0, 1], [i, i + 1]) for i, name in enumerate(names)}
+    drawn = page.panels({"x": {names[0]: full[names[0]]}, "y": {n: full[n] for n in names[1:]}})
+    assert all(f">{name}</text>" in drawn for name in names[:8])
+    assert all(f">- - {name}</text>" in drawn for name in names[8:])
+    colours = re.findall(r'<polyline[^>]* stroke="([^"]*)"', drawn)
+    assert colours == [page.FIXED[i % 8] for i in range(10)]
+
+
+def test_samples_of_an_older_result_are_not_shown(run, tmp_path):
+    shutil.copytree(run[0], tmp_path / "run")
+    result = files.read_json(tmp_path / "run" / main_suite.RESULT)
+    files.write_json(tmp_path / "run" / main_suite.RESULT, result | {"scores": {}})
+    shown = report.write(tmp_path / "run").read_text()
+    assert '<section id="t2i">' not in shown and '<section id="t2i">' in run[1]
 
 
 def test_long_curves_are_averaged_not_cut():

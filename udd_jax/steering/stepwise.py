@@ -116,6 +116,7 @@ class Call(NamedTuple):
     weigh: dict | None = None
     done: tuple[np.ndarray, ...] = ()  # int32[n], the network calls of each step that is done
     states: tuple[np.ndarray, ...] = ()  # int32[n, trace, L], the intermediate states of each
+    branches: tuple[int, ...] = ()  # of each, as of `values.Result`
 
     def spent(self, count: int) -> np.ndarray:
         """int32[count]: the network calls of the steps before, for each sample of the last one."""
@@ -213,7 +214,8 @@ def begin(pipe, call: Call, names, keys_of, **options) -> Call:
             states[..., where] = made.states[..., where]
     negative, weigh = _repeated(pipe, call.negative, call.num), _weights(call.weigh, call.num)
     done, states = (*call.done, made.calls), (*call.states, np.swapaxes(states, 0, 1))
-    return Call(second, None, given, 1, negative, weigh, done, states)
+    branches = (*call.branches, made.branches)
+    return Call(second, None, given, 1, negative, weigh, done, states, branches)
 
 
 def led(free, negative: dict | None) -> dict:

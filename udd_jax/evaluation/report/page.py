@@ -210,7 +210,7 @@ def plot(
 
     series: {name: (xs, ys)}; long series are averaged to fewer points.
     """
-    width, height = size
+    (width, height), number = size, {name: i for i, name in enumerate(series)}
     series = {name: _thin(*points) for name, points in series.items() if len(points[0])}
     if not series:
         return ""
@@ -229,7 +229,8 @@ def plot(
     parts.append(
         f'<text x="{width - _RIGHT}" y="{height - 4}" text-anchor="end">{escape(x_label)}</text>'
     )
-    for i, (name, (x, y)) in enumerate(series.items()):
+    for name, (x, y) in series.items():
+        i = number[name]  # also where an earlier one is empty
         colour = f"var(--c{i % 8})"
         points = [(across.place(a), up.place(b)) for a, b in zip(x, y, strict=True)]
         line = " ".join(f"{a},{b}" for a, b in points)
@@ -246,16 +247,18 @@ def plot(
 
 
 def panels(series: dict[str, dict], size: tuple[int, int] = (300, 200), **options) -> str:
-    """A file of SVG: a plot for each {label of x: series of `plot`}, side by side, with the same
-    names of lines in each, which stand below. options: of `plot`."""
-    parts, names = [], list(next(iter(series.values())))
+    """A file of SVG: a plot for each {label of x: series of `plot`}, side by side. The names of the
+    lines stand below; a line has the same colour in all. options: of `plot`."""
+    parts, names = [], list(dict.fromkeys(name for lines in series.values() for name in lines))
     for number, (label, lines) in enumerate(series.items()):
+        lines = {name: lines.get(name, ([], [])) for name in names}
         drawn = plot("", lines, label, dots=True, size=size, **options)
         drawn = drawn[drawn.index("<svg") : drawn.index("</svg>")].partition(">")[2]
         parts.append(f'<g transform="translate({number * size[0]} 0)">{drawn}</g>')
-    for i, (name, colour) in enumerate(zip(names, FIXED, strict=False)):
-        place = f'x="40" y="{size[1] + 14 * (i + 1)}" style="fill:{colour}"'
-        parts.append(f"<text {place}>{escape(name)}</text>")
+    for i, name in enumerate(names):
+        place = f'x="40" y="{size[1] + 14 * (i + 1)}" style="fill:{FIXED[i % len(FIXED)]}"'
+        dashes = "" if i < len(FIXED) else "- - "
+        parts.append(f"<text {place}>{dashes}{escape(name)}</text>")
     body = "".join(parts)
     for i, colour in enumerate(FIXED):
         body = body.replace(f"var(--c{i})", colour)

@@ -49,12 +49,13 @@ def write(workdir) -> pathlib.Path:
     first = config.get("task", "t2i")
     order = sorted(samples.TASKS, key=lambda task: task != first)
     kept = {task: samples.load(workdir / main_suite.FOLDER / f"{task}.npz") for task in order}
+    shown = {t for t in order if kept[t] and t in result["scores"]}  # not those of an older result
     reasons = verdicts(workdir / main_suite.FOLDER / "samples.jsonl")
     path = workdir / survey.FILE
     found = files.read_json(path) if path.exists() else None
     sections = [
         _headline(result, order),
-        *(sample_sections.show(t, kept[t], result, reasons.get(t)) for t in order if kept[t]),
+        *(sample_sections.show(t, kept[t], result, reasons.get(t)) for t in order if t in shown),
         rule_sections.show(workdir / main_suite.FOLDER, result, config),
         sample_sections.way(workdir / main_suite.FOLDER / "trace.npz"),
         training_sections.tokenizer(workdir, result),
