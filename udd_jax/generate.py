@@ -87,7 +87,7 @@ def sample(workdir, flags, changes: dict | None = None) -> pathlib.Path:
     out.mkdir(parents=True, exist_ok=True)
     logbook.begin()
     run = str(getattr(flags, "workdir", None) or workdir)
-    common = {"run": run if "://" in run else os.path.abspath(run), **_typed(flags)}
+    common = {"run": run if files.in_bucket(run) else os.path.abspath(run), **_typed(flags)}
     # Of several steps, each has settings of its own: what was typed is what they share.
     common["settings"] = dataclasses.asdict(settings) if steps == 1 else changes
     paste = None if mask is None else (given["image"][0], mask)

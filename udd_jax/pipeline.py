@@ -482,10 +482,9 @@ class Pipeline:
         still = None if np.asarray(masks.absent).any() else chains.still(self, masks)
         each_number = jnp.zeros(len(x0), int) if common else jnp.arange(len(x0))
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), each_number)
+        # Not every generator has these.
         named = {"each": each, "without": chains.without(self, masks)}
-        named = {
-            name: value for name, value in named.items() if value
-        }  # not every generator has it
+        named = {name: value for name, value in named.items() if value}
 
         def part(rows, keys):
             here = tasks.Masks(free[rows], absent[rows])

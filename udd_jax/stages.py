@@ -94,14 +94,17 @@ def check_batches(config, workdir, until: str | None = None) -> None:
     at.
     """
     mesh, later = sharding.make_mesh(**config.mesh), until != "token cache"
+    if mesh is None:
+        return
     encoder = train_dual_encoder.wanted(config) and not config.dual_encoder.file
     trained = {
         "vq": not config.vq.file and not (workdir / build.IMAGE).exists(),
         "dual_encoder": later and encoder and not (workdir / matching.FILE).exists(),
         "train": later and not (workdir / build.WEIGHTS).exists(),
     }
-    for section in (name for name, asked in trained.items() if mesh and asked):
-        sharding.check_batch(mesh, config[section].batch_size, f"{section}.batch_size")
+    for section, asked in trained.items():
+        if asked:
+            sharding.check_batch(mesh, config[section].batch_size, f"{section}.batch_size")
 
 
 def _run_stages(
@@ -294,7 +297,7 @@ def evaluate_run(workdir, suite="main", config=None, weights=None, fields=None) 
     """
     if suite not in SUITES:
         raise UserError(f"suite {suite!r} does not exist, expected one of {', '.join(SUITES)}")
-    if jax.process_count() > 1 and (suite not in ("main", "full") or "://" in str(workdir)):
+    if jax.process_count() > 1 and (suite not in ("main", "full") or files.in_bucket(workdir)):
         raise UserError(
             f"--mode=evaluate --suite={suite} --workdir={workdir} with {jax.process_count()} "
             "processes: only the suites main and full, of a folder on a disk, are shared among "

@@ -115,6 +115,12 @@ def skipping(causes) -> list[str]:
     return [*(c for c in SKIPPED if c in causes), *sorted(others)]
 
 
+def too_many(bad: int, of: int, limit: float) -> bool:
+    """Whether a share is above a limit; as shares, so that the limit which a message names is one
+    that holds (29 > .29 * 100)."""
+    return bad / max(of, 1) > limit
+
+
 def clean(caption, max_characters: int = 10_000) -> tuple[str | None, str | None]:
     """A caption fit for a tokenizer, and its fault.
 

@@ -209,7 +209,7 @@ def check(found: dict, skip_limit: float = 0.01) -> None:
             ("records", row["unusable"], row["records"]),
             ("captions", row["dropped"], captions),
         ):
-            if bad / max(of, 1) > skip_limit:
+            if reading.too_many(bad, of, skip_limit):
                 refused.append(f"{bad} of {of} {kind} ({where})")
                 needed = max(needed, -(-1000 * bad // of) / 1000)
     if refused:

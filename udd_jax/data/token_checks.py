@@ -32,7 +32,7 @@ def check_faults(proof: dict, limit: float, records: int, where, part: bool = Fa
         *(() if part else ((reading.DROPPED, max(captions, records), "captions"),)),
     ):
         counts = {cause: causes[cause] for cause in kinds if causes[cause]}
-        if sum(counts.values()) / max(whole, 1) > limit:
+        if reading.too_many(sum(counts.values()), whole, limit):
             listed = ", ".join(f"{cause} {count}" for cause, count in counts.items())
             raise UserError(
                 f"{sum(counts.values())} of {whole} {what} are unusable ({listed}), expected at "

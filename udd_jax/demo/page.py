@@ -77,6 +77,11 @@ TABS = (
 )  # fmt: skip
 
 
+def _text(asked: dict) -> str:
+    """The text of a tab; "" if it is blank or has no field for one."""
+    return (asked.get("text") or "").strip()
+
+
 class Page:
     """The page of a pipeline, `blocks`, and its service, which `close` ends.
 
@@ -209,12 +214,12 @@ class Page:
         if mask is not None:
             mask = mask if mask.any() else None
             image = image if mask is None else pixels.hide(image, mask)
+        text = _text(asked)
         typed = {
-            "text": (asked.get("text") or "").strip(),
+            "text": text,
             "negative": (asked.get("negative") or "") if tab.task == "t2i" else "",
-            "blank_tokens": asked.get("blank_tokens") or 1,
+            "blank_tokens": (asked.get("blank_tokens") or 1) if "___" in text else 1,
         }
-        typed["blank_tokens"] = typed["blank_tokens"] if "___" in typed["text"] else 1
         steered = steering.read(self.pipe, tab.task, fields.gather(asked))
         options = {**typed, "count": count, "seed": seed, "steered": steered}
         request = requests.make(
@@ -232,7 +237,7 @@ class Page:
         image, _ = painter.read(asked.get("image"), self.tokenizer)
         paths = {n: asked.get(f"given_{n}") for n in self.pipe.kinds}
         paths = {n: pathlib.Path(path) for n, path in paths.items() if path}
-        text = (asked.get("text") or "").strip()
+        text = _text(asked)
         given = [name for name, value in (("text", text), ("image", image is not None)) if value]
         rule = requests.rule(self.pipe, asked["made"], [*given, *paths])
         steered = steering.read(self.pipe, rule, asked, steering.RULE_WAYS)
@@ -251,7 +256,7 @@ class Page:
         count, seed, settings = self._chosen(asked)
         settings |= {"guidance": asked["edit_guidance"]} if "edit_guidance" in asked else {}
         image, _ = painter.read(asked["image"], self.tokenizer)
-        shown = {"text": (asked["text"] or "").strip(), "count": count, "seed": seed}
+        shown = {"text": _text(asked), "count": count, "seed": seed}
         options = {**shown, "share": asked["share"], "rounds": asked["rounds"]}
         request = requests.edit(self.pipe, image, settings=settings, **options)
         return await self._answer("edit", request, {"image.png": image}, image=True, **shown)
@@ -274,7 +279,7 @@ class Page:
         command line."""
         count, seed, settings = self._chosen(asked)
         image, _ = painter.read(asked["image"], self.tokenizer)
-        shown = {"text": (asked["text"] or "").strip(), "count": count, "seed": seed}
+        shown = {"text": _text(asked), "count": count, "seed": seed}
         request = make(self.pipe, image, settings=settings, **how, **shown)
         way = steering.Steered({}, words, {name: repr(value) for name, value in how.items()})
         shown |= {"image": True, "steered": [way]}

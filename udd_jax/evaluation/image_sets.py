@@ -71,8 +71,8 @@ def compared(made, real) -> dict:
 def ready(pipe, workdir, without=frozenset()) -> list | None:
     """Generates the `evaluate.pictures` images to measure; this process makes its share.
 
-    without: keys of the items that are left out of the measurement.
     Returns their files, or None if `evaluate.pictures` is 0: then the samples of task t2i are used.
+    without: keys of the items that are left out of the measurement.
     """
     options = pipe.config.evaluate
     if not options.pictures:

@@ -172,10 +172,8 @@ def load(path, hashes: dict | None = None) -> Matcher:
                 f"{path} was trained on tokens of another {name} tokenizer ({known[:8]}, here "
                 f"{value[:8]}): expected a dual encoder with the tokenizers of this run"
             )
-    settings = {
-        "places": False,
-        **metadata["settings"],
-    }  # older files have neither places nor patches
+    # Older files have neither places nor patches.
+    settings = {"places": False, **metadata["settings"]}
     grid = lambda m: m["grid"] and tuple(m["grid"])  # noqa: E731
     modalities = [Modality(**{**m, "grid": grid(m)}) for m in settings.pop("vocab")]
     model = dual_encoder.DualEncoder(Vocab(tuple(modalities)), **settings)

@@ -17,12 +17,17 @@ from udd_jax.errors import NotFound, UserError
 
 def folder(path):
     """A `pathlib.Path`, or for `gs://bucket/path` the path of etils that acts like one."""
-    return epath.Path(path) if "://" in str(path) else pathlib.Path(path).expanduser()
+    return epath.Path(path) if in_bucket(path) else pathlib.Path(path).expanduser()
+
+
+def in_bucket(path) -> bool:
+    """Whether a path is a `gs://bucket/path` or of another store, and not on a disk."""
+    return "://" in str(path)
 
 
 def require_disk(out) -> None:
     """UserError, one line, if `--out` names a bucket."""
-    if "://" in str(out):
+    if in_bucket(out):
         raise UserError(f"--out={out} is not a folder of a disk: name one")
 
 
@@ -61,7 +66,7 @@ def open_atomic(path):
     Missing parent folders are made. On an error no file is left, and an older `path` stays.
     """
     path = epath.Path(path)
-    if "://" in str(path):
+    if in_bucket(path):
         with path.open("wb") as file:
             yield file
         return

@@ -17,6 +17,7 @@ import socket
 import jax
 
 from udd_jax.errors import UserError
+from udd_jax.runtime import files
 
 FILE = "lock"
 
@@ -28,7 +29,7 @@ def hold(directory, say=print, flag="--workdir"):
     ValueError: another run holds it. `say` gets a line about a run that was killed. flag: what
     names the folder on the command line.
     """
-    if "://" in str(directory) or (jax.distributed.is_initialized() and jax.process_index() > 0):
+    if files.in_bucket(directory) or (jax.distributed.is_initialized() and jax.process_index() > 0):
         yield
         return
     path = pathlib.Path(directory) / FILE

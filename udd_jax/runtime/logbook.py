@@ -79,7 +79,7 @@ class Logbook:
             self._events.flush()
 
     def _append(self, text: str):
-        if "://" in str(self.path):  # an object has no end to write to
+        if files.in_bucket(self.path):  # an object has no end to write to
             self.path.write_text((self.path.read_text() if self.path.exists() else "") + text)
             return
         if self._file is None:

@@ -96,7 +96,7 @@ def fit(
 
     if _must_stop([], done):  # many processes stop at the step after the last that JAX was told
         raise SystemExit(stopping.exit_code())
-    first, since, flags, spent, waited = done, done, [], 0.0, 0.0
+    first, since, flags, spent, waited, stop = done, done, [], 0.0, 0.0, ""
     lag = in_flight()
     with (
         contextlib.closing(checkpoints),
@@ -146,12 +146,11 @@ def fit(
                 checkpoints.save(done, state, _finite(scores) | {"loop": loop}, wait=bool(stop))
             checkpoints.check()
             bar.update()
-            if stop or (done == steps and received):  # the last save takes a while, too
-                name = stop or received[0]
-                logbooks.say(f"{description}: {name}, saved after step {done} of {steps}")
-                raise SystemExit(stopping.exit_code())
-        # Of many processes, those that were told during the last save; later than that is too late.
-        if _must_stop(received, done + 1):
+            if stop:
+                break
+        # The last save takes a while, too. Of many processes, a later signal is lost.
+        if stop := stop or _must_stop(received, done + 1):
+            logbooks.say(f"{description}: {stop}, saved after step {done} of {steps}")
             raise SystemExit(stopping.exit_code())
     return state
 

@@ -68,7 +68,7 @@ def straight(config, workdir, source, tokenizers: dict, share, views):
             files.write_bytes(path, "".join(rows).encode())
             unusable = {position for position, cause, _ in seen if reading.skipping([cause])}
             limit = c.get("skip_limit", token_checks.LIMIT)
-            if len(unusable) / len(source) > limit:
+            if reading.too_many(len(unusable), len(source), limit):
                 raise UserError(
                     f"{source.name}: {len(unusable)} of {len(source)} items cannot be used, more "
                     f"than {limit:.0%}; {path} lists them: mend them, or set --config.skip_limit="

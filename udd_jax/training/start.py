@@ -16,7 +16,7 @@ from flax import traverse_util
 from udd_jax import build
 from udd_jax.errors import UserError
 from udd_jax.networks import experts, transformer
-from udd_jax.runtime import logbook, run_folder, trees
+from udd_jax.runtime import files, logbook, run_folder, trees
 from udd_jax.training import adapters, distillation
 
 _SAME = ("image_size", "image_channels", "diffusion.", "model.", "text.", "vq.model.")
@@ -59,7 +59,7 @@ def check(config, workdir=None) -> None:
         )
     if not config.init_from or (workdir and (workdir / build.WEIGHTS).exists()):
         return
-    if "://" in config.init_from:
+    if files.in_bucket(config.init_from):
         raise UserError(f"init_from = {config.init_from!r} is in a bucket: copy the run to a disk")
     run = pathlib.Path(config.init_from).expanduser()
     for name in (build.CONFIG, build.WEIGHTS):

@@ -48,14 +48,17 @@ def write(workdir) -> pathlib.Path:
     result = files.read_json(workdir / main_suite.RESULT)
     first = config.get("task", "t2i")
     order = sorted(samples.TASKS, key=lambda task: task != first)
-    kept = {task: samples.load(workdir / main_suite.FOLDER / f"{task}.npz") for task in order}
-    shown = {t for t in order if kept[t] and t in result["scores"]}  # not those of an older result
+    kept = {
+        task: samples.load(workdir / main_suite.FOLDER / f"{task}.npz")
+        for task in order
+        if task in result["scores"]  # of an older result there may be others
+    }
     reasons = verdicts(workdir / main_suite.FOLDER / "samples.jsonl")
     path = workdir / survey.FILE
     found = files.read_json(path) if path.exists() else None
     sections = [
         _headline(result, order),
-        *(sample_sections.show(t, kept[t], result, reasons.get(t)) for t in order if t in shown),
+        *(sample_sections.show(t, s, result, reasons.get(t)) for t, s in kept.items() if s),
         rule_sections.show(workdir / main_suite.FOLDER, result, config),
         sample_sections.way(workdir / main_suite.FOLDER / "trace.npz"),
         training_sections.tokenizer(workdir, result),

@@ -201,8 +201,9 @@ def match(pipe, items, among: int = AMONG, seed: int = 0):
     Captions that are not wrong for any image, such as those that are cut, are left out.
     """
     equal = retrieval.equal_captions(items)
-    telling = np.ix_(*[np.flatnonzero(~equal.all(axis=0))] * 2)
-    table, equal = pipe.dual_encoder.table(items.codes, items.ids)[telling], equal[telling]
+    telling = np.flatnonzero(~equal.all(axis=0))
+    part = np.ix_(telling, telling)
+    table, equal = pipe.dual_encoder.table(items.codes, items.ids)[part], equal[part]
     if len(table) < 2:
         raise UserError(f"match: {len(table)} of {len(items)} captions tell their images apart")
     found = {}
