@@ -14,7 +14,7 @@ from PIL import Image
 
 import udd_jax
 from udd_jax import build, pipeline, stages
-from udd_jax.data import records, sources
+from udd_jax.data import pixels, records, sources
 from udd_jax.diffusion import tasks
 from udd_jax.errors import UserError
 
@@ -187,7 +187,7 @@ def test_infilling_keeps_the_other_words_and_the_other_codes(pipe, pictures):
     mask[:, :9] = True  # one pixel into the second column of codes
     drawn = pipe.infill(images, mask, given)
     split = pipe.vocab.split(drawn.tokens)
-    hidden = np.stack([pipeline.pixels.hide(image, mask) for image in images])
+    hidden = np.stack([pixels.hide(image, mask) for image in images])
     codes = pipe.tokenizers["image"].encode(hidden).reshape(SIZE, 4, 4)
     np.testing.assert_array_equal(
         np.asarray(split["image"]).reshape(SIZE, 4, 4)[:, :, 2:], codes[:, :, 2:]

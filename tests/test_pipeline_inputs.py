@@ -61,6 +61,33 @@ def test_a_mask_of_pillow_is_the_mask_of_its_file(pipe, pictures, mode, tmp_path
     )
 
 
+@pytest.mark.parametrize("own", [True, False], ids=["of the picture", "of the run"])
+@pytest.mark.parametrize("drawn", [True, False], ids=["pillow", "array"])
+def test_what_a_mask_hides_of_a_large_picture_changes_nothing_beside_it(pipe, own, drawn):
+    noise = np.random.default_rng(0).integers(0, 256, (96, 120, 3)).astype(np.uint8)
+    large, small = np.zeros((96, 120), bool), np.zeros((32, 32), bool)
+    large[:, 12:66], small[:, :18] = True, True  # the middle of the picture begins at 12
+    other = np.where(large[..., None], 255 - noise, noise)
+    mask = large if own else small
+    mask = Image.fromarray(mask) if drawn else mask
+    one, two = (pipe.infilling(Image.fromarray(p), mask) for p in (noise, other))
+    np.testing.assert_array_equal(one[0]["image"], two[0]["image"])
+    free = one[1].free[0, : pipe.vocab.modalities[0].length].reshape(4, 4)
+    assert free.tolist() == [[True, True, True, False]] * 4
+
+
+def test_a_mask_of_another_kind_or_size_is_one_line(pipe):
+    image = Image.fromarray(np.zeros((96, 120, 3), np.uint8))
+    sizes = r"expected bool\[32, 32\] or bool\[96, 120\], one for each image"
+    for bad in (HALF[:2], HALF.astype(int), "mask.png"):
+        with pytest.raises(ValueError, match=rf"image_mask: .*, {sizes}"):
+            pipe.infilling(image, bad)
+    with pytest.raises(ValueError, match=r"image_mask: bool\[2, 32\], expected bool\[32, 32\], o"):
+        pipe.infilling(np.zeros((32, 32, 3), np.uint8), HALF[:2])
+    with pytest.raises(ValueError, match="blank_tokens = 3 changes nothing: no caption has ___"):
+        pipe.infilling(image, HALF, blank_tokens=3)
+
+
 # ---- One of each, or as many --------------------------------------------------------------------
 
 

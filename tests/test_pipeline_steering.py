@@ -46,7 +46,10 @@ def test_weighted_prompts_steer_and_say_their_calls(pipe):
             {"given": {"text": A}, "paint": [("square", HALF)]},
             r"'square' is not in the prompt 'a re",
         ),
-        ({"given": {"text": A}, "paint": [("red", HALF[1:])]}, r"image_mask: bool\[31, 32\], exp"),
+        (
+            {"given": {"text": A}, "paint": [("red", HALF[1:])]},
+            r"paint 0: the mask is bool\[31, 32\], exp",
+        ),
         (
             {"given": {"text": A}, "paint": [("red", ~ALL)]},
             r"paint 0: expected a mask with white",

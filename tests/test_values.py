@@ -65,16 +65,6 @@ def test_what_is_no_prompt_is_one_line(value, message):
         values.texts(value)
 
 
-def test_a_mask_is_an_array_or_an_image_that_is_white_where_it_is_generated():
-    mask = np.zeros((SIZE, SIZE), bool)
-    mask[:, :3] = True
-    drawn = Image.fromarray(np.where(mask, 255, 0).astype(np.uint8))
-    np.testing.assert_array_equal(values.mask(mask, SIZE), values.mask(drawn, SIZE))
-    for bad in (mask[:2], mask.astype(int), "mask.png"):
-        with pytest.raises(ValueError, match="image_mask: "):
-            values.mask(bad, SIZE)
-
-
 @pytest.mark.parametrize("value", ["5", 2.5, True, None, 0])
 def test_a_number_that_is_none_is_one_line(value):
     with pytest.raises(ValueError, match=r"num = .*, expected a whole number, at least 1"):

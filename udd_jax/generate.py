@@ -17,7 +17,7 @@ from udd_jax.diffusion import tasks
 from udd_jax.errors import UserError
 from udd_jax.runtime import files, logbook
 from udd_jax.sampling import settings as sampling
-from udd_jax.steering import edits, lengths, stepwise, upscaling
+from udd_jax.steering import edits, infilling, lengths, stepwise, upscaling
 from udd_jax.steering import flags as steering_flags
 
 SHORT = {"text": "prompt", "image": "image"}  # short flags for `--given NAME=`
@@ -65,8 +65,7 @@ def sample(workdir, flags, changes: dict | None = None) -> pathlib.Path:
         ids = {n: _each(_read(pipe, n, rows), most) for n, rows in asked.items()}
     elif flags.task == "infill":
         if asked.get("image"):
-            original, mask = _hidden(asked["image"][0], flags.mask, pipe.tokenizers["image"])
-            given["image"] = original[None]
+            given["image"], mask = _hidden(asked["image"][0], flags.mask, pipe.tokenizers["image"])
         blanks = flags.blank_tokens
         ids, options["masks"] = pipe.infilling(given.get("image"), mask, asked.get("text"), blanks)
     elif flags.weight:
@@ -90,7 +89,7 @@ def sample(workdir, flags, changes: dict | None = None) -> pathlib.Path:
     common = {"run": run if files.in_bucket(run) else os.path.abspath(run), **_typed(flags)}
     # Of several steps, each has settings of its own: what was typed is what they share.
     common["settings"] = dataclasses.asdict(settings) if steps == 1 else changes
-    paste = None if mask is None else (given["image"][0], mask)
+    paste = None if mask is None else (given["image"], mask)
     if flags.weight:
         asked["text"] = [asked["text"]]
     asked = {
@@ -321,12 +320,7 @@ READ = {"image": _read_images, "coarse": _read_images, "text": lambda typed, tok
 
 
 def _hidden(path, mask, tokenizer):
-    """(the image, the mask), both at the size of the run.
-
-    The masked pixels are filled before resizing, so that they do not leak into the given pixels.
-    """
-    size, original = tokenizer.image_size, pixels.read(path, tokenizer.shape[-1])
-    if mask is None:
-        return pixels.fit(original, size), np.zeros(pixels.both(size), bool)
-    mask = pixels.read_mask(mask, original.shape[:2])
-    return pixels.fit(pixels.hide(original, mask), size), pixels.fit_mask(mask, size)
+    """(the image, the mask) of two files, both at the size of the run: `infilling.hidden`."""
+    original = pixels.read(path, tokenizer.shape[-1])
+    mask = None if mask is None else pixels.read_mask(mask, original.shape[:2])
+    return infilling.hidden(original, mask, tokenizer.shape[:2])

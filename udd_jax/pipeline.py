@@ -33,7 +33,6 @@ import numpy as np
 
 from udd_jax import build, hub, modalities, values
 from udd_jax.convert import tensor_files
-from udd_jax.data import pixels
 from udd_jax.diffusion import tasks, transition
 from udd_jax.diffusion import vocab as vocabs
 from udd_jax.errors import UserError
@@ -41,7 +40,16 @@ from udd_jax.networks import matching, transformer
 from udd_jax.runtime import compiled, files, sharding, trees
 from udd_jax.sampling import settings as sampling
 from udd_jax.sampling.settings import IN_ORDER, Settings
-from udd_jax.steering import candidates, chains, edits, lengths, scoring, stepwise, upscaling
+from udd_jax.steering import (
+    candidates,
+    chains,
+    edits,
+    infilling,
+    lengths,
+    scoring,
+    stepwise,
+    upscaling,
+)
 from udd_jax.tokenizers import codecs
 from udd_jax.values import Result
 
@@ -307,11 +315,12 @@ class Pipeline:
     ) -> Result:
         """Fills in the missing parts of images, of captions, or of both at once, `num` times each.
 
-        image_mask: bool[S, S] or bool[B, S, S], True where the image is generated. A code is free
-        if any pixel of its cell is True. In a caption `___` stands for one word of `blank_tokens`
-        tokens; the other words and the end of the caption stay. One image, mask or caption counts
-        for several of the others. A modality that is not passed is absent. ValueError if nothing is
-        passed or nothing is missing.
+        image_mask: bool[S, S] or bool[B, S, S], True where the image is generated, or images of
+        Pillow, white there. A picture of another size may have a mask of its own size. A code is
+        free if any pixel of its cell is True. In a caption `___` stands for one word of
+        `blank_tokens` tokens; the other words and the end of the caption stay. One image, mask or
+        caption counts for several of the others. A modality that is not passed is absent.
+        ValueError if nothing is passed or nothing is missing.
 
         >>> pipe.infill(captions=["a ___ circle"]).captions[0].startswith("a")
         True
@@ -385,49 +394,8 @@ class Pipeline:
     def infilling(
         self, images=None, image_mask=None, captions=None, blank_tokens=1
     ) -> tuple[dict, tasks.Masks]:
-        """The input of `infill`: ({modality: local ids}, masks). Pixels under the mask are filled
-        before encoding."""
-        if images is None and captions is None:
-            raise UserError("infill: images and captions are both missing, expected one at least")
-        if images is None and image_mask is not None:
-            raise UserError("infill: image_mask is given and images= is missing: it is their mask")
-        values.whole("blank_tokens", blank_tokens, 1)
-        images = None if images is None else values.plain(self, "image", images)
-        captions = None if captions is None else values.plain(self, "text", captions)
-        mask = None
-        if image_mask is not None:
-            mask = values.mask(image_mask, self.tokenizers["image"].image_size)
-            mask = mask[None] if mask.ndim == 2 else mask
-        rows = {"images": images, "masks": mask, "captions": captions}
-        rows = values.alike("infill", {n: r for n, r in rows.items() if r is not None})
-        images, captions = rows.get("images"), rows.get("captions")
-        count = len(captions if images is None else images)
-        given, free = {}, {m.name: np.zeros((count, m.length), bool) for m in self.vocab.modalities}
-        if images is not None:
-            tokenizer = self.tokenizers["image"]
-            mask = rows.get("masks", np.zeros(images.shape[:3], bool))
-            hidden = np.stack([pixels.hide(i, m) for i, m in zip(images, mask, strict=True)])
-            given["image"] = tokenizer.encode(hidden)
-            grids = {"image": tokenizer.grid}
-            if (coarse := self.vocab.coarse) is not None:
-                grids[coarse.name], given = coarse.grid, self.vocab.parts(given)
-            for name, grid in grids.items():
-                free[name] = np.stack([pixels.code_mask(m, grid).reshape(-1) for m in mask])
-        if captions is not None:
-            if blank_tokens > 1 and not any("___" in caption for caption in captions):
-                raise UserError(
-                    f"blank_tokens = {blank_tokens} changes nothing: no caption has ___"
-                )
-            encode, length = self.tokenizers["text"].encode_with_blanks, self.text_length
-            rows = [encode(caption, length, blank_tokens) for caption in captions]
-            given["text"], free["text"] = map(np.stack, zip(*rows, strict=True))
-        absent = [name not in given for name in free]
-        masks = tasks.Masks(
-            np.concatenate(list(free.values()), axis=1), np.broadcast_to(absent, (count, len(free)))
-        )
-        if not masks.free.any(axis=1).all():
-            raise UserError("infill: nothing is missing, expected white in the mask or a ___")
-        return given, masks
+        """The input of `infill`: ({modality: local ids}, masks); see `steering.infilling`."""
+        return infilling.inputs(self, images, image_mask, captions, blank_tokens)
 
     # ---- Scores -----------------------------------------------------------------------------
 

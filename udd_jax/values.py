@@ -111,6 +111,15 @@ def pictures(values, size: int | tuple[int, int], channels: int = 3) -> np.ndarr
     to the size (`pixels.fit`). An array of another size, dtype or number of channels is a
     ValueError, since its meaning is unknown.
     """
+    if isinstance(values, np.ndarray) and values.ndim == 4 and not len(values):
+        return values
+    rows = [pixels.fit(value, size) for value in originals(values, size, channels)]
+    return np.stack(rows) if rows else np.zeros((0, *pixels.both(size), channels), np.uint8)
+
+
+def originals(values, size: int | tuple[int, int], channels: int = 3) -> list[np.ndarray]:
+    """One or many pictures as `pictures` takes them, before they are cut: uint8[H, W, channels]
+    each."""
     if isinstance(values, str | os.PathLike | Image.Image) or getattr(values, "ndim", 0) == 3:
         values = [values]
     if isinstance(values, bytes | dict) or not np.iterable(values):
@@ -118,10 +127,7 @@ def pictures(values, size: int | tuple[int, int], channels: int = 3) -> np.ndarr
             f"image: {_type(values)}, expected uint8[n, {_sides(size)}, {channels}], an image of "
             "Pillow, a path, or a list of these"
         )
-    if isinstance(values, np.ndarray) and values.ndim == 4 and not len(values):
-        return values
-    rows = [picture(value, size, channels) for value in values]
-    return np.stack(rows) if rows else np.zeros((0, *pixels.both(size), channels), np.uint8)
+    return [_original(value, size, channels) for value in values]
 
 
 def _sides(size) -> str:
@@ -129,12 +135,11 @@ def _sides(size) -> str:
     return ", ".join(map(str, pixels.both(size)))
 
 
-def picture(value, size: int | tuple[int, int], channels: int = 3) -> np.ndarray:
-    """One picture -> uint8[size, size, channels], or of a size (height, width)."""
+def _original(value, size: int | tuple[int, int], channels: int) -> np.ndarray:
     if isinstance(value, str | os.PathLike):
-        return pixels.fit(pixels.read(value, channels), size)
+        return pixels.read(value, channels)
     if isinstance(value, Image.Image):
-        return pixels.fit(pixels.as_read(value, channels), size)
+        return pixels.as_read(value, channels)
     if not hasattr(value, "dtype"):
         raise UserError(f"image: {_type(value)}, expected an array, an image of Pillow or a path")
     value = np.asarray(value)
@@ -144,23 +149,6 @@ def picture(value, size: int | tuple[int, int], channels: int = 3) -> np.ndarray
             "values 0 to 255: resize it (pixels.fit), or pass an image of Pillow"
         )
     return pixels.in_channels(value, channels)
-
-
-def mask(value, size: int | tuple[int, int]) -> np.ndarray:
-    """A mask of `infill` -> bool[size, size] or bool[n, size, size]; white is True, clear is not.
-
-    size: the side of square pictures, or (height, width).
-    """
-    if isinstance(value, Image.Image):
-        return pixels.fit_mask(pixels.white(pixels.as_read(value, 4)), size)
-    value = np.asarray(value)
-    good = value.dtype == bool and value.shape[-2:] == pixels.both(size)
-    if not good or value.ndim not in (2, 3):
-        raise UserError(
-            f"image_mask: {value.dtype}{list(value.shape)}, expected bool[{_sides(size)}], one for "
-            "each image, or an image of Pillow"
-        )
-    return value
 
 
 def whole(name: str, value, least: int | None = None) -> int:

@@ -251,6 +251,25 @@ def fit_mask(mask: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
     return np.array(grey.resize((width, height), Image.Resampling.BOX, box=box)) > 0
 
 
+def spread_mask(mask: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """bool[h, w] to bool[H, W], the reverse of `fit_mask`: True where any part of a pixel is under
+    the mask, False in what `fit` cuts off."""
+    top, left, bottom, right = middle(shape, mask.shape)
+    spread = np.zeros(shape, bool)
+    rows, columns = (
+        _touched(of, to) for of, to in zip(mask.shape, (bottom - top, right - left), strict=True)
+    )
+    spread[top:bottom, left:right] = rows @ mask @ columns.T
+    return spread
+
+
+def _touched(of: int, to: int) -> np.ndarray:
+    """Which of `of` pixels of a line each of `to` pixels of the same line touches: bool[to, of]."""
+    first, last = np.arange(to) * of // to, ((np.arange(to) + 1) * of - 1) // to
+    each = np.arange(of)
+    return (first[:, None] <= each) & (each <= last[:, None])
+
+
 def code_mask(mask: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     """bool[H, W] to bool[h, w]: a code is free if any pixel of its cell is white."""
     (height, width), (rows, columns) = mask.shape, grid

@@ -5,6 +5,7 @@ import numbers
 import re
 
 import numpy as np
+from PIL import Image
 
 from udd_jax import build, values
 from udd_jax.data import pixels
@@ -16,7 +17,7 @@ def read(pipe, asked, given: dict, masks, count: int) -> painting.Paint | None:
     """The painted phrases of `count` samples; None where no weight counts.
 
     asked: [(phrase, mask) or (phrase, mask, weight), ...]: one phrase, or a list with one for each
-    prompt, and one mask or as many, as in `Pipeline.infill`. given: {modality: ids}, with a row for
+    prompt, and one mask or as many, of the size of the run. given: {modality: ids}, with a row for
     each sample. UserError, one line.
     """
     found = [_checked(pipe, i, entry) for i, entry in enumerate(asked)]
@@ -65,12 +66,24 @@ def _checked(pipe, i: int, entry):
     if not number or not math.isfinite(weight) or weight < 0:
         raise UserError(f"paint {i}: weight {weight!r}, expected a finite number, at least 0")
     tokenizer = pipe.tokenizers["image"]
-    masks = values.mask(mask, tokenizer.image_size)
-    masks = masks[None] if masks.ndim == 2 else masks
+    masks = _masks(i, mask, pixels.both(tokenizer.image_size))
     if not masks.any(axis=(1, 2)).all():
         raise UserError(f"paint {i}: expected a mask with white where {phrases[0]!r} belongs")
     codes = np.stack([pixels.code_mask(mask, tokenizer.grid).reshape(-1) for mask in masks])
     return [phrase.strip() for phrase in phrases], codes, float(weight)
+
+
+def _masks(i: int, given, size: tuple[int, int]) -> np.ndarray:
+    """One mask or many of an entry -> bool[n, *size]; of an image of Pillow, what is white."""
+    if isinstance(given, Image.Image):
+        return pixels.fit_mask(pixels.white(pixels.as_read(given, 4)), size)[None]
+    given = np.asarray(given)
+    if given.dtype != bool or given.shape[-2:] != size or given.ndim not in (2, 3):
+        raise UserError(
+            f"paint {i}: the mask is {given.dtype}{list(given.shape)}, expected bool{list(size)}, "
+            "one for each prompt, or an image of Pillow"
+        )
+    return given.reshape(-1, *size)
 
 
 def _words(pipe, phrases: list[str], ids: np.ndarray) -> np.ndarray:
