@@ -4,6 +4,7 @@ The checkpoints are made here, at tiny sizes, with random numbers; that the name
 what they say is the business of `test_published_network.py` and `test_published_vq.py`.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -114,8 +115,10 @@ def test_a_round_trip_to_published_names_is_bit_exact(run, folder, tmp_path):
         tmp_path / "again",
         t2i.get_config("cub"),
         heads=2,
-        codes=str(folder / "used.npy"),
+        codes=str(tmp_path / "cub.safetensors.codes.npy"),
     )
+    again = image_tokenizer.load(tmp_path / "again" / build.IMAGE)
+    assert again.hash == image_tokenizer.load(run / build.IMAGE).hash
     command.to_safetensors(tmp_path / "again", tmp_path / "again.safetensors")
     first, second = (tmp_path / f"{n}.safetensors" for n in ("cub", "again"))
     assert first.read_bytes() == second.read_bytes()
@@ -290,6 +293,23 @@ def test_a_taming_checkpoint_becomes_an_image_tokenizer(tmp_path, f, quantiser):
         np.testing.assert_array_equal(array, state[name], strict=True)
     command.from_taming(back, tmp_path / "again", tmp_path / "vqgan.yaml")
     assert image_tokenizer.load(tmp_path / "again" / build.IMAGE).hash == tokenizer.hash
+
+
+def test_a_map_of_codes_is_not_lost_on_the_way_back(tmp_path):
+    state = vq_state()
+    save(tmp_path / "vqgan.ckpt", state)
+    (tmp_path / "vqgan.yaml").write_text(yaml_of())
+    np.save(tmp_path / "used.npy", np.array([0, 1, 0, 2, 3, 4, 0, 5, 6]))
+    codes, back = tmp_path / "used.npy", tmp_path / "back.safetensors"
+    where = tmp_path / "vqgan.yaml"
+    command.from_taming(tmp_path / "vqgan.ckpt", tmp_path / "out", where, codes=codes)
+    command.to_safetensors(tmp_path / "out", back)
+    command.from_taming(back, tmp_path / "again", where, codes=f"{back}.codes.npy")
+    one, two = (image_tokenizer.load(tmp_path / n / build.IMAGE).hash for n in ("out", "again"))
+    assert one == two
+    other = tmp_path / "other.safetensors"
+    pathlib.Path(f"{other}.codes.npy").touch()
+    refuse("exists: choose another", tmp_path, command.to_safetensors, tmp_path / "out", other)
 
 
 @pytest.mark.parametrize("prefix", ["first_stage_model.", "vqvae.", "module.", "_orig_mod."])
@@ -518,6 +538,9 @@ def test_names_that_are_taken_or_missing_are_one_line(folder, run, tmp_path):
     refuse("exists: choose another", tmp_path, convert_unid3, folder, tmp_path / "full")
     refuse("exists: choose another", tmp_path, command.to_safetensors, run, tmp_path / "full" / "a")
     refuse("--out is missing", tmp_path, convert_unid3, folder, None)
+    (tmp_path / "empty").mkdir()
+    with contextlib.chdir(tmp_path / "empty"):
+        refuse("--out=. exists: choose", tmp_path, command.to_safetensors, run, ".")
     refuse("--workdir is missing", tmp_path, command.to_safetensors, None, tmp_path / "b")
     refuse("--vq_config is missing", tmp_path, command.from_taming, "a.ckpt", tmp_path / "b", None)
     absent = tmp_path / "absent.yaml"

@@ -10,10 +10,12 @@ tensors. A file may be PyTorch's (`torch_files.py`) or `.safetensors`.
 Everything is read and checked before anything is written. The output is complete or does not exist.
 """
 
+import contextlib
 import json
 import pathlib
 
 import ml_collections
+import numpy as np
 from flax import traverse_util
 
 from udd_jax import build, modalities
@@ -158,8 +160,9 @@ def from_taming(path, out, vq_config, *, codes=None) -> None:
 def to_safetensors(workdir, out) -> None:
     """Writes the weights of a run with their published names, as float32 `.safetensors`.
 
-    A run that has only an image tokenizer gets taming's names. ValueError, one line, if the network
-    or the tokenizer has options that the published ones lack.
+    A run that has only an image tokenizer gets taming's names. A map of image codes that is not
+    published is written beside, as OUT.codes.npy. ValueError, one line, if the network or the
+    tokenizer has options that the published ones lack.
     """
     if not workdir:
         raise UserError("--workdir is missing, expected the folder of a run")
@@ -170,7 +173,7 @@ def to_safetensors(workdir, out) -> None:
     _must_be_published("vq.model", {k: getattr(image.module, k) for k in settings}, settings)
     vq_state = names.write(image.params, names.vq_name)
     if not (workdir / build.CONFIG).exists():
-        trees.save_tree(out, vq_state)
+        _save(out, vq_state, image.full_to_used)
         return
     config = build.read_config(workdir)
     _must_be_published("model", config.model, {"kind": "diffusion", **unid3.PUBLISHED})
@@ -180,7 +183,22 @@ def to_safetensors(workdir, out) -> None:
     _must_be_published("config", {"modalities": rows}, {"modalities": "image, text"})
     _must_be_published("config", {"experts": tuple(config.get("experts", ()))}, {"experts": ()})
     network = names.write(build.load_weights(workdir), names.network_name)
-    trees.save_tree(out, unid3.join_state(network, vq_state))
+    found, codes = None, image.full_to_used
+    with contextlib.suppress(UserError):  # as `from_unid3` finds it
+        found = taming.used_codes(None, image.module.n_embed, image.codes)
+    published = codes is not None and np.array_equal(codes, found)
+    _save(out, unid3.join_state(network, vq_state), None if published else codes)
+
+
+def _save(out, state: dict, codes: np.ndarray | None) -> None:
+    """Writes the tensors and, unless it is None, the map of image codes beside them."""
+    if codes is not None:
+        beside = f"{out}.codes.npy"
+        _must_be_new(beside)
+        with files.open_atomic(beside) as file:
+            np.save(file, codes)
+        logbook.say(f"the map of image codes is {beside}: --codes={beside} takes it back")
+    trees.save_tree(out, state)
 
 
 def _must_be_published(what, ours, wanted) -> None:
@@ -205,5 +223,6 @@ def _must_be_new(out) -> None:
     if not out:
         raise UserError("--out is missing, expected the name of what is written")
     out = pathlib.Path(out)
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+    here = out.exists() and out.samefile(".")  # it would be replaced below one's feet
+    if here or (out.exists() and not (out.is_dir() and not any(out.iterdir()))):
         raise UserError(f"--out={out} exists: choose another name")
