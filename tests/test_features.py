@@ -13,8 +13,9 @@ from tests.helpers import tiny
 from udd_jax import build, generate, modalities, pipeline
 from udd_jax.data import pixels, sources, token_cache
 from udd_jax.data.reading import Views
-from udd_jax.data.sources import shapes
+from udd_jax.data.sources import readers, shapes
 from udd_jax.diffusion import tasks
+from udd_jax.errors import UserError
 from udd_jax.evaluation import held_out, rules
 from udd_jax.evaluation.report import rule_sections
 from udd_jax.networks.denoiser import Denoiser
@@ -185,6 +186,13 @@ def test_a_bad_row_of_features_is_one_line(row, message):
     listed["vectors"] = {"kind": "features", **row}
     with pytest.raises(ValueError, match=message):
         modalities.rows({"modalities": listed, "text": {"length": 3}})
+
+
+def test_stored_features_beyond_half_precision_are_a_fault_of_their_record():
+    read = readers.of_features({"count": 2, "width": 3}, None).read
+    assert read(np.full((2, 3), 60000.0)).shape == (2, 3)
+    with pytest.raises(UserError, match="features beyond 65504 or not finite: scale them"):
+        read(np.full((2, 3), 1e5))
 
 
 def test_networks_that_do_not_take_features_are_one_line(pipe):

@@ -295,11 +295,11 @@ def test_a_class_label_is_a_map_of_one_cell(tmp_path, end):
         np.testing.assert_array_equal(record.extra["map"], np.full(grid, 2))
     if end == "parquet":  # a column of labels with a gap has floats
         row |= {"map_of": 2.0}
-        gap = row | {"map_of": float("nan")}
-        rows = pyarrow.Table.from_pylist([row, gap]).drop(["file_name"])
-        parquet.write_table(rows, tmp_path / "a.parquet")
-        read, lacks = records(opened(spec, with_fields(map=LAYOUT)))
-        assert (read.extra["map"] == 2).all() and "map" not in lacks.extra
+        for gap in (float("nan"), -1.0):  # -1: no label, as `datasets` writes it
+            rows = pyarrow.Table.from_pylist([row, row | {"map_of": gap}]).drop(["file_name"])
+            parquet.write_table(rows, tmp_path / "a.parquet")
+            read, lacks = records(opened(spec, with_fields(map=LAYOUT)))
+            assert (read.extra["map"] == 2).all() and "map" not in lacks.extra
     few = with_fields(map=LAYOUT | {"grid": (1, 1), "classes": 2})
     assert "broken map" in dict(reading.example(opened(spec, few), 0, Views(SIDE)).faults)
 
@@ -515,12 +515,32 @@ def test_every_format_has_records_that_lack_their_picture(tmp_path, kind):
                 (path / f"{n}.png").write_bytes(picture(n))
                 row |= {"image": f"{n}.png" if row["image"] else "", "n": n}
                 row |= {"sound_of": "s.wav" if row["sound_of"] else None}
+                row["by"] = "me"
             (path / "i.png").unlink()
             (path / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
         spec = f"parquet:{path}" if kind == "parquet" else f"folder:{path}"
     source = opened(spec, c, incomplete=True)
     having = survey.survey({"train": source}, incomplete=True)["splits"]["train"]["having"]
     assert having == dict.fromkeys(("image", "text", "map", "sound"), 8)
+    if kind == "jsonl":
+        assert [item.extra for item in source.items] == [{"n": n, "by": "me"} for n in range(15)]
+
+
+def test_damage_to_a_column_of_pictures_costs_its_rows_alone(tmp_path):
+    rows = [{"image": {"bytes": picture(n)}, "text": f"a {n}"} for n in range(4)]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet", row_group_size=2)
+    group = parquet.ParquetFile(tmp_path / "a.parquet").metadata.row_group(1)
+    start = group.column(0).dictionary_page_offset or group.column(0).data_page_offset
+    content = bytearray((tmp_path / "a.parquet").read_bytes())
+    content[start : start + 30] = bytes(30)
+    (tmp_path / "a.parquet").write_bytes(content)
+    source = opened(f"parquet:{tmp_path}", incomplete=True)
+    assert [(item.captions, isinstance(item.where, listing.Broken)) for item in source.items] == [
+        (("a 0",), False),
+        (("a 1",), False),
+        ((), True),
+        ((), True),
+    ]
 
 
 def test_the_cache_knows_what_each_item_lacks(tmp_path):

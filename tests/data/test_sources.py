@@ -286,6 +286,16 @@ def test_several_text_columns_of_parquet_can_be_captions(tmp_path):
     assert [source[i].captions for i in range(3)] == [("t0", "a"), ("t1",), ("t2",)]
 
 
+def test_parquet_with_pictures_alone_says_what_is_missing(tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+
+    rows = [{"image": encoded(n)} for n in range(3)]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"row 0 has the fields \[\], expected captions or"):
+        sources.open_source(f"parquet:{tmp_path}", "train")
+
+
 def coco(path, karpathy):
     for number in range(COUNT):
         folder = path / ("train2014" if number < 30 else "val2014")

@@ -92,6 +92,8 @@ def place(cell, find, words: bool = False, labels: bool = False):
         return None
     if isinstance(cell, float) and math.isnan(cell):  # a label that a table lacks
         return None
+    if labels and re.fullmatch(r"\s*-1(\.0*)?\s*", str(cell)):  # no label, as `datasets` writes it
+        return None
     if labels and re.fullmatch(r"\s*\d{1,9}(\.0*)?\s*", str(cell)):
         return listing.Inline(int(float(cell)))
     if isinstance(cell, str):

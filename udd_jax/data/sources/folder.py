@@ -120,16 +120,20 @@ def _listed(here: walk.Files, table: pathlib.Path, field, split_field, flickr: d
         files = [key for key in files if key not in empty]
         split = split_names.said(row.get(split_field), where) or here.list_splits.get(str(table))
         own = beside.places(row, here.further, lambda name: here.find(name, folder, False))
+        known = {*(files[:1] or empty), field, split_field, *beside.fields(here.further)}
+        known |= {key for name, key in names.items() if name in captioning.CAPTION_FIELDS}
+        extra = {k: value for k, value in row.items() if k not in known}
+        unused = tuple(captioning.not_used(row, field))
         try:
             captions = captioning.captions_of(row, field, where, here.incomplete)
             if not files and here.incomplete:
-                found.append(listing.Item(where, None, captions, {}, split, own))
+                found.append(listing.Item(where, None, captions, extra, split, own, unused))
                 continue
             if empty and not files:
                 raise UserError(f"{where} has an empty {empty[0]}, expected the name of a picture")
             if not files:
-                known = sorted(map(str, row))
-                raise UserError(f"{where} has the fields {known}, expected {tables.FILE_FIELDS[0]}")
+                has = sorted(map(str, row))
+                raise UserError(f"{where} has the fields {has}, expected {tables.FILE_FIELDS[0]}")
         except ValueError as error:
             found.append(listing.Item(where, listing.Broken(str(error)), (), {}, split))
             continue
@@ -144,13 +148,9 @@ def _listed(here: walk.Files, table: pathlib.Path, field, split_field, flickr: d
             key = here.key(place)
         else:
             key = os.path.normpath(os.path.join(here.key(str(folder)), file))
-        known = {files[0], *(k for n, k in names.items() if n in captioning.CAPTION_FIELDS), field}
-        known |= {split_field, *beside.fields(here.further)}
-        extra = {k: value for k, value in row.items() if k not in known}
         if isinstance(place, str):
             own = here.values_of(place) | own
             named[len(found)] = file, place
-        unused = tuple(captioning.not_used(row, field))
         found.append(listing.Item(key, place, captions, extra, split, own, unused))
     for number in walk.not_their_own(named):
         file, place = named[number]

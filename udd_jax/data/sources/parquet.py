@@ -185,17 +185,18 @@ def _rows(table, file, name, split, image_field, caption_field, split_field, fur
         if n not in used
     )
     for group in range(table.num_row_groups):
+        count = table.metadata.row_group(group).num_rows
         try:
-            rows = table.read_row_group(group, columns=others).to_pylist() if others else []
+            rows = [{} for _ in range(count)]  # of pictures or values alone
+            if others:
+                rows = table.read_row_group(group, columns=others).to_pylist()
+            lacks = _lacks_image(table, group, images[0]) if incomplete else ()
         except _DAMAGE as error:
-            for _ in range(table.metadata.row_group(group).num_rows):
+            for _ in range(count):
                 broken = listing.Broken(f"row group {group} is damaged: {_line(error)}")
                 yield listing.Item(f"{name}/{number}", broken, (), {}, split)
                 number += 1
             continue
-        if not others and (named or incomplete):  # rows of pictures or values alone
-            rows = [{} for _ in range(table.metadata.row_group(group).num_rows)]
-        lacks = _lacks_image(table, group, images[0]) if incomplete else ()
         for row, values in enumerate(rows):
             where, key = f"{name}, row {number}", f"{name}/{number}"
             number += 1

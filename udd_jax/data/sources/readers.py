@@ -13,6 +13,7 @@ import numpy as np
 from udd_jax.data import arrays, captions, layouts, pixels, reading, sounds
 from udd_jax.data.sources.beside import Reader
 from udd_jax.errors import UserError
+from udd_jax.tokenizers.feature_tokenizer import FeatureTokenizer
 from udd_jax.tokenizers.layout_tokenizer import LayoutTokenizer
 from udd_jax.tokenizers.spectrogram import Spectrogram
 
@@ -82,8 +83,14 @@ def _layout(tokenizer: LayoutTokenizer, shape: tuple[int, int], content) -> np.n
 
 def of_features(row: dict, image_size) -> Reader:
     """float[count, width] from a file or rows of numbers."""
-    read = functools.partial(_array, (row["count"], row["width"]))
+    read = functools.partial(_features, FeatureTokenizer(row["count"], row["width"]))
     return Reader(read, ARRAYS, ARRAYS, row.get("field", ""))
+
+
+def _features(tokenizer: FeatureTokenizer, content) -> np.ndarray:
+    found = _array((tokenizer.count, tokenizer.width), content)
+    tokenizer.encode(found[None])  # UserError for numbers beyond half precision
+    return found
 
 
 def of_embeddings(row: dict, image_size) -> Reader:
