@@ -92,6 +92,22 @@ def test_the_card_has_the_results_of_the_run(tmp_path):
     assert files.read_json(tmp_path / "model" / "evaluation.json") == result
 
 
+def test_the_tags_of_a_card_are_what_the_network_was_trained_for(pipe):
+    for mixture, tags in (
+        ({"t2i": 0.9, "image": 0.1}, ["text-to-image"]),
+        ({"text|image": 1.0}, ["image-to-text"]),
+        ({"any": 1.0}, ["text-to-image", "image-to-text"]),
+        ({"image": 1.0}, []),
+    ):
+        config = pipe.config.copy_and_resolve_references()
+        with config.unlocked():
+            config.train.mixture = mixture
+        _, head, _ = hub.card(config, pipe.vocab, 5, None, "mit").split("---\n", 2)
+        found = yaml.safe_load(head)
+        assert found["tags"] == ["jax", "discrete-diffusion", *tags]
+        assert found["pipeline_tag"] == (tags or ["unconditional-image-generation"])[0]
+
+
 def test_a_card_without_results_says_so(saved):
     assert "This model has not been evaluated." in (saved / "README.md").read_text()
     assert not (saved / "evaluation.json").exists()

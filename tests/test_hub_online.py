@@ -73,9 +73,13 @@ def test_a_hostile_file_under_a_name_of_the_layout_is_refused(pipe, online):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("org/none", {}, "'org/none' on the hub: "),
-        ("org/tiny", {"revision": "v9"}, "'org/tiny' on the hub: "),
-        ("org/tiny", {"endpoint": "http://127.0.0.1:9"}, "'org/tiny' on the hub: "),
+        ("org/none", {}, "org/none' is no folder here, and as a model"),
+        ("org/tiny", {"revision": "v9"}, "org/tiny' is no folder here, and as a model"),
+        (
+            "org/tiny",
+            {"endpoint": "http://127.0.0.1:9"},
+            "org/tiny' is no folder here, and as a model",
+        ),
         ("org/tiny/more", {"revision": "v1"}, "is a folder or no name of a model: leave out"),
     ],
 )

@@ -27,6 +27,7 @@ import numpy as np
 
 from udd_jax import build, modalities
 from udd_jax.data import pixels
+from udd_jax.diffusion import tasks
 from udd_jax.errors import NotFound, UserError
 from udd_jax.runtime import files, provenance, trees
 from udd_jax.tokenizers import embedding_tokenizer, image_tokenizer
@@ -170,7 +171,7 @@ def fetch(name: str, revision: str | None = None, **options) -> pathlib.Path:
     such as token, cache_dir, endpoint and local_files_only. UserError, one line.
     """
     shards = f"{WEIGHTS.removesuffix('.safetensors')}-*-of-*.safetensors"
-    with _online(name) as client:
+    with _online(name, "is no folder here, and as a model on the hub") as client:
         allowed = [*FILES, "*_tokenizer.safetensors", INDEX, shards]
         path = client.snapshot_download(name, revision=revision, allow_patterns=allowed, **options)
     return pathlib.Path(path)
@@ -182,16 +183,21 @@ def push(folder, name: str, private=False, message="Upload a pipeline", **option
     options: token, endpoint of `huggingface_hub.HfApi`. Returns the address of the commit.
     UserError, one line.
     """
-    if not NAME.fullmatch(name):
-        raise UserError(f"{name!r} is not the name of a model, expected org/name")
+    require_name(name)
     with _online(name) as client:
         hub = client.HfApi(library_name="udd_jax", **options)
         hub.create_repo(name, private=private, exist_ok=True)
         return str(hub.upload_folder(repo_id=name, folder_path=folder, commit_message=message))
 
 
+def require_name(name: str) -> None:
+    """UserError unless it can be the name of a model on a hub."""
+    if not NAME.fullmatch(name):
+        raise UserError(f"{name!r} is not the name of a model, expected org/name")
+
+
 @contextlib.contextmanager
-def _online(name):
+def _online(name, where="on the hub"):
     """The client of a hub; what goes wrong there, or on the way, is one line."""
     try:
         import httpx
@@ -205,7 +211,7 @@ def _online(name):
     except (httpx.HTTPError, RuntimeError, ValueError, OSError) as error:
         # An upload that fails in a thread is a RuntimeError, whose cause says why.
         why = " ".join(f"{error} {error.__cause__ or ''}".split()) or type(error).__name__
-        raise UserError(f"{name!r} on the hub: {why}") from None
+        raise UserError(f"{name!r} {where}: {why}") from None
 
 
 def check(folder, links=None) -> None:
@@ -281,19 +287,19 @@ def card(
     tokens = "; ".join(
         f"{m.name}: {m.length} tokens of {m.classes} classes" for m in vocab.modalities
     )
+    does = _directions(vocab, mixture)
     lines = [
         "---",
         "library_name: udd_jax",
         f"license: {json.dumps(license)}",
-        "pipeline_tag: text-to-image",
-        "tags: [jax, discrete-diffusion, text-to-image, image-to-text]",
+        f"pipeline_tag: {(does or ['unconditional-image-generation'])[0]}",
+        f"tags: [{', '.join(['jax', 'discrete-diffusion', *does])}]",
         "---",
         "",
         f"# {config.name}",
         "",
-        f"One network with {count:,} parameters that generates {' and '.join(names)} together, one "
-        "from the other, and the missing parts of both, by discrete diffusion (UniD3, arXiv "
-        "2211.14842).",
+        f"One network with {count:,} parameters over {' and '.join(names)}, by discrete diffusion "
+        "(UniD3, arXiv 2211.14842). What it generates, and given what, are the tasks below.",
         "",
         "## How to use",
         "",
@@ -321,6 +327,17 @@ def card(
     if evaluation and evaluation.get("unmeasured"):
         lines += [f"- Not measured: {'; '.join(evaluation['unmeasured'])}."]
     return "\n".join(lines) + "\n"
+
+
+def _directions(vocab, mixture) -> list[str]:
+    """The hub's names of what a mixture trains between texts and pictures."""
+    rules = [tasks.parse(vocab, task) for task in mixture]
+    names = {"text-to-image": ("image", "text"), "image-to-text": ("text", "image")}
+    return [
+        name
+        for name, (free, other) in names.items()
+        if any(free in rule.free and other in rule.free + rule.given for rule in rules)
+    ]
 
 
 def _results(evaluation: dict | None) -> list[str]:

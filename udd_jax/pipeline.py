@@ -142,6 +142,7 @@ class Pipeline:
         license, dtype, shard: as of `save_pretrained`. options: private, message, token, endpoint
         (`hub.push`). UserError, one line.
         """
+        hub.require_name(name)  # before anything is written
         with tempfile.TemporaryDirectory() as place:
             folder = pathlib.Path(place) / "model"
             self.save_pretrained(folder, license, dtype, shard, name)
