@@ -10,6 +10,7 @@ from PIL import Image
 from udd_jax import pipeline
 from udd_jax.data import pixels
 from udd_jax.diffusion import tasks
+from udd_jax.steering import infilling
 
 A, B = "a red circle", "a small blue square"
 HALF = np.arange(32)[None].repeat(32, 0) < 16
@@ -74,6 +75,21 @@ def test_what_a_mask_hides_of_a_large_picture_changes_nothing_beside_it(pipe, ow
     np.testing.assert_array_equal(one[0]["image"], two[0]["image"])
     free = one[1].free[0, : pipe.vocab.modalities[0].length].reshape(4, 4)
     assert free.tolist() == [[True, True, True, False]] * 4
+
+
+@pytest.mark.parametrize("shape", [(10, 15), (7, 5), (4, 4), (3, 9), (2, 3)])
+def test_a_mask_spread_over_a_picture_covers_all_that_its_pixels_show(shape):
+    top, left, bottom, right = pixels.middle(shape, (4, 4))
+    for y, x in np.ndindex(4, 4):
+        mask = np.zeros((4, 4), bool)
+        mask[y, x] = True
+        expected = np.zeros(shape, bool)
+        for row, column in np.ndindex(bottom - top, right - left):
+            down = row / (bottom - top) * 4, (row + 1) / (bottom - top) * 4
+            along = column / (right - left) * 4, (column + 1) / (right - left) * 4
+            overlap = [min(e, i + 1) - max(b, i) for (b, e), i in ((down, y), (along, x))]
+            expected[top + row, left + column] = min(overlap) > 1e-9
+        np.testing.assert_array_equal(infilling.spread(mask, shape), expected)
 
 
 def test_a_mask_of_another_kind_or_size_is_one_line(pipe):

@@ -7,3 +7,8 @@ class UserError(ValueError):
 
 class NotFound(UserError, FileNotFoundError):
     """A file or folder that the user names is not there."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of a library says: its first line, or else the name of its type."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

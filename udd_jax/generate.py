@@ -44,52 +44,22 @@ def sample(workdir, flags, changes: dict | None = None) -> pathlib.Path:
         changes = {"guidance": edits.GUIDANCE, **changes}
     settings = pipe.settings(_rule(pipe, flags, asked), **changes)
     steps = _check_settings(pipe, flags, settings, changes)
-    given, most, mask = {}, max((len(rows) for rows in asked.values()), default=1), None
-    num = repeat = flags.num or 1
-    options = {"seed": flags.seed, "batch_size": flags.batch_size, **changes}
-    if flags.best_of > 1:
-        options |= {"best_of": flags.best_of, "by": flags.by}
-    if flags.paint:
-        options["paint"] = steering_flags.painted(flags.paint, pipe.tokenizers["image"].image_size)
-    if flags.begin_with is not None:
-        options["begin_with"] = _begun(flags)
-    if flags.begin_steps is not None:
-        options["begin_steps"] = flags.begin_steps
-    if flags.weigh:
-        options["weigh"] = steering_flags.weights(flags.weigh)
-    if flags.scorer:
-        options["scorers"] = steering_flags.scorers(pipe, flags.scorer, flags.weights)
-    if flags.task in AS_THEY_ARE:
-        ids = {n: _each(rows, most) for n, rows in asked.items()}
-    elif flags.task in EDITS:
-        ids = {n: _each(_read(pipe, n, rows), most) for n, rows in asked.items()}
-    elif flags.task == "infill":
-        if asked.get("image"):
-            given["image"], mask = _hidden(asked["image"][0], flags.mask, pipe.tokenizers["image"])
-        blanks = flags.blank_tokens
-        ids, options["masks"] = pipe.infilling(given.get("image"), mask, asked.get("text"), blanks)
-    elif flags.weight:
-        options["prompts"] = steering_flags.prompts(asked["text"], flags.weight)
-        ids, most = {n: _read(pipe, n, v) for n, v in asked.items() if n != "text"}, 1
-    elif flags.length:
-        images, repeat = _read(pipe, "image", asked["image"]), 1
-        ids, options["masks"] = lengths.inputs(pipe, images, flags.length, num, flags.seed)
-    else:
-        ids = {n: _each(_read(pipe, n, rows), most) for n, rows in asked.items()}
-    away = {"text": [flags.negative_prompt]} if flags.negative_prompt else None
+    num = flags.num or 1
+    most = 1 if flags.weight else max((len(rows) for rows in asked.values()), default=1)
+    ids, more, paste = _inputs(pipe, flags, asked, most)
+    options = {"seed": flags.seed, "batch_size": flags.batch_size, **_options(pipe, flags)}
+    options |= changes | more
     if flags.task in EDITS:
-        options |= {"negative": away} if away else {}
         results = EDITS[flags.task](pipe, flags, ids, {"num": num, **options})
-    else:
-        count, repeat = (None, repeat) if ids or flags.weight else (num, 1)
-        results = pipe.stream(flags.task, count, given=ids, num=repeat, negative=away, **options)
+    else:  # the rows of a length are as many as the samples
+        count, repeat = (None, 1 if flags.length else num) if ids or flags.weight else (num, 1)
+        results = pipe.stream(flags.task, count, given=ids, num=repeat, **options)
     out.mkdir(parents=True, exist_ok=True)
     logbook.begin()
     run = str(getattr(flags, "workdir", None) or workdir)
     common = {"run": run if files.in_bucket(run) else os.path.abspath(run), **_typed(flags)}
     # Of several steps, each has settings of its own: what was typed is what they share.
     common["settings"] = dataclasses.asdict(settings) if steps == 1 else changes
-    paste = None if mask is None else (given["image"], mask)
     if flags.weight:
         asked["text"] = [asked["text"]]
     asked = {
@@ -103,6 +73,46 @@ def sample(workdir, flags, changes: dict | None = None) -> pathlib.Path:
     sample_files.write(out, pipe, flags, told, common, results, total, paste)
     _finish(pipe, workdir, out, flags, total, asked)
     return out
+
+
+def _options(pipe, flags) -> dict:
+    """The keywords of the call that the flags mean, beside settings, seed and batch size."""
+    found = {"best_of": flags.best_of, "by": flags.by} if flags.best_of > 1 else {}
+    if flags.negative_prompt:
+        found["negative"] = {"text": [flags.negative_prompt]}
+    if flags.paint:
+        found["paint"] = steering_flags.painted(flags.paint, pipe.tokenizers["image"].image_size)
+    if flags.begin_with is not None:
+        found["begin_with"] = _begun(flags)
+    if flags.begin_steps is not None:
+        found["begin_steps"] = flags.begin_steps
+    if flags.weigh:
+        found["weigh"] = steering_flags.weights(flags.weigh)
+    if flags.scorer:
+        found["scorers"] = steering_flags.scorers(pipe, flags.scorer, flags.weights)
+    return found
+
+
+def _inputs(pipe, flags, asked, most: int) -> tuple[dict, dict, tuple | None]:
+    """What is given, {modality: values or ids} of `most` rows; more keywords of the call; and the
+    image and mask of an infilling."""
+    if flags.task in AS_THEY_ARE:
+        return {n: _each(rows, most) for n, rows in asked.items()}, {}, None
+    if flags.task == "infill":
+        image = mask = None
+        if asked.get("image"):
+            image, mask = _hidden(asked["image"][0], flags.mask, pipe.tokenizers["image"])
+        ids, masks = pipe.infilling(image, mask, asked.get("text"), flags.blank_tokens)
+        return ids, {"masks": masks}, None if image is None else (image, mask)
+    if flags.length:
+        images = _read(pipe, "image", asked["image"])
+        rows = lengths.inputs(pipe, images, flags.length, flags.num or 1, flags.seed)
+        return rows[0], {"masks": rows[1]}, None
+    if flags.weight:  # all prompts are one condition
+        prompts = steering_flags.prompts(asked["text"], flags.weight)
+        others = {n: _read(pipe, n, rows) for n, rows in asked.items() if n != "text"}
+        return others, {"prompts": prompts}, None
+    return {n: _each(_read(pipe, n, rows), most) for n, rows in asked.items()}, {}, None
 
 
 def _typed(flags) -> dict:

@@ -340,21 +340,6 @@ def test_a_mask_fitted_keeps_every_white_pixel_that_the_image_keeps():
     np.testing.assert_array_equal(pixels.fit_mask(mask, 12), mask.repeat(2, 0).repeat(2, 1))
 
 
-@pytest.mark.parametrize("shape", [(10, 15), (7, 5), (4, 4), (3, 9), (2, 3)])
-def test_a_mask_spread_over_a_picture_covers_all_that_its_pixels_show(shape):
-    top, left, bottom, right = pixels.middle(shape, (4, 4))
-    for y, x in np.ndindex(4, 4):
-        mask = np.zeros((4, 4), bool)
-        mask[y, x] = True
-        expected = np.zeros(shape, bool)
-        for row, column in np.ndindex(bottom - top, right - left):
-            down = row / (bottom - top) * 4, (row + 1) / (bottom - top) * 4
-            along = column / (right - left) * 4, (column + 1) / (right - left) * 4
-            overlap = [min(e, i + 1) - max(b, i) for (b, e), i in ((down, y), (along, x))]
-            expected[top + row, left + column] = min(overlap) > 1e-9
-        np.testing.assert_array_equal(pixels.spread_mask(mask, shape), expected)
-
-
 def test_hidden_pixels_leave_no_trace_and_given_ones_stay():
     mask = RNG.random((5, 7)) < 0.5
     other = np.where(mask[:, :, None], 255 - PIXELS, PIXELS)

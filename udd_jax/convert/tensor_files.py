@@ -7,7 +7,7 @@ import pathlib
 import numpy as np
 
 from udd_jax.convert import torch_files
-from udd_jax.errors import UserError
+from udd_jax.errors import UserError, first_line
 from udd_jax.runtime import trees
 
 
@@ -37,7 +37,7 @@ def _safetensors(path) -> dict[str, np.ndarray]:
             array = np.frombuffer(content, dtype, count, start + first)
             state[name] = array.reshape(entry["shape"])
     except Exception as error:  # a damaged header can raise any exception
-        reason = (str(error).splitlines() or [""])[0]
+        reason = first_line(error)
         raise UserError(
             f"{path} is not a safetensors file, or is damaged or cut short ({reason})"
         ) from None

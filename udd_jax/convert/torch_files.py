@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 import ml_dtypes
 import numpy as np
 
-from udd_jax.errors import UserError
+from udd_jax.errors import UserError, first_line
 
 DTYPES = {
     "Double": np.float64,
@@ -265,7 +265,7 @@ def load(path: str | os.PathLike) -> dict[str, np.ndarray]:
             f"{path} is refused, {refusal}: weights have no need to, so do not trust this file"
         ) from None
     except Exception as error:  # a damaged pickle can raise any exception
-        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+        reason = first_line(error)
         raise UserError(
             f"{path} is not a PyTorch checkpoint, or is damaged or cut short ({reason})"
         ) from None

@@ -12,7 +12,7 @@ import pathlib
 
 import numpy as np
 
-from udd_jax.errors import UserError
+from udd_jax.errors import UserError, first_line
 
 SUFFIX = ".npy"
 MAGIC, ARCHIVE = b"\x93NUMPY", b"PK"
@@ -37,7 +37,7 @@ def read(source: str | os.PathLike | bytes) -> np.ndarray:
     except OSError as error:
         cause = error.strerror or str(error)
     except Exception as error:  # damaged headers raise errors of any type
-        cause = (str(error).splitlines() or [type(error).__name__])[0]
+        cause = first_line(error)
     raise UserError(f"{name} is not an array of numbers (.npy): {cause}") from None
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from udd_jax.data import arrays, pixels
-from udd_jax.errors import UserError
+from udd_jax.errors import UserError, first_line
 from udd_jax.runtime import files
 
 # Colours of the ids 0, 1, 2, ...: white ground, then hues that most people can tell apart.
@@ -42,7 +42,7 @@ def read(source: str | os.PathLike | bytes) -> np.ndarray:
     try:
         found = _decoded(content, suffix)
     except Exception as error:  # damaged files raise errors of any type
-        cause = (str(error).splitlines() or [type(error).__name__])[0]
+        cause = first_line(error)
         raise UserError(f"{name} is not a layout: {cause}") from None
     return check(found, name)
 

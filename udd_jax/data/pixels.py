@@ -28,7 +28,7 @@ import warnings
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
-from udd_jax.errors import UserError
+from udd_jax.errors import UserError, first_line
 from udd_jax.runtime import files
 
 CROP, FILTER = "centre square", "lanczos"  # of `fit`
@@ -122,7 +122,7 @@ def read_for(
     except Image.UnidentifiedImageError:
         raise UserError(f"image: {name} is not an image of a format that is read") from None
     except Exception as error:  # the decoders of Pillow raise errors of any type
-        cause = (str(error).splitlines() or [type(error).__name__])[0]
+        cause = first_line(error)
         raise UserError(f"image: {name} is damaged: {cause}") from None
 
 
@@ -249,25 +249,6 @@ def fit_mask(mask: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
     grey = Image.fromarray(mask.astype(np.float32))
     box = left, top, right, bottom
     return np.array(grey.resize((width, height), Image.Resampling.BOX, box=box)) > 0
-
-
-def spread_mask(mask: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """bool[h, w] to bool[H, W], the reverse of `fit_mask`: True where any part of a pixel is under
-    the mask, False in what `fit` cuts off."""
-    top, left, bottom, right = middle(shape, mask.shape)
-    spread = np.zeros(shape, bool)
-    rows, columns = (
-        _touched(of, to) for of, to in zip(mask.shape, (bottom - top, right - left), strict=True)
-    )
-    spread[top:bottom, left:right] = rows @ mask @ columns.T
-    return spread
-
-
-def _touched(of: int, to: int) -> np.ndarray:
-    """Which of `of` pixels of a line each of `to` pixels of the same line touches: bool[to, of]."""
-    first, last = np.arange(to) * of // to, ((np.arange(to) + 1) * of - 1) // to
-    each = np.arange(of)
-    return (first[:, None] <= each) & (each <= last[:, None])
 
 
 def code_mask(mask: np.ndarray, grid: tuple[int, int]) -> np.ndarray:

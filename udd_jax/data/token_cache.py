@@ -29,7 +29,7 @@ import numpy as np
 from array_record.python import array_record_module
 
 from udd_jax.data import pixels, reading, token_checks
-from udd_jax.errors import UserError
+from udd_jax.errors import UserError, first_line
 from udd_jax.runtime import files
 
 _FORMAT = 1
@@ -372,7 +372,7 @@ def _writing(partial):
     try:
         yield
     except RuntimeError as error:
-        cause = str(error).splitlines()[0]
+        cause = first_line(error)
         raise OSError(f"{partial}: {cause}; make room and run again to continue") from None
 
 

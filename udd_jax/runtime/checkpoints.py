@@ -26,7 +26,7 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from udd_jax.errors import UserError
+from udd_jax.errors import UserError, first_line
 from udd_jax.runtime import files, trees
 
 MANIFEST = "manifest.json"
@@ -178,7 +178,7 @@ class Checkpoints:
     def _fail(self, step, error):
         with contextlib.suppress(OSError):
             self._sweep()  # free the space of the unfinished checkpoint
-        cause = (str(error).strip() or type(error).__name__).splitlines()[0]
+        cause = first_line(error)
         code = re.search(r"os_error_code='(\d+)'", cause)  # TensorStore's way to tell the system's
         cause = os.strerror(int(code[1])) if code else cause[:300]
         last = self.latest_step()

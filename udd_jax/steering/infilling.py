@@ -79,5 +79,24 @@ def hidden(picture: np.ndarray, mask, size: tuple[int, int]) -> tuple[np.ndarray
             f"image_mask: {mask.dtype}{list(mask.shape)}, expected {expected}, one for each image, "
             "or an image of Pillow"
         )
-    own = mask if mask.shape == shape else pixels.spread_mask(mask, shape)
+    own = mask if mask.shape == shape else spread(mask, shape)
     return pixels.fit(pixels.hide(picture, own), size), pixels.fit_mask(mask, size)
+
+
+def spread(mask: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """bool[h, w] to bool[H, W], the reverse of `pixels.fit_mask`: True where any part of a pixel is
+    under the mask, False in what `pixels.fit` cuts off."""
+    top, left, bottom, right = pixels.middle(shape, mask.shape)
+    found = np.zeros(shape, bool)
+    rows, columns = (
+        _touched(of, to) for of, to in zip(mask.shape, (bottom - top, right - left), strict=True)
+    )
+    found[top:bottom, left:right] = rows @ mask @ columns.T
+    return found
+
+
+def _touched(of: int, to: int) -> np.ndarray:
+    """Which of `of` pixels of a line each of `to` pixels of the same line touches: bool[to, of]."""
+    first, last = np.arange(to) * of // to, ((np.arange(to) + 1) * of - 1) // to
+    each = np.arange(of)
+    return (first[:, None] <= each) & (each <= last[:, None])

@@ -33,7 +33,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import sentencepiece
 
-from udd_jax.errors import UserError
+from udd_jax.errors import UserError, first_line
 from udd_jax.runtime import files
 from udd_jax.tokenizers import clip_bpe, unspaced
 
@@ -199,7 +199,7 @@ def load(path: str | os.PathLike, classes: int | None = None) -> Tokenizer:
         if content[:2] == b"\x1f\x8b":
             content = gzip.decompress(content)
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"text tokenizer: cannot read {path}: {_line(error)}") from None
+        raise UserError(f"text tokenizer: cannot read {path}: {first_line(error)}") from None
     kind = {b"#": "clip", b'"': "clip", b"{": "huggingface", b"\n": "sentencepiece"}.get(
         content.lstrip(b" \t\r")[:1]
     )
@@ -215,7 +215,7 @@ def load(path: str | os.PathLike, classes: int | None = None) -> Tokenizer:
             content = clip_bpe.cut(content, classes)
         return Tokenizer(kind, content)
     except (RuntimeError, ValueError) as error:
-        raise UserError(f"text tokenizer: {path}: {_line(error)}") from None
+        raise UserError(f"text tokenizer: {path}: {first_line(error)}") from None
 
 
 def train_sentencepiece(
@@ -308,7 +308,7 @@ class _HuggingFace:
         try:
             self._model = model = tokenizers.Tokenizer.from_str(content.decode())
         except Exception as error:  # the package raises bare Exception
-            raise UserError(f"not a tokenizer.json: {_line(error)}") from None
+            raise UserError(f"not a tokenizer.json: {first_line(error)}") from None
         vocabulary = model.get_vocab()
         special = {str(t) for t in model.get_added_tokens_decoder().values() if t.special}
         padding = (model.padding or {}).get("pad_token")
@@ -339,7 +339,3 @@ def _is_lower(pieces: Iterable[str]) -> bool:
 
 def _short(text: str) -> str:
     return json.dumps(text if len(text) <= 60 else text[:57] + "...")
-
-
-def _line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -29,16 +29,12 @@ from udd_jax.data.sources import (
     split_names,
     webdataset,
 )
-from udd_jax.errors import UserError
+from udd_jax.errors import UserError, first_line
 
 _IMAGE_FIELDS = ("image", "img", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes")
 _ENDS = (".parquet", ".arrow")
 _DAMAGE = (OSError, ValueError, pyarrow.ArrowException)
 _CLASSES = ("label", "labels")
-
-
-def _line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 class _Arrow:
@@ -87,7 +83,7 @@ def read(where: tuple[str, str, int, int]) -> bytes:
     try:
         value = _images(path, column, group, looks.written(path))[row]
     except (*_DAMAGE, IndexError) as error:
-        raise UserError(f"{path}, row group {group} is damaged: {_line(error)}") from None
+        raise UserError(f"{path}, row group {group} is damaged: {first_line(error)}") from None
     content = value.get("bytes") if isinstance(value, dict) else value
     if not isinstance(content, bytes):
         raise UserError(f"{path}, row group {group}, row {row} has no image bytes in {column!r}")
@@ -105,7 +101,7 @@ def read_value(where: tuple[str, str, int, int, bool, bool]):
     try:
         cell = _values(path, column, group, looks.written(path))[row]
     except (*_DAMAGE, IndexError) as error:
-        raise UserError(f"{path}, row group {group} is damaged: {_line(error)}") from None
+        raise UserError(f"{path}, row group {group} is damaged: {first_line(error)}") from None
     found = beside.place(cell, functools.partial(beside.inside, os.path.dirname(path)), *kinds)
     if isinstance(found, listing.Broken):
         raise UserError(found.cause)
@@ -141,7 +137,7 @@ def items(
         try:
             table = _open(file)
         except _DAMAGE as error:
-            broken = listing.Broken(f"unreadable: {_line(error)}")
+            broken = listing.Broken(f"unreadable: {first_line(error)}")
             found.append(listing.Item(name, broken, (), {}, split))
             continue
         fields = image_field, caption_field, split_field, further or {}, incomplete
@@ -193,7 +189,7 @@ def _rows(table, file, name, split, image_field, caption_field, split_field, fur
             lacks = _lacks_image(table, group, images[0]) if incomplete else ()
         except _DAMAGE as error:
             for _ in range(count):
-                broken = listing.Broken(f"row group {group} is damaged: {_line(error)}")
+                broken = listing.Broken(f"row group {group} is damaged: {first_line(error)}")
                 yield listing.Item(f"{name}/{number}", broken, (), {}, split)
                 number += 1
             continue
