@@ -322,6 +322,10 @@ def test_an_image_of_another_size_is_resized_with_a_word_about_it(tmp_path, caps
         ),
         ({"prompt": ["a"], "mask": "m.png"}, "--mask means nothing for --task=t2i"),
         (
+            {"task": "infill", "prompt": ["a ___"], "scorer": ["palette=a.png:64"]},
+            "--scorer means nothing for --task=infill",
+        ),
+        (
             {"task": "text", "negative_prompt": "a"},
             "--negative_prompt means nothing for --task=text",
         ),

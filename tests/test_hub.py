@@ -92,6 +92,14 @@ def test_the_card_has_the_results_of_the_run(tmp_path):
     assert files.read_json(tmp_path / "model" / "evaluation.json") == result
 
 
+def test_a_card_of_data_that_no_program_reads_does_not_say_that_nothing_was_measured(pipe):
+    protocol = {"split": "test", "item_count": 8, "suite": "main"}
+    found = {"headline": [], "manifest": {"protocol": protocol}}
+    text = hub.card(pipe.config, pipe.vocab, 5, found, "mit")
+    assert "Split test, 8 items, suite main" in text and "is in `evaluation.json`" in text
+    assert "has not been evaluated" not in text
+
+
 def test_the_tags_of_a_card_are_what_the_network_was_trained_for(pipe):
     for mixture, tags in (
         ({"t2i": 0.9, "image": 0.1}, ["text-to-image"]),

@@ -125,6 +125,12 @@ def test_image_to_text_draws_its_length_from_the_modality(pipe, images):
     assert padding(pipe, made)[beyond].all() and len(made.captions) == 4
 
 
+def test_lengths_of_the_last_pictures_are_those_of_the_whole_call(pipe, images):
+    whole = pipe.image_to_text(images, length="drawn", seed=3)
+    last = pipe.image_to_text(images[2:], length="drawn", seed=3, first=2)
+    np.testing.assert_array_equal(last.tokens, whole.tokens[2:])
+
+
 def test_each_picture_can_have_a_length_of_its_own(pipe, images):
     each = np.array([3, 1, 13, 5])
     made = pipe.image_to_text(images, length=each.tolist(), num=2, seed=3)

@@ -98,6 +98,9 @@ def test_a_run_that_begins_with_the_image_begins_with_both_of_its_levels(pipe):
     for rule in ("image|text", "t2i", "image|coarse", "coarse|text", "coarse", "text|image"):
         assert stepwise.usual(pipe, rule) == []
     assert stepwise.usual(pipe, "pair") == ["image"]
+    texts_first = pipe.with_config(begin_with=("text",))
+    assert stepwise.usual(texts_first, "image") == [] and stepwise.usual(texts_first, "text") == []
+    assert stepwise.usual(texts_first, "pair") == ["text"]
     assert stepwise.check(pipe, "pair", ["image"]) == (["coarse", "image"], ["text"])
     assert pipe.text_to_image(TEXT).calls.tolist() == [3 + 2]
 

@@ -105,7 +105,7 @@ def test_batches_come_one_by_one_and_join_to_the_whole(pipe):
     assert whole.captions == parts[0].captions + parts[1].captions
     np.testing.assert_array_equal(whole.images, np.concatenate([part.images for part in parts]))
     assert whole.states.shape == (2, 6, pipe.vocab.length)
-    with pytest.raises(ValueError, match="num = 0"):
+    with pytest.raises(ValueError, match="count 0: expected at least 1 sample"):
         pipe.stream("pair", 0)  # at once, and not with the first batch
 
 
@@ -273,12 +273,12 @@ def test_a_rule_and_values_say_what_a_task_and_ids_say(pipe, pictures):
             "weigh = 2, expected {modality: weight} such as {'text': 0.5}",
         ),
         ("pair", {"count": 2, "begin_with": 3}, "begin_with = 3, expected names of modalities"),
-        ("t2i", {"given": {"text": []}}, "num = 0, expected at least 1"),
-        ("pair", {}, "num = 0, expected at least 1"),
+        ("t2i", {"given": {"text": []}}, "text 0: expected at least 1 sample"),
+        ("pair", {}, "count is missing: say how many samples, as in generate('pair', 4)"),
         (
             "t2i",
             {"given": {"text": ["a"] * 3}, "negative": {"text": ["a", "a"]}, "guidance": 2.0},
-            "numbers of samples: text 2, num 3",
+            "numbers of samples: text 2, count 3",
         ),
     ],
 )

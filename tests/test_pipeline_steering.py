@@ -63,12 +63,26 @@ def test_bad_steering_is_one_line(pipe, options, message):
         pipe.generate("t2i", **options)
 
 
+def test_a_negative_prompt_that_no_branch_reads_is_one_line(pipe):
+    for prompts in ([(A, 0.5), (B, 0.5)], [(A, 1.0)]):
+        with pytest.raises(ValueError, match="negative changes nothing, the weights of the p"):
+            pipe.text_to_image(prompts=prompts, negative=B)
+    bare = pipe.text_to_image(prompts=[(A, 2.0)], num=4, seed=2)
+    away = pipe.text_to_image(prompts=[(A, 2.0)], num=4, seed=2, negative=B)
+    assert (bare.tokens != away.tokens).any()
+
+
 def test_painted_words_steer_and_a_weight_of_0_changes_no_bit(pipe):
     bare = pipe.text_to_image(A, num=4, seed=2)
     nothing = pipe.text_to_image(A, num=4, seed=2, paint=[("red circle", HALF, 0)])
     np.testing.assert_array_equal(nothing.tokens, bare.tokens)
     painted = pipe.text_to_image(A, num=4, seed=2, paint=[("red circle", HALF, 9.0)])
     assert (painted.tokens != bare.tokens).any() and (bare.branches, painted.branches) == (1, 3)
+    with pytest.raises(ValueError, match="1 phrases and 2 masks for 4 prompts, expected one or"):
+        pipe.text_to_image([A] * 4, paint=[("red circle", np.stack([HALF, HALF]))])
+    each = pipe.text_to_image([A] * 2, num=2, seed=2, paint=[("red", np.stack([HALF, HALF]))])
+    same = pipe.text_to_image([A] * 2, num=2, seed=2, paint=[("red", HALF)])
+    np.testing.assert_array_equal(each.tokens, same.tokens)
     with pytest.raises(ValueError, match="paint is for images of a given text"):
         pipe.pairs(2, paint=[("red", HALF)])
 

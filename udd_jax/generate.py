@@ -237,7 +237,8 @@ def _check(flags, asked, vocab) -> None:
         unused += [f"--{name}"] if typed and flags.task != task and not alike(task) else []
     unused += ["--best_of"] if flags.best_of != 1 and (edits or infill) else []
     unused += ["--by"] if flags.by != "bound" and flags.best_of == 1 else []
-    unused += ["--scorer"] if flags.scorer and "image" not in rule.free else []
+    drawn = "image" in (asked if infill else rule.free)
+    unused += ["--scorer"] if flags.scorer and not drawn else []
     unused += ["--weights"] if flags.weights and not flags.scorer else []
     names = {typed.partition("=")[0] for typed in flags.scorer} & {"match", "shows"}
     matches = names or flags.by == "match"

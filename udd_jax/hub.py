@@ -341,12 +341,16 @@ def _directions(vocab, mixture) -> list[str]:
 
 
 def _results(evaluation: dict | None) -> list[str]:
-    if not evaluation or not evaluation.get("headline"):
+    if not evaluation:
         return ["This model has not been evaluated."]
     protocol = evaluation["manifest"]["protocol"]
     lines = [
         f"Split {protocol['split']}, {protocol['item_count']} items, suite {protocol['suite']}; "
         "± is one standard error.",
+    ]
+    if not evaluation.get("headline"):  # what is right can be read in an embedded world only
+        return [*lines, "All that was measured is in `evaluation.json`."]
+    lines += [
         "",
         "| task | measure | value | better |",
         "|---|---|---|---|",

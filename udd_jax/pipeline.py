@@ -272,7 +272,8 @@ class Pipeline:
         2
         """
         if length is not None:
-            given, masks = lengths.inputs(self, images, length, num, seed)
+            first = values.whole("first", settings.get("first", 0), 0)
+            given, masks = lengths.inputs(self, images, length, num, seed, first)
             return self.generate("i2t", given=given, masks=masks, seed=seed, **settings)
         return self.generate("i2t", given={"image": images}, num=num, seed=seed, **settings)
 

@@ -366,14 +366,15 @@ def together(given: dict) -> dict:
 def count(asked, given: dict) -> int:
     """The number of samples, from `asked` and the given values. ValueError if they differ."""
     counts = {name: len(ids) for name, ids in given.items()}
-    counts |= {} if asked is None else {"num": whole("num", asked)}
+    counts |= {} if asked is None else {"count": whole("count", asked)}
+    said = ", ".join(f"{name} {n}" for name, n in counts.items())
+    if not counts:
+        raise UserError("count is missing: say how many samples, as in generate('pair', 4)")
     if len(set(counts.values())) > 1:
-        said = ", ".join(f"{name} {n}" for name, n in counts.items())
         raise UserError(f"different numbers of samples: {said}")
-    found = next(iter(counts.values()), 0)
-    if found < 1:
-        raise UserError(f"num = {found}, expected at least 1")
-    return found
+    if not min(counts.values()) > 0:
+        raise UserError(f"{said}: expected at least 1 sample")
+    return next(iter(counts.values()))
 
 
 def fuse(vocab, local: dict, count: int, elsewhere: int) -> np.ndarray:

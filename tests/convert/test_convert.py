@@ -312,6 +312,31 @@ def test_a_map_of_codes_is_not_lost_on_the_way_back(tmp_path):
     refuse("exists: choose another", tmp_path, command.to_safetensors, tmp_path / "out", other)
 
 
+@pytest.mark.parametrize("quantiser", ["gumbel", "straight_through"])
+def test_joined_codes_decode_as_before_on_the_way_back(tmp_path, quantiser):
+    changes = {"quantiser": quantiser}
+    if quantiser == "gumbel":
+        changes["embed_dim"] = VQ["z_channels"]
+    save(tmp_path / "vqgan.ckpt", vq_state(**changes))
+    where = tmp_path / "vqgan.yaml"
+    where.write_text(yaml_of(**changes))
+    command.from_taming(tmp_path / "vqgan.ckpt", tmp_path / "out", where)
+    joined = dataclasses.replace(
+        image_tokenizer.load(tmp_path / "out" / build.IMAGE),
+        full_to_used=np.array([0, 1, 0, 2, 1, 1, 0, 2, 3], np.int32),
+        decoded_to=np.array([6, 4, 3, 8], np.int32),
+    )
+    image_tokenizer.save(tmp_path / "out" / build.IMAGE, joined, {})
+    back = tmp_path / "back.safetensors"
+    command.to_safetensors(tmp_path / "out", back)
+    command.from_taming(back, tmp_path / "again", where, codes=f"{back}.codes.npy")
+    again = image_tokenizer.load(tmp_path / "again" / build.IMAGE)
+    codes = np.arange(4, dtype=np.int32).reshape(1, 4)
+    np.testing.assert_array_equal(again.decode(codes), joined.decode(codes))
+    images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3)).astype(np.uint8)
+    np.testing.assert_array_equal(again.encode(images), joined.encode(images))
+
+
 @pytest.mark.parametrize("prefix", ["first_stage_model.", "vqvae.", "module.", "_orig_mod."])
 def test_a_vqgan_is_found_under_a_prefix_and_its_averages_are_left_and_said(
     tmp_path, prefix, capsys

@@ -83,6 +83,12 @@ def test_bits_a_token_of_other_tokens_are_not_set_side_by_side(tmp_path):
     assert [line.split()[-1] for line in lines if "bits a token" in line] == ["0.6000"] * 2
 
 
+def test_a_result_of_another_suite_is_one_line(tmp_path):
+    files.write_json(tmp_path / "samplers.json", {"manifest": {"protocol": {}}, "rows": []})
+    with pytest.raises(ValueError, match="is not of the suite main or full: it has no headline"):
+        compare.show(tmp_path / "samplers.json", tmp_path / "samplers.json")
+
+
 def test_results_of_different_protocols_are_refused_by_name(tmp_path):
     other = result(manifest__protocol__settings={"steps": 9, "top_r": 0.75, "top_k": 3})
     other["manifest"]["protocol"]["items"] = "cd"

@@ -147,6 +147,13 @@ def test_a_network_of_one_time_says_nothing_of_a_caption_alone(done, tmp_path):
     assert found["image of a caption"]["first 1"].value == 1
 
 
+def test_no_round_trips_are_not_measured():
+    evaluate = types.SimpleNamespace(round_trips=0)
+    pipe = types.SimpleNamespace(config=types.SimpleNamespace(evaluate=evaluate))
+    found = full_suite.round_trips(pipe, None, {"i2t": [1], "t2i": [1]}, None)
+    assert found == {"all": intervals.Unmeasured("evaluate.round_trips = 0")}
+
+
 def test_round_trips_know_what_was_lost(done):
     found = done[2]["full"]["round_trips"]
     # Image 0 of t2i is empty, and so is the way back of item 1, whose caption is no caption.

@@ -352,3 +352,8 @@ def test_other_weights_have_another_hash(done):
     weights["layer"]["kernel"][1, 2] += 1e-6
     changed = manifest.made_of(copy(done[0], params=weights))
     assert changed["weights"] != manifest.made_of(done[0])["weights"]
+
+
+def test_samples_a_second_are_of_tasks_without_compilation_where_there_are_some():
+    drawn = SimpleNamespace(about={"seconds": 2.0, "task": "t2i"}, calls=[3])
+    assert "samples_a_second" not in main_suite.speed({"t2i": drawn}, {"t2i": 2.0})

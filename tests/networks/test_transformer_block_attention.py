@@ -13,7 +13,7 @@ from udd_jax import pipeline
 from udd_jax.diffusion import denoiser, objective, schedules, tasks, transition, vocab
 from udd_jax.networks import transformer
 from udd_jax.networks.denoiser import Denoiser
-from udd_jax.sampling import reverse
+from udd_jax.sampling import guidance, reverse
 from udd_jax.sampling.settings import Settings
 from udd_jax.steering import chains
 
@@ -236,6 +236,15 @@ def test_a_run_keeps_what_a_task_leaves_as_it_is(tmp_path, monkeypatch):
         bits = pipe.log_likelihood(images, captions, task="i2t", times=3)
         return [r.tokens for r in given], bits
 
+    def late(scene, x, t):
+        """A guide in which another caption is given from the middle of the chain on."""
+        now = tasks.times(scene.kernel.vocab, scene.masks, t, scene.kernel.steps)
+        text = scene.kernel.vocab.modality_of == 1
+        here = (t < scene.kernel.steps // 2)[:, None] & text[None]
+        seen = jax.numpy.where(here, jax.numpy.roll(x, 1, axis=0), x)
+        return [guidance.Branch(seen, now, scene.masks.free, jax.numpy.ones((len(x), 2)))]
+
+    led = pipe.text_to_image(captions, guide=late).tokens
     tokens, bits = results()
     mesh = pipeline.sharding.make_mesh(4, 1)
     spread = dataclasses.replace(pipe, mesh=mesh).image_to_text(images)
@@ -243,4 +252,5 @@ def test_a_run_keeps_what_a_task_leaves_as_it_is(tmp_path, monkeypatch):
     monkeypatch.setattr(chains, "still", lambda pipe, masks: None)
     whole, expected = results()
     np.testing.assert_array_equal(tokens, whole)
+    np.testing.assert_array_equal(pipe.text_to_image(captions, guide=late).tokens, led)
     np.testing.assert_allclose(bits, expected, rtol=1e-5)

@@ -14,6 +14,7 @@ import contextlib
 import json
 import pathlib
 
+import jax
 import ml_collections
 import numpy as np
 from flax import traverse_util
@@ -171,7 +172,7 @@ def to_safetensors(workdir, out) -> None:
     image = image_tokenizer.load(workdir / build.image_file(workdir))
     settings = {"patch": 1, "local_encoder": False, "local_decoder": False, "channels": 3}
     _must_be_published("vq.model", {k: getattr(image.module, k) for k in settings}, settings)
-    vq_state = names.write(image.params, names.vq_name)
+    vq_state = names.write(_first_decodes(image), names.vq_name)
     if not (workdir / build.CONFIG).exists():
         _save(out, vq_state, image.full_to_used)
         return
@@ -188,6 +189,22 @@ def to_safetensors(workdir, out) -> None:
         found = taming.used_codes(None, image.module.n_embed, image.codes)
     published = codes is not None and np.array_equal(codes, found)
     _save(out, unid3.join_state(network, vq_state), None if published else codes)
+
+
+def _first_decodes(image: image_tokenizer.ImageTokenizer) -> dict:
+    """The weights with joined codes in another order: what an index decodes to is the first of
+    those that share it, as it is where a map is published."""
+    if image.decoded_to is None:
+        return image.params
+    order = np.arange(image.module.n_embed)
+    first = np.unique(image.full_to_used, return_index=True)[1]
+    order[first], order[image.decoded_to] = image.decoded_to, first
+    codes_last = lambda leaf: leaf.ndim != 2  # of logits; codebooks have rows  # noqa: E731
+    swapped = jax.tree.map(
+        lambda leaf: np.take(np.asarray(leaf), order, axis=-1 if codes_last(leaf) else 0),
+        image.params["quantize"],
+    )
+    return image.params | {"quantize": swapped}
 
 
 def _save(out, state: dict, codes: np.ndarray | None) -> None:

@@ -250,7 +250,7 @@ def make(
         options["prompts"] = [(each(ids), weight) for ids, weight in options["prompts"]]
     if "paint" in options:
         shown = given | (prompts.together(asked) if "prompts" in options else {})
-        painted.read(pipe, options["paint"], shown, masks, 1)
+        painted.read(pipe, options["paint"], shown, masks, 1, 1)
     if "weigh" in options:
         segments.read(pipe, options["weigh"], masks, 1, 1)
     return Request(

@@ -80,6 +80,8 @@ def _read(path) -> dict:
     result = files.read_json(path)
     if not isinstance(result, dict) or "protocol" not in result.get("manifest", {}):
         raise UserError(f"{path} is not a result of an evaluation: it has no manifest.protocol")
+    if "headline" not in result:
+        raise UserError(f"{path} is not of the suite main or full: it has no headline to compare")
     return result
 
 

@@ -115,7 +115,14 @@ def prepare(
     asked = None if asked is None else weighted.branched(pipe, asked, count, masks.free)
     if asked is not None and (others := [n for n in negative or {} if n not in prompted]):
         raise UserError(f"negative has {others[0]!r}, and no prompt has: expected one of it, too")
-    strokes = painted.read(pipe, paint, given, masks, count) if paint else None
+    if negative and prompts is not None and not settings.on("guidance"):
+        rest = None if asked is None else np.abs(1 - asked.weight.sum(0))[1:]
+        if rest is None or rest.max() <= branching.SLIGHT:
+            raise UserError(
+                "negative changes nothing, the weights of the prompts sum to 1 and guidance is "
+                "off: set guidance=2"
+            )
+    strokes = painted.read(pipe, paint, given, masks, count, count // num) if paint else None
     return Chains(
         x=values.fuse(vocab, given, count, 0),
         masks=masks,
@@ -127,7 +134,7 @@ def prepare(
         guide=guide,
         scorers=terms.parse(scorers, vocab),
         settings=settings,
-        still=still(pipe, masks),
+        still=still(pipe, masks) if guide is None else None,  # its branches may change a condition
         without=without(pipe, masks, against) if guide is None else (),
         shown=[
             m.name

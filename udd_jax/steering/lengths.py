@@ -18,19 +18,21 @@ from udd_jax.training import length as heads
 DRAWN = "drawn"
 
 
-def inputs(pipe, images, length, num: int = 1, seed: int = 0) -> tuple[dict, tasks.Masks]:
+def inputs(
+    pipe, images, length, num: int = 1, seed: int = 0, first: int = 0
+) -> tuple[dict, tasks.Masks]:
     """`given` and `masks` of `Pipeline.generate`, for `num` captions of each picture.
 
     images: as of `image_to_text`. length: a number of tokens from 1 to M, or one for each picture,
-    or "drawn" for each caption by itself. UserError, one line: it is none of these, or the run has
-    no way to draw one.
+    or "drawn" for each caption by itself. first: the number of the first caption, as of
+    `Pipeline.stream`. UserError, one line: it is none of these, or the run has no way to draw one.
     """
     values.seed(seed)
     image = values.ids(pipe, "image", images)
     num, most = values.whole("num", num, 1), pipe.text_length
     if isinstance(length, str) and length == DRAWN:
         image = np.repeat(image, num, axis=0)
-        lengths = draw(pipe, image, seed)
+        lengths = draw(pipe, image, seed, first)
     else:
         lengths = np.repeat(_typed(length, len(image), most), num)
         image = np.repeat(image, num, axis=0)
@@ -77,11 +79,12 @@ def cut(pipe, given: dict, masks: tasks.Masks) -> tuple[dict, tasks.Masks]:
     return given | {"text": text}, tasks.Masks(free, np.asarray(masks.absent))
 
 
-def draw(pipe, image, seed: int) -> np.ndarray:
+def draw(pipe, image, seed: int, first: int = 0) -> np.ndarray:
     """A length for each picture int[n, N], drawn from the modality or the head: int[n], at least
-    1."""
+    1. first: the number of the first sample, as of `Pipeline.stream`."""
     if (name := modality(pipe)) is not None:
-        made = pipe.generate(f"{name}|image", given={"image": np.asarray(image)}, seed=seed)
+        given = {"image": np.asarray(image)}
+        made = pipe.generate(f"{name}|image", given=given, seed=seed, first=first)
         return np.maximum(made.values[name], 1)
     if not getattr(pipe.model, "length_head", False):
         raise UserError(
@@ -90,7 +93,7 @@ def draw(pipe, image, seed: int) -> np.ndarray:
         )
     image = np.asarray(image) + pipe.vocab.offsets[pipe.vocab.index("image")]
     keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))
-    keys = keys(np.arange(len(image)))
+    keys = keys(np.arange(first, first + len(image)))
     log_p = _log_p(pipe.model, pipe.kernel, pipe.params, image)
     return np.asarray(jax.vmap(jax.random.categorical)(keys, log_p[:, 1:])) + 1
 

@@ -13,12 +13,12 @@ from udd_jax.errors import UserError
 from udd_jax.sampling import painting
 
 
-def read(pipe, asked, given: dict, masks, count: int) -> painting.Paint | None:
+def read(pipe, asked, given: dict, masks, count: int, own: int) -> painting.Paint | None:
     """The painted phrases of `count` samples; None where no weight counts.
 
     asked: [(phrase, mask) or (phrase, mask, weight), ...]: one phrase, or a list with one for each
-    prompt, and one mask or as many, of the size of the run. given: {modality: ids}, with a row for
-    each sample. UserError, one line.
+    of the `own` prompts, and one mask or as many, of the size of the run. given: {modality: ids},
+    with a row for each sample. UserError, one line.
     """
     found = [_checked(pipe, i, entry) for i, entry in enumerate(asked)]
     image, text = (pipe.vocab.slices[pipe.vocab.index(name)] for name in ("image", "text"))
@@ -30,9 +30,9 @@ def read(pipe, asked, given: dict, masks, count: int) -> painting.Paint | None:
     ids, offset = given["text"], pipe.vocab.offsets[pipe.vocab.index("text")]
     each = []
     for i, (phrases, where, weight) in enumerate(found):
-        if any(count % len(rows) for rows in (phrases, where)):
+        if any(len(rows) not in (1, own) for rows in (phrases, where)):
             counts = f"{len(phrases)} phrases and {len(where)} masks"
-            raise UserError(f"paint {i}: {counts} for {count} samples, expected one or as many")
+            raise UserError(f"paint {i}: {counts} for {own} prompts, expected one or as many")
         alone = pipe.codecs["text"].encode(phrases, True) + offset
         alone, where = (np.repeat(rows, count // len(rows), axis=0) for rows in (alone, where))
         phrases = [phrase for phrase in phrases for _ in range(count // len(phrases))]

@@ -38,7 +38,7 @@ def usual(pipe, task: str) -> list[str]:
         return []
     rule = tasks.parse(pipe.vocab, task)
     names = [name for name in pipe.config.get("begin_with", ()) if name not in rule.given]
-    alone = not rule.given and len(rule.free) == 1
+    alone = not rule.given and len(tasks.typed(pipe.vocab, task).free) == 1  # coarse, too
     return [] if alone or set(rule.free) <= set(pipe.vocab.levels(names)) else names
 
 

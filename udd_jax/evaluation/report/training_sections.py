@@ -86,9 +86,11 @@ def time(path, result: dict) -> str:
         return page.section("time", "Time", content)
     calls = ", ".join(f"{task} {value:.3g}" for task, value in speed["calls_a_sample"].items())
     hardware = result["manifest"]["hardware"]
+    rate = speed.get("samples_a_second")  # none of a run with one task
     content += page.tag(
         "p",
-        f"{speed['samples_a_second']:g} samples a second; network calls a sample: {calls}. "
+        ("" if rate is None else f"{rate:g} samples a second; ")
+        + f"network calls a sample: {calls}. "
         f"Samples of {speed['with_compilation']} came first: their time has the compilation in it. "
         f"Peak memory {speed['peak_memory_gib']:.2f} GiB, on {hardware['devices']} × "
         f"{page.escape(hardware['device'])} with {hardware['cores']} cores.",

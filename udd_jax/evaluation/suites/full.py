@@ -233,6 +233,8 @@ def round_trips(pipe, items, drawn, folder) -> dict:
     """Round trips: the result against the beginning, and for chance against another item."""
     options = pipe.config.evaluate
     count = min(options.round_trips, len(drawn["i2t"]), len(drawn["t2i"]))
+    if not count:
+        return {"all": intervals.Unmeasured("evaluate.round_trips = 0")}
     ids = _ids(pipe, "text", drawn["i2t"].tokens[:count])
     codes = _ids(pipe, "image", drawn["t2i"].tokens[:count])
     there = dataclasses.replace(

@@ -383,16 +383,17 @@ def speed(drawn: dict, spent: dict) -> dict:
     """Seconds of each part in this process, and the seconds in which the samples were generated.
 
     The two differ after a restart. The first task includes compilation, so samples a second are of
-    the other tasks.
+    the other tasks, where there are some.
     """
     first, *warm = drawn.values()
-    seconds = sum(s.about["seconds"] for s in warm)
+    seconds = max(sum(s.about["seconds"] for s in warm), 1e-3)
+    rate = {"samples_a_second": round(sum(map(len, warm)) / seconds, 2)} if warm else {}
     return {
         "seconds": spent,
         "total_seconds": round(sum(spent.values()), 3),
         "sampling_seconds": {task: s.about["seconds"] for task, s in drawn.items()},
         "with_compilation": first.about["task"],
-        "samples_a_second": round(sum(map(len, warm)) / max(seconds, 1e-3), 2),
+        **rate,
         "calls_a_sample": {task: float(np.mean(s.calls)) for task, s in drawn.items()},
         "peak_memory_gib": provenance.peak_gib(),
     }
