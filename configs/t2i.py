@@ -135,7 +135,8 @@ def emoji(c):
 
     It took 96 minutes of one core; on two a step takes .36 s, which makes 45 minutes. Held out, 481
     drawings from their names: the right one among 20 names for .777 (real drawings .898, chance
-    .05). benchmarks/RESULTS.md has the rest.
+    .05), and for .933 with twice the time, --config.train.steps=14000
+    --config.train.prefix_steps=5600. benchmarks/RESULTS.md has the rest.
     """
     _drawings(c)
     c.text.vocab_size = 4096  # most words of the names are one piece
