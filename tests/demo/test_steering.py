@@ -216,7 +216,7 @@ def test_guidance_that_the_page_has_from_another_task_is_left_out_where_nothing_
     asked = [
         requests.make(pipe, "image", settings=settings),
         requests.make(pipe, "text", settings=settings),
-        requests.make(pipe, "infill", image=picture, mask=half, blank_tokens=2, settings=settings),
+        requests.make(pipe, "infill", image=picture, mask=half, settings=settings),
         requests.outpaint(pipe, picture, "", {"left": 8}, settings=settings),
     ]
     for request in asked:

@@ -117,7 +117,8 @@ def test_masked_out_references_leave_logits_and_losses_as_without_them():
     theirs = apply(PLAIN, *small, given=trees.nest(bare))
     for mine, changed, alone in zip((ours[0], ours[3]), (again[0], again[3]), theirs, strict=True):
         np.testing.assert_array_equal(mine, changed)
-        np.testing.assert_array_equal(mine, alone)
+        # A program of other shapes: without AVX-512 its sums are in another order.
+        np.testing.assert_allclose(mine, alone, rtol=1e-5, atol=1e-6)
     # What changes where it is not masked out: the references are keys of everything.
     assert np.abs(apply(WITH, x, t, free)[0] - ours[0]).max() > 0.01
 
@@ -129,7 +130,8 @@ def test_masked_out_references_leave_logits_and_losses_as_without_them():
 
     whole, alone = losses(WITH, ours, (x, t, free)), losses(PLAIN, theirs, small)
     for mine, other in zip(whole, alone, strict=True):
-        np.testing.assert_array_equal(part(np.asarray(mine), "image", "text"), other)
+        mine_alone = part(np.asarray(mine), "image", "text")
+        np.testing.assert_allclose(mine_alone, other, rtol=1e-5, atol=1e-6)
         assert (np.asarray(mine)[:, 6:18] == 0).all()
 
 
