@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import numbers
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -117,9 +118,9 @@ def pictures(values, size: int | tuple[int, int], channels: int = 3) -> np.ndarr
     return np.stack(rows) if rows else np.zeros((0, *pixels.both(size), channels), np.uint8)
 
 
-def originals(values, size: int | tuple[int, int], channels: int = 3) -> list[np.ndarray]:
-    """One or many pictures as `pictures` takes them, before they are cut: uint8[H, W, channels]
-    each."""
+def originals(values, size: int | tuple[int, int], channels: int = 3) -> Iterator[np.ndarray]:
+    """One or many pictures as `pictures` takes them, before they are cut: uint8[H, W, channels],
+    one after the other, since photographs are large."""
     if isinstance(values, str | os.PathLike | Image.Image) or getattr(values, "ndim", 0) == 3:
         values = [values]
     if isinstance(values, bytes | dict) or not np.iterable(values):
@@ -127,7 +128,7 @@ def originals(values, size: int | tuple[int, int], channels: int = 3) -> list[np
             f"image: {_type(values)}, expected uint8[n, {_sides(size)}, {channels}], an image of "
             "Pillow, a path, or a list of these"
         )
-    return [_original(value, size, channels) for value in values]
+    return (_original(value, size, channels) for value in values)
 
 
 def _sides(size) -> str:

@@ -24,7 +24,7 @@ def inputs(
     rows = {}
     if images is not None:
         shape = pipe.tokenizers["image"].shape
-        rows["images"] = values.originals(images, shape[:2], shape[2])
+        rows["images"] = list(values.originals(images, shape[:2], shape[2]))
     if image_mask is not None:
         many = isinstance(image_mask, list | tuple) or getattr(image_mask, "ndim", 2) == 3
         rows["masks"] = list(image_mask) if many else [image_mask]
