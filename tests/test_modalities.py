@@ -529,7 +529,7 @@ def test_a_single_value_counts_for_all_values_of_another_modality(pipe, begin_wi
     given["layout"] = np.concatenate([maps, maps[:1]])
     with pytest.raises(UserError, match=r"^different numbers of samples: sound 2, layout 3$"):
         pipe.generate("text|sound,layout", given=given, **asked)
-    with pytest.raises(UserError, match=r"^different numbers of samples: sound 1, num 2$"):
+    with pytest.raises(UserError, match=r"^different numbers of samples: sound 1, count 2$"):
         pipe.generate("text|sound", 2, given={"sound": sound}, begin_with=begin_with)
 
 

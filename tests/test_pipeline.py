@@ -256,7 +256,7 @@ def test_a_rule_and_values_say_what_a_task_and_ids_say(pipe, pictures):
             {"given": {"text": np.full((1, 13), -1)}},
             "given 'text' has ids -1 to -1, exp",
         ),
-        ("t2i", {"given": {"text": ["a"]}, "count": 3}, "numbers of samples: text 1, num 3"),
+        ("t2i", {"given": {"text": ["a"]}, "count": 3}, "numbers of samples: text 1, count 3"),
         (
             "text|image",
             {"given": {"image": np.zeros((32, 32), np.uint8)}},
