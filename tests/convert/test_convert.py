@@ -215,9 +215,7 @@ def test_every_task_that_the_joint_weights_can_do(pipe):
     mask = np.zeros((8, 8), bool)
     mask[:, :4] = True
     filled = tokens(pipe.infill(pictures, mask, ["ab", "___c"], **options))
-    kept = pipe.tokenizers["image"].encode(
-        np.stack([pipeline.pixels.hide(p, mask) for p in pictures])
-    )
+    kept = pipe.tokenizers["image"].encode(np.stack([pixels.hide(p, mask) for p in pictures]))
     np.testing.assert_array_equal(filled["image"][:, [1, 3]], kept[:, [1, 3]])
     # One alone is a pair of which the other is dropped: one time is fed, and it knows no absence.
     alone, pair = pipe.images(2, **options), pipe.pairs(2, **options)
