@@ -65,6 +65,8 @@ def test_a_field_that_a_mode_does_not_read_is_refused_with_those_that_it_reads(t
         (("--compare=a", "--workdir=b"), "--workdir does nothing with --compare: leave it out"),
         (("--suite=judges", CONFIG), "--config does nothing with --suite=judges: leave it out"),
         (("--suite=judges", "--weights=a"), "--weights does nothing with --suite=judges: leave it"),
+        (("--weights=a",), "--weights does nothing without --suite=full: leave it out"),
+        (("--suite=tuning", "--weights=a"), "--weights does nothing without --suite=full"),
         (
             ("--suite=judges", "--config.data=shapes"),
             "--config.data does nothing with --sui",

@@ -84,3 +84,7 @@ def test_a_run_of_wide_pictures_learns_from_records_that_lack_some_modalities(fo
     both = held_out.read(measured, COUNT, names=("image", "text"))
     found = rules.measure(measured, whole, tmp_path, {})["text|image"]
     assert found["count"] == len(both) > len(whole)  # also records without a sound or a layout
+    with pytest.raises(ValueError, match="pictures are training pictures, too"):
+        rules.measure(measured, whole, tmp_path, {}, training=cache)
+    heard = pipe.with_config(evaluate=options | {"rules": ("sound|text",)})
+    assert rules.measure(heard, whole, tmp_path, {}, training=cache)["sound|text"]["count"]

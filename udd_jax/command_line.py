@@ -283,6 +283,7 @@ def check(mode: str) -> None:
     for where, unused in (
         ("with --compare", typed if mode == "evaluate" and FLAGS.compare else ()),
         ("with --suite=judges", set(typed) - {"suite", "workdir"} if _judges(mode) else ()),
+        ("without --suite=full", {"weights"} & set(typed) if _no_features(mode) else ()),
         ("without --from=unid3", named if mode == "convert" and not _from_unid3() else ()),
     ):
         for name in unused:
@@ -291,6 +292,10 @@ def check(mode: str) -> None:
 
 def _judges(mode: str) -> bool:
     return mode == "evaluate" and FLAGS.suite == "judges"
+
+
+def _no_features(mode: str) -> bool:
+    return mode == "evaluate" and FLAGS.suite != "full"
 
 
 def _from_unid3() -> bool:

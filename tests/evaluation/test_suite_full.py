@@ -147,11 +147,13 @@ def test_a_network_of_one_time_says_nothing_of_a_caption_alone(done, tmp_path):
     assert found["image of a caption"]["first 1"].value == 1
 
 
-def test_no_round_trips_are_not_measured():
-    evaluate = types.SimpleNamespace(round_trips=0)
+def test_what_is_asked_for_nothing_is_not_measured_and_says_why():
+    evaluate = types.SimpleNamespace(round_trips=0, retrieval=0)
     pipe = types.SimpleNamespace(config=types.SimpleNamespace(evaluate=evaluate))
     found = full_suite.round_trips(pipe, None, {"i2t": [1], "t2i": [1]}, None)
     assert found == {"all": intervals.Unmeasured("evaluate.round_trips = 0")}
+    found = full_suite.retrieved(pipe, [], None, None)
+    assert set(found.values()) == {intervals.Unmeasured("evaluate.retrieval = 0")}
 
 
 def test_round_trips_know_what_was_lost(done):
@@ -229,7 +231,7 @@ def test_an_evaluation_leaves_out_what_was_trained_on(done, tmp_path, monkeypatc
         batch_size=8,
     )
     cache, items, said = nearest_training.open_cache(tmp_path / "run"), held_out.read(pipe, 4), []
-    kept = main_suite._not_learned(pipe, cache, items, said.append)
+    kept = nearest_training.not_learned(pipe, cache, items, said.append)
     assert items.keys == ["test/1.png", "test/2.png", "test/3.png"] and kept.keys == ["test/2.png"]
     assert np.array_equal(kept.images, items.images[1:2]) and kept.captions == [items.captions[1]]
     assert np.array_equal(kept.ids, items.ids[1:2]) and kept.hash != items.hash
@@ -253,7 +255,7 @@ def test_an_evaluation_leaves_out_what_was_trained_on(done, tmp_path, monkeypatc
         "evaluation: 2 of 3 pictures are training pictures, too (the first is test/1.png): left out"
     ]
     with pytest.raises(ValueError, match="all 2 measured pictures are training pictures"):
-        main_suite._not_learned(pipe, cache, items.without([1]), said.append)
+        nearest_training.not_learned(pipe, cache, items.without([1]), said.append)
 
 
 def test_shapes_fall_into_ten_categories(done):
@@ -297,8 +299,9 @@ def test_groups_hold_no_two_equals():
 def test_judges_are_scored_by_the_sheets_that_come_back(tmp_path):
     pictures = np.zeros((2, 8, 8, 3), np.uint8)
     judges.write(tmp_path, pictures, pictures + 9, ["a", "<b>"])
+    (tmp_path / "answers-none.csv").write_text("picture,answer\n001,\n")
     assert isinstance(judges.score(tmp_path), intervals.Unmeasured)
-    key = files.read_json(tmp_path / "key.json")
+    key = files.read_json(tmp_path / "key.json")["pictures"]
     sheet = (tmp_path / "sheet.html").read_text()
     assert len(key) == 4 and "&lt;b&gt;" in sheet and sheet.count("<figure") == 4
     with open(tmp_path / "answers.csv", newline="") as file:
@@ -308,9 +311,29 @@ def test_judges_are_scored_by_the_sheets_that_come_back(tmp_path):
     found = judges.score(tmp_path)
     right = [kind == "real" for kind in list(key.values())[:3]]
     assert found["judges"] == 1 and found["accuracy"].value == pytest.approx(np.mean(right))
+    files.write_json(tmp_path / "key.json", key)  # as old sheets have it
+    assert judges.score(tmp_path) == found
     (tmp_path / "answers-bob.csv").write_text("number;answer\n1;real")
     with pytest.raises(ValueError, match=r"answers-bob\.csv has the columns"):
         judges.score(tmp_path)
+
+
+def test_answers_are_never_counted_for_the_samples_of_another_model(done, tmp_path, capsys):
+    pipe, run, _ = done
+    items, folder = held_out.read(pipe, 4), tmp_path / "judges"
+    drawn, options = samples.load(run / samples.FOLDER / "t2i.npz"), pipe.config.evaluate
+    full_suite.judged(items, drawn, folder, options)
+    (folder / "answers-ada.csv").write_text("picture,answer\n001,real\n")
+    assert full_suite.judged(items, drawn, folder, options)["judges"] == 1
+    (folder / "answers-bob.csv").write_text("picture,answer\n001,perhaps\n")
+    found = full_suite.judged(items, drawn, folder, options)  # and no error after all the rest
+    assert "'perhaps'" in found.unmeasured and (folder / "answers-ada.csv").exists()
+    for n in (1, 2):
+        drawn = dataclasses.replace(drawn, images=drawn.images[::-1])
+        found = full_suite.judged(items, drawn, folder, options)
+        assert "no judge has answered" in found.unmeasured
+        assert f"now in {folder}-{n}" in capsys.readouterr().out
+    assert (tmp_path / "judges-1" / "answers-ada.csv").exists()
 
 
 def test_what_judges_say_later_enters_the_result(done, tmp_path):
@@ -318,7 +341,7 @@ def test_what_judges_say_later_enters_the_result(done, tmp_path):
     files.write_json(tmp_path / "evaluation.json", done[2])
     key = files.read_json(done[1] / "judges" / "key.json")
     files.write_json(tmp_path / "judges" / "key.json", key)
-    lines = "".join(f"{number},{kind}\n" for number, kind in key.items())
+    lines = "".join(f"{number},{kind}\n" for number, kind in key["pictures"].items())
     (tmp_path / "judges" / "answers-eve.csv").write_text("picture,answer\n" + lines)
     assert "judges" in done[2]["unmeasured"]
     assert main_suite.judge(tmp_path)["accuracy"]["value"] == 1

@@ -76,8 +76,9 @@ class Items:
         left_out = set(numbers)
         kept = [i for i in range(len(self)) if i not in left_out]
         lists = ("captions", "extra", "keys", "references")
-        changed = {name: [getattr(self, name)[i] for i in kept] for name in lists}
-        changed |= {name: getattr(self, name)[kept] for name in ("images", "codes", "ids")}
+        changed = {name: [own[i] for i in kept] for name in lists if (own := getattr(self, name))}
+        arrays = {name: getattr(self, name) for name in ("images", "codes", "ids")}
+        changed |= {name: own[kept] for name, own in arrays.items() if own is not None}
         changed["further"] = {name: ids[kept] for name, ids in self.further.items()}
         changed["left_out"] = self.left_out | {self.keys[i] for i in left_out}
         digest = hashlib.sha256(f"{self.hash} without {sorted(numbers)}".encode()).hexdigest()[:16]

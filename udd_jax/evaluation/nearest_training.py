@@ -11,6 +11,7 @@ import numpy as np
 
 from udd_jax import modalities
 from udd_jax.data import reading, token_cache
+from udd_jax.errors import UserError
 from udd_jax.evaluation import held_out
 from udd_jax.evaluation.metrics import memory
 
@@ -42,6 +43,26 @@ def shared(pipe, cache, items: held_out.Items) -> list[int]:
                         yield example.pixels[0]
 
     return memory.shared(items.images, alike())
+
+
+def not_learned(pipe, cache, items: held_out.Items, say=lambda line: None) -> held_out.Items:
+    """The items without those whose picture was trained on; UserError if no other is left.
+
+    Items without pictures stay as they are: nothing else is compared.
+    """
+    shared_ones = [] if items.images is None else shared(pipe, cache, items)
+    if not shared_ones:
+        return items
+    if len(shared_ones) == len(items):
+        raise UserError(
+            f"all {len(items)} measured pictures are training pictures, too: choose another "
+            "--config.evaluate.split=, or train on data without these pictures"
+        )
+    say(
+        f"evaluation: {len(shared_ones)} of {len(items)} pictures are training pictures, too (the "
+        f"first is {items.keys[shared_ones[0]]}): left out"
+    )
+    return items.without(shared_ones)
 
 
 def pairs_of(vocab, tokens: np.ndarray) -> dict[str, np.ndarray]:

@@ -22,8 +22,9 @@ import time
 import numpy as np
 
 from udd_jax import modalities
+from udd_jax.data import token_cache
 from udd_jax.diffusion import tasks
-from udd_jax.evaluation import held_out, listening, samples
+from udd_jax.evaluation import held_out, listening, nearest_training, samples
 from udd_jax.evaluation.metrics import agreement, intervals
 from udd_jax.steering import stepwise
 
@@ -60,13 +61,20 @@ def named(config, vocab) -> list[tuple[str, ...]]:
 
 
 def measure(
-    pipe, items, folder, made_of: dict, say=lambda line: None, listeners: dict | None = None
+    pipe,
+    items,
+    folder,
+    made_of: dict,
+    say=lambda line: None,
+    listeners: dict | None = None,
+    training: token_cache.TokenCache | None = None,
 ) -> dict:
     """{rule: its rates} of `asked`; writes the samples to `folder`.
 
     items: `held_out.Items`; None if no record is whole. Then, and where records may lack some
     (`incomplete`), each rule is measured on those that have what it names. made_of: hashes of
-    weights and tokenizers. listeners: of `listening.obtain`. Rates: `agreement` and, if several
+    weights and tokenizers. listeners: of `listening.obtain`. training: what such items must not be
+    in, if it is known; `items` are without it already. Rates: `agreement` and, if several
     modalities are free, `pairwise` {"a, b": rate}; `readable` {modality: rate}; both for an
     embedded world only, and `agreement` where a listener names the sounds. Always
     `given_tokens_changed`, `count` and `seconds`.
@@ -75,7 +83,10 @@ def measure(
     whole = None if pipe.config.get("incomplete") else items
     for rule in asked(pipe.config, pipe.vocab):
         parsed = tasks.parse(pipe.vocab, rule)
-        items = whole or held_out.read(pipe, count, names=(*parsed.free, *parsed.given))
+        if whole is None:
+            items = held_out.read(pipe, count, names=(*parsed.free, *parsed.given))
+            if training is not None:
+                items = nearest_training.not_learned(pipe, training, items, say)
         tokens, about = _sampled(pipe, items, rule, folder, made_of)
         given = pipe.vocab.parts(items.tokens)
         local = {name: np.asarray(ids) for name, ids in pipe.vocab.split(tokens).items()}
@@ -110,7 +121,9 @@ def sections(pipe, items, workdir, folder, made_of: dict, say=lambda line: None)
         shares = [f"{kind} {rates[kind]['rate']:.3f}" for kind in ("real", "kept") if kind in rates]
         say(f"listener of the {name}: {', '.join(shares) or rates['unmeasured']}")
     able = {n: o for n, o in listeners.items() if not isinstance(o, intervals.Unmeasured)}
-    return found | {"rules": measure(pipe, items, folder, made_of, say, able)}
+    learned = held_out.split_of(pipe) == "train"
+    training = None if learned else nearest_training.open_cache(workdir)
+    return found | {"rules": measure(pipe, items, folder, made_of, say, able, training)}
 
 
 def _sampled(pipe, items, rule: str, folder, made_of: dict):

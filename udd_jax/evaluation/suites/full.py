@@ -209,6 +209,8 @@ def _meteor(told, truth, lack):
 def retrieved(pipe, items, kinds, folder) -> dict:
     """Retrieval by likelihood in both directions, among items with different captions."""
     options = pipe.config.evaluate
+    if not options.retrieval:
+        return dict.fromkeys(retrieval.WAYS, intervals.Unmeasured("evaluate.retrieval = 0"))
     count = min(options.retrieval, len(items))
     return retrieval.measure(
         pipe,
@@ -333,12 +335,17 @@ def remembered(pipe, items, drawn, training, folder) -> dict:
 
 
 def judged(items, drawn, folder, options):
-    """Writes the sheets for judges if they do not exist, and scores the answers."""
-    if not (folder / judges.KEY).exists():
-        count = min(options.judged, len(drawn))
-        texts = items.captions[:count]
-        judges.write(folder, items.images[:count], drawn.images[:count], texts, options.seed)
-    return judges.score(folder)
+    """Writes the sheets for judges of these samples, and scores the answers to them.
+
+    An answer sheet that cannot be read is no reason to lose the other measures.
+    """
+    count = min(options.judged, len(drawn))
+    texts = items.captions[:count]
+    judges.update(folder, items.images[:count], drawn.images[:count], texts, options.seed)
+    try:
+        return judges.score(folder)
+    except UserError as error:
+        return intervals.Unmeasured(str(error))
 
 
 def speed(pipe, drawn, options) -> dict:

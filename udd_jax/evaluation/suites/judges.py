@@ -5,13 +5,15 @@ and writes to a folder
 
     sheet.html      the numbered images with their captions, one page that needs no other file
     answers.csv     picture, answer: a judge fills in "real" or "generated" and sends it back
-    key.json        the truth; do not show it to judges
+    key.json        the truth, and the digest of the pictures; do not show it to judges
 
 Each judge's answers go into the same folder as `answers-NAME.csv`. `score` compares them with the
 key, as in TeTIm-Eval (Galatolo et al. 2022, arXiv 2212.07839).
 """
 
 import csv
+import hashlib
+import itertools
 import pathlib
 
 import numpy as np
@@ -19,9 +21,35 @@ import numpy as np
 from udd_jax.errors import UserError
 from udd_jax.evaluation.metrics import alignment, intervals
 from udd_jax.evaluation.report import page
-from udd_jax.runtime import files
+from udd_jax.runtime import files, logbook
 
 SHEET, ANSWERS, KEY = "sheet.html", "answers.csv", "key.json"
+
+
+def update(folder, real: np.ndarray, generated: np.ndarray, captions, seed: int = 0) -> None:
+    """`write`, unless the folder has the sheet of these pictures.
+
+    A sheet of others is moved with its answers to a folder beside it, `folder` and a number: what
+    was said of other pictures is no answer about these.
+    """
+    folder = pathlib.Path(folder)
+    if (folder / KEY).exists():
+        old = files.read_json(folder / KEY)
+        if old.get("of") == _digest(real, generated, captions):
+            return
+        numbers = (folder.with_name(f"{folder.name}-{i}") for i in itertools.count(1))
+        before = next(path for path in numbers if not path.exists())
+        folder.rename(before)
+        logbook.say(f"judges: the samples are others than on the sheet, which is now in {before}")
+    write(folder, real, generated, captions, seed)
+
+
+def _digest(real, generated, captions) -> str:
+    """A name of what a sheet shows, in whatever order."""
+    hasher = hashlib.sha256("\0".join(captions).encode())
+    for images in (real, generated):
+        hasher.update(np.ascontiguousarray(images))
+    return hasher.hexdigest()[:16]
 
 
 def write(folder, real: np.ndarray, generated: np.ndarray, captions, seed: int = 0) -> None:
@@ -33,10 +61,10 @@ def write(folder, real: np.ndarray, generated: np.ndarray, captions, seed: int =
     ]
     order = np.random.default_rng(seed).permutation(len(pictures))
     numbers = [f"{i:03d}" for i in range(1, len(pictures) + 1)]
-    figures, key = [], {}
+    figures, truth = [], {}
     for number, at in zip(numbers, order, strict=True):
         kind, image, text = pictures[at]
-        key[number] = kind
+        truth[number] = kind
         words = f"<b>{number}</b> {page.escape(text)}"
         figures.append(page.figure([page.picture(image)], words))
     text = (
@@ -49,7 +77,8 @@ def write(folder, real: np.ndarray, generated: np.ndarray, captions, seed: int =
     files.write_text(folder / SHEET, page.document("Real or generated?", body))
     lines = "picture,answer\n" + "".join(f"{number},\n" for number in numbers)
     files.write_text(folder / ANSWERS, lines)
-    files.write_json(folder / KEY, key)
+    digest = _digest(real, generated, captions)
+    files.write_json(folder / KEY, {"of": digest, "pictures": truth})
 
 
 def score(folder) -> dict | intervals.Unmeasured:
@@ -59,13 +88,15 @@ def score(folder) -> dict | intervals.Unmeasured:
         ValueError: a file is not an answer sheet, or has unknown images or answers.
     """
     folder = pathlib.Path(folder)
-    answers = sorted(folder.glob("answers-*.csv"))
+    paths = sorted(folder.glob("answers-*.csv"))
+    answers = [given for path in paths if (given := _answers(path))]
     if not answers:
         return intervals.Unmeasured(
             f"no judge has answered: give {SHEET} and {ANSWERS} of the folder judges to some, put "
             "what comes back there as answers-NAME.csv, and run --suite=judges"
         )
-    found = alignment.judged([_answers(path) for path in answers], files.read_json(folder / KEY))
+    key = files.read_json(folder / KEY)
+    found = alignment.judged(answers, key.get("pictures", key))  # a key of an old sheet is flat
     return {"judges": len(answers), **found}
 
 

@@ -110,7 +110,7 @@ def run(pipe, workdir, suite: str = "main", *, say=logbook.say) -> dict:
         training = nearest_training.open_cache(workdir)
         learned = held_out.split_of(pipe) == "train"
         if training is not None and not learned:
-            items = _not_learned(pipe, training, items, say)
+            items = nearest_training.not_learned(pipe, training, items, say)
     prepared = image_sets.ready(pipe, workdir, items.left_out) if suite == "full" else None
     drawn = _sampled(pipe, items, workdir / FOLDER, spent)
     if jax.process_index() > 0:
@@ -200,23 +200,6 @@ def _finish(workdir, result: dict, say) -> dict:
             say(f"evaluation: {error}")
     processes.wait_for_all("evaluation")
     return result
-
-
-def _not_learned(pipe, training, items, say) -> held_out.Items:
-    """The items without those whose picture was trained on; ValueError if no other is left."""
-    shared = nearest_training.shared(pipe, training, items)
-    if not shared:
-        return items
-    if len(shared) == len(items):
-        raise UserError(
-            f"all {len(items)} measured pictures are training pictures, too: choose another "
-            "--config.evaluate.split=, or train on data without these pictures"
-        )
-    say(
-        f"evaluation: {len(shared)} of {len(items)} pictures are training pictures, too (the first "
-        f"is {items.keys[shared[0]]}): left out"
-    )
-    return items.without(shared)
 
 
 def finished(pipe, workdir, suite: str = "main", nets: dict | None = None) -> dict | None:
