@@ -138,6 +138,12 @@ def test_each_picture_can_have_a_length_of_its_own(pipe, images):
     np.testing.assert_array_equal(padding(pipe, made) & beyond, beyond)
     alike = pipe.image_to_text(images, length=5, num=2, seed=3)
     np.testing.assert_array_equal(made.tokens[6:], alike.tokens[6:])
+    weighed = {"image": [0.5, 1.0, 2.0, 1.0]}
+    made = pipe.image_to_text(images, length=5, num=2, seed=3, weigh=weighed)
+    np.testing.assert_array_equal(made.tokens[6:], alike.tokens[6:])
+    assert (made.tokens[:2] != alike.tokens[:2]).any() and (
+        made.tokens[4:6] != alike.tokens[4:6]
+    ).any()
 
 
 @pytest.mark.parametrize("length", [0, 14, 2.5, None, "long", [3, 4], [3, 4, 5, 14], []])

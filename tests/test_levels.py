@@ -220,6 +220,14 @@ def test_upscaling_gives_the_coarse_codes_and_generates_the_fine_ones(pipe, reco
     assert pipe.upscale(preview).shape == (2, 64, 64, 3)  # a preview has the whole size
 
 
+def test_a_weight_of_each_small_picture_holds_for_all_its_samples(pipe):
+    small = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    made = pipe.upscale(small, [TEXT] * 2, num=2, weigh={"coarse": [0.5, 2.0]})
+    each = {"weigh": {"coarse": [0.5, 0.5, 2.0, 2.0]}}
+    again = pipe.upscale(np.repeat(small, 2, axis=0), [TEXT] * 4, **each)
+    np.testing.assert_array_equal(made, again)
+
+
 def test_a_picture_larger_than_those_of_the_run_is_drawn_by_windows(pipe, monkeypatch):
     windows, generate_ = [], pipeline.Pipeline.generate
 

@@ -143,6 +143,21 @@ def test_an_edit_of_a_picture_does_not_depend_on_how_many_others_are_edited(pipe
     np.testing.assert_array_equal(first.tokens, many.tokens[:1])
 
 
+def test_what_leads_each_picture_leads_all_its_edits_and_extensions(pipe, pictures):
+    images, captions = pictures[0][:2], pictures[1][:2]
+    asked = {"negative": {"text": captions}, "weigh": {"text": [0.5, 2.0]}, "guidance": 2.0}
+    each = {"negative": {"text": [c for c in captions for _ in "ab"]}, "guidance": 2.0}
+    each["weigh"] = {"text": [0.5, 0.5, 2.0, 2.0]}
+    twice = np.repeat(images, 2, axis=0)
+    both = pipe.edit(images, A, rounds=1, seed=1, num=2, **asked)
+    np.testing.assert_array_equal(both.tokens, pipe.edit(twice, A, rounds=1, seed=1, **each).tokens)
+    alike = pipe.edit(images, A, rounds=1, seed=1, num=2, guidance=2.0)
+    assert (both.tokens != alike.tokens).any()
+    both = pipe.outpaint(images, A, extend={"left": 8}, seed=1, num=2, **asked)
+    wide = pipe.outpaint(twice, A, extend={"left": 8}, seed=1, **each)
+    np.testing.assert_array_equal(both, wide)
+
+
 def test_outpainting_keeps_the_picture(pipe, pictures):
     images, captions = pictures
     wide = pipe.outpaint(images, captions, extend={"left": 8}, seed=1)

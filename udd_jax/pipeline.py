@@ -274,6 +274,7 @@ class Pipeline:
         if length is not None:
             first = values.whole("first", settings.get("first", 0), 0)
             given, masks = lengths.inputs(self, images, length, num, seed, first)
+            settings = stepwise.repeated(self, num, settings)
             return self.generate("i2t", given=given, masks=masks, seed=seed, **settings)
         return self.generate("i2t", given={"image": images}, num=num, seed=seed, **settings)
 

@@ -10,6 +10,7 @@ from udd_jax import values
 from udd_jax.diffusion import tasks
 from udd_jax.errors import UserError
 from udd_jax.sampling import outpainting
+from udd_jax.steering import stepwise
 
 # Of `edit`, measured on shapes (benchmarks/RESULTS.md).
 GUIDANCE, SHARE, ROUNDS = 2.0, 0.6, 24
@@ -31,6 +32,7 @@ def edit(pipe, images, captions, share, rounds, num, seed, batch_size, trace=0, 
     given = {name: values.ids(pipe, name, rows) for name, rows in given.items()}
     count = values.count(None, {n: r for n, r in given.items() if len(r) != 1} or given)
     given = {n: np.repeat(r, count * num // len(r), axis=0) for n, r in given.items()}
+    settings = stepwise.repeated(pipe, num, settings)
     given, coarse = pipe.vocab.parts(given), pipe.vocab.coarse
     levels = ["image"] if coarse is None else [coarse.name, "image"]
     keys = np.random.default_rng(values.seed(seed))  # of the rounds
@@ -80,6 +82,7 @@ def outpaint(pipe, images, captions, extend, num, seed, **settings) -> np.ndarra
     if captions is not None:
         captions = [caption for caption in given["captions"] for _ in range(num)]
     require_no_trace("outpaint", settings)
+    settings = stepwise.repeated(pipe, num, settings)
 
     def infill(windows, mask, number):
         options = {"seed": values.later_seed(seed, number), **settings}

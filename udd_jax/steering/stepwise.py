@@ -218,6 +218,16 @@ def begin(pipe, call: Call, names, keys_of, **options) -> Call:
     return Call(second, None, given, 1, negative, weigh, done, states, branches)
 
 
+def repeated(pipe, num: int, settings: dict) -> dict:
+    """The settings of a call whose given values have `num` rows each already: a negative prompt or
+    a weight for each value becomes one for each row."""
+    own = {
+        "negative": lambda prompts: _repeated(pipe, prompts, num),
+        "weigh": lambda weights: _weights(weights, num),
+    }
+    return {n: own[n](value) if n in own and value else value for n, value in settings.items()}
+
+
 def led(free, negative: dict | None) -> dict:
     """The negative prompts that a chain reads: those beside which it generates something else."""
     return {name: value for name, value in (negative or {}).items() if set(free) - {name}}

@@ -17,7 +17,7 @@ from udd_jax.diffusion import tasks
 from udd_jax.errors import UserError
 from udd_jax.sampling import outpainting
 from udd_jax.sampling import settings as sampling
-from udd_jax.steering import edits
+from udd_jax.steering import edits, stepwise
 
 FACTORS = (1, 2, 4)
 
@@ -36,6 +36,7 @@ def upscale(pipe, images, captions, factor, num: int, seed, **settings) -> np.nd
     text = _captions(pipe, captions, len(guides))
     guides = np.repeat(guides, num, axis=0)
     text = None if text is None else np.repeat(text, num, axis=0)
+    settings = stepwise.repeated(pipe, num, settings)
     tokenizer = pipe.tokenizers["image"]
     size = tokenizer.shape[:2]
 
