@@ -4,6 +4,10 @@ A row is a function `(page, tab) -> {name: its component}`, called where the fie
 `gather` turns what the fields hold into what `steering` reads.
 """
 
+import pathlib
+from collections.abc import Callable
+from typing import NamedTuple
+
 import gradio as gr
 
 from udd_jax.data import pixels
@@ -87,16 +91,48 @@ def _rule(page, tab) -> dict:
     gr.Markdown("From nothing, or from what is given here:")
     found |= _text(page, tab)
     found["image"] = picture(page, False)
-    for name in kinds:
-        if kinds[name] in SUFFIXES:
-            label = f"File of the {name} ({', '.join(SUFFIXES[kinds[name]])})"
-            found[f"given_{name}"] = gr.File(label=label, type="filepath", height=110)
+    for name, kind in kinds.items():
+        if kind in GIVEN and name not in found:
+            found[f"given_{name}"] = GIVEN[kind].place(page, name)
     return found
+
+
+class Given(NamedTuple):
+    """How a value of a kind of modality is given, besides the image and the text.
+
+    place: (page, name) -> its component; read: (page, what that holds) -> the value, or None.
+    """
+
+    place: Callable
+    read: Callable
+
+
+def _file(page, name: str):
+    label = f"File of the {name} ({', '.join(SUFFIXES[page.pipe.kinds[name]])})"
+    return gr.File(label=label, type="filepath", height=110)
 
 
 LIMIT = {"max_length": requests.CHARACTERS}
 SIDES = ("left", "right", "top", "bottom")
 SUFFIXES = {"sound": (".wav", ".flac"), "layout": (".json", ".png")}  # {kind: of its files}
+SUFFIXES |= dict.fromkeys(("embedding", "features"), (".npy",))
+GIVEN = {
+    **dict.fromkeys(
+        SUFFIXES, Given(_file, lambda page, held: pathlib.Path(held) if held else None)
+    ),
+    "image": Given(
+        lambda page, name: picture(page, False, f"Picture file of {name}"),
+        lambda page, held: painter.read(held, page.tokenizer)[0],
+    ),
+    "text": Given(
+        lambda page, name: gr.Textbox(label=f"Text of {name}", **LIMIT),
+        lambda page, held: (held or "").strip() or None,
+    ),
+    "length": Given(
+        lambda page, name: gr.Number(None, label=f"Tokens of the text ({name})", precision=0),
+        lambda page, held: held,
+    ),
+}
 FIELDS = {
     "text": _text,
     "image": lambda page, tab: {"image": picture(page, False)},

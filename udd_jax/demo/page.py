@@ -235,19 +235,24 @@ class Page:
         """Samples of any rule."""
         count, seed, settings = self._chosen(asked)
         image, _ = painter.read(asked.get("image"), self.tokenizer)
-        paths = {n: asked.get(f"given_{n}") for n in self.pipe.kinds}
-        paths = {n: pathlib.Path(path) for n, path in paths.items() if path}
+        kinds = {n: k for n, k in self.pipe.kinds.items() if f"given_{n}" in asked}
+        more = {n: fields.GIVEN[k].read(self, asked[f"given_{n}"]) for n, k in kinds.items()}
+        more = {name: value for name, value in more.items() if value is not None}
         text = _text(asked)
         given = [name for name, value in (("text", text), ("image", image is not None)) if value]
-        rule = requests.rule(self.pipe, asked["made"], [*given, *paths])
+        rule = requests.rule(self.pipe, asked["made"], [*given, *more])
         steered = steering.read(self.pipe, rule, asked, steering.RULE_WAYS)
         shown = {"text": text, "count": count, "seed": seed, "steered": steered}
-        request = requests.make(
-            self.pipe, rule, image=image, more=paths, settings=settings, **shown
-        )
-        names = {name: f"{name}{path.suffix}" for name, path in paths.items()}
-        files = {} if image is None else {"image.png": image}
-        files |= {names[name]: path.read_bytes() for name, path in paths.items()}
+        request = requests.make(self.pipe, rule, image=image, more=more, settings=settings, **shown)
+        names, files = {}, {} if image is None else {"image.png": image}
+        for name, value in more.items():
+            names[name] = value
+            if isinstance(value, pathlib.Path):
+                names[name] = f"{name}{value.suffix}"
+                files[names[name]] = value.read_bytes()
+            elif isinstance(value, np.ndarray):
+                names[name] = f"{name}.png"
+                files[names[name]] = value
         shown |= {"image": image is not None, "given": names}
         return await self._answer(rule, request, files, **shown)
 

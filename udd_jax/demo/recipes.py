@@ -18,7 +18,7 @@ def command(
     """The command.
 
     workdir: None for the run of the package. image, mask: it reads them as files, `image.png` and
-    `mask.png`. given: {further modality: its file}. steered: of `steering.read`.
+    `mask.png`. given: {further modality: its value or file}. steered: of `steering.read`.
     """
     more = [word for way in steered for word in way.words]
     text = "" if any("prompts" in way.options for way in steered) else text

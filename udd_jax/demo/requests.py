@@ -214,9 +214,10 @@ def make(
     """Checks what was typed and turns it into tokens.
 
     text, image uint8[S, S, C], mask bool[S, S]: as the task needs them; more: {further modality:
-    the path of its file}; steered: of `steering.read`. Raises ValueError.
+    its value, or the path of its file}; steered: of `steering.read`. Raises ValueError.
     """
     texts = {"the text": text, "the negative prompt": negative}
+    texts |= {f"the {n}": value for n, value in (more or {}).items() if isinstance(value, str)}
     options = {name: value for way in steered for name, value in way.options.items()}
     in_steps = "begin_with" in options or _in_steps(pipe, task, options)
     first = options.get("begin_with", stepwise.usual(pipe, task)) if in_steps else ()
