@@ -5,6 +5,7 @@ atomic. No JAX here.
 """
 
 import contextlib
+import itertools
 import json
 import os
 import pathlib
@@ -49,6 +50,16 @@ def whole(path, several: bool = False):
     except BaseException:
         _remove(temporary)
         raise
+
+
+def aside(path) -> pathlib.Path:
+    """Renames a file or folder of the disk to the first of `NAME-1`, `NAME-2`, ... that is free,
+    and returns that."""
+    path = pathlib.Path(path)
+    names = (path.with_name(f"{path.name}-{i}") for i in itertools.count(1))
+    free = next(name for name in names if not name.exists())
+    path.rename(free)
+    return free
 
 
 def _remove(path):

@@ -13,7 +13,6 @@ key, as in TeTIm-Eval (Galatolo et al. 2022, arXiv 2212.07839).
 
 import csv
 import hashlib
-import itertools
 import pathlib
 
 import numpy as np
@@ -37,9 +36,7 @@ def update(folder, real: np.ndarray, generated: np.ndarray, captions, seed: int 
         old = files.read_json(folder / KEY)
         if old.get("of") == _digest(real, generated, captions):
             return
-        numbers = (folder.with_name(f"{folder.name}-{i}") for i in itertools.count(1))
-        before = next(path for path in numbers if not path.exists())
-        folder.rename(before)
+        before = files.aside(folder)
         logbook.say(f"judges: the samples are others than on the sheet, which is now in {before}")
     write(folder, real, generated, captions, seed)
 
