@@ -39,6 +39,10 @@ def test_weighted_prompts_steer_and_say_their_calls(pipe):
         ({"given": {"text": A}, "best_of": 0}, r"best_of = 0, expected a whole number, at least 1"),
         ({"given": {"text": A}, "best_of": 2, "by": "taste"}, r"by = 'taste', expected 'bound'"),
         (
+            {"given": {"text": A}, "best_of": 2, "by": lambda ids: ids["image"]},
+            r"by: the function returned \[2, 16\], expected \[2\], a number for each candidate",
+        ),
+        (
             {"given": {"text": A}, "best_of": 2, "by": "match"},
             r"this run has no dual encoder: train",
         ),
@@ -122,6 +126,15 @@ def test_candidates_are_ranked_by_a_function_of_ones_own(pipe):
         pipe.images(2, best_of=2)
     with pytest.raises(ValueError, match="4 candidates are not a multiple of num = 3"):
         pipe.rerank(all_of_them.images, captions, num=3)
+
+
+def test_an_option_that_a_scorer_does_not_have_is_one_line(pipe, pictures):
+    picture = pictures[0][0]
+    assert pipe.scorer("like", picture, style=0.5)
+    with pytest.raises(ValueError, match=r"^scorer 'palette': weights is unknown, it has no opt"):
+        pipe.scorer("palette", picture, weights="a")
+    with pytest.raises(ValueError, match=r"^scorer 'like': scale is .* some of content, style$"):
+        pipe.scorer("like", picture, scale=2)
 
 
 def test_an_edit_changes_a_share_of_the_codes_in_each_round(pipe, pictures):

@@ -550,7 +550,9 @@ class Pipeline:
         >>> callable(pipe.scorer("style", pipe.example(1)[0]))
         True
         """
-        return scoring.make(self, name, value, read=tensor_files.read, **options)
+        if name == "clip":
+            options = {"read": tensor_files.read, **options}
+        return scoring.make(self, name, value, **options)
 
     @property
     def text_length(self) -> int:

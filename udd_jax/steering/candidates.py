@@ -61,7 +61,12 @@ def rank(pipe, tokens: dict, num: int, ways, by="bound", times=8, seed=0) -> Ran
     elif by == "match":
         scores = pipe.dual_encoder.match(tokens["image"], tokens["text"])
     else:
-        scores = np.asarray(by(tokens), np.float64)
+        scores, count = np.asarray(by(tokens), np.float64), len(next(iter(tokens.values())))
+        if scores.shape != (count,):
+            raise UserError(
+                f"by: the function returned {list(scores.shape)}, expected [{count}], a number for "
+                "each candidate"
+            )
     scores = scores.reshape(-1, num)
     return Ranking(np.argsort(-scores, axis=1, kind="stable"), scores)
 

@@ -14,6 +14,7 @@ To add one, add a maker to `MAKERS`.
 """
 
 import functools
+import inspect
 import pathlib
 
 import jax
@@ -30,7 +31,8 @@ from udd_jax.tokenizers import image_tokenizer, reconstruction, text_tokenizer
 def make(pipe, name: str, value, **options):
     """The scorer F of a name and its text or picture. UserError, one line.
 
-    options: for "clip", `weights`, the folder with its files, and `read`, which reads one.
+    options: of its maker; for "clip", `weights`, the folder with its files, and `read`, which
+    reads one.
     """
     if name not in MAKERS:
         raise UserError(f"scorer {name!r} does not exist, expected one of {', '.join(MAKERS)}")
@@ -39,10 +41,15 @@ def make(pipe, name: str, value, **options):
             f"scorer {name!r} knows pictures of one level of codes only, this run has two: pass a "
             "function of your own"
         )
+    known = list(inspect.signature(MAKERS[name]).parameters)[2:]  # after pipe and value
+    for option in options:
+        if option not in known:
+            takes = f"expected some of {', '.join(known)}" if known else "it has no options"
+            raise UserError(f"scorer {name!r}: {option} is unknown, {takes}")
     return MAKERS[name](pipe, value, **options)
 
 
-def match(pipe, text, read=None):
+def match(pipe, text):
     """`networks.matching.Matcher.scorer`. UserError if it was trained with another T."""
     known, steps = pipe.dual_encoder.model.steps, pipe.kernel.steps
     if known != steps:
@@ -54,7 +61,7 @@ def match(pipe, text, read=None):
     return of_image(pipe.vocab, score)
 
 
-def shows(pipe, text, read=None):
+def shows(pipe, text):
     """That a word, or a phrase for one thing, is seen somewhere in the image.
 
     The dual encoder says for each code alone how much likelier it makes the text. That, less what
@@ -73,7 +80,7 @@ def shows(pipe, text, read=None):
     return of_image(pipe.vocab, scorers.appears(shown[:, None] ** 2))
 
 
-def likeness(pipe, picture, content=0.0, style=0.0, read=None):
+def likeness(pipe, picture, content=0.0, style=0.0):
     """Likeness to a picture, by the vectors of the image tokenizer's codes."""
     codes = _one(values.ids(pipe, "image", picture), "a picture")[0]
     return of_image(
@@ -81,12 +88,12 @@ def likeness(pipe, picture, content=0.0, style=0.0, read=None):
     )
 
 
-def palette(pipe, picture, read=None):
+def palette(pipe, picture):
     """The colours of a picture and no others, by the pixels that each code paints."""
     return of_image(pipe.vocab, scorers.palette(*_painted(pipe, picture)))
 
 
-def colours(pipe, picture, read=None):
+def colours(pipe, picture):
     """All colours of a picture, each somewhere, by the pixels that each code paints."""
     return of_image(pipe.vocab, scorers.colours(*_painted(pipe, picture)))
 
@@ -130,7 +137,7 @@ def _clip(network, size, variables, target, images):
     return (scorers.unit(network.apply(variables, seen)) * target).sum(-1)
 
 
-def pixels(pipe, function, read=None):
+def pixels(pipe, function):
     """F = function(images), of the pictures of the expected vectors.
 
     function: float[B, h, w, c] of `image_tokenizer.to_unit`, -1 to 1 -> float[B], a
