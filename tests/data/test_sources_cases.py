@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import tarfile
+import unicodedata
 
 import numpy as np
 import pyarrow
@@ -98,6 +99,48 @@ def test_the_words_of_splits_are_read_in_a_list(tmp_path, word, split):
     rows = [{"file_name": f"{n}.png", "text": "a box", "split": word} for n in range(2)]
     (tmp_path / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
     assert {item.split for item in folder.items(str(tmp_path))} == {split}
+
+
+@pytest.mark.parametrize("layout", ["list", "beside", "shard", "parquet"])
+def test_the_field_of_splits_is_found_in_any_case_and_is_no_further_field(tmp_path, layout):
+    """It was a further field if it had a capital letter, and test pictures were trained on."""
+    fill(tmp_path, 4, text="")
+    words = ["train", "train", "test", "test"]
+    rows = [{"file": f"{n}.png", "text": f"box {n}", " Split": w} for n, w in enumerate(words)]
+    if layout == "list":
+        lines = [f"{row['file']},{row['text']},{row[' Split']}" for row in rows]
+        (tmp_path / "captions.csv").write_text("\n".join(["File,Caption, Split", *lines]))
+    for n, row in enumerate(rows):
+        if layout == "beside":
+            (tmp_path / f"{n}.json").write_text(json.dumps(row))
+    kind = {"shard": "webdataset", "parquet": "parquet"}.get(layout, "folder")
+    if layout == "shard":
+        files = [(f"{n}.png", picture(n)) for n in range(4)]
+        files += [(f"{n}.json", json.dumps(row).encode()) for n, row in enumerate(rows)]
+        shard(tmp_path / "a.tar", files)
+    if layout == "parquet":
+        rows = [{"image": picture(n), **row} for n, row in enumerate(rows)]
+        parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    for split, numbers in (("train", {0, 1}), ("test", {2, 3})):
+        source = opened(f"{kind}:{tmp_path}", split)
+        assert set(pairs(source)) == numbers
+        assert "split" not in {str(name).strip().lower() for name in source[0].extra}
+
+
+def test_a_list_is_found_in_any_case_and_its_names_without_endings_or_with_accents(tmp_path):
+    fill(tmp_path, 4, text="")
+    accent = unicodedata.normalize("NFD", "\u00e90.png")  # as a Mac writes it
+    (tmp_path / "0.png").rename(tmp_path / accent)
+    (tmp_path / "below").mkdir()
+    (tmp_path / "2.png").rename(tmp_path / "below" / "2.png")
+    (tmp_path / "3.jpg").write_bytes(picture(9, "JPEG"))
+    names = [unicodedata.normalize("NFC", accent), "1", "2", "3"]
+    lines = [f"{name},thing {n}" for n, name in enumerate(names)]
+    (tmp_path / "Captions.CSV").write_text("\n".join(["file,caption", *lines]))
+    source = opened(f"folder:{tmp_path}")
+    found = pairs(source)
+    assert {n: found[n] for n in range(3)} == {n: (f"thing {n}",) for n in range(3)}
+    assert any("may be" in why and "3.jpg" in why for why in faults(source))  # or 3.png
 
 
 @pytest.mark.parametrize("word", ["fold1", "train_and_test", 3, "all"])

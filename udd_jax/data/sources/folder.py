@@ -118,9 +118,10 @@ def _listed(here: walk.Files, table: pathlib.Path, field, split_field, flickr: d
         ]
         empty = [key for key in files if not row[key].strip()]
         files = [key for key in files if key not in empty]
-        split = split_names.said(row.get(split_field), where) or here.list_splits.get(str(table))
+        own_split = split_names.field(row, split_field)
+        split = split_names.said(row.get(own_split), where) or here.list_splits.get(str(table))
         own = beside.places(row, here.further, lambda name: here.find(name, folder, False))
-        known = {*(files[:1] or empty), field, split_field, *beside.fields(here.further)}
+        known = {*(files[:1] or empty), field, own_split, *beside.fields(here.further)}
         known |= {key for name, key in names.items() if name in captioning.CAPTION_FIELDS}
         extra = {k: value for k, value in row.items() if k not in known}
         unused = tuple(captioning.not_used(row, field))

@@ -205,9 +205,10 @@ def _rows(table, file, name, split, image_field, caption_field, split_field, fur
             fields = caption_field.split(",") if caption_field else [None]
             said = (captioning.captions_of(values, field, where, incomplete) for field in fields)
             captions = sum(said, ())
-            known = {*fields, split_field, *named.values()}
+            own_split = split_names.field(values, split_field)
+            known = {*fields, own_split, *named.values()}
             extra = {k: v for k, v in values.items() if k not in known and not _captioned((k,))}
-            own = split_names.said(values.get(split_field), where) or split
+            own = split_names.said(values.get(own_split), where) or split
             image = None if row in lacks else (file, images[0], group, row)
             places = {m: (file, c, group, row, *kinds[m]) for m, c in named.items()}
             unused = (*captioning.not_used(values, caption_field), *ignored)

@@ -1,7 +1,8 @@
 """The splits that names say: of a folder, of a shard, in a field of the data.
 
     named         "val2014" -> "validation"
-    said          a field of the data, where an unknown word is an error
+    field         the field of a row that says it, in any case
+    said          what it says, where an unknown word is an error
     Folders       names among their neighbours: "test" is a split and "dev board" may be a class
     of_shards     all of them name one, or none
 
@@ -53,6 +54,15 @@ def of_path(path: pathlib.Path, root: pathlib.Path) -> str | None:
     """The split of the outermost part of `path` below `root` that names one."""
     splits = map(named, path.relative_to(root).parts)
     return next((split for split in splits if split), None)
+
+
+def field(row: dict, name: str) -> str:
+    """The field of a row that is called `name`, in any case and with spaces around; `name` itself
+    if there is none, or if it is there as well."""
+    if name in row:
+        return name
+    wanted = name.strip().lower()
+    return next((key for key in row if str(key).strip().lower() == wanted), name)
 
 
 def said(value, where: str) -> str | None:

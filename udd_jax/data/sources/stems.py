@@ -62,6 +62,7 @@ def _item(here, place: str, where, own: dict, values: dict, field, split_field) 
         captions, row, unused = captioning.said(contents, field, json, here.incomplete)
     except (OSError, ValueError) as error:
         return listing.Item(key, listing.Broken(str(error)), (), {}, split)
+    split_field = split_names.field(row, split_field)
     split = split_names.said(row.get(split_field), json) or split
     folder = os.path.dirname(own.get(".json", place))
     places = beside.places(row, here.further, lambda name: here.find(name, folder, False))

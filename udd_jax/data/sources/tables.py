@@ -19,7 +19,8 @@ FILE_FIELDS = (  # names of the column that has the files
 
 def rows(table: pathlib.Path):
     """Yields the rows of a table. ValueError if the whole file is damaged."""
-    return READERS[".txt" if table.suffix == ".token" else table.suffix](table)
+    end = table.suffix.lower()
+    return READERS[".txt" if end == ".token" else end](table)
 
 
 def _object(row):

@@ -9,6 +9,7 @@ import fnmatch
 import os
 import pathlib
 import re
+import unicodedata
 from collections.abc import Iterator
 
 from udd_jax.data import marks, pixels
@@ -101,7 +102,7 @@ class Files:
                 else:
                     self._add(place, os.path.join(folder, stem), end.lower())
         self.pictures.sort()
-        self._ends = None
+        self._ends = self._stems = None
         alone = self.alone() if incomplete else ()
         parents = {self.parts(place)[:-1] for place in (*self.pictures, *alone)}
         self.splits = split_names.Folders(parents)
@@ -165,14 +166,15 @@ class Files:
         """
         stems, found = {os.path.splitext(place)[0] for place in self.pictures}, {}
         for folder, names in self.folders.items():
+            low = {name.lower(): name for name in reversed(names)}
             own = [
-                f"{stem}{end}"
+                low[f"{stem}{end}"]
                 for stem in ("captions", "metadata")
                 for end in tables.READERS
-                if f"{stem}{end}" in names
+                if f"{stem}{end}" in low
                 and not (end in captioning.ENDS and os.path.join(folder, stem) in stems)
             ]
-            own += [n for p in _TOKENS for n in fnmatch.filter(names, p)]
+            own += [n for p in _TOKENS for n in names if fnmatch.fnmatchcase(n.lower(), p)]
             found[folder] = [n for n in own if ".lemma." not in n]
         return self._outermost(found)
 
@@ -185,7 +187,11 @@ class Files:
         ends = tuple(set(tables.READERS) - set(captioning.ENDS))
         return self._outermost(
             {
-                folder: [n for n in names if n.endswith(ends) and self._is_list(folder, n, field)]
+                folder: [
+                    name
+                    for name in names
+                    if name.lower().endswith(ends) and self._is_list(folder, name, field)
+                ]
                 for folder, names in self.folders.items()
             }
         )
@@ -251,12 +257,14 @@ class Files:
             return listing.Broken(f"{shown} lies outside of the folder {self.root}")
         if os.path.isfile(place):
             return place
-        return self._anywhere(name, shown) if anywhere else listing.Broken(f"no file {shown}")
+        return (
+            self._anywhere(name, place, shown) if anywhere else listing.Broken(f"no file {shown}")
+        )
 
-    def _anywhere(self, name: str, shown: str) -> str | listing.Broken:
+    def _anywhere(self, name: str, place: str, shown: str) -> str | listing.Broken:
         if self._ends is None:
             self._ends = by_name(self.pictures)
-        found = by_end(self._ends, name)
+        found = by_end(self._ends, name) or self._without_ending(name, place)
         if len(found) == 1:
             return found[0]
         if found:
@@ -264,12 +272,24 @@ class Files:
             return listing.Broken(f"{shown} is not there, and may be {some}; name its folder")
         return listing.Broken(f"there is no file {shown}")
 
+    def _without_ending(self, name: str, place: str) -> list[str]:
+        """The pictures that a list names without their ending: beside it, else anywhere."""
+        if os.path.splitext(name)[1].lower() in pixels.suffixes():
+            return []
+        if self._stems is None:
+            self._stems = {}
+            for picture in self.pictures:
+                self._stems.setdefault(os.path.splitext(picture)[0], []).append(picture)
+            self._stem_ends = by_name(self._stems)
+        stems = [place] if place in self._stems else by_end(self._stem_ends, name)
+        return [picture for stem in stems for picture in self._stems[stem]]
+
 
 def by_name(places) -> dict[tuple[str, ...], list[str]]:
     """{the last part, or the last two: the paths that end in them}."""
     found = {}
     for place in places:
-        parts = pathlib.PurePath(place).parts
+        parts = _composed(place)
         for last in {parts[-1:], parts[-2:]}:
             found.setdefault(last, []).append(str(place))
     return found
@@ -281,7 +301,7 @@ def by_end(named: dict[tuple[str, ...], list[str]], name: str) -> list[str]:
     best, most = [], 0
     two, one = tuple(wanted[1::-1]), tuple(wanted[:1])
     for place in named.get(two) or named.get(one, ()):
-        parts = pathlib.PurePath(place).parts[::-1]
+        parts = _composed(place)[::-1]
         pairs = zip(wanted, parts, strict=False)
         agree = next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(wanted), len(parts)))
         if agree > most:
@@ -301,11 +321,17 @@ def not_their_own(found: dict[int, tuple[str, str]]) -> list[int]:
         names.setdefault(place, set()).add(parts[row])
 
     def ends_in(place, own):
-        return pathlib.PurePath(place).parts[-len(own) :] == own
+        return _composed(place)[-len(own) :] == own
 
     shared = [row for row, (_, place) in found.items() if len(names[place]) > 1]
     return [row for row in shared if not ends_in(found[row][1], parts[row])]
 
 
 def _parts(name: str) -> list[str]:
+    name = unicodedata.normalize("NFC", name)
     return [part for part in re.split(r"[\\/]+", name) if part not in ("", ".", "..")]
+
+
+def _composed(place) -> tuple[str, ...]:
+    """The parts of a path, with accents as lists have them: a Mac writes them as two characters."""
+    return pathlib.PurePath(unicodedata.normalize("NFC", str(place))).parts

@@ -240,6 +240,7 @@ class _Inside:
         except ValueError as error:
             return listing.Item(key, listing.Broken(str(error)), (), {}, self.split)
         where = listing.printable(f"{self.file}, {stem}.json")
+        split_field = split_names.field(row, split_field)
         split = split_names.said(row.get(split_field), where) or self.split
         taken = {*captioning.caption_fields(row), field, split_field, *beside.fields(further)}
         extra = {name: value for name, value in row.items() if name not in taken}
