@@ -323,6 +323,9 @@ def _evaluate(workdir, suite, config, weights, fields):
         if suite in ("main", "full"):
             held_out.require_read(pipe, fields or {})
         pipe = held_out.measurable(pipe)
+        if suite == "full" and (category := pipe.config.evaluate.get("category")):
+            split = held_out.split_of(pipe)  # before hours of sampling
+            survey.asked({split: held_out.source(pipe, split)}, split, category=category)
         if weights is not None:
             pipe = pipe.with_config(evaluate={"weights": weights})
         if suite == "samplers":

@@ -100,6 +100,22 @@ def test_results_of_different_protocols_are_refused_by_name(tmp_path):
     )
 
 
+def test_what_changes_no_number_of_both_makes_no_other_protocol(tmp_path):
+    of = {"suite": "full", "features": {"clip": "a"}, "items": "ab", "data": "folder:/a"}
+    evaluate = {"samples": 8, "batch_size": 4, "retrieval": 200, "category": "style"}
+    first = result(manifest__protocol=of | {"evaluate": evaluate})
+    other = {"suite": "main", "items": "ab", "data": "folder:/b"}
+    changed = evaluate | {"batch_size": 2, "retrieval": 9, "category": ""}
+    second = result(manifest__protocol=other | {"evaluate": changed})
+    assert shown(tmp_path, first, second)  # main with full, moved data, another batch
+    full = result(manifest__protocol=of | {"evaluate": changed})
+    with pytest.raises(ValueError, match=r"evaluate.retrieval \(200 and 9\), evaluate.category"):
+        shown(tmp_path, first, full)
+    second["manifest"]["protocol"]["items"] = "cd"
+    with pytest.raises(ValueError, match=r"items \(ab and cd\), data \(folder:/a and folder:/b\)"):
+        shown(tmp_path, first, second)
+
+
 def test_what_is_no_result_is_refused(tmp_path):
     files.write_json(tmp_path / "evaluation.json", {"scores": {}})
     with pytest.raises(ValueError, match=r"no manifest\.protocol"):

@@ -14,7 +14,7 @@ import pytest
 from configs import t2i
 from tests.helpers import oracle
 from udd_jax import stages
-from udd_jax.data import pixels, reading, token_cache
+from udd_jax.data import pixels, reading, sources, token_cache
 from udd_jax.data.sources import shapes
 from udd_jax.evaluation import (
     compare,
@@ -110,7 +110,20 @@ def test_the_full_suite_has_all_that_main_has_and_does_for_it(done):
     assert result["suite"] == "full" and result["scores"]["t2i"]["agreement"]["rate"] == 7 / 8
     again = dataclasses.replace(pipe, asked=[])
     assert main_suite.run(again, folder, "main") == files.read_json(folder / "evaluation.json")
+    other = again.with_config(evaluate={"retrieval": 400, "judged": 5, "category": "style"})
+    assert main_suite.finished(other, folder, "main") == result  # main reads none of these
+    assert main_suite.finished(again.with_config(evaluate={"samples": 3}), folder, "main") is None
     assert again.asked == []
+
+
+def test_a_result_of_main_never_takes_the_place_of_one_of_full(done, tmp_path):
+    files.write_json(tmp_path / "evaluation.json", done[2])
+    main, said = {name: value for name, value in done[2].items() if name != "full"}, []
+    main_suite._finish(tmp_path, main, said.append)
+    assert f"kept as {tmp_path}/evaluation.json-1" in "".join(said)
+    assert "full" in files.read_json(tmp_path / "evaluation.json-1")
+    main_suite._finish(tmp_path, main, said.append)
+    assert not (tmp_path / "evaluation.json-2").exists()
 
 
 def test_pictures_are_compared_by_the_network_that_is_given(done):
@@ -271,6 +284,21 @@ def test_shapes_fall_into_ten_categories(done):
     assert all(report[name]["count"] == kinds.count(name) for name in kinds)
     with pytest.raises(ValueError, match=r"evaluate\.category = 'style' is not a field"):
         full_suite.categories(dataclasses.replace(items, world=None), "style")
+    extra = [{"style": "a"} if i % 2 else {} for i in range(len(items))]
+    kinds = full_suite.categories(dataclasses.replace(items, world=None, extra=extra), "style")
+    assert kinds == ["(none)", "a"] * 4
+
+
+def test_a_category_that_no_item_has_is_refused_before_anything_is_sampled(
+    tiny_run, tmp_path, monkeypatch
+):
+    pixels.write_png(tmp_path / "a.png", np.zeros((8, 8, 3), np.uint8))
+    (tmp_path / "a.txt").write_text("a")
+    there = {"validation": 0, "test": 0}
+    source = sources.open_source(f"folder:{tmp_path}", "train", **there)
+    monkeypatch.setattr(held_out, "source", lambda *_, **__: source)
+    with pytest.raises(ValueError, match=r"^evaluate\.category is 'styl', which no item of the"):
+        stages.evaluate_run(tiny_run, "full", fields={"evaluate.category": "styl"})
 
 
 def test_several_processes_make_what_one_makes(done, tmp_path):
@@ -313,6 +341,13 @@ def test_judges_are_scored_by_the_sheets_that_come_back(tmp_path):
     assert found["judges"] == 1 and found["accuracy"].value == pytest.approx(np.mean(right))
     files.write_json(tmp_path / "key.json", key)  # as old sheets have it
     assert judges.score(tmp_path) == found
+    numbers = [str(int(number)) for number in list(key)[:3]]  # as spreadsheets save it
+    for text in (";".join, ",".join):
+        table = [("picture", "answer", "note"), *((n, " Real", "Anm\u00e4rkung") for n in numbers)]
+        sheet = "\r\n".join([*map(text, table), "x"])  # a cell is missing
+        for encoding in ("utf-16", "latin-1"):
+            (tmp_path / "answers-ada.csv").write_bytes(sheet.encode(encoding))
+            assert judges.score(tmp_path) == found
     (tmp_path / "answers-bob.csv").write_text("number;answer\n1;real")
     with pytest.raises(ValueError, match=r"answers-bob\.csv has the columns"):
         judges.score(tmp_path)

@@ -2,7 +2,8 @@
 
 `show(a, b)` describes A and B, then lists both values of each number and their difference. The
 protocol defines what a number means, so results with different protocols are refused; the error
-names every field that differs. Two results of one protocol may differ in weights, versions and
+names every field that differs. Of a result of the suite main and one of full, what both have is
+compared. Two results of one protocol may differ in weights, versions and
 machine. Those come first.
 """
 
@@ -10,6 +11,7 @@ import math
 import pathlib
 
 from udd_jax.errors import UserError
+from udd_jax.evaluation import manifest
 from udd_jax.evaluation.suites import main as main_suite
 from udd_jax.runtime import files
 
@@ -26,11 +28,7 @@ def show(a, b) -> str:
         ValueError: the protocols differ (every such field is named), or a file is not a result.
     """
     results = [_read(path) for path in (a, b)]
-    fields = [
-        f"{name} ({one} and {two})"
-        for name, (one, two) in _beside(results, "protocol").items()
-        if one != two
-    ]
+    fields = [f"{name} ({one} and {two})" for name, (one, two) in _protocols(results).items()]
     if fields:
         raise UserError(f"not comparable, the protocols differ in {', '.join(fields)}")
     named = zip("AB", results, (a, b), strict=True)
@@ -44,6 +42,23 @@ def show(a, b) -> str:
     width = max(map(len, names), default=0) + 2
     lines += ["", f"{'':{width}}{'A':>10}{'B':>10}{'B - A':>11}{'/ error':>9}"]
     return "\n".join([*lines, *(_line(name, tables, width) for name in names)])
+
+
+def _protocols(results: list[dict]) -> dict[str, tuple]:
+    """{field: (value in A, value in B)} where the protocols differ in what the numbers mean.
+
+    What only the suite "full" reads counts if both are of it. How many samples are drawn at once
+    changes none, and where the data are does not matter if the items are the same.
+    """
+    both = [result["manifest"]["protocol"] for result in results]
+    if both[0].get("suite") != both[1].get("suite"):
+        both = [manifest.of_main(protocol) for protocol in both]
+    one, two = map(flat, both)
+    found = {name: (one.get(name, "nothing"), two.get(name, "nothing")) for name in one | two}
+    same = {"evaluate.batch_size"}
+    if one.get("items") == two.get("items") is not None:
+        same |= {name for name in found if name.split(".")[0] in ("data", "data_options")}
+    return {name: pair for name, pair in found.items() if name not in same and pair[0] != pair[1]}
 
 
 def _beside(results: list[dict], part: str) -> dict[str, tuple]:

@@ -60,6 +60,13 @@ def make(
     }
 
 
+# What only the suite "full" reads: entries of the protocol, and fields of `evaluate`.
+FULL = ("suite", "features", "resize", "caption_tokenizer")
+FULL_OPTIONS = (
+    *("retrieval", "among", "round_trips", "judged", "steering", "pictures", "category"),
+)
+
+
 def protocol(pipe, suite: str) -> dict:
     """The part of the protocol that follows from the config."""
     config = pipe.config
@@ -94,6 +101,12 @@ def protocol(pipe, suite: str) -> dict:
             }
         )
     )
+
+
+def of_main(protocol: dict) -> dict:
+    """The entries of a protocol that the numbers of the suite "main" depend on."""
+    options = {n: v for n, v in protocol.get("evaluate", {}).items() if n not in FULL_OPTIONS}
+    return {n: v for n, v in protocol.items() if n not in FULL} | {"evaluate": options}
 
 
 def made_of(pipe) -> dict:

@@ -49,6 +49,7 @@ from udd_jax.runtime import provenance
 
 JUDGES = "judges"  # a folder of the run
 SHOWN = 8  # neighbours and round trips kept for the page
+LACKS = "(none)"  # the category of records that lack the field
 NOTHING = "<nothing>"  # replaces an empty caption: a word that no reference has
 
 
@@ -103,19 +104,20 @@ def categories(items, field: str) -> list[str] | None:
     """The category of each item, or None.
 
     It is the category of its scene if the data are an embedded world with categories, else the
-    field of its record that `evaluate.category` names. ValueError if the records lack the field.
+    field of its record that `evaluate.category` names, LACKS where the record has none. ValueError
+    if all records lack the field.
     """
     if items.world and items.world.category:
         return list(map(items.world.category, items.scenes))
     if not field:
         return None
-    for extra in items.extra:
-        if field not in extra:
-            raise UserError(
-                f"evaluate.category = {field!r} is not a field of the data, expected one of "
-                f"{', '.join(extra) or 'none'}"
-            )
-    return [str(extra[field]) for extra in items.extra]
+    known = sorted({str(name) for extra in items.extra for name in extra})
+    if field not in known:
+        raise UserError(
+            f"evaluate.category = {field!r} is not a field of the data, expected one of "
+            f"{', '.join(known) or 'none'}"
+        )
+    return [str(extra.get(field, LACKS)) for extra in items.extra]
 
 
 # ---- Agreement ----------------------------------------------------------------------------------

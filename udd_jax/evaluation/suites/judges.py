@@ -17,12 +17,14 @@ import pathlib
 
 import numpy as np
 
+from udd_jax.data import captions as texts
 from udd_jax.errors import UserError
 from udd_jax.evaluation.metrics import alignment, intervals
 from udd_jax.evaluation.report import page
 from udd_jax.runtime import files, logbook
 
 SHEET, ANSWERS, KEY = "sheet.html", "answers.csv", "key.json"
+DIGITS = 3  # of the number of a picture, at least
 
 
 def update(folder, real: np.ndarray, generated: np.ndarray, captions, seed: int = 0) -> None:
@@ -57,7 +59,7 @@ def write(folder, real: np.ndarray, generated: np.ndarray, captions, seed: int =
         (alignment.GENERATED, image, text) for image, text in zip(generated, captions, strict=True)
     ]
     order = np.random.default_rng(seed).permutation(len(pictures))
-    numbers = [f"{i:03d}" for i in range(1, len(pictures) + 1)]
+    numbers = [str(i).zfill(DIGITS) for i in range(1, len(pictures) + 1)]
     figures, truth = [], {}
     for number, at in zip(numbers, order, strict=True):
         kind, image, text = pictures[at]
@@ -98,11 +100,11 @@ def score(folder) -> dict | intervals.Unmeasured:
 
 
 def _answers(path) -> dict[str, str]:
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        rows = csv.DictReader(file)
-        if rows.fieldnames is None or not {"picture", "answer"} <= set(rows.fieldnames):
-            raise UserError(
-                f"{path} has the columns {rows.fieldnames}, expected picture and answer"
-            )
-        answers = {r["picture"].strip(): (r["answer"] or "").strip().lower() for r in rows}
-    return {picture: answer for picture, answer in answers.items() if answer}
+    lines = texts.decode(path.read_bytes()).splitlines()
+    divided = ";" if lines and ";" in lines[0] else ","  # as spreadsheets of some countries write
+    rows = csv.DictReader(lines, delimiter=divided)
+    if rows.fieldnames is None or not {"picture", "answer"} <= set(rows.fieldnames):
+        raise UserError(f"{path} has the columns {rows.fieldnames}, expected picture and answer")
+    cells = ([(row[name] or "").strip() for name in ("picture", "answer")] for row in rows)
+    # A spreadsheet makes 1 of 001.
+    return {picture.zfill(DIGITS): answer.lower() for picture, answer in cells if answer}

@@ -194,8 +194,10 @@ def run(pipe, workdir, suite: str = "main", *, say=logbook.say) -> dict:
 def _finish(workdir, result: dict, say) -> dict:
     """Writes the result of the first process, with its errors, and returns it."""
     if result:
-        result["errors"] = errors(result)
-        files.write_json(workdir / RESULT, result)
+        result["errors"], path = errors(result), workdir / RESULT
+        if "full" not in result and path.exists() and "full" in files.read_json(path):
+            say(f"evaluation: the result of the suite full is kept as {files.aside(path)}")
+        files.write_json(path, result)
         for error in result["errors"]:
             say(f"evaluation: {error}")
     processes.wait_for_all("evaluation")
@@ -210,9 +212,10 @@ def finished(pipe, workdir, suite: str = "main", nets: dict | None = None) -> di
     result = files.read_json(path)
     old = result.get("manifest", {}).get("protocol", {})
     asked = manifest.protocol(pipe, suite) | _measured_by(nets or {})
-    suites = old.get("suite"), asked.pop("suite")
-    same = {name: old.get(name) for name in asked} == asked
-    same = same and (suites[0] == suites[1] or suites == ("full", "main"))
+    known = old.get("suite") in ((suite, "full") if suite == "main" else (suite,))
+    if suite == "main":
+        asked, old = map(manifest.of_main, (asked, old))
+    same = known and {name: old.get(name) for name in asked} == asked
     same = same and result.get("aims", True) == aimed(pipe)
     return result if same and result["manifest"].get("run") == manifest.made_of(pipe) else None
 
