@@ -321,7 +321,7 @@ def test_a_classifier_of_names_sees_colours(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("channels", [1, 4])
+@pytest.mark.parametrize("channels", [pytest.param(1, marks=pytest.mark.long), 4])
 def test_the_whole_job_learns_drawings_of_these_channels(tmp_path, channels):
     (tmp_path / "data").mkdir()
     for i in range(60):

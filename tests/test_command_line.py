@@ -41,6 +41,16 @@ def test_a_flag_that_does_nothing_is_refused(typed, words, message):
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_the_main_job_refuses_a_setting_that_none_of_its_samplers_reads(typed):
+    typed(CONFIG, "--config.sample.steps=4")
+    with pytest.raises(ValueError, match=r"^--config.sample.steps = 4 changes nothing"):
+        main._config()
+    typed(CONFIG, "--config.sample.steps=4", "--config.sample.sampler=maskgit")
+    assert main._config().sample.steps == 4
+    typed(CONFIG, "--config.model.kind=autoregressive", "--config.sample.temperature=.9")
+    assert main._config().sample.temperature == 0.9
+
+
 @pytest.mark.parametrize("mode", command_line.FIELDS)
 def test_a_field_that_a_mode_does_not_read_is_refused_with_those_that_it_reads(typed, mode):
     read = command_line.FIELDS[mode]

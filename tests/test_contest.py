@@ -245,7 +245,7 @@ def test_a_recipe_of_fewer_steps_has_a_shorter_beginning(steps, warmup, prefixes
     assert (found.steps, found.warmup, found.prefix_steps) == (steps, warmup, prefixes)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_recipes_share_a_cache_and_a_finished_run_is_not_repeated(tmp_path, capsys):
     c = tiny.config()
     c.vq.update({"steps": 20, "warmup": 2, "plain_steps": 5})

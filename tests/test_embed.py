@@ -290,6 +290,8 @@ def test_the_config_has_a_prior_and_decoders_of_vectors_that_a_dual_encoder_make
     (summary,) = (m for m in plan.vocab_of(config).modalities if m.name == "summary")
     assert (summary.length, summary.classes) == (8, 256)
     assert config.modalities.summary.dimensions == usual.dual_encoder.width
+    expected = (config.modalities.summary.dimensions, config.image_size, config.text.length)
+    assert tuple(embed.PRIOR.values()) == expected
     for small in (config, prior.get_config("smoke")):
         stages.check(small)
         assert sum(small.train.mixture.values()) == pytest.approx(1)

@@ -75,6 +75,35 @@ def test_sigterm_ends_every_mode_at_once_with_one_line_and_75(mode, tmp_path):
     assert (code, out, err.strip()) == (75, "", "stopped by SIGTERM")
 
 
+TEMPORARY = """
+import os, pathlib, signal, time
+from udd_jax.runtime import stopping
+
+stopping.end_at_once()
+pathlib.Path("folder").mkdir()
+for name in ("file", "folder/inside"):
+    pathlib.Path(name).touch()
+for name in ("file", "folder"):
+    stopping.remove_at_end(name)
+if not (child := os.fork()):
+    time.sleep(60)
+time.sleep(0.2)
+os.kill(child, signal.SIGTERM)
+os.waitpid(child, 0)
+print("works" if os.path.exists("file") else "gone", flush=True)
+time.sleep(60)
+"""
+
+
+def test_temporary_files_go_with_their_process_when_a_signal_ends_it(tmp_path):
+    """And not with a process that was forked from it. They had filled the disk."""
+    said = []
+    moment = lambda process: said.append(process.stdout.readline())  # noqa: E731
+    code, _, _ = stopped(("-c", TEMPORARY), signal.SIGTERM, tmp_path, moment)
+    assert said == ["works\n"] and code == 75
+    assert not (tmp_path / "file").exists() and not (tmp_path / "folder").exists()
+
+
 def test_every_mode_but_the_page_which_closes_itself_is_stopped_here():
     from udd_jax import command_line
 

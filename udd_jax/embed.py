@@ -16,6 +16,9 @@ from udd_jax.data.sources import listing
 from udd_jax.errors import UserError
 from udd_jax.runtime import logbook
 
+# What `configs/prior.py` expects of the vectors and of the run that made them.
+PRIOR = {"modalities.summary.dimensions": 64, "image_size": 32, "text.length": 13}
+
 
 def run(workdir, out, config=None, dual_encoder: str | None = None, fields=None) -> dict:
     """Writes every record of the data of `config`, by default of the run, with its vector.
@@ -51,8 +54,11 @@ def run(workdir, out, config=None, dual_encoder: str | None = None, fields=None)
         logbook.say(line)
     count, numbers = sum(row["vectors"] for row in found.values()), encoder.model.width
     again = f"udd_jax --config=configs/prior.py --config.data=folder:{shlex.quote(str(out))}"
-    more = f" --config.modalities.summary.dimensions={numbers}" if numbers != 64 else ""
-    logbook.finish(f"{count} vectors of {numbers} numbers", pathlib.Path(out), again + more)
+    ours = (numbers, pipe.config.image_size, pipe.config.text.length)
+    for (name, usual), own in zip(PRIOR.items(), ours, strict=True):
+        if own != usual:
+            again += " " + shlex.quote(f"--config.{name}={own}")
+    logbook.finish(f"{count} vectors of {numbers} numbers", pathlib.Path(out), again)
     return found
 
 

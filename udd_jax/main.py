@@ -16,7 +16,7 @@ training step is a fifth faster). UDD_KEEP_MEMORY=0 turns this off.
 
 Exit codes: 0; 1 after one line that says what is wrong and what to do; 75 after a SIGTERM, in every
 mode, and after Ctrl-C in a training: the same command goes on; 130 after Ctrl-C elsewhere
-(runtime/stopping.py).
+(runtime/stopping.py). The page of --mode=demo ends with 0 after both.
 """
 
 import contextlib
@@ -66,8 +66,13 @@ def _config():
         raise UserError("--config.data= is missing, expected folder:DIR or another source")
     if config is None:
         raise UserError("--config is missing, expected a file such as configs/t2i.py")
-    for line in command_line.prefer_typed(config, command_line.typed_fields()):
+    fields = command_line.typed_fields()
+    for line in command_line.prefer_typed(config, fields):
         print(line, flush=True)
+    if sampling := command_line.of_section(fields, "sample"):
+        from udd_jax.training import limits
+
+        limits.require_read(config, sampling)
     return config
 
 
@@ -180,7 +185,8 @@ def _finish(workdir, *following: str) -> None:
         "demo": f"udd_jax --mode=demo {again}",
         "full": f"udd_jax --mode=evaluate {again} --suite=full",
     }
-    logbook.finish(", ".join(made), workdir, *(tries[word] for word in following))
+    shown = [word for word in following if word != "report" or "report.html" in made]
+    logbook.finish(", ".join(made), workdir, *(tries[word] for word in shown))
 
 
 def run() -> None:

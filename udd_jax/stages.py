@@ -331,6 +331,7 @@ def _evaluate(workdir, suite, config, weights, fields):
         if suite == "samplers":
             samplers_suite.run(pipe, workdir)
         elif suite == "tuning":
+            tuning.require_read(fields or {})
             tuning.run(pipe, workdir)
             return
         else:

@@ -426,7 +426,7 @@ def test_any_damage_to_a_table_of_pictures_is_a_fault_or_one_line(name, flips, k
             opened(f"parquet:{root}")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", LONG)
 def test_many_more_inputs_hold_to_the_claim(name):
     LONG[name]()

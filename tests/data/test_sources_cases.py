@@ -1,5 +1,6 @@
 """What people have, as small inputs: all that goes in is used or counted, never lost silently."""
 
+import errno
 import gzip
 import io
 import json
@@ -16,7 +17,7 @@ from pyarrow import parquet
 
 from udd_jax import errors
 from udd_jax.data import described, pixels, reading, sources, survey
-from udd_jax.data.sources import folder, listing, split_names, webdataset
+from udd_jax.data.sources import folder, listing, split_names, tars, webdataset
 
 NONE = {"validation": 0, "test": 0}
 
@@ -346,6 +347,22 @@ def test_a_compressed_shard_is_read_and_its_end_is_watched(tmp_path, damaged):
     source = opened(f"webdataset:{tmp_path}")
     assert (len(pairs(source)) == 10) != damaged
     assert bool(faults(source)) == damaged
+
+
+def test_a_full_disk_is_no_damage_to_a_compressed_shard(tmp_path, monkeypatch):
+    """Its rest was left out, as behind the end of a shard that breaks off."""
+    shard(tmp_path / "a.tar", members(10))
+    (tmp_path / "a.tar.gz").write_bytes(gzip.compress((tmp_path / "a.tar").read_bytes()))
+    (tmp_path / "a.tar").unlink()
+
+    class Full(io.FileIO):
+        def write(self, content):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    opens = lambda file, mode: (Full if isinstance(file, int) else open)(file, mode)  # noqa: E731
+    monkeypatch.setattr(tars, "open", opens, raising=False)
+    with pytest.raises(OSError, match="No space left"):
+        opened(f"webdataset:{tmp_path}")
 
 
 @pytest.mark.parametrize("names", [("v1.5", "v1.6"), ("a.b.c", "a.b.d")])

@@ -11,9 +11,10 @@ from tests.helpers import tiny
 from udd_jax import pipeline
 from udd_jax.data import layouts, pixels
 from udd_jax.demo import painter
+from udd_jax.errors import NotFound
 
 pytest.importorskip("gradio", reason="Gradio is not installed: pip install '.[demo]'")
-from udd_jax.demo import fields, page
+from udd_jax.demo import fields, page, server
 
 # Gradio leaves event loops unclosed.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -37,6 +38,12 @@ def rich(tmp_path_factory):
     made.close()
     del made
     gc.collect()  # what Gradio left is found here, and not in a later test
+
+
+def test_a_folder_without_a_run_is_one_line_and_no_name_of_a_hub(tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline.Pipeline, "from_pretrained", None)
+    with contextlib.chdir(tmp_path), pytest.raises(NotFound, match=r"^runs/gone has no config"):
+        server.start("runs/gone", tmp_path)
 
 
 def test_every_kind_of_modality_that_can_be_given_has_a_field(rich):

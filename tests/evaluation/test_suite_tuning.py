@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from tests.helpers import oracle
-from udd_jax import pipeline
+from udd_jax import pipeline, stages
 from udd_jax.evaluation.suites import tuning
 from udd_jax.runtime import files
 
@@ -30,6 +30,12 @@ def test_each_setting_is_that_of_a_task_also_where_its_rule_has_another_name(tin
     for task in tuning.TASKS:
         assert vars(tuning.with_settings(pipe, row).settings(task)).items() >= row.items()
     assert pipe.settings("i2t").temperature == 9
+
+
+@pytest.mark.parametrize("name", tuning.OWN)
+def test_a_field_that_the_suite_decides_itself_is_refused(tiny_run, name):
+    with pytest.raises(ValueError, match=f"^--config.{name} does nothing with --suite=tuning"):
+        stages.evaluate_run(tiny_run, "tuning", fields={name: "test" if "split" in name else 1})
 
 
 def test_settings_are_chosen_on_the_validation_split_and_all_are_measured(tmp_path):

@@ -184,6 +184,15 @@ def test_the_tokenizer_of_a_sound_is_checked_as_that_of_the_image(vq, message):
         limits.check(c)
 
 
+def test_mirrored_crops_need_crops():
+    c = t2i.get_config()
+    c.flip = True
+    with pytest.raises(ValueError, match=r"^flip = True changes nothing with views = 1"):
+        limits.check(c)
+    c.views = 2
+    limits.check(c)
+
+
 def test_an_embedding_has_as_many_vectors_as_codes_at_least():
     c = any_config.vectors()
     c.modalities.summary.vectors = c.modalities.summary.codes

@@ -61,7 +61,7 @@ def start(workdir, folder, port: int | None = None, share: bool = False):
     from udd_jax.demo import page, painter, requests, views
 
     logbook.begin()
-    pipe = pipeline.Pipeline.from_pretrained(workdir or pipeline.PACKAGED)
+    pipe = pipeline.Pipeline.load(workdir or pipeline.PACKAGED)
     shown = page.Page(pipe.with_network(unroll=1), workdir)
     plain = ["system-ui", "sans-serif"]
     mono = ["ui-monospace", "monospace"]

@@ -15,7 +15,7 @@ import contextlib
 import pathlib
 import tempfile
 
-from udd_jax.runtime import files
+from udd_jax.runtime import files, stopping
 
 # Folders that stay in the bucket when a whole run is fetched.
 STAYS = ("checkpoints", "cache", "tensorboard", "profile", "replay")
@@ -28,6 +28,7 @@ def near(workdir):
         yield workdir
         return
     with tempfile.TemporaryDirectory(prefix="udd_jax-") as here:
+        stopping.remove_at_end(here)
         yield pathlib.Path(here)
 
 

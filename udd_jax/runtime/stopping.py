@@ -11,10 +11,12 @@ Many processes have to stop after the same step. JAX coordinates this step: from
 takes the signal back, and tells JAX during a training.
 """
 
+import atexit
 import contextlib
 import ctypes
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -66,7 +68,24 @@ def _tell(line: str) -> None:
         os.write(sys.stderr.fileno(), f"\n{line}\n".encode())
 
 
+def remove_at_end(path) -> None:
+    """Removes a temporary file or folder when the process ends, also by a signal."""
+    if not _TEMPORARY:
+        atexit.register(_clean)
+    _TEMPORARY.append((os.getpid(), str(path)))
+
+
+_TEMPORARY: list[tuple[int, str]] = []  # a forked process has the list, and does not own the files
+
+
+def _clean() -> None:
+    for path in (path for owner, path in _TEMPORARY if owner == os.getpid()):
+        with contextlib.suppress(Exception):
+            shutil.rmtree(path) if os.path.isdir(path) else os.unlink(path)
+
+
 def _end(code: int) -> None:
+    _clean()
     for child in multiprocessing.active_children():
         child.terminate()
     for stream in (sys.stdout, sys.stderr):
@@ -116,6 +135,7 @@ class Together:
         # JAX aborts the other processes when the first one ends, so it lets them end before it. A
         # process that shuts down in order would wait for minutes until all do.
         time.sleep(5 if self.first else 0)
+        _clean()
         os._exit(self.code)
 
 

@@ -12,6 +12,7 @@ from udd_jax import build, modalities, values
 from udd_jax.data import pixels, sources
 from udd_jax.diffusion import tasks
 from udd_jax.errors import UserError
+from udd_jax.sampling import settings as sampling
 from udd_jax.sampling.settings import Settings
 from udd_jax.tokenizers import pyramid, vqgan
 from udd_jax.tokenizers.spectrogram import Spectrogram
@@ -115,6 +116,17 @@ def check_sampling(config, vocab, kernel) -> None:
             raise UserError(f"begin_with names {name!r}, expected some of {', '.join(able)}")
 
 
+def require_read(config, typed: dict) -> None:
+    """UserError, one line, for a typed setting of `sample` that no chain of the run reads.
+
+    typed: {setting: value}, which the config has.
+    """
+    if not build.in_order(config):  # the baseline has one sampler
+        rules = ({}, *config.get("sample_rules", {}).values())
+        chains = [Settings(**{**config.sample, **changes}) for changes in rules]
+        sampling.require_read(chains, typed, "--config.sample.")
+
+
 def check(config) -> None:
     """UserError, one line that names the field, if a value of the config is out of its range.
 
@@ -126,6 +138,11 @@ def check(config) -> None:
         _within(config, "text.vocab_size", LEAST_VOCABULARY, math.inf, words)
     _check_steps(config)
     _warms_up(config, "train")
+    if value(config, "flip") and value(config, "views") == 1:
+        raise UserError(
+            "flip = True changes nothing with views = 1, which is the picture as it is: set "
+            "--config.views=2 or more"
+        )
     if value(config, "incomplete") and not config.cache:
         _refuse(config, "incomplete", "False without a token cache (cache = False)")
     if value(config, "incomplete") and value(config, "dual_encoder.steps"):

@@ -5,7 +5,6 @@ passed over to the next good one; a file may end inside a member, or between two
 after the other are one. Compressed files are unpacked to temporary files, once in a process.
 """
 
-import atexit
 import functools
 import gzip
 import os
@@ -16,6 +15,7 @@ import zlib
 
 from udd_jax.data.sources import listing, looks
 from udd_jax.errors import UserError
+from udd_jax.runtime import stopping
 
 _BLOCK = 512
 
@@ -39,14 +39,16 @@ def plain(path: str) -> tuple[str, str | None]:
 @functools.cache
 def _unpacked(path: str, written) -> tuple[str, str | None]:
     number, name = tempfile.mkstemp(prefix="udd-", suffix=".tar")
-    atexit.register(pathlib.Path(name).unlink, missing_ok=True)
+    stopping.remove_at_end(name)
     with open(number, "wb") as place, gzip.open(path) as packed:
-        try:
-            while block := packed.read1(1 << 16):  # so that no byte before the fault is lost
-                place.write(block)
-        except (OSError, EOFError, zlib.error) as error:
-            return name, str(error)
-    return name, None
+        while True:
+            try:
+                block = packed.read1(1 << 16)  # so that no byte before the fault is lost
+            except (OSError, EOFError, zlib.error) as error:
+                return name, str(error)
+            if not block:
+                return name, None
+            place.write(block)  # a full disk is no fault of the shard
 
 
 def members(file: pathlib.Path, pictures: dict):

@@ -18,6 +18,7 @@ import pathlib
 import numpy as np
 
 from udd_jax.diffusion import tasks
+from udd_jax.errors import UserError
 from udd_jax.evaluation import held_out, manifest, samples, scores
 from udd_jax.runtime import files, logbook
 
@@ -25,6 +26,17 @@ RESULT, FOLDER = "tuning.json", "tuning"
 SPLIT = "validation"
 TASKS = {"t2i": "agreement", "i2t": "agreement", "pair": "agreement", "infill": "consistency"}
 TEMPERATURES, TOP_R = (1.0, 1.15, 1.3), (0.65, 0.75, 0.85)
+
+
+# What the suite decides itself.
+OWN = ("evaluate.split", "evaluate.samples", "sample.temperature", "sample.top_r")
+
+
+def require_read(fields: dict) -> None:
+    """UserError, one line, for a typed field, {field: value}, that the suite does not read."""
+    for name in OWN:
+        if name in fields:
+            raise UserError(f"--config.{name} does nothing with --suite=tuning: leave it out")
 
 
 def run(pipe, workdir, *, count: int = 256, say=logbook.say) -> dict:
