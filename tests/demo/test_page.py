@@ -77,4 +77,15 @@ def test_what_the_fields_hold_is_given_and_the_recipe_makes_the_same(rich, tmp_p
     held = asked | {"given_length": None, "given_map": None, "given_second": "  "}
     other = asyncio.run(rich.generate_rule(ANY, held | SETTINGS))
     assert other["command"].value.count("--given=") == 1
+    assert "Without effect" not in found["note"]
     assert len(futures[1].result().images) == 2
+
+
+def test_what_changes_nothing_is_said_beside_the_result(rich):
+    steps = {"sampler": "first_hitting", "steps": 1, "temperature": 0.9}
+    asked = {"text": "a red circle", "image": painter.value(), "negative": "blue", "guidance": 1.0}
+    found = asyncio.run(rich.generate(page.TABS[0], asked | steps | SETTINGS))
+    said = "2 samples, seed 3. Without effect here: negative prompt, steps."
+    assert said in found["note"]
+    found = asyncio.run(rich.generate(page.TABS[0], asked | steps | SETTINGS | {"guidance": 2.0}))
+    assert "Without effect here: steps." in found["note"]

@@ -226,10 +226,12 @@ class Page:
             self.pipe, tab.task, image=image, mask=mask, settings=settings, **options
         )
         options["negative"] = typed["negative"] if request.negative else ""
+        idle = ["negative prompt"] if typed["negative"].strip() and not request.negative else []
+        idle += self._idle(settings, request)
         files = {} if image is None else {"image.png": image}
         files |= {} if mask is None else {"mask.png": painter.picture(mask)}
         read = {"image": image is not None, "mask": mask is not None}
-        return await self._answer(tab.task, request, files, **options, **read)
+        return await self._answer(tab.task, request, files, idle, **options, **read)
 
     async def generate_rule(self, tab: Tab, asked: dict):
         """Samples of any rule."""
@@ -254,7 +256,7 @@ class Page:
                 names[name] = f"{name}.png"
                 files[names[name]] = value
         shown |= {"image": image is not None, "given": names}
-        return await self._answer(rule, request, files, **shown)
+        return await self._answer(rule, request, files, self._idle(settings, request), **shown)
 
     async def edit(self, tab: Tab, asked: dict):
         """Edits of a picture."""
@@ -264,7 +266,8 @@ class Page:
         shown = {"text": _text(asked), "count": count, "seed": seed}
         options = {**shown, "share": asked["share"], "rounds": asked["rounds"]}
         request = requests.edit(self.pipe, image, settings=settings, **options)
-        return await self._answer("edit", request, {"image.png": image}, image=True, **shown)
+        idle, files = self._idle(settings, request), {"image.png": image}
+        return await self._answer("edit", request, files, idle, image=True, **shown)
 
     async def outpaint(self, tab: Tab, asked: dict):
         """Pictures beyond their sides."""
@@ -288,12 +291,20 @@ class Page:
         request = make(self.pipe, image, settings=settings, **how, **shown)
         way = steering.Steered({}, words, {name: repr(value) for name, value in how.items()})
         shown |= {"image": True, "steered": [way]}
-        return await self._answer(task, request, {"image.png": image}, **shown)
+        idle, files = self._idle(settings, request), {"image.png": image}
+        return await self._answer(task, request, files, idle, **shown)
 
-    async def _answer(self, task: str, request, files: dict, **shown):
+    def _idle(self, settings: dict, request) -> list[str]:
+        """The chosen settings that differ from those of the run and that the request never reads,
+        by the names of their fields."""
+        changed = (n for n, value in settings.items() if value != getattr(self.defaults, n))
+        return [name.replace("_", " ") for name in changed if name not in request.settings]
+
+    async def _answer(self, task: str, request, files: dict, idle: list[str], **shown):
         """Waits for the result of a request, and shows it with how to make it again.
 
-        files: those of the recipe, {name: picture or bytes}; shown: the arguments of `recipes`.
+        files: those of the recipe, {name: picture or bytes}; idle: what was asked for and changes
+        nothing; shown: the arguments of `recipes`.
         """
         result = await asyncio.wrap_future(self.service.submit(request))
         rule = "image" if task in IMAGES else task
@@ -307,8 +318,9 @@ class Page:
             files = files | way.files
         shown["settings"] = request.settings
         count, seed = shown["count"], shown["seed"]
+        note = f"{count} sample{'s' * (count > 1)}, seed {seed}."
         return {
-            "note": views.note(f"{count} sample{'s' * (count > 1)}, seed {seed}."),
+            "note": views.note(note + f" Without effect here: {', '.join(idle)}." * bool(idle)),
             "chosen": 0,
             "gallery": gr.Gallery(
                 None if pictures is None else [np.array(pixels.to_pillow(p)) for p in pictures],
