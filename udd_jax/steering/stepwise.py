@@ -225,7 +225,9 @@ def repeated(pipe, num: int, settings: dict) -> dict:
         "negative": lambda prompts: _repeated(pipe, prompts, num),
         "weigh": lambda weights: _weights(weights, num),
     }
-    return {n: own[n](value) if n in own and value else value for n, value in settings.items()}
+    # What is no dict is refused later, as everywhere.
+    rows = {n for n in own if isinstance(settings.get(n), dict)}
+    return {n: own[n](value) if n in rows else value for n, value in settings.items()}
 
 
 def led(free, negative: dict | None) -> dict:
