@@ -47,6 +47,13 @@ def test_the_main_job_refuses_a_setting_that_none_of_its_samplers_reads(typed):
         main._config()
     typed(CONFIG, "--config.sample.steps=4", "--config.sample.sampler=maskgit")
     assert main._config().sample.steps == 4
+    typed(CONFIG, "--config.sample.steps=4", "--config.train.prefix_share=0.5")
+    with pytest.raises(ValueError, match=r"^--config.sample.steps = 4 changes nothing"):
+        main._config()
+    typed(CONFIG, "--config.sample.top_r=.9")
+    command_line.config().sample_rules.text = {"tempo": 1.0}
+    with pytest.raises(ValueError, match=r"^sample_rules.text.tempo is not a setting"):
+        main._config()
     typed(CONFIG, "--config.model.kind=autoregressive", "--config.sample.temperature=.9")
     assert main._config().sample.temperature == 0.9
 

@@ -13,7 +13,6 @@ from udd_jax.data import pixels, sources
 from udd_jax.diffusion import tasks
 from udd_jax.errors import UserError
 from udd_jax.sampling import settings as sampling
-from udd_jax.sampling.settings import Settings
 from udd_jax.tokenizers import pyramid, vqgan
 from udd_jax.tokenizers.spectrogram import Spectrogram
 from udd_jax.training import further
@@ -99,17 +98,10 @@ def check_evaluation(config) -> None:
 
 def check_sampling(config, vocab, kernel) -> None:
     """UserError, one line, for a bad setting of `sample`, `sample_rules` or `begin_with`."""
-    in_order = build.in_order(config)
-    Settings(**config.sample).check(kernel, in_order=in_order)
-    for rule, changes in config.get("sample_rules", {}).items():
+    for rule in config.get("sample_rules", {}):
         tasks.parse(vocab, rule)
-        for name in changes:
-            if name not in config.sample:
-                known = ", ".join(sorted(config.sample))
-                raise UserError(
-                    f"sample_rules.{rule}.{name} is not a setting, expected one of {known}"
-                )
-        Settings(**{**config.sample, **changes}).check(kernel, in_order=in_order)
+    for settings in _chains(config):
+        settings.check(kernel, in_order=build.in_order(config))
     able = [m.name for m in vocab.modalities if not m.inputs]
     for name in config.get("begin_with", ()):
         if name not in able:
@@ -121,10 +113,22 @@ def require_read(config, typed: dict) -> None:
 
     typed: {setting: value}, which the config has.
     """
-    if not build.in_order(config):  # the baseline has one sampler
-        rules = ({}, *config.get("sample_rules", {}).values())
-        chains = [Settings(**{**config.sample, **changes}) for changes in rules]
-        sampling.require_read(chains, typed, "--config.sample.")
+    if not build.only_in_order(config):  # the baseline has one sampler
+        sampling.require_read(_chains(config), typed, "--config.sample.")
+
+
+def _chains(config) -> list[sampling.Settings]:
+    """The settings of the run, and those of each of its rules; UserError for a bad one."""
+    found = [sampling.Settings(**config.sample)]
+    for rule, changes in config.get("sample_rules", {}).items():
+        for name in changes:
+            if name not in config.sample:
+                known = ", ".join(sorted(config.sample))
+                raise UserError(
+                    f"sample_rules.{rule}.{name} is not a setting, expected one of {known}"
+                )
+        found.append(sampling.Settings(**{**config.sample, **changes}))
+    return found
 
 
 def check(config) -> None:
