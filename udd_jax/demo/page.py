@@ -227,11 +227,10 @@ class Page:
         )
         options["negative"] = typed["negative"] if request.negative else ""
         idle = ["negative prompt"] if typed["negative"].strip() and not request.negative else []
-        idle += self._idle(settings, request)
         files = {} if image is None else {"image.png": image}
         files |= {} if mask is None else {"mask.png": painter.picture(mask)}
         read = {"image": image is not None, "mask": mask is not None}
-        return await self._answer(tab.task, request, files, idle, **options, **read)
+        return await self._answer(tab.task, request, files, settings, idle, **options, **read)
 
     async def generate_rule(self, tab: Tab, asked: dict):
         """Samples of any rule."""
@@ -256,7 +255,7 @@ class Page:
                 names[name] = f"{name}.png"
                 files[names[name]] = value
         shown |= {"image": image is not None, "given": names}
-        return await self._answer(rule, request, files, self._idle(settings, request), **shown)
+        return await self._answer(rule, request, files, settings, **shown)
 
     async def edit(self, tab: Tab, asked: dict):
         """Edits of a picture."""
@@ -266,8 +265,8 @@ class Page:
         shown = {"text": _text(asked), "count": count, "seed": seed}
         options = {**shown, "share": asked["share"], "rounds": asked["rounds"]}
         request = requests.edit(self.pipe, image, settings=settings, **options)
-        idle, files = self._idle(settings, request), {"image.png": image}
-        return await self._answer("edit", request, files, idle, image=True, **shown)
+        files = {"image.png": image}
+        return await self._answer("edit", request, files, settings, image=True, **shown)
 
     async def outpaint(self, tab: Tab, asked: dict):
         """Pictures beyond their sides."""
@@ -291,21 +290,17 @@ class Page:
         request = make(self.pipe, image, settings=settings, **how, **shown)
         way = steering.Steered({}, words, {name: repr(value) for name, value in how.items()})
         shown |= {"image": True, "steered": [way]}
-        idle, files = self._idle(settings, request), {"image.png": image}
-        return await self._answer(task, request, files, idle, **shown)
+        return await self._answer(task, request, {"image.png": image}, settings, **shown)
 
-    def _idle(self, settings: dict, request) -> list[str]:
-        """The chosen settings that differ from those of the run and that the request never reads,
-        by the names of their fields."""
-        changed = (n for n, value in settings.items() if value != getattr(self.defaults, n))
-        return [name.replace("_", " ") for name in changed if name not in request.settings]
-
-    async def _answer(self, task: str, request, files: dict, idle: list[str], **shown):
+    async def _answer(self, task: str, request, files: dict, chosen: dict, idle=(), **shown):
         """Waits for the result of a request, and shows it with how to make it again.
 
-        files: those of the recipe, {name: picture or bytes}; idle: what was asked for and changes
-        nothing; shown: the arguments of `recipes`.
+        files: those of the recipe, {name: picture or bytes}; chosen: all settings that were, some
+        of which the request may not read; idle: what else changes nothing; shown: the arguments of
+        `recipes`.
         """
+        changed = (n for n, value in chosen.items() if value != getattr(self.defaults, n))
+        idle = [*idle, *(n.replace("_", " ") for n in changed if n not in request.settings)]
         result = await asyncio.wrap_future(self.service.submit(request))
         rule = "image" if task in IMAGES else task
         new = tasks.parse(self.pipe.vocab, rule).free  # what was given needs no second look

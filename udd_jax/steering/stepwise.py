@@ -221,13 +221,12 @@ def begin(pipe, call: Call, names, keys_of, **options) -> Call:
 def repeated(pipe, num: int, settings: dict) -> dict:
     """The settings of a call whose given values have `num` rows each already: a negative prompt or
     a weight for each value becomes one for each row."""
-    own = {
-        "negative": lambda prompts: _repeated(pipe, prompts, num),
-        "weigh": lambda weights: _weights(weights, num),
-    }
-    # What is no dict is refused later, as everywhere.
-    rows = {n for n in own if isinstance(settings.get(n), dict)}
-    return {n: own[n](value) if n in rows else value for n, value in settings.items()}
+    found = dict(settings)
+    if isinstance(found.get("negative"), dict):  # what is none is refused later, as everywhere
+        found["negative"] = _repeated(pipe, found["negative"], num)
+    if isinstance(found.get("weigh"), dict):
+        found["weigh"] = _weights(found["weigh"], num)
+    return found
 
 
 def led(free, negative: dict | None) -> dict:

@@ -141,14 +141,8 @@ def _karpathy(content: dict, split_field: str) -> list:
     for image in content["images"]:
         captions = tuple(sentence["raw"] for sentence in image["sentences"])
         place = os.path.join(image.get("filepath") or "", image["filename"])
-        rows.append(
-            (
-                place,
-                captions,
-                image.get(split_names.field(image, split_field)),
-                {"id": image.get("cocoid")},
-            )
-        )
+        split = image.get(split_names.field(image, split_field))
+        rows.append((place, captions, split, {"id": image.get("cocoid")}))
     return rows
 
 

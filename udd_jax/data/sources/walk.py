@@ -6,6 +6,7 @@ folder once. Names that begin with a dot, and `__MACOSX`, are ignored.
 """
 
 import fnmatch
+import functools
 import os
 import pathlib
 import re
@@ -102,7 +103,6 @@ class Files:
                 else:
                     self._add(place, os.path.join(folder, stem), end.lower())
         self.pictures.sort()
-        self._ends = self._stems = None
         alone = self.alone() if incomplete else ()
         parents = {self.parts(place)[:-1] for place in (*self.pictures, *alone)}
         self.splits = split_names.Folders(parents)
@@ -262,8 +262,6 @@ class Files:
         )
 
     def _anywhere(self, name: str, place: str, shown: str) -> str | listing.Broken:
-        if self._ends is None:
-            self._ends = by_name(self.pictures)
         found = by_end(self._ends, name) or self._without_ending(name, place)
         if len(found) == 1:
             return found[0]
@@ -272,15 +270,26 @@ class Files:
             return listing.Broken(f"{shown} is not there, and may be {some}; name its folder")
         return listing.Broken(f"there is no file {shown}")
 
+    @functools.cached_property
+    def _ends(self) -> dict:
+        return by_name(self.pictures)
+
+    @functools.cached_property
+    def _stems(self) -> dict[str, list[str]]:
+        """{path without its ending: the pictures}."""
+        found = {}
+        for picture in self.pictures:
+            found.setdefault(os.path.splitext(picture)[0], []).append(picture)
+        return found
+
+    @functools.cached_property
+    def _stem_ends(self) -> dict:
+        return by_name(self._stems)
+
     def _without_ending(self, name: str, place: str) -> list[str]:
         """The pictures that a list names without their ending: beside it, else anywhere."""
         if os.path.splitext(name)[1].lower() in pixels.suffixes():
             return []
-        if self._stems is None:
-            self._stems = {}
-            for picture in self.pictures:
-                self._stems.setdefault(os.path.splitext(picture)[0], []).append(picture)
-            self._stem_ends = by_name(self._stems)
         stems = [place] if place in self._stems else by_end(self._stem_ends, name)
         return [picture for stem in stems for picture in self._stems[stem]]
 
